@@ -1,0 +1,2 @@
+//! The smoothserve binary.
+fn main() {}

@@ -1,0 +1,140 @@
+//! The configuration: `smoothserve.yaml` and one file a service, read into immutable, validated values.
+//!
+//! Nothing downstream checks these values again. A configuration with any fault yields no [`Config`] at all, only the
+//! report of all its faults.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::ipc::Host;
+
+/// A whole, valid configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Who runs services whose executable belongs to root and that name no user.
+    pub default_user: String,
+    /// Peers whose `X-Forwarded-*` headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// By name.
+    pub services: BTreeMap<String, Arc<Service>>,
+    /// Remarks that are no faults, such as keys that have no use any more; for the log, once.
+    pub notes: Vec<String>,
+}
+
+/// One service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// Unique.
+    pub name: String,
+    /// The file that describes it.
+    pub file: PathBuf,
+    /// False: known, not started.
+    pub enabled: bool,
+    /// What requests it gets: every host and path on every listening address.
+    pub sites: Vec<Site>,
+    /// Where the proxy listens for it.
+    pub listen: Vec<Listen>,
+    /// How many instances run, at least 1.
+    pub instance_count: u16,
+    /// What runs. A change here means new instances; a change elsewhere does not.
+    pub process: Process,
+    /// Restart by itself when one of its files changes.
+    pub auto_restart: bool,
+    /// Files and folders beside the executable and the service's file that belong to it, absolute.
+    pub watch_files: Vec<PathBuf>,
+    /// How long its files must be quiet before an automatic restart.
+    pub delay_update_time: Duration,
+    /// The least time between the start of an instance and its first request.
+    pub delay_running_time: Duration,
+    /// The time that an instance has to become ready.
+    pub start_timeout: Duration,
+    /// The time that requests have to end before an instance is stopped all the same.
+    pub drain_timeout: Duration,
+    /// The time between the stop signal and SIGKILL.
+    pub stop_timeout: Duration,
+    /// How instances are replaced.
+    pub rollout: Rollout,
+}
+
+/// A host and a path prefix.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Site {
+    /// The host.
+    pub host: Host,
+    /// `/`, or a prefix without a slash at its end.
+    pub path: String,
+}
+
+/// An address that the proxy listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Listen {
+    /// `None`: all addresses, IPv4 and IPv6.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+}
+
+/// All that makes an instance what it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Absolute; symlinks are resolved at each start.
+    pub executable: PathBuf,
+    /// With `{port}`, `{instance}`, `{name}` and `{socket}` still to be filled in.
+    pub args: Vec<String>,
+    /// Literal values.
+    pub environment: BTreeMap<String, String>,
+    /// Lines of `KEY=value`, read at each start.
+    pub environment_file: Option<PathBuf>,
+    /// `None`: the folder of the executable.
+    pub working_directory: Option<PathBuf>,
+    /// `None`: the owner of the executable, if smoothserve runs as root.
+    pub user: Option<String>,
+    /// `None`: the main group of the user.
+    pub group: Option<String>,
+    /// The address that instances listen on, `server_ip`.
+    pub address: IpAddr,
+    /// Instance `n` prefers this port plus `n` − 1. `None`: ports are picked.
+    pub start_instance_port: Option<u16>,
+    /// How an instance listens.
+    pub bind: Bind,
+    /// How an instance shows that it is ready.
+    pub ready: Ready,
+    /// The signal that asks it to stop, as a number.
+    pub stop_signal: i32,
+}
+
+/// How an instance gets its listening socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bind {
+    /// It listens on the port that it is told.
+    Port,
+    /// It listens on the path of a unix socket that it is told.
+    Unix,
+    /// It gets a listening socket as descriptor 3, by `LISTEN_FDS`.
+    Inherit,
+}
+
+/// How an instance shows that it is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ready {
+    /// It accepts a connection.
+    Tcp,
+    /// `GET` of this path is answered with a status of 200 to 399.
+    Http(String),
+    /// It sends `READY=1` to `NOTIFY_SOCKET`.
+    Notify,
+}
+
+/// How instances are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rollout {
+    /// The new instance is ready before the old one drains.
+    StartFirst,
+    /// The old instance is gone before the new one starts, on the same port.
+    InPlace,
+}

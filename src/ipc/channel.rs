@@ -1,0 +1,266 @@
+//! Framed messages over a unix stream socket, each with at most one file descriptor.
+//!
+//! A frame is a little-endian `u32` length and that many bytes of JSON; a descriptor travels with its first byte.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The longest frame either side accepts: a table of many thousand services fits.
+const LONGEST_FRAME: usize = 64 << 20;
+
+/// Descriptors that may wait for the message they belong to.
+const MOST_WAITING_DESCRIPTORS: usize = 64;
+
+/// What can go wrong on a channel; each ends the connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The peer sent something that is not a message.
+    #[error("malformed message: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// The peer announced a message over the limit.
+    #[error("message of {0} bytes, over the limit of {LONGEST_FRAME}")]
+    TooLong(usize),
+    /// The peer sent descriptors without end.
+    #[error("more descriptors than messages")]
+    TooManyDescriptors,
+}
+
+/// One end of the connection between a manager and a worker.
+pub struct Channel;
+
+impl Channel {
+    /// Splits a connected socket into its two directions. Must run inside a tokio runtime.
+    pub fn split<Out: Serialize, In: DeserializeOwned>(
+        socket: UnixStream,
+    ) -> io::Result<(Sender<Out>, Receiver<In>)> {
+        socket.set_nonblocking(true)?;
+        let socket = Arc::new(AsyncFd::with_interest(
+            socket,
+            Interest::READABLE | Interest::WRITABLE,
+        )?);
+        let sender = Sender {
+            socket: socket.clone(),
+            messages: PhantomData,
+        };
+        let receiver = Receiver {
+            socket,
+            bytes: Vec::new(),
+            descriptors: VecDeque::new(),
+            messages: PhantomData,
+        };
+        Ok((sender, receiver))
+    }
+}
+
+/// The sending direction.
+pub struct Sender<Out> {
+    socket: Arc<AsyncFd<UnixStream>>,
+    messages: PhantomData<fn(Out)>,
+}
+
+impl<Out: Serialize> Sender<Out> {
+    /// Sends one message. Not cancel-safe: a message must be sent to its end.
+    pub async fn send(
+        &mut self,
+        message: &Out,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ChannelError> {
+        let mut frame = vec![0; 4];
+        serde_json::to_writer(&mut frame, message)?;
+        let length = frame.len() - 4;
+        if length > LONGEST_FRAME {
+            return Err(ChannelError::TooLong(length));
+        }
+        frame[..4].copy_from_slice(&u32::try_from(length).expect("bounded above").to_le_bytes());
+        let mut descriptor = descriptor;
+        let mut sent = 0;
+        while sent < frame.len() {
+            let mut ready = self.socket.writable().await?;
+            let attempt =
+                ready.try_io(|socket| Ok(send_some(socket.get_ref(), &frame[sent..], descriptor)?));
+            if let Ok(result) = attempt {
+                sent += result?;
+                descriptor = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn send_some(
+    socket: &UnixStream,
+    bytes: &[u8],
+    descriptor: Option<BorrowedFd<'_>>,
+) -> rustix::io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if let Some(descriptor) = descriptor.as_ref() {
+        control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(
+            descriptor,
+        )));
+    }
+    sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+}
+
+/// The receiving direction.
+pub struct Receiver<In> {
+    socket: Arc<AsyncFd<UnixStream>>,
+    bytes: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+    messages: PhantomData<fn() -> In>,
+}
+
+impl<In: DeserializeOwned> Receiver<In> {
+    /// The next message, or `None` when the peer has closed the connection. Cancel-safe.
+    pub async fn receive(&mut self) -> Result<Option<In>, ChannelError> {
+        loop {
+            if let Some(message) = self.take_frame()? {
+                return Ok(Some(message));
+            }
+            let mut ready = self.socket.readable().await?;
+            let Ok(result) = ready.try_io(|socket| receive_some(socket.get_ref())) else {
+                continue;
+            };
+            let (bytes, descriptors) = result?;
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            self.bytes.extend_from_slice(&bytes);
+            self.descriptors.extend(descriptors);
+            if self.descriptors.len() > MOST_WAITING_DESCRIPTORS {
+                return Err(ChannelError::TooManyDescriptors);
+            }
+        }
+    }
+
+    /// The oldest descriptor that has arrived; to be called once for each message that comes with one.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
+    }
+
+    fn take_frame(&mut self) -> Result<Option<In>, ChannelError> {
+        let Some((head, rest)) = self.bytes.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*head) as usize;
+        if length > LONGEST_FRAME {
+            return Err(ChannelError::TooLong(length));
+        }
+        let Some(frame) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let message = serde_json::from_slice(frame)?;
+        self.bytes.drain(..4 + length);
+        Ok(Some(message))
+    }
+}
+
+fn receive_some(socket: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; 64 << 10];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        socket.as_fd(),
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let descriptors = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    bytes.truncate(received.bytes);
+    Ok((bytes, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipc::{FromWorker, ListenerId, Table, ToWorker};
+
+    fn pair() -> (Sender<ToWorker>, Receiver<ToWorker>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (sender, _) = Channel::split::<ToWorker, FromWorker>(ours).unwrap();
+        let (_, receiver) = Channel::split::<FromWorker, ToWorker>(theirs).unwrap();
+        (sender, receiver)
+    }
+
+    #[tokio::test]
+    async fn messages_and_descriptors_arrive_in_order() {
+        let (mut sender, mut receiver) = pair();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let table = ToWorker::Table(Table {
+            number: 7,
+            ..Table::default()
+        });
+        sender
+            .send(&ToWorker::Listener(ListenerId(1)), Some(file.as_fd()))
+            .await
+            .unwrap();
+        sender.send(&table, None).await.unwrap();
+        drop(sender);
+        assert_eq!(
+            receiver.receive().await.unwrap(),
+            Some(ToWorker::Listener(ListenerId(1)))
+        );
+        assert!(receiver.take_descriptor().is_some());
+        assert_eq!(receiver.receive().await.unwrap(), Some(table));
+        assert!(receiver.take_descriptor().is_none());
+        assert_eq!(receiver.receive().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_message_larger_than_the_socket_buffer_arrives_whole() {
+        let (mut sender, mut receiver) = pair();
+        let service = crate::ipc::Service {
+            name: "x".repeat(100),
+            running: true,
+            endpoints: Vec::new(),
+        };
+        let table = ToWorker::Table(Table {
+            number: 1,
+            services: vec![service; 20_000],
+            ..Table::default()
+        });
+        let (sent, received) = tokio::join!(sender.send(&table, None), receiver.receive());
+        sent.unwrap();
+        assert!(received.unwrap() == Some(table));
+    }
+
+    #[tokio::test]
+    async fn a_length_over_the_limit_is_refused() {
+        use std::io::Write;
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (_, mut receiver) = Channel::split::<ToWorker, FromWorker>(theirs).unwrap();
+        ours.write_all(&u32::MAX.to_le_bytes()).unwrap();
+        assert!(matches!(
+            receiver.receive().await,
+            Err(ChannelError::TooLong(_))
+        ));
+    }
+}

@@ -1,0 +1,1 @@
+//! The launcher: becomes the instance.

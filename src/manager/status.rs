@@ -1,0 +1,248 @@
+//! What the manager shows and takes: snapshots of the whole state, and commands. D-Bus is built on these alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// The way to the manager for everyone outside of its own loop.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Request>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// A command on its way to the manager, with the place for its answer.
+#[derive(Debug)]
+pub struct Request {
+    /// What is asked.
+    pub command: Command,
+    /// The jobs that it made, in the order of the services' names, or why there are none.
+    pub answer: oneshot::Sender<Result<Vec<u32>, CommandError>>,
+}
+
+impl Handle {
+    /// A handle, and the ends that the manager's loop holds.
+    pub fn new() -> (
+        Handle,
+        mpsc::Receiver<Request>,
+        watch::Sender<Arc<Snapshot>>,
+    ) {
+        let (commands, requests) = mpsc::channel(64);
+        let (publish, snapshots) = watch::channel(Arc::default());
+        (
+            Handle {
+                commands,
+                snapshots,
+            },
+            requests,
+            publish,
+        )
+    }
+
+    /// Asks the manager for something and waits for the numbers of the jobs, not for their ends.
+    pub async fn command(&self, command: Command) -> Result<Vec<u32>, CommandError> {
+        let (answer, answered) = oneshot::channel();
+        self.commands
+            .send(Request { command, answer })
+            .await
+            .map_err(|_| CommandError::ShuttingDown)?;
+        answered.await.unwrap_or(Err(CommandError::ShuttingDown))
+    }
+
+    /// The state as it is now and as it changes.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+}
+
+/// What can be asked of the manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Apply all that changed on disk. One job, of which the services' rollouts are the steps.
+    Reload,
+    /// Bring a service into its running state.
+    Start(String),
+    /// Drain a service and stop its instances.
+    Stop(String),
+    /// Replace every instance of a service.
+    Restart(String),
+    /// Restart every running service: a job for each.
+    RestartAll,
+    /// Give a job up; what it has replaced stays replaced.
+    Cancel(u32),
+}
+
+/// Why a command made no job.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The name is not configured.
+    #[error("no service is named {0:?}")]
+    NoSuchService(String),
+    /// The job has ended or never was.
+    #[error("there is no job {0}")]
+    NoSuchJob(u32),
+    /// The files have faults; the whole report, a line or more for each.
+    #[error("the configuration has faults, nothing was changed:\n{0}")]
+    InvalidConfig(String),
+    /// smoothserve is stopping.
+    #[error("smoothserve is shutting down")]
+    ShuttingDown,
+}
+
+/// The whole state at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// One line that sums it up: `3 services, 8/8 instances ready; rolling shop 2/3`.
+    pub summary: String,
+    /// By name.
+    pub services: BTreeMap<String, ServiceStatus>,
+    /// Running jobs, and for a minute those that have ended.
+    pub jobs: BTreeMap<u32, JobStatus>,
+}
+
+/// A service in a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServiceStatus {
+    /// In one word.
+    pub state: ServiceState,
+    /// What is asked for: how many instances are to run, 0 when stopped.
+    pub wanted: u32,
+    /// Counts the versions of the service that were rolled out, the newest wanted one.
+    pub generation: u64,
+    /// The file that describes it.
+    pub file: String,
+    /// The addresses that the proxy listens on for it, `[::]:8080`.
+    pub listen: Vec<String>,
+    /// Its hosts and paths, `a.example/api`.
+    pub sites: Vec<String>,
+    /// In the order of slot and age.
+    pub instances: Vec<InstanceStatus>,
+    /// Instances that ended without being asked to, since smoothserve started.
+    pub crashes: u32,
+    /// Requests that its instances were chosen for, since smoothserve started.
+    pub requests: u64,
+    /// The last thing that went wrong, with its cause, and when.
+    pub last_error: Option<Failure>,
+}
+
+/// Something that went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// When.
+    pub at: SystemTime,
+    /// What, and why: the probe, the exit status, the last lines of stderr.
+    pub message: String,
+}
+
+/// A service's state in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// Not wanted, nothing runs.
+    Stopped,
+    /// Wanted, no instance is ready yet.
+    Starting,
+    /// All wanted instances are ready.
+    Running,
+    /// Instances are being replaced.
+    Rolling,
+    /// Fewer instances than wanted are ready, and no rollout is the reason.
+    Degraded,
+    /// Not wanted, instances are still draining or stopping.
+    Stopping,
+    /// Wanted, but no instance could be started.
+    Failed,
+}
+
+/// An instance in a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InstanceStatus {
+    /// Names it for ever.
+    pub id: u64,
+    /// 1 to the number of instances.
+    pub slot: u32,
+    /// The generation of the service that it runs.
+    pub generation: u64,
+    /// Its process; 0 in `backoff`.
+    pub pid: u32,
+    /// `127.0.0.1:9001` or a path.
+    pub address: String,
+    /// Its state.
+    pub state: InstanceState,
+    /// When it entered that state.
+    pub since: SystemTime,
+    /// Requests that it is working on.
+    pub in_flight: u32,
+    /// Requests that it was chosen for.
+    pub requests: u64,
+    /// Why the health check holds it out of the balance.
+    pub fault: Option<String>,
+}
+
+/// The life of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstanceState {
+    /// Its process runs, its readiness was not seen.
+    Starting,
+    /// It gets requests.
+    Ready,
+    /// It gets no new requests and ends those it has.
+    Draining,
+    /// It was told to stop.
+    Stopping,
+    /// It crashed or could not start; another try follows.
+    Backoff,
+}
+
+/// A job in a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct JobStatus {
+    /// What it does.
+    pub kind: JobKind,
+    /// The service; empty for a reload.
+    pub service: String,
+    /// How it stands.
+    pub state: JobState,
+    /// What it is doing at the moment, for people: `shop/2: waiting for readiness`.
+    pub step: String,
+    /// Instances that it has brought where they are to be.
+    pub done: u32,
+    /// Of how many.
+    pub total: u32,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// Apply the changes on disk.
+    Reload,
+    /// Start a service.
+    Start,
+    /// Stop a service.
+    Stop,
+    /// Replace the instances of a service.
+    Restart,
+}
+
+/// How a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// It is being worked on.
+    Running,
+    /// The wanted state was reached.
+    Done,
+    /// It was not, see `error`.
+    Failed,
+    /// Cancelled by a command.
+    Canceled,
+    /// A newer command for the same service took its place.
+    Superseded,
+}

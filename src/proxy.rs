@@ -1,0 +1,1 @@
+//! The proxy worker: accepts, routes, balances and forwards.
