@@ -7,7 +7,6 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::net::{
@@ -16,7 +15,7 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 
 /// The longest frame either side accepts: a table of many thousand services fits.
 const LONGEST_FRAME: usize = 64 << 20;
@@ -47,13 +46,10 @@ pub struct Channel;
 impl Channel {
     /// Splits a connected socket into its two directions. Must run inside a tokio runtime.
     pub fn split<Out: Serialize, In: DeserializeOwned>(
-        socket: UnixStream,
+        socket: std::os::unix::net::UnixStream,
     ) -> io::Result<(Sender<Out>, Receiver<In>)> {
         socket.set_nonblocking(true)?;
-        let socket = Arc::new(AsyncFd::with_interest(
-            socket,
-            Interest::READABLE | Interest::WRITABLE,
-        )?);
+        let socket = Arc::new(UnixStream::from_std(socket)?);
         let sender = Sender {
             socket: socket.clone(),
             messages: PhantomData,
@@ -70,7 +66,7 @@ impl Channel {
 
 /// The sending direction.
 pub struct Sender<Out> {
-    socket: Arc<AsyncFd<UnixStream>>,
+    socket: Arc<UnixStream>,
     messages: PhantomData<fn(Out)>,
 }
 
@@ -91,12 +87,17 @@ impl<Out: Serialize> Sender<Out> {
         let mut descriptor = descriptor;
         let mut sent = 0;
         while sent < frame.len() {
-            let mut ready = self.socket.writable().await?;
-            let attempt =
-                ready.try_io(|socket| Ok(send_some(socket.get_ref(), &frame[sent..], descriptor)?));
-            if let Ok(result) = attempt {
-                sent += result?;
-                descriptor = None;
+            self.socket.writable().await?;
+            let attempt = self.socket.try_io(Interest::WRITABLE, || {
+                Ok(send_some(&self.socket, &frame[sent..], descriptor)?)
+            });
+            match attempt {
+                Ok(count) => {
+                    sent += count;
+                    descriptor = None;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -125,7 +126,7 @@ fn send_some(
 
 /// The receiving direction.
 pub struct Receiver<In> {
-    socket: Arc<AsyncFd<UnixStream>>,
+    socket: Arc<UnixStream>,
     bytes: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
     messages: PhantomData<fn() -> In>,
@@ -138,11 +139,14 @@ impl<In: DeserializeOwned> Receiver<In> {
             if let Some(message) = self.take_frame()? {
                 return Ok(Some(message));
             }
-            let mut ready = self.socket.readable().await?;
-            let Ok(result) = ready.try_io(|socket| receive_some(socket.get_ref())) else {
-                continue;
+            self.socket.readable().await?;
+            let attempt = self
+                .socket
+                .try_io(Interest::READABLE, || receive_some(&self.socket));
+            let (bytes, descriptors) = match attempt {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                result => result?,
             };
-            let (bytes, descriptors) = result?;
             if bytes.is_empty() {
                 return Ok(None);
             }
@@ -204,7 +208,7 @@ mod tests {
     use crate::ipc::{FromWorker, ListenerId, Table, ToWorker};
 
     fn pair() -> (Sender<ToWorker>, Receiver<ToWorker>) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (sender, _) = Channel::split::<ToWorker, FromWorker>(ours).unwrap();
         let (_, receiver) = Channel::split::<FromWorker, ToWorker>(theirs).unwrap();
         (sender, receiver)
@@ -255,7 +259,7 @@ mod tests {
     #[tokio::test]
     async fn a_length_over_the_limit_is_refused() {
         use std::io::Write;
-        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (_, mut receiver) = Channel::split::<ToWorker, FromWorker>(theirs).unwrap();
         ours.write_all(&u32::MAX.to_le_bytes()).unwrap();
         assert!(matches!(
