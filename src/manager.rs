@@ -1,3 +1,5 @@
 //! The manager: owns the desired and the actual state of all services.
 
+mod backoff;
+mod rollout;
 pub mod status;

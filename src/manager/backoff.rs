@@ -1,0 +1,35 @@
+//! How long to wait before an instance that failed is tried again.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// An instance that stayed up this long has recovered: its next failure counts as the first.
+pub const RECOVERED_AFTER: Duration = Duration::from_secs(30);
+
+/// The delay after this many failures in a row: 0.1 s doubling to 30 s, spread by a quarter to either side so that
+/// services that fell together do not rise together. The spread follows from `seed`, which keeps callers pure.
+pub fn delay(failures: u32, seed: u64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let delay = FIRST.saturating_mul(1 << doublings).min(LONGEST);
+    // Fibonacci hashing spreads consecutive seeds evenly over the range.
+    let spread = (seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as f64 / f64::from(u32::MAX);
+    delay.mul_f64(0.75 + spread / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn stays_within_a_quarter_of_the_doubled_delay(failures in 1u32..100, seed: u64) {
+            let exact = 0.1 * 2f64.powi(failures.min(20) as i32 - 1);
+            let exact = exact.min(30.0);
+            let got = delay(failures, seed).as_secs_f64();
+            prop_assert!(got >= exact * 0.74 && got <= exact * 1.26, "{got} for {exact}");
+        }
+    }
+}

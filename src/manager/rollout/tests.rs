@@ -1,0 +1,568 @@
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn policy(in_place: bool) -> Policy {
+    Policy {
+        in_place,
+        delay_running_time: Duration::ZERO,
+        start_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(30),
+        stop_timeout: Duration::from_secs(10),
+        soak: SOAK,
+    }
+}
+
+/// Plays the part of everything around the core, and checks the invariants at every step.
+struct World {
+    core: Reconciler,
+    now: Instant,
+    next_id: InstanceId,
+    next_target: Target,
+    /// Versions whose instances exit before they are ready.
+    bad: BTreeSet<u64>,
+    quiescent: BTreeSet<InstanceId>,
+    seen_ready: BTreeSet<InstanceId>,
+    log: Vec<Action>,
+}
+
+impl World {
+    fn new(count: u32, in_place: bool) -> World {
+        let target = Target {
+            generation: 1,
+            version: 1,
+        };
+        let desired = Desired {
+            running: true,
+            count,
+            target,
+            policy: policy(in_place),
+        };
+        let mut world = World {
+            core: Reconciler::new(desired.clone()),
+            now: Instant::now(),
+            next_id: 1,
+            next_target: target,
+            bad: BTreeSet::new(),
+            quiescent: BTreeSet::new(),
+            seen_ready: BTreeSet::new(),
+            log: Vec::new(),
+        };
+        world.send(Event::Desire(desired));
+        world
+    }
+
+    fn send(&mut self, event: Event) {
+        match event {
+            Event::Idle(id) => drop(self.quiescent.insert(id)),
+            Event::Ready(id) => drop(self.seen_ready.insert(id)),
+            _ => {}
+        }
+        let before = self.core.clone();
+        let actions = self.core.handle(self.now, event.clone(), &mut self.next_id);
+        self.check(&before, &event, &actions);
+        self.log.extend(actions);
+    }
+
+    fn check(&self, before: &Reconciler, event: &Event, actions: &[Action]) {
+        for action in actions {
+            let Action::Stop(id) = action else { continue };
+            let was = before
+                .instances
+                .iter()
+                .find(|instance| instance.id == *id)
+                .map(|instance| instance.state);
+            let allowed = match was {
+                Some(State::Starting { .. }) => true,
+                Some(State::Draining { deadline }) => {
+                    self.quiescent.contains(id) || deadline <= self.now
+                }
+                // Drained and over its drain time in one step would need a drain time of zero.
+                Some(State::Ready { .. } | State::Stopping { .. }) | None => false,
+            };
+            assert!(allowed, "stopped {id} from {was:?} by {event:?}");
+        }
+        for instance in self.core.instances() {
+            if instance.is_ready() {
+                assert!(
+                    self.seen_ready.contains(&instance.id),
+                    "{instance:?} is routed without readiness"
+                );
+            }
+        }
+        if self.core.desired.running {
+            let lost = (1..=self.core.desired.count.min(before.desired.count))
+                .filter(|&slot| {
+                    let was_ready = before.in_slot(slot).any(|instance| {
+                        instance.is_ready() && *event != Event::Exited(instance.id)
+                    });
+                    was_ready && !self.core.in_slot(slot).any(Instance::is_ready)
+                })
+                .count();
+            let allowed = usize::from(self.core.desired.policy.in_place);
+            assert!(
+                lost <= allowed,
+                "{lost} slots lost their ready instance by {event:?}"
+            );
+            if lost == 1 {
+                let unready = (1..=self.core.desired.count)
+                    .filter(|&slot| !self.core.in_slot(slot).any(Instance::is_ready))
+                    .count();
+                assert_eq!(
+                    unready, 1,
+                    "a slot was taken down beside another by {event:?}"
+                );
+            }
+        }
+        let deadline = self.core.deadline();
+        assert!(
+            deadline.is_none_or(|at| at > self.now),
+            "the deadline is not ahead: {:?}",
+            self.core
+        );
+    }
+
+    fn desire(&mut self, change: impl FnOnce(&mut Desired)) {
+        let mut desired = self.core.desired().clone();
+        change(&mut desired);
+        self.send(Event::Desire(desired));
+    }
+
+    fn deploy(&mut self, new_version: bool, bad: bool) {
+        self.next_target.generation += 1;
+        if new_version {
+            self.next_target.version += 1;
+            if bad {
+                self.bad.insert(self.next_target.version);
+            }
+        }
+        let target = self.next_target;
+        self.desire(|desired| desired.target = target);
+    }
+
+    fn pick(&self, which: usize, wanted: impl Fn(&State) -> bool) -> Option<Instance> {
+        let found: Vec<Instance> = self
+            .core
+            .instances()
+            .iter()
+            .filter(|instance| wanted(&instance.state))
+            .copied()
+            .collect();
+        (!found.is_empty()).then(|| found[which % found.len()])
+    }
+
+    /// What a starting process does when it is let run.
+    fn come_up(&mut self, instance: Instance) {
+        if self.bad.contains(&instance.target.version) {
+            self.send(Event::Exited(instance.id));
+        } else {
+            self.send(Event::Ready(instance.id));
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.core.deadline().filter(|&at| at <= end) {
+            self.now = at.max(self.now);
+            self.send(Event::Tick);
+        }
+        self.now = end;
+        self.send(Event::Tick);
+    }
+
+    /// Lets everything happen that a world without faults does, until nothing is left to happen.
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            if self.core.converged() {
+                return;
+            }
+            if let Some(instance) = self.pick(0, |state| {
+                matches!(state, State::Starting { ready: false, .. })
+            }) {
+                self.come_up(instance);
+            } else if let Some(instance) =
+                self.pick(0, |state| matches!(state, State::Draining { .. }))
+            {
+                self.send(Event::Idle(instance.id));
+            } else if let Some(instance) =
+                self.pick(0, |state| matches!(state, State::Stopping { .. }))
+            {
+                self.send(Event::Exited(instance.id));
+            } else if let Some(at) = self.core.deadline() {
+                self.now = at.max(self.now);
+                self.send(Event::Tick);
+            } else {
+                panic!("stuck: {:#?}", self.core);
+            }
+        }
+        panic!("does not settle: {:#?}", self.core);
+    }
+
+    fn generations(&self) -> Vec<u64> {
+        let mut slots: Vec<(u32, u64)> = self
+            .core
+            .instances()
+            .iter()
+            .map(|instance| (instance.slot, instance.target.generation))
+            .collect();
+        slots.sort_unstable();
+        slots
+            .into_iter()
+            .map(|(_, generation)| generation)
+            .collect()
+    }
+
+    fn failures(&self) -> Vec<(u64, Failure)> {
+        let failures = self.log.iter().filter_map(|action| match action {
+            Action::Failed {
+                generation,
+                failure,
+                ..
+            } => Some((*generation, *failure)),
+            _ => None,
+        });
+        failures.collect()
+    }
+}
+
+#[test]
+fn the_first_start_brings_all_instances_up_side_by_side() {
+    let mut world = World::new(3, false);
+    assert_eq!(world.generations(), [1, 1, 1]);
+    world.settle();
+    assert_eq!(
+        (world.core.settled(), world.core.good()),
+        (
+            3,
+            Some(Target {
+                generation: 1,
+                version: 1
+            })
+        )
+    );
+}
+
+#[test]
+fn start_first_replaces_one_by_one_and_soaks_the_first_of_a_new_version() {
+    let mut world = World::new(2, false);
+    world.settle();
+    world.deploy(true, false);
+    assert_eq!(world.generations(), [1, 2, 1]);
+    let new = world
+        .pick(0, |state| matches!(state, State::Starting { .. }))
+        .unwrap();
+    world.come_up(new);
+    world.pass(SOAK - Duration::from_millis(1));
+    assert!(
+        world
+            .pick(0, |state| matches!(state, State::Draining { .. }))
+            .is_none()
+    );
+    world.pass(Duration::from_millis(1));
+    assert_eq!(
+        world
+            .pick(0, |state| matches!(state, State::Draining { .. }))
+            .unwrap()
+            .target
+            .generation,
+        1
+    );
+    world.settle();
+    assert_eq!(world.generations(), [2, 2]);
+}
+
+#[test]
+fn a_failed_start_gives_the_version_up_and_leaves_the_old_instances() {
+    let mut world = World::new(3, false);
+    world.settle();
+    let old: Vec<Instance> = world.core.instances().to_vec();
+    world.deploy(true, true);
+    world.settle();
+    assert_eq!(
+        world
+            .core
+            .instances()
+            .iter()
+            .map(|i| i.id)
+            .collect::<Vec<_>>(),
+        old.iter().map(|i| i.id).collect::<Vec<_>>()
+    );
+    assert!(world.log.contains(&Action::GaveUp { generation: 2 }));
+    assert_eq!(world.failures(), [(2, Failure::ExitedBeforeReady)]);
+}
+
+#[test]
+fn an_instance_that_is_not_ready_in_time_is_stopped_and_then_killed() {
+    let mut world = World::new(1, false);
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.failures(), [(1, Failure::NotReadyInTime)]);
+    assert!(world.log.contains(&Action::Stop(1)));
+    world.pass(Duration::from_secs(10));
+    assert!(world.log.contains(&Action::Kill(1)));
+}
+
+#[test]
+fn race_16_a_crash_in_the_middle_of_a_rotation_is_repaired_first() {
+    let mut world = World::new(3, false);
+    world.settle();
+    world.deploy(true, false);
+    let new = world
+        .pick(0, |state| matches!(state, State::Starting { .. }))
+        .unwrap();
+    let crashed = world.pick(2, State::is_ready).unwrap();
+    world.send(Event::Exited(crashed.id));
+    world.come_up(new);
+    world.pass(SOAK * 2);
+    let repair = world
+        .pick(0, |state| matches!(state, State::Starting { .. }))
+        .unwrap();
+    assert_eq!(
+        (repair.slot, repair.target.generation),
+        (crashed.slot, 1),
+        "the version that worked repairs"
+    );
+    assert!(
+        world
+            .pick(0, |state| matches!(state, State::Draining { .. }))
+            .is_some()
+    );
+    world.settle();
+    assert_eq!(world.generations(), [2, 2, 2]);
+}
+
+#[test]
+fn a_new_version_cures_slots_that_the_old_one_cannot_hold() {
+    let mut world = World::new(2, false);
+    world.settle();
+    let slot = world.core.instances()[1].slot;
+    for _ in 0..3 {
+        let instance = *world.core.in_slot(slot).next().unwrap();
+        world.send(Event::Exited(instance.id));
+        world.pass(Duration::from_secs(1));
+    }
+    world.deploy(true, false);
+    world.settle();
+    assert_eq!(world.generations(), [2, 2]);
+}
+
+#[test]
+fn a_crash_during_the_soak_gives_the_version_up() {
+    let mut world = World::new(2, false);
+    world.settle();
+    world.deploy(true, false);
+    let new = world
+        .pick(0, |state| matches!(state, State::Starting { .. }))
+        .unwrap();
+    world.come_up(new);
+    world.pass(Duration::from_secs(1));
+    world.send(Event::Exited(new.id));
+    world.settle();
+    assert_eq!(world.generations(), [1, 1]);
+    assert_eq!(world.failures(), [(2, Failure::Crashed)]);
+}
+
+#[test]
+fn a_late_failure_rolls_the_replaced_slots_back() {
+    let mut world = World::new(2, false);
+    world.settle();
+    world.deploy(true, false);
+    while world.generations() != [2, 1, 2] {
+        let starting = world.pick(0, |state| {
+            matches!(state, State::Starting { ready: false, .. })
+        });
+        match starting {
+            Some(instance) if instance.slot == 2 => break,
+            Some(instance) => world.come_up(instance),
+            None => world.pass(SOAK),
+        }
+        if let Some(instance) = world.pick(0, |state| matches!(state, State::Draining { .. })) {
+            world.send(Event::Idle(instance.id));
+            world.send(Event::Exited(instance.id));
+        }
+    }
+    world.bad.insert(2);
+    world.settle();
+    assert_eq!(world.generations(), [1, 1]);
+}
+
+#[test]
+fn crashes_back_off_and_recover() {
+    let mut world = World::new(1, false);
+    world.settle();
+    let mut gaps = Vec::new();
+    for _ in 0..12 {
+        let instance = world.core.instances()[0];
+        world.send(Event::Exited(instance.id));
+        let (_, retry_at) = world.core.waiting().next().unwrap();
+        gaps.push(retry_at - world.now);
+        world.settle();
+    }
+    assert!(
+        gaps[0] < Duration::from_millis(130) && gaps[11] > Duration::from_secs(20),
+        "{gaps:?}"
+    );
+    world.pass(backoff::RECOVERED_AFTER);
+    let instance = world.core.instances()[0];
+    world.send(Event::Exited(instance.id));
+    let (_, retry_at) = world.core.waiting().next().unwrap();
+    assert!(retry_at - world.now < Duration::from_millis(130));
+}
+
+#[test]
+fn delay_running_time_holds_a_ready_instance_back() {
+    let mut world = World::new(1, false);
+    world.desire(|desired| desired.running = false);
+    world.send(Event::Exited(1));
+    world.desire(|desired| {
+        desired.running = true;
+        desired.policy.delay_running_time = Duration::from_secs(3);
+    });
+    let instance = world.core.instances()[0];
+    world.send(Event::Ready(instance.id));
+    world.pass(Duration::from_millis(2_999));
+    assert!(!world.core.instances()[0].is_ready());
+    world.pass(Duration::from_millis(1));
+    assert!(world.core.instances()[0].is_ready());
+}
+
+#[test]
+fn race_20_the_newest_desired_state_wins() {
+    let mut world = World::new(3, false);
+    world.settle();
+    world.deploy(true, false);
+    world.deploy(true, true);
+    world.desire(|desired| desired.running = false);
+    world.deploy(true, false);
+    world.desire(|desired| {
+        desired.running = true;
+        desired.count = 2;
+    });
+    world.settle();
+    assert_eq!(world.generations(), [4, 4]);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Deploy { new_version: bool, bad: bool },
+    Scale(u32),
+    Running(bool),
+    ComeUp(usize),
+    Crash(usize),
+    GoIdle(usize),
+    Exit(usize),
+    Pass(u64),
+    Cancel,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => (any::<bool>(), any::<bool>()).prop_map(|(new_version, bad)| Step::Deploy { new_version, bad }),
+        1 => (1u32..5).prop_map(Step::Scale),
+        1 => any::<bool>().prop_map(Step::Running),
+        8 => any::<usize>().prop_map(Step::ComeUp),
+        2 => any::<usize>().prop_map(Step::Crash),
+        6 => any::<usize>().prop_map(Step::GoIdle),
+        6 => any::<usize>().prop_map(Step::Exit),
+        4 => (0u64..70_000).prop_map(Step::Pass),
+        1 => Just(Step::Cancel),
+    ]
+}
+
+impl World {
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Deploy { new_version, bad } => self.deploy(new_version, bad),
+            Step::Scale(count) => self.desire(|desired| desired.count = count),
+            Step::Running(running) => self.desire(|desired| desired.running = running),
+            Step::ComeUp(which) => {
+                let starting = self.pick(which, |state| matches!(state, State::Starting { .. }));
+                starting
+                    .into_iter()
+                    .for_each(|instance| self.come_up(instance));
+            }
+            Step::Crash(which) => {
+                let any = self.pick(which, |_| true);
+                any.into_iter()
+                    .for_each(|instance| self.send(Event::Exited(instance.id)));
+            }
+            Step::GoIdle(which) => {
+                let draining = self.pick(which, |state| matches!(state, State::Draining { .. }));
+                draining
+                    .into_iter()
+                    .for_each(|instance| self.send(Event::Idle(instance.id)));
+            }
+            Step::Exit(which) => {
+                let stopping = self.pick(which, |state| matches!(state, State::Stopping { .. }));
+                stopping
+                    .into_iter()
+                    .for_each(|instance| self.send(Event::Exited(instance.id)));
+            }
+            Step::Pass(milliseconds) => self.pass(Duration::from_millis(milliseconds)),
+            Step::Cancel => self.send(Event::Cancel),
+        }
+    }
+}
+
+impl State {
+    fn is_ready(&self) -> bool {
+        matches!(self, State::Ready { .. })
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_history_keeps_the_invariants_and_ends_in_the_newest_desired_state(
+        count in 1u32..5,
+        in_place: bool,
+        steps in prop::collection::vec(step(), 0..60),
+    ) {
+        let mut world = World::new(count, in_place);
+        for step in steps {
+            world.take(step);
+        }
+        // From here on the world behaves, and the newest version is a good one.
+        world.deploy(true, false);
+        world.desire(|desired| desired.running = true);
+        world.settle();
+        let newest = world.next_target.generation;
+        prop_assert!(world.generations().iter().all(|&generation| generation == newest));
+        prop_assert_eq!(world.core.instances().len() as u32, world.core.desired().count);
+        let given_up = Action::GaveUp { generation: newest };
+        prop_assert!(!world.log.contains(&given_up));
+    }
+
+    #[test]
+    fn a_bad_version_after_any_history_ends_with_the_good_one_everywhere(
+        count in 1u32..5,
+        in_place: bool,
+        steps in prop::collection::vec(step(), 0..40),
+    ) {
+        let mut world = World::new(count, in_place);
+        for step in steps {
+            world.take(step);
+        }
+        world.deploy(true, false);
+        world.desire(|desired| desired.running = true);
+        world.settle();
+        let good = world.next_target.generation;
+        world.deploy(true, true);
+        world.settle();
+        prop_assert!(world.generations().iter().all(|&generation| generation == good));
+    }
+
+    #[test]
+    fn stopping_after_any_history_leaves_nothing(steps in prop::collection::vec(step(), 0..60)) {
+        let mut world = World::new(3, false);
+        for step in steps {
+            world.take(step);
+        }
+        world.desire(|desired| desired.running = false);
+        world.settle();
+        prop_assert!(world.core.instances().is_empty());
+    }
+}
