@@ -1,0 +1,373 @@
+//! The jobs: what was asked for, and how far it has come.
+//!
+//! A job has a part for each service that it touches. A part is done when its service has reached the part's goal or
+//! something newer that includes it; it has failed when the generation that it wanted was given up; it is superseded
+//! when the service is wanted the other way round.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::status::{JobKind, JobState, JobStatus};
+
+/// How long an ended job can still be asked about.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// What a part wants of its service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// All instances run this generation or a newer one.
+    Running {
+        /// The generation.
+        generation: u64,
+    },
+    /// No instance runs.
+    Stopped,
+}
+
+/// Where a service is, as far as jobs care.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// It is wanted to run.
+    pub running: bool,
+    /// It is where it is wanted.
+    pub converged: bool,
+    /// The generation that it works towards.
+    pub generation: u64,
+    /// Instances that are where they are wanted, out of how many.
+    pub done: u32,
+    /// See `done`.
+    pub total: u32,
+    /// What it is doing, for people.
+    pub activity: String,
+}
+
+#[derive(Debug)]
+struct Part {
+    service: String,
+    goal: Goal,
+    done: u32,
+    total: u32,
+    outcome: Option<Outcome>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Superseded,
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct Job {
+    kind: JobKind,
+    service: String,
+    parts: Vec<Part>,
+    step: String,
+    end: Option<(JobState, Instant)>,
+}
+
+/// All jobs that run, and those that have ended a short time ago.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    last: u32,
+    jobs: BTreeMap<u32, Job>,
+}
+
+impl Jobs {
+    /// Begins a job. `service` is empty for a reload.
+    pub fn begin(
+        &mut self,
+        kind: JobKind,
+        service: &str,
+        parts: Vec<(String, Goal)>,
+        now: Instant,
+    ) -> u32 {
+        self.last += 1;
+        let parts = parts
+            .into_iter()
+            .map(|(service, goal)| Part {
+                service,
+                goal,
+                done: 0,
+                total: 0,
+                outcome: None,
+            })
+            .collect();
+        let mut job = Job {
+            kind,
+            service: service.to_owned(),
+            parts,
+            step: String::new(),
+            end: None,
+        };
+        job.conclude(self.last, now);
+        self.jobs.insert(self.last, job);
+        self.last
+    }
+
+    /// Takes in where a service is now.
+    pub fn progress(&mut self, service: &str, progress: &Progress, now: Instant) {
+        self.each_part(service, now, |part| part.look(progress));
+        for job in self.jobs.values_mut() {
+            let concerned =
+                job.end.is_none() && job.parts.iter().any(|part| part.service == service);
+            if concerned && !progress.activity.is_empty() {
+                job.step.clone_from(&progress.activity);
+            }
+        }
+    }
+
+    /// An instance of this generation has failed, or the generation was given up.
+    pub fn failed(&mut self, service: &str, generation: u64, error: &str, now: Instant) {
+        self.each_part(service, now, |part| match part.goal {
+            Goal::Running { generation: wanted } if wanted <= generation => {
+                Some(Outcome::Failed(error.to_owned()))
+            }
+            _ => None,
+        });
+    }
+
+    /// The service is no longer configured, and the last of its instances is gone.
+    pub fn removed(&mut self, service: &str, now: Instant) {
+        self.each_part(service, now, |part| match part.goal {
+            Goal::Stopped => Some(Outcome::Done),
+            Goal::Running { .. } => Some(Outcome::Superseded),
+        });
+    }
+
+    /// Ends a running job, and names the services and generations that it was still working on.
+    pub fn cancel(&mut self, id: u32, now: Instant) -> Option<Vec<(String, Goal)>> {
+        let job = self.jobs.get_mut(&id).filter(|job| job.end.is_none())?;
+        job.end = Some((JobState::Canceled, now));
+        let open = job.parts.iter().filter(|part| part.outcome.is_none());
+        Some(open.map(|part| (part.service.clone(), part.goal)).collect())
+    }
+
+    /// Forgets jobs that ended long ago.
+    pub fn forget(&mut self, now: Instant) {
+        self.jobs
+            .retain(|_, job| job.end.is_none_or(|(_, at)| now < at + REMEMBERED));
+    }
+
+    /// The running jobs of a service.
+    pub fn of<'a>(&'a self, service: &'a str) -> impl Iterator<Item = u32> + 'a {
+        let concerned = move |job: &Job| {
+            let open = |part: &Part| part.service == service && part.outcome.is_none();
+            job.end.is_none() && job.parts.iter().any(open)
+        };
+        self.jobs
+            .iter()
+            .filter(move |(_, job)| concerned(job))
+            .map(|(id, _)| *id)
+    }
+
+    /// How all of them stand.
+    pub fn status(&self) -> BTreeMap<u32, JobStatus> {
+        self.jobs
+            .iter()
+            .map(|(id, job)| (*id, job.status()))
+            .collect()
+    }
+
+    fn each_part(
+        &mut self,
+        service: &str,
+        now: Instant,
+        judge: impl Fn(&mut Part) -> Option<Outcome>,
+    ) {
+        for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.end.is_none()) {
+            for part in job.parts.iter_mut().filter(|part| part.service == service) {
+                if part.outcome.is_none() {
+                    part.outcome = judge(part);
+                }
+            }
+            job.conclude(*id, now);
+        }
+    }
+}
+
+impl Part {
+    fn look(&mut self, progress: &Progress) -> Option<Outcome> {
+        (self.done, self.total) = (progress.done, progress.total);
+        let outcome = match self.goal {
+            Goal::Running { .. } if !progress.running => Outcome::Superseded,
+            Goal::Stopped if progress.running => Outcome::Superseded,
+            // A generation that was given up has said so by `failed`.
+            Goal::Running { generation } if progress.generation < generation => return None,
+            _ if progress.converged => Outcome::Done,
+            _ => return None,
+        };
+        Some(outcome)
+    }
+}
+
+impl Job {
+    /// Ends the job when the last of its parts has ended.
+    fn conclude(&mut self, id: u32, now: Instant) {
+        if self.end.is_some() || self.parts.iter().any(|part| part.outcome.is_none()) {
+            return;
+        }
+        let any = |wanted: fn(&Outcome) -> bool| {
+            self.parts
+                .iter()
+                .filter_map(|part| part.outcome.as_ref())
+                .any(wanted)
+        };
+        let state = if any(|outcome| matches!(outcome, Outcome::Failed(_))) {
+            JobState::Failed
+        } else if any(|outcome| *outcome == Outcome::Superseded) {
+            JobState::Superseded
+        } else {
+            JobState::Done
+        };
+        self.end = Some((state, now));
+        match self.error() {
+            Some(error) => {
+                tracing::error!(job = id, kind = ?self.kind, service = self.service, error, "job failed")
+            }
+            None => {
+                tracing::info!(job = id, kind = ?self.kind, service = self.service, state = ?state, "job ended")
+            }
+        }
+    }
+
+    fn error(&self) -> Option<String> {
+        let errors: Vec<&str> = self
+            .parts
+            .iter()
+            .filter_map(|part| match &part.outcome {
+                Some(Outcome::Failed(error)) => Some(error.as_str()),
+                _ => None,
+            })
+            .collect();
+        (!errors.is_empty()).then(|| errors.join("\n"))
+    }
+
+    fn status(&self) -> JobStatus {
+        JobStatus {
+            kind: self.kind,
+            service: self.service.clone(),
+            state: self.end.map_or(JobState::Running, |(state, _)| state),
+            step: if self.end.is_some() {
+                String::new()
+            } else {
+                self.step.clone()
+            },
+            done: self.parts.iter().map(|part| part.done).sum(),
+            total: self.parts.iter().map(|part| part.total).sum(),
+            error: self.error(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(running: bool, converged: bool, generation: u64) -> Progress {
+        Progress {
+            running,
+            converged,
+            generation,
+            done: 1,
+            total: 3,
+            activity: "shop/1: starting".into(),
+        }
+    }
+
+    fn restart(jobs: &mut Jobs, generation: u64, now: Instant) -> u32 {
+        jobs.begin(
+            JobKind::Restart,
+            "shop",
+            vec![("shop".into(), Goal::Running { generation })],
+            now,
+        )
+    }
+
+    fn state(jobs: &Jobs, id: u32) -> JobState {
+        jobs.status()[&id].state
+    }
+
+    #[test]
+    fn a_newer_generation_fulfils_older_jobs_and_fails_them() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        let first = restart(&mut jobs, 2, now);
+        let second = restart(&mut jobs, 3, now);
+        jobs.progress("shop", &progress(true, false, 3), now);
+        assert_eq!(
+            (state(&jobs, first), jobs.status()[&first].step.as_str()),
+            (JobState::Running, "shop/1: starting")
+        );
+        jobs.progress("shop", &progress(true, true, 3), now);
+        assert_eq!(
+            (state(&jobs, first), state(&jobs, second)),
+            (JobState::Done, JobState::Done)
+        );
+        let third = restart(&mut jobs, 4, now);
+        jobs.failed("shop", 4, "shop/1 exited", now);
+        jobs.progress("shop", &progress(true, true, 3), now);
+        assert_eq!(
+            (state(&jobs, third), jobs.status()[&third].error.as_deref()),
+            (JobState::Failed, Some("shop/1 exited"))
+        );
+    }
+
+    #[test]
+    fn a_failure_of_an_older_generation_fails_no_newer_job() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        let job = restart(&mut jobs, 3, now);
+        jobs.failed("shop", 2, "the old one crashed", now);
+        assert_eq!(state(&jobs, job), JobState::Running);
+    }
+
+    #[test]
+    fn the_opposite_wish_supersedes() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        let job = restart(&mut jobs, 2, now);
+        let stop = jobs.begin(
+            JobKind::Stop,
+            "shop",
+            vec![("shop".into(), Goal::Stopped)],
+            now,
+        );
+        jobs.progress("shop", &progress(false, true, 2), now);
+        assert_eq!(
+            (state(&jobs, job), state(&jobs, stop)),
+            (JobState::Superseded, JobState::Done)
+        );
+    }
+
+    #[test]
+    fn a_reload_ends_with_the_last_of_its_parts_and_at_once_without_any() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        let empty = jobs.begin(JobKind::Reload, "", Vec::new(), now);
+        assert_eq!(state(&jobs, empty), JobState::Done);
+        let parts = vec![
+            ("a".into(), Goal::Running { generation: 2 }),
+            ("b".into(), Goal::Stopped),
+        ];
+        let job = jobs.begin(JobKind::Reload, "", parts, now);
+        jobs.progress("a", &progress(true, true, 2), now);
+        assert_eq!(state(&jobs, job), JobState::Running);
+        jobs.removed("b", now);
+        assert_eq!(state(&jobs, job), JobState::Done);
+        jobs.forget(now + REMEMBERED);
+        assert!(jobs.status().is_empty());
+    }
+
+    #[test]
+    fn a_cancelled_job_names_what_it_was_working_on() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        let job = restart(&mut jobs, 2, now);
+        assert_eq!(jobs.of("shop").collect::<Vec<_>>(), [job]);
+        assert_eq!(
+            jobs.cancel(job, now),
+            Some(vec![("shop".to_owned(), Goal::Running { generation: 2 })])
+        );
+        assert_eq!(
+            (state(&jobs, job), jobs.cancel(job, now)),
+            (JobState::Canceled, None)
+        );
+        assert_eq!(jobs.of("shop").count(), 0);
+    }
+}
