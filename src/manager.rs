@@ -5,3 +5,5 @@ mod jobs;
 mod listeners;
 mod rollout;
 pub mod status;
+mod table;
+mod worker;

@@ -1,0 +1,70 @@
+//! Builds the worker's table from the services. Pure.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use super::listeners::Listeners;
+use crate::config;
+use crate::ipc::{Endpoint, Listener, ListenerId, Route, Service, Table};
+
+/// One service as it goes into the table.
+pub struct View<'a> {
+    /// Its configuration.
+    pub spec: &'a config::Service,
+    /// False for a service that is being removed: it gets no requests, but its endpoints still drain.
+    pub routed: bool,
+    /// False for a stopped one.
+    pub running: bool,
+    /// Its instances, as far as the worker is concerned with them.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// The table without its number. A service whose port could not be opened has no route on that port.
+pub fn build<'a>(
+    views: impl IntoIterator<Item = View<'a>>,
+    listeners: &Listeners,
+    trusted_proxies: &[IpNet],
+) -> Table {
+    let mut routes: BTreeMap<ListenerId, Vec<Route>> = BTreeMap::new();
+    let mut services = Vec::new();
+    for view in views {
+        let service = services.len();
+        let open = view
+            .spec
+            .listen
+            .iter()
+            .filter(|_| view.routed)
+            .filter_map(|listen| listeners.get(listen));
+        for listener in open {
+            let sites = view.spec.sites.iter();
+            routes
+                .entry(listener.id)
+                .or_default()
+                .extend(sites.map(|site| Route {
+                    host: site.host.clone(),
+                    path: site.path.clone(),
+                    service,
+                }));
+        }
+        services.push(Service {
+            name: view.spec.name.clone(),
+            running: view.running,
+            endpoints: view.endpoints,
+        });
+    }
+    let listeners = listeners
+        .iter()
+        .map(|(_, listener)| Listener {
+            id: listener.id,
+            address: listener.address,
+            routes: routes.remove(&listener.id).unwrap_or_default(),
+        })
+        .collect();
+    Table {
+        number: 0,
+        trusted_proxies: trusted_proxies.to_vec(),
+        listeners,
+        services,
+    }
+}
