@@ -1,1 +1,187 @@
-//! The launcher: becomes the instance.
+//! The launcher: a child of the manager that becomes an instance.
+//!
+//! # Theory of operation
+//! The manager starts `smoothserve launch` with a socket as standard input and then decides in its own time what is to
+//! become of it. The launcher first takes the descriptors, then reads its [`Order`] until the manager ends it, which is
+//! the "go"; a manager that dies before that sends it home. It then makes itself what the instance is to be, step by
+//! step, and executes the service's program. A step that fails is reported over the socket, in words; a socket that
+//! closes without a word says that the program runs.
+
+mod descriptors;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal};
+use rustix::thread::{Gid, Uid};
+use serde::{Deserialize, Serialize};
+
+/// The longest order that is read: the kernel takes no larger environment either.
+const LONGEST_ORDER: u64 = 8 << 20;
+
+/// How long a program may be busy, which it is while somebody, even a forked child, has it open for writing.
+const BUSY_TRIES: u32 = 8;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// What is to become of a launcher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The path of the program. If another file is there now than the one whose descriptor came with the order, that
+    /// one is executed instead: the path has been deployed over.
+    pub program: PathBuf,
+    /// Without the program's own name.
+    pub args: Vec<String>,
+    /// All of it; what the launcher knows itself (`LISTEN_PID`) is added.
+    pub environment: BTreeMap<String, String>,
+    /// Where to run.
+    pub directory: PathBuf,
+    /// Whom to run as; `None`: as the manager.
+    pub credentials: Option<Credentials>,
+    /// A listening socket came with the order, to be descriptor 3.
+    pub inherits: bool,
+    /// Whose end is to be this one's end, too.
+    pub die_with: Option<u32>,
+}
+
+/// A user to become.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// User.
+    pub uid: u32,
+    /// Main group.
+    pub gid: u32,
+    /// All groups.
+    pub groups: Vec<u32>,
+}
+
+/// Becomes an instance, or returns why it could not.
+pub fn run() -> anyhow::Result<()> {
+    let manager = UnixStream::from(descriptors::out_of_the_way(io::stdin())?);
+    let descriptors = descriptors::receive(&manager).context("no order from a manager on standard input")?;
+    let mut order = Vec::new();
+    (&manager).take(LONGEST_ORDER).read_to_end(&mut order)?;
+    if order.is_empty() {
+        // The manager is gone, or wants nothing any more.
+        return Ok(());
+    }
+    let order: Order = serde_json::from_slice(&order).context("malformed order")?;
+    let Err(error) = become_instance(&order, descriptors) else { return Ok(()) };
+    // The manager reports it; it is gone only if it died just now.
+    let _ = (&manager).write_all(format!("{error:#}").as_bytes());
+    Ok(())
+}
+
+fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
+    let mut descriptors = descriptors.into_iter();
+    let executable = descriptors.next().context("the order came without its executable")?;
+    let executable = descriptors::out_of_the_way(executable)?;
+    rustix::process::setsid().context("cannot begin a session")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    if let Some(credentials) = &order.credentials {
+        take_credentials(credentials)?;
+    }
+    if let Some(parent) = order.die_with {
+        die_with(parent)?;
+    }
+    std::env::set_current_dir(&order.directory)
+        .with_context(|| format!("cannot change to the directory {}", order.directory.display()))?;
+
+    let mut environment = order.environment.clone();
+    let inherited = if order.inherits {
+        let socket = descriptors.next().context("the order came without its socket")?;
+        environment.insert("LISTEN_FDS".into(), "1".into());
+        environment.insert("LISTEN_PID".into(), std::process::id().to_string());
+        Some(socket)
+    } else {
+        None
+    };
+    let (path, keep) = program(order, &executable)?;
+    let mut command = Command::new(&path);
+    command.arg0(&order.program).args(&order.args).env_clear().envs(&environment);
+    descriptors::arrange(inherited, keep.then_some(&executable))?;
+    Err(execute(&mut command)).with_context(|| format!("cannot execute {}", order.program.display()))
+}
+
+/// By which path to execute, and whether the descriptor must stay open for it.
+fn program(order: &Order, executable: &OwnedFd) -> io::Result<(PathBuf, bool)> {
+    let wanted = rustix::fs::fstat(executable)?;
+    let same = |found: std::fs::Metadata| found.dev() == wanted.st_dev && found.ino() == wanted.st_ino;
+    if std::fs::metadata(&order.program).is_ok_and(same) {
+        return Ok((order.program.clone(), false));
+    }
+    // The kernel hands the interpreter of a script this same path, which must still be open then.
+    Ok((PathBuf::from(format!("/proc/self/fd/{}", executable.as_raw_fd())), is_script(executable)))
+}
+
+fn is_script(executable: &OwnedFd) -> bool {
+    let mut magic = [0; 2];
+    let path = Path::new("/proc/self/fd").join(executable.as_raw_fd().to_string());
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"#!"
+}
+
+/// Executes, which does not return, or returns why not. The standard library resets the signals on the way.
+fn execute(command: &mut Command) -> io::Error {
+    let mut pause = BUSY_PAUSE;
+    for _ in 0..BUSY_TRIES {
+        let error = command.exec();
+        if error.kind() != io::ErrorKind::ExecutableFileBusy {
+            return error;
+        }
+        std::thread::sleep(pause);
+        pause *= 2;
+    }
+    command.exec()
+}
+
+/// Becomes the user for good.
+fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
+    let (uid, gid) = (Uid::from_raw(credentials.uid), Gid::from_raw(credentials.gid));
+    let groups: Vec<Gid> = credentials.groups.iter().map(|&group| Gid::from_raw(group)).collect();
+    // The launcher has one thread, so what is set for it is set for the process.
+    rustix::thread::set_thread_groups(&groups).context("cannot set the groups")?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).context("cannot set the group")?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).context("cannot set the user")?;
+    ensure!(
+        credentials.uid == 0 || rustix::thread::set_thread_uid(Uid::ROOT).is_err(),
+        "the user could become root again"
+    );
+    Ok(())
+}
+
+/// Asks the kernel for SIGTERM when the parent ends. It forgets that when credentials change, so it comes after them.
+fn die_with(parent: u32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    let still_there = rustix::process::getppid().map(Pid::as_raw_nonzero).map(|pid| pid.get() as u32);
+    ensure!(still_there == Some(parent), "the manager is gone");
+    Ok(())
+}
+
+/// Where instances look for programs if nothing else is said.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Variables that speak of the manager itself and must reach no instance.
+const OWN_VARIABLES: [&str; 11] = [
+    "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID",
+    "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MANAGERPID", "MEMORY_PRESSURE_WATCH",
+];
+
+/// The manager's environment as far as instances may have it.
+pub fn inherited_environment() -> BTreeMap<String, String> {
+    let utf8 = |value: OsString| String::from_utf8(value.into_vec()).ok();
+    std::env::vars_os()
+        .filter_map(|(key, value)| Some((utf8(key)?, utf8(value)?)))
+        .filter(|(key, _)| !OWN_VARIABLES.contains(&key.as_str()))
+        .collect()
+}

@@ -1,0 +1,204 @@
+//! What the manager does when it is asked for something, by D-Bus, by a signal or by changed files.
+//!
+//! A change is planned for all services that it touches before any of them is touched: a fault anywhere changes
+//! nothing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::jobs::Goal;
+use super::service::{Plan, Reason, Service};
+use super::status::{Command, CommandError, JobKind};
+use super::{Manager, Phase, listening};
+use crate::config::{self, Config};
+
+impl Manager {
+    /// Performs a command, as far as it can be performed at once: the rest is the jobs'.
+    pub(super) fn command(&mut self, command: Command) -> Result<Vec<u32>, CommandError> {
+        if self.phase != Phase::Serving {
+            return Err(CommandError::ShuttingDown);
+        }
+        match command {
+            Command::Reload => self.reload().map(|job| vec![job]),
+            Command::Start(name) => self.start(JobKind::Start, &name).map(|job| vec![job]),
+            Command::Restart(name) => self.start(JobKind::Restart, &name).map(|job| vec![job]),
+            Command::Stop(name) => self.stop(&name).map(|job| vec![job]),
+            Command::RestartAll => self.restart_all(),
+            Command::Cancel(job) => self.cancel(job),
+        }
+    }
+
+    /// Applies all that changed on disk, or nothing.
+    fn reload(&mut self) -> Result<u32, CommandError> {
+        let config = config::load(&self.options.config_dir).map_err(|faults| refused(faults.to_string()))?;
+        let wanted = listening(&config);
+        let (bound, errors) = self.listeners.bind(&wanted);
+        let mut faults: Vec<String> = errors.iter().map(|error| self.locate(&config, error)).collect();
+        let mut plans = Vec::new();
+        for spec in config.services.values() {
+            match self.plan(spec, Reason::Reload) {
+                Ok(plan) => plans.push(plan),
+                Err(error) => faults.push(format!("{}: {error}", spec.file.display())),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(refused(faults.join("\n")));
+        }
+        let last = self.listeners.last_id();
+        self.listeners.adopt(bound, &wanted);
+        self.send_listeners(|listener| listener.id > last);
+        let parts = self.adopt(config, plans);
+        tracing::info!(changed = parts.len(), "configuration applied");
+        Ok(self.world.jobs.begin(JobKind::Reload, "", parts, Instant::now()))
+    }
+
+    /// Makes a configuration and the plans for its services the current ones. Returns what there is to wait for.
+    pub(super) fn adopt(&mut self, config: Config, plans: Vec<Plan>) -> Vec<(String, Goal)> {
+        for note in config.notes.iter().filter(|note| !self.config.notes.contains(note)) {
+            tracing::warn!(note, "configuration note");
+        }
+        self.world.default_user.clone_from(&config.default_user);
+        self.config = config;
+        self.world.ports.claim(&self.config);
+        let mut parts = Vec::new();
+        for (name, service) in &mut self.services {
+            if !self.config.services.contains_key(name) && !service.is_removed() {
+                tracing::info!(service = name, "removing service");
+                service.stop(true, &mut self.world);
+                parts.push((name.clone(), Goal::Stopped));
+            }
+        }
+        for plan in plans {
+            let name = plan.spec().name.clone();
+            let service = self
+                .services
+                .entry(name.clone())
+                .or_insert_with(|| Service::new(plan.spec().clone()));
+            if let Some(goal) = service.apply(plan, &mut self.world) {
+                parts.push((name, goal));
+            }
+        }
+        self.watch_files();
+        parts
+    }
+
+    fn plan(&self, spec: &Arc<config::Service>, reason: Reason) -> std::io::Result<Plan> {
+        match self.services.get(&spec.name) {
+            Some(service) => service.plan(spec, reason),
+            None => Service::new(spec.clone()).plan(spec, reason),
+        }
+    }
+
+    fn start(&mut self, kind: JobKind, name: &str) -> Result<u32, CommandError> {
+        let service = self.configured(name)?;
+        let spec = service.spec().clone();
+        let plan = service
+            .plan(&spec, Reason::Command)
+            .map_err(|error| refused(format!("{}: {error}", spec.file.display())))?;
+        let service = self.services.get_mut(name).expect("looked up above");
+        let goal = service.apply(plan, &mut self.world);
+        let parts = goal.map(|goal| (name.to_owned(), goal)).into_iter().collect();
+        Ok(self.world.jobs.begin(kind, name, parts, Instant::now()))
+    }
+
+    fn stop(&mut self, name: &str) -> Result<u32, CommandError> {
+        self.configured(name)?;
+        let service = self.services.get_mut(name).expect("looked up above");
+        service.stop(false, &mut self.world);
+        let parts = vec![(name.to_owned(), Goal::Stopped)];
+        Ok(self.world.jobs.begin(JobKind::Stop, name, parts, Instant::now()))
+    }
+
+    fn restart_all(&mut self) -> Result<Vec<u32>, CommandError> {
+        let running: Vec<String> = self
+            .services
+            .iter()
+            .filter(|(_, service)| service.is_wanted())
+            .map(|(name, _)| name.clone())
+            .collect();
+        running.iter().map(|name| self.start(JobKind::Restart, name)).collect()
+    }
+
+    fn cancel(&mut self, id: u32) -> Result<Vec<u32>, CommandError> {
+        let parts = self.world.jobs.cancel(id, Instant::now()).ok_or(CommandError::NoSuchJob(id))?;
+        for (name, goal) in parts {
+            if let (Some(service), Goal::Running { generation }) = (self.services.get_mut(&name), goal) {
+                service.cancel(generation, &mut self.world);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Takes in that files of a service with `auto_restart` have changed: its own file, its executable, what it watches.
+    pub(super) fn files_changed(&mut self, name: &str) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        let Some(service) = self.services.get(name).filter(|service| !service.is_removed()) else { return };
+        let spec = self.changed_spec(service);
+        let plan = match service.plan(&spec, Reason::FilesChanged) {
+            Ok(plan) => plan,
+            Err(error) => {
+                tracing::error!(service = name, error = %error, "changed files not applied");
+                return;
+            }
+        };
+        let service = self.services.get_mut(name).expect("looked up above");
+        let goal = service.apply(plan, &mut self.world);
+        if let Some(goal) = goal {
+            tracing::info!(service = name, "files changed");
+            self.world.jobs.begin(JobKind::Restart, name, vec![(name.to_owned(), goal)], Instant::now());
+        }
+        self.watch_files();
+    }
+
+    /// The service's file as it is now, if that can be applied to this service alone; otherwise as it was.
+    fn changed_spec(&self, service: &Service) -> Arc<config::Service> {
+        let name = &service.spec().name;
+        let refuse = |error: &str| {
+            tracing::error!(service = name, error, "changed file not applied");
+            service.spec().clone()
+        };
+        let config = match config::load(&self.options.config_dir) {
+            Ok(config) => config,
+            Err(faults) => return refuse(&faults.to_string()),
+        };
+        let Some(spec) = config.services.get(name) else { return service.spec().clone() };
+        if spec.listen.iter().any(|listen| self.listeners.get(listen).is_none()) {
+            return refuse("it names a port that is not open yet; reload smoothserve to open it");
+        }
+        let others = self.services.values().filter(|other| !other.is_removed() && other.spec().name != *name);
+        let together = others.map(|other| &**other.spec()).chain([&**spec]);
+        match config::conflicts(together).first() {
+            Some(conflict) => refuse(&conflict.to_string()),
+            None => spec.clone(),
+        }
+    }
+
+    /// Tells the watcher what to look at.
+    fn watch_files(&mut self) {
+        let watched = self.services.values().filter(|service| !service.is_removed() && service.spec().auto_restart);
+        self.watcher.set(watched.map(|service| &**service.spec()));
+    }
+
+    fn configured(&self, name: &str) -> Result<&Service, CommandError> {
+        let service = self.services.get(name).filter(|service| !service.is_removed());
+        service.ok_or_else(|| CommandError::NoSuchService(name.to_owned()))
+    }
+
+    /// A port that cannot be opened, with the files that ask for it.
+    fn locate(&self, config: &Config, error: &super::listeners::BindError) -> String {
+        let users: BTreeSet<String> = config
+            .services
+            .values()
+            .filter(|service| service.listen.contains(&error.listen))
+            .map(|service| service.file.display().to_string())
+            .collect();
+        format!("{}: {error}", users.into_iter().collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn refused(report: String) -> CommandError {
+    CommandError::InvalidConfig(report)
+}

@@ -1,0 +1,58 @@
+//! What the instances of one generation run: the content of the disk at the moment when the generation was made.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::environment;
+use super::executable::Executable;
+use crate::config;
+use crate::fingerprint::Fingerprint;
+
+/// The content of one generation.
+#[derive(Debug)]
+pub struct Deployment {
+    /// Equal for generations of the same content.
+    pub version: u64,
+    /// How it is run.
+    pub process: config::Process,
+    /// Held open, so that it can be started again when the path holds something else.
+    pub executable: Executable,
+    /// Of `environment_file`.
+    pub environment_file: BTreeMap<String, String>,
+    fingerprint: Fingerprint,
+}
+
+impl Deployment {
+    /// Takes what is on disk now.
+    pub fn take(spec: &config::Service, version: u64) -> io::Result<Deployment> {
+        // The fingerprint comes first: of a change in between, the next look sees that it is not what was taken.
+        let fingerprint = Fingerprint::take(spec);
+        Ok(Deployment {
+            version,
+            process: spec.process.clone(),
+            executable: Executable::open(&spec.process.executable)?,
+            environment_file: read_environment_file(&spec.process)?,
+            fingerprint,
+        })
+    }
+
+    /// It is what `process` with what is on disk now would be.
+    pub fn is(&self, process: &config::Process, now: &Fingerprint) -> bool {
+        self.process == *process && self.fingerprint == *now
+    }
+
+    /// Its instances are the same as those of the other.
+    pub fn same_content(&self, other: &Deployment) -> bool {
+        other.is(&self.process, &self.fingerprint)
+    }
+}
+
+fn read_environment_file(process: &config::Process) -> io::Result<BTreeMap<String, String>> {
+    match &process.environment_file {
+        None => Ok(BTreeMap::new()),
+        Some(path) => {
+            let text = std::fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+            Ok(environment::parse_file(&String::from_utf8_lossy(&text)))
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! An executable file, held open so that it can be executed even when its path holds another one.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+/// One executable file.
+#[derive(Debug)]
+pub struct Executable {
+    /// Without symlinks, as they were when it was opened.
+    pub path: PathBuf,
+    /// Who owns it.
+    pub owner: u32,
+    file: OwnedFd,
+}
+
+impl Executable {
+    /// Resolves the symlinks and opens what is there now.
+    pub fn open(path: &Path) -> io::Result<Executable> {
+        let resolved = path.canonicalize()?;
+        let file = rustix::fs::open(&resolved, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let owner = rustix::fs::fstat(&file)?.st_uid;
+        Ok(Executable { path: resolved, owner, file })
+    }
+
+    /// The open file.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -1,0 +1,364 @@
+//! One instance: its process, its address, and what is known of it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, chown};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use rustix::process::Signal;
+use socket2::{Domain, Socket, Type};
+
+use super::World;
+use super::deployment::Deployment;
+use super::environment::{self, Places};
+use super::identity::{self, Identity};
+use super::notify::Notify;
+use super::process::{Launcher, Process};
+use super::rollout::{self, Failure, InstanceId, State};
+use super::status::{InstanceState, InstanceStatus};
+use crate::config::{Bind, Ready};
+use crate::ipc::{Address, EndpointCounts, EndpointId, Probe};
+use crate::launch::Order;
+
+/// How often the queue of a passed-on socket is looked at until its instance takes connections from it.
+const ACCEPT_POLL: Duration = Duration::from_millis(50);
+
+/// The queue of a passed-on socket.
+const PASSED_ON_BACKLOG: i32 = 4096;
+
+/// Lines of stderr that are quoted in a failure.
+const QUOTED_LINES: usize = 5;
+
+/// Something that is heard of an instance.
+#[derive(Debug)]
+pub enum News {
+    /// Its process waits in the launcher.
+    Launched(Rc<Process>),
+    /// It said itself that it is ready, or was seen to take connections.
+    Ready,
+    /// The worker probed it.
+    Probed(Result<(), String>),
+    /// The worker has no connection to it any more.
+    Idle,
+    /// The worker's health check changed its mind.
+    Health(Option<String>),
+    /// The worker's figures.
+    Counts(EndpointCounts),
+    /// Its process has ended, or could not be made: how, in words.
+    Exited(String),
+}
+
+/// A started instance.
+#[derive(Debug)]
+pub struct Instance {
+    /// `shop/2`.
+    pub label: String,
+    /// Where it listens.
+    pub address: Address,
+    /// Since when it is in its state.
+    pub since: SystemTime,
+    /// The last probe that failed.
+    pub last_probe: Option<String>,
+    /// Why the health check holds it out of the balance.
+    pub fault: Option<String>,
+    /// The worker's figures.
+    pub counts: EndpointCounts,
+    /// How its process ended.
+    pub ended: Option<String>,
+    deployment: Rc<Deployment>,
+    process: Option<Rc<Process>>,
+    /// Told to stop before the process was there.
+    stop_signal: Option<Signal>,
+    /// The socket that it inherits, until it was seen to accept from it.
+    passed_on: Option<Rc<TcpListener>>,
+    /// The folder of its unix socket.
+    socket_dir: Option<PathBuf>,
+}
+
+impl Instance {
+    /// Chooses an address and sets a process going. Whatever goes wrong is reported as [`News::Exited`].
+    pub fn start(id: InstanceId, slot: u32, label: String, deployment: Rc<Deployment>, world: &mut World) -> Instance {
+        let mut instance = Instance {
+            label,
+            address: Address::Tcp(SocketAddr::new(deployment.process.address, 0)),
+            since: SystemTime::now(),
+            last_probe: None,
+            fault: None,
+            counts: EndpointCounts { id: EndpointId(id), in_flight: 0, requests: 0, failures: 0 },
+            ended: None,
+            deployment,
+            process: None,
+            stop_signal: None,
+            passed_on: None,
+            socket_dir: None,
+        };
+        let report = world.reporter(id);
+        match instance.prepare(id, slot, world) {
+            Ok(order) => {
+                let label = instance.label.clone();
+                let deployment = instance.deployment.clone();
+                let socket = instance.passed_on.clone();
+                tokio::task::spawn_local(run(label, order, deployment, socket, report));
+            }
+            Err(error) => report(News::Exited(format!("could not be started: {error:#}"))),
+        }
+        instance
+    }
+
+    /// Finds out all that the launcher needs to know.
+    fn prepare(&mut self, id: InstanceId, slot: u32, world: &mut World) -> anyhow::Result<Order> {
+        let deployment = self.deployment.clone();
+        let process = &deployment.process;
+        let service = self.label.rsplit_once('/').map_or(self.label.as_str(), |(service, _)| service).to_owned();
+        let identity = Identity::find(identity::Wish {
+            user: process.user.as_deref(),
+            group: process.group.as_deref(),
+            owner: deployment.executable.owner,
+            default_user: &world.default_user,
+        })?;
+        let mut places = Places { instance: slot, name: service.clone(), ..Places::default() };
+        match process.bind {
+            Bind::Port => {
+                let port = world.ports.take(id, process.address, &service, slot)?;
+                self.address = Address::Tcp(SocketAddr::new(process.address, port));
+                places.port = Some(port);
+            }
+            Bind::Inherit => {
+                let socket = listening_socket(SocketAddr::new(process.address, 0))?;
+                self.address = Address::Tcp(socket.local_addr()?);
+                self.passed_on = Some(Rc::new(socket));
+            }
+            Bind::Unix => {
+                let folder = world.run_dir.join("instances").join(id.to_string());
+                make_socket_dir(&folder, &identity)?;
+                let socket = folder.join("socket");
+                places.socket = Some(socket.display().to_string());
+                self.address = Address::Unix(socket);
+                self.socket_dir = Some(folder);
+            }
+        }
+        Ok(Order {
+            program: deployment.executable.path.clone(),
+            args: process.args.iter().map(|argument| places.fill(argument)).collect(),
+            environment: self.environment(&identity, &places, world),
+            directory: match &process.working_directory {
+                Some(directory) => directory.clone(),
+                None => deployment.executable.path.parent().unwrap_or(Path::new("/")).to_owned(),
+            },
+            credentials: identity.credentials,
+            inherits: self.passed_on.is_some(),
+            die_with: Some(std::process::id()),
+        })
+    }
+
+    fn environment(&self, identity: &Identity, places: &Places, world: &World) -> BTreeMap<String, String> {
+        let mut environment = environment::base(identity);
+        environment.insert("SMOOTHSERVE_SERVICE".to_owned(), places.name.clone());
+        environment.insert("SMOOTHSERVE_INSTANCE".to_owned(), places.instance.to_string());
+        if let Some(port) = places.port {
+            environment.insert("PORT".to_owned(), port.to_string());
+        }
+        if let Some(socket) = &places.socket {
+            environment.insert("SOCKET".to_owned(), socket.clone());
+        }
+        if self.deployment.process.ready == Ready::Notify {
+            environment.insert("NOTIFY_SOCKET".to_owned(), Notify::path(&world.run_dir).display().to_string());
+        }
+        environment.extend(self.deployment.process.environment.clone());
+        environment.extend(self.deployment.environment_file.clone());
+        environment
+    }
+
+    /// Its process is there.
+    pub fn launched(&mut self, process: Rc<Process>) {
+        if let Some(signal) = self.stop_signal {
+            process.signal(signal);
+        }
+        self.process = Some(process);
+    }
+
+    /// The signal that asks it to stop; a process that is not there yet gets it as soon as it is.
+    pub fn stop(&mut self) {
+        let signal = self.deployment.process.stop_signal;
+        match &self.process {
+            Some(process) => process.signal(signal),
+            None => self.stop_signal = Some(signal),
+        }
+    }
+
+    /// SIGKILL for its process and what that started.
+    pub fn kill(&self) {
+        if let Some(process) = &self.process {
+            process.kill_group();
+        }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|process| process.pid)
+    }
+
+    /// How the worker asks it; nothing while only the instance itself says when it is ready.
+    pub fn probe(&self) -> Option<Probe> {
+        match &self.deployment.process.ready {
+            Ready::Tcp => Some(Probe::Connect),
+            Ready::Http(path) => Some(Probe::Http(path.clone())),
+            Ready::Notify => None,
+        }
+    }
+
+    /// Whether a probe that succeeded shows the instance to be ready. A connection to a socket that it has inherited
+    /// is accepted by the kernel; that the instance takes it from the queue is then reported later.
+    pub fn probe_suffices(&self, report: impl Fn(News) + 'static) -> bool {
+        match (&self.passed_on, &self.deployment.process.ready) {
+            (Some(socket), Ready::Tcp) => {
+                tokio::task::spawn_local(watch_queue(Rc::downgrade(socket), report));
+                false
+            }
+            (_, Ready::Notify) => false,
+            _ => true,
+        }
+    }
+
+    /// It is ready: from now on only it holds its socket, so that the socket ends with it.
+    pub fn accepted(&mut self) {
+        self.passed_on = None;
+        self.last_probe = None;
+    }
+
+    /// A failure with all that is known of its cause.
+    pub fn describe(&self, failure: Failure, start_timeout: Duration) -> String {
+        let mut message = self.label.clone();
+        let how = self.ended.as_deref().unwrap_or("ended in an unknown way");
+        match failure {
+            Failure::ExitedBeforeReady => message += &format!(" {how} before it was ready"),
+            Failure::Crashed => message += &format!(" {how} while it was serving"),
+            Failure::NotReadyInTime => {
+                let seconds = start_timeout.as_secs_f64();
+                message += &format!(" was not ready within {seconds} s (start_timeout)");
+                message += &match &self.last_probe {
+                    Some(probe) => format!("; last probe: {probe}"),
+                    None if self.probe().is_none() => "; it never sent READY=1 to NOTIFY_SOCKET".to_owned(),
+                    None => String::new(),
+                };
+            }
+        }
+        let stderr = self.process.as_ref().map(|process| process.last_lines()).unwrap_or_default();
+        for line in &stderr[stderr.len().saturating_sub(QUOTED_LINES)..] {
+            message += &format!("\n  stderr: {line}");
+        }
+        message
+    }
+
+    /// As it is shown.
+    pub fn status(&self, held: &rollout::Instance) -> InstanceStatus {
+        InstanceStatus {
+            id: held.id,
+            slot: held.slot,
+            generation: held.target.generation,
+            pid: self.pid().unwrap_or_default(),
+            address: self.address.to_string(),
+            state: match held.state {
+                State::Starting { .. } => InstanceState::Starting,
+                State::Ready { .. } => InstanceState::Ready,
+                State::Draining { .. } => InstanceState::Draining,
+                State::Stopping { .. } => InstanceState::Stopping,
+            },
+            since: self.since,
+            in_flight: self.counts.in_flight,
+            requests: self.counts.requests,
+            fault: self.fault.clone(),
+        }
+    }
+
+    /// Removes what it leaves behind in the file system.
+    pub fn clean_up(&self) {
+        if let Some(folder) = &self.socket_dir
+            && let Err(error) = std::fs::remove_dir_all(folder)
+        {
+            tracing::warn!(instance = self.label, error = %error, "cannot remove the folder of a socket");
+        }
+    }
+}
+
+/// The life of an instance's process.
+async fn run(
+    label: String,
+    order: Order,
+    deployment: Rc<Deployment>,
+    socket: Option<Rc<TcpListener>>,
+    report: impl Fn(News),
+) {
+    let how = match Launcher::spawn(&label) {
+        Ok(launcher) => {
+            report(News::Launched(launcher.process.clone()));
+            launcher.go(&order, deployment.executable.descriptor(), socket).await
+        }
+        Err(error) => format!("could not be started: {error}"),
+    };
+    report(News::Exited(how));
+}
+
+fn listening_socket(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind(&address.into())?;
+    socket.listen(PASSED_ON_BACKLOG)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
+fn make_socket_dir(folder: &Path, identity: &Identity) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    if let Some(credentials) = &identity.credentials {
+        chown(folder, Some(credentials.uid), Some(credentials.gid))?;
+    }
+    Ok(())
+}
+
+/// Reports readiness as soon as the connection of the probe has been taken from the queue.
+async fn watch_queue(socket: std::rc::Weak<TcpListener>, report: impl Fn(News)) {
+    while let Some(socket) = socket.upgrade() {
+        match queue_length(&socket) {
+            Ok(0) => return report(News::Ready),
+            Ok(_) => {}
+            Err(error) => {
+                return report(News::Probed(Err(format!("cannot see whether it accepts: {error}"))));
+            }
+        }
+        drop(socket);
+        tokio::time::sleep(ACCEPT_POLL).await;
+    }
+}
+
+/// How many connections wait to be accepted: the receive queue of a listening socket in proc_net(5).
+fn queue_length(socket: &TcpListener) -> io::Result<u32> {
+    let inode = rustix::fs::fstat(socket)?.st_ino.to_string();
+    let table = match socket.local_addr()? {
+        SocketAddr::V4(_) => "/proc/self/net/tcp",
+        SocketAddr::V6(_) => "/proc/self/net/tcp6",
+    };
+    let listening = std::fs::read_to_string(table)?;
+    let row = listening.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    row.filter(|row| row.get(9) == Some(&inode.as_str()))
+        .find_map(|row| u32::from_str_radix(row.get(4)?.split_once(':')?.1, 16).ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the socket is not in the kernel's table"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_of_a_socket_is_as_long_as_it_has_connections_waiting() {
+        let socket = listening_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(queue_length(&socket).unwrap(), 0);
+        let address = socket.local_addr().unwrap();
+        let _waiting = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
+        assert_eq!(queue_length(&socket).unwrap(), 2);
+        socket.accept().unwrap();
+        assert_eq!(queue_length(&socket).unwrap(), 1);
+    }
+}

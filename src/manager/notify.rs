@@ -1,0 +1,115 @@
+//! The socket on which instances say by themselves that they are ready, as sd_notify(3) does.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg, sockopt::set_socket_passcred,
+};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+
+/// systemd sends and takes no longer ones either.
+const LONGEST_MESSAGE: usize = 4096;
+
+/// How far up from a sender its instance is looked for.
+const MOST_ANCESTORS: usize = 32;
+
+/// The socket.
+#[derive(Debug)]
+pub struct Notify {
+    socket: UnixDatagram,
+}
+
+impl Notify {
+    /// Where it is in a run directory.
+    pub fn path(run_dir: &Path) -> PathBuf {
+        run_dir.join("notify")
+    }
+
+    /// Makes it. Whoever may run as an instance's user may write to it; who wrote is told by the kernel.
+    pub fn bind(run_dir: &Path) -> io::Result<Notify> {
+        let path = Notify::path(run_dir);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = UnixDatagram::bind(&path)?;
+        set_socket_passcred(&socket, true)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        Ok(Notify { socket })
+    }
+
+    /// The process that says next that it is ready.
+    pub async fn ready(&self) -> io::Result<u32> {
+        loop {
+            self.socket.readable().await?;
+            match self.socket.try_io(Interest::READABLE, || receive(&self.socket)) {
+                Ok(Some((pid, message))) if says_ready(&message) => return Ok(pid),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A message and the process that sent it; nothing if it is too long or from nobody.
+fn receive(socket: &UnixDatagram) -> io::Result<Option<(u32, Vec<u8>)>> {
+    let mut bytes = vec![0; LONGEST_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let buffers = &mut [IoSliceMut::new(&mut bytes)];
+    let received = recvmsg(socket.as_fd(), buffers, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    // Descriptors that somebody sends along are closed by being dropped here.
+    let sender = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid.as_raw_nonzero().get().cast_unsigned()),
+        _ => None,
+    });
+    bytes.truncate(received.bytes);
+    let whole = !received.flags.contains(ReturnFlags::TRUNC);
+    Ok(sender.filter(|_| whole).map(|pid| (pid, bytes)))
+}
+
+fn says_ready(message: &[u8]) -> bool {
+    message.split(|&byte| byte == b'\n').any(|line| line == b"READY=1")
+}
+
+/// The process itself and those that it descends from.
+pub fn with_ancestors(pid: u32) -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(pid), |&pid| parent(pid)).take(MOST_ANCESTORS)
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, see proc(5).
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok().filter(|&parent| parent > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_sender_of_readiness_is_known_and_other_messages_are_not_readiness() {
+        let folder = tempfile::tempdir().unwrap();
+        let notify = Notify::bind(folder.path()).unwrap();
+        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        socket.connect(Notify::path(folder.path())).unwrap();
+        socket.send(b"STATUS=READY=1").unwrap();
+        socket.send(&vec![b'\n'; LONGEST_MESSAGE + 1]).unwrap();
+        socket.send(b"STATUS=up\nREADY=1\n").unwrap();
+        assert_eq!(notify.ready().await.unwrap(), std::process::id());
+    }
+
+    #[test]
+    fn a_process_descends_from_its_parent() {
+        let own = std::process::id();
+        let line: Vec<u32> = with_ancestors(own).take(2).collect();
+        assert_eq!(line, [own, std::os::unix::process::parent_id()]);
+    }
+}

@@ -1,0 +1,516 @@
+//! One service: the shell around its rollout core. It performs the core's actions on real processes and feeds back
+//! what happens to them.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::deployment::Deployment;
+use super::instance::{Instance, News};
+use super::jobs::{Goal, Progress};
+use super::rollout::{self, Action, Desired, Failure, InstanceId, Policy, Reconciler, State, Target};
+use super::status::{self, InstanceState, InstanceStatus, ServiceState, ServiceStatus};
+use super::{World, listeners, table};
+use crate::config;
+use crate::fingerprint::Fingerprint;
+use crate::ipc::{self, EndpointId, EndpointState, Probe};
+
+/// One configured service, or one that was removed and whose instances are not gone yet.
+pub struct Service {
+    spec: Arc<config::Service>,
+    core: Reconciler,
+    /// Those that a slot may still be started with, by generation.
+    deployments: BTreeMap<u64, Rc<Deployment>>,
+    instances: BTreeMap<InstanceId, Instance>,
+    /// The file is gone; the service ends with its last instance.
+    removed: bool,
+    last_generation: u64,
+    last_version: u64,
+    crashes: u32,
+    /// Requests of instances that are gone.
+    past_requests: u64,
+    last_error: Option<status::Failure>,
+}
+
+/// What a change on disk or a command means for a service; made before anything is touched.
+pub struct Plan {
+    spec: Arc<config::Service>,
+    deployment: Option<Deployment>,
+    running: bool,
+}
+
+impl Plan {
+    /// The configuration that it is for.
+    pub fn spec(&self) -> &Arc<config::Service> {
+        &self.spec
+    }
+}
+
+/// Why a service is looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// smoothserve was told to apply what changed.
+    Reload,
+    /// Its files were seen to change.
+    FilesChanged,
+    /// It is to be started, or replaced as it is.
+    Command,
+}
+
+impl Service {
+    /// A service that is configured but of which nothing was started yet.
+    pub fn new(spec: Arc<config::Service>) -> Service {
+        let target = Target { generation: 0, version: 0 };
+        Service {
+            core: Reconciler::new(desired(&spec, false, target)),
+            spec,
+            deployments: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            removed: false,
+            last_generation: 0,
+            last_version: 0,
+            crashes: 0,
+            past_requests: 0,
+            last_error: None,
+        }
+    }
+
+    /// Its configuration as it was last applied.
+    pub fn spec(&self) -> &Arc<config::Service> {
+        &self.spec
+    }
+
+    /// It was removed and nothing of it is left.
+    pub fn is_gone(&self) -> bool {
+        self.removed && self.instances.is_empty()
+    }
+
+    /// It is no longer configured.
+    pub fn is_removed(&self) -> bool {
+        self.removed
+    }
+
+    /// No process of it is left.
+    pub fn is_empty(&self) -> bool {
+        self.instances.is_empty()
+    }
+
+    /// Looks at the disk and decides what is to be done to make `spec` real. Touches nothing.
+    pub fn plan(&self, spec: &Arc<config::Service>, reason: Reason) -> std::io::Result<Plan> {
+        let was_running = self.core.desired().running;
+        let running = match reason {
+            Reason::Command => true,
+            // A service that was stopped or started by hand stays so until its file says something new.
+            _ if spec.enabled != self.spec.enabled || self.last_generation == 0 || self.removed => spec.enabled,
+            _ => was_running,
+        };
+        let deployment = if running && self.needs_deployment(spec, reason, was_running) {
+            Some(self.deployment(spec)?)
+        } else {
+            None
+        };
+        Ok(Plan { spec: spec.clone(), deployment, running })
+    }
+
+    fn needs_deployment(&self, spec: &Arc<config::Service>, reason: Reason, was_running: bool) -> bool {
+        if reason == Reason::Command || !was_running {
+            return true;
+        }
+        let now = Fingerprint::take(spec);
+        let differs = |generation: u64| {
+            self.deployments
+                .get(&generation)
+                .is_none_or(|deployment| !deployment.is(&spec.process, &now))
+        };
+        let already_tried = reason == Reason::FilesChanged && !differs(self.core.desired().target.generation);
+        differs(self.core.target().generation) && !already_tried
+    }
+
+    /// What is on disk now, under the version of the deployment that has the same content, if there is one.
+    fn deployment(&self, spec: &Arc<config::Service>) -> std::io::Result<Deployment> {
+        let mut deployment = Deployment::take(spec, self.last_version + 1)?;
+        if let Some(same) = self.deployments.values().find(|known| deployment.same_content(known)) {
+            deployment.version = same.version;
+        }
+        Ok(deployment)
+    }
+
+    /// Makes a plan real. The goal is what a job has to wait for, if anything changes.
+    pub fn apply(&mut self, plan: Plan, world: &mut World) -> Option<Goal> {
+        let count_before = self.core.desired().count;
+        let was_running = self.core.desired().running;
+        self.spec = plan.spec;
+        self.removed = false;
+        let mut target = self.core.desired().target;
+        let mut changed = plan.running != was_running || count_before != u32::from(self.spec.instance_count);
+        if let Some(deployment) = plan.deployment {
+            self.last_generation += 1;
+            self.last_version = self.last_version.max(deployment.version);
+            target = Target { generation: self.last_generation, version: deployment.version };
+            self.deployments.insert(target.generation, Rc::new(deployment));
+            changed = true;
+            tracing::info!(
+                service = self.spec.name,
+                generation = target.generation,
+                instances = self.spec.instance_count,
+                "rollout started"
+            );
+        }
+        self.step(rollout::Event::Desire(desired(&self.spec, plan.running, target)), world);
+        changed.then(|| match plan.running {
+            true => Goal::Running { generation: self.core.target().generation },
+            false => Goal::Stopped,
+        })
+    }
+
+    /// Drains and stops all instances. `removed`: and the service with them.
+    pub fn stop(&mut self, removed: bool, world: &mut World) {
+        self.removed |= removed;
+        let wanted = Desired { running: false, ..self.core.desired().clone() };
+        self.step(rollout::Event::Desire(wanted), world);
+    }
+
+    /// Gives the rollout of this generation up, if it is still the one.
+    pub fn cancel(&mut self, generation: u64, world: &mut World) {
+        if self.core.desired().target.generation == generation {
+            self.step(rollout::Event::Cancel, world);
+        }
+    }
+
+    /// When [`Service::tick`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.core.deadline()
+    }
+
+    /// Lets what is due happen.
+    pub fn tick(&mut self, world: &mut World) {
+        self.step(rollout::Event::Tick, world);
+    }
+
+    /// Something happened to one of its instances.
+    pub fn hear(&mut self, id: InstanceId, news: News, world: &mut World) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        match news {
+            News::Launched(process) => instance.launched(process),
+            News::Ready => self.step(rollout::Event::Ready(id), world),
+            News::Probed(Ok(())) => {
+                if instance.probe_suffices(world.reporter(id)) {
+                    self.step(rollout::Event::Ready(id), world);
+                }
+            }
+            News::Probed(Err(fault)) => instance.last_probe = Some(fault),
+            News::Idle => self.step(rollout::Event::Idle(id), world),
+            News::Health(fault) => {
+                match &fault {
+                    Some(fault) => tracing::warn!(
+                        service = self.spec.name, instance = instance.label, error = fault, "instance unhealthy"
+                    ),
+                    None => tracing::info!(
+                        service = self.spec.name, instance = instance.label, "instance healthy again"
+                    ),
+                }
+                instance.fault = fault;
+            }
+            News::Counts(counts) => instance.counts = counts,
+            News::Exited(how) => {
+                instance.ended = Some(how);
+                self.step(rollout::Event::Exited(id), world);
+                if let Some(instance) = self.instances.remove(&id) {
+                    self.past_requests += instance.counts.requests;
+                    world.ports.release(id);
+                    world.owners.remove(&id);
+                    instance.clean_up();
+                }
+            }
+        }
+    }
+
+    /// Takes its draining instances for idle: there is no worker that could be connected to them.
+    pub fn no_worker(&mut self, world: &mut World) {
+        let draining: Vec<InstanceId> = self
+            .core
+            .instances()
+            .iter()
+            .filter(|instance| matches!(instance.state, State::Draining { .. }))
+            .map(|instance| instance.id)
+            .collect();
+        for id in draining {
+            self.step(rollout::Event::Idle(id), world);
+        }
+    }
+
+    /// Ends the patience: SIGKILL for all that is left.
+    pub fn kill(&mut self) {
+        for instance in self.instances.values() {
+            instance.kill();
+        }
+    }
+
+    fn step(&mut self, event: rollout::Event, world: &mut World) {
+        let before: Vec<rollout::Instance> = self.core.instances().to_vec();
+        for action in self.core.handle(Instant::now(), event, &mut world.next_id) {
+            match action {
+                Action::Start { id, slot, generation } => self.start(id, slot, generation, world),
+                Action::Stop(id) => {
+                    if let Some(instance) = self.instances.get_mut(&id) {
+                        tracing::info!(service = self.spec.name, instance = instance.label, "stopping instance");
+                        instance.stop();
+                    }
+                }
+                Action::Kill(id) => {
+                    if let Some(instance) = self.instances.get(&id) {
+                        tracing::warn!(
+                            service = self.spec.name,
+                            instance = instance.label,
+                            "instance did not stop in time, killing it"
+                        );
+                        instance.kill();
+                    }
+                }
+                Action::Failed { id, generation, failure, .. } => self.failed(id, generation, failure, world),
+                Action::GaveUp { generation } => self.gave_up(generation, world),
+            }
+        }
+        self.note_changes(&before);
+        self.prune();
+        world.changed.insert(self.spec.name.clone());
+    }
+
+    fn start(&mut self, id: InstanceId, slot: u32, generation: u64, world: &mut World) {
+        let deployment = self.deployments[&generation].clone();
+        let label = format!("{}/{slot}", self.spec.name);
+        tracing::info!(service = self.spec.name, instance = label, id, generation, "starting instance");
+        let instance = Instance::start(id, slot, label, deployment, world);
+        self.instances.insert(id, instance);
+        world.owners.insert(id, self.spec.name.clone());
+    }
+
+    /// Logs a failure with its cause, and fails the jobs that it ends.
+    fn failed(&mut self, id: InstanceId, generation: u64, failure: Failure, world: &mut World) {
+        let Some(instance) = self.instances.get(&id) else { return };
+        let message = instance.describe(failure, self.spec.start_timeout);
+        match failure {
+            Failure::Crashed => {
+                self.crashes += 1;
+                tracing::error!(service = self.spec.name, instance = instance.label, error = message, "instance crashed");
+            }
+            _ => tracing::error!(
+                service = self.spec.name, instance = instance.label, error = message, "instance failed to start"
+            ),
+        }
+        world.jobs.failed(&self.spec.name, generation, &message, Instant::now());
+        self.last_error = Some(status::Failure { at: SystemTime::now(), message });
+    }
+
+    fn gave_up(&self, generation: u64, world: &mut World) {
+        let error = self.last_error.as_ref().map_or("", |failure| failure.message.as_str());
+        tracing::error!(
+            service = self.spec.name, generation, error, "rollout aborted, the previous version keeps serving"
+        );
+        world.jobs.failed(&self.spec.name, generation, error, Instant::now());
+    }
+
+    /// Says what moved on, and remembers since when.
+    fn note_changes(&mut self, before: &[rollout::Instance]) {
+        let was_converged = before.len() == self.core.instances().len() && before.iter().all(|old| {
+            self.core.instances().iter().any(|new| new.id == old.id && kind(&new.state) == kind(&old.state))
+        });
+        for new in self.core.instances() {
+            let old = before.iter().find(|old| old.id == new.id);
+            if old.is_some_and(|old| kind(&old.state) == kind(&new.state)) {
+                continue;
+            }
+            let Some(instance) = self.instances.get_mut(&new.id) else { continue };
+            instance.since = SystemTime::now();
+            match new.state {
+                State::Ready { .. } => {
+                    instance.accepted();
+                    tracing::info!(service = self.spec.name, instance = instance.label, "instance ready");
+                }
+                State::Draining { .. } => {
+                    tracing::info!(service = self.spec.name, instance = instance.label, "draining instance");
+                }
+                _ => {}
+            }
+        }
+        if !was_converged && self.core.converged() {
+            let generation = self.core.target().generation;
+            match self.core.desired().running {
+                true => tracing::info!(service = self.spec.name, generation, "service is as wanted"),
+                false => tracing::info!(service = self.spec.name, "service stopped"),
+            }
+        }
+    }
+
+    /// Forgets deployments that nothing can be started with any more, so that their executables are closed.
+    fn prune(&mut self) {
+        let core = &self.core;
+        self.deployments.retain(|&generation, _| {
+            generation == core.desired().target.generation
+                || generation == core.target().generation
+                || core.good().is_some_and(|good| good.generation == generation)
+        });
+    }
+
+    /// Its part of the worker's table.
+    pub fn view(&self) -> table::View<'_> {
+        let endpoints = self.core.instances().iter().filter_map(|held| {
+            let instance = self.instances.get(&held.id)?;
+            let state = match held.state {
+                // Nobody but the instance itself says when it is ready.
+                State::Starting { .. } if instance.probe().is_none() => return None,
+                State::Starting { .. } => EndpointState::Probing,
+                State::Ready { .. } => EndpointState::Active,
+                State::Draining { .. } => EndpointState::Draining,
+                // It was never routed, or it has drained.
+                State::Stopping { .. } => EndpointState::Draining,
+            };
+            Some(ipc::Endpoint {
+                id: EndpointId(held.id),
+                address: instance.address.clone(),
+                state,
+                probe: instance.probe().unwrap_or(Probe::Connect),
+            })
+        });
+        table::View {
+            spec: &self.spec,
+            routed: !self.removed,
+            running: self.core.desired().running,
+            endpoints: endpoints.collect(),
+        }
+    }
+
+    /// How far it is, for its jobs.
+    pub fn progress(&self) -> Progress {
+        let running = self.core.desired().running;
+        let total = u32::from(self.spec.instance_count);
+        let left = self.core.instances().len() as u32;
+        Progress {
+            running,
+            converged: self.core.converged(),
+            generation: self.core.target().generation,
+            done: if running { self.core.settled() } else { total.saturating_sub(left) },
+            total,
+            activity: self.activity(),
+        }
+    }
+
+    /// What is going on, for people: `shop/2 starting: connect to 127.0.0.1:9002: connection refused`.
+    fn activity(&self) -> String {
+        let doing = self.core.instances().iter().filter_map(|held| {
+            let instance = self.instances.get(&held.id)?;
+            let what = match (&held.state, &instance.last_probe) {
+                (State::Starting { ready: true, .. }, _) => "ready, waiting for delay_running_time".to_owned(),
+                (State::Starting { .. }, Some(fault)) => format!("starting, not ready yet: {fault}"),
+                (State::Starting { .. }, None) => "starting".to_owned(),
+                (State::Ready { soak_until: Some(_), .. }, _) => "ready, watched before the next".to_owned(),
+                (State::Ready { .. }, _) => return None,
+                (State::Draining { .. }, _) => format!("draining, {} in flight", instance.counts.in_flight),
+                (State::Stopping { .. }, _) => "stopping".to_owned(),
+            };
+            Some(format!("{} {what}", instance.label))
+        });
+        let waiting = self.core.waiting().map(|(slot, _)| format!("{}/{slot} waiting to be tried again", self.spec.name));
+        doing.chain(waiting).collect::<Vec<_>>().join("; ")
+    }
+
+    /// All that there is to show.
+    pub fn status(&self) -> ServiceStatus {
+        let desired = self.core.desired();
+        let requests: u64 = self.instances.values().map(|instance| instance.counts.requests).sum();
+        let sites = self.spec.sites.iter().map(|site| {
+            let host = match &site.host {
+                ipc::Host::Exact(host) => host.clone(),
+                ipc::Host::Subdomain(host) => format!("*.{host}"),
+                ipc::Host::Any => "_".to_owned(),
+            };
+            if site.path == "/" { host } else { host + &site.path }
+        });
+        ServiceStatus {
+            state: self.state(),
+            wanted: if desired.running { desired.count } else { 0 },
+            generation: desired.target.generation,
+            file: self.spec.file.display().to_string(),
+            listen: self.spec.listen.iter().map(listeners::name).collect(),
+            sites: sites.collect(),
+            instances: self.instance_statuses(),
+            crashes: self.crashes,
+            requests: self.past_requests + requests,
+            last_error: self.last_error.clone(),
+        }
+    }
+
+    fn instance_statuses(&self) -> Vec<InstanceStatus> {
+        let mut instances: Vec<InstanceStatus> = self
+            .core
+            .instances()
+            .iter()
+            .filter_map(|held| Some(self.instances.get(&held.id)?.status(held)))
+            .collect();
+        instances.extend(self.core.waiting().map(|(slot, _)| InstanceStatus {
+            id: 0,
+            slot,
+            generation: self.core.target().generation,
+            pid: 0,
+            address: String::new(),
+            state: InstanceState::Backoff,
+            since: self.last_error.as_ref().map_or(SystemTime::UNIX_EPOCH, |failure| failure.at),
+            in_flight: 0,
+            requests: 0,
+            fault: None,
+        }));
+        instances.sort_by_key(|instance| (instance.slot, instance.id));
+        instances
+    }
+
+    fn state(&self) -> ServiceState {
+        let desired = self.core.desired();
+        let ready = self.core.instances().iter().filter(|instance| instance.is_ready()).count();
+        if !desired.running {
+            return if self.instances.is_empty() { ServiceState::Stopped } else { ServiceState::Stopping };
+        }
+        let failing = self.core.waiting().next().is_some();
+        match (self.core.converged(), ready) {
+            (true, _) => ServiceState::Running,
+            (false, 0) if failing => ServiceState::Failed,
+            (false, 0) => ServiceState::Starting,
+            (false, ready) if failing || ready < desired.count as usize && self.core.good() == Some(self.core.target()) => {
+                ServiceState::Degraded
+            }
+            (false, _) => ServiceState::Rolling,
+        }
+    }
+
+    /// Instances that get requests, and how many there should be.
+    pub fn readiness(&self) -> (u32, u32) {
+        let ready = self.core.instances().iter().filter(|instance| instance.is_ready()).count() as u32;
+        let wanted = if self.core.desired().running { self.core.desired().count } else { 0 };
+        (ready.min(wanted), wanted)
+    }
+
+    /// It is to run.
+    pub fn is_wanted(&self) -> bool {
+        !self.removed && self.core.desired().running
+    }
+}
+
+fn desired(spec: &config::Service, running: bool, target: Target) -> Desired {
+    Desired {
+        running,
+        count: u32::from(spec.instance_count),
+        target,
+        policy: Policy {
+            in_place: spec.rollout == config::Rollout::InPlace,
+            delay_running_time: spec.delay_running_time,
+            start_timeout: spec.start_timeout,
+            drain_timeout: spec.drain_timeout,
+            stop_timeout: spec.stop_timeout,
+            soak: rollout::SOAK,
+        },
+    }
+}
+
+fn kind(state: &State) -> std::mem::Discriminant<State> {
+    std::mem::discriminant(state)
+}

@@ -1,0 +1,42 @@
+//! The signals that a person or systemd sends to the manager.
+
+use std::io;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What a signal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGHUP: apply what changed on disk.
+    Reload,
+    /// SIGTERM or SIGINT: drain everything and end.
+    End,
+}
+
+/// The signals as they come.
+#[derive(Debug)]
+pub struct Signals {
+    hangup: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Takes them over from their defaults.
+    pub fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next one. Cancel-safe.
+    pub async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.hangup.recv() => Signal::Reload,
+            _ = self.terminate.recv() => Signal::End,
+            _ = self.interrupt.recv() => Signal::End,
+        }
+    }
+}
