@@ -7,7 +7,8 @@
 //!
 //! What a service can do wrong is told by its build (crash at the start, never listen, never get healthy) or by its
 //! environment: `SHOP_START_DELAY=2s`, `SHOP_STOP=abrupt` (cuts all connections on SIGTERM), `SHOP_IDLE=300ms` (closes
-//! connections that were idle for this time, without a word), `SHOP_KEEP_ALIVE=1` (announced as `Keep-Alive: timeout=1`).
+//! connections that were idle for this time, without a word), `SHOP_KEEP_ALIVE=1` (announced as `Keep-Alive: timeout=1`),
+//! `SHOP_CLOSE=yes` (one request a connection).
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -154,6 +155,7 @@ struct Shop {
     start_delay: Duration,
     stop_abruptly: bool,
     idle: Option<Duration>,
+    one_request: bool,
     keep_alive: Option<HeaderValue>,
 }
 
@@ -166,6 +168,7 @@ impl Shop {
             start_delay: duration("SHOP_START_DELAY")?.unwrap_or_default(),
             stop_abruptly: env::var("SHOP_STOP").is_ok_and(|stop| stop == "abrupt"),
             idle: duration("SHOP_IDLE")?,
+            one_request: env::var_os("SHOP_CLOSE").is_some(),
             keep_alive: match env::var("SHOP_KEEP_ALIVE") {
                 Ok(seconds) => Some(HeaderValue::try_from(format!("timeout={seconds}"))?),
                 Err(_) => None,
@@ -208,7 +211,9 @@ impl Shop {
         let shop = self.clone();
         let service = service_fn(move |request| shop.clone().answer(request));
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new()).half_close(true);
+        http.timer(TokioTimer::new())
+            .half_close(true)
+            .keep_alive(!self.one_request);
         // hyper waits for the head of the next request with this limit, so it is also the limit of idleness.
         http.header_read_timeout(self.idle.unwrap_or(Duration::from_secs(75)));
         let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));

@@ -220,6 +220,12 @@ impl Sink {
     }
 }
 
+/// One `GET` on a connection of its own.
+pub async fn get(address: SocketAddr, host: &str, target: &str) -> Result<Response, Fault> {
+    let mut connection = Connection::open(address, host).await?;
+    connection.exchange(&Request::get(target)).await
+}
+
 /// What came first, the end of the request or the beginning of its response.
 enum Outcome {
     Written(io::Result<()>),
