@@ -129,7 +129,7 @@ pub struct Head {
     pub status: u16,
     /// In order, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Whether a `100 Continue` came before.
+    /// Whether a `100 Continue` came just before it.
     pub continued: bool,
     framing: Framing,
 }
@@ -359,6 +359,20 @@ impl Connection {
                 }
                 Err(fault) => return Err(fault),
             }
+        }
+    }
+
+    /// Waits for `100 Continue`, and takes nothing else for it.
+    pub async fn continued(&mut self) -> Result<(), Fault> {
+        self.at = "100 Continue";
+        loop {
+            if let Some(head) = self.take_head("POST")? {
+                return match head.status {
+                    100 => Ok(()),
+                    status => Err(Fault::Wrong(format!("status {status}, not 100"))),
+                };
+            }
+            self.read().await?;
         }
     }
 
