@@ -322,7 +322,7 @@ impl Client {
                 Ok(open) => open,
                 Err(fault) => {
                     for order in unsent {
-                        self.lose(order, started, false, &fault);
+                        self.lose(phase, order, started, false, &fault);
                     }
                     return None;
                 }
@@ -364,7 +364,7 @@ impl Client {
                 }
                 Err(fault) => {
                     for order in &unsent[answered..] {
-                        self.lose(order, started, reused, &fault);
+                        self.lose(phase, order, started, reused, &fault);
                     }
                     return None;
                 }
@@ -386,8 +386,8 @@ impl Client {
         }
     }
 
-    fn lose(&self, order: &Order, started: Instant, reused: bool, fault: &Fault) {
-        self.shared.report().lose(Lost {
+    fn lose(&self, phase: usize, order: &Order, started: Instant, reused: bool, fault: &Fault) {
+        let lost = Lost {
             at: SystemTime::now(),
             kind: order.kind,
             name: order.name.clone(),
@@ -395,7 +395,8 @@ impl Client {
             reused,
             answered: fault.answered(),
             fault: fault.to_string(),
-        });
+        };
+        self.shared.report().lose(phase, lost);
     }
 
     fn order(&mut self, kind: Kind) -> Order {

@@ -37,6 +37,20 @@ pub struct Programs {
     pub smoothctl: PathBuf,
 }
 
+impl Programs {
+    /// Those that cargo has built beside the example that is running.
+    pub fn beside_examples() -> Programs {
+        let running = std::env::current_exe().expect("a program knows its file");
+        // Examples are in `target/PROFILE/examples`, programs in `target/PROFILE`.
+        let profile = running.parent().and_then(Path::parent);
+        let profile = profile.expect("cargo puts examples two folders deep");
+        Programs {
+            smoothserve: profile.join("smoothserve"),
+            smoothctl: profile.join("smoothctl"),
+        }
+    }
+}
+
 /// The programs that cargo has built for this test.
 #[macro_export]
 macro_rules! programs {
@@ -79,6 +93,8 @@ impl Smoothserve {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor can be copied"))
             .stderr(log)
+            // A Ctrl-C on the terminal is for the program that has started this one, which then stops it.
+            .process_group(0)
             .spawn()
             .expect("smoothserve can be started");
         let pid = manager.id().expect("it was not waited for");
@@ -268,6 +284,8 @@ pub struct Status {
 pub struct Service {
     /// `running`, `rolling`, …
     pub state: String,
+    /// How many instances are to run.
+    pub wanted: u32,
     /// The newest wanted one.
     pub generation: u64,
     /// In the order of slot and age.

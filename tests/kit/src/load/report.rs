@@ -30,6 +30,8 @@ pub struct Phase {
     pub name: String,
     /// How many were answered right.
     pub requests: u64,
+    /// How many were not.
+    pub lost: u64,
     /// The times of the small requests on kept connections, in microseconds.
     latencies: Histogram<u64>,
 }
@@ -101,7 +103,8 @@ impl Report {
         seen.last = now;
     }
 
-    pub(super) fn lose(&mut self, lost: Lost) {
+    pub(super) fn lose(&mut self, phase: usize, lost: Lost) {
+        self.phases[phase].lost += 1;
         self.lost.push(lost);
     }
 
@@ -115,6 +118,7 @@ impl Report {
         let mut all = Phase::new(name);
         for phase in self.phases.iter().filter(|phase| phase.name == name) {
             all.requests += phase.requests;
+            all.lost += phase.lost;
             all.latencies += &phase.latencies;
         }
         all
@@ -147,6 +151,7 @@ impl Phase {
         Phase {
             name: name.to_owned(),
             requests: 0,
+            lost: 0,
             latencies: Histogram::new_with_bounds(1, 120_000_000, 3)
                 .expect("the bounds are in order"),
         }
@@ -170,9 +175,10 @@ impl fmt::Display for Report {
         for phase in &self.phases {
             writeln!(
                 f,
-                "  phase {}: {} requests, p50 {:?}, p99 {:?}",
+                "  phase {}: {} requests, {} lost, p50 {:?}, p99 {:?}",
                 phase.name,
                 phase.requests,
+                phase.lost,
                 phase.latency(0.5),
                 phase.latency(0.99)
             )?;
