@@ -269,13 +269,6 @@ impl Shop {
                 pattern: Pattern::new(query.number("seed", 1)?),
                 offset: 0,
                 length: query.number("bytes", 1 << 20)?,
-                sent: u64::MAX,
-            },
-            "/cut" => Answer::Download {
-                pattern: Pattern::new(query.number("seed", 1)?),
-                offset: 0,
-                length: query.number("of", 1 << 20)?,
-                sent: query.number("bytes", 1 << 19)?,
             },
             "/upload" => {
                 let mut body = request.into_body();
@@ -399,12 +392,10 @@ impl Query {
 /// The body of a response.
 enum Answer {
     Whole(Option<Bytes>),
-    /// Breaks off after `sent` bytes if that is less than `length`.
     Download {
         pattern: Pattern,
         offset: u64,
         length: u64,
-        sent: u64,
     },
     Echo(Incoming),
     Pieces(VecDeque<Frame<Bytes>>),
@@ -428,16 +419,12 @@ impl Body for Answer {
         match self.get_mut() {
             Answer::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Answer::Download { offset, length, .. } if offset == length => Poll::Ready(None),
-            Answer::Download { offset, sent, .. } if offset == sent => {
-                Poll::Ready(Some(Err(anyhow::anyhow!("cut off"))))
-            }
             Answer::Download {
                 pattern,
                 offset,
                 length,
-                sent,
             } => {
-                let size = PIECE.min(*length - *offset).min(*sent - *offset);
+                let size = PIECE.min(*length - *offset);
                 let mut piece = vec![0; size as usize];
                 pattern.fill(*offset, &mut piece);
                 *offset += size;
