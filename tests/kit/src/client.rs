@@ -1,0 +1,565 @@
+//! A strict HTTP/1.1 client: what it gets must be exactly what the request asked for, framed as the standard says.
+//!
+//! It forgives nothing that a browser would quietly repair, and repeats nothing. So whatever it reports as a [`Fault`]
+//! is a request that somebody would have lost.
+
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::{Comparison, Pattern};
+
+const LONGEST_HEAD: usize = 64 << 10;
+const PIECE: usize = 128 << 10;
+
+/// Why a request has no right answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// No connection.
+    #[error("connect: {0}")]
+    Connect(io::Error),
+    /// The connection ended before the first byte of the response.
+    #[error("connection closed before the response")]
+    Closed,
+    /// The connection broke before the first byte of the response.
+    #[error("connection broken before the response: {0}")]
+    Broken(io::Error),
+    /// The response stopped before its end.
+    #[error("response cut off: {0}")]
+    CutOff(String),
+    /// The response is not HTTP.
+    #[error("malformed response: {0}")]
+    Malformed(String),
+    /// The response has another status than the request must have.
+    #[error("status {status}: {body:?}")]
+    Status {
+        /// What came.
+        status: u16,
+        /// The beginning of its body.
+        body: String,
+    },
+    /// The response is not the one that belongs to the request.
+    #[error("wrong response: {0}")]
+    Wrong(String),
+    /// It took too long.
+    #[error("no end within {0:?}, at: {1}")]
+    TimedOut(std::time::Duration, &'static str),
+}
+
+impl Fault {
+    /// Whether the client had seen a part of the response when it failed.
+    pub fn answered(&self) -> bool {
+        match self {
+            Fault::Connect(_) | Fault::Closed | Fault::Broken(_) => false,
+            Fault::TimedOut(_, at) => *at == "body",
+            Fault::CutOff(_) | Fault::Malformed(_) | Fault::Status { .. } | Fault::Wrong(_) => true,
+        }
+    }
+}
+
+/// A request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    method: &'static str,
+    target: String,
+    headers: String,
+    body: RequestBody,
+}
+
+#[derive(Debug, Clone)]
+enum RequestBody {
+    None,
+    Pattern(Pattern, u64),
+    Chunks(Vec<Vec<u8>>),
+}
+
+impl Request {
+    /// `GET`.
+    pub fn get(target: impl Into<String>) -> Request {
+        Request::new("GET", target)
+    }
+
+    /// Any method, without a body.
+    pub fn new(method: &'static str, target: impl Into<String>) -> Request {
+        Request {
+            method,
+            target: target.into(),
+            headers: String::new(),
+            body: RequestBody::None,
+        }
+    }
+
+    /// `POST` of the first bytes of a pattern, with `Content-Length`.
+    pub fn post(target: impl Into<String>, pattern: Pattern, length: u64) -> Request {
+        let mut request =
+            Request::new("POST", target).header("content-length", &length.to_string());
+        request.body = RequestBody::Pattern(pattern, length);
+        request
+    }
+
+    /// `POST` of these pieces, chunked.
+    pub fn post_chunked(target: impl Into<String>, chunks: Vec<Vec<u8>>) -> Request {
+        let mut request = Request::new("POST", target).header("transfer-encoding", "chunked");
+        request.body = RequestBody::Chunks(chunks);
+        request
+    }
+
+    /// One more header.
+    pub fn header(mut self, name: &str, value: &str) -> Request {
+        let _ = write!(self.headers, "{name}: {value}\r\n");
+        self
+    }
+
+    fn head(&self, host: &str) -> Vec<u8> {
+        format!(
+            "{} {} HTTP/1.1\r\nhost: {host}\r\n{}\r\n",
+            self.method, self.target, self.headers
+        )
+        .into_bytes()
+    }
+}
+
+/// The head of a response.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// The status.
+    pub status: u16,
+    /// In order, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Whether a `100 Continue` came just before it.
+    pub continued: bool,
+    framing: Framing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    Length(u64),
+    Chunked,
+}
+
+impl Head {
+    /// The value of the only header of this name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(other, _)| other == name);
+        let first = values.next()?;
+        values.next().is_none().then_some(first.1.as_str())
+    }
+
+    /// Whether the server will close the connection after this response.
+    pub fn closes(&self) -> bool {
+        self.header("connection")
+            .is_some_and(|value| value.eq_ignore_ascii_case("close"))
+    }
+}
+
+/// A whole response.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// Its head.
+    pub head: Head,
+    /// Its body.
+    pub body: Vec<u8>,
+    /// The trailers of a chunked body.
+    pub trailers: Vec<(String, String)>,
+}
+
+impl Response {
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// What is done with a body as it arrives.
+#[derive(Debug)]
+pub enum Sink {
+    /// It is kept, up to this many bytes.
+    Keep(Vec<u8>, usize),
+    /// It must be the beginning of a pattern.
+    Compare(Comparison),
+}
+
+impl Sink {
+    /// Keeps up to 4 MiB.
+    pub fn keep() -> Sink {
+        Sink::Keep(Vec::new(), 4 << 20)
+    }
+
+    /// What was kept, as text.
+    pub fn text(&self) -> String {
+        match self {
+            Sink::Keep(kept, _) => String::from_utf8_lossy(kept).into_owned(),
+            Sink::Compare(_) => String::new(),
+        }
+    }
+
+    /// How many bytes came.
+    pub fn length(&self) -> u64 {
+        match self {
+            Sink::Keep(kept, _) => kept.len() as u64,
+            Sink::Compare(comparison) => comparison.length(),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        match self {
+            Sink::Keep(kept, limit) if kept.len() + bytes.len() > *limit => {
+                Err(Fault::Wrong(format!("more than {limit} bytes")))
+            }
+            Sink::Keep(kept, _) => {
+                kept.extend_from_slice(bytes);
+                Ok(())
+            }
+            Sink::Compare(comparison) => comparison
+                .update(bytes)
+                .map_err(|offset| Fault::Wrong(format!("byte {offset} of the body differs"))),
+        }
+    }
+}
+
+/// One `GET` on a connection of its own.
+pub async fn get(address: SocketAddr, host: &str, target: &str) -> Result<Response, Fault> {
+    let mut connection = Connection::open(address, host).await?;
+    connection.exchange(&Request::get(target)).await
+}
+
+/// What came first, the end of the request or the beginning of its response.
+enum Outcome {
+    Written(io::Result<()>),
+    Early(io::Result<Vec<u8>>),
+}
+
+/// A connection to a server.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    host: String,
+    arrived: Vec<u8>,
+    requests: u64,
+    /// What it is waiting for, for those who give up on it.
+    pub at: &'static str,
+}
+
+impl Connection {
+    /// Connects.
+    pub async fn open(address: SocketAddr, host: &str) -> Result<Connection, Fault> {
+        let stream = TcpStream::connect(address).await.map_err(Fault::Connect)?;
+        stream.set_nodelay(true).map_err(Fault::Connect)?;
+        Ok(Connection {
+            stream,
+            host: host.to_owned(),
+            arrived: Vec::new(),
+            requests: 0,
+            at: "connection",
+        })
+    }
+
+    /// How many requests were sent on it.
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// One request and the whole response to it.
+    pub async fn exchange(&mut self, request: &Request) -> Result<Response, Fault> {
+        let head = self.send(request).await?;
+        let mut sink = Sink::keep();
+        let trailers = self.body(&head, &mut sink).await?;
+        let Sink::Keep(body, _) = sink else {
+            unreachable!("it was made above");
+        };
+        Ok(Response {
+            head,
+            body,
+            trailers,
+        })
+    }
+
+    /// Sends bytes as they are.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.stream.write_all(bytes).await.map_err(Fault::Broken)
+    }
+
+    /// Sends requests without a body in one piece, as a pipelining client does; their responses are to be read one
+    /// after the other with [`head`](Self::head) and [`body`](Self::body).
+    pub async fn pipeline(&mut self, requests: &[Request]) -> Result<(), Fault> {
+        let heads: Vec<u8> = requests
+            .iter()
+            .flat_map(|request| request.head(&self.host))
+            .collect();
+        self.requests += requests.len() as u64;
+        self.write(&heads).await
+    }
+
+    /// Sends a request, and reads the head of the response even if the server does not want the body to its end.
+    pub async fn send(&mut self, request: &Request) -> Result<Head, Fault> {
+        self.requests += 1;
+        self.at = "request";
+        let head = request.head(&self.host);
+        if matches!(request.body, RequestBody::None) {
+            self.write(&head).await?;
+            return self.head(request.method).await;
+        }
+        let outcome = {
+            let (mut reader, mut writer) = self.stream.split();
+            let mut first = vec![0; 4096];
+            tokio::select! {
+                written = async {
+                    writer.write_all(&head).await?;
+                    write_body(&mut writer, &request.body).await
+                } => Outcome::Written(written),
+                read = reader.read(&mut first) => Outcome::Early(read.map(|length| {
+                    first.truncate(length);
+                    first
+                })),
+            }
+        };
+        match outcome {
+            // Nobody waits for the rest of the body now, and the connection is good for no other request.
+            Outcome::Early(first) => {
+                let first = first.map_err(Fault::Broken)?;
+                if first.is_empty() {
+                    return Err(Fault::Closed);
+                }
+                self.arrived.extend_from_slice(&first);
+                self.head(request.method).await
+            }
+            Outcome::Written(Ok(())) => self.head(request.method).await,
+            Outcome::Written(Err(error)) => match self.head(request.method).await {
+                Err(Fault::Closed | Fault::Broken(_)) => Err(Fault::Broken(error)),
+                response => response,
+            },
+        }
+    }
+
+    /// The head of the next response to a request with this method.
+    pub async fn head(&mut self, method: &str) -> Result<Head, Fault> {
+        self.at = "response";
+        let mut continued = false;
+        loop {
+            if let Some(mut head) = self.take_head(method)? {
+                match head.status {
+                    100 => continued = true,
+                    101..200 => return Err(Fault::Wrong(format!("status {}", head.status))),
+                    _ => {
+                        head.continued = continued;
+                        return Ok(head);
+                    }
+                }
+                continue;
+            }
+            let begun = !self.arrived.is_empty();
+            match self.read().await {
+                Ok(()) => {}
+                Err(Fault::CutOff(_)) if !begun => return Err(Fault::Closed),
+                Err(Fault::Broken(error)) if begun => {
+                    return Err(Fault::CutOff(format!("in the head: {error}")));
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// Waits for `100 Continue`, and takes nothing else for it.
+    pub async fn continued(&mut self) -> Result<(), Fault> {
+        self.at = "100 Continue";
+        loop {
+            if let Some(head) = self.take_head("POST")? {
+                return match head.status {
+                    100 => Ok(()),
+                    status => Err(Fault::Wrong(format!("status {status}, not 100"))),
+                };
+            }
+            self.read().await?;
+        }
+    }
+
+    /// The body that follows a head, to its end, and its trailers.
+    pub async fn body(
+        &mut self,
+        head: &Head,
+        sink: &mut Sink,
+    ) -> Result<Vec<(String, String)>, Fault> {
+        self.at = "body";
+        let mut trailers = Vec::new();
+        let result = match head.framing {
+            Framing::Length(length) => self.sized(length, sink).await,
+            Framing::Chunked => self.chunked(sink).await.map(|found| trailers = found),
+        };
+        result.map_err(|fault| match fault {
+            Fault::Broken(error) => Fault::CutOff(error.to_string()),
+            fault => fault,
+        })?;
+        Ok(trailers)
+    }
+
+    /// Waits for the server to close the connection in order.
+    pub async fn closed(&mut self) -> Result<(), Fault> {
+        self.at = "close";
+        if self.arrived.is_empty() {
+            match self.read().await {
+                Err(Fault::CutOff(_)) => return Ok(()),
+                Err(fault) => return Err(fault),
+                Ok(()) => {}
+            }
+        }
+        let count = self.arrived.len();
+        Err(Fault::Wrong(format!(
+            "{count} bytes after the last response"
+        )))
+    }
+
+    async fn sized(&mut self, length: u64, sink: &mut Sink) -> Result<(), Fault> {
+        let mut left = length;
+        loop {
+            let size = usize::try_from(left)
+                .map_or(self.arrived.len(), |left| left.min(self.arrived.len()));
+            sink.take(&self.arrived[..size])?;
+            self.arrived.drain(..size);
+            left -= size as u64;
+            if left == 0 {
+                return Ok(());
+            }
+            self.read().await.map_err(|fault| match fault {
+                Fault::CutOff(why) => {
+                    Fault::CutOff(format!("{why} after {} of {length} bytes", length - left))
+                }
+                fault => fault,
+            })?;
+        }
+    }
+
+    async fn chunked(&mut self, sink: &mut Sink) -> Result<Vec<(String, String)>, Fault> {
+        loop {
+            let line = self.line().await?;
+            let size = line.split(';').next().unwrap_or_default().trim();
+            let size = u64::from_str_radix(size, 16)
+                .map_err(|_| Fault::Malformed(format!("chunk size {line:?}")))?;
+            if size == 0 {
+                break;
+            }
+            self.sized(size, sink).await?;
+            let end = self.line().await?;
+            if !end.is_empty() {
+                return Err(Fault::Malformed(format!("{end:?} after a chunk")));
+            }
+        }
+        let mut trailers = Vec::new();
+        loop {
+            let line = self.line().await?;
+            if line.is_empty() {
+                return Ok(trailers);
+            }
+            let (name, value) = line
+                .split_once(':')
+                .ok_or_else(|| Fault::Malformed(format!("trailer {line:?}")))?;
+            trailers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+    }
+
+    async fn line(&mut self) -> Result<String, Fault> {
+        loop {
+            if let Some(end) = self.arrived.windows(2).position(|pair| pair == b"\r\n") {
+                let line = String::from_utf8_lossy(&self.arrived[..end]).into_owned();
+                self.arrived.drain(..end + 2);
+                return Ok(line);
+            }
+            if self.arrived.len() > LONGEST_HEAD {
+                return Err(Fault::Malformed("a line without an end".to_owned()));
+            }
+            self.read().await?;
+        }
+    }
+
+    fn take_head(&mut self, method: &str) -> Result<Option<Head>, Fault> {
+        let mut space = [httparse::EMPTY_HEADER; 100];
+        let mut parsed = httparse::Response::new(&mut space);
+        let malformed = |why: &str| Fault::Malformed(why.to_owned());
+        let length = match parsed.parse(&self.arrived) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) if self.arrived.len() > LONGEST_HEAD => {
+                return Err(malformed("the head has no end"));
+            }
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(error) => return Err(malformed(&error.to_string())),
+        };
+        let mut head = Head {
+            status: parsed.code.unwrap_or_default(),
+            headers: parsed
+                .headers
+                .iter()
+                .map(|header| {
+                    (
+                        header.name.to_ascii_lowercase(),
+                        String::from_utf8_lossy(header.value).into_owned(),
+                    )
+                })
+                .collect(),
+            continued: false,
+            framing: Framing::Length(0),
+        };
+        if method != "HEAD" && head.status >= 200 && !matches!(head.status, 204 | 304) {
+            head.framing = match (
+                head.header("content-length"),
+                head.header("transfer-encoding"),
+            ) {
+                (Some(length), None) => Framing::Length(
+                    length
+                        .parse()
+                        .map_err(|_| malformed("content-length is no number"))?,
+                ),
+                (None, Some("chunked")) => Framing::Chunked,
+                _ => return Err(malformed("the body is not framed, or twice")),
+            };
+        }
+        self.arrived.drain(..length);
+        Ok(Some(head))
+    }
+
+    /// More bytes. The end of the stream is [`Fault::CutOff`], an error [`Fault::Broken`].
+    async fn read(&mut self) -> Result<(), Fault> {
+        let before = self.arrived.len();
+        self.arrived.reserve(PIECE);
+        match self.stream.read_buf(&mut self.arrived).await {
+            Ok(0) => Err(Fault::CutOff("connection closed".to_owned())),
+            Ok(_) => Ok(()),
+            Err(error) => {
+                debug_assert_eq!(self.arrived.len(), before);
+                Err(Fault::Broken(error))
+            }
+        }
+    }
+}
+
+async fn write_body(
+    writer: &mut tokio::net::tcp::WriteHalf<'_>,
+    body: &RequestBody,
+) -> io::Result<()> {
+    match body {
+        RequestBody::None => Ok(()),
+        RequestBody::Pattern(pattern, length) => {
+            let mut piece = vec![0; PIECE];
+            let mut offset = 0;
+            while offset < *length {
+                let size = (length - offset).min(PIECE as u64);
+                let piece =
+                    &mut piece[..usize::try_from(size).map_err(|_| ErrorKind::InvalidInput)?];
+                pattern.fill(offset, piece);
+                writer.write_all(piece).await?;
+                offset += size;
+            }
+            Ok(())
+        }
+        RequestBody::Chunks(chunks) => {
+            for chunk in chunks {
+                let mut framed = format!("{:x}\r\n", chunk.len()).into_bytes();
+                framed.extend_from_slice(chunk);
+                framed.extend_from_slice(b"\r\n");
+                writer.write_all(&framed).await?;
+            }
+            writer.write_all(b"0\r\n\r\n").await
+        }
+    }
+}

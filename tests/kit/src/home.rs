@@ -1,0 +1,116 @@
+//! The folders of one smoothserve: its configuration, its run directory, the services' executables, its log.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::{App, Build};
+
+/// A folder that ends with the test.
+#[derive(Debug)]
+pub struct Home {
+    folder: TempDir,
+}
+
+impl Home {
+    /// Makes it, with a configuration without services.
+    pub fn new() -> Home {
+        let folder = tempfile::Builder::new()
+            .prefix("smoothserve-")
+            .tempdir()
+            .expect("a temporary folder can be made");
+        // Services run as another user when smoothserve is started by root, and must reach their executables.
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755))
+            .expect("the mode of the folder can be set");
+        let home = Home { folder };
+        fs::create_dir_all(home.config().join("services")).expect("folders can be made");
+        write(
+            &home.config().join("smoothserve.yaml"),
+            "default_user: nobody\n",
+        );
+        home
+    }
+
+    /// The folder of everything.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What `--config` names.
+    pub fn config(&self) -> PathBuf {
+        self.path().join("config")
+    }
+
+    /// What `--run-dir` names.
+    pub fn run(&self) -> PathBuf {
+        self.path().join("run")
+    }
+
+    /// Where smoothserve writes its messages.
+    pub fn log(&self) -> PathBuf {
+        self.path().join("log")
+    }
+
+    /// The folder of a service's executable.
+    pub fn app(&self, name: &str) -> App {
+        App::new(self.path().join("apps").join(name))
+    }
+
+    /// The file of a service.
+    pub fn service(&self, name: &str) -> PathBuf {
+        self.config().join("services").join(format!("{name}.yaml"))
+    }
+
+    /// Writes the file of a service as an editor does: whole, or not at all.
+    #[track_caller]
+    pub fn write_service(&self, name: &str, yaml: &str) {
+        write(&self.service(name), yaml);
+    }
+
+    /// Installs version 1 of the example service, and writes its file with these lines beside the necessary ones.
+    #[track_caller]
+    pub fn add_shop(&self, name: &str, port: u16, lines: &str) -> App {
+        let app = self.app(name);
+        app.replace(&Build::good("1"));
+        self.write_shop(name, port, lines);
+        app
+    }
+
+    /// Writes the file of an example service again.
+    #[track_caller]
+    pub fn write_shop(&self, name: &str, port: u16, lines: &str) {
+        self.write_service(
+            name,
+            &format!(
+                "name: {name}\n\
+                 server_name: {name}.example\n\
+                 port: {port}\n\
+                 executable_path: ../../apps/{name}/shop\n\
+                 {lines}"
+            ),
+        );
+    }
+
+    /// Removes the file of a service.
+    #[track_caller]
+    pub fn remove_service(&self, name: &str) {
+        fs::remove_file(self.service(name)).expect("the file of the service is there");
+    }
+}
+
+impl Default for Home {
+    fn default() -> Home {
+        Home::new()
+    }
+}
+
+/// Writes a file by way of another one that takes its place.
+#[track_caller]
+pub fn write(file: &Path, text: &str) {
+    let mut new = file.as_os_str().to_owned();
+    new.push(".new");
+    fs::write(&new, text).expect("a file can be written");
+    fs::rename(&new, file).expect("a file can be renamed");
+}

@@ -1,0 +1,19 @@
+//! What smoothserve's end-to-end tests and its demo are made of.
+
+mod build;
+pub mod bus;
+pub mod client;
+mod deploy;
+mod home;
+pub mod load;
+mod pattern;
+mod place;
+pub mod processes;
+mod server;
+
+pub use build::{Build, Start};
+pub use deploy::{App, install};
+pub use home::{Home, write};
+pub use pattern::{Checksum, Comparison, Pattern};
+pub use place::{example, free_port, free_ports, local};
+pub use server::{Instance, PATIENCE, Programs, Service, Smoothserve, Status, alone};

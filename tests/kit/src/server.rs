@@ -1,0 +1,348 @@
+//! A running smoothserve.
+//!
+//! Whatever happens to a test, nothing of it is left: the manager and all that it has started are killed by their
+//! numbers when a [`Smoothserve`] is dropped, and if the test has failed, its log is printed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde::Deserialize;
+use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::{sleep, timeout};
+
+use crate::Home;
+use crate::processes::{self, Process};
+
+/// How long a test waits for what must happen. It is the limit of failing tests; those that succeed wait no longer
+/// than they have to.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lets one test of a file run at a time, for tests whose load would slow others down.
+pub async fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    ALONE.lock().await
+}
+
+/// The programs under test.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// `smoothserve`.
+    pub smoothserve: PathBuf,
+    /// `smoothctl`.
+    pub smoothctl: PathBuf,
+}
+
+impl Programs {
+    /// Those that cargo has built beside the example that is running.
+    pub fn beside_examples() -> Programs {
+        let running = std::env::current_exe().expect("a program knows its file");
+        // Examples are in `target/PROFILE/examples`, programs in `target/PROFILE`.
+        let profile = running.parent().and_then(Path::parent);
+        let profile = profile.expect("cargo puts examples two folders deep");
+        Programs {
+            smoothserve: profile.join("smoothserve"),
+            smoothctl: profile.join("smoothctl"),
+        }
+    }
+}
+
+/// The programs that cargo has built for this test.
+#[macro_export]
+macro_rules! programs {
+    () => {
+        $crate::Programs {
+            smoothserve: env!("CARGO_BIN_EXE_smoothserve").into(),
+            smoothctl: env!("CARGO_BIN_EXE_smoothctl").into(),
+        }
+    };
+}
+
+/// A running smoothserve.
+#[derive(Debug)]
+pub struct Smoothserve {
+    /// Its folders.
+    pub home: Home,
+    programs: Programs,
+    manager: Child,
+    pid: u32,
+}
+
+impl Smoothserve {
+    /// Starts it on what is in `home`, and waits until it has brought everything up that it can.
+    pub async fn start(programs: Programs, home: Home) -> Smoothserve {
+        let server = Smoothserve::spawn(programs, home);
+        server.settled().await;
+        server
+    }
+
+    /// Starts it on what is in `home`.
+    pub fn spawn(programs: Programs, home: Home) -> Smoothserve {
+        let log = File::create(home.log()).expect("the log can be made");
+        let manager = Command::new(&programs.smoothserve)
+            .arg("run")
+            .args(["--bus", "none"])
+            .arg("--config")
+            .arg(home.config())
+            .arg("--run-dir")
+            .arg(home.run())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a descriptor can be copied"))
+            .stderr(log)
+            // A Ctrl-C on the terminal is for the program that has started this one, which then stops it.
+            .process_group(0)
+            .spawn()
+            .expect("smoothserve can be started");
+        let pid = manager.id().expect("it was not waited for");
+        Smoothserve {
+            home,
+            programs,
+            manager,
+            pid,
+        }
+    }
+
+    /// The process of the manager.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The private socket of the D-Bus interface.
+    pub fn bus(&self) -> PathBuf {
+        self.home.run().join("bus")
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.log()).unwrap_or_default()
+    }
+
+    /// Runs `smoothctl`, which waits for the job.
+    pub async fn ctl(&self, arguments: &[&str]) -> Output {
+        self.ctl_command(arguments)
+            .output()
+            .await
+            .expect("smoothctl can be started")
+    }
+
+    /// A command line of `smoothctl` for this smoothserve.
+    pub fn ctl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.programs.smoothctl);
+        command
+            .args(arguments)
+            .env("SMOOTHSERVE_RUN_DIR", self.home.run())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs `smoothctl` and expects it to succeed.
+    #[track_caller]
+    pub fn ok<'a>(&'a self, arguments: &'a [&'a str]) -> impl Future<Output = String> + 'a {
+        let caller = std::panic::Location::caller();
+        async move {
+            let output = self.ctl(arguments).await;
+            assert!(
+                output.status.success(),
+                "at {caller}: smoothctl {arguments:?} failed with {}\n{}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+            );
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        }
+    }
+
+    /// The whole state, `None` while nobody can tell it.
+    pub async fn status(&self) -> Option<Status> {
+        let output = self.ctl(&["status", "--json"]).await;
+        if !output.status.success() {
+            return None;
+        }
+        let status = serde_json::from_slice(&output.stdout);
+        Some(status.expect("the status is the JSON that was agreed on"))
+    }
+
+    /// Waits until the state is as wanted, and gives it back.
+    #[track_caller]
+    pub fn until<'a>(
+        &'a self,
+        wanted: &'a str,
+        is_so: impl Fn(&Status) -> bool + 'a,
+    ) -> impl Future<Output = Status> + 'a {
+        let caller = std::panic::Location::caller();
+        async move {
+            let started = Instant::now();
+            let mut last = None;
+            while started.elapsed() < PATIENCE {
+                if let Some(status) = self.status().await {
+                    if is_so(&status) {
+                        return status;
+                    }
+                    last = Some(status);
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+            panic!("at {caller}: {wanted}: not within {PATIENCE:?}; the last state was {last:#?}");
+        }
+    }
+
+    /// Waits until no service is on its way to another state.
+    #[track_caller]
+    pub fn settled(&self) -> impl Future<Output = Status> + '_ {
+        self.until("everything is settled", Status::settled)
+    }
+
+    /// Waits until all instances of a service are ready and run this version's generation or a newer one, and
+    /// nothing is on its way.
+    #[track_caller]
+    pub fn running<'a>(&'a self, service: &'a str) -> impl Future<Output = Service> + 'a {
+        let status = self.until("the service runs", move |status| {
+            let service = status.services.get(service);
+            service.is_some_and(|service| service.state == "running")
+        });
+        async move {
+            let mut status = status.await;
+            status.services.remove(service).expect("it was just seen")
+        }
+    }
+
+    /// Sends the manager a signal.
+    pub fn signal(&self, signal: Signal) {
+        processes::signal_pid(self.pid, signal);
+    }
+
+    /// Waits for the manager to end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        timeout(PATIENCE, self.manager.wait())
+            .await
+            .expect("smoothserve ends in time")
+            .expect("a child can be waited for")
+    }
+
+    /// Stops it as a service manager does, and checks that it ends in order and leaves no process behind.
+    pub async fn stop(mut self) {
+        let below = processes::descendants(self.pid);
+        self.signal(Signal::TERM);
+        let status = self.ended().await;
+        assert!(status.success(), "smoothserve ended with {status}");
+        self.assert_no_process_left(&below);
+    }
+
+    /// Panics if one of these processes, or one in its folders, still runs.
+    #[track_caller]
+    pub fn assert_no_process_left(&self, below: &[Process]) {
+        let left: Vec<Process> = below
+            .iter()
+            .filter(|process| process.runs())
+            .cloned()
+            .chain(processes::inside(self.home.path()))
+            .collect();
+        assert!(left.is_empty(), "processes were left: {left:#?}");
+    }
+}
+
+impl Drop for Smoothserve {
+    fn drop(&mut self) {
+        let below = processes::descendants(self.pid);
+        let _ = self.manager.start_kill();
+        for process in below.iter().chain(&processes::inside(self.home.path())) {
+            process.signal(Signal::KILL);
+        }
+        if std::thread::panicking() {
+            print_log(&self.home.log());
+        }
+    }
+}
+
+/// The end of the log, which is what a failed test is explained by.
+fn print_log(file: &Path) {
+    const LINES: usize = 200;
+    let log = fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    let skipped = lines.len().saturating_sub(LINES);
+    eprintln!("--- the log of smoothserve, without its first {skipped} lines");
+    for line in &lines[skipped..] {
+        eprintln!("{line}");
+    }
+    eprintln!("--- the end of the log");
+}
+
+/// What `smoothctl status --json` prints, as far as tests read it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// By name.
+    pub services: BTreeMap<String, Service>,
+}
+
+/// A service in a [`Status`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct Service {
+    /// `running`, `rolling`, …
+    pub state: String,
+    /// How many instances are to run.
+    pub wanted: u32,
+    /// The newest wanted one.
+    pub generation: u64,
+    /// In the order of slot and age.
+    pub instances: Vec<Instance>,
+    /// Instances that ended without being asked to.
+    pub crashes: u64,
+    /// The last thing that went wrong.
+    pub last_error: Option<Failure>,
+}
+
+/// Something that went wrong.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Failure {
+    /// What, and why.
+    pub message: String,
+}
+
+/// An instance in a [`Status`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct Instance {
+    /// Names it for ever.
+    pub id: u64,
+    /// 1 to the number of instances.
+    pub slot: u32,
+    /// The generation that it runs.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Where it listens.
+    pub address: String,
+    /// `ready`, `draining`, …
+    pub state: String,
+    /// Requests that it is working on.
+    pub in_flight: u64,
+}
+
+impl Status {
+    /// Whether no service is on its way to another state.
+    pub fn settled(&self) -> bool {
+        self.services.values().all(|service| {
+            matches!(service.state.as_str(), "running" | "stopped" | "failed")
+                && service.instances.len() == service.ready()
+        })
+    }
+}
+
+impl Service {
+    /// How many instances get requests.
+    pub fn ready(&self) -> usize {
+        let ready = self.instances.iter();
+        ready.filter(|instance| instance.state == "ready").count()
+    }
+
+    /// The processes of the instances, sorted.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids: Vec<u32> = self.instances.iter().map(|instance| instance.pid).collect();
+        pids.sort_unstable();
+        pids
+    }
+}

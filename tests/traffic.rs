@@ -1,0 +1,188 @@
+//! What goes through smoothserve as a whole: who is asked, what is added, and what a stranger gets when something is
+//! wrong.
+
+use std::time::Duration;
+
+use smoothserve_kit::client::{Connection, Request, Response, get};
+use smoothserve_kit::{Home, Pattern, Service, Smoothserve, free_port, local, programs};
+
+struct Scene {
+    server: Smoothserve,
+    port: u16,
+}
+
+impl Scene {
+    async fn new(lines: &str) -> Scene {
+        let home = Home::new();
+        let port = free_port();
+        home.add_shop("shop", port, lines);
+        let server = Smoothserve::start(programs!(), home).await;
+        server.running("shop").await;
+        Scene { server, port }
+    }
+
+    async fn open(&self) -> Connection {
+        Connection::open(local(self.port), "shop.example")
+            .await
+            .unwrap()
+    }
+
+    async fn get(&self, target: &str) -> Response {
+        get(local(self.port), "shop.example", target).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_learns_who_asked() {
+    let scene = Scene::new("").await;
+    let mut connection = scene.open().await;
+    let request = Request::get("/headers?a=1")
+        .header("x-forwarded-for", "203.0.113.7")
+        .header("x-forwarded-proto", "https")
+        .header("connection", "x-private")
+        .header("x-private", "1")
+        .header("x-public", "2");
+    let seen = connection.exchange(&request).await.unwrap().text();
+    let has = |line: &str| seen.lines().any(|other| other == line);
+    assert!(has("GET /headers?a=1 HTTP/1.1"), "{seen}");
+    assert!(has("host: shop.example"), "{seen}");
+    assert!(
+        has("x-forwarded-for: 127.0.0.1"),
+        "a stranger's word is not believed\n{seen}"
+    );
+    assert!(has("x-forwarded-proto: http"), "{seen}");
+    assert!(has("x-forwarded-host: shop.example"), "{seen}");
+    assert!(has("x-public: 2") && !seen.contains("x-private"), "{seen}");
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_and_trailers_pass_in_both_directions() {
+    let scene = Scene::new("").await;
+    let mut connection = scene.open().await;
+    let chunks: Vec<Vec<u8>> = (1..40)
+        .map(|size| Pattern::new(size).bytes(size as usize * 1000))
+        .collect();
+    let echo = connection
+        .exchange(&Request::post_chunked("/echo", chunks.clone()))
+        .await
+        .unwrap();
+    assert!(echo.body == chunks.concat());
+    let trailers = connection
+        .exchange(&Request::get("/trailers").header("te", "trailers"))
+        .await
+        .unwrap();
+    assert_eq!(trailers.text(), "one\ntwo\nthree\n");
+    assert_eq!(trailers.trailers, [("x-pieces".to_owned(), "3".to_owned())]);
+    let head = connection
+        .send(&Request::new("HEAD", "/download?bytes=1000"))
+        .await
+        .unwrap();
+    assert_eq!(head.header("content-length"), Some("1000"));
+    assert_eq!(
+        connection
+            .exchange(&Request::get("/hello"))
+            .await
+            .unwrap()
+            .text(),
+        "hello\n"
+    );
+    assert_eq!(connection.requests(), 4, "all on one connection");
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_and_paths_choose_the_service() {
+    let home = Home::new();
+    let port = free_port();
+    for (name, sites) in [
+        ("exact", "a.example"),
+        ("path", "[a.example/api, b.example/api]"),
+        ("deeper", "a.example/api/v2"),
+        ("sub", "\"*.example\""),
+    ] {
+        let app = home.add_shop(name, port, "");
+        let file = format!(
+            "name: {name}\nserver_name: {sites}\nport: {port}\nexecutable_path: {}\nenvironment: {{ SHOP_VERSION: {name} }}\n",
+            app.executable().display()
+        );
+        home.write_service(name, &file);
+    }
+    let server = Smoothserve::start(programs!(), home).await;
+    for (host, target, service) in [
+        ("a.example", "/", Some("exact")),
+        ("A.Example:80", "/apix", Some("exact")),
+        ("a.example", "/api", Some("path")),
+        ("a.example", "/api/v1/x", Some("path")),
+        ("a.example", "/api/v2", Some("deeper")),
+        ("b.example", "/api/", Some("path")),
+        ("c.example", "/api/", Some("sub")),
+        ("deep.c.example", "/", Some("sub")),
+        ("example", "/", None),
+        ("other.test", "/", None),
+    ] {
+        let response = get(local(port), host, target).await.unwrap();
+        let version = response.head.header("x-shop-version").map(str::to_owned);
+        assert_eq!(version.as_deref(), service, "{host}{target}: {response:?}");
+        if service.is_none() {
+            assert_eq!(response.head.status, 404);
+            assert!(!response.text().to_lowercase().contains("smoothserve"));
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_kills_its_instances_gets_502_and_the_service_comes_back() {
+    let scene = Scene::new("instance_count: 2\n").await;
+    let mut connection = scene.open().await;
+    let crash = Request::post("/crash", Pattern::new(1), 10);
+    let response = connection.exchange(&crash).await.unwrap();
+    assert_eq!(
+        response.head.status, 502,
+        "a POST is not sent to a second instance"
+    );
+    assert_eq!(scene.get("/hello").await.head.status, 200);
+    let repaired =
+        |shop: &Service| shop.crashes == 1 && shop.state == "running" && shop.ready() == 2;
+    scene
+        .server
+        .until("it is repaired", |status| {
+            repaired(&status.services["shop"])
+        })
+        .await;
+    scene.server.stop().await;
+}
+
+/// With no instance left a request waits for the next one instead of failing.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_wait_while_no_instance_is_ready() {
+    let scene = Scene::new("instance_count: 1\nenvironment: { SHOP_START_DELAY: 1s }\n").await;
+    let mut connection = scene.open().await;
+    let crash = Request::post("/crash", Pattern::new(1), 10);
+    assert_eq!(connection.exchange(&crash).await.unwrap().head.status, 502);
+    assert_eq!(scene.get("/hello").await.text(), "hello\n");
+    scene.server.stop().await;
+}
+
+/// A request that never ends does not hold a restart up for longer than `drain_timeout`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_an_end_is_cut_off_after_the_drain_time() {
+    let scene = Scene::new("drain_timeout: 1s\n").await;
+    let address = local(scene.port);
+    let stalled = tokio::spawn(async move { get(address, "shop.example", "/stall").await });
+    let busy = |shop: &Service| shop.instances[0].in_flight == 1;
+    scene
+        .server
+        .until("it is in flight", |status| busy(&status.services["shop"]))
+        .await;
+    let restart = scene.server.ok(&["restart", "shop"]);
+    tokio::time::timeout(Duration::from_secs(20), restart)
+        .await
+        .expect("the restart ends");
+    scene.server.running("shop").await;
+    let stalled = tokio::time::timeout(Duration::from_secs(20), stalled).await;
+    let stalled = stalled.expect("nobody waits for it any more").unwrap();
+    assert!(stalled.map_or(true, |response| response.head.status >= 500));
+    scene.server.stop().await;
+}
