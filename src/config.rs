@@ -1,17 +1,49 @@
 //! The configuration: `smoothserve.yaml` and one file a service, read into immutable, validated values.
 //!
-//! Nothing downstream checks these values again. A configuration with any fault yields no [`Config`] at all, only the
-//! report of all its faults.
+//! Nothing downstream checks these values again. [`load`] is all or nothing: a configuration with any fault yields no
+//! [`Config`], only the report of all its faults. [`load_partial`] is for the start, when the services that are good
+//! shall run whatever the others are.
+//!
+//! A file goes through these steps: bytes that are bounded text ([`source`]), a tree whose nodes know their positions
+//! ([`raw`]), keys that are known and stand there once ([`fields`]), values that mean something ([`value`], [`site`]), a
+//! service ([`service`]) that this machine has all files and users for ([`machine`]) and that is not in the way of
+//! another one ([`conflict`]).
+
+mod conflict;
+mod fault;
+mod fields;
+mod global;
+mod load;
+mod machine;
+mod raw;
+mod service;
+mod site;
+mod source;
+mod value;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::ipc::Host;
+
+pub use conflict::{Conflict, conflicts};
+pub use fault::{Fault, Faults, Position};
+pub use global::GLOBAL_KEYS;
+pub use load::{check, load, load_partial};
+pub use service::SERVICE_KEYS;
+
+/// The file beside the folder of services.
+pub const FILE: &str = "smoothserve.yaml";
+
+/// A path from a file, which begins at that file's folder. `..` stays, since a symlink may stand before it.
+fn join(folder: &Path, path: &str) -> PathBuf {
+    folder.join(path).components().collect()
+}
 
 /// A whole, valid configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,6 +111,13 @@ pub struct Listen {
     pub port: u16,
 }
 
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let address = self.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+        SocketAddr::new(address, self.port).fmt(f)
+    }
+}
+
 /// All that makes an instance what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -90,6 +129,8 @@ pub struct Process {
     pub environment: BTreeMap<String, String>,
     /// Lines of `KEY=value`, read at each start.
     pub environment_file: Option<PathBuf>,
+    /// True: that file may be missing.
+    pub environment_file_optional: bool,
     /// `None`: the folder of the executable.
     pub working_directory: Option<PathBuf>,
     /// `None`: the owner of the executable, if smoothserve runs as root.

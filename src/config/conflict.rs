@@ -1,0 +1,183 @@
+//! What two services cannot both have.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::{Bind, Listen, Service};
+
+/// Two services that cannot run beside each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// The name of the one that came first.
+    pub first: String,
+    /// The name of the one that came later.
+    pub second: String,
+    /// The key of the later one that shows it.
+    pub key: &'static str,
+    /// What is wrong and what to do about it, naming both files.
+    pub message: String,
+}
+
+/// Compares each service with those before it. Services that are not enabled take no ports and no hosts.
+pub fn conflicts<'a>(services: impl IntoIterator<Item = &'a Service>) -> Vec<Conflict> {
+    let services: Vec<&Service> = services.into_iter().collect();
+    let mut conflicts = Vec::new();
+    for (number, second) in services.iter().enumerate() {
+        for first in &services[..number] {
+            conflicts.extend(between(first, second));
+        }
+    }
+    conflicts
+}
+
+/// Everything that stands between two services.
+pub(super) fn between(first: &Service, second: &Service) -> Vec<Conflict> {
+    let conflict = |(key, message): (&'static str, String)| Conflict {
+        first: first.name.clone(),
+        second: second.name.clone(),
+        key,
+        message,
+    };
+    if first.name == second.name {
+        let message = format!(
+            "the name `{}` is taken by {}; give each service a name of its own",
+            first.name,
+            first.file.display()
+        );
+        return vec![conflict(("name", message))];
+    }
+    if !(first.enabled && second.enabled) {
+        return Vec::new();
+    }
+    [
+        addresses(first, second),
+        sites(first, second),
+        ranges(first, second),
+        proxy_in_range(first, second, "start_instance_port"),
+        proxy_in_range(second, first, "port"),
+    ]
+    .into_iter()
+    .flatten()
+    .map(conflict)
+    .collect()
+}
+
+/// Whether sockets on both addresses of one port would be in each other's way, `None` being all addresses.
+pub(super) fn overlap(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else {
+        return true;
+    };
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    a == b || a == any && b.is_ipv4() || b == any && a.is_ipv4()
+}
+
+/// An address in words.
+pub(super) fn extent(address: Option<IpAddr>) -> String {
+    match address {
+        None => "all addresses".to_owned(),
+        Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => "all IPv4 addresses".to_owned(),
+        Some(address) => address.to_string(),
+    }
+}
+
+/// `` `shop` (/etc/smoothserve/services/shop.yaml) ``
+fn named(service: &Service) -> String {
+    format!("`{}` ({})", service.name, service.file.display())
+}
+
+type Finding = Option<(&'static str, String)>;
+
+/// One service listens on all addresses of a port and the other on some: the kernel allows only one of that.
+fn addresses(first: &Service, second: &Service) -> Finding {
+    let (a, b) = pairs(first, second)
+        .find(|(a, b)| a.address != b.address && overlap(a.address, b.address))?;
+    let key = if b.address.is_some() {
+        "listen_address"
+    } else {
+        "port"
+    };
+    let place = |listen: &Listen| match listen.address {
+        Some(address) if !address.is_unspecified() => format!("{address} only"),
+        wide => extent(wide),
+    };
+    let message = format!(
+        "port {} is taken on {} by {} and on {} by {}; give both a `listen_address` or neither",
+        a.port,
+        place(a),
+        named(first),
+        place(b),
+        named(second)
+    );
+    Some((key, message))
+}
+
+/// One host and path on one listener can lead to one service only.
+fn sites(first: &Service, second: &Service) -> Finding {
+    let (listen, _) = pairs(first, second).find(|(a, b)| a == b)?;
+    let site = second
+        .sites
+        .iter()
+        .find(|site| first.sites.binary_search(site).is_ok())?;
+    let message = format!(
+        "`{site}` on port {} leads to {} and to {}; change `server_name` or `port` of one",
+        listen.port,
+        named(first),
+        named(second)
+    );
+    Some(("server_name", message))
+}
+
+/// The listeners of both that share a port.
+fn pairs<'a>(
+    first: &'a Service,
+    second: &'a Service,
+) -> impl Iterator<Item = (&'a Listen, &'a Listen)> {
+    let same = |a: &'a Listen| {
+        second
+            .listen
+            .iter()
+            .filter(|b| a.port == b.port)
+            .map(move |b| (a, b))
+    };
+    first.listen.iter().flat_map(same)
+}
+
+/// The first and last port that the instances prefer.
+fn range(service: &Service) -> Option<(u16, u16)> {
+    let start = service.process.start_instance_port?;
+    let last = start.checked_add(service.instance_count - 1)?;
+    (service.process.bind != Bind::Unix).then_some((start, last))
+}
+
+/// The instances of both prefer the same ports.
+fn ranges(first: &Service, second: &Service) -> Finding {
+    let (a, b) = (range(first)?, range(second)?);
+    if first.process.address != second.process.address || a.1 < b.0 || b.1 < a.0 {
+        return None;
+    }
+    let message = format!(
+        "the instances' ports, {}–{} of {} and {}–{} of {}, overlap; move one of them",
+        a.0,
+        a.1,
+        named(first),
+        b.0,
+        b.1,
+        named(second)
+    );
+    Some(("start_instance_port", message))
+}
+
+/// The proxy listens for one service on a port that the instances of the other prefer.
+fn proxy_in_range(proxied: &Service, instances: &Service, key: &'static str) -> Finding {
+    let (start, last) = range(instances)?;
+    let taken = proxied.listen.iter().find(|listen| {
+        (start..=last).contains(&listen.port)
+            && overlap(listen.address, Some(instances.process.address))
+    })?;
+    let message = format!(
+        "the proxy listens on port {} for {}, and the instances of {} have {start}–{last}; move one of them",
+        taken.port,
+        named(proxied),
+        named(instances)
+    );
+    Some((key, message))
+}

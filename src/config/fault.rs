@@ -1,0 +1,164 @@
+//! What is wrong with the configuration, where, and what to do about it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// A longer line is shown in part.
+const SHOWN_COLUMNS: usize = 120;
+
+/// A place in a file. Both count from 1; a column is a character.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The line.
+    pub line: usize,
+    /// The character in it.
+    pub column: usize,
+}
+
+/// Where a file begins.
+pub(super) const TOP: Position = Position { line: 1, column: 1 };
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// The file, or the folder that could not be read.
+    pub file: PathBuf,
+    /// `None`: the file as a whole.
+    pub position: Option<Position>,
+    /// What is wrong and what to do about it, one line.
+    pub message: String,
+    /// The line at that position.
+    pub source_line: Option<String>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if let Some(Position { line, column }) = self.position {
+            write!(f, "{line}:{column}:")?;
+        }
+        write!(f, " {}", self.message)?;
+        if let (Some(position), Some(source)) = (self.position, &self.source_line) {
+            let (shown, caret) = excerpt(source, position.column);
+            let line = position.line.to_string();
+            let (margin, indent) = (line.len(), " ".repeat(caret));
+            write!(f, "\n  {line} | {shown}\n  {:margin$} | {indent}^", "")?;
+        }
+        Ok(())
+    }
+}
+
+/// The part of a line around a column that is fit for a terminal, and how many characters stand before that column.
+fn excerpt(line: &str, column: usize) -> (String, usize) {
+    let before = column.saturating_sub(1);
+    let skipped = before.saturating_sub(SHOWN_COLUMNS / 2);
+    let skipped = if line.chars().count() <= SHOWN_COLUMNS {
+        0
+    } else {
+        skipped
+    };
+    let shown = line
+        .chars()
+        .skip(skipped)
+        .take(SHOWN_COLUMNS)
+        .map(|c| match c {
+            '\t' => ' ',
+            c if c.is_control() => '\u{fffd}',
+            c => c,
+        })
+        .collect::<String>();
+    let caret = (before - skipped).min(shown.chars().count());
+    (shown.trim_end().to_owned(), caret)
+}
+
+/// All that is wrong, sorted by file and position. `Display` is the whole report.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// Sorts and keeps them.
+    pub(super) fn new(mut faults: Vec<Fault>) -> Faults {
+        faults.sort();
+        faults.dedup();
+        Faults(faults)
+    }
+
+    /// True: nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// One by one, sorted by file and position.
+    pub fn iter(&self) -> std::slice::Iter<'_, Fault> {
+        self.0.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl<'a> IntoIterator for &'a Faults {
+    type Item = &'a Fault;
+    type IntoIter = std::slice::Iter<'a, Fault>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, fault) in self.0.iter().enumerate() {
+            if number > 0 {
+                writeln!(f)?;
+            }
+            fault.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(line: usize, column: usize, source: &str) -> Fault {
+        Fault {
+            file: PathBuf::from("services/shop.yaml"),
+            position: Some(Position { line, column }),
+            message: "instance_count is 0; give at least 1".to_owned(),
+            source_line: Some(source.to_owned()),
+        }
+    }
+
+    #[test]
+    fn shows_the_line_with_a_caret() {
+        assert_eq!(
+            fault(12, 17, "instance_count: 0").to_string(),
+            "services/shop.yaml:12:17: instance_count is 0; give at least 1\n\
+             \x20 12 | instance_count: 0\n\
+             \x20    |                 ^"
+        );
+    }
+
+    #[test]
+    fn shows_a_part_of_a_long_line_and_no_control_characters() {
+        let line = format!("{}\x1b[31m{}", "x".repeat(500), "y".repeat(500));
+        let text = fault(1, 501, &line).to_string();
+        let shown: Vec<&str> = text.lines().collect();
+        assert!(shown[1].len() < 200, "{text}");
+        assert!(!text.contains('\x1b'), "{text}");
+        let caret = shown[2].chars().position(|c| c == '^');
+        assert_eq!(caret, shown[1].chars().position(|c| c == '\u{fffd}'));
+    }
+
+    #[test]
+    fn a_column_behind_the_line_is_no_harm() {
+        assert!(fault(1, 80, "short").to_string().ends_with("     ^"));
+        assert!(fault(1, 0, "").to_string().ends_with('^'));
+    }
+}

@@ -1,0 +1,208 @@
+//! From a folder to a [`Config`] and the report of all that is wrong.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::fault::{Fault, Faults};
+use super::global::{self, Global};
+use super::service::{self, Draft};
+use super::source::Source;
+use super::{Config, conflict, machine, raw};
+
+/// More files than one server has services.
+const MAX_FILES: usize = 1000;
+
+/// Reads the whole configuration in a folder, or says all that is wrong with it.
+pub fn load(dir: &Path) -> Result<Config, Faults> {
+    match load_partial(dir) {
+        (config, faults) if faults.is_empty() => Ok(config),
+        (_, faults) => Err(faults),
+    }
+}
+
+/// Reads what is good in a folder, and says all that is wrong. Of two services that are in each other's way, the one
+/// whose file comes first by name is kept.
+pub fn load_partial(dir: &Path) -> (Config, Faults) {
+    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let mut notes = Vec::new();
+    if let Err(error) = std::fs::read_dir(&dir) {
+        let faults = vec![whole(&dir, format!("the folder cannot be opened: {error}"))];
+        let global = Global::new(&dir);
+        return (config(global, Vec::new(), notes), Faults::new(faults));
+    }
+    let (global, mut faults) = global::read(&dir, &mut notes);
+    let files = service_files(&global, &mut notes).unwrap_or_else(|fault| {
+        faults.push(fault);
+        Vec::new()
+    });
+    let mut drafts = Vec::new();
+    for file in files {
+        match read_service(&file, &global, &mut notes) {
+            Ok(draft) => drafts.push(draft),
+            Err(found) => faults.extend(found),
+        }
+    }
+    let good = select(drafts, &mut faults);
+    (config(global, good, notes), Faults::new(faults))
+}
+
+/// Says in words that a folder's configuration is good and what it holds, for `smoothserve check`.
+pub fn check(dir: &Path) -> Result<String, Faults> {
+    let config = load(dir)?;
+    let services = config.services.len();
+    let enabled = config.services.values().filter(|service| service.enabled);
+    let instances: u32 = enabled
+        .map(|service| u32::from(service.instance_count))
+        .sum();
+    let plural = |count: u32| if count == 1 { "" } else { "s" };
+    let mut text = format!(
+        "{}: {services} service{}, {instances} instance{}, no faults\n",
+        dir.display(),
+        plural(services as u32),
+        plural(instances),
+    );
+    for service in config.services.values() {
+        let sites: Vec<String> = service.sites.iter().map(ToString::to_string).collect();
+        let listen: Vec<String> = service.listen.iter().map(ToString::to_string).collect();
+        let state = if service.enabled {
+            format!("× {}", service.instance_count)
+        } else {
+            "not enabled".to_owned()
+        };
+        let (name, sites, listen) = (&service.name, sites.join(", "), listen.join(", "));
+        text.push_str(&format!("  {name}: {sites} on {listen}, {state}\n"));
+    }
+    for note in &config.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    Ok(text)
+}
+
+fn config(global: Global, drafts: Vec<Draft>, notes: Vec<String>) -> Config {
+    let services: BTreeMap<_, _> = drafts
+        .into_iter()
+        .map(|draft| (draft.service.name.clone(), Arc::new(draft.service)))
+        .collect();
+    Config {
+        default_user: global.default_user,
+        trusted_proxies: global.trusted_proxies,
+        services,
+        notes,
+    }
+}
+
+fn whole(path: &Path, message: String) -> Fault {
+    Fault {
+        file: path.to_owned(),
+        position: None,
+        message,
+        source_line: None,
+    }
+}
+
+/// The files `*.yaml` and `*.yml` by name. Hidden ones are what editors leave behind.
+fn service_files(global: &Global, notes: &mut Vec<String>) -> Result<Vec<PathBuf>, Fault> {
+    let folder = &global.services_dir;
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        // What is wrong with a folder that `smoothserve.yaml` names was reported there.
+        Err(_) if global.services_dir_named => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            notes.push(format!(
+                "{}: no such folder, so there are no services",
+                folder.display()
+            ));
+            return Ok(Vec::new());
+        }
+        Err(error) => {
+            return Err(whole(
+                folder,
+                format!("the folder cannot be opened: {error}"),
+            ));
+        }
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| whole(folder, format!("cannot be listed: {error}")))?;
+        let path = entry.path();
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        let yaml = matches!(
+            path.extension().and_then(OsStr::to_str),
+            Some("yaml" | "yml")
+        );
+        if yaml && !hidden {
+            files.push(path);
+        }
+    }
+    if files.len() > MAX_FILES {
+        let message = format!("holds {} services; {MAX_FILES} is the limit", files.len());
+        return Err(whole(folder, message));
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read_service(
+    file: &Path,
+    global: &Global,
+    notes: &mut Vec<String>,
+) -> Result<Draft, Vec<Fault>> {
+    let source = match Source::read(file) {
+        Ok(Some(source)) => source,
+        Ok(None) => {
+            return Err(vec![whole(
+                file,
+                "has just been removed; try again".to_owned(),
+            )]);
+        }
+        Err(fault) => return Err(vec![fault]),
+    };
+    let root = raw::parse(&source).map_err(|fault| vec![fault])?;
+    let mut draft = service::read(source, root, notes)?;
+    for (key, message) in machine::missing(&draft.service, &global.default_user) {
+        let at = draft.mark(key);
+        if draft.service.enabled {
+            draft.faults.push(draft.source.fault(at, message));
+        } else {
+            notes.push(format!("{}:{}: {message}", file.display(), at.line));
+        }
+    }
+    Ok(draft)
+}
+
+/// Keeps the drafts without a fault that are not in the way of one that was kept before them. A draft with a fault of
+/// its own takes nothing away from others, but what it collides with is reported all the same. One that lost to
+/// another is not held against the ones behind it.
+fn select(drafts: Vec<Draft>, faults: &mut Vec<Fault>) -> Vec<Draft> {
+    let mut good: Vec<bool> = Vec::new();
+    let mut standing: Vec<&Draft> = Vec::new();
+    let mut standing_good: Vec<bool> = Vec::new();
+    for draft in &drafts {
+        let mut lost = false;
+        for (before, before_good) in standing.iter().zip(&standing_good) {
+            for conflict in conflict::between(&before.service, &draft.service) {
+                let at = draft.mark(conflict.key);
+                faults.push(draft.source.fault(at, conflict.message));
+                lost |= before_good;
+            }
+        }
+        let kept = !lost && draft.faults.is_empty();
+        good.push(kept);
+        if !lost {
+            standing.push(draft);
+            standing_good.push(kept);
+        }
+    }
+    let mut selected = Vec::new();
+    for (draft, good) in drafts.into_iter().zip(good) {
+        if good {
+            selected.push(draft);
+        } else {
+            faults.extend(draft.faults);
+        }
+    }
+    selected
+}

@@ -1,0 +1,187 @@
+//! Whether this machine has what a service names: files, folders, users, addresses.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpListener};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::Service;
+
+/// What is missing: the key that names it, and what to say.
+pub(super) type Missing = (&'static str, String);
+
+/// Compares a service with the machine.
+pub(super) fn missing(service: &Service, default_user: &str) -> Vec<Missing> {
+    let process = &service.process;
+    let mut missing = Vec::new();
+    let mut check = |key, result: Result<(), String>| {
+        if let Err(message) = result {
+            missing.push((key, message));
+        }
+    };
+    check("executable_path", executable(&process.executable));
+    if let Some(folder) = &process.working_directory {
+        check("working_directory", directory(folder));
+    }
+    if let Some(file) = &process.environment_file {
+        check(
+            "environment_file",
+            environment_file(file, process.environment_file_optional),
+        );
+    }
+    match &process.user {
+        Some(user) => check("user", known(Database::Passwd, user)),
+        None => check("executable_path", owner(&process.executable, default_user)),
+    }
+    if let Some(group) = &process.group {
+        check("group", known(Database::Group, group));
+    }
+    check("server_ip", local("server_ip", process.address));
+    let mut addresses: Vec<IpAddr> = service.listen.iter().filter_map(|l| l.address).collect();
+    addresses.dedup();
+    for address in addresses {
+        check("listen_address", local("listen_address", address));
+    }
+    missing
+}
+
+fn executable(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    let metadata = match path.metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(format!("the executable {shown} does not exist"));
+        }
+        Err(error) => {
+            return Err(format!(
+                "the executable {shown} cannot be looked at: {error}"
+            ));
+        }
+    };
+    if metadata.is_dir() {
+        Err(format!("{shown} is a folder; give the executable in it"))
+    } else if !metadata.is_file() {
+        Err(format!("{shown} is no regular file"))
+    } else if metadata.permissions().mode() & 0o111 == 0 {
+        Err(format!("{shown} is not executable; try `chmod +x {shown}`"))
+    } else {
+        Ok(())
+    }
+}
+
+fn directory(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    match path.metadata() {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(format!("{shown} is no folder")),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(format!("the folder {shown} does not exist"))
+        }
+        Err(error) => Err(format!("the folder {shown} cannot be looked at: {error}")),
+    }
+}
+
+fn environment_file(path: &Path, optional: bool) -> Result<(), String> {
+    let shown = path.display();
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(_) => Err(format!("{shown} is no regular file")),
+        Err(error) if error.kind() == ErrorKind::NotFound && optional => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(format!(
+            "the file {shown} does not exist; put a `-` before the path if that is fine"
+        )),
+        Err(error) => Err(format!("the file {shown} cannot be looked at: {error}")),
+    }
+}
+
+/// Without `user`, a service runs as the owner of its executable, but never as root.
+fn owner(path: &Path, default_user: &str) -> Result<(), String> {
+    let by_root = rustix::process::geteuid().is_root();
+    let of_root = path.metadata().is_ok_and(|metadata| metadata.uid() == 0);
+    if by_root && of_root && known(Database::Passwd, default_user).is_err() {
+        return Err(format!(
+            "{} belongs to root, and this machine has no user `{default_user}` to run it; give `user`",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Binding is the kernel's own answer to whether an address is this machine's.
+fn local(key: &str, address: IpAddr) -> Result<(), String> {
+    match TcpListener::bind((address, 0)) {
+        Ok(_) => Ok(()),
+        Err(error)
+            if error.kind() == ErrorKind::AddrNotAvailable
+                || error.kind() == ErrorKind::InvalidInput
+                || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+        {
+            Err(format!(
+                "`{key}` is {address}, which is no address of this machine"
+            ))
+        }
+        // Out of descriptors or the like says nothing about the address.
+        Err(_) => Ok(()),
+    }
+}
+
+/// A database of accounts.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Database {
+    /// Users.
+    Passwd,
+    /// Groups.
+    Group,
+}
+
+/// Whether there is a user or group of this name. The local file answers nearly always; `getent` knows about the others
+/// (LDAP, systemd), if there is one.
+pub(super) fn known(database: Database, name: &str) -> Result<(), String> {
+    let (database, kind) = match database {
+        Database::Passwd => ("passwd", "user"),
+        Database::Group => ("group", "group"),
+    };
+    let listed = std::fs::read_to_string(Path::new("/etc").join(database)).is_ok_and(|text| {
+        text.lines()
+            .any(|line| line.split(':').next() == Some(name))
+    });
+    // A number would be looked up as an id.
+    let is_word = !name.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+    let asked = || {
+        Command::new("getent")
+            .args([database, name])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    if listed || is_word && asked() {
+        Ok(())
+    } else {
+        let shown = super::fields::shorten(name);
+        Err(format!("this machine has no {kind} `{shown}`"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_its_users_and_groups() {
+        assert!(known(Database::Passwd, "root").is_ok());
+        assert!(known(Database::Group, "root").is_ok());
+        for name in ["no-such-account", "", "0", "-h", "root:x"] {
+            assert!(known(Database::Passwd, name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn knows_its_addresses() {
+        assert!(local("server_ip", IpAddr::from([127, 0, 0, 1])).is_ok());
+        // TEST-NET-1 of RFC 5737 is nobody's.
+        assert!(local("server_ip", IpAddr::from([192, 0, 2, 1])).is_err());
+    }
+}

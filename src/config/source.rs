@@ -1,0 +1,251 @@
+//! The text of one file: read with bounds, and able to show its lines.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::fault::{Fault, Position};
+
+/// No file of the configuration is larger.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// A file's path and text.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) path: PathBuf,
+    pub(super) text: String,
+    /// Where each line begins and ends, without what ends it.
+    lines: Vec<Range<usize>>,
+}
+
+impl Source {
+    /// Reads a file. `Ok(None)`: there is none.
+    pub(super) fn read(path: &Path) -> Result<Option<Source>, Fault> {
+        let whole = |message: String| Fault {
+            file: path.to_owned(),
+            position: None,
+            message,
+            source_line: None,
+        };
+        // Opening a FIFO without O_NONBLOCK waits for a writer.
+        let opened = File::options()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+            .open(path);
+        let file = match opened {
+            Ok(file) => file,
+            // A symlink that leads nowhere is there, its target is not.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && path.symlink_metadata().is_err() =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(whole(format!("cannot be opened: {error}"))),
+        };
+        let unreadable = |error: std::io::Error| whole(format!("cannot be read: {error}"));
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
+            let kind = if metadata.is_dir() {
+                "a folder"
+            } else {
+                "no regular file"
+            };
+            return Err(whole(format!("is {kind}; a text file is needed here")));
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(unreadable)?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(whole(
+                "is larger than 1 MiB; that is no configuration".to_owned(),
+            ));
+        }
+        Source::decode(path, bytes).map(Some)
+    }
+
+    /// Checks that the bytes are text.
+    pub(super) fn decode(path: &Path, bytes: Vec<u8>) -> Result<Source, Fault> {
+        let (text, valid) = match String::from_utf8(bytes) {
+            Ok(text) => (text, true),
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let mut bytes = error.into_bytes();
+                bytes.truncate(valid);
+                (String::from_utf8(bytes).unwrap_or_default(), false)
+            }
+        };
+        let text = match text.strip_prefix('\u{feff}') {
+            Some(rest) => rest.to_owned(),
+            None => text,
+        };
+        let source = Source {
+            path: path.to_owned(),
+            lines: lines(&text),
+            text,
+        };
+        if !valid {
+            let at = source.position(source.text.len());
+            let message = "is not UTF-8 from here on; save the file as UTF-8".to_owned();
+            return Err(source.fault(at, message));
+        }
+        let control = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\u{85}');
+        if let Some((offset, c)) = source.text.char_indices().find(|(_, c)| control(*c)) {
+            let code = u32::from(c);
+            let message = format!("the control character U+{code:04X} stands here; remove it");
+            return Err(source.fault(source.position(offset), message));
+        }
+        Ok(source)
+    }
+
+    /// A fault at a position of this file.
+    pub(super) fn fault(&self, at: Position, message: String) -> Fault {
+        let at = self.clamp(at);
+        Fault {
+            file: self.path.clone(),
+            position: Some(at),
+            message: message.replace(char::is_control, "\u{fffd}"),
+            source_line: self.line(at.line).map(str::to_owned),
+        }
+    }
+
+    /// The parser may see the end of the text in a line behind the last one.
+    fn clamp(&self, at: Position) -> Position {
+        let end = self.position(self.text.len());
+        if at.line > end.line { end } else { at }
+    }
+
+    /// A fault of this file as a whole.
+    pub(super) fn whole(&self, message: String) -> Fault {
+        Fault {
+            file: self.path.clone(),
+            position: None,
+            message,
+            source_line: None,
+        }
+    }
+
+    /// A line by its number, from 1 on.
+    pub(super) fn line(&self, number: usize) -> Option<&str> {
+        let range = self.lines.get(number.checked_sub(1)?)?;
+        Some(&self.text[range.clone()])
+    }
+
+    /// The position of a byte.
+    fn position(&self, offset: usize) -> Position {
+        let line = self.lines.partition_point(|line| line.start <= offset);
+        let start = self.lines[line - 1].start;
+        let column = self.text[start..offset].chars().count() + 1;
+        Position { line, column }
+    }
+
+    /// Where a part of a value stands that begins at `from`, if it stands there as it is; otherwise `from`.
+    pub(super) fn find(&self, from: Position, part: &str) -> Position {
+        let found = self.line(from.line).and_then(|line| {
+            let skipped = line.char_indices().nth(from.column - 1)?.0;
+            let offset = line[skipped..].find(part)?;
+            Some(from.column + line[skipped..skipped + offset].chars().count())
+        });
+        Position {
+            line: from.line,
+            column: found.unwrap_or(from.column),
+        }
+    }
+}
+
+/// Lines as YAML counts them: ended by `\n`, `\r\n` or `\r`. The text behind the last end is a line too, so there is
+/// at least one.
+fn lines(text: &str) -> Vec<Range<usize>> {
+    let mut lines = Vec::new();
+    let mut start = 0;
+    while let Some(length) = text[start..].find(['\n', '\r']) {
+        let end = start + length;
+        lines.push(start..end);
+        start = end
+            + if text[end..].starts_with("\r\n") {
+                2
+            } else {
+                1
+            };
+    }
+    lines.push(start..text.len());
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(bytes: &[u8]) -> Result<Source, Fault> {
+        Source::decode(Path::new("x.yaml"), bytes.to_vec())
+    }
+
+    #[test]
+    fn counts_lines_as_yaml_does() {
+        let source = decode(b"a\r\nb\rc\n").unwrap();
+        assert_eq!(source.line(0), None);
+        assert_eq!(source.line(1), Some("a"));
+        assert_eq!(source.line(2), Some("b"));
+        assert_eq!(source.line(3), Some("c"));
+        assert_eq!(source.line(4), Some(""));
+        assert_eq!(source.line(5), None);
+    }
+
+    #[test]
+    fn says_where_bytes_are_no_text() {
+        let fault = decode(b"name: caf\xe9\n").unwrap_err();
+        assert_eq!(
+            fault.position,
+            Some(Position {
+                line: 1,
+                column: 10
+            })
+        );
+        assert_eq!(fault.source_line.as_deref(), Some("name: caf"));
+        let fault = decode(b"a: 1\nb: \0\n").unwrap_err();
+        assert_eq!(fault.position, Some(Position { line: 2, column: 4 }));
+        assert!(fault.message.contains("U+0000"));
+    }
+
+    #[test]
+    fn finds_a_part_of_a_value() {
+        let source = decode("s: \"ä.example, b:80\"\n".as_bytes()).unwrap();
+        let at = Position { line: 1, column: 4 };
+        assert_eq!(source.find(at, "b:80").column, 16);
+        assert_eq!(source.find(at, "zzz"), at);
+    }
+
+    #[test]
+    fn reads_no_fifo_no_folder_and_nothing_huge() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |name: &str| Source::read(&dir.path().join(name));
+        assert!(read("missing").unwrap().is_none());
+
+        let fifo = dir.path().join("fifo");
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, 0o600.into(), 0).unwrap();
+        assert!(
+            read("fifo")
+                .unwrap_err()
+                .message
+                .contains("no regular file")
+        );
+
+        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        assert!(read("folder").unwrap_err().message.contains("a folder"));
+
+        std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).unwrap();
+        assert!(
+            read("dangling")
+                .unwrap_err()
+                .message
+                .contains("cannot be opened")
+        );
+
+        std::fs::write(dir.path().join("huge"), vec![b'#'; 1024 * 1024 + 1]).unwrap();
+        assert!(read("huge").unwrap_err().message.contains("1 MiB"));
+    }
+}

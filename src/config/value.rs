@@ -1,0 +1,469 @@
+//! What the values of keys mean: text, numbers, durations, lists of them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::fault::Position;
+use super::fields::{At, Report, nearest, shorten};
+use super::raw::{Node, Value};
+
+/// No time in a configuration is longer.
+const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Longer values are no names, paths or arguments.
+const MAX_TEXT: usize = 32 * 1024;
+
+/// No list of hosts, ports or addresses is longer.
+const MAX_WORDS: usize = 1000;
+
+/// A single value that is not empty.
+pub(super) fn text(node: &Node, key: &str, report: &mut Report<'_>) -> Option<String> {
+    let text = anything(node, key, report)?;
+    if text.is_empty() {
+        report.at(node.at, format!("`{key}` is empty; give it a value"));
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// A single value, which may be an empty string.
+fn anything<'n>(node: &'n Node, key: &str, report: &mut Report<'_>) -> Option<&'n str> {
+    let Value::Scalar { text, .. } = &node.value else {
+        let kind = node.kind();
+        report.at(
+            node.at,
+            format!("`{key}` is {kind}; a single value is needed"),
+        );
+        return None;
+    };
+    if text.contains('\0') {
+        report.at(
+            node.at,
+            format!("`{key}` contains a NUL character; remove it"),
+        );
+        return None;
+    }
+    if text.len() > MAX_TEXT {
+        report.at(node.at, format!("`{key}` is longer than {MAX_TEXT} bytes"));
+        return None;
+    }
+    Some(text)
+}
+
+/// `true` or `false`, and what older YAML takes for them.
+pub(super) fn boolean(node: &Node, key: &str, report: &mut Report<'_>) -> Option<bool> {
+    let text = text(node, key, report)?;
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" => Some(true),
+        "false" | "no" | "off" => Some(false),
+        _ => {
+            let shown = shorten(&text);
+            report.at(
+                node.at,
+                format!("`{key}` is `{shown}`; give `true` or `false`"),
+            );
+            None
+        }
+    }
+}
+
+/// A list, where a single value is a list of one.
+pub(super) fn strings(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<At<String>>> {
+    let Value::List(list) = &node.value else {
+        return text(node, key, report).map(|value| vec![At { at: node.at, value }]);
+    };
+    let items: Vec<Option<At<String>>> = list
+        .iter()
+        .map(|item| text(item, key, report).map(|value| At { at: item.at, value }))
+        .collect();
+    items.into_iter().collect()
+}
+
+/// `"a, b"` or a list, whose elements may again be `"a, b"`.
+pub(super) fn words(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<At<String>>> {
+    let mut words = Vec::new();
+    for string in strings(node, key, report)? {
+        for part in string.value.split(',').map(str::trim) {
+            if part.is_empty() {
+                continue;
+            }
+            if words.len() == MAX_WORDS {
+                report.at(node.at, format!("`{key}` has more than {MAX_WORDS} values"));
+                return None;
+            }
+            let at = report.source.find(string.at, part);
+            words.push(At {
+                at,
+                value: part.to_owned(),
+            });
+        }
+    }
+    if words.is_empty() {
+        report.at(
+            node.at,
+            format!("`{key}` is an empty list; give at least one value"),
+        );
+        return None;
+    }
+    Some(words)
+}
+
+/// The arguments of a program. They are never split as a shell would, so a single string is taken only if there is
+/// nothing to split.
+pub(super) fn arguments(
+    node: &Node,
+    key: &str,
+    report: &mut Report<'_>,
+) -> Option<Vec<At<String>>> {
+    match &node.value {
+        Value::List(list) => {
+            let items: Vec<Option<At<String>>> = list
+                .iter()
+                .map(|item| {
+                    let text = anything(item, key, report)?.to_owned();
+                    Some(At {
+                        at: item.at,
+                        value: text,
+                    })
+                })
+                .collect();
+            items.into_iter().collect()
+        }
+        Value::Scalar { text, .. } if text.contains(char::is_whitespace) => {
+            let parts: Vec<String> = text.split_whitespace().map(|p| format!("{p:?}")).collect();
+            let list = shorten(&parts.join(", ")).replace("\\\"", "\"");
+            report.at(
+                node.at,
+                format!("`{key}` is one string; write a list: [{list}]"),
+            );
+            None
+        }
+        _ => strings(node, key, report),
+    }
+}
+
+/// A whole number in a range.
+fn number(
+    at: Position,
+    text: &str,
+    key: &str,
+    range: (u16, u16),
+    report: &mut Report<'_>,
+) -> Option<u16> {
+    let (least, most) = range;
+    let parsed = text.parse::<u64>().ok();
+    match parsed.and_then(|number| u16::try_from(number).ok()) {
+        Some(number) if (least..=most).contains(&number) => Some(number),
+        _ => {
+            let shown = shorten(text);
+            let message =
+                format!("`{key}` is `{shown}`; give a whole number from {least} to {most}");
+            report.at(at, message);
+            None
+        }
+    }
+}
+
+/// The number of instances.
+pub(super) fn count(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u16> {
+    let text = text(node, key, report)?;
+    number(node.at, &text, key, (1, 1000), report)
+}
+
+/// One port.
+pub(super) fn port(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u16> {
+    let text = text(node, key, report)?;
+    number(node.at, &text, key, (1, u16::MAX), report)
+}
+
+/// A port, `"80, 8080"` or a list.
+pub(super) fn ports(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<At<u16>>> {
+    let ports: Vec<Option<At<u16>>> = words(node, key, report)?
+        .into_iter()
+        .map(|At { at, value }| {
+            let value = number(at, &value, key, (1, u16::MAX), report)?;
+            Some(At { at, value })
+        })
+        .collect();
+    ports.into_iter().collect()
+}
+
+/// `30s`, `500ms`, `1m30s`, or plain seconds, `2.5`.
+pub(super) fn duration(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Duration> {
+    let text = text(node, key, report)?;
+    match parse_duration(&text) {
+        Some(duration) if duration <= MAX_DURATION => Some(duration),
+        Some(_) => {
+            report.at(node.at, format!("`{key}` is longer than a day"));
+            None
+        }
+        None => {
+            let shown = shorten(&text);
+            report.at(
+                node.at,
+                format!(
+                    "`{key}` is `{shown}`; give a time such as 30s, 500ms, 2m or plain seconds"
+                ),
+            );
+            None
+        }
+    }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    if let Some(seconds) = parse_decimal(text) {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (amount, after) = rest.split_at(digits);
+        let unit_end = after
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit_end);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" | "sec" => 1.0,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(parse_decimal(amount)? * seconds).ok()?;
+        total = total.checked_add(part)?;
+        rest = after.trim_start();
+    }
+    Some(total)
+}
+
+/// Digits with at most one dot: no sign, no exponent, no `inf`.
+fn parse_decimal(text: &str) -> Option<f64> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if plain { text.parse().ok() } else { None }
+}
+
+/// One of some words.
+pub(super) fn choice<T: Copy>(
+    node: &Node,
+    key: &str,
+    report: &mut Report<'_>,
+    choices: &[(&str, T)],
+) -> Option<T> {
+    let text = text(node, key, report)?;
+    if let Some((_, choice)) = choices.iter().find(|(word, _)| *word == text) {
+        return Some(*choice);
+    }
+    let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+    report.at(node.at, not_a_choice(key, &text, &words));
+    None
+}
+
+/// What to say about a word that is none of some.
+pub(super) fn not_a_choice(key: &str, text: &str, words: &[&str]) -> String {
+    let shown = shorten(text);
+    match nearest(text, words) {
+        Some(near) => format!("`{key}` is `{shown}`; did you mean `{near}`?"),
+        None => format!("`{key}` is `{shown}`; give one of {}", words.join(", ")),
+    }
+}
+
+/// One IP address.
+pub(super) fn address(node: &Node, key: &str, report: &mut Report<'_>) -> Option<IpAddr> {
+    let text = text(node, key, report)?;
+    parse_address(node.at, &text, key, report)
+}
+
+/// An IP address, `"a, b"` or a list.
+pub(super) fn addresses(
+    node: &Node,
+    key: &str,
+    report: &mut Report<'_>,
+) -> Option<Vec<At<IpAddr>>> {
+    let addresses: Vec<Option<At<IpAddr>>> = words(node, key, report)?
+        .into_iter()
+        .map(|At { at, value }| {
+            let value = parse_address(at, &value, key, report)?;
+            Some(At { at, value })
+        })
+        .collect();
+    addresses.into_iter().collect()
+}
+
+fn parse_address(at: Position, text: &str, key: &str, report: &mut Report<'_>) -> Option<IpAddr> {
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<IpAddr>() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            let shown = shorten(text);
+            let message =
+                format!("`{key}` is `{shown}`; give an IP address such as 127.0.0.1 or ::1");
+            report.at(at, message);
+            None
+        }
+    }
+}
+
+/// IP addresses and networks, `10.0.0.0/8`.
+pub(super) fn networks(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<IpNet>> {
+    // An empty list says something here: trust nobody.
+    if matches!(&node.value, Value::List(list) if list.is_empty()) {
+        return Some(Vec::new());
+    }
+    let networks: Vec<Option<IpNet>> = words(node, key, report)?
+        .into_iter()
+        .map(|At { at, value }| {
+            let address = value.parse::<IpAddr>().map(IpNet::from);
+            match address.or_else(|_| value.parse::<IpNet>()) {
+                Ok(network) => Some(network.trunc()),
+                Err(_) => {
+                    let shown = shorten(&value);
+                    let message = format!(
+                        "`{key}` has `{shown}`; give IP addresses or networks such as 10.0.0.0/8"
+                    );
+                    report.at(at, message);
+                    None
+                }
+            }
+        })
+        .collect();
+    networks.into_iter().collect()
+}
+
+/// A mapping, or a list of `KEY=value`.
+pub(super) fn environment(
+    node: &Node,
+    key: &str,
+    report: &mut Report<'_>,
+) -> Option<BTreeMap<String, String>> {
+    let mut pairs: Vec<(Position, String, String)> = Vec::new();
+    let mut good = true;
+    match &node.value {
+        Value::Map(entries) => {
+            for (name, value) in entries {
+                let value = if value.is_null() {
+                    Some("")
+                } else {
+                    anything(value, key, report)
+                };
+                match (text(name, key, report), value) {
+                    (Some(text), Some(value)) => pairs.push((name.at, text, value.to_owned())),
+                    _ => good = false,
+                }
+            }
+        }
+        Value::List(items) => {
+            for item in items {
+                match text(item, key, report) {
+                    Some(line) => match line.split_once('=') {
+                        Some((name, value)) => {
+                            pairs.push((item.at, name.to_owned(), value.to_owned()));
+                        }
+                        None => {
+                            let shown = shorten(&line);
+                            report.at(item.at, format!("`{shown}` is no `KEY=value`"));
+                            good = false;
+                        }
+                    },
+                    None => good = false,
+                }
+            }
+        }
+        Value::Scalar { .. } => {
+            let message = format!("`{key}` is a single value; give lines of `KEY: value` below it");
+            report.at(node.at, message);
+            return None;
+        }
+    }
+    let mut environment = BTreeMap::new();
+    for (at, name, value) in pairs {
+        if let Err(why) = check_variable(&name) {
+            report.at(at, why);
+            good = false;
+        } else if environment.insert(name.clone(), value).is_some() {
+            report.at(at, format!("`{name}` stands there twice; keep one"));
+            good = false;
+        }
+    }
+    good.then_some(environment)
+}
+
+/// Whether a service may have this variable.
+fn check_variable(name: &str) -> Result<(), String> {
+    let shown = shorten(name);
+    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let rest = name.chars().all(|c| c.is_ascii_graphic() && c != '=');
+    if !begins || !rest {
+        return Err(format!(
+            "`{shown}` is no name of a variable; use letters, digits and `_`"
+        ));
+    }
+    let own = [
+        "PORT",
+        "SOCKET",
+        "NOTIFY_SOCKET",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+    ];
+    if own.contains(&name) || name.starts_with("SMOOTHSERVE_") {
+        return Err(format!("`{shown}` is set by smoothserve itself; remove it"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_durations() {
+        for (text, millis) in [
+            ("30s", 30_000),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("1m30s", 90_000),
+            ("1m 30s", 90_000),
+            ("1.5s", 1500),
+            ("0", 0),
+            ("3", 3000),
+            ("0.25", 250),
+            (".5", 500),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Some(Duration::from_millis(millis)),
+                "{text}"
+            );
+        }
+        for text in [
+            "s", "1x", "-1", "1e3", "inf", "nan", "1..5", ".", "1s2", "s1", "1 s",
+        ] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn keeps_its_own_variables_to_itself() {
+        for name in [
+            "PORT",
+            "SOCKET",
+            "LISTEN_FDS",
+            "SMOOTHSERVE_X",
+            "",
+            "1A",
+            "A B",
+            "A=B",
+            "ä",
+        ] {
+            assert!(check_variable(name).is_err(), "{name}");
+        }
+        for name in ["RUST_LOG", "_x", "PORTS", "npm_config.x"] {
+            assert!(check_variable(name).is_ok(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Whole folders of configuration, the good ones and the wrong ones.
+//!
+//! A folder with faults has the report that is expected in `report.txt`, in which the folder itself is called `DIR`.
+//! With `SMOOTHSERVE_BLESS=1` in the environment those files are written instead of compared.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use smoothserve::config::{
+    self, Bind, Config, Faults, Listen, Process, Ready, Rollout, Service, Site, load, load_partial,
+};
+use smoothserve::ipc::Host;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/config")
+        .join(name)
+}
+
+/// Compares the report with the one that is written down.
+fn assert_report(dir: &Path, faults: &Faults) {
+    let fixtures = fixture("");
+    let fixtures = fixtures.to_str().unwrap().trim_end_matches('/');
+    let report = faults.to_string();
+    let report = report
+        .replace(dir.to_str().unwrap(), "DIR")
+        .replace(fixtures, "FIXTURES")
+        + "\n";
+    let expected = dir.join("report.txt");
+    if std::env::var_os("SMOOTHSERVE_BLESS").is_some() {
+        fs::write(&expected, &report).unwrap();
+    }
+    let expected = fs::read_to_string(&expected).unwrap();
+    assert_eq!(report, expected, "\n--- the report is:\n{report}");
+}
+
+fn good(dir: &Path) -> Config {
+    load(dir).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+/// A folder with these files, and an executable `app` in it.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("services")).unwrap();
+    fs::copy(fixture("app"), dir.path().join("app")).unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    dir
+}
+
+/// The one service of a folder whose file has these lines besides the needed ones.
+fn service(lines: &str) -> Service {
+    let text = format!("name: x\nport: 8080\nexecutable_path: ../app\n{lines}\n");
+    let dir = folder(&[("services/x.yaml", &text)]);
+    Service::clone(&good(dir.path()).services["x"])
+}
+
+#[test]
+fn the_files_of_the_original_load_unchanged() {
+    let dir = fixture("original");
+    let config = good(&dir);
+    assert_eq!(config.services.len(), 1);
+    let file = dir.join("services/center.yaml");
+    let folder = dir.join("services/../..");
+    assert_eq!(
+        *config.services["center"],
+        Service {
+            name: "center".into(),
+            file,
+            enabled: true,
+            sites: vec![Site {
+                host: Host::Exact("local.example.com".into()),
+                path: "/center".into()
+            }],
+            listen: vec![Listen {
+                address: None,
+                port: 8020
+            }],
+            instance_count: 2,
+            process: Process {
+                executable: folder.join("app"),
+                args: vec!["-port={port}".into()],
+                environment: BTreeMap::new(),
+                environment_file: None,
+                environment_file_optional: false,
+                working_directory: None,
+                user: None,
+                group: None,
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                start_instance_port: Some(8021),
+                bind: Bind::Port,
+                ready: Ready::Tcp,
+                stop_signal: 15,
+            },
+            auto_restart: true,
+            watch_files: vec![
+                folder.join("view"),
+                folder.join("config"),
+                folder.join("view/common/server_error.html"),
+            ],
+            delay_update_time: Duration::from_secs(5),
+            delay_running_time: Duration::from_secs(3),
+            start_timeout: Duration::from_secs(63),
+            drain_timeout: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(10),
+            rollout: Rollout::StartFirst,
+        }
+    );
+    let note = "CommandPort, ProxyAddr, log: not used: control is D-Bus, logs are the journal";
+    let [only] = config.notes.as_slice() else {
+        panic!("{:?}", config.notes)
+    };
+    assert!(only.ends_with(note), "{only}");
+}
+
+#[test]
+fn without_a_global_file_the_defaults_hold() {
+    let config = good(&fixture("minimal"));
+    assert_eq!(config.default_user, "www-data");
+    assert!(config.trusted_proxies.is_empty());
+    assert!(config.notes.is_empty(), "{:?}", config.notes);
+    assert_eq!(config.services.keys().collect::<Vec<_>>(), ["shop"]);
+    let shop = &config.services["shop"];
+    assert_eq!(shop.instance_count, 1);
+    assert!(shop.enabled && !shop.auto_restart);
+    assert_eq!(shop.sites[0].to_string(), "_");
+    assert_eq!(shop.listen[0].to_string(), "[::]:8080");
+    assert_eq!(shop.start_timeout, Duration::from_secs(60));
+    assert_eq!(shop.delay_update_time, Duration::from_secs(1));
+}
+
+#[test]
+fn all_faults_of_all_files_come_in_one_report() {
+    let dir = fixture("faults");
+    let faults = load(&dir).unwrap_err();
+    assert_report(&dir, &faults);
+    let (config, same) = load_partial(&dir);
+    assert_eq!(same, faults);
+    assert!(config.services.is_empty());
+}
+
+#[test]
+fn services_in_each_others_way_are_reported_and_the_first_one_is_kept() {
+    let dir = fixture("clashes");
+    let (config, faults) = load_partial(&dir);
+    assert_report(&dir, &faults);
+    assert_eq!(
+        config.services.keys().collect::<Vec<_>>(),
+        ["a", "h", "i"].iter().collect::<Vec<_>>()
+    );
+    assert!(load(&dir).is_err());
+    let kept = config.services.values().map(|service| &**service);
+    assert_eq!(config::conflicts(kept), []);
+}
+
+#[test]
+fn every_form_of_a_value_is_read() {
+    let one = |name: &str| vec![Site::parse(name).unwrap()];
+    assert_eq!(service("server_name: a.example").sites, one("a.example"));
+    let many = [Site::parse("a.example"), Site::parse("b.example/x")].map(Result::unwrap);
+    for text in [
+        "server_name: \"b.example/x, a.example\"",
+        "server_name: [a.example, b.example/x]",
+        "server_name: [\"a.example, b.example/x\"]",
+        "server_name:\n- a.example\n- b.example/x\n- A.example.",
+    ] {
+        assert_eq!(service(text).sites, many, "{text}");
+    }
+
+    let second = Duration::from_secs(1);
+    for (key, value) in [
+        ("2s", 2),
+        ("2", 2),
+        ("2000ms", 2),
+        ("1m30s", 90),
+        ("2m", 120),
+    ] {
+        let text =
+            format!("drain_timeout: {key}\ndelay_update_time: {key}\ndelay_running_time: {key}");
+        let found = service(&text);
+        assert_eq!(found.drain_timeout, second * value, "{key}");
+        assert_eq!(found.delay_update_time, second * value, "{key}");
+        assert_eq!(found.delay_running_time, second * value, "{key}");
+    }
+    assert_eq!(service("stop_timeout: 0.5").stop_timeout, second / 2);
+
+    for (text, number) in [
+        ("SIGTERM", 15),
+        ("TERM", 15),
+        ("int", 2),
+        ("SIGQUIT", 3),
+        ("10", 10),
+    ] {
+        assert_eq!(
+            service(&format!("stop_signal: {text}")).process.stop_signal,
+            number
+        );
+    }
+    let found = service("environment: {A: 1, B: yes, C: , D: \"\"}");
+    let pairs = [("A", "1"), ("B", "yes"), ("C", ""), ("D", "")];
+    let pairs = pairs.map(|(k, v)| (k.to_owned(), v.to_owned()));
+    assert_eq!(found.process.environment, BTreeMap::from(pairs));
+    let found = service("environment: [A=1, \"B=x=y\"]");
+    assert_eq!(found.process.environment["B"], "x=y");
+
+    for (text, ready) in [
+        ("tcp", Ready::Tcp),
+        ("notify", Ready::Notify),
+        ("http", Ready::Http("/".into())),
+        ("http:/health?full=1", Ready::Http("/health?full=1".into())),
+    ] {
+        assert_eq!(service(&format!("ready: {text}")).process.ready, ready);
+    }
+}
+
+#[test]
+fn a_socket_changes_the_default_arguments() {
+    assert_eq!(service("bind: port").process.args, ["-port={port}"]);
+    assert!(service("bind: unix").process.args.is_empty());
+    assert!(service("bind: inherit").process.args.is_empty());
+    assert!(service("args: []").process.args.is_empty());
+    let found = service("bind: unix\nargs: [\"--socket={socket}\", \"\"]");
+    assert_eq!(found.process.args, ["--socket={socket}", ""]);
+}
+
+#[test]
+fn ports_and_addresses_multiply() {
+    let dir = folder(&[(
+        "services/x.yaml",
+        "name: x\nport: \"8081, 8080, 8081\"\nlisten_address: 127.0.0.1, 127.0.0.2\nexecutable_path: ../app\n",
+    )]);
+    let config = good(dir.path());
+    let listen: Vec<String> = config.services["x"]
+        .listen
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let expected = [
+        "127.0.0.1:8080",
+        "127.0.0.1:8081",
+        "127.0.0.2:8080",
+        "127.0.0.2:8081",
+    ];
+    assert_eq!(listen, expected);
+}
+
+#[test]
+fn paths_begin_at_the_file_that_names_them() {
+    let found = service(
+        "working_directory: .\nenvironment_file: -./x.env\nwatch_files: [view, /etc/hosts]",
+    );
+    let folder = found.file.parent().unwrap();
+    assert_eq!(found.process.executable, folder.join("../app"));
+    assert_eq!(found.process.working_directory, Some(folder.to_owned()));
+    assert_eq!(found.process.environment_file, Some(folder.join("x.env")));
+    assert!(found.process.environment_file_optional);
+    assert_eq!(
+        found.watch_files,
+        [folder.join("../view"), "/etc/hosts".into()]
+    );
+}
+
+#[test]
+fn a_service_that_is_not_enabled_may_name_what_is_not_there() {
+    let text =
+        "name: x\nenabled: no\nport: 80\nexecutable_path: ./later\nuser: nobody-by-this-name\n";
+    let dir = folder(&[("services/x.yaml", text)]);
+    let config = good(dir.path());
+    assert!(!config.services["x"].enabled);
+    assert_eq!(config.notes.len(), 2, "{:?}", config.notes);
+    assert!(config.notes[0].contains("services/x.yaml:4: the executable "));
+}
+
+#[test]
+fn the_folder_of_services_can_be_elsewhere() {
+    for key in ["SubConfigDir", "services_dir"] {
+        let dir = folder(&[("smoothserve.yaml", &format!("{key}: ./sites\n"))]);
+        let sites = dir.path().join("sites");
+        let faults = load(dir.path()).unwrap_err();
+        assert!(faults.to_string().contains(":1:"), "{faults}");
+        assert!(faults.to_string().contains("cannot be opened"), "{faults}");
+        fs::create_dir(&sites).unwrap();
+        fs::write(
+            sites.join("x.yaml"),
+            "name: x\nport: 80\nexecutable_path: ../app\n",
+        )
+        .unwrap();
+        assert!(good(dir.path()).services.contains_key("x"));
+    }
+}
+
+#[test]
+fn a_missing_folder_of_services_is_a_note_and_a_missing_configuration_a_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = good(dir.path());
+    assert!(config.services.is_empty());
+    assert!(config.notes[0].contains("so there are no services"));
+
+    let (config, faults) = load_partial(&dir.path().join("nowhere"));
+    assert!(config.services.is_empty());
+    assert!(
+        faults
+            .to_string()
+            .contains("nowhere: the folder cannot be opened")
+    );
+}
+
+#[test]
+fn a_wrong_global_file_leaves_the_services_running() {
+    let text = "name: x\nport: 80\nexecutable_path: ../app\n";
+    let dir = folder(&[("smoothserve.yaml", "a: [\n"), ("services/x.yaml", text)]);
+    let (config, faults) = load_partial(dir.path());
+    assert_eq!(faults.len(), 1);
+    assert!(config.services.contains_key("x"));
+    assert_eq!(config.default_user, "www-data");
+}
+
+#[test]
+fn a_faulty_service_takes_nothing_away_from_a_good_one() {
+    let bad = "name: x\nport: 80\nexecutable_path: ../app\ncolor: red\n";
+    let good = "name: x\nport: 80\nexecutable_path: ../app\n";
+    let dir = folder(&[("services/a.yaml", bad), ("services/b.yaml", good)]);
+    let (config, faults) = load_partial(dir.path());
+    assert_eq!(faults.len(), 2, "{faults}");
+    assert!(config.services["x"].file.ends_with("services/b.yaml"));
+}
+
+#[test]
+fn trusted_proxies_are_addresses_and_networks() {
+    let text = "trusted_proxies: [127.0.0.1, 10.1.2.3/8, \"::1, fd00::/8\"]\n";
+    let dir = folder(&[("smoothserve.yaml", text)]);
+    let networks: Vec<String> = good(dir.path())
+        .trusted_proxies
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        networks,
+        ["127.0.0.1/32", "10.0.0.0/8", "::1/128", "fd00::/8"]
+    );
+}
+
+#[test]
+fn a_check_tells_what_it_found() {
+    let dir = fixture("original");
+    let text = config::check(&dir).unwrap();
+    let first = format!("{}: 1 service, 2 instances, no faults\n", dir.display());
+    assert!(text.starts_with(&first), "{text}");
+    assert!(
+        text.contains("  center: local.example.com/center on [::]:8020, × 2\n"),
+        "{text}"
+    );
+    assert!(text.contains("note: "), "{text}");
+    assert!(config::check(&fixture("faults")).is_err());
+}
