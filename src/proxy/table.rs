@@ -1,0 +1,161 @@
+//! A route table as the worker uses it: checked once, compiled once, immutable, shared by all threads.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::endpoint::Spec;
+use super::router::{Clash, Router};
+use crate::ipc::{self, EndpointId, EndpointState, ListenerId};
+
+/// All that a thread needs to know.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) number: u64,
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) services: Vec<Service>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) id: ListenerId,
+    pub(crate) address: SocketAddr,
+    /// Its services are indices into [`Table::services`].
+    pub(crate) router: Arc<Router>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Service {
+    /// Unique in the table; it is the same service as one of that name in another table.
+    pub(crate) name: String,
+    pub(crate) running: bool,
+    pub(crate) endpoints: Vec<(Arc<Spec>, EndpointState)>,
+}
+
+/// Why a table cannot be used at all.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("listener {0:?} was never received")]
+    UnknownListener(ListenerId),
+    #[error("listener {0:?} is named twice")]
+    ListenerTwice(ListenerId),
+    #[error("a route of listener {0:?} names a service that is not there")]
+    UnknownService(ListenerId),
+    #[error("service {0:?} is named twice")]
+    ServiceTwice(String),
+    #[error("endpoint {0:?} is named twice")]
+    EndpointTwice(EndpointId),
+    #[error(transparent)]
+    Clash(#[from] Clash),
+}
+
+impl Table {
+    /// Checks what the manager sent and makes it the successor of `self`. An endpoint goes on from where it was: its
+    /// address stays, its counters go on, and its state only moves down.
+    pub(crate) fn succeed(
+        &self,
+        table: ipc::Table,
+        is_known: impl Fn(ListenerId) -> bool,
+        threads: usize,
+    ) -> Result<Table, Fault> {
+        let mut listeners = Vec::with_capacity(table.listeners.len());
+        let mut seen = HashSet::new();
+        for listener in table.listeners {
+            if !is_known(listener.id) {
+                return Err(Fault::UnknownListener(listener.id));
+            }
+            if !seen.insert(listener.id) {
+                return Err(Fault::ListenerTwice(listener.id));
+            }
+            let count = table.services.len();
+            if listener.routes.iter().any(|route| route.service >= count) {
+                return Err(Fault::UnknownService(listener.id));
+            }
+            listeners.push(Listener {
+                id: listener.id,
+                address: listener.address,
+                router: Arc::new(Router::try_new(&listener.routes)?),
+            });
+        }
+        Ok(Table {
+            number: table.number,
+            trusted_proxies: table.trusted_proxies,
+            listeners,
+            services: self.succeed_services(table.services, threads)?,
+        })
+    }
+
+    fn succeed_services(
+        &self,
+        services: Vec<ipc::Service>,
+        threads: usize,
+    ) -> Result<Vec<Service>, Fault> {
+        let before: HashMap<EndpointId, _> = self
+            .endpoints()
+            .map(|(spec, state)| (spec.id, (spec, state)))
+            .collect();
+        let mut names = HashSet::new();
+        let mut ids = HashSet::new();
+        let mut result = Vec::with_capacity(services.len());
+        for service in services {
+            if !names.insert(service.name.clone()) {
+                return Err(Fault::ServiceTwice(service.name));
+            }
+            let mut endpoints = Vec::with_capacity(service.endpoints.len());
+            for endpoint in service.endpoints {
+                if !ids.insert(endpoint.id) {
+                    return Err(Fault::EndpointTwice(endpoint.id));
+                }
+                endpoints.push(match before.get(&endpoint.id) {
+                    Some(&(spec, state)) => {
+                        (spec.clone(), succeed_state(state, &endpoint, &service.name))
+                    }
+                    None => {
+                        let ipc::Endpoint {
+                            id,
+                            address,
+                            state,
+                            probe,
+                        } = endpoint;
+                        (Arc::new(Spec::new(id, address, probe, threads)), state)
+                    }
+                });
+            }
+            result.push(Service {
+                name: service.name,
+                running: service.running,
+                endpoints,
+            });
+        }
+        Ok(result)
+    }
+
+    /// All endpoints of all services.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Arc<Spec>, EndpointState)> {
+        let services = self.services.iter();
+        services.flat_map(|service| service.endpoints.iter().map(|(spec, state)| (spec, *state)))
+    }
+
+    /// The state of an endpoint, if the table has it.
+    pub(crate) fn state(&self, id: EndpointId) -> Option<EndpointState> {
+        self.endpoints()
+            .find(|(spec, _)| spec.id == id)
+            .map(|(_, state)| state)
+    }
+}
+
+fn succeed_state(before: EndpointState, endpoint: &ipc::Endpoint, service: &str) -> EndpointState {
+    if endpoint.state < before {
+        tracing::warn!(
+            service,
+            instance = endpoint.id.0,
+            state = ?endpoint.state,
+            was = ?before,
+            "EndpointNotRevived"
+        );
+    }
+    endpoint.state.max(before)
+}

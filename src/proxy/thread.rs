@@ -1,0 +1,499 @@
+//! A data thread: one core's worth of the worker, with a runtime, a table, pools and connections of its own.
+//!
+//! # Theory of operation
+//! The control thread sends [`Command`]s; the thread answers with [`Report`]s. A table is taken over in one step without
+//! an await, so a request sees either the old one or the new one, and what the thread has said about a table is true
+//! from then on. Nothing on the way of a request is shared with another thread, but for counters that it alone writes.
+//!
+//! A thread that accepts a connection gives it to the thread with the fewest. That one must know the listener: a
+//! thread with an older table is passed over, and one that has removed the listener in the meantime serves the
+//! connection by the routes of the table that came with it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::client;
+use super::endpoint::Endpoint;
+use super::listener::{Listener, Routes};
+use super::service::Service;
+use super::table::Table;
+use crate::ipc::{EndpointId, EndpointState, ListenerId};
+
+/// How often idle upstream connections are looked after.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What the control thread, or another data thread, asks of a data thread.
+pub(crate) enum Command {
+    /// Use this table; accept on these sockets, which it is the first to name.
+    Apply {
+        table: Arc<Table>,
+        opened: Vec<(ListenerId, Arc<OwnedFd>)>,
+    },
+    /// Serve this connection, which another thread accepted.
+    Serve(Handover),
+    /// Accept what waits, then no more; close idle connections after this time.
+    Drain { idle: Duration },
+    /// End, whatever is left.
+    Stop,
+}
+
+/// A connection on its way from the thread that accepted it.
+pub(crate) struct Handover {
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    listener: ListenerId,
+    table: Arc<Table>,
+    open: Open,
+}
+
+/// What a data thread says to the control thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// Which thread.
+    pub(crate) thread: usize,
+    /// What it says.
+    pub(crate) event: Event,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It uses the table of this number.
+    Applied(u64),
+    /// Having applied this table, it has no connection to a draining endpoint, and will have none.
+    Idle { endpoint: EndpointId, table: u64 },
+    /// Draining, it has closed its listeners.
+    Closed,
+    /// Draining, it has ended its last connection.
+    Empty,
+    /// It has ended.
+    Ended,
+}
+
+/// What every thread may know of every other.
+pub(crate) struct Threads {
+    loads: Box<[Load]>,
+    commands: Box<[mpsc::UnboundedSender<Command>]>,
+    most_connections: u32,
+}
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Load {
+    connections: AtomicU32,
+    table: AtomicU64,
+}
+
+impl Threads {
+    /// For as many threads as there are senders.
+    pub(crate) fn new(
+        commands: Vec<mpsc::UnboundedSender<Command>>,
+        most_connections: u32,
+    ) -> Threads {
+        Threads {
+            loads: commands.iter().map(|_| Load::default()).collect(),
+            commands: commands.into(),
+            most_connections,
+        }
+    }
+
+    /// Open client connections.
+    pub(crate) fn connections(&self) -> u32 {
+        let loads = self.loads.iter();
+        loads
+            .map(|load| load.connections.load(Ordering::Acquire))
+            .sum()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// False if the thread has ended.
+    pub(crate) fn send(&self, thread: usize, command: Command) -> Result<(), Command> {
+        self.commands[thread].send(command).map_err(|error| error.0)
+    }
+
+    /// The thread with the fewest connections that has a table at least as new as `thread`; `thread` itself among equals.
+    fn least_loaded(&self, thread: usize) -> usize {
+        let table = self.loads[thread].table.load(Ordering::Relaxed);
+        (0..self.loads.len())
+            .filter(|&other| self.loads[other].table.load(Ordering::Acquire) >= table)
+            .min_by_key(|&other| {
+                let connections = self.loads[other].connections.load(Ordering::Relaxed);
+                (connections, other != thread)
+            })
+            .unwrap_or(thread)
+    }
+}
+
+/// An open client connection, counted for its thread.
+struct Open {
+    threads: Arc<Threads>,
+    thread: usize,
+}
+
+impl Open {
+    fn new(threads: Arc<Threads>, thread: usize) -> Open {
+        threads.loads[thread]
+            .connections
+            .fetch_add(1, Ordering::AcqRel);
+        Open { threads, thread }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.threads.loads[self.thread]
+            .connections
+            .fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The way of an endpoint, or of the thread itself, to the control thread.
+#[derive(Clone)]
+pub(crate) struct Reporter {
+    thread: usize,
+    table: Rc<Cell<u64>>,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+impl Reporter {
+    pub(crate) fn new(thread: usize, reports: mpsc::UnboundedSender<Report>) -> Reporter {
+        Reporter {
+            thread,
+            table: Rc::default(),
+            reports,
+        }
+    }
+
+    /// The index of the thread.
+    pub(crate) fn thread(&self) -> usize {
+        self.thread
+    }
+
+    /// A draining endpoint is idle.
+    pub(crate) fn idle(&self, endpoint: EndpointId) {
+        let table = self.table.get();
+        self.send(Event::Idle { endpoint, table });
+    }
+
+    fn send(&self, event: Event) {
+        // Nobody listens only when the process is about to end.
+        let _ = self.reports.send(Report {
+            thread: self.thread,
+            event,
+        });
+    }
+}
+
+/// A data thread as its own tasks see it.
+pub(crate) struct Thread {
+    threads: Arc<Threads>,
+    reporter: Reporter,
+    table: RefCell<Arc<Table>>,
+    listeners: RefCell<HashMap<ListenerId, Rc<Listener>>>,
+    services: RefCell<HashMap<String, Rc<Service>>>,
+    /// Those of the table, and those no longer in it that still have requests in flight.
+    endpoints: RefCell<HashMap<EndpointId, Rc<Endpoint>>>,
+    accepting: RefCell<JoinSet<io::Result<()>>>,
+    draining: Cell<bool>,
+    idle_over: Cell<bool>,
+    idle_ends: Notify,
+}
+
+/// Runs a data thread until it is told to stop. It reports its end also if it panics.
+pub(crate) fn run(
+    index: usize,
+    threads: Arc<Threads>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    reports: mpsc::UnboundedSender<Report>,
+) -> io::Result<()> {
+    let reporter = Reporter::new(index, reports);
+    let _end = ReportEnd(reporter.clone());
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())?;
+    runtime.block_on(async {
+        let thread = Rc::new(Thread::new(threads, reporter));
+        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Apply { table, opened }) => thread.apply(table, opened),
+                    Some(Command::Serve(handover)) => thread.take(handover),
+                    Some(Command::Drain { idle }) => thread.drain(idle),
+                    Some(Command::Stop) | None => break,
+                },
+                _ = sweeps.tick() => thread.sweep(),
+            }
+        }
+    });
+    Ok(())
+}
+
+struct ReportEnd(Reporter);
+
+impl Drop for ReportEnd {
+    fn drop(&mut self) {
+        self.0.send(Event::Ended);
+    }
+}
+
+impl Thread {
+    pub(crate) fn new(threads: Arc<Threads>, reporter: Reporter) -> Thread {
+        Thread {
+            threads,
+            reporter,
+            table: RefCell::default(),
+            listeners: RefCell::default(),
+            services: RefCell::default(),
+            endpoints: RefCell::default(),
+            accepting: RefCell::default(),
+            draining: Cell::new(false),
+            idle_over: Cell::new(false),
+            idle_ends: Notify::new(),
+        }
+    }
+
+    /// Whether the worker drains: every connection is to end with its next response.
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Resolves when the worker drains and idle connections have had their time for one more request.
+    pub(crate) async fn drain_idle(&self) {
+        let ends = self.idle_ends.notified();
+        if !self.idle_over.get() {
+            ends.await;
+        }
+    }
+
+    /// Whether the `X-Forwarded-*` headers of this peer are believed.
+    pub(crate) fn trusts(&self, ip: IpAddr) -> bool {
+        let table = self.table.borrow();
+        table.trusted_proxies.iter().any(|net| net.contains(&ip))
+    }
+
+    /// Whether the worker has as many connections as it may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.threads.connections() >= self.threads.most_connections
+    }
+
+    /// Gives a connection, just accepted, to the thread with the fewest.
+    pub(crate) fn place(
+        self: &Rc<Self>,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        listener: &Rc<Listener>,
+    ) {
+        let target = self.threads.least_loaded(self.reporter.thread());
+        let open = Open::new(self.threads.clone(), target);
+        if target == self.reporter.thread() {
+            self.serve(stream, peer, listener.clone(), open);
+            return;
+        }
+        let handover = Handover {
+            stream,
+            peer,
+            listener: listener.id(),
+            table: self.table.borrow().clone(),
+            open,
+        };
+        if let Err(Command::Serve(handover)) = self.threads.send(target, Command::Serve(handover)) {
+            self.take(handover);
+        }
+    }
+
+    fn take(self: &Rc<Self>, handover: Handover) {
+        let known = self.listeners.borrow().get(&handover.listener).cloned();
+        let listener = known.or_else(|| self.removed_listener(&handover));
+        if let Some(listener) = listener {
+            self.serve(handover.stream, handover.peer, listener, handover.open);
+        }
+    }
+
+    /// The view of a listener that was removed while a connection that it had accepted was on its way here.
+    fn removed_listener(&self, handover: &Handover) -> Option<Rc<Listener>> {
+        let mut listeners = handover.table.listeners.iter();
+        let listener = listeners.find(|listener| listener.id == handover.listener)?;
+        let services = self.services.borrow();
+        let services = handover.table.services.iter().map(|service| {
+            let known = services.get(&service.name).cloned();
+            known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())))
+        });
+        let routes = Routes {
+            router: listener.router.clone(),
+            services: services.collect(),
+        };
+        let listener = Listener::new(listener.id, listener.address, routes);
+        listener.close();
+        Some(Rc::new(listener))
+    }
+
+    fn serve(
+        self: &Rc<Self>,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        listener: Rc<Listener>,
+        open: Open,
+    ) {
+        let counted = Counted {
+            open: Some(open),
+            thread: self.clone(),
+        };
+        match TcpStream::from_std(stream) {
+            Ok(stream) => {
+                let thread = self.clone();
+                tokio::task::spawn_local(async move {
+                    let _counted = counted;
+                    client::serve(stream, peer, listener, thread).await;
+                });
+            }
+            Err(error) => {
+                tracing::error!(client_addr = %peer, %error, "ConnectionNotRegistered");
+            }
+        }
+    }
+
+    fn apply(self: &Rc<Self>, table: Arc<Table>, opened: Vec<(ListenerId, Arc<OwnedFd>)>) {
+        self.reporter.table.set(table.number);
+        let services = self.apply_services(&table);
+        self.apply_listeners(&table, services);
+        *self.table.borrow_mut() = table.clone();
+        for (id, socket) in opened {
+            self.open(id, socket);
+        }
+        self.threads.loads[self.reporter.thread()]
+            .table
+            .store(table.number, Ordering::Release);
+        self.reporter.send(Event::Applied(table.number));
+    }
+
+    /// Takes over the services and their endpoints, and returns the services in the order of the table.
+    fn apply_services(&self, table: &Table) -> Rc<[Rc<Service>]> {
+        let mut before = self.endpoints.take();
+        let mut endpoints = HashMap::with_capacity(before.len());
+        let mut services = HashMap::with_capacity(table.services.len());
+        let mut in_order = Vec::with_capacity(table.services.len());
+        for service in &table.services {
+            let mut active = Vec::with_capacity(service.endpoints.len());
+            for (spec, state) in &service.endpoints {
+                let endpoint = before
+                    .remove(&spec.id)
+                    .unwrap_or_else(|| Rc::new(Endpoint::new(spec.clone(), self.reporter.clone())));
+                match state {
+                    EndpointState::Probing => {}
+                    EndpointState::Active if endpoint.is_draining() => {}
+                    EndpointState::Active => active.push(endpoint.clone()),
+                    EndpointState::Draining => endpoint.drain(),
+                }
+                endpoints.insert(spec.id, endpoint);
+            }
+            let known = self.services.borrow_mut().remove(&service.name);
+            let view = known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())));
+            view.update(service.running, active);
+            services.insert(service.name.clone(), view.clone());
+            in_order.push(view);
+        }
+        for (id, removed) in before {
+            removed.drain();
+            if removed.in_flight() > 0 {
+                endpoints.insert(id, removed);
+            }
+        }
+        *self.endpoints.borrow_mut() = endpoints;
+        for removed in self.services.replace(services).into_values() {
+            removed.update(false, Vec::new());
+        }
+        in_order.into()
+    }
+
+    fn apply_listeners(&self, table: &Table, services: Rc<[Rc<Service>]>) {
+        let mut before = self.listeners.take();
+        let mut listeners = HashMap::with_capacity(table.listeners.len());
+        for listener in &table.listeners {
+            let routes = Routes {
+                router: listener.router.clone(),
+                services: services.clone(),
+            };
+            let view = match before.remove(&listener.id) {
+                Some(known) => {
+                    known.set_routes(routes);
+                    known
+                }
+                None => Rc::new(Listener::new(listener.id, listener.address, routes)),
+            };
+            listeners.insert(listener.id, view);
+        }
+        for removed in before.into_values() {
+            removed.close();
+        }
+        *self.listeners.borrow_mut() = listeners;
+    }
+
+    fn open(self: &Rc<Self>, id: ListenerId, socket: Arc<OwnedFd>) {
+        let listener = self.listeners.borrow().get(&id).cloned();
+        if let Some(listener) = listener
+            && !self.draining()
+        {
+            let mut accepting = self.accepting.borrow_mut();
+            // Those that have ended were closed by a table.
+            while accepting.try_join_next().is_some() {}
+            accepting.spawn_local(listener.accept(self.clone(), socket));
+        }
+    }
+
+    fn drain(self: &Rc<Self>, idle: Duration) {
+        if self.draining.replace(true) {
+            return;
+        }
+        for listener in self.listeners.borrow().values() {
+            listener.finish();
+        }
+        let thread = self.clone();
+        tokio::task::spawn_local(async move {
+            let idle_over = Instant::now() + idle;
+            let mut accepting = thread.accepting.take();
+            while accepting.join_next().await.is_some() {}
+            thread.reporter.send(Event::Closed);
+            tokio::time::sleep_until(idle_over).await;
+            thread.idle_over.set(true);
+            thread.idle_ends.notify_waiters();
+        });
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        for endpoint in self.endpoints.borrow().values() {
+            endpoint.sweep(now);
+        }
+    }
+}
+
+/// A connection of this thread, from the start of its task to its end.
+struct Counted {
+    open: Option<Open>,
+    thread: Rc<Thread>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        drop(self.open.take());
+        if self.thread.draining() {
+            self.thread.reporter.send(Event::Empty);
+        }
+    }
+}
