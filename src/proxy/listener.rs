@@ -206,7 +206,8 @@ impl Acceptor {
                     .socket
                     .try_io(Interest::READABLE, |socket| socket.accept()),
                 // What is in the queue counts, not what the reactor has heard of it.
-                Mode::Finishing | Mode::Closed => self.socket.get_ref().accept(),
+                Mode::Finishing => self.socket.get_ref().accept(),
+                Mode::Closed => return Batch::Empty,
             };
             match accepted {
                 Ok((stream, peer)) => thread.place(stream, peer, listener),

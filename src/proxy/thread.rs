@@ -370,7 +370,7 @@ impl Thread {
 
     fn apply(self: &Rc<Self>, table: Arc<Table>, opened: Vec<(ListenerId, Arc<OwnedFd>)>) {
         self.reporter.table.set(table.number);
-        let services = self.apply_services(&table);
+        let (services, drained) = self.apply_services(&table);
         self.apply_listeners(&table, services);
         *self.table.borrow_mut() = table.clone();
         for (id, socket) in opened {
@@ -380,14 +380,19 @@ impl Thread {
             .table
             .store(table.number, Ordering::Release);
         self.reporter.send(Event::Applied(table.number));
+        for endpoint in drained {
+            endpoint.drain();
+        }
     }
 
-    /// Takes over the services and their endpoints, and returns the services in the order of the table.
-    fn apply_services(&self, table: &Table) -> Rc<[Rc<Service>]> {
+    /// Takes over the services and their endpoints. Returns the services in the order of the table, and the endpoints
+    /// that it drains or has removed, none of which can be claimed any more.
+    fn apply_services(&self, table: &Table) -> (Rc<[Rc<Service>]>, Vec<Rc<Endpoint>>) {
         let mut before = self.endpoints.take();
         let mut endpoints = HashMap::with_capacity(before.len());
         let mut services = HashMap::with_capacity(table.services.len());
         let mut in_order = Vec::with_capacity(table.services.len());
+        let mut drained = Vec::new();
         for service in &table.services {
             let mut active = Vec::with_capacity(service.endpoints.len());
             for (spec, state) in &service.endpoints {
@@ -398,7 +403,7 @@ impl Thread {
                     EndpointState::Probing => {}
                     EndpointState::Active if endpoint.is_draining() => {}
                     EndpointState::Active => active.push(endpoint.clone()),
-                    EndpointState::Draining => endpoint.drain(),
+                    EndpointState::Draining => drained.push(endpoint.clone()),
                 }
                 endpoints.insert(spec.id, endpoint);
             }
@@ -409,16 +414,16 @@ impl Thread {
             in_order.push(view);
         }
         for (id, removed) in before {
-            removed.drain();
             if removed.in_flight() > 0 {
-                endpoints.insert(id, removed);
+                endpoints.insert(id, removed.clone());
             }
+            drained.push(removed);
         }
         *self.endpoints.borrow_mut() = endpoints;
         for removed in self.services.replace(services).into_values() {
             removed.update(false, Vec::new());
         }
-        in_order.into()
+        (in_order.into(), drained)
     }
 
     fn apply_listeners(&self, table: &Table, services: Rc<[Rc<Service>]>) {
