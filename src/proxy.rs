@@ -23,6 +23,7 @@ mod sockets;
 mod stream;
 mod table;
 mod thread;
+mod threads;
 mod upstream;
 
 use std::io;
@@ -38,7 +39,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use control::{Control, ControlError};
-use thread::Threads;
+use threads::Threads;
 
 /// More threads than this never help.
 const MOST_THREADS: usize = 256;

@@ -24,7 +24,7 @@ use super::manager::{Manager, ManagerFault};
 use super::probe::{Finding, Probers};
 use super::sockets::Sockets;
 use super::table::Table;
-use super::thread::{Command, Event, Report, Threads};
+use super::threads::{Command, Event, Report, Threads};
 use crate::ipc::{self, EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker};
 
 /// The least time between two reports of the counters...

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::stream::Stream;
-use super::thread::Reporter;
+use super::threads::Reporter;
 use super::upstream::Upstream;
 use crate::ipc::{Address, EndpointCounts, EndpointId, Probe};
 

@@ -110,3 +110,139 @@ impl Paths {
 fn key(text: &str) -> Box<[u8]> {
     text.as_bytes().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn route(host: Host, path: &str, service: usize) -> Route {
+        Route {
+            host,
+            path: path.to_owned(),
+            service,
+        }
+    }
+
+    fn exact(host: &str) -> Host {
+        Host::Exact(host.to_owned())
+    }
+
+    fn subdomain(host: &str) -> Host {
+        Host::Subdomain(host.to_owned())
+    }
+
+    #[test]
+    fn the_longest_host_then_the_longest_path_wins() {
+        let router = Router::try_new(&[
+            route(Host::Any, "/", 0),
+            route(subdomain("example"), "/", 1),
+            route(subdomain("b.example"), "/", 2),
+            route(exact("a.b.example"), "/api", 3),
+            route(exact("a.b.example"), "/api/v2", 4),
+        ])
+        .unwrap();
+        for (host, path, service) in [
+            ("a.b.example", "/api", 3),
+            ("a.b.example", "/api/", 3),
+            ("A.B.Example.", "/api/v1", 3),
+            ("a.b.example", "/api/v2", 4),
+            ("a.b.example", "/api/v2/x", 4),
+            ("a.b.example", "/api/v22", 3),
+            ("a.b.example", "/apix", 2),
+            ("x.a.b.example", "/api", 2),
+            ("b.example", "/", 1),
+            ("example", "/", 0),
+            (".example", "/", 0),
+            ("", "*", 0),
+        ] {
+            let found = router.find(host.as_bytes(), path.as_bytes());
+            assert_eq!(found, Some(service), "{host} {path}");
+        }
+    }
+
+    #[test]
+    fn what_no_route_matches_has_no_service() {
+        let router = Router::try_new(&[route(exact("a.example"), "/api", 0)]).unwrap();
+        assert_eq!(router.find(b"a.example", b"/"), None);
+        assert_eq!(router.find(b"b.example", b"/api"), None);
+        assert_eq!(Router::default().find(b"a.example", b"/"), None);
+    }
+
+    #[test]
+    fn two_routes_for_the_same_are_refused() {
+        let routes = [
+            route(exact("a.example"), "/api", 0),
+            route(exact("a.example"), "/api/", 1),
+        ];
+        assert!(Router::try_new(&routes).is_err());
+    }
+
+    /// Looks at every route.
+    fn find_naively(routes: &[Route], host: &str, path: &str) -> Option<usize> {
+        let host = host.to_ascii_lowercase();
+        let host = host.strip_suffix('.').unwrap_or(&host);
+        let rank = |route: &Route| {
+            let host_rank = match &route.host {
+                Host::Exact(pattern) => (pattern == host).then_some((2, 0)),
+                Host::Subdomain(pattern) => host
+                    .strip_suffix(pattern.as_str())
+                    .filter(|labels| labels.len() > 1 && labels.ends_with('.'))
+                    .map(|_| (1, pattern.len())),
+                Host::Any => Some((0, 0)),
+            };
+            let prefix = route.path.trim_end_matches('/');
+            let rest = path.strip_prefix(prefix)?;
+            let on_border = prefix.is_empty() || rest.is_empty() || rest.starts_with('/');
+            Some((host_rank?, on_border.then_some(prefix.len())?))
+        };
+        let ranked = routes
+            .iter()
+            .filter_map(|route| Some((rank(route)?, route)));
+        ranked
+            .max_by_key(|(rank, _)| *rank)
+            .map(|(_, route)| route.service)
+    }
+
+    fn host_name() -> impl Strategy<Value = String> {
+        proptest::collection::vec("[ab]{1,2}", 1..4).prop_map(|labels| labels.join("."))
+    }
+
+    fn host() -> impl Strategy<Value = Host> {
+        prop_oneof![
+            3 => host_name().prop_map(Host::Exact),
+            3 => host_name().prop_map(Host::Subdomain),
+            1 => Just(Host::Any),
+        ]
+    }
+
+    fn path() -> impl Strategy<Value = String> {
+        proptest::collection::vec("[xy]{0,2}", 0..4)
+            .prop_map(|segments| format!("/{}", segments.join("/")))
+    }
+
+    proptest! {
+        #[test]
+        fn finds_what_a_search_through_all_routes_finds(
+            routes in proptest::collection::vec((host(), path()), 0..12),
+            host in "[aAbB.]{0,9}",
+            path in path(),
+        ) {
+            let mut seen = std::collections::HashSet::new();
+            let routes: Vec<Route> = routes
+                .into_iter()
+                .filter(|(host, path)| {
+                    seen.insert((host.clone(), path.trim_end_matches('/').to_owned()))
+                })
+                .enumerate()
+                .map(|(service, (host, path))| route(host, &path, service))
+                .collect();
+            let router = Router::try_new(&routes).unwrap();
+            prop_assert_eq!(
+                router.find(host.as_bytes(), path.as_bytes()),
+                find_naively(&routes, &host, &path)
+            );
+        }
+    }
+}
