@@ -283,3 +283,145 @@ fn is_ours(error: &io::Error) -> bool {
         Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{UnixListener, UnixStream};
+    use tokio::sync::mpsc;
+
+    use super::super::threads::{Event, Report};
+    use super::*;
+
+    const ID: EndpointId = EndpointId(3);
+
+    struct Fixture {
+        endpoint: Rc<Endpoint>,
+        reports: mpsc::UnboundedReceiver<Report>,
+        server: UnixListener,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            let server = UnixListener::bind(&path).unwrap();
+            let (report, reports) = mpsc::unbounded_channel();
+            let spec = Arc::new(Spec::new(ID, Address::Unix(path), Probe::Connect, 1));
+            Fixture {
+                endpoint: Rc::new(Endpoint::new(spec, Reporter::new(0, report))),
+                reports,
+                server,
+                _directory: directory,
+            }
+        }
+
+        fn claim(&self) -> Claim {
+            self.endpoint.clone().claim()
+        }
+
+        /// A request that leaves its connection behind; the instance's end of it.
+        async fn leave_idle(&self, keep_alive: Option<Duration>) -> UnixStream {
+            let claim = self.claim();
+            let upstream = Upstream::new(claim.connect().await.unwrap());
+            let (instance, _) = self.server.accept().await.unwrap();
+            claim.give_back(upstream, keep_alive);
+            instance
+        }
+
+        fn is_reported_idle(&mut self) -> bool {
+            let report = self.reports.try_recv();
+            let endpoint = ID;
+            report.is_ok_and(|report| report.event == Event::Idle { endpoint, table: 0 })
+        }
+    }
+
+    /// Whether our end is closed.
+    fn is_closed(instance: &UnixStream) -> bool {
+        use std::os::fd::AsFd;
+        let mut byte = [0];
+        let flags = rustix::net::RecvFlags::DONTWAIT;
+        rustix::net::recv(instance.as_fd(), &mut byte[..], flags).is_ok_and(|(_, count)| count == 0)
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_was_used_last_is_used_next() {
+        let fixture = Fixture::new();
+        let first = fixture.claim();
+        let old = Upstream::new(first.connect().await.unwrap());
+        let second = fixture.claim();
+        let new = Upstream::new(second.connect().await.unwrap());
+        let (_old_peer, _) = fixture.server.accept().await.unwrap();
+        let (new_peer, _) = fixture.server.accept().await.unwrap();
+        first.give_back(old, None);
+        second.give_back(new, None);
+        drop(fixture.claim().take_idle().unwrap());
+        assert!(is_closed(&new_peer));
+        assert!(fixture.claim().take_idle().is_some());
+        assert!(fixture.claim().take_idle().is_none());
+    }
+
+    #[tokio::test]
+    async fn idle_connections_end_before_the_instance_would_end_them() {
+        for (keep_alive, limit) in [(None, 2000), (Some(60), 2000), (Some(2), 1000)] {
+            let fixture = Fixture::new();
+            let instance = fixture
+                .leave_idle(keep_alive.map(Duration::from_secs))
+                .await;
+            let now = Instant::now();
+            fixture
+                .endpoint
+                .sweep(now + Duration::from_millis(limit - 100));
+            assert!(!is_closed(&instance));
+            fixture.endpoint.sweep(now + Duration::from_millis(limit));
+            assert!(is_closed(&instance));
+        }
+        let fixture = Fixture::new();
+        assert!(is_closed(
+            &fixture.leave_idle(Some(Duration::from_secs(1))).await
+        ));
+    }
+
+    #[tokio::test]
+    async fn race_01_idle_connections_are_closed_before_the_endpoint_is_reported_idle() {
+        let mut fixture = Fixture::new();
+        let instance = fixture.leave_idle(None).await;
+        assert!(!fixture.is_reported_idle());
+        fixture.endpoint.drain();
+        assert!(is_closed(&instance));
+        assert!(fixture.is_reported_idle());
+    }
+
+    #[tokio::test]
+    async fn race_02_a_claim_counts_from_the_choice_to_the_end_of_its_connection() {
+        let mut fixture = Fixture::new();
+        let claim = fixture.claim();
+        fixture.endpoint.drain();
+        assert!(!fixture.is_reported_idle());
+        let upstream = Upstream::new(claim.connect().await.unwrap());
+        let (instance, _) = fixture.server.accept().await.unwrap();
+        claim.give_back(upstream, None);
+        assert!(
+            is_closed(&instance),
+            "nothing goes back to a draining endpoint"
+        );
+        assert!(fixture.is_reported_idle());
+        assert_eq!(fixture.endpoint.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn counters_count() {
+        let fixture = Fixture::new();
+        let held = fixture.claim();
+        fixture.claim().count_failure();
+        let counts = fixture.endpoint.spec.counts();
+        drop(held);
+        let expected = EndpointCounts {
+            id: ID,
+            in_flight: 1,
+            requests: 2,
+            failures: 1,
+        };
+        assert_eq!(counts, expected);
+    }
+}

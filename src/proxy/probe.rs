@@ -286,3 +286,124 @@ fn in_words(error: &io::Error) -> String {
         None => text.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, UnixListener};
+
+    use super::*;
+
+    /// Answers every connection with this, and keeps it open if told so.
+    async fn serve(listener: TcpListener, answer: &'static str, keep_open: bool) {
+        let mut open = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let count = stream.read(&mut request).await.unwrap();
+            let request = std::str::from_utf8(&request[..count]).unwrap();
+            assert!(request.starts_with("GET /health HTTP/1.1\r\nHost: localhost\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if keep_open {
+                open.push(stream);
+            }
+        }
+    }
+
+    async fn ask_http(answer: &'static str, keep_open: bool) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let asked = Probe::Http("/health".to_owned());
+        tokio::select! {
+            () = serve(listener, answer, keep_open) => unreachable!(),
+            result = probe(&address, &asked) => result,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_status_from_200_to_399_is_an_answer() {
+        let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(ask_http(ok, false).await, Ok(()));
+        assert_eq!(ask_http("HTTP/1.0 302 Found\r\n\r\n", false).await, Ok(()));
+        assert_eq!(
+            ask_http("HTTP/1.1 204 \r\n", true).await,
+            Ok(()),
+            "whether or not the rest comes"
+        );
+    }
+
+    #[tokio::test]
+    async fn everything_else_is_named() {
+        for (answer, fault) in [
+            ("HTTP/1.1 503 Busy\r\n\r\n", "GET /health: status 503"),
+            ("HTTP/1.1 404 \r\n\r\n", "GET /health: status 404"),
+            ("+OK hello\r\n", "GET /health: the answer is not HTTP"),
+            (
+                "",
+                "GET /health: the connection was closed without an answer",
+            ),
+        ] {
+            assert_eq!(ask_http(answer, false).await, Err(fault.to_owned()));
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_named() {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let result = probe(&Address::Tcp(address), &Probe::Connect).await;
+        let fault = format!("connect to {address}: connection refused");
+        assert_eq!(result, Err(fault));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let address = Address::Unix(path);
+        assert_eq!(probe(&address, &Probe::Connect).await, Ok(()));
+        assert_eq!(
+            probe(&address, &Probe::Http("/".to_owned())).await,
+            Err("GET /: no answer within 2s".to_owned())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_path_cannot_smuggle_a_header() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let smuggled = Probe::Http("/ HTTP/1.1\r\nX: y".to_owned());
+        assert!(probe(&Address::Unix(path), &smuggled).await.is_err());
+    }
+
+    #[test]
+    fn three_failures_out_two_successes_in() {
+        let mut health = Health::default();
+        let mut observe = |answers: &[bool]| -> Vec<Option<Finding>> {
+            let answers = answers.iter();
+            answers
+                .map(|&ok| health.observe(if ok { Ok(()) } else { Err("why".to_owned()) }))
+                .collect()
+        };
+        assert_eq!(
+            observe(&[false, false, true, false, false]),
+            [const { None }; 5]
+        );
+        let out = Finding::Out("why".to_owned());
+        assert_eq!(observe(&[false, false, true]), [Some(out), None, None]);
+        assert_eq!(observe(&[false, true]), [None, None]);
+        assert_eq!(observe(&[true, false]), [Some(Finding::In), None]);
+    }
+
+    #[test]
+    fn checks_are_spread_over_the_interval() {
+        let spreads: Vec<Duration> = (0..100).map(|id| spread(EndpointId(id))).collect();
+        assert!(spreads.iter().all(|spread| *spread <= HEALTH_INTERVAL));
+        let early = spreads
+            .iter()
+            .filter(|spread| **spread < HEALTH_INTERVAL / 2);
+        assert!((30..70).contains(&early.count()));
+    }
+}

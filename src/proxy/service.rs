@@ -121,3 +121,153 @@ impl Service {
         Ok(answered)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::super::endpoint::Spec;
+    use super::super::threads::Reporter;
+    use super::*;
+    use crate::ipc::{Address, Probe};
+
+    fn reporter() -> Reporter {
+        let (reports, _) = mpsc::unbounded_channel();
+        Reporter::new(0, reports)
+    }
+
+    /// Nobody listens there.
+    fn spec(id: u64) -> Arc<Spec> {
+        let address = Address::Unix(format!("/nonexistent/{id}").into());
+        Arc::new(Spec::new(EndpointId(id), address, Probe::Connect, 1))
+    }
+
+    fn endpoint(id: u64) -> Rc<Endpoint> {
+        Rc::new(Endpoint::new(spec(id), reporter()))
+    }
+
+    fn service(ids: std::ops::Range<u64>) -> Service {
+        let service = Service::new("shop".to_owned());
+        service.update(true, ids.map(endpoint).collect());
+        service
+    }
+
+    fn claim(service: &Service) -> Claim {
+        service.claim(&[]).expect("there is an active endpoint")
+    }
+
+    #[test]
+    fn equals_take_turns() {
+        let service = service(0..3);
+        let chosen: Vec<u64> = (0..6).map(|_| claim(&service).id().0).collect();
+        assert_eq!(chosen, [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn the_fewest_in_flight_are_chosen() {
+        let service = service(0..3);
+        let first = claim(&service);
+        let _second = claim(&service);
+        let _third = claim(&service);
+        let free = first.id();
+        drop(first);
+        assert_eq!(claim(&service).id(), free);
+        assert_eq!(claim(&service).id(), free);
+    }
+
+    #[test]
+    fn what_was_tried_is_not_tried_again() {
+        let service = service(0..2);
+        let claim = service.claim(&[EndpointId(0)]).unwrap();
+        assert_eq!(claim.id(), EndpointId(1));
+        assert!(service.claim(&[EndpointId(0), EndpointId(1)]).is_none());
+    }
+
+    #[test]
+    fn the_unhealthy_are_chosen_only_when_all_are() {
+        let specs = [spec(0), spec(1)];
+        let view = |spec: &Arc<Spec>| Rc::new(Endpoint::new(spec.clone(), reporter()));
+        let service = Service::new("shop".to_owned());
+        service.update(true, specs.iter().map(view).collect());
+        specs[0].set_out(true);
+        let held: Vec<Claim> = (0..3).map(|_| claim(&service)).collect();
+        assert!(held.iter().all(|claim| claim.id() == EndpointId(1)));
+        specs[1].set_out(true);
+        assert_eq!(claim(&service).id(), EndpointId(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_refuses_connections_stands_back_for_a_moment() {
+        let service = service(0..2);
+        let refused = claim(&service);
+        assert!(refused.connect().await.is_err());
+        let refused = {
+            let id = refused.id();
+            drop(refused);
+            id
+        };
+        for _ in 0..3 {
+            assert_ne!(claim(&service).id(), refused);
+        }
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let chosen: Vec<EndpointId> = (0..2).map(|_| claim(&service).id()).collect();
+        assert!(chosen.contains(&refused));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_request_gets_the_endpoint_that_appears() {
+        let service = service(0..0);
+        let appear = async {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            service.update(true, vec![endpoint(4)]);
+        };
+        let (held, ()) = tokio::join!(service.hold(), appear);
+        assert_eq!(held.unwrap().id(), EndpointId(4));
+    }
+
+    #[test]
+    fn held_requests_are_answered_in_order_and_before_later_ones() {
+        let service = service(0..0);
+        let held: Vec<_> = (0..3).map(|_| service.enqueue().unwrap()).collect();
+        service.update(true, (0..4).map(endpoint).collect());
+        let later = claim(&service);
+        let held = held
+            .into_iter()
+            .map(|mut answer| answer.try_recv().unwrap().unwrap());
+        let order: Vec<u64> = held.chain([later]).map(|claim| claim.id().0).collect();
+        assert_eq!(order, [0, 1, 2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_request_waits_no_longer_than_the_limit() {
+        let service = service(0..0);
+        let start = Instant::now();
+        let result = service.hold().await;
+        assert_eq!(result.err(), Some(NoEndpoint::TimedOut));
+        assert_eq!(start.elapsed().as_secs(), HOLD_LIMIT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopped_service_holds_nothing() {
+        let service = service(0..0);
+        let stop = async { service.update(false, Vec::new()) };
+        let (held, ()) = tokio::join!(service.hold(), stop);
+        assert_eq!(held.err(), Some(NoEndpoint::Stopped));
+        let later = service.hold().await;
+        assert_eq!(later.err(), Some(NoEndpoint::Stopped));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn held_requests_are_bounded_and_those_given_up_make_room() {
+        let service = service(0..0);
+        let mut waiting: Vec<_> = (0..MOST_HELD)
+            .map(|_| service.enqueue().expect("there is room"))
+            .collect();
+        assert_eq!(service.hold().await.err(), Some(NoEndpoint::Full));
+        waiting.pop();
+        assert!(service.enqueue().is_ok());
+    }
+}

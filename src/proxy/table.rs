@@ -159,3 +159,121 @@ fn succeed_state(before: EndpointState, endpoint: &ipc::Endpoint, service: &str)
     }
     endpoint.state.max(before)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipc::{Address, Host, Probe, Route};
+
+    fn endpoint(id: u64, state: EndpointState) -> ipc::Endpoint {
+        ipc::Endpoint {
+            id: EndpointId(id),
+            address: Address::Unix(format!("/run/{id}").into()),
+            state,
+            probe: Probe::Connect,
+        }
+    }
+
+    fn service(name: &str, endpoints: Vec<ipc::Endpoint>) -> ipc::Service {
+        ipc::Service {
+            name: name.to_owned(),
+            running: true,
+            endpoints,
+        }
+    }
+
+    fn listener(id: u32, services: &[usize]) -> ipc::Listener {
+        let route = |&service: &usize| Route {
+            host: Host::Exact(format!("{service}.example")),
+            path: "/".to_owned(),
+            service,
+        };
+        ipc::Listener {
+            id: ListenerId(id),
+            address: ([127, 0, 0, 1], 80).into(),
+            routes: services.iter().map(route).collect(),
+        }
+    }
+
+    fn table(listeners: Vec<ipc::Listener>, services: Vec<ipc::Service>) -> ipc::Table {
+        ipc::Table {
+            number: 1,
+            listeners,
+            services,
+            ..ipc::Table::default()
+        }
+    }
+
+    fn compile(table: ipc::Table) -> Result<Table, Fault> {
+        Table::default().succeed(table, |id| id.0 < 10, 1)
+    }
+
+    #[test]
+    fn a_table_that_contradicts_itself_is_refused() {
+        let active = |id| endpoint(id, EndpointState::Active);
+        let faults = [
+            (
+                table(vec![listener(10, &[])], vec![]),
+                Fault::UnknownListener(ListenerId(10)),
+            ),
+            (
+                table(vec![listener(1, &[]), listener(1, &[])], vec![]),
+                Fault::ListenerTwice(ListenerId(1)),
+            ),
+            (
+                table(vec![listener(1, &[0, 1])], vec![service("a", vec![])]),
+                Fault::UnknownService(ListenerId(1)),
+            ),
+            (
+                table(vec![], vec![service("a", vec![]), service("a", vec![])]),
+                Fault::ServiceTwice("a".to_owned()),
+            ),
+            (
+                table(
+                    vec![],
+                    vec![service("a", vec![active(1)]), service("b", vec![active(1)])],
+                ),
+                Fault::EndpointTwice(EndpointId(1)),
+            ),
+        ];
+        for (table, fault) in faults {
+            assert_eq!(compile(table).unwrap_err(), fault);
+        }
+        let clash = table(vec![listener(1, &[0, 0])], vec![service("a", vec![])]);
+        assert!(matches!(compile(clash), Err(Fault::Clash(_))));
+    }
+
+    #[test]
+    fn an_endpoint_only_moves_down() {
+        use EndpointState::{Active, Draining, Probing};
+        let mut current = Table::default();
+        for (sent, kept) in [
+            (Probing, Probing),
+            (Active, Active),
+            (Probing, Active),
+            (Draining, Draining),
+            (Active, Draining),
+            (Probing, Draining),
+        ] {
+            let next = table(vec![], vec![service("a", vec![endpoint(1, sent)])]);
+            current = current.succeed(next, |_| false, 1).unwrap();
+            assert_eq!(current.state(EndpointId(1)), Some(kept), "after {sent:?}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_keeps_its_address_and_its_counters() {
+        let first = table(
+            vec![],
+            vec![service("a", vec![endpoint(1, EndpointState::Active)])],
+        );
+        let first = compile(first).unwrap();
+        let mut moved = endpoint(1, EndpointState::Active);
+        moved.address = Address::Unix("/elsewhere".into());
+        let second = table(vec![], vec![service("b", vec![moved])]);
+        let second = first.succeed(second, |_| false, 1).unwrap();
+        let (before, _) = first.endpoints().next().unwrap();
+        let (after, _) = second.endpoints().next().unwrap();
+        assert!(Arc::ptr_eq(before, after));
+    }
+}

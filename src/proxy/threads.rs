@@ -191,3 +191,28 @@ impl Reporter {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_goes_to_the_thread_with_the_fewest_that_knows_its_listener() {
+        let senders = (0..3).map(|_| mpsc::unbounded_channel().0).collect();
+        let threads = Arc::new(Threads::new(senders, 3));
+        assert_eq!(threads.least_loaded(1), 1);
+        let _first = Open::new(threads.clone(), 1);
+        let _second = Open::new(threads.clone(), 0);
+        assert_eq!(threads.least_loaded(1), 2);
+        threads.applied(1, 5);
+        assert_eq!(threads.least_loaded(1), 1);
+        threads.applied(0, 5);
+        threads.applied(2, 6);
+        assert_eq!(threads.least_loaded(1), 2);
+        assert!(!threads.are_full());
+        let third = Open::new(threads.clone(), 2);
+        assert!(threads.are_full());
+        drop(third);
+        assert_eq!(threads.connections(), 2);
+    }
+}

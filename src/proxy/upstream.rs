@@ -4,12 +4,16 @@ use super::stream::Stream;
 
 /// A connection to an instance.
 pub(crate) struct Upstream {
-    #[allow(dead_code)]
-    pub(crate) stream: Stream,
+    stream: Stream,
 }
 
 impl Upstream {
+    pub(crate) fn new(stream: Stream) -> Upstream {
+        Upstream { stream }
+    }
+
     pub(crate) fn is_reusable(&mut self) -> bool {
-        true
+        let read = self.stream.try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     }
 }
