@@ -15,5 +15,5 @@ pub(crate) async fn serve(
     listener: Rc<Listener>,
     thread: Rc<Thread>,
 ) {
-    let _ = (stream, peer, listener, thread);
+    let _ = (stream.readable().await, peer, listener, thread);
 }

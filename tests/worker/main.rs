@@ -434,3 +434,20 @@ async fn a_worker_that_is_to_die_with_its_parent_serves_while_it_lives() {
     let mut manager = worker.connect().await;
     manager.apply(&table(1, vec![], vec![])).await;
 }
+
+#[tokio::test]
+async fn a_worker_that_is_to_die_with_its_parent_does_not_outlive_it_by_chance() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control");
+    let socket = std::os::unix::net::UnixListener::bind(path).unwrap();
+    // The shell stands for whoever adopts the worker of a manager that has ended: it did not make the socket.
+    let status = std::process::Command::new("sh")
+        .args(["-c", "\"$0\" proxy --die-with-parent; exit $?"])
+        .arg(env!("CARGO_BIN_EXE_smoothserve"))
+        .stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(
+            socket,
+        )))
+        .status()
+        .unwrap();
+    assert!(!status.success());
+}
