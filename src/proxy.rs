@@ -1,1 +1,180 @@
 //! The proxy worker: accepts, routes, balances and forwards.
+//!
+//! # Threads
+//! One data thread for each core ([`thread`]) serves connections, each with a runtime of its own and state that it
+//! shares with nobody. The main thread is the control thread ([`control`]): it speaks with the manager, probes the
+//! endpoints, and sends each table, checked and compiled once ([`table`]), to every data thread.
+//!
+//! # The way of a request
+//! A [`listener`] accepts, the thread with the fewest connections serves the connection ([`client`]). Each request is
+//! routed ([`router`]) to a [`service`], which claims one of its endpoints ([`endpoint`]); the claim lends an idle
+//! connection to the instance ([`upstream`]) or opens one.
+
+mod client;
+mod control;
+mod endpoint;
+mod ledger;
+mod listener;
+mod manager;
+mod probe;
+mod router;
+mod service;
+mod sockets;
+mod stream;
+mod table;
+mod thread;
+mod threads;
+mod upstream;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, sockopt};
+use rustix::process::{Resource, Rlimit, Signal, getppid, getrlimit, setrlimit};
+use tokio::net::UnixListener;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
+
+use control::{Control, ControlError};
+use threads::Threads;
+
+/// More threads than this never help.
+const MOST_THREADS: usize = 256;
+
+/// Descriptors for everything but connections.
+const SPARE_DESCRIPTORS: u64 = 64;
+
+/// A client connection, its connection to an instance, and one that lies idle.
+const DESCRIPTORS_PER_CONNECTION: u64 = 3;
+
+/// How a worker runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Data threads; by default as many as there are cores for this process.
+    pub threads: Option<NonZeroUsize>,
+    /// Be killed when the process that made the control socket, and is the parent, ends.
+    pub die_with_parent: bool,
+}
+
+/// Why a worker ended otherwise than by draining.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// Standard input is not what a manager gives a worker.
+    #[error(
+        "standard input is no listening unix socket; the proxy worker is started by `smoothserve run`"
+    )]
+    NoControlSocket,
+    /// The parent is gone already.
+    #[error("the manager has ended")]
+    Orphaned,
+    /// A data thread ended; its connections are lost.
+    #[error("data thread {0} has ended unexpectedly")]
+    ThreadEnded(usize),
+    /// The system refused something.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<ControlError> for WorkerError {
+    fn from(error: ControlError) -> WorkerError {
+        match error {
+            ControlError::ThreadEnded(thread) => WorkerError::ThreadEnded(thread),
+            ControlError::Io(error) => error.into(),
+        }
+    }
+}
+
+/// Runs the worker until it has drained. The control socket is standard input. To be called before any thread is
+/// started.
+pub fn run(options: &Options) -> Result<(), WorkerError> {
+    let control_socket = control_socket()?;
+    if options.die_with_parent {
+        die_with_parent()?;
+    }
+    let threads = thread_count(options)?;
+    let most_connections = most_connections(raise_descriptor_limit()?);
+    let (senders, receivers): (Vec<_>, Vec<_>) =
+        (0..threads).map(|_| mpsc::unbounded_channel()).unzip();
+    let (report, reports) = mpsc::unbounded_channel();
+    let shared = Arc::new(Threads::new(senders, most_connections));
+    let mut running = Vec::with_capacity(threads);
+    for (index, commands) in receivers.into_iter().enumerate() {
+        let shared = shared.clone();
+        let report = report.clone();
+        let thread = std::thread::Builder::new().name(format!("data-{index}"));
+        running.push(thread.spawn(move || {
+            thread::run(index, shared, commands, report)
+                .inspect_err(|error| tracing::error!(thread = index, %error, "DataThreadFailed"))
+        })?);
+    }
+    drop(report);
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())?;
+    runtime.block_on(async {
+        let control_socket = UnixListener::from_std(control_socket)?;
+        let control = Control::new(shared, reports);
+        control.run(control_socket).await.map_err(WorkerError::from)
+    })?;
+    for (index, thread) in running.into_iter().enumerate() {
+        thread
+            .join()
+            .map_err(|_| WorkerError::ThreadEnded(index))??;
+    }
+    Ok(())
+}
+
+fn control_socket() -> Result<std::os::unix::net::UnixListener, WorkerError> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let listens = || -> Result<bool, Errno> {
+        Ok(sockopt::socket_domain(&socket)? == AddressFamily::UNIX
+            && sockopt::socket_acceptconn(&socket)?)
+    };
+    if !listens().unwrap_or(false) {
+        return Err(WorkerError::NoControlSocket);
+    }
+    let socket = std::os::unix::net::UnixListener::from(socket);
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn die_with_parent() -> Result<(), WorkerError> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(io::Error::from)?;
+    // The parent may have ended before that. The kernel remembers who made the control socket.
+    let maker = sockopt::socket_peercred(io::stdin()).map_err(io::Error::from)?;
+    if getppid() != Some(maker.pid) {
+        return Err(WorkerError::Orphaned);
+    }
+    Ok(())
+}
+
+fn thread_count(options: &Options) -> io::Result<usize> {
+    let count = match options.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism()?,
+    };
+    Ok(count.get().min(MOST_THREADS))
+}
+
+/// Raises the soft limit to the hard one, and returns it; `None` if there is none.
+fn raise_descriptor_limit() -> io::Result<Option<u64>> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        setrlimit(Resource::Nofile, raised)?;
+    }
+    Ok(limit.maximum)
+}
+
+fn most_connections(descriptors: Option<u64>) -> u32 {
+    let descriptors = descriptors.unwrap_or(u64::MAX);
+    let connections = descriptors.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
+    u32::try_from(connections).unwrap_or(u32::MAX).max(1)
+}

@@ -1,0 +1,404 @@
+//! The control thread: speaks with the manager, hands tables to the data threads, and proves quiescence.
+//!
+//! # Theory of operation
+//! One loop owns all of this state and takes one event at a time: a manager connects, the manager says something, a
+//! data thread reports, a probe has found something out, a signal arrives, time passes. The data threads serve the last
+//! table whether or not a manager is there; a new manager is first told how things stand. Once draining, the worker
+//! opens no listener any more, but still follows tables and still reports idleness: its last connections need both.
+//!
+//! The order in which a table is taken over matters. The probes of endpoints that it drains end first; then the ledger
+//! expects the threads' word about them; only then do the threads see the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::ledger::Ledger;
+use super::manager::{Manager, ManagerFault};
+use super::probe::{Finding, Probers};
+use super::sockets::Sockets;
+use super::table::Table;
+use super::threads::{Command, Event, Report, Threads};
+use crate::ipc::{self, EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker};
+
+/// The least time between two reports of the counters...
+const COUNTS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// ...and what each endpoint adds to it, so that a very long report does not fill the channel.
+const COUNTS_INTERVAL_PER_ENDPOINT: Duration = Duration::from_micros(200);
+
+/// How a worker drains that is told to by a signal, which knows no times.
+const SIGNAL_DRAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// The wait after the control socket failed to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What ends the worker by an error.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    #[error("data thread {0} has ended")]
+    ThreadEnded(usize),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+pub(crate) struct Control {
+    threads: Arc<Threads>,
+    table: Arc<Table>,
+    sockets: Sockets,
+    ledger: Ledger,
+    probers: Probers,
+    /// The probing endpoints that have answered.
+    ready: BTreeSet<EndpointId>,
+    /// The active endpoints that the health check has taken out, and why.
+    faults: BTreeMap<EndpointId, String>,
+    manager: Option<Manager>,
+    /// What the manager was told last.
+    counted: Option<(u32, Vec<EndpointCounts>)>,
+    next_counts: Instant,
+    drain: Option<Drain>,
+    findings: mpsc::UnboundedReceiver<(EndpointId, Finding)>,
+    reports: mpsc::UnboundedReceiver<Report>,
+}
+
+struct Drain {
+    until: Instant,
+    /// The threads that still have listeners.
+    accepting: BTreeSet<usize>,
+}
+
+impl Control {
+    /// `reports` is where `threads` report to.
+    pub(crate) fn new(threads: Arc<Threads>, reports: mpsc::UnboundedReceiver<Report>) -> Control {
+        let (found, findings) = mpsc::unbounded_channel();
+        Control {
+            table: Arc::default(),
+            sockets: Sockets::default(),
+            ledger: Ledger::new(threads.count()),
+            threads,
+            probers: Probers::new(found),
+            ready: BTreeSet::new(),
+            faults: BTreeMap::new(),
+            manager: None,
+            counted: None,
+            next_counts: Instant::now(),
+            drain: None,
+            findings,
+            reports,
+        }
+    }
+
+    /// Runs until the worker has drained. Must run on a `LocalRuntime`.
+    pub(crate) async fn run(mut self, socket: UnixListener) -> Result<(), ControlError> {
+        let mut signals = Signals::new()?;
+        while !self.is_drained() {
+            let next_counts = self.next_counts;
+            let until = self.drain.as_ref().map(|drain| drain.until);
+            tokio::select! {
+                manager = accept(&socket) => self.greet(manager),
+                message = receive(&mut self.manager) => self.hear(message).await,
+                Some(report) = self.reports.recv() => self.note(report)?,
+                Some((endpoint, finding)) = self.findings.recv() => self.find(endpoint, finding),
+                () = sleep_until(next_counts), if self.manager.is_some() => self.count(),
+                () = signals.drain() => self.drain(SIGNAL_DRAIN.0, SIGNAL_DRAIN.1, "signal"),
+                () = wait_until(until) => {
+                    tracing::warn!(connections = self.threads.connections(), "DrainCutOff");
+                    break;
+                }
+            }
+        }
+        self.end().await;
+        Ok(())
+    }
+
+    /// A manager has connected: it takes the place of the one before, and is told how things stand.
+    fn greet(&mut self, socket: std::os::unix::net::UnixStream) {
+        match Manager::greet(socket) {
+            Ok(manager) => self.manager = Some(manager),
+            Err(error) => {
+                tracing::warn!(%error, "ManagerRefused");
+                return;
+            }
+        }
+        tracing::info!("ManagerConnected");
+        self.sockets.forget_unopened();
+        self.counted = None;
+        self.next_counts = Instant::now();
+        let acknowledged = self.ledger.acknowledged();
+        let mut messages = Vec::new();
+        if acknowledged > 0 {
+            messages.push(FromWorker::Acknowledged(acknowledged));
+        }
+        messages.extend(self.ledger.idle_endpoints().map(FromWorker::Idle));
+        messages.extend(self.ready.iter().map(|&endpoint| FromWorker::Probed {
+            endpoint,
+            result: Ok(()),
+        }));
+        messages.extend(self.faults.iter().map(|(&endpoint, fault)| {
+            let fault = Some(fault.clone());
+            FromWorker::Health { endpoint, fault }
+        }));
+        for message in messages {
+            self.say(message);
+        }
+    }
+
+    fn say(&mut self, message: FromWorker) {
+        if let Some(manager) = &self.manager
+            && let Err(fault) = manager.say(message)
+        {
+            self.lose(&fault);
+        }
+    }
+
+    fn lose(&mut self, fault: &ManagerFault) {
+        tracing::warn!(error = %fault, "ManagerLost");
+        self.manager = None;
+    }
+
+    /// The manager has said something, or is gone.
+    async fn hear(&mut self, message: Result<ToWorker, ManagerFault>) {
+        match message {
+            Ok(ToWorker::Listener(id)) => {
+                let descriptor = self.manager.as_mut().and_then(Manager::take_descriptor);
+                if let Err(error) = self.sockets.add(id, descriptor) {
+                    tracing::error!(listener = id.0, %error, "ListenerRefused");
+                }
+            }
+            Ok(ToWorker::Table(table)) => self.take_over(table).await,
+            Ok(ToWorker::Drain { idle, limit }) => self.drain(idle, limit, "manager"),
+            Err(fault) => self.lose(&fault),
+        }
+    }
+
+    async fn take_over(&mut self, table: ipc::Table) {
+        if table.number <= self.table.number {
+            // The manager may not know that it has been heard.
+            self.say(FromWorker::Acknowledged(self.ledger.acknowledged()));
+            return;
+        }
+        let draining = self.drain.is_some();
+        let sockets = &self.sockets;
+        // A draining worker gets no sockets and needs none.
+        let is_known = |id| draining || sockets.contains(id);
+        match self.table.succeed(table, is_known, self.threads.count()) {
+            Ok(table) => self.table = Arc::new(table),
+            Err(error) => {
+                tracing::error!(%error, "TableRefused");
+                return;
+            }
+        }
+        let table = self.table.clone();
+        self.probers.follow(&table).await;
+        self.forget_findings(&table);
+        let drained = table
+            .endpoints()
+            .filter(|(_, state)| *state == EndpointState::Draining);
+        self.ledger
+            .sent(table.number, drained.map(|(spec, _)| spec.id));
+        let opened = self.sockets.follow(&table);
+        for thread in 0..self.threads.count() {
+            let table = table.clone();
+            let opened = opened.clone();
+            self.command(thread, Command::Apply { table, opened });
+        }
+    }
+
+    fn forget_findings(&mut self, table: &Table) {
+        let of_state = |wanted: EndpointState| {
+            let endpoints = table.endpoints();
+            let endpoints = endpoints.filter(move |(_, state)| *state == wanted);
+            endpoints.map(|(spec, _)| spec.id).collect::<BTreeSet<_>>()
+        };
+        let probing = of_state(EndpointState::Probing);
+        let active = of_state(EndpointState::Active);
+        self.ready.retain(|id| probing.contains(id));
+        self.faults.retain(|id, _| active.contains(id));
+    }
+
+    fn command(&self, thread: usize, command: Command) {
+        // A thread that has ended reports that itself, and the worker ends.
+        let _ = self.threads.send(thread, command);
+    }
+
+    /// A data thread has reported.
+    fn note(&mut self, report: Report) -> Result<(), ControlError> {
+        let thread = report.thread;
+        match report.event {
+            Event::Applied(table) => {
+                if let Some(table) = self.ledger.applied(thread, table) {
+                    self.say(FromWorker::Acknowledged(table));
+                }
+            }
+            Event::Idle { endpoint, table } => {
+                if self.ledger.idle(thread, endpoint, table) {
+                    self.say(FromWorker::Idle(endpoint));
+                }
+            }
+            Event::Closed => {
+                if let Some(drain) = &mut self.drain {
+                    drain.accepting.remove(&thread);
+                }
+            }
+            // Whether it was the last one is asked after every event.
+            Event::Empty => {}
+            Event::Ended => return Err(ControlError::ThreadEnded(thread)),
+        }
+        Ok(())
+    }
+
+    /// A probe has found something out, unless the table has moved on in the meantime.
+    fn find(&mut self, endpoint: EndpointId, finding: Finding) {
+        if self.table.state(endpoint) != Some(finding.concerns()) {
+            return;
+        }
+        let message = match finding {
+            Finding::Ready => {
+                self.ready.insert(endpoint);
+                let result = Ok(());
+                FromWorker::Probed { endpoint, result }
+            }
+            Finding::NotReady(fault) => {
+                let result = Err(fault);
+                FromWorker::Probed { endpoint, result }
+            }
+            Finding::Out(fault) => {
+                self.faults.insert(endpoint, fault.clone());
+                let fault = Some(fault);
+                FromWorker::Health { endpoint, fault }
+            }
+            Finding::In => {
+                self.faults.remove(&endpoint);
+                let fault = None;
+                FromWorker::Health { endpoint, fault }
+            }
+        };
+        self.say(message);
+    }
+
+    /// Time to report the counters, if they have changed and the manager has read what was said before.
+    fn count(&mut self) {
+        let connections = self.threads.connections();
+        let counts: Vec<_> = self
+            .table
+            .endpoints()
+            .map(|(spec, _)| spec.counts())
+            .collect();
+        let pause = COUNTS_INTERVAL_PER_ENDPOINT * u32::try_from(counts.len()).unwrap_or(u32::MAX);
+        self.next_counts = Instant::now() + COUNTS_INTERVAL.max(pause);
+        let is_listening = self.manager.as_ref().is_some_and(Manager::is_listening);
+        let current = Some((connections, counts));
+        if is_listening && self.counted != current {
+            self.counted = current;
+            self.say_counts();
+        }
+    }
+
+    fn say_counts(&mut self) {
+        if let Some((connections, endpoints)) = self.counted.clone() {
+            self.say(FromWorker::Counts {
+                connections,
+                endpoints,
+            });
+        }
+    }
+
+    /// Begins to drain. Told so again, it only takes the new limit.
+    fn drain(&mut self, idle: Duration, limit: Duration, by: &'static str) {
+        let until = Instant::now() + limit;
+        if let Some(drain) = &mut self.drain {
+            drain.until = until;
+            return;
+        }
+        tracing::info!(by, connections = self.threads.connections(), "Draining");
+        self.drain = Some(Drain {
+            until,
+            accepting: (0..self.threads.count()).collect(),
+        });
+        self.sockets = Sockets::default();
+        for thread in 0..self.threads.count() {
+            self.command(thread, Command::Drain { idle });
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        let drain = self.drain.as_ref();
+        drain.is_some_and(|drain| drain.accepting.is_empty()) && self.threads.connections() == 0
+    }
+
+    async fn end(mut self) {
+        self.count();
+        for thread in 0..self.threads.count() {
+            self.command(thread, Command::Stop);
+        }
+        if let Some(manager) = self.manager.take() {
+            manager.farewell().await;
+        }
+    }
+}
+
+/// The next manager to connect.
+async fn accept(socket: &UnixListener) -> std::os::unix::net::UnixStream {
+    loop {
+        match socket
+            .accept()
+            .await
+            .and_then(|(stream, _)| stream.into_std())
+        {
+            Ok(stream) => return stream,
+            Err(error) => {
+                tracing::error!(%error, "ManagerNotAccepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// What the manager says next; nothing, ever, if there is none.
+async fn receive(manager: &mut Option<Manager>) -> Result<ToWorker, ManagerFault> {
+    match manager {
+        Some(manager) => manager.receive().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The signals that a worker does not die of.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Resolves when a signal asks the worker to drain. SIGHUP is the manager's business.
+    async fn drain(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {}
+            }
+        }
+    }
+}

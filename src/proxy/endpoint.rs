@@ -1,0 +1,427 @@
+//! One instance as a data thread sees it: its state, its idle connections, and the claims on it.
+//!
+//! # Theory of operation
+//! An endpoint is claimable until a table says that it is draining (or says nothing about it any more); nothing leads
+//! back. A [`Claim`] is one request on its way through the endpoint: choosing it and counting it are one step, since a
+//! thread does nothing else in between, and the count goes down when the claim is dropped. The thread that marks an
+//! endpoint draining closes its idle connections in the same step, so from then on only claims hold connections to it.
+//! When the last claim goes, the thread reports the endpoint idle. That report is true only if whoever holds a claim
+//! drops the connection **before** the claim: [`Claim::give_back`] sees to it, and a type that holds both must declare
+//! the connection first.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::stream::Stream;
+use super::threads::Reporter;
+use super::upstream::Upstream;
+use crate::ipc::{Address, EndpointCounts, EndpointId, Probe};
+
+/// How long a connection to an instance may lie idle: shorter than any server's own limit, so that it is we who close.
+const IDLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long before an instance's announced limit we close.
+const IDLE_MARGIN: Duration = Duration::from_secs(1);
+
+/// Idle connections kept per endpoint and thread.
+const MOST_IDLE: usize = 512;
+
+/// How long an endpoint that could not be connected to stands behind the others.
+const PENALTY: Duration = Duration::from_secs(1);
+
+/// What all threads share of an endpoint.
+#[derive(Debug)]
+pub(crate) struct Spec {
+    pub(crate) id: EndpointId,
+    pub(crate) address: Address,
+    pub(crate) probe: Probe,
+    /// Set by the health check: gets requests only when all endpoints of the service are out.
+    out: AtomicBool,
+    /// One for each thread, written by that thread alone.
+    counters: Box<[Counters]>,
+}
+
+/// Each on a cache line of its own, since each has another writer.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Counters {
+    in_flight: AtomicU32,
+    requests: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Spec {
+    pub(crate) fn new(id: EndpointId, address: Address, probe: Probe, threads: usize) -> Spec {
+        Spec {
+            id,
+            address,
+            probe,
+            out: AtomicBool::new(false),
+            counters: (0..threads).map(|_| Counters::default()).collect(),
+        }
+    }
+
+    pub(crate) fn is_out(&self) -> bool {
+        self.out.load(Relaxed)
+    }
+
+    pub(crate) fn set_out(&self, out: bool) {
+        self.out.store(out, Relaxed);
+    }
+
+    /// The sums over all threads.
+    pub(crate) fn counts(&self) -> EndpointCounts {
+        let mut counts = EndpointCounts {
+            id: self.id,
+            in_flight: 0,
+            requests: 0,
+            failures: 0,
+        };
+        for counters in &self.counters {
+            counts.in_flight += counters.in_flight.load(Relaxed);
+            counts.requests += counters.requests.load(Relaxed);
+            counts.failures += counters.failures.load(Relaxed);
+        }
+        counts
+    }
+}
+
+/// The thread's own view of an endpoint.
+pub(crate) struct Endpoint {
+    spec: Arc<Spec>,
+    reporter: Reporter,
+    draining: Cell<bool>,
+    /// The newest at the end; it is taken first, so that the others can grow old.
+    idle: RefCell<Vec<Idle>>,
+    penalised_until: Cell<Option<Instant>>,
+}
+
+struct Idle {
+    upstream: Upstream,
+    until: Instant,
+}
+
+/// How gladly an endpoint is chosen; the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    out: bool,
+    penalised: bool,
+    in_flight: u32,
+}
+
+impl Endpoint {
+    pub(crate) fn new(spec: Arc<Spec>, reporter: Reporter) -> Endpoint {
+        Endpoint {
+            spec,
+            reporter,
+            draining: Cell::new(false),
+            idle: RefCell::default(),
+            penalised_until: Cell::default(),
+        }
+    }
+
+    pub(crate) fn id(&self) -> EndpointId {
+        self.spec.id
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.counters().in_flight.load(Relaxed)
+    }
+
+    pub(crate) fn rank(&self) -> Rank {
+        Rank {
+            out: self.spec.is_out(),
+            penalised: self.is_penalised(),
+            in_flight: self.in_flight(),
+        }
+    }
+
+    /// Counts a request in. Nobody claims a draining endpoint.
+    pub(crate) fn claim(self: Rc<Self>) -> Claim {
+        debug_assert!(!self.draining.get());
+        let counters = self.counters();
+        add(&counters.in_flight, 1);
+        counters
+            .requests
+            .store(counters.requests.load(Relaxed).wrapping_add(1), Relaxed);
+        Claim { endpoint: self }
+    }
+
+    /// From now on nobody claims it. Says so if it is idle, also when it was draining before.
+    pub(crate) fn drain(&self) {
+        self.draining.set(true);
+        drop(self.idle.take());
+        if self.in_flight() == 0 {
+            self.reporter.idle(self.id());
+        }
+    }
+
+    /// Closes idle connections that are too old or that the instance has closed.
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.idle
+            .borrow_mut()
+            .retain_mut(|idle| now < idle.until && idle.upstream.is_reusable());
+    }
+
+    fn is_penalised(&self) -> bool {
+        match self.penalised_until.get() {
+            None => false,
+            Some(until) if Instant::now() < until => true,
+            Some(_) => {
+                self.penalised_until.set(None);
+                false
+            }
+        }
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.spec.counters[self.reporter.thread()]
+    }
+}
+
+/// One request that an endpoint was chosen for, counted in flight as long as this lives.
+///
+/// Drop the connection before the claim.
+pub(crate) struct Claim {
+    endpoint: Rc<Endpoint>,
+}
+
+impl Claim {
+    /// The endpoint, to be named as tried if it fails.
+    pub(crate) fn id(&self) -> EndpointId {
+        self.endpoint.id()
+    }
+
+    /// Where it listens, for messages.
+    pub(crate) fn address(&self) -> &Address {
+        &self.endpoint.spec.address
+    }
+
+    /// The idle connection that was used last and is still good.
+    pub(crate) fn take_idle(&self) -> Option<Upstream> {
+        let mut idle = self.endpoint.idle.borrow_mut();
+        if idle.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        while let Some(mut last) = idle.pop() {
+            if now < last.until && last.upstream.is_reusable() {
+                return Some(last.upstream);
+            }
+        }
+        None
+    }
+
+    /// Ends the request with its connection in a reusable state: both codecs at rest, nothing unread. `keep_alive` is
+    /// what the instance announced with `Keep-Alive: timeout=`.
+    pub(crate) fn give_back(self, upstream: Upstream, keep_alive: Option<Duration>) {
+        let limit = keep_alive.map_or(IDLE_LIMIT, |announced| {
+            IDLE_LIMIT.min(announced.saturating_sub(IDLE_MARGIN))
+        });
+        let mut idle = self.endpoint.idle.borrow_mut();
+        if !self.endpoint.draining.get() && !limit.is_zero() && idle.len() < MOST_IDLE {
+            let until = Instant::now() + limit;
+            idle.push(Idle { upstream, until });
+        }
+        // Otherwise the connection is closed here, before the claim ends.
+    }
+
+    /// Opens a new connection. A failure is counted, and for a moment the endpoint is chosen only if there is no other.
+    pub(crate) async fn connect(&self) -> io::Result<Stream> {
+        let result = Stream::connect(self.address()).await;
+        match &result {
+            Ok(_) => self.endpoint.penalised_until.set(None),
+            Err(error) if is_ours(error) => {}
+            Err(_) => {
+                self.endpoint
+                    .penalised_until
+                    .set(Some(Instant::now() + PENALTY));
+                self.count_failure();
+            }
+        }
+        result
+    }
+
+    /// Counts that the endpoint failed this request after the connection stood: no response, or a broken one.
+    pub(crate) fn count_failure(&self) {
+        let failures = &self.endpoint.counters().failures;
+        failures.store(failures.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let in_flight = &self.endpoint.counters().in_flight;
+        let left = in_flight.load(Relaxed) - 1;
+        in_flight.store(left, Relaxed);
+        if left == 0 && self.endpoint.draining.get() {
+            self.endpoint.reporter.idle(self.id());
+        }
+    }
+}
+
+/// Only the owning thread writes a counter, so it needs no atomic addition.
+fn add(counter: &AtomicU32, count: u32) {
+    counter.store(counter.load(Relaxed) + count, Relaxed);
+}
+
+/// Whether connecting failed for want of something on our side, which says nothing about the instance.
+fn is_ours(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{UnixListener, UnixStream};
+    use tokio::sync::mpsc;
+
+    use super::super::threads::{Event, Report};
+    use super::*;
+
+    const ID: EndpointId = EndpointId(3);
+
+    struct Fixture {
+        endpoint: Rc<Endpoint>,
+        reports: mpsc::UnboundedReceiver<Report>,
+        server: UnixListener,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            let server = UnixListener::bind(&path).unwrap();
+            let (report, reports) = mpsc::unbounded_channel();
+            let spec = Arc::new(Spec::new(ID, Address::Unix(path), Probe::Connect, 1));
+            Fixture {
+                endpoint: Rc::new(Endpoint::new(spec, Reporter::new(0, report))),
+                reports,
+                server,
+                _directory: directory,
+            }
+        }
+
+        fn claim(&self) -> Claim {
+            self.endpoint.clone().claim()
+        }
+
+        /// A request that leaves its connection behind; the instance's end of it.
+        async fn leave_idle(&self, keep_alive: Option<Duration>) -> UnixStream {
+            let claim = self.claim();
+            let upstream = Upstream::new(claim.connect().await.unwrap());
+            let (instance, _) = self.server.accept().await.unwrap();
+            claim.give_back(upstream, keep_alive);
+            instance
+        }
+
+        fn is_reported_idle(&mut self) -> bool {
+            let report = self.reports.try_recv();
+            let endpoint = ID;
+            report.is_ok_and(|report| report.event == Event::Idle { endpoint, table: 0 })
+        }
+    }
+
+    /// Whether our end is closed.
+    fn is_closed(instance: &UnixStream) -> bool {
+        use std::os::fd::AsFd;
+        let mut byte = [0];
+        let flags = rustix::net::RecvFlags::DONTWAIT;
+        rustix::net::recv(instance.as_fd(), &mut byte[..], flags).is_ok_and(|(_, count)| count == 0)
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_was_used_last_is_used_next() {
+        let fixture = Fixture::new();
+        let first = fixture.claim();
+        let old = Upstream::new(first.connect().await.unwrap());
+        let second = fixture.claim();
+        let new = Upstream::new(second.connect().await.unwrap());
+        let (_old_peer, _) = fixture.server.accept().await.unwrap();
+        let (new_peer, _) = fixture.server.accept().await.unwrap();
+        first.give_back(old, None);
+        second.give_back(new, None);
+        drop(fixture.claim().take_idle().unwrap());
+        assert!(is_closed(&new_peer));
+        assert!(fixture.claim().take_idle().is_some());
+        assert!(fixture.claim().take_idle().is_none());
+    }
+
+    #[tokio::test]
+    async fn idle_connections_end_before_the_instance_would_end_them() {
+        for (keep_alive, limit) in [(None, 2000), (Some(60), 2000), (Some(2), 1000)] {
+            let fixture = Fixture::new();
+            let instance = fixture
+                .leave_idle(keep_alive.map(Duration::from_secs))
+                .await;
+            let now = Instant::now();
+            fixture
+                .endpoint
+                .sweep(now + Duration::from_millis(limit - 100));
+            assert!(!is_closed(&instance));
+            fixture.endpoint.sweep(now + Duration::from_millis(limit));
+            assert!(is_closed(&instance));
+        }
+        let fixture = Fixture::new();
+        assert!(is_closed(
+            &fixture.leave_idle(Some(Duration::from_secs(1))).await
+        ));
+    }
+
+    #[tokio::test]
+    async fn race_01_idle_connections_are_closed_before_the_endpoint_is_reported_idle() {
+        let mut fixture = Fixture::new();
+        let instance = fixture.leave_idle(None).await;
+        assert!(!fixture.is_reported_idle());
+        fixture.endpoint.drain();
+        assert!(is_closed(&instance));
+        assert!(fixture.is_reported_idle());
+    }
+
+    #[tokio::test]
+    async fn race_02_a_claim_counts_from_the_choice_to_the_end_of_its_connection() {
+        let mut fixture = Fixture::new();
+        let claim = fixture.claim();
+        fixture.endpoint.drain();
+        assert!(!fixture.is_reported_idle());
+        let upstream = Upstream::new(claim.connect().await.unwrap());
+        let (instance, _) = fixture.server.accept().await.unwrap();
+        claim.give_back(upstream, None);
+        assert!(
+            is_closed(&instance),
+            "nothing goes back to a draining endpoint"
+        );
+        assert!(fixture.is_reported_idle());
+        assert_eq!(fixture.endpoint.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn counters_count() {
+        let fixture = Fixture::new();
+        let held = fixture.claim();
+        fixture.claim().count_failure();
+        let counts = fixture.endpoint.spec.counts();
+        drop(held);
+        let expected = EndpointCounts {
+            id: ID,
+            in_flight: 1,
+            requests: 2,
+            failures: 1,
+        };
+        assert_eq!(counts, expected);
+    }
+}

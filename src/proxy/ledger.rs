@@ -1,0 +1,279 @@
+//! The proof of quiescence: which thread has said what about which table and endpoint. Pure.
+//!
+//! # Theory of operation
+//! Every thread answers every table, in order, so a table is acknowledged when the last thread has answered it, and no
+//! acknowledgement is passed over. An endpoint that a table marks draining is idle when every thread has said so having
+//! applied that table or a newer one: what a thread said before, about an endpoint that was away for a while, counts
+//! for nothing. Threads may say it more than once. Once idle, an endpoint stays idle until it leaves the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ipc::EndpointId;
+
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    /// By thread, the newest table it uses.
+    applied: Vec<u64>,
+    draining: BTreeMap<EndpointId, Draining>,
+}
+
+#[derive(Debug)]
+struct Draining {
+    /// The table that said so first.
+    since: u64,
+    /// The threads that have not said that it is idle.
+    busy: BTreeSet<usize>,
+}
+
+impl Ledger {
+    pub(crate) fn new(threads: usize) -> Ledger {
+        Ledger {
+            applied: vec![0; threads],
+            draining: BTreeMap::new(),
+        }
+    }
+
+    /// A table was sent to the threads, in which these are all the draining endpoints.
+    pub(crate) fn sent(&mut self, table: u64, draining: impl IntoIterator<Item = EndpointId>) {
+        let mut before = std::mem::take(&mut self.draining);
+        for id in draining {
+            let entry = before.remove(&id).unwrap_or_else(|| Draining {
+                since: table,
+                busy: (0..self.applied.len()).collect(),
+            });
+            self.draining.insert(id, entry);
+        }
+    }
+
+    /// A thread uses this table. Returns the table if it was the last one to do so.
+    pub(crate) fn applied(&mut self, thread: usize, table: u64) -> Option<u64> {
+        let before = self.acknowledged();
+        self.applied[thread] = table;
+        let now = self.acknowledged();
+        (now > before).then_some(now)
+    }
+
+    /// A thread that had applied `table` holds no connection to a draining endpoint. True if it was the last one.
+    pub(crate) fn idle(&mut self, thread: usize, endpoint: EndpointId, table: u64) -> bool {
+        match self.draining.get_mut(&endpoint) {
+            Some(draining) if table >= draining.since => {
+                draining.busy.remove(&thread) && draining.busy.is_empty()
+            }
+            _ => false,
+        }
+    }
+
+    /// The newest table that all threads use; 0 before the first.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.applied.iter().copied().min().unwrap_or(0)
+    }
+
+    /// The draining endpoints that are idle.
+    pub(crate) fn idle_endpoints(&self) -> impl Iterator<Item = EndpointId> {
+        let draining = self.draining.iter();
+        draining
+            .filter(|(_, draining)| draining.busy.is_empty())
+            .map(|(&id, _)| id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ID: EndpointId = EndpointId(7);
+
+    #[test]
+    fn a_table_is_acknowledged_by_the_last_thread() {
+        let mut ledger = Ledger::new(2);
+        assert_eq!(ledger.applied(0, 1), None);
+        assert_eq!(ledger.applied(0, 2), None);
+        assert_eq!(ledger.applied(1, 1), Some(1));
+        assert_eq!(ledger.applied(1, 2), Some(2));
+    }
+
+    #[test]
+    fn an_endpoint_is_idle_when_every_thread_says_so() {
+        let mut ledger = Ledger::new(2);
+        ledger.sent(1, [ID]);
+        assert!(!ledger.idle(0, ID, 1));
+        assert!(!ledger.idle(0, ID, 1));
+        assert!(ledger.idle(1, ID, 1));
+        assert!(!ledger.idle(1, ID, 2), "it is said once");
+        ledger.sent(2, [ID]);
+        assert!(ledger.idle_endpoints().eq([ID]));
+        ledger.sent(3, []);
+        assert_eq!(ledger.idle_endpoints().count(), 0);
+    }
+
+    #[test]
+    fn what_was_said_of_an_endpoint_before_it_went_away_counts_for_nothing() {
+        let mut ledger = Ledger::new(1);
+        ledger.sent(1, []);
+        ledger.sent(2, [ID]);
+        assert!(!ledger.idle(0, ID, 1));
+        assert!(ledger.idle(0, ID, 2));
+    }
+
+    /// A data thread, reduced to what matters here.
+    #[derive(Debug, Clone, Default)]
+    struct Model {
+        inbox: VecDeque<(u64, BTreeSet<EndpointId>)>,
+        table: u64,
+        draining: BTreeSet<EndpointId>,
+        in_flight: BTreeMap<EndpointId, u32>,
+    }
+
+    impl Model {
+        fn is_quiescent(&self, id: EndpointId) -> bool {
+            self.draining.contains(&id) && self.in_flight.get(&id).is_none_or(|&count| count == 0)
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// The manager sends a table that drains the endpoints before this one.
+        Table(u64),
+        /// A thread takes its next table.
+        Apply(usize),
+        /// A thread chooses an endpoint, if it may.
+        Claim(usize, u64),
+        /// A thread ends a request.
+        End(usize, u64),
+        /// The control thread takes the next report.
+        Note,
+    }
+
+    const THREADS: usize = 3;
+    const ENDPOINTS: u64 = 4;
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..=ENDPOINTS).prop_map(Step::Table),
+            (0..THREADS).prop_map(Step::Apply),
+            (0..THREADS, 0..ENDPOINTS).prop_map(|(thread, id)| Step::Claim(thread, id)),
+            (0..THREADS, 0..ENDPOINTS).prop_map(|(thread, id)| Step::End(thread, id)),
+            Just(Step::Note),
+        ]
+    }
+
+    #[derive(Default)]
+    struct World {
+        threads: Vec<Model>,
+        reports: VecDeque<(usize, Said)>,
+        sent: u64,
+        drained: u64,
+        acknowledged: Vec<u64>,
+        idle: BTreeSet<EndpointId>,
+    }
+
+    enum Said {
+        Applied(u64),
+        Idle(EndpointId, u64),
+    }
+
+    impl World {
+        fn take(&mut self, ledger: &mut Ledger, step: Step) {
+            match step {
+                Step::Table(drained) => {
+                    self.sent += 1;
+                    self.drained = self.drained.max(drained);
+                    let draining: BTreeSet<_> = (0..self.drained).map(EndpointId).collect();
+                    ledger.sent(self.sent, draining.iter().copied());
+                    for thread in &mut self.threads {
+                        thread.inbox.push_back((self.sent, draining.clone()));
+                    }
+                }
+                Step::Apply(index) => self.apply(index),
+                Step::Claim(index, id) => {
+                    let thread = &mut self.threads[index];
+                    if !thread.draining.contains(&EndpointId(id)) {
+                        *thread.in_flight.entry(EndpointId(id)).or_default() += 1;
+                    }
+                }
+                Step::End(index, id) => self.end(index, EndpointId(id)),
+                Step::Note => self.note(ledger),
+            }
+        }
+
+        fn apply(&mut self, index: usize) {
+            let thread = &mut self.threads[index];
+            if let Some((table, draining)) = thread.inbox.pop_front() {
+                thread.table = table;
+                thread.draining = draining;
+                self.reports.push_back((index, Said::Applied(table)));
+                for &id in &thread.draining {
+                    if thread.is_quiescent(id) {
+                        self.reports.push_back((index, Said::Idle(id, table)));
+                    }
+                }
+            }
+        }
+
+        fn end(&mut self, index: usize, id: EndpointId) {
+            let thread = &mut self.threads[index];
+            let Some(count @ 1..) = thread.in_flight.get_mut(&id) else {
+                return;
+            };
+            *count -= 1;
+            if thread.is_quiescent(id) {
+                self.reports
+                    .push_back((index, Said::Idle(id, thread.table)));
+            }
+        }
+
+        fn note(&mut self, ledger: &mut Ledger) {
+            match self.reports.pop_front() {
+                Some((thread, Said::Applied(table))) => {
+                    if let Some(table) = ledger.applied(thread, table) {
+                        assert!(self.threads.iter().all(|thread| thread.table >= table));
+                        self.acknowledged.push(table);
+                    }
+                }
+                Some((thread, Said::Idle(id, table))) => {
+                    if ledger.idle(thread, id, table) {
+                        assert!(self.threads.iter().all(|thread| thread.is_quiescent(id)));
+                        assert!(self.idle.insert(id), "an endpoint is reported idle once");
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn idleness_is_never_claimed_too_early_and_never_forgotten(
+            steps in proptest::collection::vec(step(), 0..200),
+        ) {
+            let mut ledger = Ledger::new(THREADS);
+            let mut world = World {
+                threads: vec![Model::default(); THREADS],
+                ..World::default()
+            };
+            for step in steps {
+                world.take(&mut ledger, step);
+            }
+            // Let everything that is under way come to its end.
+            for index in 0..THREADS {
+                while !world.threads[index].inbox.is_empty() {
+                    world.apply(index);
+                }
+                for id in (0..ENDPOINTS).map(EndpointId) {
+                    while world.threads[index].in_flight.get(&id).is_some_and(|&count| count > 0) {
+                        world.end(index, id);
+                    }
+                }
+            }
+            while !world.reports.is_empty() {
+                world.note(&mut ledger);
+            }
+            prop_assert!(world.acknowledged.iter().copied().eq(1..=world.sent));
+            prop_assert!(world.idle.iter().copied().eq((0..world.drained).map(EndpointId)));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The connection to the manager, as the control thread holds it.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::ipc::{Channel, ChannelError, FromWorker, Receiver, Sender, ToWorker};
+
+/// Messages that may wait for a manager that does not read. A manager further behind is better off with a new
+/// connection, on which it is told how things stand.
+const MOST_WAITING: usize = 1 << 16;
+
+/// The time for the last messages at the worker's end.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+
+/// A connected manager.
+pub(crate) struct Manager {
+    receiver: Receiver<ToWorker>,
+    outgoing: mpsc::Sender<FromWorker>,
+    writer: JoinHandle<()>,
+}
+
+/// Why a manager was not let in, or the connection to it ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManagerFault {
+    #[error("the peer runs as user {0}")]
+    Stranger(u32),
+    #[error("the manager does not read")]
+    Slow,
+    #[error("the manager has closed the connection")]
+    Gone,
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Manager {
+    /// Greets a manager. It must be root or run as the same user as the worker.
+    pub(crate) fn greet(socket: UnixStream) -> Result<Manager, ManagerFault> {
+        let peer = sockopt::socket_peercred(&socket)
+            .map_err(std::io::Error::from)?
+            .uid;
+        if !peer.is_root() && peer != rustix::process::geteuid() {
+            return Err(ManagerFault::Stranger(peer.as_raw()));
+        }
+        let (sender, receiver) = Channel::split(socket)?;
+        let (outgoing, messages) = mpsc::channel(MOST_WAITING);
+        let manager = Manager {
+            receiver,
+            outgoing,
+            writer: tokio::task::spawn_local(write(sender, messages)),
+        };
+        manager.say(FromWorker::Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })?;
+        Ok(manager)
+    }
+
+    /// Sends a message, without waiting for its way to the manager.
+    pub(crate) fn say(&self, message: FromWorker) -> Result<(), ManagerFault> {
+        self.outgoing
+            .try_send(message)
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => ManagerFault::Slow,
+                mpsc::error::TrySendError::Closed(_) => ManagerFault::Gone,
+            })
+    }
+
+    /// Whether everything said so far is on its way.
+    pub(crate) fn is_listening(&self) -> bool {
+        self.outgoing.capacity() == self.outgoing.max_capacity()
+    }
+
+    /// The next message, with its descriptor if it is one that comes with it. Cancel-safe.
+    pub(crate) async fn receive(&mut self) -> Result<ToWorker, ManagerFault> {
+        self.receiver.receive().await?.ok_or(ManagerFault::Gone)
+    }
+
+    /// The descriptor of the listener message received last.
+    pub(crate) fn take_descriptor(&mut self) -> Option<std::os::fd::OwnedFd> {
+        self.receiver.take_descriptor()
+    }
+
+    /// Waits a moment for the last messages to leave.
+    pub(crate) async fn farewell(mut self) {
+        let (closed, _) = mpsc::channel(1);
+        drop(std::mem::replace(&mut self.outgoing, closed));
+        let _ = timeout(FAREWELL_LIMIT, &mut self.writer).await;
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.writer.abort();
+    }
+}
+
+async fn write(mut sender: Sender<FromWorker>, mut messages: mpsc::Receiver<FromWorker>) {
+    while let Some(message) = messages.recv().await {
+        if let Err(error) = sender.send(&message, None).await {
+            tracing::debug!(%error, "ManagerNotReached");
+            return;
+        }
+    }
+}

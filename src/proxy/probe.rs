@@ -1,0 +1,409 @@
+//! Asks endpoints whether they are ready, and later whether they are healthy.
+//!
+//! # Theory of operation
+//! The control thread runs one task for each endpoint that is probing or active. A probing endpoint is asked until it
+//! answers once. An active one is asked steadily; [`Health`] decides from the answers whether it is in or out. A
+//! draining endpoint is never asked: when a table says that it drains, its task has ended, and with it its connection,
+//! before the data threads see that table, so that a probe can neither revive it nor spoil its quiescence.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::endpoint::Spec;
+use super::stream::Stream;
+use super::table::Table;
+use crate::ipc::{Address, EndpointId, EndpointState, Probe};
+
+/// The wait before the first probe of a new endpoint; it doubles after each.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest wait between two probes of a new endpoint.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The time for one probe.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often an active endpoint is asked.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Failures in a row that take an endpoint out.
+const FAILURES_OUT: u32 = 3;
+
+/// Successes in a row that put it back.
+const SUCCESSES_IN: u32 = 2;
+
+/// How much of an answer is read to find its status line.
+const LONGEST_STATUS_LINE: usize = 4096;
+
+/// How much of an answer's rest is read, so that the instance does not see its connection reset...
+const MOST_DRAINED: usize = 64 << 10;
+
+/// ...and for how long.
+const DRAIN_LIMIT: Duration = Duration::from_millis(200);
+
+/// What probing found out about an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// A probing endpoint has answered.
+    Ready,
+    /// A probing endpoint has not, in words.
+    NotReady(String),
+    /// An active endpoint has failed too often, the last time in these words.
+    Out(String),
+    /// It has answered often enough again.
+    In,
+}
+
+impl Finding {
+    /// The state that an endpoint must still have for this to mean anything.
+    pub(crate) fn concerns(&self) -> EndpointState {
+        match self {
+            Finding::Ready | Finding::NotReady(_) => EndpointState::Probing,
+            Finding::Out(_) | Finding::In => EndpointState::Active,
+        }
+    }
+}
+
+/// The running probes.
+pub(crate) struct Probers {
+    tasks: HashMap<EndpointId, Prober>,
+    findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+}
+
+struct Prober {
+    state: EndpointState,
+    task: JoinHandle<()>,
+}
+
+impl Probers {
+    /// The probes send what they find out to `findings`. They live on the caller's `LocalRuntime`.
+    pub(crate) fn new(findings: mpsc::UnboundedSender<(EndpointId, Finding)>) -> Probers {
+        Probers {
+            tasks: HashMap::new(),
+            findings,
+        }
+    }
+
+    /// Probes what the table wants probed and nothing else. When this returns, the other probes have ended.
+    pub(crate) async fn follow(&mut self, table: &Table) {
+        let wanted: HashMap<EndpointId, (&Arc<Spec>, EndpointState)> = table
+            .endpoints()
+            .filter(|(_, state)| *state != EndpointState::Draining)
+            .map(|(spec, state)| (spec.id, (spec, state)))
+            .collect();
+        let unwanted = self.tasks.extract_if(|id, prober| {
+            wanted
+                .get(id)
+                .is_none_or(|(_, state)| *state != prober.state)
+        });
+        let unwanted: Vec<Prober> = unwanted.map(|(_, prober)| prober).collect();
+        for prober in &unwanted {
+            prober.task.abort();
+        }
+        for prober in unwanted {
+            // Aborted, or at its end already.
+            let _ = prober.task.await;
+        }
+        for (id, (spec, state)) in wanted {
+            let findings = &self.findings;
+            self.tasks.entry(id).or_insert_with(|| Prober {
+                state,
+                task: spawn(spec.clone(), state, findings.clone()),
+            });
+        }
+    }
+}
+
+fn spawn(
+    spec: Arc<Spec>,
+    state: EndpointState,
+    findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+) -> JoinHandle<()> {
+    match state {
+        EndpointState::Probing => tokio::task::spawn_local(await_readiness(spec, findings)),
+        EndpointState::Active | EndpointState::Draining => {
+            tokio::task::spawn_local(watch_health(spec, findings))
+        }
+    }
+}
+
+async fn await_readiness(spec: Arc<Spec>, findings: mpsc::UnboundedSender<(EndpointId, Finding)>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        sleep(pause).await;
+        pause = LONGEST_PAUSE.min(pause * 2);
+        let (finding, last) = match probe(&spec.address, &spec.probe).await {
+            Ok(()) => (Finding::Ready, true),
+            Err(fault) => (Finding::NotReady(fault), false),
+        };
+        if findings.send((spec.id, finding)).is_err() || last {
+            return;
+        }
+    }
+}
+
+async fn watch_health(spec: Arc<Spec>, findings: mpsc::UnboundedSender<(EndpointId, Finding)>) {
+    sleep(spread(spec.id)).await;
+    let mut ticks = interval(HEALTH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut health = Health::default();
+    loop {
+        ticks.tick().await;
+        let answer = probe(&spec.address, &spec.probe).await;
+        if let Some(finding) = health.observe(answer) {
+            spec.set_out(health.out);
+            if findings.send((spec.id, finding)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A moment within the interval, so that many endpoints are not all asked at once.
+fn spread(id: EndpointId) -> Duration {
+    let part = (id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32;
+    HEALTH_INTERVAL.mul_f64(f64::from(part) / f64::from(u32::MAX))
+}
+
+/// Counts answers.
+#[derive(Debug, Default)]
+struct Health {
+    out: bool,
+    /// In a row, against what it is.
+    contrary: u32,
+}
+
+impl Health {
+    /// Takes an answer in, and says whether it changes anything.
+    fn observe(&mut self, answer: Result<(), String>) -> Option<Finding> {
+        if answer.is_err() == self.out {
+            self.contrary = 0;
+            return None;
+        }
+        self.contrary += 1;
+        let enough = if self.out { SUCCESSES_IN } else { FAILURES_OUT };
+        if self.contrary < enough {
+            return None;
+        }
+        self.contrary = 0;
+        self.out = !self.out;
+        Some(match answer {
+            Ok(()) => Finding::In,
+            Err(fault) => Finding::Out(fault),
+        })
+    }
+}
+
+/// Asks once. The error is in words for a person.
+async fn probe(address: &Address, probe: &Probe) -> Result<(), String> {
+    match timeout(PROBE_LIMIT, ask(address, probe)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(match probe {
+            Probe::Connect => format!("connect to {address}: no answer within {PROBE_LIMIT:?}"),
+            Probe::Http(path) => format!("GET {path}: no answer within {PROBE_LIMIT:?}"),
+        }),
+    }
+}
+
+async fn ask(address: &Address, probe: &Probe) -> Result<(), String> {
+    let mut stream = Stream::connect(address)
+        .await
+        .map_err(|error| format!("connect to {address}: {}", in_words(&error)))?;
+    match probe {
+        Probe::Connect => Ok(()),
+        Probe::Http(path) => get(&mut stream, path)
+            .await
+            .map_err(|fault| format!("GET {path}: {fault}")),
+    }
+}
+
+async fn get(stream: &mut Stream, path: &str) -> Result<(), String> {
+    if !path.starts_with('/') || path.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        return Err("not a path".to_owned());
+    }
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: smoothserve-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    );
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .map_err(|error| in_words(&error))?;
+    let status = read_status(stream).await?;
+    let _ = timeout(DRAIN_LIMIT, drain(stream)).await;
+    match status {
+        200..=399 => Ok(()),
+        _ => Err(format!("status {status}")),
+    }
+}
+
+async fn read_status(stream: &mut Stream) -> Result<u16, String> {
+    let mut answer = Vec::new();
+    loop {
+        if stream
+            .read_buf(&mut answer)
+            .await
+            .map_err(|error| in_words(&error))?
+            == 0
+        {
+            return Err("the connection was closed without an answer".to_owned());
+        }
+        let mut response = httparse::Response::new(&mut []);
+        let parsed = response.parse(&answer);
+        if let Some(status) = response.code {
+            return Ok(status);
+        }
+        if parsed.is_err() || answer.len() >= LONGEST_STATUS_LINE {
+            return Err("the answer is not HTTP".to_owned());
+        }
+    }
+}
+
+async fn drain(stream: &mut Stream) {
+    let mut scratch = vec![0; 8 << 10];
+    let mut drained = 0;
+    while drained < MOST_DRAINED {
+        match stream.read(&mut scratch).await {
+            Ok(count) if count > 0 => drained += count,
+            _ => return,
+        }
+    }
+}
+
+/// `connection refused` rather than `Connection refused (os error 111)`.
+fn in_words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(first) => first.to_lowercase().chain(letters).collect(),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, UnixListener};
+
+    use super::*;
+
+    /// Answers every connection with this, and keeps it open if told so.
+    async fn serve(listener: TcpListener, answer: &'static str, keep_open: bool) {
+        let mut open = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let count = stream.read(&mut request).await.unwrap();
+            let request = std::str::from_utf8(&request[..count]).unwrap();
+            assert!(request.starts_with("GET /health HTTP/1.1\r\nHost: localhost\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if keep_open {
+                open.push(stream);
+            }
+        }
+    }
+
+    async fn ask_http(answer: &'static str, keep_open: bool) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let asked = Probe::Http("/health".to_owned());
+        tokio::select! {
+            () = serve(listener, answer, keep_open) => unreachable!(),
+            result = probe(&address, &asked) => result,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_status_from_200_to_399_is_an_answer() {
+        let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(ask_http(ok, false).await, Ok(()));
+        assert_eq!(ask_http("HTTP/1.0 302 Found\r\n\r\n", false).await, Ok(()));
+        assert_eq!(
+            ask_http("HTTP/1.1 204 \r\n", true).await,
+            Ok(()),
+            "whether or not the rest comes"
+        );
+    }
+
+    #[tokio::test]
+    async fn everything_else_is_named() {
+        for (answer, fault) in [
+            ("HTTP/1.1 503 Busy\r\n\r\n", "GET /health: status 503"),
+            ("HTTP/1.1 404 \r\n\r\n", "GET /health: status 404"),
+            ("+OK hello\r\n", "GET /health: the answer is not HTTP"),
+            (
+                "",
+                "GET /health: the connection was closed without an answer",
+            ),
+        ] {
+            assert_eq!(ask_http(answer, false).await, Err(fault.to_owned()));
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_named() {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let result = probe(&Address::Tcp(address), &Probe::Connect).await;
+        let fault = format!("connect to {address}: connection refused");
+        assert_eq!(result, Err(fault));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let address = Address::Unix(path);
+        assert_eq!(probe(&address, &Probe::Connect).await, Ok(()));
+        assert_eq!(
+            probe(&address, &Probe::Http("/".to_owned())).await,
+            Err("GET /: no answer within 2s".to_owned())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_path_cannot_smuggle_a_header() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let smuggled = Probe::Http("/ HTTP/1.1\r\nX: y".to_owned());
+        assert!(probe(&Address::Unix(path), &smuggled).await.is_err());
+    }
+
+    #[test]
+    fn three_failures_out_two_successes_in() {
+        let mut health = Health::default();
+        let mut observe = |answers: &[bool]| -> Vec<Option<Finding>> {
+            let answers = answers.iter();
+            answers
+                .map(|&ok| health.observe(if ok { Ok(()) } else { Err("why".to_owned()) }))
+                .collect()
+        };
+        assert_eq!(
+            observe(&[false, false, true, false, false]),
+            [const { None }; 5]
+        );
+        let out = Finding::Out("why".to_owned());
+        assert_eq!(observe(&[false, false, true]), [Some(out), None, None]);
+        assert_eq!(observe(&[false, true]), [None, None]);
+        assert_eq!(observe(&[true, false]), [Some(Finding::In), None]);
+    }
+
+    #[test]
+    fn checks_are_spread_over_the_interval() {
+        let spreads: Vec<Duration> = (0..100).map(|id| spread(EndpointId(id))).collect();
+        assert!(spreads.iter().all(|spread| *spread <= HEALTH_INTERVAL));
+        let early = spreads
+            .iter()
+            .filter(|spread| **spread < HEALTH_INTERVAL / 2);
+        assert!((30..70).contains(&early.count()));
+    }
+}

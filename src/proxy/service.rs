@@ -1,0 +1,273 @@
+//! A service as a data thread sees it: the choice among its endpoints, and the requests that wait for one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::endpoint::{Claim, Endpoint};
+use crate::ipc::EndpointId;
+
+/// How long a request may wait for an endpoint.
+const HOLD_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many requests may wait, per service and thread.
+const MOST_HELD: usize = 1024;
+
+/// The thread's view of a service. It survives the table that removes it, for the connections that still name it.
+pub(crate) struct Service {
+    name: String,
+    running: Cell<bool>,
+    /// The active ones.
+    endpoints: RefCell<Vec<Rc<Endpoint>>>,
+    /// Where the next choice begins, so that equals take turns.
+    next: Cell<usize>,
+    held: RefCell<VecDeque<oneshot::Sender<Result<Claim, NoEndpoint>>>>,
+}
+
+/// Why a request got no endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoEndpoint {
+    /// The service was stopped or removed.
+    #[error("the service is stopped")]
+    Stopped,
+    /// Too many requests are waiting already.
+    #[error("too many requests are waiting for an instance")]
+    Full,
+    /// None became ready in time.
+    #[error("no instance became ready in time")]
+    TimedOut,
+}
+
+impl Service {
+    pub(crate) fn new(name: String) -> Service {
+        Service {
+            name,
+            running: Cell::new(false),
+            endpoints: RefCell::default(),
+            next: Cell::default(),
+            held: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// False for a service that was stopped or removed: a request that finds no endpoint need not wait for one.
+    pub(crate) fn running(&self) -> bool {
+        self.running.get()
+    }
+
+    /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and counts the request in. One
+    /// that fails its health check or was just refused a connection is chosen only if there is no other. `None` if
+    /// every active endpoint was tried, or there is none.
+    pub(crate) fn claim(&self, tried: &[EndpointId]) -> Option<Claim> {
+        let endpoints = self.endpoints.borrow();
+        let count = endpoints.len();
+        let first = self.next.get();
+        let chosen = (0..count)
+            .map(|offset| (first + offset) % count)
+            .filter(|&index| !tried.contains(&endpoints[index].id()))
+            .min_by_key(|&index| endpoints[index].rank())?;
+        self.next.set((chosen + 1) % count);
+        Some(endpoints[chosen].clone().claim())
+    }
+
+    /// Waits, in the order of arrival, until there is an active endpoint, and claims it.
+    pub(crate) async fn hold(&self) -> Result<Claim, NoEndpoint> {
+        if let Some(claim) = self.claim(&[]) {
+            return Ok(claim);
+        }
+        if !self.running() {
+            return Err(NoEndpoint::Stopped);
+        }
+        let answered = self.enqueue()?;
+        match tokio::time::timeout(HOLD_LIMIT, answered).await {
+            Ok(answer) => answer.unwrap_or(Err(NoEndpoint::Stopped)),
+            Err(_) => Err(NoEndpoint::TimedOut),
+        }
+    }
+
+    /// Takes over what a table says. Waiting requests are answered before any that comes later.
+    pub(crate) fn update(&self, running: bool, endpoints: Vec<Rc<Endpoint>>) {
+        self.running.set(running);
+        *self.endpoints.borrow_mut() = endpoints;
+        let answerable = !running || !self.endpoints.borrow().is_empty();
+        if answerable {
+            self.release();
+        }
+    }
+
+    fn release(&self) {
+        for waiting in self.held.take() {
+            // The claim of a request that was given up comes back and is dropped.
+            let _ = waiting.send(self.claim(&[]).ok_or(NoEndpoint::Stopped));
+        }
+    }
+
+    fn enqueue(&self) -> Result<oneshot::Receiver<Result<Claim, NoEndpoint>>, NoEndpoint> {
+        let mut held = self.held.borrow_mut();
+        if held.len() >= MOST_HELD {
+            held.retain(|waiting| !waiting.is_closed());
+        }
+        if held.len() >= MOST_HELD {
+            return Err(NoEndpoint::Full);
+        }
+        let (answer, answered) = oneshot::channel();
+        held.push_back(answer);
+        Ok(answered)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::super::endpoint::Spec;
+    use super::super::threads::Reporter;
+    use super::*;
+    use crate::ipc::{Address, Probe};
+
+    fn reporter() -> Reporter {
+        let (reports, _) = mpsc::unbounded_channel();
+        Reporter::new(0, reports)
+    }
+
+    /// Nobody listens there.
+    fn spec(id: u64) -> Arc<Spec> {
+        let address = Address::Unix(format!("/nonexistent/{id}").into());
+        Arc::new(Spec::new(EndpointId(id), address, Probe::Connect, 1))
+    }
+
+    fn endpoint(id: u64) -> Rc<Endpoint> {
+        Rc::new(Endpoint::new(spec(id), reporter()))
+    }
+
+    fn service(ids: std::ops::Range<u64>) -> Service {
+        let service = Service::new("shop".to_owned());
+        service.update(true, ids.map(endpoint).collect());
+        service
+    }
+
+    fn claim(service: &Service) -> Claim {
+        service.claim(&[]).expect("there is an active endpoint")
+    }
+
+    #[test]
+    fn equals_take_turns() {
+        let service = service(0..3);
+        let chosen: Vec<u64> = (0..6).map(|_| claim(&service).id().0).collect();
+        assert_eq!(chosen, [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn the_fewest_in_flight_are_chosen() {
+        let service = service(0..3);
+        let first = claim(&service);
+        let _second = claim(&service);
+        let _third = claim(&service);
+        let free = first.id();
+        drop(first);
+        assert_eq!(claim(&service).id(), free);
+        assert_eq!(claim(&service).id(), free);
+    }
+
+    #[test]
+    fn what_was_tried_is_not_tried_again() {
+        let service = service(0..2);
+        let claim = service.claim(&[EndpointId(0)]).unwrap();
+        assert_eq!(claim.id(), EndpointId(1));
+        assert!(service.claim(&[EndpointId(0), EndpointId(1)]).is_none());
+    }
+
+    #[test]
+    fn the_unhealthy_are_chosen_only_when_all_are() {
+        let specs = [spec(0), spec(1)];
+        let view = |spec: &Arc<Spec>| Rc::new(Endpoint::new(spec.clone(), reporter()));
+        let service = Service::new("shop".to_owned());
+        service.update(true, specs.iter().map(view).collect());
+        specs[0].set_out(true);
+        let held: Vec<Claim> = (0..3).map(|_| claim(&service)).collect();
+        assert!(held.iter().all(|claim| claim.id() == EndpointId(1)));
+        specs[1].set_out(true);
+        assert_eq!(claim(&service).id(), EndpointId(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_refuses_connections_stands_back_for_a_moment() {
+        let service = service(0..2);
+        let refused = claim(&service);
+        assert!(refused.connect().await.is_err());
+        let refused = {
+            let id = refused.id();
+            drop(refused);
+            id
+        };
+        for _ in 0..3 {
+            assert_ne!(claim(&service).id(), refused);
+        }
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let chosen: Vec<EndpointId> = (0..2).map(|_| claim(&service).id()).collect();
+        assert!(chosen.contains(&refused));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_request_gets_the_endpoint_that_appears() {
+        let service = service(0..0);
+        let appear = async {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            service.update(true, vec![endpoint(4)]);
+        };
+        let (held, ()) = tokio::join!(service.hold(), appear);
+        assert_eq!(held.unwrap().id(), EndpointId(4));
+    }
+
+    #[test]
+    fn held_requests_are_answered_in_order_and_before_later_ones() {
+        let service = service(0..0);
+        let held: Vec<_> = (0..3).map(|_| service.enqueue().unwrap()).collect();
+        service.update(true, (0..4).map(endpoint).collect());
+        let later = claim(&service);
+        let held = held
+            .into_iter()
+            .map(|mut answer| answer.try_recv().unwrap().unwrap());
+        let order: Vec<u64> = held.chain([later]).map(|claim| claim.id().0).collect();
+        assert_eq!(order, [0, 1, 2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_request_waits_no_longer_than_the_limit() {
+        let service = service(0..0);
+        let start = Instant::now();
+        let result = service.hold().await;
+        assert_eq!(result.err(), Some(NoEndpoint::TimedOut));
+        assert_eq!(start.elapsed().as_secs(), HOLD_LIMIT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopped_service_holds_nothing() {
+        let service = service(0..0);
+        let stop = async { service.update(false, Vec::new()) };
+        let (held, ()) = tokio::join!(service.hold(), stop);
+        assert_eq!(held.err(), Some(NoEndpoint::Stopped));
+        let later = service.hold().await;
+        assert_eq!(later.err(), Some(NoEndpoint::Stopped));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn held_requests_are_bounded_and_those_given_up_make_room() {
+        let service = service(0..0);
+        let mut waiting: Vec<_> = (0..MOST_HELD)
+            .map(|_| service.enqueue().expect("there is room"))
+            .collect();
+        assert_eq!(service.hold().await.err(), Some(NoEndpoint::Full));
+        waiting.pop();
+        assert!(service.enqueue().is_ok());
+    }
+}

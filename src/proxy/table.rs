@@ -1,0 +1,279 @@
+//! A route table as the worker uses it: checked once, compiled once, immutable, shared by all threads.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::endpoint::Spec;
+use super::router::{Clash, Router};
+use crate::ipc::{self, EndpointId, EndpointState, ListenerId};
+
+/// All that a thread needs to know.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) number: u64,
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) services: Vec<Service>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) id: ListenerId,
+    pub(crate) address: SocketAddr,
+    /// Its services are indices into [`Table::services`].
+    pub(crate) router: Arc<Router>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Service {
+    /// Unique in the table; it is the same service as one of that name in another table.
+    pub(crate) name: String,
+    pub(crate) running: bool,
+    pub(crate) endpoints: Vec<(Arc<Spec>, EndpointState)>,
+}
+
+/// Why a table cannot be used at all.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("listener {0:?} was never received")]
+    UnknownListener(ListenerId),
+    #[error("listener {0:?} is named twice")]
+    ListenerTwice(ListenerId),
+    #[error("a route of listener {0:?} names a service that is not there")]
+    UnknownService(ListenerId),
+    #[error("service {0:?} is named twice")]
+    ServiceTwice(String),
+    #[error("endpoint {0:?} is named twice")]
+    EndpointTwice(EndpointId),
+    #[error(transparent)]
+    Clash(#[from] Clash),
+}
+
+impl Table {
+    /// Checks what the manager sent and makes it the successor of `self`. An endpoint goes on from where it was: its
+    /// address stays, its counters go on, and its state only moves down.
+    pub(crate) fn succeed(
+        &self,
+        table: ipc::Table,
+        is_known: impl Fn(ListenerId) -> bool,
+        threads: usize,
+    ) -> Result<Table, Fault> {
+        let mut listeners = Vec::with_capacity(table.listeners.len());
+        let mut seen = HashSet::new();
+        for listener in table.listeners {
+            if !is_known(listener.id) {
+                return Err(Fault::UnknownListener(listener.id));
+            }
+            if !seen.insert(listener.id) {
+                return Err(Fault::ListenerTwice(listener.id));
+            }
+            let count = table.services.len();
+            if listener.routes.iter().any(|route| route.service >= count) {
+                return Err(Fault::UnknownService(listener.id));
+            }
+            listeners.push(Listener {
+                id: listener.id,
+                address: listener.address,
+                router: Arc::new(Router::try_new(&listener.routes)?),
+            });
+        }
+        Ok(Table {
+            number: table.number,
+            trusted_proxies: table.trusted_proxies,
+            listeners,
+            services: self.succeed_services(table.services, threads)?,
+        })
+    }
+
+    fn succeed_services(
+        &self,
+        services: Vec<ipc::Service>,
+        threads: usize,
+    ) -> Result<Vec<Service>, Fault> {
+        let before: HashMap<EndpointId, _> = self
+            .endpoints()
+            .map(|(spec, state)| (spec.id, (spec, state)))
+            .collect();
+        let mut names = HashSet::new();
+        let mut ids = HashSet::new();
+        let mut result = Vec::with_capacity(services.len());
+        for service in services {
+            if !names.insert(service.name.clone()) {
+                return Err(Fault::ServiceTwice(service.name));
+            }
+            let mut endpoints = Vec::with_capacity(service.endpoints.len());
+            for endpoint in service.endpoints {
+                if !ids.insert(endpoint.id) {
+                    return Err(Fault::EndpointTwice(endpoint.id));
+                }
+                endpoints.push(match before.get(&endpoint.id) {
+                    Some(&(spec, state)) => {
+                        (spec.clone(), succeed_state(state, &endpoint, &service.name))
+                    }
+                    None => {
+                        let ipc::Endpoint {
+                            id,
+                            address,
+                            state,
+                            probe,
+                        } = endpoint;
+                        (Arc::new(Spec::new(id, address, probe, threads)), state)
+                    }
+                });
+            }
+            result.push(Service {
+                name: service.name,
+                running: service.running,
+                endpoints,
+            });
+        }
+        Ok(result)
+    }
+
+    /// All endpoints of all services.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Arc<Spec>, EndpointState)> {
+        let services = self.services.iter();
+        services.flat_map(|service| service.endpoints.iter().map(|(spec, state)| (spec, *state)))
+    }
+
+    /// The state of an endpoint, if the table has it.
+    pub(crate) fn state(&self, id: EndpointId) -> Option<EndpointState> {
+        self.endpoints()
+            .find(|(spec, _)| spec.id == id)
+            .map(|(_, state)| state)
+    }
+}
+
+fn succeed_state(before: EndpointState, endpoint: &ipc::Endpoint, service: &str) -> EndpointState {
+    if endpoint.state < before {
+        tracing::warn!(
+            service,
+            instance = endpoint.id.0,
+            state = ?endpoint.state,
+            was = ?before,
+            "EndpointNotRevived"
+        );
+    }
+    endpoint.state.max(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipc::{Address, Host, Probe, Route};
+
+    fn endpoint(id: u64, state: EndpointState) -> ipc::Endpoint {
+        ipc::Endpoint {
+            id: EndpointId(id),
+            address: Address::Unix(format!("/run/{id}").into()),
+            state,
+            probe: Probe::Connect,
+        }
+    }
+
+    fn service(name: &str, endpoints: Vec<ipc::Endpoint>) -> ipc::Service {
+        ipc::Service {
+            name: name.to_owned(),
+            running: true,
+            endpoints,
+        }
+    }
+
+    fn listener(id: u32, services: &[usize]) -> ipc::Listener {
+        let route = |&service: &usize| Route {
+            host: Host::Exact(format!("{service}.example")),
+            path: "/".to_owned(),
+            service,
+        };
+        ipc::Listener {
+            id: ListenerId(id),
+            address: ([127, 0, 0, 1], 80).into(),
+            routes: services.iter().map(route).collect(),
+        }
+    }
+
+    fn table(listeners: Vec<ipc::Listener>, services: Vec<ipc::Service>) -> ipc::Table {
+        ipc::Table {
+            number: 1,
+            listeners,
+            services,
+            ..ipc::Table::default()
+        }
+    }
+
+    fn compile(table: ipc::Table) -> Result<Table, Fault> {
+        Table::default().succeed(table, |id| id.0 < 10, 1)
+    }
+
+    #[test]
+    fn a_table_that_contradicts_itself_is_refused() {
+        let active = |id| endpoint(id, EndpointState::Active);
+        let faults = [
+            (
+                table(vec![listener(10, &[])], vec![]),
+                Fault::UnknownListener(ListenerId(10)),
+            ),
+            (
+                table(vec![listener(1, &[]), listener(1, &[])], vec![]),
+                Fault::ListenerTwice(ListenerId(1)),
+            ),
+            (
+                table(vec![listener(1, &[0, 1])], vec![service("a", vec![])]),
+                Fault::UnknownService(ListenerId(1)),
+            ),
+            (
+                table(vec![], vec![service("a", vec![]), service("a", vec![])]),
+                Fault::ServiceTwice("a".to_owned()),
+            ),
+            (
+                table(
+                    vec![],
+                    vec![service("a", vec![active(1)]), service("b", vec![active(1)])],
+                ),
+                Fault::EndpointTwice(EndpointId(1)),
+            ),
+        ];
+        for (table, fault) in faults {
+            assert_eq!(compile(table).unwrap_err(), fault);
+        }
+        let clash = table(vec![listener(1, &[0, 0])], vec![service("a", vec![])]);
+        assert!(matches!(compile(clash), Err(Fault::Clash(_))));
+    }
+
+    #[test]
+    fn an_endpoint_only_moves_down() {
+        use EndpointState::{Active, Draining, Probing};
+        let mut current = Table::default();
+        for (sent, kept) in [
+            (Probing, Probing),
+            (Active, Active),
+            (Probing, Active),
+            (Draining, Draining),
+            (Active, Draining),
+            (Probing, Draining),
+        ] {
+            let next = table(vec![], vec![service("a", vec![endpoint(1, sent)])]);
+            current = current.succeed(next, |_| false, 1).unwrap();
+            assert_eq!(current.state(EndpointId(1)), Some(kept), "after {sent:?}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_keeps_its_address_and_its_counters() {
+        let first = table(
+            vec![],
+            vec![service("a", vec![endpoint(1, EndpointState::Active)])],
+        );
+        let first = compile(first).unwrap();
+        let mut moved = endpoint(1, EndpointState::Active);
+        moved.address = Address::Unix("/elsewhere".into());
+        let second = table(vec![], vec![service("b", vec![moved])]);
+        let second = first.succeed(second, |_| false, 1).unwrap();
+        let (before, _) = first.endpoints().next().unwrap();
+        let (after, _) = second.endpoints().next().unwrap();
+        assert!(Arc::ptr_eq(before, after));
+    }
+}

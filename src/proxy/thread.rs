@@ -1,0 +1,489 @@
+//! A data thread: one core's worth of the worker, with a runtime, a table, pools and connections of its own.
+//!
+//! # Theory of operation
+//! The control thread sends [`Command`]s; the thread answers with [`Report`]s. A table is taken over in one step without
+//! an await, so a request sees either the old one or the new one, and what the thread has said about a table is true
+//! from then on. Nothing on the way of a request is shared with another thread, but for counters that it alone writes.
+//!
+//! A thread that accepts a connection gives it to the thread with the fewest. That one must know the listener: a
+//! thread with an older table is passed over, and one that has removed the listener in the meantime serves the
+//! connection by the routes of the table that came with it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::client;
+use super::endpoint::Endpoint;
+use super::listener::{Listener, Routes};
+use super::service::Service;
+use super::table::Table;
+use super::threads::{Command, Event, Handover, Open, Report, Reporter, Threads};
+use crate::ipc::{EndpointId, EndpointState, ListenerId};
+
+/// How often idle upstream connections are looked after.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A data thread as its own tasks see it.
+pub(crate) struct Thread {
+    threads: Arc<Threads>,
+    reporter: Reporter,
+    table: RefCell<Arc<Table>>,
+    listeners: RefCell<HashMap<ListenerId, Rc<Listener>>>,
+    services: RefCell<HashMap<String, Rc<Service>>>,
+    /// Those of the table, and those no longer in it that still have requests in flight.
+    endpoints: RefCell<HashMap<EndpointId, Rc<Endpoint>>>,
+    accepting: RefCell<JoinSet<io::Result<()>>>,
+    draining: Cell<bool>,
+    idle_over: Cell<bool>,
+    idle_ends: Notify,
+}
+
+/// Runs a data thread until it is told to stop. It reports its end also if it panics.
+pub(crate) fn run(
+    index: usize,
+    threads: Arc<Threads>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    reports: mpsc::UnboundedSender<Report>,
+) -> io::Result<()> {
+    let reporter = Reporter::new(index, reports);
+    let _end = ReportEnd(reporter.clone());
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())?;
+    runtime.block_on(async {
+        let thread = Rc::new(Thread::new(threads, reporter));
+        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Apply { table, opened }) => thread.apply(table, opened),
+                    Some(Command::Serve(handover)) => thread.take(handover),
+                    Some(Command::Drain { idle }) => thread.drain(idle),
+                    Some(Command::Stop) | None => break,
+                },
+                _ = sweeps.tick() => thread.sweep(),
+            }
+        }
+    });
+    Ok(())
+}
+
+struct ReportEnd(Reporter);
+
+impl Drop for ReportEnd {
+    fn drop(&mut self) {
+        self.0.send(Event::Ended);
+    }
+}
+
+impl Thread {
+    pub(crate) fn new(threads: Arc<Threads>, reporter: Reporter) -> Thread {
+        Thread {
+            threads,
+            reporter,
+            table: RefCell::default(),
+            listeners: RefCell::default(),
+            services: RefCell::default(),
+            endpoints: RefCell::default(),
+            accepting: RefCell::default(),
+            draining: Cell::new(false),
+            idle_over: Cell::new(false),
+            idle_ends: Notify::new(),
+        }
+    }
+
+    /// Whether the worker drains: every connection is to end with its next response.
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Resolves when the worker drains and idle connections have had their time for one more request.
+    pub(crate) async fn drain_idle(&self) {
+        let ends = self.idle_ends.notified();
+        if !self.idle_over.get() {
+            ends.await;
+        }
+    }
+
+    /// Whether the `X-Forwarded-*` headers of this peer are believed.
+    pub(crate) fn trusts(&self, ip: IpAddr) -> bool {
+        let table = self.table.borrow();
+        table.trusted_proxies.iter().any(|net| net.contains(&ip))
+    }
+
+    /// Whether the worker has as many connections as it may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.threads.are_full()
+    }
+
+    /// Gives a connection, just accepted, to the thread with the fewest.
+    pub(crate) fn place(
+        self: &Rc<Self>,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        listener: &Rc<Listener>,
+    ) {
+        let target = self.threads.least_loaded(self.reporter.thread());
+        let open = Open::new(self.threads.clone(), target);
+        if target == self.reporter.thread() {
+            self.serve(stream, peer, listener.clone(), open);
+            return;
+        }
+        let handover = Handover {
+            stream,
+            peer,
+            listener: listener.id(),
+            table: self.table.borrow().clone(),
+            open,
+        };
+        if let Err(Command::Serve(handover)) = self.threads.send(target, Command::Serve(handover)) {
+            self.take(handover);
+        }
+    }
+
+    fn take(self: &Rc<Self>, handover: Handover) {
+        let known = self.listeners.borrow().get(&handover.listener).cloned();
+        let listener = known.or_else(|| self.removed_listener(&handover));
+        if let Some(listener) = listener {
+            self.serve(handover.stream, handover.peer, listener, handover.open);
+        }
+    }
+
+    /// The view of a listener that was removed while a connection that it had accepted was on its way here.
+    fn removed_listener(&self, handover: &Handover) -> Option<Rc<Listener>> {
+        let mut listeners = handover.table.listeners.iter();
+        let listener = listeners.find(|listener| listener.id == handover.listener)?;
+        let services = self.services.borrow();
+        let services = handover.table.services.iter().map(|service| {
+            let known = services.get(&service.name).cloned();
+            known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())))
+        });
+        let routes = Routes {
+            router: listener.router.clone(),
+            services: services.collect(),
+        };
+        let listener = Listener::new(listener.id, listener.address, routes);
+        listener.close();
+        Some(Rc::new(listener))
+    }
+
+    fn serve(
+        self: &Rc<Self>,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        listener: Rc<Listener>,
+        open: Open,
+    ) {
+        let counted = Counted {
+            open: Some(open),
+            thread: self.clone(),
+        };
+        match TcpStream::from_std(stream) {
+            Ok(stream) => {
+                let thread = self.clone();
+                tokio::task::spawn_local(async move {
+                    let _counted = counted;
+                    client::serve(stream, peer, listener, thread).await;
+                });
+            }
+            Err(error) => {
+                tracing::error!(client_addr = %peer, %error, "ConnectionNotRegistered");
+            }
+        }
+    }
+
+    fn apply(self: &Rc<Self>, table: Arc<Table>, opened: Vec<(ListenerId, Arc<OwnedFd>)>) {
+        self.reporter.follow(table.number);
+        let (services, drained) = self.apply_services(&table);
+        self.apply_listeners(&table, services);
+        *self.table.borrow_mut() = table.clone();
+        for (id, socket) in opened {
+            self.open(id, socket);
+        }
+        self.threads.applied(self.reporter.thread(), table.number);
+        self.reporter.send(Event::Applied(table.number));
+        for endpoint in drained {
+            endpoint.drain();
+        }
+    }
+
+    /// Takes over the services and their endpoints. Returns the services in the order of the table, and the endpoints
+    /// that it drains or has removed, none of which can be claimed any more.
+    fn apply_services(&self, table: &Table) -> (Rc<[Rc<Service>]>, Vec<Rc<Endpoint>>) {
+        let mut before = self.endpoints.take();
+        let mut endpoints = HashMap::with_capacity(before.len());
+        let mut services = HashMap::with_capacity(table.services.len());
+        let mut in_order = Vec::with_capacity(table.services.len());
+        let mut drained = Vec::new();
+        for service in &table.services {
+            let mut active = Vec::with_capacity(service.endpoints.len());
+            for (spec, state) in &service.endpoints {
+                let endpoint = before
+                    .remove(&spec.id)
+                    .unwrap_or_else(|| Rc::new(Endpoint::new(spec.clone(), self.reporter.clone())));
+                match state {
+                    EndpointState::Probing => {}
+                    EndpointState::Active if endpoint.is_draining() => {}
+                    EndpointState::Active => active.push(endpoint.clone()),
+                    EndpointState::Draining => drained.push(endpoint.clone()),
+                }
+                endpoints.insert(spec.id, endpoint);
+            }
+            let known = self.services.borrow_mut().remove(&service.name);
+            let view = known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())));
+            view.update(service.running, active);
+            services.insert(service.name.clone(), view.clone());
+            in_order.push(view);
+        }
+        for (id, removed) in before {
+            if removed.in_flight() > 0 {
+                endpoints.insert(id, removed.clone());
+            }
+            drained.push(removed);
+        }
+        *self.endpoints.borrow_mut() = endpoints;
+        for removed in self.services.replace(services).into_values() {
+            removed.update(false, Vec::new());
+        }
+        (in_order.into(), drained)
+    }
+
+    fn apply_listeners(&self, table: &Table, services: Rc<[Rc<Service>]>) {
+        let mut before = self.listeners.take();
+        let mut listeners = HashMap::with_capacity(table.listeners.len());
+        for listener in &table.listeners {
+            let routes = Routes {
+                router: listener.router.clone(),
+                services: services.clone(),
+            };
+            let view = match before.remove(&listener.id) {
+                Some(known) => {
+                    known.set_routes(routes);
+                    known
+                }
+                None => Rc::new(Listener::new(listener.id, listener.address, routes)),
+            };
+            listeners.insert(listener.id, view);
+        }
+        for removed in before.into_values() {
+            removed.close();
+        }
+        *self.listeners.borrow_mut() = listeners;
+    }
+
+    fn open(self: &Rc<Self>, id: ListenerId, socket: Arc<OwnedFd>) {
+        let listener = self.listeners.borrow().get(&id).cloned();
+        if let Some(listener) = listener
+            && !self.draining()
+        {
+            let mut accepting = self.accepting.borrow_mut();
+            // Those that have ended were closed by a table.
+            while accepting.try_join_next().is_some() {}
+            accepting.spawn_local(listener.accept(self.clone(), socket));
+        }
+    }
+
+    fn drain(self: &Rc<Self>, idle: Duration) {
+        if self.draining.replace(true) {
+            return;
+        }
+        for listener in self.listeners.borrow().values() {
+            listener.finish();
+        }
+        let thread = self.clone();
+        tokio::task::spawn_local(async move {
+            let idle_over = Instant::now() + idle;
+            let mut accepting = thread.accepting.take();
+            while accepting.join_next().await.is_some() {}
+            thread.reporter.send(Event::Closed);
+            tokio::time::sleep_until(idle_over).await;
+            thread.idle_over.set(true);
+            thread.idle_ends.notify_waiters();
+        });
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        for endpoint in self.endpoints.borrow().values() {
+            endpoint.sweep(now);
+        }
+    }
+}
+
+/// A connection of this thread, from the start of its task to its end.
+struct Counted {
+    open: Option<Open>,
+    thread: Rc<Thread>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        drop(self.open.take());
+        if self.thread.draining() {
+            self.thread.reporter.send(Event::Empty);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipc::{self, Address, Host, Probe, Route};
+
+    const ID: EndpointId = EndpointId(1);
+
+    struct Fixture {
+        thread: Rc<Thread>,
+        table: Arc<Table>,
+        reports: mpsc::UnboundedReceiver<Report>,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let threads = Threads::new(vec![mpsc::unbounded_channel().0], 100);
+            let (report, reports) = mpsc::unbounded_channel();
+            let thread = Thread::new(Arc::new(threads), Reporter::new(0, report));
+            Fixture {
+                thread: Rc::new(thread),
+                table: Arc::default(),
+                reports,
+            }
+        }
+
+        /// Applies a table with one service, on one listener or none.
+        fn apply(&mut self, listens: bool, endpoint: Option<EndpointState>) {
+            let endpoint = endpoint.map(|state| ipc::Endpoint {
+                id: ID,
+                address: Address::Unix("/nonexistent".into()),
+                state,
+                probe: Probe::Connect,
+            });
+            let listener = listens.then(|| ipc::Listener {
+                id: ListenerId(1),
+                address: ([127, 0, 0, 1], 80).into(),
+                routes: vec![Route {
+                    host: Host::Any,
+                    path: "/".to_owned(),
+                    service: 0,
+                }],
+            });
+            let table = ipc::Table {
+                number: self.table.number + 1,
+                listeners: listener.into_iter().collect(),
+                services: vec![ipc::Service {
+                    name: "shop".to_owned(),
+                    running: true,
+                    endpoints: endpoint.into_iter().collect(),
+                }],
+                trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+            };
+            let table = self.table.succeed(table, |_| true, 1).unwrap();
+            self.table = Arc::new(table);
+            self.thread.apply(self.table.clone(), Vec::new());
+        }
+
+        fn service(&self) -> Rc<Service> {
+            self.thread.services.borrow()["shop"].clone()
+        }
+
+        fn events(&mut self) -> Vec<Event> {
+            std::iter::from_fn(|| self.reports.try_recv().ok())
+                .map(|report| report.event)
+                .collect()
+        }
+    }
+
+    fn idle(table: u64) -> Event {
+        let endpoint = ID;
+        Event::Idle { endpoint, table }
+    }
+
+    #[test]
+    fn only_an_active_endpoint_is_claimed() {
+        let mut fixture = Fixture::new();
+        for (state, claimed) in [
+            (EndpointState::Probing, false),
+            (EndpointState::Active, true),
+            (EndpointState::Draining, false),
+        ] {
+            fixture.apply(true, Some(state));
+            assert_eq!(fixture.service().claim(&[]).is_some(), claimed, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn idleness_is_reported_after_the_table_and_after_the_last_request() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let claim = fixture.service().claim(&[]);
+        fixture.apply(true, Some(EndpointState::Draining));
+        assert_eq!(fixture.events(), [Event::Applied(1), Event::Applied(2)]);
+        drop(claim);
+        assert_eq!(fixture.events(), [idle(2)]);
+        fixture.apply(true, Some(EndpointState::Draining));
+        assert_eq!(fixture.events(), [Event::Applied(3), idle(3)]);
+    }
+
+    #[test]
+    fn an_endpoint_that_left_with_a_request_in_flight_comes_back_draining() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let claim = fixture.service().claim(&[]);
+        fixture.apply(true, None);
+        fixture.apply(true, Some(EndpointState::Active));
+        assert!(fixture.service().claim(&[]).is_none());
+        drop(claim);
+        assert!(fixture.events().contains(&idle(3)));
+    }
+
+    #[test]
+    fn connections_of_a_removed_listener_go_by_its_last_routes() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let listener = fixture.thread.listeners.borrow()[&ListenerId(1)].clone();
+        fixture.apply(false, Some(EndpointState::Active));
+        assert!(listener.closing());
+        let service = listener.route(b"a.example", b"/").unwrap();
+        assert!(Rc::ptr_eq(&service, &fixture.service()));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_arrives_after_the_end_of_its_listener_is_served() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = socket.local_addr().unwrap();
+        let handover = Handover {
+            stream: std::net::TcpStream::connect(peer).unwrap(),
+            peer,
+            listener: ListenerId(1),
+            table: fixture.table.clone(),
+            open: Open::new(fixture.thread.threads.clone(), 0),
+        };
+        fixture.apply(false, Some(EndpointState::Active));
+        let listener = fixture.thread.removed_listener(&handover).unwrap();
+        assert!(listener.closing());
+        let service = listener.route(b"a.example", b"/").unwrap();
+        assert!(Rc::ptr_eq(&service, &fixture.service()));
+    }
+
+    #[test]
+    fn only_the_proxies_of_the_table_are_trusted() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, None);
+        assert!(fixture.thread.trusts([10, 1, 2, 3].into()));
+        assert!(!fixture.thread.trusts([11, 1, 2, 3].into()));
+    }
+}

@@ -1,0 +1,218 @@
+//! What the threads of a worker are to one another: their loads, and the messages between them.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::table::Table;
+use crate::ipc::{EndpointId, ListenerId};
+
+/// What the control thread, or another data thread, asks of a data thread.
+pub(crate) enum Command {
+    /// Use this table; accept on these sockets, which it is the first to name.
+    Apply {
+        table: Arc<Table>,
+        opened: Vec<(ListenerId, Arc<OwnedFd>)>,
+    },
+    /// Serve this connection, which another thread accepted.
+    Serve(Handover),
+    /// Accept what waits, then no more; close idle connections after this time.
+    Drain { idle: Duration },
+    /// End, whatever is left.
+    Stop,
+}
+
+/// A connection on its way from the thread that accepted it.
+pub(crate) struct Handover {
+    pub(crate) stream: std::net::TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) listener: ListenerId,
+    pub(crate) table: Arc<Table>,
+    pub(crate) open: Open,
+}
+
+/// What a data thread says to the control thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// Which thread.
+    pub(crate) thread: usize,
+    /// What it says.
+    pub(crate) event: Event,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It uses the table of this number.
+    Applied(u64),
+    /// Having applied this table, it has no connection to a draining endpoint, and will have none.
+    Idle { endpoint: EndpointId, table: u64 },
+    /// Draining, it has closed its listeners.
+    Closed,
+    /// Draining, it has ended its last connection.
+    Empty,
+    /// It has ended.
+    Ended,
+}
+
+/// What every thread may know of every other.
+pub(crate) struct Threads {
+    loads: Box<[Load]>,
+    commands: Box<[mpsc::UnboundedSender<Command>]>,
+    most_connections: u32,
+}
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Load {
+    connections: AtomicU32,
+    table: AtomicU64,
+}
+
+impl Threads {
+    /// For as many threads as there are senders.
+    pub(crate) fn new(
+        commands: Vec<mpsc::UnboundedSender<Command>>,
+        most_connections: u32,
+    ) -> Threads {
+        Threads {
+            loads: commands.iter().map(|_| Load::default()).collect(),
+            commands: commands.into(),
+            most_connections,
+        }
+    }
+
+    /// Open client connections.
+    pub(crate) fn connections(&self) -> u32 {
+        let loads = self.loads.iter();
+        loads
+            .map(|load| load.connections.load(Ordering::Acquire))
+            .sum()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// False if the thread has ended.
+    pub(crate) fn send(&self, thread: usize, command: Command) -> Result<(), Command> {
+        self.commands[thread].send(command).map_err(|error| error.0)
+    }
+
+    /// A thread has taken over a table.
+    pub(crate) fn applied(&self, thread: usize, table: u64) {
+        self.loads[thread].table.store(table, Ordering::Release);
+    }
+
+    /// Whether the worker has as many connections as it may.
+    pub(crate) fn are_full(&self) -> bool {
+        self.connections() >= self.most_connections
+    }
+
+    /// The thread with the fewest connections that has a table at least as new as `thread`; `thread` itself among equals.
+    pub(crate) fn least_loaded(&self, thread: usize) -> usize {
+        let table = self.loads[thread].table.load(Ordering::Relaxed);
+        (0..self.loads.len())
+            .filter(|&other| self.loads[other].table.load(Ordering::Acquire) >= table)
+            .min_by_key(|&other| {
+                let connections = self.loads[other].connections.load(Ordering::Relaxed);
+                (connections, other != thread)
+            })
+            .unwrap_or(thread)
+    }
+}
+
+/// An open client connection, counted for its thread.
+pub(crate) struct Open {
+    threads: Arc<Threads>,
+    thread: usize,
+}
+
+impl Open {
+    pub(crate) fn new(threads: Arc<Threads>, thread: usize) -> Open {
+        threads.loads[thread]
+            .connections
+            .fetch_add(1, Ordering::AcqRel);
+        Open { threads, thread }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.threads.loads[self.thread]
+            .connections
+            .fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The way of an endpoint, or of the thread itself, to the control thread.
+#[derive(Clone)]
+pub(crate) struct Reporter {
+    thread: usize,
+    table: Rc<Cell<u64>>,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+impl Reporter {
+    pub(crate) fn new(thread: usize, reports: mpsc::UnboundedSender<Report>) -> Reporter {
+        Reporter {
+            thread,
+            table: Rc::default(),
+            reports,
+        }
+    }
+
+    /// The index of the thread.
+    pub(crate) fn thread(&self) -> usize {
+        self.thread
+    }
+
+    /// What is reported from now on is true of this table.
+    pub(crate) fn follow(&self, table: u64) {
+        self.table.set(table);
+    }
+
+    /// A draining endpoint is idle.
+    pub(crate) fn idle(&self, endpoint: EndpointId) {
+        let table = self.table.get();
+        self.send(Event::Idle { endpoint, table });
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        // Nobody listens only when the process is about to end.
+        let _ = self.reports.send(Report {
+            thread: self.thread,
+            event,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_goes_to_the_thread_with_the_fewest_that_knows_its_listener() {
+        let senders = (0..3).map(|_| mpsc::unbounded_channel().0).collect();
+        let threads = Arc::new(Threads::new(senders, 3));
+        assert_eq!(threads.least_loaded(1), 1);
+        let _first = Open::new(threads.clone(), 1);
+        let _second = Open::new(threads.clone(), 0);
+        assert_eq!(threads.least_loaded(1), 2);
+        threads.applied(1, 5);
+        assert_eq!(threads.least_loaded(1), 1);
+        threads.applied(0, 5);
+        threads.applied(2, 6);
+        assert_eq!(threads.least_loaded(1), 2);
+        assert!(!threads.are_full());
+        let third = Open::new(threads.clone(), 2);
+        assert!(threads.are_full());
+        drop(third);
+        assert_eq!(threads.connections(), 2);
+    }
+}

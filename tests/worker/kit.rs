@@ -1,0 +1,377 @@
+//! A worker process, the manager's end of its control socket, instances, and clients.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use smoothserve::ipc::{
+    Address, Channel, Endpoint, EndpointId, EndpointState, FromWorker, Host, Listener, ListenerId,
+    Probe, Receiver, Route, Sender, Service, Table, ToWorker,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
+
+/// Nothing here takes longer unless it is broken.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A worker process; killed at the end of a test that does not see to its end.
+pub struct Worker {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Worker {
+    pub fn start() -> Worker {
+        Worker::start_with(&["--threads", "2"])
+    }
+
+    pub fn start_with(arguments: &[&str]) -> Worker {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = UnixListener::bind(directory.path().join("control")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_smoothserve"))
+            .arg("proxy")
+            .args(arguments)
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(socket)))
+            .spawn()
+            .unwrap();
+        Worker { child, directory }
+    }
+
+    fn socket_path(&self) -> PathBuf {
+        self.directory.path().join("control")
+    }
+
+    /// Connects as a manager does, and is greeted.
+    pub async fn connect(&self) -> Manager {
+        let socket = UnixStream::connect(self.socket_path()).unwrap();
+        let (sender, receiver) = Channel::split(socket).unwrap();
+        let mut manager = Manager {
+            sender,
+            receiver,
+            log: Vec::new(),
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        assert_eq!(manager.next().await, FromWorker::Hello { version });
+        manager
+    }
+
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    pub async fn exited(mut self) -> ExitStatus {
+        let wait = async {
+            loop {
+                if let Some(status) = self.child.try_wait().unwrap() {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("the worker ends")
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The manager's end of a connection.
+pub struct Manager {
+    sender: Sender<ToWorker>,
+    receiver: Receiver<FromWorker>,
+    /// All that was received, but for counts.
+    pub log: Vec<FromWorker>,
+}
+
+impl Manager {
+    pub async fn next(&mut self) -> FromWorker {
+        let message = timeout(PATIENCE, self.receiver.receive()).await;
+        let message = message.expect("the worker says something").unwrap();
+        let message = message.expect("the worker stays connected");
+        if !matches!(message, FromWorker::Counts { .. }) {
+            self.log.push(message.clone());
+        }
+        message
+    }
+
+    /// Waits for a message and returns what is wanted from it.
+    pub async fn wait_for<T>(&mut self, wanted: impl Fn(&FromWorker) -> Option<T>) -> T {
+        let wait = async {
+            loop {
+                if let Some(found) = wanted(&self.next().await) {
+                    return found;
+                }
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("the message comes")
+    }
+
+    pub async fn wait_for_message(&mut self, wanted: &FromWorker) {
+        self.wait_for(|message| (message == wanted).then_some(()))
+            .await;
+    }
+
+    pub async fn send(&mut self, message: ToWorker) {
+        self.sender.send(&message, None).await.unwrap();
+    }
+
+    pub async fn send_listener(&mut self, id: u32, socket: &std::net::TcpListener) {
+        let message = ToWorker::Listener(ListenerId(id));
+        let descriptor = Some(socket.as_fd());
+        self.sender.send(&message, descriptor).await.unwrap();
+    }
+
+    /// Sends a table and waits until all threads use it.
+    pub async fn apply(&mut self, table: &Table) {
+        self.send(ToWorker::Table(table.clone())).await;
+        self.wait_for_message(&FromWorker::Acknowledged(table.number))
+            .await;
+    }
+
+    /// Waits for counts that show so many requests in flight on an endpoint.
+    pub async fn wait_for_in_flight(&mut self, id: EndpointId, wanted: u32) {
+        self.wait_for(|message| match message {
+            FromWorker::Counts { endpoints, .. } => endpoints
+                .iter()
+                .any(|counts| counts.id == id && counts.in_flight == wanted)
+                .then_some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    /// Waits for counts that show so many client connections.
+    pub async fn wait_for_connections(&mut self, wanted: u32) {
+        self.wait_for(|message| match message {
+            FromWorker::Counts { connections, .. } => (*connections == wanted).then_some(()),
+            _ => None,
+        })
+        .await;
+    }
+}
+
+/// A bound and listening socket, as the manager makes them.
+pub fn listen() -> (std::net::TcpListener, SocketAddr) {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+/// A small HTTP server that answers with its name. `GET /wait` is answered when the test lets it.
+pub struct Instance {
+    pub address: SocketAddr,
+    state: Arc<State>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct State {
+    name: &'static str,
+    connections: AtomicUsize,
+    changed: Notify,
+    /// One permit for each answer to `/wait`.
+    go: Semaphore,
+}
+
+impl Instance {
+    pub async fn start(name: &'static str) -> Instance {
+        Instance::start_at(name, ([127, 0, 0, 1], 0).into()).await
+    }
+
+    pub async fn start_at(name: &'static str, address: SocketAddr) -> Instance {
+        let socket = TcpListener::bind(address).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let state = Arc::new(State {
+            name,
+            connections: AtomicUsize::new(0),
+            changed: Notify::new(),
+            go: Semaphore::new(0),
+        });
+        let shared = state.clone();
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = socket.accept().await.unwrap();
+                let state = shared.clone();
+                state.connections.fetch_add(1, Ordering::SeqCst);
+                connections.spawn(async move {
+                    let _ = answer(stream, &state).await;
+                    state.connections.fetch_sub(1, Ordering::SeqCst);
+                    state.changed.notify_waiters();
+                });
+            }
+        });
+        Instance {
+            address,
+            state,
+            task,
+        }
+    }
+
+    /// Lets one request for `/wait` go.
+    pub fn answer_one(&self) {
+        self.state.go.add_permits(1);
+    }
+
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+
+    /// Ends it with all its connections.
+    pub async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+async fn answer(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
+    let mut buffer = Vec::new();
+    loop {
+        while !buffer.ends_with(b"\r\n\r\n") {
+            if stream.read_buf(&mut buffer).await? == 0 {
+                return Ok(());
+            }
+        }
+        if buffer.starts_with(b"GET /wait ") {
+            state.go.acquire().await.unwrap().forget();
+        }
+        buffer.clear();
+        let name = state.name;
+        let length = name.len();
+        let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{name}");
+        stream.write_all(response.as_bytes()).await?;
+    }
+}
+
+pub fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> Endpoint {
+    Endpoint {
+        id: EndpointId(id),
+        address: Address::Tcp(instance.address),
+        state,
+        probe: Probe::Connect,
+    }
+}
+
+pub fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
+    Service {
+        name: name.to_owned(),
+        running: true,
+        endpoints,
+    }
+}
+
+/// All requests of this listener go to this service.
+pub fn listener(id: u32, address: SocketAddr, service: usize) -> Listener {
+    let route = Route {
+        host: Host::Any,
+        path: "/".to_owned(),
+        service,
+    };
+    Listener {
+        id: ListenerId(id),
+        address,
+        routes: vec![route],
+    }
+}
+
+pub fn table(number: u64, listeners: Vec<Listener>, services: Vec<Service>) -> Table {
+    Table {
+        number,
+        listeners,
+        services,
+        ..Table::default()
+    }
+}
+
+/// A keep-alive connection of a client.
+pub struct Client {
+    stream: TcpStream,
+}
+
+/// What a client has received.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    pub body: String,
+    pub closes: bool,
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).await.unwrap();
+        Client { stream }
+    }
+
+    pub async fn send(&mut self, path: &str) {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a.example\r\n\r\n");
+        self.stream.write_all(request.as_bytes()).await.unwrap();
+    }
+
+    pub async fn receive(&mut self) -> Response {
+        let receive = async {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let byte = self.stream.read_u8().await;
+                head.push(byte.expect("the connection gives a response"));
+            }
+            let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+            let field = |name: &str| {
+                let mut lines = head.lines();
+                lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+            };
+            let length = field("content-length").map_or(0, |length| length.parse().unwrap());
+            let mut body = vec![0; length];
+            self.stream.read_exact(&mut body).await.unwrap();
+            Response {
+                status: head[9..12].parse().unwrap(),
+                body: String::from_utf8(body).unwrap(),
+                closes: field("connection") == Some("close"),
+            }
+        };
+        timeout(PATIENCE, receive).await.expect("a response comes")
+    }
+
+    pub async fn get(&mut self, path: &str) -> Response {
+        self.send(path).await;
+        self.receive().await
+    }
+
+    /// Waits for the worker to close the connection.
+    pub async fn closed(mut self) {
+        let mut byte = [0];
+        let read = timeout(PATIENCE, self.stream.read(&mut byte)).await;
+        let read = read.expect("the connection is closed");
+        assert!(matches!(read, Ok(0)), "closed in order: {read:?}");
+    }
+}
+
+/// A good answer of this instance.
+pub fn ok(name: &str) -> Response {
+    Response {
+        status: 200,
+        body: name.to_owned(),
+        closes: false,
+    }
+}
+
+/// The same, and the connection ends with it.
+pub fn last(name: &str) -> Response {
+    Response {
+        closes: true,
+        ..ok(name)
+    }
+}
