@@ -67,7 +67,8 @@ pub struct Credentials {
 /// Becomes an instance, or returns why it could not.
 pub fn run() -> anyhow::Result<()> {
     let manager = UnixStream::from(descriptors::out_of_the_way(io::stdin())?);
-    let descriptors = descriptors::receive(&manager).context("no order from a manager on standard input")?;
+    let descriptors =
+        descriptors::receive(&manager).context("no order from a manager on standard input")?;
     let mut order = Vec::new();
     (&manager).take(LONGEST_ORDER).read_to_end(&mut order)?;
     if order.is_empty() {
@@ -75,7 +76,9 @@ pub fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     let order: Order = serde_json::from_slice(&order).context("malformed order")?;
-    let Err(error) = become_instance(&order, descriptors) else { return Ok(()) };
+    let Err(error) = become_instance(&order, descriptors) else {
+        return Ok(());
+    };
     // The manager reports it; it is gone only if it died just now.
     let _ = (&manager).write_all(format!("{error:#}").as_bytes());
     Ok(())
@@ -83,7 +86,9 @@ pub fn run() -> anyhow::Result<()> {
 
 fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
     let mut descriptors = descriptors.into_iter();
-    let executable = descriptors.next().context("the order came without its executable")?;
+    let executable = descriptors
+        .next()
+        .context("the order came without its executable")?;
     let executable = descriptors::out_of_the_way(executable)?;
     rustix::process::setsid().context("cannot begin a session")?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -95,12 +100,18 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
     if let Some(parent) = order.die_with {
         die_with(parent)?;
     }
-    std::env::set_current_dir(&order.directory)
-        .with_context(|| format!("cannot change to the directory {}", order.directory.display()))?;
+    std::env::set_current_dir(&order.directory).with_context(|| {
+        format!(
+            "cannot change to the directory {}",
+            order.directory.display()
+        )
+    })?;
 
     let mut environment = order.environment.clone();
     let inherited = if order.inherits {
-        let socket = descriptors.next().context("the order came without its socket")?;
+        let socket = descriptors
+            .next()
+            .context("the order came without its socket")?;
         environment.insert("LISTEN_FDS".into(), "1".into());
         environment.insert("LISTEN_PID".into(), std::process::id().to_string());
         Some(socket)
@@ -109,26 +120,38 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
     };
     let (path, keep) = program(order, &executable)?;
     let mut command = Command::new(&path);
-    command.arg0(&order.program).args(&order.args).env_clear().envs(&environment);
+    command
+        .arg0(&order.program)
+        .args(&order.args)
+        .env_clear()
+        .envs(&environment);
     descriptors::arrange(inherited, keep.then_some(&executable))?;
-    Err(execute(&mut command)).with_context(|| format!("cannot execute {}", order.program.display()))
+    Err(execute(&mut command))
+        .with_context(|| format!("cannot execute {}", order.program.display()))
 }
 
 /// By which path to execute, and whether the descriptor must stay open for it.
 fn program(order: &Order, executable: &OwnedFd) -> io::Result<(PathBuf, bool)> {
     let wanted = rustix::fs::fstat(executable)?;
-    let same = |found: std::fs::Metadata| found.dev() == wanted.st_dev && found.ino() == wanted.st_ino;
+    let same =
+        |found: std::fs::Metadata| found.dev() == wanted.st_dev && found.ino() == wanted.st_ino;
     if std::fs::metadata(&order.program).is_ok_and(same) {
         return Ok((order.program.clone(), false));
     }
     // The kernel hands the interpreter of a script this same path, which must still be open then.
-    Ok((PathBuf::from(format!("/proc/self/fd/{}", executable.as_raw_fd())), is_script(executable)))
+    Ok((
+        PathBuf::from(format!("/proc/self/fd/{}", executable.as_raw_fd())),
+        is_script(executable),
+    ))
 }
 
 fn is_script(executable: &OwnedFd) -> bool {
     let mut magic = [0; 2];
     let path = Path::new("/proc/self/fd").join(executable.as_raw_fd().to_string());
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"#!"
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut magic))
+        .is_ok()
+        && magic == *b"#!"
 }
 
 /// Executes, which does not return, or returns why not. The standard library resets the signals on the way.
@@ -147,8 +170,15 @@ fn execute(command: &mut Command) -> io::Error {
 
 /// Becomes the user for good.
 fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
-    let (uid, gid) = (Uid::from_raw(credentials.uid), Gid::from_raw(credentials.gid));
-    let groups: Vec<Gid> = credentials.groups.iter().map(|&group| Gid::from_raw(group)).collect();
+    let (uid, gid) = (
+        Uid::from_raw(credentials.uid),
+        Gid::from_raw(credentials.gid),
+    );
+    let groups: Vec<Gid> = credentials
+        .groups
+        .iter()
+        .map(|&group| Gid::from_raw(group))
+        .collect();
     // The launcher has one thread, so what is set for it is set for the process.
     rustix::thread::set_thread_groups(&groups).context("cannot set the groups")?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).context("cannot set the group")?;
@@ -163,7 +193,9 @@ fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
 /// Asks the kernel for SIGTERM when the parent ends. It forgets that when credentials change, so it comes after them.
 fn die_with(parent: u32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-    let still_there = rustix::process::getppid().map(Pid::as_raw_nonzero).map(|pid| pid.get() as u32);
+    let still_there = rustix::process::getppid()
+        .map(Pid::as_raw_nonzero)
+        .map(|pid| pid.get() as u32);
     ensure!(still_there == Some(parent), "the manager is gone");
     Ok(())
 }
@@ -173,8 +205,17 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 
 /// Variables that speak of the manager itself and must reach no instance.
 const OWN_VARIABLES: [&str; 11] = [
-    "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID",
-    "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MANAGERPID", "MEMORY_PRESSURE_WATCH",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "SYSTEMD_EXEC_PID",
+    "MANAGERPID",
+    "MEMORY_PRESSURE_WATCH",
 ];
 
 /// The manager's environment as far as instances may have it.

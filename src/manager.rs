@@ -34,7 +34,7 @@ mod table;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,14 +42,16 @@ use anyhow::Context;
 use tokio::sync::{mpsc, watch};
 
 use self::instance::News;
-use self::jobs::{Goal, Jobs};
+use self::jobs::Jobs;
 use self::listeners::Listeners;
+use self::notify::Notify;
 use self::rollout::InstanceId;
-use self::service::{Plan, Reason, Service};
-use self::status::{Command, CommandError, Handle, JobKind, JobState, Request, Snapshot};
+use self::service::{Reason, Service};
+use self::status::{Command, Handle, Request, Snapshot};
 use self::worker::Worker;
-use crate::config::{self, Config, Listen};
+use crate::config::{self, Config};
 use crate::ipc::{EndpointId, FromWorker, Table, ToWorker};
+use crate::watch::Watcher;
 
 /// How long idle client connections are kept open for one more request when smoothserve ends.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
@@ -79,6 +81,8 @@ enum Event {
     WorkerDue,
     /// The files of a service have changed and are quiet again.
     FilesChanged(String),
+    /// A process says that it is ready.
+    SaidReady(u32),
 }
 
 /// Brings tasks' reports to the manager.
@@ -127,14 +131,16 @@ struct Manager {
     /// As last sent.
     table: Table,
     world: World,
-    watcher: crate::watch::Watcher,
+    watcher: Watcher,
     snapshots: watch::Sender<Arc<Snapshot>>,
     phase: Phase,
 }
 
 /// Runs the manager until it is told to end.
 pub fn run(options: Options) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let _lock = run_dir::prepare(&options.run_dir)?;
@@ -154,8 +160,9 @@ impl Manager {
         snapshots: watch::Sender<Arc<Snapshot>>,
         reports: Reports,
     ) -> anyhow::Result<Manager> {
-        let watcher = files::watch(reports.clone()).context("cannot watch files")?;
-        notifications::receive(&options.run_dir, reports.clone())?;
+        let watcher = watch_files(reports.clone()).context("cannot watch files")?;
+        receive_notifications(&options.run_dir, reports.clone())
+            .context("cannot make the notify socket")?;
         Ok(Manager {
             world: World {
                 next_id: 1,
@@ -168,7 +175,12 @@ impl Manager {
                 default_user: String::new(),
             },
             options,
-            config: Config::default(),
+            config: Config {
+                default_user: String::new(),
+                trusted_proxies: Vec::new(),
+                services: BTreeMap::new(),
+                notes: Vec::new(),
+            },
             services: BTreeMap::new(),
             listeners: Listeners::default(),
             worker: None,
@@ -187,7 +199,7 @@ impl Manager {
         if !faults.is_empty() {
             tracing::error!(error = %faults, "configuration has faults, the services without any are started");
         }
-        let wanted = listening(&config);
+        let wanted = self.ports_of(&config, None);
         let (bound, errors) = self.listeners.bind(&wanted);
         for error in &errors {
             tracing::error!(error = %error, "port not opened, its services are not reachable there");
@@ -242,6 +254,7 @@ impl Manager {
             Event::Worker(_, worker::Event::Gone(ending)) => self.worker_gone(&ending),
             Event::WorkerDue => self.start_worker(),
             Event::FilesChanged(service) => self.files_changed(&service),
+            Event::SaidReady(pid) => self.said_ready(pid),
         }
     }
 
@@ -252,14 +265,30 @@ impl Manager {
         }
     }
 
+    /// Finds the instance that a process belongs to.
+    fn said_ready(&mut self, pid: u32) {
+        let found = notify::with_ancestors(pid).find_map(|pid| {
+            self.services
+                .values()
+                .find_map(|service| service.instance_of(pid))
+        });
+        if let Some(id) = found {
+            self.instance(id, News::Ready);
+        }
+    }
+
     /// Takes in what the worker says, and believes it as little as possible: what does not concern a known instance
     /// in a fitting state is dropped on the way to it.
     fn worker_says(&mut self, message: FromWorker) {
         match message {
             FromWorker::Hello { version } => tracing::info!(version, "worker connected"),
             FromWorker::Acknowledged(number) => tracing::debug!(number, "table in use"),
-            FromWorker::Probed { endpoint, result } => self.instance(endpoint.0, News::Probed(result)),
-            FromWorker::Health { endpoint, fault } => self.instance(endpoint.0, News::Health(fault)),
+            FromWorker::Probed { endpoint, result } => {
+                self.instance(endpoint.0, News::Probed(result))
+            }
+            FromWorker::Health { endpoint, fault } => {
+                self.instance(endpoint.0, News::Health(fault))
+            }
             FromWorker::Idle(EndpointId(id)) => self.instance(id, News::Idle),
             FromWorker::Counts { endpoints, .. } => {
                 for counts in endpoints {
@@ -324,10 +353,21 @@ impl Manager {
     /// Serves what was accepted, with all instances still up.
     fn begin_end(&mut self) {
         self.phase = Phase::DrainingWorker;
-        let limit = self.services.values().map(|service| service.spec().drain_timeout).max().unwrap_or_default();
+        let limit = self
+            .services
+            .values()
+            .map(|service| service.spec().drain_timeout)
+            .max()
+            .unwrap_or_default();
         tracing::info!("ending: draining all connections");
         match &self.worker {
-            Some(worker) => worker.send(ToWorker::Drain { idle: IDLE_GRACE, limit }, None),
+            Some(worker) => worker.send(
+                ToWorker::Drain {
+                    idle: IDLE_GRACE,
+                    limit,
+                },
+                None,
+            ),
             None => self.stop_instances(),
         }
     }
@@ -361,7 +401,9 @@ impl Manager {
     fn settle(&mut self) {
         let now = Instant::now();
         for name in std::mem::take(&mut self.world.changed) {
-            let Some(service) = self.services.get(&name) else { continue };
+            let Some(service) = self.services.get(&name) else {
+                continue;
+            };
             self.world.jobs.progress(&name, &service.progress(), now);
             if service.is_gone() {
                 tracing::info!(service = name, "service removed");
@@ -393,7 +435,11 @@ impl Manager {
 
     fn send_listeners(&self, wanted: impl Fn(&listeners::Listener) -> bool) {
         let Some(worker) = &self.worker else { return };
-        for (_, listener) in self.listeners.iter().filter(|(_, listener)| wanted(listener)) {
+        for (_, listener) in self
+            .listeners
+            .iter()
+            .filter(|(_, listener)| wanted(listener))
+        {
             match listener.descriptor().try_clone_to_owned() {
                 Ok(descriptor) => worker.send(ToWorker::Listener(listener.id), Some(descriptor)),
                 Err(error) => tracing::error!(error = %error, "cannot copy a listening socket"),
@@ -402,10 +448,15 @@ impl Manager {
     }
 
     fn publish_snapshot(&self) {
-        let services = self.services.iter().filter(|(_, service)| !service.is_removed());
+        let services = self
+            .services
+            .iter()
+            .filter(|(_, service)| !service.is_removed());
         let snapshot = Snapshot {
             summary: self.summary(),
-            services: services.map(|(name, service)| (name.clone(), service.status())).collect(),
+            services: services
+                .map(|(name, service)| (name.clone(), service.status()))
+                .collect(),
             jobs: self.world.jobs.status(),
         };
         self.snapshots.send_if_modified(|current| {
@@ -430,17 +481,42 @@ impl Manager {
         summary += &format!("{services} service{plural}, {ready}/{wanted} instances ready");
         let busy = self.services.iter().filter_map(|(name, service)| {
             let progress = service.progress();
-            let verb = if progress.running { "rolling" } else { "stopping" };
-            (!progress.converged).then(|| format!("; {verb} {name} {}/{}", progress.done, progress.total))
+            let verb = if progress.running {
+                "rolling"
+            } else {
+                "stopping"
+            };
+            (!progress.converged)
+                .then(|| format!("; {verb} {name} {}/{}", progress.done, progress.total))
         });
         summary.extend(busy);
         summary
     }
 }
 
-/// The addresses that a configuration wants to be open; a stopped service answers there that it is stopped.
-fn listening(config: &Config) -> BTreeSet<Listen> {
-    config.services.values().flat_map(|service| service.listen.iter().copied()).collect()
+fn watch_files(reports: Reports) -> std::io::Result<Watcher> {
+    let (watcher, mut changed) = Watcher::new()?;
+    tokio::task::spawn_local(async move {
+        while let Some(service) = changed.recv().await {
+            let _ = reports.send(Event::FilesChanged(service));
+        }
+    });
+    Ok(watcher)
+}
+
+fn receive_notifications(run_dir: &Path, reports: Reports) -> std::io::Result<()> {
+    let socket = Notify::bind(run_dir)?;
+    tokio::task::spawn_local(async move {
+        loop {
+            match socket.ready().await {
+                Ok(pid) => drop(reports.send(Event::SaidReady(pid))),
+                Err(error) => {
+                    return tracing::error!(error = %error, "cannot receive from the notify socket");
+                }
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn until(deadline: Option<Instant>) {

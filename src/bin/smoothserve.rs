@@ -7,24 +7,25 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let ["proxy", options @ ..] = arguments.as_slice() else {
-        eprintln!("usage: smoothserve proxy [--threads N] [--die-with-parent]");
-        return ExitCode::from(64);
+    let get = |name: &str| arguments.iter().skip_while(|a| *a != name).nth(1).cloned();
+    let result: Result<(), String> = match arguments[0].as_str() {
+        "proxy" => smoothserve::proxy::run(&smoothserve::proxy::Options {
+            threads: None,
+            die_with_parent: true,
+        })
+        .map_err(|e| e.to_string()),
+        "launch" => smoothserve::launch::run().map_err(|e| format!("{e:#}")),
+        _ => smoothserve::manager::run(smoothserve::manager::Options {
+            config_dir: get("--config").unwrap().into(),
+            run_dir: get("--run-dir").unwrap().into(),
+            bus: smoothserve::manager::dbus::Bus::Auto,
+        })
+        .map_err(|e| format!("{e:#}")),
     };
-    let threads = options
-        .iter()
-        .skip_while(|option| **option != "--threads")
-        .nth(1)
-        .and_then(|count| count.parse().ok());
-    let options = smoothserve::proxy::Options {
-        threads,
-        die_with_parent: options.contains(&"--die-with-parent"),
-    };
-    match smoothserve::proxy::run(&options) {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "WorkerFailed");
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }

@@ -14,7 +14,10 @@ const FIRST_PASSED: RawFd = 3;
 
 /// Copies a descriptor to a number that no instance is given.
 pub(super) fn out_of_the_way(descriptor: impl AsFd) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(descriptor, FIRST_PASSED + 1)?)
+    Ok(rustix::io::fcntl_dupfd_cloexec(
+        descriptor,
+        FIRST_PASSED + 1,
+    )?)
 }
 
 /// Takes the descriptors that the manager sends with the first byte, before its order.
@@ -22,7 +25,12 @@ pub(super) fn receive(manager: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    recvmsg(manager, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    recvmsg(
+        manager,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     let descriptors = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
@@ -33,7 +41,10 @@ pub(super) fn receive(manager: &UnixStream) -> io::Result<Vec<OwnedFd>> {
 /// Leaves open across `execve`: the standard three, `passed` as descriptor 3, and `kept` where it is.
 pub(super) fn arrange(passed: Option<OwnedFd>, kept: Option<&OwnedFd>) -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
-        let number = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        let number = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok());
         if let Some(number) = number.filter(|&number| number >= FIRST_PASSED) {
             // SAFETY: only its flags are changed. If it is not open any more, as the listing's own descriptor, the call
             // fails, which does not matter.

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::jobs::Goal;
+use super::listeners::{BindError, Bound};
 use super::service::{Plan, Reason, Service};
 use super::status::{Command, CommandError, JobKind};
-use super::{Manager, Phase, listening};
-use crate::config::{self, Config};
+use super::{Manager, Phase};
+use crate::config::{self, Config, Listen};
 
 impl Manager {
     /// Performs a command, as far as it can be performed at once: the rest is the jobs'.
@@ -31,10 +32,14 @@ impl Manager {
 
     /// Applies all that changed on disk, or nothing.
     fn reload(&mut self) -> Result<u32, CommandError> {
-        let config = config::load(&self.options.config_dir).map_err(|faults| refused(faults.to_string()))?;
-        let wanted = listening(&config);
+        let config =
+            config::load(&self.options.config_dir).map_err(|faults| refused(faults.to_string()))?;
+        let wanted = self.ports_of(&config, None);
         let (bound, errors) = self.listeners.bind(&wanted);
-        let mut faults: Vec<String> = errors.iter().map(|error| self.locate(&config, error)).collect();
+        let mut faults: Vec<String> = errors
+            .iter()
+            .map(|error| self.locate(&config, error))
+            .collect();
         let mut plans = Vec::new();
         for spec in config.services.values() {
             match self.plan(spec, Reason::Reload) {
@@ -45,17 +50,22 @@ impl Manager {
         if !faults.is_empty() {
             return Err(refused(faults.join("\n")));
         }
-        let last = self.listeners.last_id();
-        self.listeners.adopt(bound, &wanted);
-        self.send_listeners(|listener| listener.id > last);
+        self.adopt_listeners(bound, &wanted);
         let parts = self.adopt(config, plans);
         tracing::info!(changed = parts.len(), "configuration applied");
-        Ok(self.world.jobs.begin(JobKind::Reload, "", parts, Instant::now()))
+        Ok(self
+            .world
+            .jobs
+            .begin(JobKind::Reload, "", parts, Instant::now()))
     }
 
     /// Makes a configuration and the plans for its services the current ones. Returns what there is to wait for.
     pub(super) fn adopt(&mut self, config: Config, plans: Vec<Plan>) -> Vec<(String, Goal)> {
-        for note in config.notes.iter().filter(|note| !self.config.notes.contains(note)) {
+        for note in config
+            .notes
+            .iter()
+            .filter(|note| !self.config.notes.contains(note))
+        {
             tracing::warn!(note, "configuration note");
         }
         self.world.default_user.clone_from(&config.default_user);
@@ -96,10 +106,63 @@ impl Manager {
         let plan = service
             .plan(&spec, Reason::Command)
             .map_err(|error| refused(format!("{}: {error}", spec.file.display())))?;
+        if !spec.enabled {
+            self.open_ports(&spec)?;
+        }
         let service = self.services.get_mut(name).expect("looked up above");
         let goal = service.apply(plan, &mut self.world);
-        let parts = goal.map(|goal| (name.to_owned(), goal)).into_iter().collect();
+        let parts = goal
+            .map(|goal| (name.to_owned(), goal))
+            .into_iter()
+            .collect();
         Ok(self.world.jobs.begin(kind, name, parts, Instant::now()))
+    }
+
+    /// Makes place for a service that takes no ports and hosts by its file, but is to be started all the same.
+    fn open_ports(&mut self, spec: &Arc<config::Service>) -> Result<(), CommandError> {
+        let others = self
+            .services
+            .values()
+            .filter(|other| other.is_routed() && other.spec().name != spec.name);
+        let as_enabled = |spec: &config::Service| config::Service {
+            enabled: true,
+            ..spec.clone()
+        };
+        let together: Vec<config::Service> = others
+            .map(|other| as_enabled(other.spec()))
+            .chain([as_enabled(spec)])
+            .collect();
+        if let Some(conflict) = config::conflicts(&together).first() {
+            return Err(refused(conflict.message.clone()));
+        }
+        let wanted = self.ports_of(&self.config, Some(&spec.name));
+        let (bound, errors) = self.listeners.bind(&wanted);
+        if let Some(error) = errors.first() {
+            return Err(refused(self.locate(&self.config, error)));
+        }
+        self.adopt_listeners(bound, &wanted);
+        Ok(())
+    }
+
+    pub(super) fn adopt_listeners(&mut self, bound: Bound, wanted: &BTreeSet<Listen>) {
+        let last = self.listeners.last_id();
+        self.listeners.adopt(bound, wanted);
+        self.send_listeners(|listener| listener.id > last);
+    }
+
+    /// The addresses that are to be open: those of enabled services, even if they were stopped, since requests are to be
+    /// told so, and those of services that were started by hand.
+    pub(super) fn ports_of(&self, config: &Config, starting: Option<&str>) -> BTreeSet<Listen> {
+        let wanted = config.services.values().filter(|spec| {
+            let started = self
+                .services
+                .get(&spec.name)
+                .is_some_and(Service::is_wanted);
+            spec.enabled || started || starting == Some(&spec.name)
+        });
+        wanted
+            .flat_map(|spec| spec.listen.iter().copied())
+            .collect()
     }
 
     fn stop(&mut self, name: &str) -> Result<u32, CommandError> {
@@ -107,7 +170,10 @@ impl Manager {
         let service = self.services.get_mut(name).expect("looked up above");
         service.stop(false, &mut self.world);
         let parts = vec![(name.to_owned(), Goal::Stopped)];
-        Ok(self.world.jobs.begin(JobKind::Stop, name, parts, Instant::now()))
+        Ok(self
+            .world
+            .jobs
+            .begin(JobKind::Stop, name, parts, Instant::now()))
     }
 
     fn restart_all(&mut self) -> Result<Vec<u32>, CommandError> {
@@ -117,13 +183,22 @@ impl Manager {
             .filter(|(_, service)| service.is_wanted())
             .map(|(name, _)| name.clone())
             .collect();
-        running.iter().map(|name| self.start(JobKind::Restart, name)).collect()
+        running
+            .iter()
+            .map(|name| self.start(JobKind::Restart, name))
+            .collect()
     }
 
     fn cancel(&mut self, id: u32) -> Result<Vec<u32>, CommandError> {
-        let parts = self.world.jobs.cancel(id, Instant::now()).ok_or(CommandError::NoSuchJob(id))?;
+        let parts = self
+            .world
+            .jobs
+            .cancel(id, Instant::now())
+            .ok_or(CommandError::NoSuchJob(id))?;
         for (name, goal) in parts {
-            if let (Some(service), Goal::Running { generation }) = (self.services.get_mut(&name), goal) {
+            if let (Some(service), Goal::Running { generation }) =
+                (self.services.get_mut(&name), goal)
+            {
                 service.cancel(generation, &mut self.world);
             }
         }
@@ -135,7 +210,13 @@ impl Manager {
         if self.phase != Phase::Serving {
             return;
         }
-        let Some(service) = self.services.get(name).filter(|service| !service.is_removed()) else { return };
+        let Some(service) = self
+            .services
+            .get(name)
+            .filter(|service| !service.is_removed())
+        else {
+            return;
+        };
         let spec = self.changed_spec(service);
         let plan = match service.plan(&spec, Reason::FilesChanged) {
             Ok(plan) => plan,
@@ -148,7 +229,12 @@ impl Manager {
         let goal = service.apply(plan, &mut self.world);
         if let Some(goal) = goal {
             tracing::info!(service = name, "files changed");
-            self.world.jobs.begin(JobKind::Restart, name, vec![(name.to_owned(), goal)], Instant::now());
+            self.world.jobs.begin(
+                JobKind::Restart,
+                name,
+                vec![(name.to_owned(), goal)],
+                Instant::now(),
+            );
         }
         self.watch_files();
     }
@@ -164,38 +250,56 @@ impl Manager {
             Ok(config) => config,
             Err(faults) => return refuse(&faults.to_string()),
         };
-        let Some(spec) = config.services.get(name) else { return service.spec().clone() };
-        if spec.listen.iter().any(|listen| self.listeners.get(listen).is_none()) {
+        let Some(spec) = config.services.get(name) else {
+            return service.spec().clone();
+        };
+        if spec
+            .listen
+            .iter()
+            .any(|listen| self.listeners.get(listen).is_none())
+        {
             return refuse("it names a port that is not open yet; reload smoothserve to open it");
         }
-        let others = self.services.values().filter(|other| !other.is_removed() && other.spec().name != *name);
+        let others = self
+            .services
+            .values()
+            .filter(|other| !other.is_removed() && other.spec().name != *name);
         let together = others.map(|other| &**other.spec()).chain([&**spec]);
         match config::conflicts(together).first() {
-            Some(conflict) => refuse(&conflict.to_string()),
+            Some(conflict) => refuse(&conflict.message),
             None => spec.clone(),
         }
     }
 
     /// Tells the watcher what to look at.
     fn watch_files(&mut self) {
-        let watched = self.services.values().filter(|service| !service.is_removed() && service.spec().auto_restart);
+        let watched = self
+            .services
+            .values()
+            .filter(|service| !service.is_removed() && service.spec().auto_restart);
         self.watcher.set(watched.map(|service| &**service.spec()));
     }
 
     fn configured(&self, name: &str) -> Result<&Service, CommandError> {
-        let service = self.services.get(name).filter(|service| !service.is_removed());
+        let service = self
+            .services
+            .get(name)
+            .filter(|service| !service.is_removed());
         service.ok_or_else(|| CommandError::NoSuchService(name.to_owned()))
     }
 
     /// A port that cannot be opened, with the files that ask for it.
-    fn locate(&self, config: &Config, error: &super::listeners::BindError) -> String {
+    fn locate(&self, config: &Config, error: &BindError) -> String {
         let users: BTreeSet<String> = config
             .services
             .values()
             .filter(|service| service.listen.contains(&error.listen))
             .map(|service| service.file.display().to_string())
             .collect();
-        format!("{}: {error}", users.into_iter().collect::<Vec<_>>().join(", "))
+        format!(
+            "{}: {error}",
+            users.into_iter().collect::<Vec<_>>().join(", ")
+        )
     }
 }
 

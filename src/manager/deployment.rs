@@ -51,7 +51,9 @@ fn read_environment_file(process: &config::Process) -> io::Result<BTreeMap<Strin
     match &process.environment_file {
         None => Ok(BTreeMap::new()),
         Some(path) => {
-            let text = std::fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+            let text = std::fs::read(path).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            })?;
             Ok(environment::parse_file(&String::from_utf8_lossy(&text)))
         }
     }

@@ -20,7 +20,9 @@ pub fn base(identity: &Identity) -> BTreeMap<String, String> {
         ("USER".to_owned(), identity.name.clone()),
         ("LOGNAME".to_owned(), identity.name.clone()),
     ]);
-    let locale = inherited_environment().into_iter().filter(|(key, _)| matches!(key.as_str(), "LANG" | "TZ"));
+    let locale = inherited_environment()
+        .into_iter()
+        .filter(|(key, _)| matches!(key.as_str(), "LANG" | "TZ"));
     base.extend(locale);
     base
 }
@@ -41,7 +43,9 @@ pub struct Places {
 impl Places {
     /// Fills an argument in. What is not known stays as it is; the configuration lets nothing unknown through.
     pub fn fill(&self, argument: &str) -> String {
-        let mut filled = argument.replace("{instance}", &self.instance.to_string()).replace("{name}", &self.name);
+        let mut filled = argument
+            .replace("{instance}", &self.instance.to_string())
+            .replace("{name}", &self.name);
         if let Some(port) = self.port {
             filled = filled.replace("{port}", &port.to_string());
         }
@@ -97,7 +101,10 @@ fn value(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
     // Unquoted space at the end does not count, so this is how much does.
     let mut kept = 0;
     let mut quote = None;
-    while rest.next_if(|&character| character == ' ' || character == '\t').is_some() {}
+    while rest
+        .next_if(|&character| character == ' ' || character == '\t')
+        .is_some()
+    {}
     while let Some(character) = rest.next() {
         match (quote, character) {
             (None, '\n') => break,
@@ -131,7 +138,9 @@ fn value(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
 fn is_name(name: &str) -> bool {
     let first = name.chars().next();
     first.is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
-        && name.chars().all(|character| character.is_ascii_alphanumeric() || character == '_')
+        && name
+            .chars()
+            .all(|character| character.is_ascii_alphanumeric() || character == '_')
 }
 
 #[cfg(test)]
@@ -167,8 +176,16 @@ mod tests {
 
     #[test]
     fn places_are_filled_in() {
-        let places = Places { port: Some(9001), instance: 2, name: "shop".into(), socket: None };
-        assert_eq!(places.fill("-addr=:{port}/{name}-{instance}"), "-addr=:9001/shop-2");
+        let places = Places {
+            port: Some(9001),
+            instance: 2,
+            name: "shop".into(),
+            socket: None,
+        };
+        assert_eq!(
+            places.fill("-addr=:{port}/{name}-{instance}"),
+            "-addr=:9001/shop-2"
+        );
     }
 
     proptest! {

@@ -22,7 +22,11 @@ impl Executable {
         let resolved = path.canonicalize()?;
         let file = rustix::fs::open(&resolved, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let owner = rustix::fs::fstat(&file)?.st_uid;
-        Ok(Executable { path: resolved, owner, file })
+        Ok(Executable {
+            path: resolved,
+            owner,
+            file,
+        })
     }
 
     /// The open file.

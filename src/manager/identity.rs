@@ -30,7 +30,9 @@ pub enum IdentityError {
     #[error("there is no group {0:?}")]
     NoGroup(String),
     /// Only root can.
-    #[error("smoothserve does not run as root, so it cannot run a service as {0:?}; remove `user` and `group`")]
+    #[error(
+        "smoothserve does not run as root, so it cannot run a service as {0:?}; remove `user` and `group`"
+    )]
     NotRoot(String),
     /// The system's databases cannot be read.
     #[error(transparent)]
@@ -79,13 +81,20 @@ impl Identity {
             return Err(IdentityError::NotRoot(user.name));
         }
         if wish.group.is_some() && gid != Gid::effective() {
-            return Err(IdentityError::NotRoot(wish.group.unwrap_or_default().to_owned()));
+            return Err(IdentityError::NotRoot(
+                wish.group.unwrap_or_default().to_owned(),
+            ));
         }
         Ok(Identity::plain(user))
     }
 
     fn plain(user: User) -> Identity {
-        Identity { credentials: None, name: user.name, home: user.dir, shell: user.shell }
+        Identity {
+            credentials: None,
+            name: user.name,
+            home: user.dir,
+            shell: user.shell,
+        }
     }
 }
 
@@ -124,19 +133,42 @@ fn group(name: &str) -> Result<Gid, IdentityError> {
 mod tests {
     use super::*;
 
-    const WISH: Wish<'_> = Wish { user: None, group: None, owner: 1000, default_user: "www-data" };
+    const WISH: Wish<'_> = Wish {
+        user: None,
+        group: None,
+        owner: 1000,
+        default_user: "www-data",
+    };
 
     #[test]
     fn without_a_user_it_is_the_owner_of_the_executable_and_never_root() {
         assert_eq!(chosen(WISH, 0), Chosen::Number(1000));
-        assert_eq!(chosen(Wish { owner: 0, ..WISH }, 0), Chosen::Named("www-data"));
-        assert_eq!(chosen(Wish { user: Some("root"), ..WISH }, 0), Chosen::Named("root"));
+        assert_eq!(
+            chosen(Wish { owner: 0, ..WISH }, 0),
+            Chosen::Named("www-data")
+        );
+        assert_eq!(
+            chosen(
+                Wish {
+                    user: Some("root"),
+                    ..WISH
+                },
+                0
+            ),
+            Chosen::Named("root")
+        );
         assert_eq!(chosen(WISH, 1001), Chosen::Number(1001));
     }
 
     #[test]
     fn an_unknown_user_is_named() {
-        let wish = Wish { user: Some("no-such-user"), ..WISH };
-        assert_eq!(Identity::find(wish).unwrap_err().to_string(), "there is no user \"no-such-user\"");
+        let wish = Wish {
+            user: Some("no-such-user"),
+            ..WISH
+        };
+        assert_eq!(
+            Identity::find(wish).unwrap_err().to_string(),
+            "there is no user \"no-such-user\""
+        );
     }
 }

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 
 use super::World;
@@ -72,7 +71,7 @@ pub struct Instance {
     deployment: Rc<Deployment>,
     process: Option<Rc<Process>>,
     /// Told to stop before the process was there.
-    stop_signal: Option<Signal>,
+    stop_signal: Option<i32>,
     /// The socket that it inherits, until it was seen to accept from it.
     passed_on: Option<Rc<TcpListener>>,
     /// The folder of its unix socket.
@@ -81,14 +80,25 @@ pub struct Instance {
 
 impl Instance {
     /// Chooses an address and sets a process going. Whatever goes wrong is reported as [`News::Exited`].
-    pub fn start(id: InstanceId, slot: u32, label: String, deployment: Rc<Deployment>, world: &mut World) -> Instance {
+    pub fn start(
+        id: InstanceId,
+        slot: u32,
+        label: String,
+        deployment: Rc<Deployment>,
+        world: &mut World,
+    ) -> Instance {
         let mut instance = Instance {
             label,
             address: Address::Tcp(SocketAddr::new(deployment.process.address, 0)),
             since: SystemTime::now(),
             last_probe: None,
             fault: None,
-            counts: EndpointCounts { id: EndpointId(id), in_flight: 0, requests: 0, failures: 0 },
+            counts: EndpointCounts {
+                id: EndpointId(id),
+                in_flight: 0,
+                requests: 0,
+                failures: 0,
+            },
             ended: None,
             deployment,
             process: None,
@@ -113,14 +123,22 @@ impl Instance {
     fn prepare(&mut self, id: InstanceId, slot: u32, world: &mut World) -> anyhow::Result<Order> {
         let deployment = self.deployment.clone();
         let process = &deployment.process;
-        let service = self.label.rsplit_once('/').map_or(self.label.as_str(), |(service, _)| service).to_owned();
+        let service = self
+            .label
+            .rsplit_once('/')
+            .map_or(self.label.as_str(), |(service, _)| service)
+            .to_owned();
         let identity = Identity::find(identity::Wish {
             user: process.user.as_deref(),
             group: process.group.as_deref(),
             owner: deployment.executable.owner,
             default_user: &world.default_user,
         })?;
-        let mut places = Places { instance: slot, name: service.clone(), ..Places::default() };
+        let mut places = Places {
+            instance: slot,
+            name: service.clone(),
+            ..Places::default()
+        };
         match process.bind {
             Bind::Port => {
                 let port = world.ports.take(id, process.address, &service, slot)?;
@@ -143,11 +161,20 @@ impl Instance {
         }
         Ok(Order {
             program: deployment.executable.path.clone(),
-            args: process.args.iter().map(|argument| places.fill(argument)).collect(),
+            args: process
+                .args
+                .iter()
+                .map(|argument| places.fill(argument))
+                .collect(),
             environment: self.environment(&identity, &places, world),
             directory: match &process.working_directory {
                 Some(directory) => directory.clone(),
-                None => deployment.executable.path.parent().unwrap_or(Path::new("/")).to_owned(),
+                None => deployment
+                    .executable
+                    .path
+                    .parent()
+                    .unwrap_or(Path::new("/"))
+                    .to_owned(),
             },
             credentials: identity.credentials,
             inherits: self.passed_on.is_some(),
@@ -155,10 +182,18 @@ impl Instance {
         })
     }
 
-    fn environment(&self, identity: &Identity, places: &Places, world: &World) -> BTreeMap<String, String> {
+    fn environment(
+        &self,
+        identity: &Identity,
+        places: &Places,
+        world: &World,
+    ) -> BTreeMap<String, String> {
         let mut environment = environment::base(identity);
         environment.insert("SMOOTHSERVE_SERVICE".to_owned(), places.name.clone());
-        environment.insert("SMOOTHSERVE_INSTANCE".to_owned(), places.instance.to_string());
+        environment.insert(
+            "SMOOTHSERVE_INSTANCE".to_owned(),
+            places.instance.to_string(),
+        );
         if let Some(port) = places.port {
             environment.insert("PORT".to_owned(), port.to_string());
         }
@@ -166,7 +201,10 @@ impl Instance {
             environment.insert("SOCKET".to_owned(), socket.clone());
         }
         if self.deployment.process.ready == Ready::Notify {
-            environment.insert("NOTIFY_SOCKET".to_owned(), Notify::path(&world.run_dir).display().to_string());
+            environment.insert(
+                "NOTIFY_SOCKET".to_owned(),
+                Notify::path(&world.run_dir).display().to_string(),
+            );
         }
         environment.extend(self.deployment.process.environment.clone());
         environment.extend(self.deployment.environment_file.clone());
@@ -242,12 +280,18 @@ impl Instance {
                 message += &format!(" was not ready within {seconds} s (start_timeout)");
                 message += &match &self.last_probe {
                     Some(probe) => format!("; last probe: {probe}"),
-                    None if self.probe().is_none() => "; it never sent READY=1 to NOTIFY_SOCKET".to_owned(),
+                    None if self.probe().is_none() => {
+                        "; it never sent READY=1 to NOTIFY_SOCKET".to_owned()
+                    }
                     None => String::new(),
                 };
             }
         }
-        let stderr = self.process.as_ref().map(|process| process.last_lines()).unwrap_or_default();
+        let stderr = self
+            .process
+            .as_ref()
+            .map(|process| process.last_lines())
+            .unwrap_or_default();
         for line in &stderr[stderr.len().saturating_sub(QUOTED_LINES)..] {
             message += &format!("\n  stderr: {line}");
         }
@@ -296,7 +340,9 @@ async fn run(
     let how = match Launcher::spawn(&label) {
         Ok(launcher) => {
             report(News::Launched(launcher.process.clone()));
-            launcher.go(&order, deployment.executable.descriptor(), socket).await
+            launcher
+                .go(&order, deployment.executable.descriptor(), socket)
+                .await
         }
         Err(error) => format!("could not be started: {error}"),
     };
@@ -311,7 +357,10 @@ fn listening_socket(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn make_socket_dir(folder: &Path, identity: &Identity) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)?;
     if let Some(credentials) = &identity.credentials {
         chown(folder, Some(credentials.uid), Some(credentials.gid))?;
     }
@@ -325,7 +374,9 @@ async fn watch_queue(socket: std::rc::Weak<TcpListener>, report: impl Fn(News)) 
             Ok(0) => return report(News::Ready),
             Ok(_) => {}
             Err(error) => {
-                return report(News::Probed(Err(format!("cannot see whether it accepts: {error}"))));
+                return report(News::Probed(Err(format!(
+                    "cannot see whether it accepts: {error}"
+                ))));
             }
         }
         drop(socket);
@@ -341,10 +392,17 @@ fn queue_length(socket: &TcpListener) -> io::Result<u32> {
         SocketAddr::V6(_) => "/proc/self/net/tcp6",
     };
     let listening = std::fs::read_to_string(table)?;
-    let row = listening.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let row = listening
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
     row.filter(|row| row.get(9) == Some(&inode.as_str()))
         .find_map(|row| u32::from_str_radix(row.get(4)?.split_once(':')?.1, 16).ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the socket is not in the kernel's table"))
+        .ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "the socket is not in the kernel's table",
+            )
+        })
 }
 
 #[cfg(test)]

@@ -149,18 +149,6 @@ impl Jobs {
             .retain(|_, job| job.end.is_none_or(|(_, at)| now < at + REMEMBERED));
     }
 
-    /// The running jobs of a service.
-    pub fn of<'a>(&'a self, service: &'a str) -> impl Iterator<Item = u32> + 'a {
-        let concerned = move |job: &Job| {
-            let open = |part: &Part| part.service == service && part.outcome.is_none();
-            job.end.is_none() && job.parts.iter().any(open)
-        };
-        self.jobs
-            .iter()
-            .filter(move |(_, job)| concerned(job))
-            .map(|(id, _)| *id)
-    }
-
     /// How all of them stand.
     pub fn status(&self) -> BTreeMap<u32, JobStatus> {
         self.jobs
@@ -359,7 +347,6 @@ mod tests {
     fn a_cancelled_job_names_what_it_was_working_on() {
         let (mut jobs, now) = (Jobs::default(), Instant::now());
         let job = restart(&mut jobs, 2, now);
-        assert_eq!(jobs.of("shop").collect::<Vec<_>>(), [job]);
         assert_eq!(
             jobs.cancel(job, now),
             Some(vec![("shop".to_owned(), Goal::Running { generation: 2 })])
@@ -368,6 +355,5 @@ mod tests {
             (state(&jobs, job), jobs.cancel(job, now)),
             (JobState::Canceled, None)
         );
-        assert_eq!(jobs.of("shop").count(), 0);
     }
 }

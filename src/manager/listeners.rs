@@ -86,6 +86,11 @@ impl Listeners {
         }
     }
 
+    /// The newest name that was given; 0 before the first.
+    pub fn last_id(&self) -> ListenerId {
+        ListenerId(self.last_id)
+    }
+
     /// The socket of an address.
     pub fn get(&self, listen: &Listen) -> Option<&Listener> {
         self.open.get(listen)

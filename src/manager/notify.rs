@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg, sockopt::set_socket_passcred,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg,
+    sockopt::set_socket_passcred,
 };
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
@@ -47,7 +48,10 @@ impl Notify {
     pub async fn ready(&self) -> io::Result<u32> {
         loop {
             self.socket.readable().await?;
-            match self.socket.try_io(Interest::READABLE, || receive(&self.socket)) {
+            match self
+                .socket
+                .try_io(Interest::READABLE, || receive(&self.socket))
+            {
                 Ok(Some((pid, message))) if says_ready(&message) => return Ok(pid),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -63,10 +67,17 @@ fn receive(socket: &UnixDatagram) -> io::Result<Option<(u32, Vec<u8>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let buffers = &mut [IoSliceMut::new(&mut bytes)];
-    let received = recvmsg(socket.as_fd(), buffers, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = recvmsg(
+        socket.as_fd(),
+        buffers,
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     // Descriptors that somebody sends along are closed by being dropped here.
     let sender = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid.as_raw_nonzero().get().cast_unsigned()),
+        RecvAncillaryMessage::ScmCredentials(credentials) => {
+            Some(credentials.pid.as_raw_nonzero().get().cast_unsigned())
+        }
         _ => None,
     });
     bytes.truncate(received.bytes);
@@ -75,7 +86,9 @@ fn receive(socket: &UnixDatagram) -> io::Result<Option<(u32, Vec<u8>)>> {
 }
 
 fn says_ready(message: &[u8]) -> bool {
-    message.split(|&byte| byte == b'\n').any(|line| line == b"READY=1")
+    message
+        .split(|&byte| byte == b'\n')
+        .any(|line| line == b"READY=1")
 }
 
 /// The process itself and those that it descends from.
@@ -87,7 +100,11 @@ fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything, see proc(5).
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok().filter(|&parent| parent > 0)
+    rest.split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+        .filter(|&parent| parent > 0)
 }
 
 #[cfg(test)]

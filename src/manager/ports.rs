@@ -39,18 +39,29 @@ impl Ports {
         self.ranges.clear();
         self.claimed.clear();
         for service in config.services.values() {
-            if let (Bind::Port, Some(start)) = (service.process.bind, service.process.start_instance_port) {
-                self.ranges.insert(service.name.clone(), (start, service.instance_count));
+            if let (Bind::Port, Some(start)) =
+                (service.process.bind, service.process.start_instance_port)
+            {
+                self.ranges
+                    .insert(service.name.clone(), (start, service.instance_count));
                 let range = start..start.saturating_add(service.instance_count);
-                self.claimed.extend(range.map(|port| (port, service.name.clone())));
+                self.claimed
+                    .extend(range.map(|port| (port, service.name.clone())));
             }
         }
         let listening = config.services.values().flat_map(|service| &service.listen);
-        self.claimed.extend(listening.map(|listen| (listen.port, String::new())));
+        self.claimed
+            .extend(listening.map(|listen| (listen.port, String::new())));
     }
 
     /// Chooses a port that nobody else claims and that can be bound at the moment.
-    pub fn take(&mut self, id: InstanceId, address: IpAddr, service: &str, slot: u32) -> io::Result<u16> {
+    pub fn take(
+        &mut self,
+        id: InstanceId,
+        address: IpAddr,
+        service: &str,
+        slot: u32,
+    ) -> io::Result<u16> {
         let taken: BTreeSet<u16> = self.taken.values().copied().collect();
         let candidates = self.candidates(service, slot);
         let port = candidates
@@ -58,7 +69,11 @@ impl Ports {
             .find(|&port| {
                 let free = is_free(SocketAddr::new(address, port));
                 if !free {
-                    tracing::info!(service, port, "port is in use by another program, trying the next");
+                    tracing::info!(
+                        service,
+                        port,
+                        "port is in use by another program, trying the next"
+                    );
                 }
                 free
             })
@@ -78,15 +93,23 @@ impl Ports {
         let unclaimed = move |port: &u16| self.claimed.get(port).is_none_or(|by| by == service);
         match self.ranges.get(service) {
             Some(&(start, count)) => {
-                let preferred = start.checked_add(slot.saturating_sub(1).try_into().unwrap_or(u16::MAX));
+                let preferred =
+                    start.checked_add(slot.saturating_sub(1).try_into().unwrap_or(u16::MAX));
                 let end = start.saturating_add(count);
                 let range = (start..end).filter(move |&port| Some(port) != preferred);
                 let beside = end..=end.saturating_add(BESIDE);
-                let in_range = preferred.into_iter().filter(move |&port| port < end).chain(range);
+                let in_range = preferred
+                    .into_iter()
+                    .filter(move |&port| port < end)
+                    .chain(range);
                 Box::new(in_range.chain(beside).filter(unclaimed))
             }
             None => {
-                let start = if QUIET.contains(&self.next_quiet) { self.next_quiet } else { *QUIET.start() };
+                let start = if QUIET.contains(&self.next_quiet) {
+                    self.next_quiet
+                } else {
+                    *QUIET.start()
+                };
                 let around = (start..=*QUIET.end()).chain(*QUIET.start()..start);
                 Box::new(around.filter(move |port| !self.claimed.contains_key(port)))
             }
@@ -143,7 +166,10 @@ mod tests {
         let given = ports.take(1, LOCALHOST, "shop", 1).unwrap();
         assert_ne!(given, port);
         let second = ports.take(2, LOCALHOST, "shop", 1).unwrap();
-        assert!(second != port && second != given, "a live instance's port is not given twice");
+        assert!(
+            second != port && second != given,
+            "a live instance's port is not given twice"
+        );
     }
 
     #[test]

@@ -43,8 +43,10 @@ impl Process {
     }
 
     /// Sends a signal to the process. One that is gone needs none.
-    pub fn signal(&self, signal: Signal) {
-        let _ = pidfd_send_signal(&self.pidfd, signal);
+    pub fn signal(&self, signal: i32) {
+        if let Some(signal) = Signal::from_named_raw(signal) {
+            let _ = pidfd_send_signal(&self.pidfd, signal);
+        }
     }
 
     /// Sends SIGKILL to the process and all that it has started in its group.
@@ -96,9 +98,17 @@ impl Launcher {
 
     /// Lets the launcher become the instance, and returns when the process has ended: how, in words. `socket` is
     /// passed on to it.
-    pub async fn go(mut self, order: &Order, executable: BorrowedFd<'_>, socket: Option<Rc<TcpListener>>) -> String {
+    pub async fn go(
+        mut self,
+        order: &Order,
+        executable: BorrowedFd<'_>,
+        socket: Option<Rc<TcpListener>>,
+    ) -> String {
         // A launcher that was killed meanwhile says nothing; how it ended says enough.
-        let refusal = self.hand_over(order, executable, socket).await.unwrap_or_default();
+        let refusal = self
+            .hand_over(order, executable, socket)
+            .await
+            .unwrap_or_default();
         let status = self.child.wait().await;
         let _ = tokio::time::timeout(LAST_LINES, self.output.ended()).await;
         match status {
@@ -119,7 +129,9 @@ impl Launcher {
         descriptors.extend(socket.iter().map(|socket| socket.as_fd()));
         loop {
             self.socket.writable().await?;
-            let attempt = self.socket.try_io(Interest::WRITABLE, || send_first(&self.socket, &descriptors));
+            let attempt = self.socket.try_io(Interest::WRITABLE, || {
+                send_first(&self.socket, &descriptors)
+            });
             match attempt {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => break result?,
@@ -129,7 +141,10 @@ impl Launcher {
         self.socket.write_all(&serde_json::to_vec(order)?).await?;
         self.socket.shutdown().await?;
         let mut report = Vec::new();
-        (&mut self.socket).take(LONGEST_REPORT).read_to_end(&mut report).await?;
+        (&mut self.socket)
+            .take(LONGEST_REPORT)
+            .read_to_end(&mut report)
+            .await?;
         Ok(String::from_utf8_lossy(&report).into_owned())
     }
 }
@@ -138,7 +153,12 @@ fn send_first(socket: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(descriptors));
-    sendmsg(socket.as_fd(), &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        socket.as_fd(),
+        &[IoSlice::new(&[0])],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -146,8 +166,15 @@ fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exited with status {code}"),
         (None, Some(signal)) => {
-            let core = if status.core_dumped() { " (core dumped)" } else { "" };
-            format!("was killed by {}{core}", crate::config::signal_name(signal))
+            let core = if status.core_dumped() {
+                " (core dumped)"
+            } else {
+                ""
+            };
+            match nix::sys::signal::Signal::try_from(signal) {
+                Ok(signal) => format!("was killed by {signal}{core}"),
+                Err(_) => format!("was killed by signal {signal}{core}"),
+            }
         }
         (None, None) => "ended in an unknown way".to_owned(),
     }

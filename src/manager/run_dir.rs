@@ -15,11 +15,15 @@ pub fn prepare(path: &Path) -> anyhow::Result<File> {
         .create(path)
         .with_context(|| format!("cannot make the run directory {}", path.display()))?;
     let lock_path = path.join("lock");
-    let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
+    let lock = File::create(&lock_path)
+        .with_context(|| format!("cannot write {}", lock_path.display()))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("smoothserve is already running with the run directory {}", path.display())
+            bail!(
+                "smoothserve is already running with the run directory {}",
+                path.display()
+            )
         }
         Err(error) => Err(error).with_context(|| format!("cannot lock {}", lock_path.display())),
     }

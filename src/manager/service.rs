@@ -9,7 +9,9 @@ use std::time::{Instant, SystemTime};
 use super::deployment::Deployment;
 use super::instance::{Instance, News};
 use super::jobs::{Goal, Progress};
-use super::rollout::{self, Action, Desired, Failure, InstanceId, Policy, Reconciler, State, Target};
+use super::rollout::{
+    self, Action, Desired, Failure, InstanceId, Policy, Reconciler, State, Target,
+};
 use super::status::{self, InstanceState, InstanceStatus, ServiceState, ServiceStatus};
 use super::{World, listeners, table};
 use crate::config;
@@ -61,7 +63,10 @@ pub enum Reason {
 impl Service {
     /// A service that is configured but of which nothing was started yet.
     pub fn new(spec: Arc<config::Service>) -> Service {
-        let target = Target { generation: 0, version: 0 };
+        let target = Target {
+            generation: 0,
+            version: 0,
+        };
         Service {
             core: Reconciler::new(desired(&spec, false, target)),
             spec,
@@ -102,7 +107,9 @@ impl Service {
         let running = match reason {
             Reason::Command => true,
             // A service that was stopped or started by hand stays so until its file says something new.
-            _ if spec.enabled != self.spec.enabled || self.last_generation == 0 || self.removed => spec.enabled,
+            _ if spec.enabled != self.spec.enabled || self.last_generation == 0 || self.removed => {
+                spec.enabled
+            }
             _ => was_running,
         };
         let deployment = if running && self.needs_deployment(spec, reason, was_running) {
@@ -110,10 +117,19 @@ impl Service {
         } else {
             None
         };
-        Ok(Plan { spec: spec.clone(), deployment, running })
+        Ok(Plan {
+            spec: spec.clone(),
+            deployment,
+            running,
+        })
     }
 
-    fn needs_deployment(&self, spec: &Arc<config::Service>, reason: Reason, was_running: bool) -> bool {
+    fn needs_deployment(
+        &self,
+        spec: &Arc<config::Service>,
+        reason: Reason,
+        was_running: bool,
+    ) -> bool {
         if reason == Reason::Command || !was_running {
             return true;
         }
@@ -123,14 +139,19 @@ impl Service {
                 .get(&generation)
                 .is_none_or(|deployment| !deployment.is(&spec.process, &now))
         };
-        let already_tried = reason == Reason::FilesChanged && !differs(self.core.desired().target.generation);
+        let already_tried =
+            reason == Reason::FilesChanged && !differs(self.core.desired().target.generation);
         differs(self.core.target().generation) && !already_tried
     }
 
     /// What is on disk now, under the version of the deployment that has the same content, if there is one.
     fn deployment(&self, spec: &Arc<config::Service>) -> std::io::Result<Deployment> {
         let mut deployment = Deployment::take(spec, self.last_version + 1)?;
-        if let Some(same) = self.deployments.values().find(|known| deployment.same_content(known)) {
+        if let Some(same) = self
+            .deployments
+            .values()
+            .find(|known| deployment.same_content(known))
+        {
             deployment.version = same.version;
         }
         Ok(deployment)
@@ -143,12 +164,17 @@ impl Service {
         self.spec = plan.spec;
         self.removed = false;
         let mut target = self.core.desired().target;
-        let mut changed = plan.running != was_running || count_before != u32::from(self.spec.instance_count);
+        let mut changed =
+            plan.running != was_running || count_before != u32::from(self.spec.instance_count);
         if let Some(deployment) = plan.deployment {
             self.last_generation += 1;
             self.last_version = self.last_version.max(deployment.version);
-            target = Target { generation: self.last_generation, version: deployment.version };
-            self.deployments.insert(target.generation, Rc::new(deployment));
+            target = Target {
+                generation: self.last_generation,
+                version: deployment.version,
+            };
+            self.deployments
+                .insert(target.generation, Rc::new(deployment));
             changed = true;
             tracing::info!(
                 service = self.spec.name,
@@ -157,9 +183,14 @@ impl Service {
                 "rollout started"
             );
         }
-        self.step(rollout::Event::Desire(desired(&self.spec, plan.running, target)), world);
+        self.step(
+            rollout::Event::Desire(desired(&self.spec, plan.running, target)),
+            world,
+        );
         changed.then(|| match plan.running {
-            true => Goal::Running { generation: self.core.target().generation },
+            true => Goal::Running {
+                generation: self.core.target().generation,
+            },
             false => Goal::Stopped,
         })
     }
@@ -167,7 +198,10 @@ impl Service {
     /// Drains and stops all instances. `removed`: and the service with them.
     pub fn stop(&mut self, removed: bool, world: &mut World) {
         self.removed |= removed;
-        let wanted = Desired { running: false, ..self.core.desired().clone() };
+        let wanted = Desired {
+            running: false,
+            ..self.core.desired().clone()
+        };
         self.step(rollout::Event::Desire(wanted), world);
     }
 
@@ -190,7 +224,9 @@ impl Service {
 
     /// Something happened to one of its instances.
     pub fn hear(&mut self, id: InstanceId, news: News, world: &mut World) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         match news {
             News::Launched(process) => instance.launched(process),
             News::Ready => self.step(rollout::Event::Ready(id), world),
@@ -204,10 +240,15 @@ impl Service {
             News::Health(fault) => {
                 match &fault {
                     Some(fault) => tracing::warn!(
-                        service = self.spec.name, instance = instance.label, error = fault, "instance unhealthy"
+                        service = self.spec.name,
+                        instance = instance.label,
+                        error = fault,
+                        "instance unhealthy"
                     ),
                     None => tracing::info!(
-                        service = self.spec.name, instance = instance.label, "instance healthy again"
+                        service = self.spec.name,
+                        instance = instance.label,
+                        "instance healthy again"
                     ),
                 }
                 instance.fault = fault;
@@ -251,10 +292,18 @@ impl Service {
         let before: Vec<rollout::Instance> = self.core.instances().to_vec();
         for action in self.core.handle(Instant::now(), event, &mut world.next_id) {
             match action {
-                Action::Start { id, slot, generation } => self.start(id, slot, generation, world),
+                Action::Start {
+                    id,
+                    slot,
+                    generation,
+                } => self.start(id, slot, generation, world),
                 Action::Stop(id) => {
                     if let Some(instance) = self.instances.get_mut(&id) {
-                        tracing::info!(service = self.spec.name, instance = instance.label, "stopping instance");
+                        tracing::info!(
+                            service = self.spec.name,
+                            instance = instance.label,
+                            "stopping instance"
+                        );
                         instance.stop();
                     }
                 }
@@ -268,7 +317,12 @@ impl Service {
                         instance.kill();
                     }
                 }
-                Action::Failed { id, generation, failure, .. } => self.failed(id, generation, failure, world),
+                Action::Failed {
+                    id,
+                    generation,
+                    failure,
+                    ..
+                } => self.failed(id, generation, failure, world),
                 Action::GaveUp { generation } => self.gave_up(generation, world),
             }
         }
@@ -280,7 +334,13 @@ impl Service {
     fn start(&mut self, id: InstanceId, slot: u32, generation: u64, world: &mut World) {
         let deployment = self.deployments[&generation].clone();
         let label = format!("{}/{slot}", self.spec.name);
-        tracing::info!(service = self.spec.name, instance = label, id, generation, "starting instance");
+        tracing::info!(
+            service = self.spec.name,
+            instance = label,
+            id,
+            generation,
+            "starting instance"
+        );
         let instance = Instance::start(id, slot, label, deployment, world);
         self.instances.insert(id, instance);
         world.owners.insert(id, self.spec.name.clone());
@@ -288,48 +348,85 @@ impl Service {
 
     /// Logs a failure with its cause, and fails the jobs that it ends.
     fn failed(&mut self, id: InstanceId, generation: u64, failure: Failure, world: &mut World) {
-        let Some(instance) = self.instances.get(&id) else { return };
+        let Some(instance) = self.instances.get(&id) else {
+            return;
+        };
         let message = instance.describe(failure, self.spec.start_timeout);
         match failure {
             Failure::Crashed => {
                 self.crashes += 1;
-                tracing::error!(service = self.spec.name, instance = instance.label, error = message, "instance crashed");
+                tracing::error!(
+                    service = self.spec.name,
+                    instance = instance.label,
+                    error = message,
+                    "instance crashed"
+                );
             }
             _ => tracing::error!(
-                service = self.spec.name, instance = instance.label, error = message, "instance failed to start"
+                service = self.spec.name,
+                instance = instance.label,
+                error = message,
+                "instance failed to start"
             ),
         }
-        world.jobs.failed(&self.spec.name, generation, &message, Instant::now());
-        self.last_error = Some(status::Failure { at: SystemTime::now(), message });
+        world
+            .jobs
+            .failed(&self.spec.name, generation, &message, Instant::now());
+        self.last_error = Some(status::Failure {
+            at: SystemTime::now(),
+            message,
+        });
     }
 
     fn gave_up(&self, generation: u64, world: &mut World) {
-        let error = self.last_error.as_ref().map_or("", |failure| failure.message.as_str());
+        let error = self
+            .last_error
+            .as_ref()
+            .map_or("", |failure| failure.message.as_str());
         tracing::error!(
-            service = self.spec.name, generation, error, "rollout aborted, the previous version keeps serving"
+            service = self.spec.name,
+            generation,
+            error,
+            "rollout aborted, the previous version keeps serving"
         );
-        world.jobs.failed(&self.spec.name, generation, error, Instant::now());
+        world
+            .jobs
+            .failed(&self.spec.name, generation, error, Instant::now());
     }
 
     /// Says what moved on, and remembers since when.
     fn note_changes(&mut self, before: &[rollout::Instance]) {
-        let was_converged = before.len() == self.core.instances().len() && before.iter().all(|old| {
-            self.core.instances().iter().any(|new| new.id == old.id && kind(&new.state) == kind(&old.state))
-        });
+        let was_converged = before.len() == self.core.instances().len()
+            && before.iter().all(|old| {
+                self.core
+                    .instances()
+                    .iter()
+                    .any(|new| new.id == old.id && kind(&new.state) == kind(&old.state))
+            });
         for new in self.core.instances() {
             let old = before.iter().find(|old| old.id == new.id);
             if old.is_some_and(|old| kind(&old.state) == kind(&new.state)) {
                 continue;
             }
-            let Some(instance) = self.instances.get_mut(&new.id) else { continue };
+            let Some(instance) = self.instances.get_mut(&new.id) else {
+                continue;
+            };
             instance.since = SystemTime::now();
             match new.state {
                 State::Ready { .. } => {
                     instance.accepted();
-                    tracing::info!(service = self.spec.name, instance = instance.label, "instance ready");
+                    tracing::info!(
+                        service = self.spec.name,
+                        instance = instance.label,
+                        "instance ready"
+                    );
                 }
                 State::Draining { .. } => {
-                    tracing::info!(service = self.spec.name, instance = instance.label, "draining instance");
+                    tracing::info!(
+                        service = self.spec.name,
+                        instance = instance.label,
+                        "draining instance"
+                    );
                 }
                 _ => {}
             }
@@ -337,7 +434,9 @@ impl Service {
         if !was_converged && self.core.converged() {
             let generation = self.core.target().generation;
             match self.core.desired().running {
-                true => tracing::info!(service = self.spec.name, generation, "service is as wanted"),
+                true => {
+                    tracing::info!(service = self.spec.name, generation, "service is as wanted")
+                }
                 false => tracing::info!(service = self.spec.name, "service stopped"),
             }
         }
@@ -349,7 +448,9 @@ impl Service {
         self.deployments.retain(|&generation, _| {
             generation == core.desired().target.generation
                 || generation == core.target().generation
-                || core.good().is_some_and(|good| good.generation == generation)
+                || core
+                    .good()
+                    .is_some_and(|good| good.generation == generation)
         });
     }
 
@@ -375,7 +476,7 @@ impl Service {
         });
         table::View {
             spec: &self.spec,
-            routed: !self.removed,
+            routed: self.is_routed(),
             running: self.core.desired().running,
             endpoints: endpoints.collect(),
         }
@@ -390,7 +491,11 @@ impl Service {
             running,
             converged: self.core.converged(),
             generation: self.core.target().generation,
-            done: if running { self.core.settled() } else { total.saturating_sub(left) },
+            done: if running {
+                self.core.settled()
+            } else {
+                total.saturating_sub(left)
+            },
             total,
             activity: self.activity(),
         }
@@ -401,31 +506,54 @@ impl Service {
         let doing = self.core.instances().iter().filter_map(|held| {
             let instance = self.instances.get(&held.id)?;
             let what = match (&held.state, &instance.last_probe) {
-                (State::Starting { ready: true, .. }, _) => "ready, waiting for delay_running_time".to_owned(),
-                (State::Starting { .. }, Some(fault)) => format!("starting, not ready yet: {fault}"),
+                (State::Starting { ready: true, .. }, _) => {
+                    "ready, waiting for delay_running_time".to_owned()
+                }
+                (State::Starting { .. }, Some(fault)) => {
+                    format!("starting, not ready yet: {fault}")
+                }
                 (State::Starting { .. }, None) => "starting".to_owned(),
-                (State::Ready { soak_until: Some(_), .. }, _) => "ready, watched before the next".to_owned(),
+                (
+                    State::Ready {
+                        soak_until: Some(_),
+                        ..
+                    },
+                    _,
+                ) => "ready, watched before the next".to_owned(),
                 (State::Ready { .. }, _) => return None,
-                (State::Draining { .. }, _) => format!("draining, {} in flight", instance.counts.in_flight),
+                (State::Draining { .. }, _) => {
+                    format!("draining, {} in flight", instance.counts.in_flight)
+                }
                 (State::Stopping { .. }, _) => "stopping".to_owned(),
             };
             Some(format!("{} {what}", instance.label))
         });
-        let waiting = self.core.waiting().map(|(slot, _)| format!("{}/{slot} waiting to be tried again", self.spec.name));
+        let waiting = self
+            .core
+            .waiting()
+            .map(|(slot, _)| format!("{}/{slot} waiting to be tried again", self.spec.name));
         doing.chain(waiting).collect::<Vec<_>>().join("; ")
     }
 
     /// All that there is to show.
     pub fn status(&self) -> ServiceStatus {
         let desired = self.core.desired();
-        let requests: u64 = self.instances.values().map(|instance| instance.counts.requests).sum();
+        let requests: u64 = self
+            .instances
+            .values()
+            .map(|instance| instance.counts.requests)
+            .sum();
         let sites = self.spec.sites.iter().map(|site| {
             let host = match &site.host {
                 ipc::Host::Exact(host) => host.clone(),
                 ipc::Host::Subdomain(host) => format!("*.{host}"),
                 ipc::Host::Any => "_".to_owned(),
             };
-            if site.path == "/" { host } else { host + &site.path }
+            if site.path == "/" {
+                host
+            } else {
+                host + &site.path
+            }
         });
         ServiceStatus {
             state: self.state(),
@@ -448,17 +576,22 @@ impl Service {
             .iter()
             .filter_map(|held| Some(self.instances.get(&held.id)?.status(held)))
             .collect();
-        instances.extend(self.core.waiting().map(|(slot, _)| InstanceStatus {
-            id: 0,
-            slot,
-            generation: self.core.target().generation,
-            pid: 0,
-            address: String::new(),
-            state: InstanceState::Backoff,
-            since: self.last_error.as_ref().map_or(SystemTime::UNIX_EPOCH, |failure| failure.at),
-            in_flight: 0,
-            requests: 0,
-            fault: None,
+        instances.extend(self.core.waiting().map(|(slot, _)| {
+            InstanceStatus {
+                id: 0,
+                slot,
+                generation: self.core.target().generation,
+                pid: 0,
+                address: String::new(),
+                state: InstanceState::Backoff,
+                since: self
+                    .last_error
+                    .as_ref()
+                    .map_or(SystemTime::UNIX_EPOCH, |failure| failure.at),
+                in_flight: 0,
+                requests: 0,
+                fault: None,
+            }
         }));
         instances.sort_by_key(|instance| (instance.slot, instance.id));
         instances
@@ -466,16 +599,29 @@ impl Service {
 
     fn state(&self) -> ServiceState {
         let desired = self.core.desired();
-        let ready = self.core.instances().iter().filter(|instance| instance.is_ready()).count();
+        let ready = self
+            .core
+            .instances()
+            .iter()
+            .filter(|instance| instance.is_ready())
+            .count();
         if !desired.running {
-            return if self.instances.is_empty() { ServiceState::Stopped } else { ServiceState::Stopping };
+            return if self.instances.is_empty() {
+                ServiceState::Stopped
+            } else {
+                ServiceState::Stopping
+            };
         }
         let failing = self.core.waiting().next().is_some();
         match (self.core.converged(), ready) {
             (true, _) => ServiceState::Running,
             (false, 0) if failing => ServiceState::Failed,
             (false, 0) => ServiceState::Starting,
-            (false, ready) if failing || ready < desired.count as usize && self.core.good() == Some(self.core.target()) => {
+            (false, ready)
+                if failing
+                    || ready < desired.count as usize
+                        && self.core.good() == Some(self.core.target()) =>
+            {
                 ServiceState::Degraded
             }
             (false, _) => ServiceState::Rolling,
@@ -484,9 +630,31 @@ impl Service {
 
     /// Instances that get requests, and how many there should be.
     pub fn readiness(&self) -> (u32, u32) {
-        let ready = self.core.instances().iter().filter(|instance| instance.is_ready()).count() as u32;
-        let wanted = if self.core.desired().running { self.core.desired().count } else { 0 };
+        let ready = self
+            .core
+            .instances()
+            .iter()
+            .filter(|instance| instance.is_ready())
+            .count() as u32;
+        let wanted = if self.core.desired().running {
+            self.core.desired().count
+        } else {
+            0
+        };
         (ready.min(wanted), wanted)
+    }
+
+    /// The instance whose process this is.
+    pub fn instance_of(&self, pid: u32) -> Option<InstanceId> {
+        let mut instances = self.instances.iter();
+        instances
+            .find(|(_, instance)| instance.pid() == Some(pid))
+            .map(|(id, _)| *id)
+    }
+
+    /// Requests for its hosts are its own, even if it was stopped.
+    pub fn is_routed(&self) -> bool {
+        !self.removed && (self.spec.enabled || self.core.desired().running)
     }
 
     /// It is to run.

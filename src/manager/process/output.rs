@@ -32,7 +32,12 @@ pub(super) type Tail = Rc<RefCell<VecDeque<String>>>;
 
 impl Output {
     /// Reads from now on. Must run inside a `LocalSet`.
-    pub(super) fn read(label: &str, stdout: Option<ChildStdout>, stderr: Option<ChildStderr>, tail: &Tail) -> Output {
+    pub(super) fn read(
+        label: &str,
+        stdout: Option<ChildStdout>,
+        stderr: Option<ChildStderr>,
+        tail: &Tail,
+    ) -> Output {
         let mut readers = JoinSet::new();
         if let Some(stdout) = stdout {
             readers.spawn_local(pass_on(label.to_owned(), stdout, Tail::default()));
@@ -52,7 +57,11 @@ impl Output {
 async fn pass_on(label: String, mut pipe: impl AsyncRead + Unpin, tail: Tail) {
     let mut buffer = Vec::with_capacity(LONGEST_LINE);
     loop {
-        let end = match (&mut pipe).take((LONGEST_LINE - buffer.len()) as u64).read_buf(&mut buffer).await {
+        let end = match (&mut pipe)
+            .take((LONGEST_LINE - buffer.len()) as u64)
+            .read_buf(&mut buffer)
+            .await
+        {
             Ok(0) | Err(_) => true,
             Ok(_) => false,
         };
@@ -78,7 +87,10 @@ fn line(label: &str, line: &[u8], tail: &Tail) {
     if tail.len() == TAIL {
         tail.pop_front();
     }
-    let kept = line.char_indices().nth(TAIL_LINE).map_or(&*line, |(end, _)| &line[..end]);
+    let kept = line
+        .char_indices()
+        .nth(TAIL_LINE)
+        .map_or(&*line, |(end, _)| &line[..end]);
     tail.push_back(kept.to_owned());
 }
 
@@ -97,14 +109,20 @@ mod tests {
     async fn the_last_lines_are_kept_even_without_a_line_end() {
         let many: String = (1..=30).map(|number| format!("line {number}\n")).collect();
         let lines = read(many.as_bytes()).await;
-        assert_eq!((lines.len(), lines[0].as_str(), lines[19].as_str()), (20, "line 11", "line 30"));
+        assert_eq!(
+            (lines.len(), lines[0].as_str(), lines[19].as_str()),
+            (20, "line 11", "line 30")
+        );
         assert_eq!(read(b"one\r\ntwo").await, ["one", "two"]);
     }
 
     #[tokio::test]
     async fn a_line_without_end_is_cut() {
         let lines = read(&[b'x'; 3 * LONGEST_LINE + 1]).await;
-        assert_eq!(lines.iter().map(String::len).collect::<Vec<_>>(), [TAIL_LINE, TAIL_LINE, TAIL_LINE, 1]);
+        assert_eq!(
+            lines.iter().map(String::len).collect::<Vec<_>>(),
+            [TAIL_LINE, TAIL_LINE, TAIL_LINE, 1]
+        );
     }
 
     #[tokio::test]
