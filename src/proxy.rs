@@ -13,6 +13,7 @@
 mod client;
 mod control;
 mod endpoint;
+mod http1;
 mod ledger;
 mod listener;
 mod manager;
