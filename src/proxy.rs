@@ -10,9 +10,12 @@
 //! routed ([`router`]) to a [`service`], which claims one of its endpoints ([`endpoint`]); the claim lends an idle
 //! connection to the instance ([`upstream`]) or opens one.
 
+mod buffer;
 mod client;
 mod control;
 mod endpoint;
+mod error;
+mod headers;
 mod http1;
 mod ledger;
 mod listener;
