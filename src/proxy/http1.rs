@@ -15,9 +15,9 @@ mod request;
 mod response;
 
 pub(crate) use body::{Decoder, Encoding, Framing, FramingError, Spans};
-pub(crate) use fields::{Field, Kind, is_end_to_end, is_trailer, tokens};
-pub(crate) use request::{MOST_REQUEST_FIELDS, Refusal, RequestHead, Version};
-pub(crate) use response::{MOST_RESPONSE_FIELDS, Malformed, ResponseHead};
+pub(crate) use fields::{Field, Kind, is_end_to_end, tokens};
+pub(crate) use request::{Refusal, RequestHead, Version};
+pub(crate) use response::{Malformed, ResponseHead};
 
 use std::mem::MaybeUninit;
 

@@ -130,7 +130,7 @@ pub(crate) fn is_end_to_end(name: &str) -> bool {
 
 /// Whether a field may stand in a trailer section: none that frames, routes, identifies or describes the content, for
 /// those must be known before it (RFC 9110, section 6.5.1).
-pub(crate) fn is_trailer(name: &str) -> bool {
+pub(super) fn is_trailer(name: &str) -> bool {
     Kind::of(name) == Kind::Other && !is_end_to_end(name)
 }
 

@@ -4,7 +4,7 @@ use super::fields::{Field, Kind, tokens};
 use super::{Framing, Slots, content_length};
 
 /// Fields of a request, at most.
-pub(crate) const MOST_REQUEST_FIELDS: usize = 100;
+pub(super) const MOST_REQUEST_FIELDS: usize = 100;
 
 /// Why a request is not served. Nothing of it reaches an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -6,7 +6,7 @@ use super::fields::{Field, Kind, tokens};
 use super::{Framing, Slots, Version, content_length};
 
 /// Fields of a response, at most.
-pub(crate) const MOST_RESPONSE_FIELDS: usize = 200;
+pub(super) const MOST_RESPONSE_FIELDS: usize = 200;
 
 /// The instance did not send HTTP, or something that could be read in two ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
