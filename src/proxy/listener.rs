@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //! All threads, and other worker generations, accept from one shared socket, each thread through its own epoll. A
-//! listener is in one of three modes, and only ever moves down: `Open`; `Finishing` (the whole worker drains: what the
-//! kernel has already accepted is taken, then our descriptor is closed); `Closed` (a table removed it: the descriptor
+//! listener is `Open`, and from there becomes, for good, either `Finishing` (the whole worker drains: what the
+//! kernel has already accepted is taken, then our descriptor is closed) or `Closed` (a table removed it: the descriptor
 //! is closed as it is). The socket is never shut down, for others may share it. Connections outlive their listener:
 //! they hold its thread view and go by its last routes.
 
@@ -105,10 +105,12 @@ impl Listener {
         }
     }
 
-    /// Accepts no more.
+    /// Accepts no more, unless it is finishing anyway.
     pub(crate) fn close(&self) {
-        self.mode.set(Mode::Closed);
-        self.changed.notify_waiters();
+        if self.mode.get() == Mode::Open {
+            self.mode.set(Mode::Closed);
+            self.changed.notify_waiters();
+        }
     }
 
     /// Accepts for `thread` until the listener is closed, or has finished.
@@ -198,14 +200,13 @@ impl Acceptor {
 
     fn accept_batch(&self, thread: &Rc<Thread>, listener: &Rc<Listener>) -> Batch {
         for _ in 0..BATCH {
-            if thread.is_full() {
-                return Batch::Full;
-            }
             let accepted = match listener.mode.get() {
+                Mode::Open if thread.is_full() => return Batch::Full,
                 Mode::Open => self
                     .socket
                     .try_io(Interest::READABLE, |socket| socket.accept()),
-                // What is in the queue counts, not what the reactor has heard of it.
+                // What is in the queue counts, not what the reactor has heard of it, and all of it is taken: the queue
+                // is bounded, and the limit leaves room for it.
                 Mode::Finishing => self.socket.get_ref().accept(),
                 Mode::Closed => return Batch::Empty,
             };
@@ -250,4 +251,93 @@ fn is_connection_error(error: &io::Error) -> bool {
                 | Errno::PERM
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::{Builder, LocalOptions};
+    use tokio::sync::mpsc;
+
+    use super::super::threads::{Reporter, Threads};
+    use super::*;
+
+    /// The only thread of a worker.
+    fn thread(most_connections: u32) -> (Rc<Thread>, Arc<Threads>) {
+        let threads = Threads::new(vec![mpsc::unbounded_channel().0], most_connections);
+        let threads = Arc::new(threads);
+        let reporter = Reporter::new(0, mpsc::unbounded_channel().0);
+        let thread = Rc::new(Thread::new(threads.clone(), reporter));
+        (thread, threads)
+    }
+
+    fn listen() -> (Arc<OwnedFd>, Rc<Listener>, SocketAddr) {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Listener::new(ListenerId(1), address, Routes::default());
+        (Arc::new(socket.into()), Rc::new(listener), address)
+    }
+
+    fn run_locally(future: impl Future<Output = ()>) {
+        let mut builder = Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default());
+        runtime.unwrap().block_on(future);
+    }
+
+    #[test]
+    fn race_03_what_the_kernel_has_accepted_is_taken_before_the_socket_is_closed() {
+        run_locally(async {
+            let (socket, listener, address) = listen();
+            let connect = |_| TcpStream::connect(address).unwrap();
+            let clients: Vec<TcpStream> = (0..BATCH + 20).map(connect).collect();
+            let (thread, threads) = thread(1000);
+            listener.finish();
+            listener.close();
+            let watch = Arc::downgrade(&socket);
+            listener.accept(thread, socket).await.unwrap();
+            assert!(watch.upgrade().is_none());
+            assert!(TcpStream::connect(address).is_err());
+            assert_eq!(threads.connections() as usize, clients.len());
+        });
+    }
+
+    #[test]
+    fn a_closed_listener_takes_nothing() {
+        run_locally(async {
+            let (socket, listener, address) = listen();
+            let _client = TcpStream::connect(address).unwrap();
+            let (thread, threads) = thread(1000);
+            listener.close();
+            listener.accept(thread, socket).await.unwrap();
+            assert_eq!(threads.connections(), 0);
+        });
+    }
+
+    #[test]
+    fn no_more_connections_are_accepted_than_the_worker_may_have() {
+        run_locally(async {
+            let (socket, listener, address) = listen();
+            let (thread, threads) = thread(2);
+            let mut clients: Vec<TcpStream> = (0..3)
+                .map(|_| TcpStream::connect(address).unwrap())
+                .collect();
+            let accepting =
+                tokio::task::spawn_local(listener.clone().accept(thread.clone(), socket));
+            while threads.connections() < 2 {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(FULL_PAUSE * 2).await;
+            assert_eq!(threads.connections(), 2);
+            assert!(thread.is_full());
+            // Two end, the third takes their place and stays.
+            clients.drain(..2);
+            tokio::time::sleep(FULL_PAUSE * 2).await;
+            while threads.connections() != 1 {
+                tokio::task::yield_now().await;
+            }
+            listener.close();
+            accepting.await.unwrap().unwrap();
+            assert_eq!(threads.connections(), 1);
+        });
+    }
 }

@@ -1,6 +1,7 @@
 //! A connection to an instance, over TCP or a unix socket.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -9,11 +10,15 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{sleep, timeout};
 
 use crate::ipc::Address;
 
 /// An instance on this machine that does not accept within this time is as good as gone.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+
+/// The wait for room in the queue of a unix socket.
+const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -25,7 +30,7 @@ pub(crate) enum Stream {
 impl Stream {
     /// Connects within [`CONNECT_LIMIT`]. A TCP connection sends without delay.
     pub(crate) async fn connect(address: &Address) -> io::Result<Stream> {
-        match tokio::time::timeout(CONNECT_LIMIT, Stream::open(address)).await {
+        match timeout(CONNECT_LIMIT, Stream::open(address)).await {
             Ok(result) => result,
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "timed out")),
         }
@@ -35,15 +40,21 @@ impl Stream {
         match address {
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
-                // Where nobody listens on a port of the ephemeral range, the kernel may pick that very port as the
-                // source, and the connection reaches itself: nobody is there, and while it lives nobody can bind.
-                if stream.local_addr()? == stream.peer_addr()? {
+                if is_to_itself(&stream, *address)? {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
             }
-            Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
+            Address::Unix(path) => loop {
+                // Where TCP lets a connection wait for room in the queue, a unix socket says that there is none.
+                match UnixStream::connect(path).await {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        sleep(QUEUE_PAUSE).await;
+                    }
+                    result => return result.map(Stream::Unix),
+                }
+            },
         }
     }
 
@@ -179,6 +190,12 @@ impl Stream {
     }
 }
 
+/// Where nobody listens on a port of the ephemeral range, the kernel may pick that very port as the source, and the
+/// connection reaches itself: nobody is there, and while it lives nobody can bind.
+fn is_to_itself(stream: &TcpStream, address: SocketAddr) -> io::Result<bool> {
+    Ok(stream.local_addr()? == address)
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -228,5 +245,47 @@ impl AsyncWrite for Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_queue_of_a_unix_socket_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener: OwnedFd =
+            rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let address = Address::Unix(path);
+        let _first = Stream::connect(&address).await.unwrap();
+        let full = Stream::connect(&address).await.unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::TimedOut);
+        let make_room = async {
+            sleep(Duration::from_millis(50)).await;
+            rustix::net::accept(&listener).unwrap()
+        };
+        let (second, _) = tokio::join!(Stream::connect(&address), make_room);
+        assert!(second.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_itself_is_noticed() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let stream = socket.connect(address).await.unwrap();
+        assert!(is_to_itself(&stream, address).unwrap());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        assert!(!is_to_itself(&stream, address).unwrap());
     }
 }

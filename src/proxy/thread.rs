@@ -336,3 +336,154 @@ impl Drop for Counted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipc::{self, Address, Host, Probe, Route};
+
+    const ID: EndpointId = EndpointId(1);
+
+    struct Fixture {
+        thread: Rc<Thread>,
+        table: Arc<Table>,
+        reports: mpsc::UnboundedReceiver<Report>,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let threads = Threads::new(vec![mpsc::unbounded_channel().0], 100);
+            let (report, reports) = mpsc::unbounded_channel();
+            let thread = Thread::new(Arc::new(threads), Reporter::new(0, report));
+            Fixture {
+                thread: Rc::new(thread),
+                table: Arc::default(),
+                reports,
+            }
+        }
+
+        /// Applies a table with one service, on one listener or none.
+        fn apply(&mut self, listens: bool, endpoint: Option<EndpointState>) {
+            let endpoint = endpoint.map(|state| ipc::Endpoint {
+                id: ID,
+                address: Address::Unix("/nonexistent".into()),
+                state,
+                probe: Probe::Connect,
+            });
+            let listener = listens.then(|| ipc::Listener {
+                id: ListenerId(1),
+                address: ([127, 0, 0, 1], 80).into(),
+                routes: vec![Route {
+                    host: Host::Any,
+                    path: "/".to_owned(),
+                    service: 0,
+                }],
+            });
+            let table = ipc::Table {
+                number: self.table.number + 1,
+                listeners: listener.into_iter().collect(),
+                services: vec![ipc::Service {
+                    name: "shop".to_owned(),
+                    running: true,
+                    endpoints: endpoint.into_iter().collect(),
+                }],
+                trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+            };
+            let table = self.table.succeed(table, |_| true, 1).unwrap();
+            self.table = Arc::new(table);
+            self.thread.apply(self.table.clone(), Vec::new());
+        }
+
+        fn service(&self) -> Rc<Service> {
+            self.thread.services.borrow()["shop"].clone()
+        }
+
+        fn events(&mut self) -> Vec<Event> {
+            std::iter::from_fn(|| self.reports.try_recv().ok())
+                .map(|report| report.event)
+                .collect()
+        }
+    }
+
+    fn idle(table: u64) -> Event {
+        let endpoint = ID;
+        Event::Idle { endpoint, table }
+    }
+
+    #[test]
+    fn only_an_active_endpoint_is_claimed() {
+        let mut fixture = Fixture::new();
+        for (state, claimed) in [
+            (EndpointState::Probing, false),
+            (EndpointState::Active, true),
+            (EndpointState::Draining, false),
+        ] {
+            fixture.apply(true, Some(state));
+            assert_eq!(fixture.service().claim(&[]).is_some(), claimed, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn idleness_is_reported_after_the_table_and_after_the_last_request() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let claim = fixture.service().claim(&[]);
+        fixture.apply(true, Some(EndpointState::Draining));
+        assert_eq!(fixture.events(), [Event::Applied(1), Event::Applied(2)]);
+        drop(claim);
+        assert_eq!(fixture.events(), [idle(2)]);
+        fixture.apply(true, Some(EndpointState::Draining));
+        assert_eq!(fixture.events(), [Event::Applied(3), idle(3)]);
+    }
+
+    #[test]
+    fn an_endpoint_that_left_with_a_request_in_flight_comes_back_draining() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let claim = fixture.service().claim(&[]);
+        fixture.apply(true, None);
+        fixture.apply(true, Some(EndpointState::Active));
+        assert!(fixture.service().claim(&[]).is_none());
+        drop(claim);
+        assert!(fixture.events().contains(&idle(3)));
+    }
+
+    #[test]
+    fn connections_of_a_removed_listener_go_by_its_last_routes() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let listener = fixture.thread.listeners.borrow()[&ListenerId(1)].clone();
+        fixture.apply(false, Some(EndpointState::Active));
+        assert!(listener.closing());
+        let service = listener.route(b"a.example", b"/").unwrap();
+        assert!(Rc::ptr_eq(&service, &fixture.service()));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_arrives_after_the_end_of_its_listener_is_served() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = socket.local_addr().unwrap();
+        let handover = Handover {
+            stream: std::net::TcpStream::connect(peer).unwrap(),
+            peer,
+            listener: ListenerId(1),
+            table: fixture.table.clone(),
+            open: Open::new(fixture.thread.threads.clone(), 0),
+        };
+        fixture.apply(false, Some(EndpointState::Active));
+        let listener = fixture.thread.removed_listener(&handover).unwrap();
+        assert!(listener.closing());
+        let service = listener.route(b"a.example", b"/").unwrap();
+        assert!(Rc::ptr_eq(&service, &fixture.service()));
+    }
+
+    #[test]
+    fn only_the_proxies_of_the_table_are_trusted() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, None);
+        assert!(fixture.thread.trusts([10, 1, 2, 3].into()));
+        assert!(!fixture.thread.trusts([11, 1, 2, 3].into()));
+    }
+}
