@@ -229,18 +229,19 @@ mod tests {
         fn note(&mut self, ledger: &mut Ledger) {
             match self.reports.pop_front() {
                 Some((thread, Said::Applied(table))) => {
-                    if let Some(table) = ledger.applied(thread, table) {
-                        assert!(self.threads.iter().all(|thread| thread.table >= table));
-                        self.acknowledged.push(table);
-                    }
+                    let acknowledged = ledger.applied(thread, table);
+                    assert!(
+                        self.threads
+                            .iter()
+                            .all(|thread| Some(thread.table) >= acknowledged)
+                    );
+                    self.acknowledged.extend(acknowledged);
                 }
-                Some((thread, Said::Idle(id, table))) => {
-                    if ledger.idle(thread, id, table) {
-                        assert!(self.threads.iter().all(|thread| thread.is_quiescent(id)));
-                        assert!(self.idle.insert(id), "an endpoint is reported idle once");
-                    }
+                Some((thread, Said::Idle(id, table))) if ledger.idle(thread, id, table) => {
+                    assert!(self.threads.iter().all(|thread| thread.is_quiescent(id)));
+                    assert!(self.idle.insert(id), "an endpoint is reported idle once");
                 }
-                None => {}
+                Some(_) | None => {}
             }
         }
     }

@@ -19,20 +19,20 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
 /// Nothing here takes longer unless it is broken.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A worker process; killed at the end of a test that does not see to its end.
-pub struct Worker {
+pub(crate) struct Worker {
     child: Child,
     directory: tempfile::TempDir,
 }
 
 impl Worker {
-    pub fn start() -> Worker {
+    pub(crate) fn start() -> Worker {
         Worker::start_with(&["--threads", "2"])
     }
 
-    pub fn start_with(arguments: &[&str]) -> Worker {
+    pub(crate) fn start_with(arguments: &[&str]) -> Worker {
         let directory = tempfile::tempdir().unwrap();
         let socket = UnixListener::bind(directory.path().join("control")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_smoothserve"))
@@ -49,7 +49,7 @@ impl Worker {
     }
 
     /// Connects as a manager does, and is greeted.
-    pub async fn connect(&self) -> Manager {
+    pub(crate) async fn connect(&self) -> Manager {
         let socket = UnixStream::connect(self.socket_path()).unwrap();
         let (sender, receiver) = Channel::split(socket).unwrap();
         let mut manager = Manager {
@@ -62,11 +62,11 @@ impl Worker {
         manager
     }
 
-    pub fn pid(&self) -> rustix::process::Pid {
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
     }
 
-    pub async fn exited(mut self) -> ExitStatus {
+    pub(crate) async fn exited(mut self) -> ExitStatus {
         let wait = async {
             loop {
                 if let Some(status) = self.child.try_wait().unwrap() {
@@ -78,7 +78,7 @@ impl Worker {
         timeout(PATIENCE, wait).await.expect("the worker ends")
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 }
@@ -91,15 +91,15 @@ impl Drop for Worker {
 }
 
 /// The manager's end of a connection.
-pub struct Manager {
+pub(crate) struct Manager {
     sender: Sender<ToWorker>,
     receiver: Receiver<FromWorker>,
     /// All that was received, but for counts.
-    pub log: Vec<FromWorker>,
+    pub(crate) log: Vec<FromWorker>,
 }
 
 impl Manager {
-    pub async fn next(&mut self) -> FromWorker {
+    pub(crate) async fn next(&mut self) -> FromWorker {
         let message = timeout(PATIENCE, self.receiver.receive()).await;
         let message = message.expect("the worker says something").unwrap();
         let message = message.expect("the worker stays connected");
@@ -110,7 +110,7 @@ impl Manager {
     }
 
     /// Waits for a message and returns what is wanted from it.
-    pub async fn wait_for<T>(&mut self, wanted: impl Fn(&FromWorker) -> Option<T>) -> T {
+    pub(crate) async fn wait_for<T>(&mut self, wanted: impl Fn(&FromWorker) -> Option<T>) -> T {
         let wait = async {
             loop {
                 if let Some(found) = wanted(&self.next().await) {
@@ -121,30 +121,30 @@ impl Manager {
         timeout(PATIENCE, wait).await.expect("the message comes")
     }
 
-    pub async fn wait_for_message(&mut self, wanted: &FromWorker) {
+    pub(crate) async fn wait_for_message(&mut self, wanted: &FromWorker) {
         self.wait_for(|message| (message == wanted).then_some(()))
             .await;
     }
 
-    pub async fn send(&mut self, message: ToWorker) {
+    pub(crate) async fn send(&mut self, message: ToWorker) {
         self.sender.send(&message, None).await.unwrap();
     }
 
-    pub async fn send_listener(&mut self, id: u32, socket: &std::net::TcpListener) {
+    pub(crate) async fn send_listener(&mut self, id: u32, socket: &std::net::TcpListener) {
         let message = ToWorker::Listener(ListenerId(id));
         let descriptor = Some(socket.as_fd());
         self.sender.send(&message, descriptor).await.unwrap();
     }
 
     /// Sends a table and waits until all threads use it.
-    pub async fn apply(&mut self, table: &Table) {
+    pub(crate) async fn apply(&mut self, table: &Table) {
         self.send(ToWorker::Table(table.clone())).await;
         self.wait_for_message(&FromWorker::Acknowledged(table.number))
             .await;
     }
 
     /// Waits for counts that show so many requests in flight on an endpoint.
-    pub async fn wait_for_in_flight(&mut self, id: EndpointId, wanted: u32) {
+    pub(crate) async fn wait_for_in_flight(&mut self, id: EndpointId, wanted: u32) {
         self.wait_for(|message| match message {
             FromWorker::Counts { endpoints, .. } => endpoints
                 .iter()
@@ -156,7 +156,7 @@ impl Manager {
     }
 
     /// Waits for counts that show so many client connections.
-    pub async fn wait_for_connections(&mut self, wanted: u32) {
+    pub(crate) async fn wait_for_connections(&mut self, wanted: u32) {
         self.wait_for(|message| match message {
             FromWorker::Counts { connections, .. } => (*connections == wanted).then_some(()),
             _ => None,
@@ -166,15 +166,15 @@ impl Manager {
 }
 
 /// A bound and listening socket, as the manager makes them.
-pub fn listen() -> (std::net::TcpListener, SocketAddr) {
+pub(crate) fn listen() -> (std::net::TcpListener, SocketAddr) {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     (socket, address)
 }
 
 /// A small HTTP server that answers with its name. `GET /wait` is answered when the test lets it.
-pub struct Instance {
-    pub address: SocketAddr,
+pub(crate) struct Instance {
+    pub(crate) address: SocketAddr,
     state: Arc<State>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -188,11 +188,11 @@ struct State {
 }
 
 impl Instance {
-    pub async fn start(name: &'static str) -> Instance {
+    pub(crate) async fn start(name: &'static str) -> Instance {
         Instance::start_at(name, ([127, 0, 0, 1], 0).into()).await
     }
 
-    pub async fn start_at(name: &'static str, address: SocketAddr) -> Instance {
+    pub(crate) async fn start_at(name: &'static str, address: SocketAddr) -> Instance {
         let socket = TcpListener::bind(address).await.unwrap();
         let address = socket.local_addr().unwrap();
         let state = Arc::new(State {
@@ -223,16 +223,16 @@ impl Instance {
     }
 
     /// Lets one request for `/wait` go.
-    pub fn answer_one(&self) {
+    pub(crate) fn answer_one(&self) {
         self.state.go.add_permits(1);
     }
 
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
 
     /// Ends it with all its connections.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.task.abort();
         let _ = self.task.await;
     }
@@ -257,7 +257,7 @@ async fn answer(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
     }
 }
 
-pub fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> Endpoint {
+pub(crate) fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> Endpoint {
     Endpoint {
         id: EndpointId(id),
         address: Address::Tcp(instance.address),
@@ -266,7 +266,7 @@ pub fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> Endpoint 
     }
 }
 
-pub fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
+pub(crate) fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
     Service {
         name: name.to_owned(),
         running: true,
@@ -275,7 +275,7 @@ pub fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
 }
 
 /// All requests of this listener go to this service.
-pub fn listener(id: u32, address: SocketAddr, service: usize) -> Listener {
+pub(crate) fn listener(id: u32, address: SocketAddr, service: usize) -> Listener {
     let route = Route {
         host: Host::Any,
         path: "/".to_owned(),
@@ -288,7 +288,7 @@ pub fn listener(id: u32, address: SocketAddr, service: usize) -> Listener {
     }
 }
 
-pub fn table(number: u64, listeners: Vec<Listener>, services: Vec<Service>) -> Table {
+pub(crate) fn table(number: u64, listeners: Vec<Listener>, services: Vec<Service>) -> Table {
     Table {
         number,
         listeners,
@@ -298,30 +298,30 @@ pub fn table(number: u64, listeners: Vec<Listener>, services: Vec<Service>) -> T
 }
 
 /// A keep-alive connection of a client.
-pub struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
 }
 
 /// What a client has received.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Response {
-    pub status: u16,
-    pub body: String,
-    pub closes: bool,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+    pub(crate) closes: bool,
 }
 
 impl Client {
-    pub async fn connect(address: SocketAddr) -> Client {
+    pub(crate) async fn connect(address: SocketAddr) -> Client {
         let stream = TcpStream::connect(address).await.unwrap();
         Client { stream }
     }
 
-    pub async fn send(&mut self, path: &str) {
+    pub(crate) async fn send(&mut self, path: &str) {
         let request = format!("GET {path} HTTP/1.1\r\nHost: a.example\r\n\r\n");
         self.stream.write_all(request.as_bytes()).await.unwrap();
     }
 
-    pub async fn receive(&mut self) -> Response {
+    pub(crate) async fn receive(&mut self) -> Response {
         let receive = async {
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
@@ -345,13 +345,13 @@ impl Client {
         timeout(PATIENCE, receive).await.expect("a response comes")
     }
 
-    pub async fn get(&mut self, path: &str) -> Response {
+    pub(crate) async fn get(&mut self, path: &str) -> Response {
         self.send(path).await;
         self.receive().await
     }
 
     /// Waits for the worker to close the connection.
-    pub async fn closed(mut self) {
+    pub(crate) async fn closed(mut self) {
         let mut byte = [0];
         let read = timeout(PATIENCE, self.stream.read(&mut byte)).await;
         let read = read.expect("the connection is closed");
@@ -360,7 +360,7 @@ impl Client {
 }
 
 /// A good answer of this instance.
-pub fn ok(name: &str) -> Response {
+pub(crate) fn ok(name: &str) -> Response {
     Response {
         status: 200,
         body: name.to_owned(),
@@ -369,7 +369,7 @@ pub fn ok(name: &str) -> Response {
 }
 
 /// The same, and the connection ends with it.
-pub fn last(name: &str) -> Response {
+pub(crate) fn last(name: &str) -> Response {
     Response {
         closes: true,
         ..ok(name)

@@ -2,6 +2,8 @@
 
 mod kit;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use kit::*;
@@ -158,6 +160,54 @@ async fn race_02_an_endpoint_is_idle_only_after_its_last_request() {
     assert_eq!(waiting.receive().await, ok("old"));
     manager.wait_for_in_flight(ONE, 0).await;
     assert_eq!(old.connections(), 0);
+}
+
+#[tokio::test]
+async fn race_04_an_instance_that_stops_when_idle_takes_no_request_with_it() {
+    let mut current = Instance::start("one").await;
+    let (_worker, mut manager, address, mut table) = serving(&[&current]).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let answered = Arc::new(AtomicU32::new(0));
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let stop = stop.clone();
+        let answered = answered.clone();
+        clients.spawn(async move {
+            let mut client = Client::connect(address).await;
+            while !stop.load(Ordering::Relaxed) {
+                // Half of them keep their connection.
+                if number % 2 == 0 {
+                    client = Client::connect(address).await;
+                }
+                assert_eq!(client.get("/").await, ok("one"));
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    for id in 2..32 {
+        let next = Instance::start("one").await;
+        table.number = id;
+        let endpoints = &mut table.services[0].endpoints;
+        endpoints[0].state = Draining;
+        endpoints.push(endpoint(id, &next, Active));
+        manager.apply(&table).await;
+        let drained = FromWorker::Idle(EndpointId(id - 1));
+        if !manager.log.contains(&drained) {
+            manager.wait_for_message(&drained).await;
+        }
+        // As abrupt as can be: whatever was still open would be reset.
+        std::mem::replace(&mut current, next).stop().await;
+        table.services[0].endpoints.remove(0);
+        let before = answered.load(Ordering::Relaxed);
+        while answered.load(Ordering::Relaxed) < before + 50 {
+            if let Some(ended) = clients.try_join_next() {
+                ended.expect("every request is answered");
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    clients.join_all().await;
 }
 
 #[tokio::test]
