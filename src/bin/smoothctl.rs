@@ -1,2 +1,7 @@
-//! The smoothserve binary.
-fn main() {}
+//! The smoothctl binary, also installed as smoothtool.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    smoothserve::ctl::main(std::env::args().collect())
+}

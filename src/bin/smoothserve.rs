@@ -1,32 +1,76 @@
-//! The smoothserve binary.
+//! The smoothserve binary: decides which of its roles to play.
 
+use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::Parser;
+use smoothserve::cli::{Role, Smoothserve, exit};
+use smoothserve::{config, launch, manager, proxy};
+
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .init();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let get = |name: &str| arguments.iter().skip_while(|a| *a != name).nth(1).cloned();
-    let result: Result<(), String> = match arguments[0].as_str() {
-        "proxy" => smoothserve::proxy::run(&smoothserve::proxy::Options {
-            threads: None,
-            die_with_parent: true,
+    let role = match Smoothserve::try_parse() {
+        Ok(arguments) => arguments.role,
+        Err(error) => {
+            // Nothing is left to do about a terminal that is gone.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(exit::USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    log_to_stderr();
+    let result = match role {
+        Role::Run {
+            config,
+            bus,
+            run_dir,
+        } => manager::run(manager::Options {
+            config_dir: config,
+            run_dir: run_dir.path(),
+            bus,
+        }),
+        Role::Check { config } => return check(&config),
+        Role::Proxy {
+            threads,
+            die_with_parent,
+        } => proxy::run(&proxy::Options {
+            threads,
+            die_with_parent,
         })
-        .map_err(|e| e.to_string()),
-        "launch" => smoothserve::launch::run().map_err(|e| format!("{e:#}")),
-        _ => smoothserve::manager::run(smoothserve::manager::Options {
-            config_dir: get("--config").unwrap().into(),
-            run_dir: get("--run-dir").unwrap().into(),
-            bus: smoothserve::manager::dbus::Bus::Auto,
-        })
-        .map_err(|e| format!("{e:#}")),
+        .map_err(Into::into),
+        Role::Launch => launch::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            tracing::error!(error = format!("{error:#}"), "smoothserve failed");
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(dir: &Path) -> ExitCode {
+    match config::check(dir) {
+        Ok(summary) => {
+            print!("{summary}");
+            ExitCode::SUCCESS
+        }
+        Err(faults) => {
+            eprint!("{faults}");
+            ExitCode::from(exit::CONFIG)
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let stderr = std::io::stderr;
+    let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_writer(stderr)
+        .with_ansi(colours)
+        .with_target(false)
+        .init();
 }

@@ -1,12 +1,222 @@
-//! stub
-use super::status::Handle;
-/// stub
-#[derive(Debug, Clone, Copy)]
+//! The D-Bus side of the manager: the same objects on the private socket and on a bus.
+//!
+//! # Theory of operation
+//! All of this is built on [`Handle`] alone: a method sends a command, a property reads the newest snapshot. For every
+//! connection one task follows the snapshots: it adds and removes the objects of services and jobs, and emits the
+//! signals for what differs between one snapshot and the next. A client that does not read holds up its own connection's
+//! task and nobody else. The names of all members stand in `docs/dbus.md`.
+
+mod objects;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use zbus::connection::Builder;
+use zbus::{Connection, Guid, MessageStream};
+
+use super::status::{Handle, Snapshot};
+use objects::{Access, JobObject, ManagerObject, ServiceObject, announce};
+
+/// The well-known name, on a bus that has names.
+pub const NAME: &str = "org.smoothserve1";
+
+/// Clients of the private socket at one time.
+const MOST_CLIENTS: usize = 256;
+
+/// The time that a client has to introduce itself.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two tries to reach a bus that went away.
+const RECONNECT: Duration = Duration::from_secs(5);
+
+/// Which bus to be on, besides the private socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bus {
-    /// a
+    /// The system bus if it is there and lets us.
     Auto,
+    /// The system bus.
+    System,
+    /// The session bus.
+    Session,
+    /// None.
+    None,
 }
-/// stub
-pub async fn serve(_: Handle, _: &std::path::Path, _: Bus) -> anyhow::Result<()> {
+
+/// Begins to serve, and returns when the private socket and an explicitly wanted bus are there. Must run inside a
+/// `LocalSet`.
+pub async fn serve(handle: Handle, private_socket: &Path, bus: Bus) -> anyhow::Result<()> {
+    let listener = listen(private_socket).with_context(|| {
+        format!(
+            "cannot make the control socket {}",
+            private_socket.display()
+        )
+    })?;
+    tokio::task::spawn_local(accept(listener, handle.clone()));
+    match bus {
+        Bus::None => {}
+        Bus::System | Bus::Session => {
+            let connection = connect(bus, &handle)
+                .await
+                .context("cannot take the name org.smoothserve1 on the bus")?;
+            tokio::task::spawn_local(stay(bus, Some(connection), handle));
+        }
+        Bus::Auto => {
+            let connection = connect(bus, &handle).await;
+            if let Err(error) = &connection {
+                tracing::info!(error = %error, "not on the system bus, control is by the private socket");
+            }
+            if let Ok(connection) = connection {
+                tokio::task::spawn_local(stay(bus, Some(connection), handle));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // Everyone may look; who may change something is decided for each call.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, handle: Handle) {
+    let places = Arc::new(Semaphore::new(MOST_CLIENTS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(error = %error, "cannot accept a control connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let handle = handle.clone();
+        tokio::task::spawn_local(async move {
+            let _place = place;
+            let Ok(peer) = stream.peer_cred() else { return };
+            let access = Access::Peer(peer.uid());
+            let Ok(stream) = stream.into_std() else {
+                return;
+            };
+            let builder = Builder::unix_stream(stream).server(Guid::generate()).p2p();
+            let objects = with_manager(builder, access, &handle);
+            if let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_LIMIT, objects.build()).await
+            {
+                follow(&connection, access, &handle).await;
+            }
+        });
+    }
+}
+
+fn with_manager<'a>(builder: Builder<'a>, access: Access, handle: &Handle) -> Builder<'a> {
+    builder.serve_at(
+        objects::MANAGER_PATH,
+        ManagerObject::new(access, handle.clone()),
+    )
+}
+
+async fn connect(bus: Bus, handle: &Handle) -> zbus::Result<Connection> {
+    let builder = match bus {
+        Bus::Session => Builder::session(),
+        _ => Builder::system(),
+    };
+    with_manager(builder, Access::Bus, handle)
+        .name(NAME)
+        .build()
+        .await
+}
+
+/// Stays on the bus, also when that goes away and comes back.
+async fn stay(bus: Bus, mut connection: Option<Connection>, handle: Handle) {
+    loop {
+        if let Some(connection) = connection.take() {
+            follow(&connection, Access::Bus, &handle).await;
+            tracing::warn!("the bus has gone away, trying to come back");
+        }
+        tokio::time::sleep(RECONNECT).await;
+        match connect(bus, &handle).await {
+            Ok(back) => {
+                tracing::info!("back on the bus");
+                connection = Some(back);
+            }
+            Err(error) => tracing::debug!(error = %error, "the bus is not back yet"),
+        }
+    }
+}
+
+/// Keeps the objects of a connection as the snapshots say, until the connection or the manager ends.
+async fn follow(connection: &Connection, access: Access, handle: &Handle) {
+    let mut snapshots = handle.snapshots();
+    let mut before = Arc::default();
+    let mut messages = MessageStream::from(connection);
+    loop {
+        let now = snapshots.borrow_and_update().clone();
+        if let Err(error) = publish(connection, access, handle, &before, &now).await {
+            tracing::debug!(error = %error, "a control connection ended");
+            return;
+        }
+        before = now;
+        // What comes in is answered elsewhere; here it matters only that it ends.
+        loop {
+            tokio::select! {
+                changed = snapshots.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                message = messages.next() => if message.is_none() {
+                    return;
+                },
+            }
+        }
+    }
+}
+
+async fn publish(
+    connection: &Connection,
+    access: Access,
+    handle: &Handle,
+    before: &Snapshot,
+    now: &Snapshot,
+) -> zbus::Result<()> {
+    let server = connection.object_server();
+    for name in now
+        .services
+        .keys()
+        .filter(|name| !before.services.contains_key(*name))
+    {
+        let object = ServiceObject::new(access, handle.clone(), name.clone());
+        server.at(objects::service_path(name), object).await?;
+    }
+    for &id in now.jobs.keys().filter(|id| !before.jobs.contains_key(id)) {
+        objects::add_job(server, access, handle, id).await?;
+    }
+    announce(connection, before, now).await?;
+    for name in before
+        .services
+        .keys()
+        .filter(|name| !now.services.contains_key(*name))
+    {
+        server
+            .remove::<ServiceObject, _>(objects::service_path(name))
+            .await?;
+    }
+    for &id in before.jobs.keys().filter(|id| !now.jobs.contains_key(id)) {
+        server.remove::<JobObject, _>(objects::job_path(id)).await?;
+    }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// The way to the manager for everyone outside of its own loop.
@@ -93,7 +93,7 @@ pub enum CommandError {
 }
 
 /// The whole state at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// One line that sums it up: `3 services, 8/8 instances ready; rolling shop 2/3`.
     pub summary: String,
@@ -104,7 +104,7 @@ pub struct Snapshot {
 }
 
 /// A service in a snapshot.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceStatus {
     /// In one word.
     pub state: ServiceState,
@@ -128,17 +128,29 @@ pub struct ServiceStatus {
     pub last_error: Option<Failure>,
 }
 
+impl ServiceStatus {
+    /// Instances that get requests.
+    pub fn ready(&self) -> u32 {
+        let ready = self
+            .instances
+            .iter()
+            .filter(|instance| instance.state == InstanceState::Ready);
+        ready.count() as u32
+    }
+}
+
 /// Something that went wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// When.
+    /// When; in JSON in seconds since 1970.
+    #[serde(with = "seconds")]
     pub at: SystemTime,
     /// What, and why: the probe, the exit status, the last lines of stderr.
     pub message: String,
 }
 
 /// A service's state in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceState {
     /// Not wanted, nothing runs.
@@ -158,7 +170,7 @@ pub enum ServiceState {
 }
 
 /// An instance in a snapshot.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InstanceStatus {
     /// Names it for ever.
     pub id: u64,
@@ -172,7 +184,8 @@ pub struct InstanceStatus {
     pub address: String,
     /// Its state.
     pub state: InstanceState,
-    /// When it entered that state.
+    /// When it entered that state; in JSON in seconds since 1970.
+    #[serde(with = "seconds")]
     pub since: SystemTime,
     /// Requests that it is working on.
     pub in_flight: u32,
@@ -183,7 +196,7 @@ pub struct InstanceStatus {
 }
 
 /// The life of an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceState {
     /// Its process runs, its readiness was not seen.
@@ -199,7 +212,7 @@ pub enum InstanceState {
 }
 
 /// A job in a snapshot.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobStatus {
     /// What it does.
     pub kind: JobKind,
@@ -218,7 +231,7 @@ pub struct JobStatus {
 }
 
 /// What a job does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobKind {
     /// Apply the changes on disk.
@@ -232,7 +245,7 @@ pub enum JobKind {
 }
 
 /// How a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
     /// It is being worked on.
@@ -245,4 +258,32 @@ pub enum JobState {
     Canceled,
     /// A newer command for the same service took its place.
     Superseded,
+}
+
+/// Times as seconds since 1970, with their fraction.
+mod seconds {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        time: &SystemTime,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(
+            time.duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs_f64(),
+        )
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(
+        deserializer: D,
+    ) -> Result<SystemTime, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        let since = Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)?;
+        UNIX_EPOCH
+            .checked_add(since)
+            .ok_or_else(|| serde::de::Error::custom("a time out of range"))
+    }
 }

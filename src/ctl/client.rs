@@ -1,0 +1,150 @@
+//! The connection to smoothserve.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use zbus::connection::Builder;
+use zbus::message::Type;
+use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
+
+use super::Failed;
+use crate::cli::exit;
+use crate::manager::dbus::{Bus, NAME};
+use crate::manager::status::Snapshot;
+
+const PATH: &str = "/org/smoothserve1";
+const MANAGER: &str = "org.smoothserve1.Manager";
+
+/// An open connection.
+pub(super) struct Client {
+    connection: Connection,
+    /// On a bus, whom to ask; on the private socket there is nobody else.
+    destination: Option<&'static str>,
+}
+
+impl Client {
+    /// Connects to the private socket, or to a bus if that is asked for or there is no socket.
+    pub(super) async fn connect(run_dir: &Path, bus: Bus) -> Result<Client, Failed> {
+        let socket = run_dir.join("bus");
+        let absent = |error: &dyn std::fmt::Display| {
+            let message = format!(
+                "smoothserve is not running, or runs elsewhere ({}: {error})",
+                socket.display()
+            );
+            Failed::new(exit::UNAVAILABLE, message)
+        };
+        let builder = match bus {
+            Bus::System => Builder::system(),
+            Bus::Session => Builder::session(),
+            Bus::Auto | Bus::None => {
+                let stream = UnixStream::connect(&socket).map_err(|error| absent(&error))?;
+                let connection = Builder::unix_stream(stream)
+                    .p2p()
+                    .build()
+                    .await
+                    .map_err(|error| absent(&error))?;
+                return Ok(Client {
+                    connection,
+                    destination: None,
+                });
+            }
+        };
+        let connection = builder.build().await;
+        let connection = connection.map_err(|error| {
+            Failed::new(exit::UNAVAILABLE, format!("cannot reach the bus: {error}"))
+        })?;
+        Ok(Client {
+            connection,
+            destination: Some(NAME),
+        })
+    }
+
+    /// The whole state, as it came and as it is understood.
+    pub(super) async fn dump(&self) -> Result<(String, Snapshot), Failed> {
+        let reply = self.call(PATH, MANAGER, "Dump", &()).await?;
+        let json: String = reply
+            .body()
+            .deserialize()
+            .map_err(|error| misunderstood(&error))?;
+        let snapshot = serde_json::from_str(&json).map_err(|error| misunderstood(&error))?;
+        Ok((json, snapshot))
+    }
+
+    /// Gives a command that makes one job.
+    pub(super) async fn command<B>(
+        &self,
+        member: &str,
+        arguments: &B,
+    ) -> Result<OwnedObjectPath, Failed>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+    {
+        let reply = self.call(PATH, MANAGER, member, arguments).await?;
+        reply
+            .body()
+            .deserialize()
+            .map_err(|error| misunderstood(&error))
+    }
+
+    /// Gives a command that makes a job for each service.
+    pub(super) async fn command_all(&self, member: &str) -> Result<Vec<OwnedObjectPath>, Failed> {
+        let reply = self.call(PATH, MANAGER, member, &()).await?;
+        reply
+            .body()
+            .deserialize()
+            .map_err(|error| misunderstood(&error))
+    }
+
+    /// What is signalled from now on.
+    pub(super) async fn signals(&self) -> Result<MessageStream, Failed> {
+        let mut rule = MatchRule::builder()
+            .msg_type(Type::Signal)
+            .interface(MANAGER);
+        if let Some(name) = self.destination {
+            rule = rule.sender(name);
+        }
+        let rule = rule.build().map_err(|error| misunderstood(&error))?;
+        let stream = MessageStream::for_match_rule(rule, &self.connection, None).await;
+        stream.map_err(|error| misunderstood(&error))
+    }
+
+    async fn call<B>(
+        &self,
+        path: &str,
+        interface: &str,
+        member: &str,
+        arguments: &B,
+    ) -> Result<zbus::Message, Failed>
+    where
+        B: serde::Serialize + zbus::DynamicType,
+    {
+        let reply = self
+            .connection
+            .call_method(self.destination, path, Some(interface), member, arguments)
+            .await;
+        reply.map_err(|error| match error {
+            zbus::Error::MethodError(name, message, _) => {
+                refused(name.as_str(), message.unwrap_or_default())
+            }
+            error => Failed::new(
+                exit::UNAVAILABLE,
+                format!("smoothserve does not answer: {error}"),
+            ),
+        })
+    }
+}
+
+fn refused(name: &str, message: String) -> Failed {
+    let status = match name.rsplit('.').next() {
+        Some("InvalidConfig") => exit::CONFIG,
+        Some("AccessDenied") => exit::NO_PERMISSION,
+        Some("ShuttingDown" | "ServiceUnknown" | "NameHasNoOwner") => exit::UNAVAILABLE,
+        _ => 1,
+    };
+    Failed::new(status, message)
+}
+
+fn misunderstood(error: &dyn std::fmt::Display) -> Failed {
+    let message = format!("smoothserve's answer is not understood (another version?): {error}");
+    Failed::new(exit::SOFTWARE, message)
+}

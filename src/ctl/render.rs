@@ -1,0 +1,329 @@
+//! What a person gets to read. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use crate::manager::status::{
+    InstanceState, InstanceStatus, JobKind, JobState, JobStatus, ServiceState, ServiceStatus,
+    Snapshot,
+};
+
+/// All services, a line each, and below them what went wrong.
+pub(super) fn overview(snapshot: &Snapshot) -> String {
+    let mut rows = vec![
+        [
+            "SERVICE",
+            "STATE",
+            "READY",
+            "IN FLIGHT",
+            "REQUESTS",
+            "LISTEN",
+            "SITES",
+        ]
+        .map(str::to_owned),
+    ];
+    for (name, service) in &snapshot.services {
+        let in_flight: u32 = service
+            .instances
+            .iter()
+            .map(|instance| instance.in_flight)
+            .sum();
+        rows.push([
+            name.clone(),
+            service_state(service.state).to_owned(),
+            format!("{}/{}", service.ready(), service.wanted),
+            in_flight.to_string(),
+            service.requests.to_string(),
+            service.listen.join(" "),
+            service.sites.join(" "),
+        ]);
+    }
+    let mut text = table(&rows);
+    for (name, service) in &snapshot.services {
+        let shown = !matches!(service.state, ServiceState::Running | ServiceState::Stopped);
+        if let (true, Some(error)) = (shown, &service.last_error) {
+            text += &format!("\n{name}: {} ago: {}\n", age(error.at), error.message);
+        }
+    }
+    for job in snapshot
+        .jobs
+        .values()
+        .filter(|job| job.state == JobState::Running)
+    {
+        text += &format!("\n{}\n", step(job));
+    }
+    text += &format!("\n{}\n", snapshot.summary);
+    text
+}
+
+/// Some services with all that is known of them.
+pub(super) fn services(snapshot: &Snapshot, names: &[String]) -> String {
+    let shown = names
+        .iter()
+        .filter_map(|name| Some((name, snapshot.services.get(name)?)));
+    shown
+        .map(|(name, service)| one(name, service))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn one(name: &str, service: &ServiceStatus) -> String {
+    let mut text = format!(
+        "{name}: {}, {}/{} instances ready\n",
+        service_state(service.state),
+        service.ready(),
+        service.wanted
+    );
+    for (label, value) in [
+        ("file", service.file.clone()),
+        ("listen", service.listen.join(" ")),
+        ("sites", service.sites.join(" ")),
+        ("generation", service.generation.to_string()),
+        ("requests", service.requests.to_string()),
+        ("crashes", service.crashes.to_string()),
+    ] {
+        text += &format!("  {label:<11} {value}\n");
+    }
+    if let Some(error) = &service.last_error {
+        text += &format!(
+            "  {:<11} {} ago: {}\n",
+            "last error",
+            age(error.at),
+            error.message
+        );
+    }
+    if service.instances.is_empty() {
+        return text;
+    }
+    let head = [
+        "INSTANCE",
+        "PID",
+        "ADDRESS",
+        "STATE",
+        "SINCE",
+        "IN FLIGHT",
+        "REQUESTS",
+        "GENERATION",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(service.instances.iter().map(|instance| row(name, instance)));
+    text + "\n" + &table(&rows)
+}
+
+fn row(name: &str, instance: &InstanceStatus) -> [String; 8] {
+    let state = match &instance.fault {
+        Some(fault) => format!("{} (unhealthy: {fault})", instance_state(instance.state)),
+        None => instance_state(instance.state).to_owned(),
+    };
+    let pid = if instance.pid == 0 {
+        "-".to_owned()
+    } else {
+        instance.pid.to_string()
+    };
+    [
+        format!("{name}/{}", instance.slot),
+        pid,
+        instance.address.clone(),
+        state,
+        age(instance.since),
+        instance.in_flight.to_string(),
+        instance.requests.to_string(),
+        instance.generation.to_string(),
+    ]
+}
+
+/// What a running job is doing: `restart shop 1/3: shop/2 starting`.
+pub(super) fn step(job: &JobStatus) -> String {
+    let mut text = title(job);
+    if job.total > 0 {
+        text += &format!(" {}/{}", job.done, job.total);
+    }
+    if !job.step.is_empty() {
+        text += &format!(": {}", job.step);
+    }
+    text
+}
+
+/// How a job has ended.
+pub(super) fn ended(job: &JobStatus) -> String {
+    let title = title(job);
+    match (job.state, &job.error) {
+        (JobState::Done, _) => format!("{title}: done"),
+        (JobState::Failed, Some(error)) => format!("{title} failed: {error}"),
+        (JobState::Failed, None) => format!("{title} failed"),
+        (JobState::Canceled, _) => format!("{title} was cancelled"),
+        (JobState::Superseded, _) => format!("{title} was superseded by a newer command"),
+        (JobState::Running, _) => format!("{title} is still running"),
+    }
+}
+
+fn title(job: &JobStatus) -> String {
+    let kind = match job.kind {
+        JobKind::Reload => "reload",
+        JobKind::Start => "start",
+        JobKind::Stop => "stop",
+        JobKind::Restart => "restart",
+    };
+    if job.service.is_empty() {
+        kind.to_owned()
+    } else {
+        format!("{kind} {}", job.service)
+    }
+}
+
+/// No more of a line than fits.
+pub(super) fn cut(text: &str, width: usize) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    if line.chars().count() < width {
+        return line.to_owned();
+    }
+    line.chars()
+        .take(width.saturating_sub(2))
+        .chain(['…'])
+        .collect()
+}
+
+fn service_state(state: ServiceState) -> &'static str {
+    match state {
+        ServiceState::Stopped => "stopped",
+        ServiceState::Starting => "starting",
+        ServiceState::Running => "running",
+        ServiceState::Rolling => "rolling",
+        ServiceState::Degraded => "degraded",
+        ServiceState::Stopping => "stopping",
+        ServiceState::Failed => "failed",
+    }
+}
+
+fn instance_state(state: InstanceState) -> &'static str {
+    match state {
+        InstanceState::Starting => "starting",
+        InstanceState::Ready => "ready",
+        InstanceState::Draining => "draining",
+        InstanceState::Stopping => "stopping",
+        InstanceState::Backoff => "backoff",
+    }
+}
+
+/// `5s`, `12min`, `3h`, `9d`
+fn age(since: SystemTime) -> String {
+    let age = SystemTime::now()
+        .duration_since(since)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
+    match age {
+        0..60 => format!("{age}s"),
+        60..3600 => format!("{}min", age / 60),
+        3600..86_400 => format!("{}h", age / 3600),
+        _ => format!("{}d", age / 86_400),
+    }
+}
+
+/// Columns as wide as they must be.
+fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
+    let line = |row: &[String; COLUMNS]| {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::status::Failure;
+
+    fn snapshot() -> Snapshot {
+        let instance = InstanceStatus {
+            id: 4,
+            slot: 1,
+            generation: 2,
+            pid: 77,
+            address: "127.0.0.1:9001".into(),
+            state: InstanceState::Ready,
+            since: SystemTime::now() - Duration::from_secs(130),
+            in_flight: 3,
+            requests: 12,
+            fault: None,
+        };
+        let service = ServiceStatus {
+            state: ServiceState::Degraded,
+            wanted: 2,
+            generation: 2,
+            file: "/etc/smoothserve/services/shop.yaml".into(),
+            listen: vec!["*:80".into()],
+            sites: vec!["shop.example".into(), "_".into()],
+            instances: vec![instance],
+            crashes: 1,
+            requests: 20,
+            last_error: Some(Failure {
+                at: SystemTime::now(),
+                message: "shop/2 exited with status 1".into(),
+            }),
+        };
+        let job = JobStatus {
+            kind: JobKind::Restart,
+            service: "shop".into(),
+            state: JobState::Running,
+            step: "shop/2 starting".into(),
+            done: 1,
+            total: 2,
+            error: None,
+        };
+        Snapshot {
+            summary: "1 service, 1/2 instances ready".into(),
+            services: [("shop".to_owned(), service)].into(),
+            jobs: [(1, job)].into(),
+        }
+    }
+
+    #[test]
+    fn the_overview_names_all_services_and_what_went_wrong() {
+        let expected = "\
+SERVICE  STATE     READY  IN FLIGHT  REQUESTS  LISTEN  SITES
+shop     degraded  1/2    3          20        *:80    shop.example _
+
+shop: 0s ago: shop/2 exited with status 1
+
+restart shop 1/2: shop/2 starting
+
+1 service, 1/2 instances ready
+";
+        assert_eq!(overview(&snapshot()), expected);
+    }
+
+    #[test]
+    fn a_service_is_shown_with_its_instances() {
+        let expected = "\
+shop: degraded, 1/2 instances ready
+  file        /etc/smoothserve/services/shop.yaml
+  listen      *:80
+  sites       shop.example _
+  generation  2
+  requests    20
+  crashes     1
+  last error  0s ago: shop/2 exited with status 1
+
+INSTANCE  PID  ADDRESS         STATE  SINCE  IN FLIGHT  REQUESTS  GENERATION
+shop/1    77   127.0.0.1:9001  ready  2min   3          12        2
+";
+        assert_eq!(services(&snapshot(), &["shop".to_owned()]), expected);
+    }
+
+    #[test]
+    fn lines_are_cut_to_the_terminal() {
+        assert_eq!(
+            (cut("abcdef", 7), cut("abcdef", 6), cut("a\nb", 9)),
+            ("abcdef".into(), "abcd…".into(), "a".into())
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! Waiting for jobs, with a line for each step.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use zbus::OwnedObjectPath;
+
+use super::client::Client;
+use super::{Failed, render};
+use crate::cli::exit;
+use crate::manager::status::{JobState, JobStatus};
+
+/// How often the state is looked at besides being told: steps and figures change without a signal.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// As a shell shows a program that was ended by SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Waits until all jobs have ended, unless it is not to wait. Fails if one of them has not reached its end.
+pub(super) async fn for_jobs(
+    client: &Client,
+    jobs: Vec<OwnedObjectPath>,
+    no_block: bool,
+) -> Result<(), Failed> {
+    let mut line = Line::new();
+    let mut failures = Vec::new();
+    for job in jobs.iter().filter(|_| !no_block) {
+        let id = job
+            .rsplit('/')
+            .next()
+            .and_then(|id| id.parse().ok())
+            .unwrap_or_default();
+        tokio::select! {
+            ended = end_of(client, id, &mut line) => {
+                let ended = ended?;
+                let message = render::ended(&ended);
+                match ended.state {
+                    JobState::Done => line.finish(&message),
+                    _ => {
+                        line.clear();
+                        failures.push(message);
+                    }
+                }
+            }
+            _ = tokio::signal::ctrl_c() => {
+                line.clear();
+                return Err(Failed::new(INTERRUPTED, "no longer waiting; the job goes on, see smoothctl status"));
+            }
+        }
+    }
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(Failed::new(1, failures.join("\n")))
+    }
+}
+
+async fn end_of(client: &Client, id: u32, line: &mut Line) -> Result<JobStatus, Failed> {
+    let mut signals = client.signals().await?;
+    loop {
+        let (_, snapshot) = client.dump().await?;
+        let Some(job) = snapshot.jobs.get(&id) else {
+            return Err(Failed::new(
+                exit::UNAVAILABLE,
+                "smoothserve was restarted and knows nothing of the job any more",
+            ));
+        };
+        if job.state != JobState::Running {
+            return Ok(job.clone());
+        }
+        line.show(&render::step(job));
+        tokio::select! {
+            signal = signals.next() => if signal.is_none() {
+                return Err(Failed::new(exit::UNAVAILABLE, "smoothserve went away"));
+            },
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// The line that shows the step: one that is written over on a terminal, one for each step elsewhere.
+struct Line {
+    is_terminal: bool,
+    shown: String,
+}
+
+impl Line {
+    fn new() -> Line {
+        Line {
+            is_terminal: std::io::stderr().is_terminal(),
+            shown: String::new(),
+        }
+    }
+
+    fn show(&mut self, text: &str) {
+        if self.shown == text {
+            return;
+        }
+        if self.is_terminal {
+            eprint!("\r\x1b[2K{}", render::cut(text, width()));
+            let _ = std::io::stderr().flush();
+        } else {
+            eprintln!("{text}");
+        }
+        text.clone_into(&mut self.shown);
+    }
+
+    fn clear(&mut self) {
+        if self.is_terminal && !self.shown.is_empty() {
+            eprint!("\r\x1b[2K");
+            let _ = std::io::stderr().flush();
+        }
+        self.shown.clear();
+    }
+
+    fn finish(&mut self, text: &str) {
+        self.clear();
+        println!("{text}");
+    }
+}
+
+fn width() -> usize {
+    let size =
+        rustix::termios::tcgetwinsize(std::io::stderr()).map(|size| usize::from(size.ws_col));
+    size.ok().filter(|&columns| columns > 0).unwrap_or(80)
+}

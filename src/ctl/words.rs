@@ -1,0 +1,132 @@
+//! The order of words: what a person types, in the order that the command line has. Pure.
+
+const VERBS: [&str; 7] = [
+    "status", "list", "start", "stop", "restart", "reload", "check",
+];
+
+/// Options that take a value of their own.
+const WITH_VALUE: [&str; 2] = ["--run-dir", "--bus"];
+
+/// Puts the verb before the names, and translates what was meant for smoothtool. The error is a line to print.
+pub(super) fn arrange(arguments: &[String]) -> Result<Vec<String>, String> {
+    let (program, rest) = arguments.split_first().ok_or("no arguments at all")?;
+    let is_smoothtool = program.rsplit('/').next() == Some("smoothtool");
+    let rest = if is_smoothtool {
+        from_smoothtool(rest)?
+    } else {
+        verb_first(rest)
+    };
+    Ok(std::iter::once("smoothctl".to_owned())
+        .chain(rest)
+        .collect())
+}
+
+/// `shop restart` is `restart shop`, if the first word is no verb and exactly one of the others is.
+fn verb_first(words: &[String]) -> Vec<String> {
+    let mut words = words.to_vec();
+    let mut plain = Vec::new();
+    let mut is_value = false;
+    for (index, word) in words.iter().enumerate() {
+        if !is_value && !word.starts_with('-') {
+            plain.push(index);
+        }
+        is_value = WITH_VALUE.contains(&word.as_str());
+    }
+    let is_verb = |index: &&usize| VERBS.contains(&words[**index].as_str());
+    let mut verbs = plain.iter().filter(is_verb);
+    if let (Some(&first), Some(&verb), None) = (plain.first(), verbs.next(), verbs.next())
+        && verb != first
+    {
+        let verb = words.remove(verb);
+        words.insert(first, verb);
+    }
+    words
+}
+
+/// `-restart shop`, `-restart=shop`, `--restart shop`, with `-force` anywhere. That asked for a restart without the
+/// checks of a safe one; all restarts are safe here, and a hurried one does not exist.
+fn from_smoothtool(words: &[String]) -> Result<Vec<String>, String> {
+    const USAGE: &str = "usage: smoothtool -start|-stop|-restart NAME|all [-force]";
+    let mut verb = None;
+    let mut names = Vec::new();
+    for word in words {
+        let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
+            names.push(word.clone());
+            continue;
+        };
+        let (flag, value) = flag
+            .split_once('=')
+            .map_or((flag, None), |(flag, value)| (flag, Some(value)));
+        match flag {
+            "start" | "stop" | "restart" if verb.is_none() => {
+                verb = Some(flag.to_owned());
+                names.extend(value.map(str::to_owned));
+            }
+            "force" => {}
+            _ => return Err(USAGE.to_owned()),
+        }
+    }
+    match verb {
+        Some(verb) if !names.is_empty() => Ok(std::iter::once(verb).chain(names).collect()),
+        _ => Err(USAGE.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arranged(words: &str) -> Result<String, String> {
+        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        arrange(&words).map(|words| words.join(" "))
+    }
+
+    #[test]
+    fn the_verb_may_stand_behind_the_names() {
+        for (typed, meant) in [
+            ("smoothctl", "smoothctl"),
+            ("smoothctl restart shop blog", "smoothctl restart shop blog"),
+            ("smoothctl shop restart", "smoothctl restart shop"),
+            (
+                "smoothctl shop blog restart --no-block",
+                "smoothctl restart shop blog --no-block",
+            ),
+            (
+                "smoothctl --run-dir status shop stop",
+                "smoothctl --run-dir status stop shop",
+            ),
+            // A service may be named like a verb: then the verb comes first.
+            ("smoothctl stop start", "smoothctl stop start"),
+            ("smoothctl shop", "smoothctl shop"),
+        ] {
+            assert_eq!(arranged(typed).unwrap(), meant);
+        }
+    }
+
+    #[test]
+    fn smoothtool_is_understood() {
+        for (typed, meant) in [
+            (
+                "/usr/bin/smoothtool -restart shop",
+                "smoothctl restart shop",
+            ),
+            ("smoothtool -restart=shop -force", "smoothctl restart shop"),
+            ("smoothtool --force --stop all", "smoothctl stop all"),
+        ] {
+            assert_eq!(arranged(typed).unwrap(), meant);
+        }
+        for wrong in [
+            "smoothtool",
+            "smoothtool -restart",
+            "smoothtool -start a -stop b",
+            "smoothtool -x a",
+        ] {
+            assert!(
+                arranged(wrong)
+                    .unwrap_err()
+                    .starts_with("usage: smoothtool"),
+                "{wrong}"
+            );
+        }
+    }
+}

@@ -1,0 +1,681 @@
+//! The objects: the manager, a service, a job.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use zbus::OwnedObjectPath;
+use zbus::message::Header;
+use zbus::object_server::{ObjectServer, SignalEmitter};
+use zbus::{Connection, DBusError, interface};
+
+use crate::manager::status::{
+    Command, CommandError, Failure, Handle, InstanceStatus, JobState, JobStatus, ServiceStatus,
+    Snapshot,
+};
+
+/// The path of the manager.
+pub(super) const MANAGER_PATH: &str = "/org/smoothserve1";
+
+/// `org.smoothserve1.Error.…`
+#[derive(Debug, DBusError)]
+#[zbus(prefix = "org.smoothserve1.Error")]
+pub(super) enum Error {
+    #[zbus(error)]
+    Bus(zbus::Error),
+    NoSuchService(String),
+    NoSuchJob(String),
+    InvalidConfig(String),
+    ShuttingDown(String),
+    AccessDenied(String),
+}
+
+impl From<CommandError> for Error {
+    fn from(error: CommandError) -> Error {
+        let message = error.to_string();
+        match error {
+            CommandError::NoSuchService(_) => Error::NoSuchService(message),
+            CommandError::NoSuchJob(_) => Error::NoSuchJob(message),
+            CommandError::InvalidConfig(_) => Error::InvalidConfig(message),
+            CommandError::ShuttingDown => Error::ShuttingDown(message),
+        }
+    }
+}
+
+/// How it is known who calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Access {
+    /// The user at the other end of the private socket.
+    Peer(u32),
+    /// The bus knows.
+    Bus,
+}
+
+impl Access {
+    /// Changing anything is for root and for smoothserve's own user.
+    async fn check(self, connection: &Connection, header: &Header<'_>) -> Result<(), Error> {
+        let caller = match self {
+            Access::Peer(uid) => uid,
+            Access::Bus => {
+                let sender = header
+                    .sender()
+                    .ok_or_else(|| Error::AccessDenied("the caller has no name".to_owned()))?;
+                let bus = zbus::fdo::DBusProxy::new(connection).await?;
+                let user = bus.get_connection_unix_user(sender.clone().into()).await;
+                user.map_err(|error| {
+                    Error::AccessDenied(format!("the caller is unknown: {error}"))
+                })?
+            }
+        };
+        let own = rustix::process::geteuid().as_raw();
+        if caller == 0 || caller == own {
+            return Ok(());
+        }
+        Err(Error::AccessDenied(
+            "only root and the user of smoothserve may change anything".to_owned(),
+        ))
+    }
+}
+
+/// `/org/smoothserve1/service/<name>`, the name escaped as systemd escapes unit names in paths.
+pub(super) fn service_path(name: &str) -> String {
+    let escaped: String = name
+        .bytes()
+        .enumerate()
+        .map(|(position, byte)| match byte {
+            b'0'..=b'9' if position == 0 => format!("_{byte:02x}"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+            _ => format!("_{byte:02x}"),
+        })
+        .collect();
+    format!("{MANAGER_PATH}/service/{escaped}")
+}
+
+/// `/org/smoothserve1/job/<n>`
+pub(super) fn job_path(id: u32) -> String {
+    format!("{MANAGER_PATH}/job/{id}")
+}
+
+fn path(path: String) -> OwnedObjectPath {
+    OwnedObjectPath::try_from(path).expect("made of allowed characters")
+}
+
+/// Adds the object of a job, if it is not there already.
+pub(super) async fn add_job(
+    server: &ObjectServer,
+    access: Access,
+    handle: &Handle,
+    id: u32,
+) -> zbus::Result<()> {
+    server
+        .at(
+            job_path(id),
+            JobObject {
+                access,
+                handle: handle.clone(),
+                id,
+            },
+        )
+        .await?;
+    Ok(())
+}
+
+/// Sends a command for a caller, and makes sure that the jobs' objects are there before the answer names them.
+async fn command(
+    (access, handle): (Access, &Handle),
+    command: Command,
+    header: &Header<'_>,
+    connection: &Connection,
+) -> Result<Vec<OwnedObjectPath>, Error> {
+    access.check(connection, header).await?;
+    let jobs = handle.command(command).await?;
+    for &job in &jobs {
+        add_job(connection.object_server(), access, handle, job).await?;
+    }
+    Ok(jobs.into_iter().map(|job| path(job_path(job))).collect())
+}
+
+async fn one(
+    who: (Access, &Handle),
+    what: Command,
+    header: &Header<'_>,
+    connection: &Connection,
+) -> Result<OwnedObjectPath, Error> {
+    let mut jobs = command(who, what, header, connection).await?;
+    jobs.pop()
+        .ok_or_else(|| zbus::Error::Failure("the command made no job".to_owned()).into())
+}
+
+/// `org.smoothserve1.Manager`
+pub(super) struct ManagerObject {
+    access: Access,
+    handle: Handle,
+}
+
+impl ManagerObject {
+    pub(super) fn new(access: Access, handle: Handle) -> ManagerObject {
+        ManagerObject { access, handle }
+    }
+
+    fn snapshot(&self) -> std::sync::Arc<Snapshot> {
+        self.handle.snapshots().borrow().clone()
+    }
+
+    fn configured(&self, name: String) -> Result<String, Error> {
+        match self.snapshot().services.contains_key(&name) {
+            true => Ok(name),
+            false => Err(CommandError::NoSuchService(name).into()),
+        }
+    }
+}
+
+#[interface(name = "org.smoothserve1.Manager")]
+impl ManagerObject {
+    #[zbus(out_args("job"))]
+    async fn reload(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        one(
+            (self.access, &self.handle),
+            Command::Reload,
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("services"))]
+    fn list_services(&self) -> Vec<(String, String, u32, u32, OwnedObjectPath)> {
+        let snapshot = self.snapshot();
+        let services = snapshot.services.iter().map(|(name, service)| {
+            (
+                name.clone(),
+                word(&service.state),
+                ready(service),
+                service.wanted,
+                path(service_path(name)),
+            )
+        });
+        services.collect()
+    }
+
+    #[zbus(out_args("service"))]
+    fn get_service(&self, name: String) -> Result<OwnedObjectPath, Error> {
+        self.configured(name).map(|name| path(service_path(&name)))
+    }
+
+    #[zbus(out_args("job"))]
+    async fn start_service(
+        &self,
+        name: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        one(
+            (self.access, &self.handle),
+            Command::Start(name),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn stop_service(
+        &self,
+        name: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        one(
+            (self.access, &self.handle),
+            Command::Stop(name),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn restart_service(
+        &self,
+        name: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        one(
+            (self.access, &self.handle),
+            Command::Restart(name),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("jobs"))]
+    async fn restart_all(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<OwnedObjectPath>, Error> {
+        command(
+            (self.access, &self.handle),
+            Command::RestartAll,
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("json"))]
+    fn dump(&self) -> Result<String, Error> {
+        serde_json::to_string(&*self.snapshot())
+            .map_err(|error| zbus::Error::Failure(error.to_string()).into())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+
+    #[zbus(property)]
+    fn status(&self) -> String {
+        self.snapshot().summary.clone()
+    }
+
+    #[zbus(signal)]
+    async fn job_new(
+        emitter: &SignalEmitter<'_>,
+        job: OwnedObjectPath,
+        service: &str,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        job: OwnedObjectPath,
+        service: &str,
+        result: &str,
+    ) -> zbus::Result<()>;
+}
+
+/// `org.smoothserve1.Service`
+pub(super) struct ServiceObject {
+    access: Access,
+    handle: Handle,
+    name: String,
+}
+
+/// An instance as D-Bus shows it; the order is that of `docs/dbus.md`.
+type Instance = (u64, u32, u64, u32, String, String, u64, String);
+
+impl ServiceObject {
+    pub(super) fn new(access: Access, handle: Handle, name: String) -> ServiceObject {
+        ServiceObject {
+            access,
+            handle,
+            name,
+        }
+    }
+
+    /// Reads something of the newest snapshot; a service that has just been removed has defaults only.
+    fn read<T: Default>(&self, read: impl FnOnce(&ServiceStatus) -> T) -> T {
+        let snapshots = self.handle.snapshots();
+        let snapshot = snapshots.borrow();
+        snapshot
+            .services
+            .get(&self.name)
+            .map(read)
+            .unwrap_or_default()
+    }
+}
+
+#[interface(name = "org.smoothserve1.Service")]
+impl ServiceObject {
+    #[zbus(out_args("job"))]
+    async fn start(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        one(
+            (self.access, &self.handle),
+            Command::Start(self.name.clone()),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn stop(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        one(
+            (self.access, &self.handle),
+            Command::Stop(self.name.clone()),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn restart(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        one(
+            (self.access, &self.handle),
+            Command::Restart(self.name.clone()),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> String {
+        self.read(|service| word(&service.state))
+    }
+
+    #[zbus(property)]
+    fn wanted(&self) -> u32 {
+        self.read(|service| service.wanted)
+    }
+
+    #[zbus(property)]
+    fn ready(&self) -> u32 {
+        self.read(ready)
+    }
+
+    #[zbus(property)]
+    fn generation(&self) -> u64 {
+        self.read(|service| service.generation)
+    }
+
+    #[zbus(property)]
+    fn file(&self) -> String {
+        self.read(|service| service.file.clone())
+    }
+
+    #[zbus(property)]
+    fn listen(&self) -> Vec<String> {
+        self.read(|service| service.listen.clone())
+    }
+
+    #[zbus(property)]
+    fn sites(&self) -> Vec<String> {
+        self.read(|service| service.sites.clone())
+    }
+
+    #[zbus(property)]
+    fn instances(&self) -> Vec<Instance> {
+        self.read(|service| service.instances.iter().map(instance).collect())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn load(&self) -> Vec<(u64, u32, u64)> {
+        self.read(|service| {
+            let instances = service.instances.iter();
+            instances
+                .map(|instance| (instance.id, instance.in_flight, instance.requests))
+                .collect()
+        })
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn requests(&self) -> u64 {
+        self.read(|service| service.requests)
+    }
+
+    #[zbus(property)]
+    fn crashes(&self) -> u32 {
+        self.read(|service| service.crashes)
+    }
+
+    #[zbus(property)]
+    fn last_error(&self) -> (u64, String) {
+        self.read(|service| service.last_error.as_ref().map(failure).unwrap_or_default())
+    }
+}
+
+/// `org.smoothserve1.Job`
+pub(super) struct JobObject {
+    access: Access,
+    handle: Handle,
+    id: u32,
+}
+
+impl JobObject {
+    fn read<T: Default>(&self, read: impl FnOnce(&JobStatus) -> T) -> T {
+        let snapshots = self.handle.snapshots();
+        let snapshot = snapshots.borrow();
+        snapshot.jobs.get(&self.id).map(read).unwrap_or_default()
+    }
+}
+
+#[interface(name = "org.smoothserve1.Job")]
+impl JobObject {
+    async fn cancel(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Error> {
+        command(
+            (self.access, &self.handle),
+            Command::Cancel(self.id),
+            &header,
+            connection,
+        )
+        .await
+        .map(drop)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> u32 {
+        self.id
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn kind(&self) -> String {
+        self.read(|job| word(&job.kind))
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn service(&self) -> String {
+        self.read(|job| job.service.clone())
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> String {
+        self.read(|job| word(&job.state))
+    }
+
+    #[zbus(property)]
+    fn step(&self) -> String {
+        self.read(|job| job.step.clone())
+    }
+
+    #[zbus(property)]
+    fn done(&self) -> u32 {
+        self.read(|job| job.done)
+    }
+
+    #[zbus(property)]
+    fn total(&self) -> u32 {
+        self.read(|job| job.total)
+    }
+
+    #[zbus(property)]
+    fn error(&self) -> String {
+        self.read(|job| job.error.clone().unwrap_or_default())
+    }
+}
+
+/// Emits the signals for what differs between two snapshots.
+pub(super) async fn announce(
+    connection: &Connection,
+    before: &Snapshot,
+    now: &Snapshot,
+) -> zbus::Result<()> {
+    let server = connection.object_server();
+    let manager = server.interface::<_, ManagerObject>(MANAGER_PATH).await?;
+    let emitter = manager.signal_emitter();
+    if before.summary != now.summary {
+        manager.get().await.status_changed(emitter).await?;
+    }
+    for (name, service) in &now.services {
+        if let Some(old) = before.services.get(name) {
+            announce_service(server, name, old, service).await?;
+        }
+    }
+    for (&id, job) in &now.jobs {
+        let old = before.jobs.get(&id);
+        match old {
+            None => ManagerObject::job_new(emitter, path(job_path(id)), &job.service).await?,
+            Some(old) => announce_job(server, id, old, job).await?,
+        }
+        let was_running = old.is_none_or(|old| old.state == JobState::Running);
+        if was_running && job.state != JobState::Running {
+            ManagerObject::job_removed(
+                emitter,
+                path(job_path(id)),
+                &job.service,
+                &word(&job.state),
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn announce_service(
+    server: &ObjectServer,
+    name: &str,
+    old: &ServiceStatus,
+    new: &ServiceStatus,
+) -> zbus::Result<()> {
+    let object = server
+        .interface::<_, ServiceObject>(service_path(name))
+        .await?;
+    let (service, emitter) = (object.get().await, object.signal_emitter());
+    if old.state != new.state {
+        service.state_changed(emitter).await?;
+    }
+    if old.wanted != new.wanted {
+        service.wanted_changed(emitter).await?;
+    }
+    if ready(old) != ready(new) {
+        service.ready_changed(emitter).await?;
+    }
+    if old.generation != new.generation {
+        service.generation_changed(emitter).await?;
+    }
+    if old.file != new.file {
+        service.file_changed(emitter).await?;
+    }
+    if old.listen != new.listen {
+        service.listen_changed(emitter).await?;
+    }
+    if old.sites != new.sites {
+        service.sites_changed(emitter).await?;
+    }
+    if !old
+        .instances
+        .iter()
+        .map(instance)
+        .eq(new.instances.iter().map(instance))
+    {
+        service.instances_changed(emitter).await?;
+    }
+    if old.crashes != new.crashes {
+        service.crashes_changed(emitter).await?;
+    }
+    if old.last_error != new.last_error {
+        service.last_error_changed(emitter).await?;
+    }
+    Ok(())
+}
+
+async fn announce_job(
+    server: &ObjectServer,
+    id: u32,
+    old: &JobStatus,
+    new: &JobStatus,
+) -> zbus::Result<()> {
+    let object = server.interface::<_, JobObject>(job_path(id)).await?;
+    let (job, emitter) = (object.get().await, object.signal_emitter());
+    if old.step != new.step {
+        job.step_changed(emitter).await?;
+    }
+    if old.done != new.done {
+        job.done_changed(emitter).await?;
+    }
+    if old.total != new.total {
+        job.total_changed(emitter).await?;
+    }
+    if old.error != new.error {
+        job.error_changed(emitter).await?;
+    }
+    if old.state != new.state {
+        job.state_changed(emitter).await?;
+    }
+    Ok(())
+}
+
+fn ready(service: &ServiceStatus) -> u32 {
+    service.ready()
+}
+
+fn instance(instance: &InstanceStatus) -> Instance {
+    (
+        instance.id,
+        instance.slot,
+        instance.generation,
+        instance.pid,
+        instance.address.clone(),
+        word(&instance.state),
+        microseconds(instance.since),
+        instance.fault.clone().unwrap_or_default(),
+    )
+}
+
+fn failure(failure: &Failure) -> (u64, String) {
+    (microseconds(failure.at), failure.message.clone())
+}
+
+fn microseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+/// The word that a value has in JSON as well.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        other => unreachable!("not a word: {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_escaped_as_systemd_does() {
+        assert_eq!(service_path("shop"), "/org/smoothserve1/service/shop");
+        assert_eq!(
+            service_path("1.a-b_c"),
+            "/org/smoothserve1/service/_31_2ea_2db_5fc"
+        );
+    }
+}
