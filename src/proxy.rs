@@ -10,13 +10,22 @@
 //! routed ([`router`]) to a [`service`], which claims one of its endpoints ([`endpoint`]); the claim lends an idle
 //! connection to the instance ([`upstream`]) or opens one.
 
+mod buffer;
 mod client;
 mod control;
+mod download;
 mod endpoint;
+mod error;
+mod exchange;
+mod forward;
+mod headers;
+mod http1;
 mod ledger;
 mod listener;
 mod manager;
+mod parcel;
 mod probe;
+mod request;
 mod router;
 mod service;
 mod sockets;
@@ -24,6 +33,8 @@ mod stream;
 mod table;
 mod thread;
 mod threads;
+mod timer;
+mod upload;
 mod upstream;
 
 use std::io;

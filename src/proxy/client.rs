@@ -1,12 +1,75 @@
-//! Placeholder of the worker's shell for the HTTP part.
+//! One client connection.
+//!
+//! # Theory of operation
+//! A connection is idle until bytes come; then its requests are served one after the other, and the answers are sent in
+//! that order. The part that serves a request lives in memory of its own, so that an idle connection takes little.
+//!
+//! How a connection ends:
+//! * While idle: when the client closes, after [`IDLE_LIMIT`], or when the worker drains and idle connections have had
+//!   their time. Until then a draining worker, or a listener that was removed, waits for one more request, whose
+//!   response tells the client that it is the last; a close at any moment could meet a request on its way.
+//! * After a response that says so, when the client may have sent more than was read: our side is closed first and the
+//!   rest is read for a while, for a close with unread bytes is a reset, which can destroy the response before the
+//!   client has read it (RFC 9112, section 9.6).
+//! * In the middle of a response that cannot be completed: at once, so that the client cannot take it for whole.
 
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use super::buffer::Buffer;
+use super::endpoint::Claim;
+use super::error::{ProxyError, write_error};
+use super::exchange::STALL_LIMIT;
+use super::forward::forward;
+use super::headers::{Persistence, Sender};
+use super::http1::{Refusal, Version};
 use super::listener::Listener;
+use super::parcel::Parcel;
+use super::request::{LONGEST_HEAD, Request};
+use super::stream::Stream;
 use super::thread::Thread;
+use super::timer::Timer;
+
+/// How long a connection may wait for its next request.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a head may take from its first byte on.
+const HEAD_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long, and how much, is read from a client that has got its last response.
+const LINGER_LIMIT: Duration = Duration::from_secs(5);
+const MOST_LINGERED: usize = 256 << 10;
+
+/// One client connection.
+pub(crate) struct Client {
+    pub(crate) stream: Stream,
+    pub(crate) buffer: Buffer,
+    pub(crate) timer: Timer,
+    pub(crate) listener: Rc<Listener>,
+    pub(crate) thread: Rc<Thread>,
+    peer: SocketAddr,
+    /// The address of the peer as instances are told it.
+    address: Box<str>,
+}
+
+/// What becomes of a connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Another request may come.
+    Request,
+    /// The client will send nothing more, or is gone.
+    Close,
+    /// It may have sent more, and must be able to read its response.
+    Linger,
+    /// It must not take what it has got for a response.
+    Reset,
+}
 
 /// Serves one client connection to its end.
 pub(crate) async fn serve(
@@ -15,5 +78,212 @@ pub(crate) async fn serve(
     listener: Rc<Listener>,
     thread: Rc<Thread>,
 ) {
-    let _ = (stream.readable().await, peer, listener, thread);
+    let mut client = Client {
+        stream: Stream::Tcp(stream),
+        buffer: Buffer::default(),
+        timer: Timer::new(IDLE_LIMIT),
+        listener,
+        thread,
+        peer,
+        address: peer.ip().to_string().into(),
+    };
+    loop {
+        client.skip_empty_lines();
+        if client.buffer.is_empty() && !client.has_more().await {
+            return;
+        }
+        match Box::pin(client.serve_request()).await {
+            Next::Request => {}
+            Next::Close => return,
+            Next::Linger => return Box::pin(client.linger()).await,
+            Next::Reset => {
+                // If that fails, the connection is gone already.
+                let _ = client.stream.reset_on_close();
+                return;
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Awaits the next bytes. False if the wait is over without.
+    async fn has_more(&mut self) -> bool {
+        self.timer.set(IDLE_LIMIT);
+        let mut drained = pin!(self.thread.drain_idle());
+        poll_fn(|cx| {
+            if self.stream.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            let over = drained.as_mut().poll(cx).is_ready()
+                || self.timer.poll_expired(cx).is_ready();
+            match over {
+                // The reactor may not have heard of a request that is there already.
+                true => Poll::Ready(!self.stream.is_quiet()),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    async fn serve_request(&mut self) -> Next {
+        let mut request = match self.read_request().await {
+            Ok(Some(request)) => request,
+            Ok(None) => return Next::Close,
+            Err(error) => return self.refuse(error).await,
+        };
+        match forward(self, &mut request).await {
+            Ok(next) => next,
+            Err(error) => self.answer(error, &request).await,
+        }
+    }
+
+    /// Reads the head of a request; `None` if the connection ends without one.
+    async fn read_request(&mut self) -> Result<Option<Request>, ProxyError> {
+        let mut limited = false;
+        let mut new_lines = !self.buffer.is_empty();
+        loop {
+            self.skip_empty_lines();
+            if new_lines && let Some(request) = self.admit()? {
+                return Ok(Some(request));
+            }
+            let before = self.buffer.unread().len();
+            if before >= LONGEST_HEAD {
+                let in_first_line = !self.buffer.unread().contains(&b'\n');
+                return Err(match in_first_line {
+                    true => Refusal::TargetTooLong.into(),
+                    false => Refusal::HeadTooLarge.into(),
+                });
+            }
+            if before > 0 && !limited {
+                limited = true;
+                self.timer.set(HEAD_LIMIT);
+            }
+            let received = self.timer.limit(self.buffer.fill(&self.stream)).await;
+            match received {
+                Some(Ok(0) | Err(_)) => return Ok(None),
+                Some(Ok(_)) => new_lines = self.buffer.unread()[before..].contains(&b'\n'),
+                None if before == 0 => return Ok(None),
+                None => return Err(ProxyError::RequestTimeout),
+            }
+        }
+    }
+
+    /// RFC 9112, section 2.2: empty lines before a request are ignored.
+    fn skip_empty_lines(&mut self) {
+        loop {
+            let length = match self.buffer.unread() {
+                [b'\r', b'\n', ..] => 2,
+                [b'\n', ..] => 1,
+                _ => return,
+            };
+            self.buffer.consume(length);
+        }
+    }
+
+    fn admit(&mut self) -> Result<Option<Request>, Refusal> {
+        let sender = Sender {
+            address: &self.address,
+            trusted: self.thread.trusts(self.peer.ip()),
+        };
+        Request::admit(&mut self.buffer, &self.listener, sender)
+    }
+
+    /// Whether the connection is to end with the present response.
+    fn closing(&self) -> bool {
+        self.thread.draining() || self.listener.closing()
+    }
+
+    /// What follows a response that has told the client so much.
+    pub(crate) fn next(&self, told: Persistence, request: &Request) -> Next {
+        let received = request.outgoing.is_received();
+        match told {
+            Persistence::KeepAlive if received => Next::Request,
+            // It said itself that it would send nothing more, and it has not.
+            Persistence::Close
+                if received && !request.reply.keep_alive && self.buffer.is_empty() =>
+            {
+                Next::Close
+            }
+            _ => Next::Linger,
+        }
+    }
+
+    /// Awaits `future`; `None` if the client resets the connection meanwhile.
+    pub(crate) async fn unless_reset<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut reset = pin!(self.stream.reset());
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            reset.as_mut().poll(cx).map(|()| None)
+        })
+        .await
+    }
+
+    /// Answers something that is no request. Where the next one would begin is unknown.
+    async fn refuse(&mut self, error: ProxyError) -> Next {
+        tracing::debug!(client_addr = %self.peer, %error, "RequestRefused");
+        let mut out = Vec::new();
+        write_error(&error, false, Version::Http11, Persistence::Close, &mut out);
+        self.send(&out, Next::Linger).await
+    }
+
+    /// Answers a request that no instance has answered.
+    async fn answer(&mut self, error: ProxyError, request: &Request) -> Next {
+        let service = request
+            .service
+            .as_ref()
+            .map_or("", |service| service.name());
+        if error.is_ours() {
+            tracing::warn!(service, client_addr = %self.peer, %error, "RequestFailed");
+        } else {
+            tracing::debug!(service, client_addr = %self.peer, %error, "RequestRefused");
+        }
+        let reply = request.reply;
+        let keep_alive = reply.keep_alive && request.outgoing.is_received() && !self.closing();
+        let told = match keep_alive {
+            true => Persistence::KeepAlive,
+            false => Persistence::Close,
+        };
+        let mut out = Vec::new();
+        write_error(&error, reply.to_head, reply.version, told, &mut out);
+        let next = self.next(told, request);
+        self.send(&out, next).await
+    }
+
+    pub(crate) fn log_cut(&self, request: &Request, claim: &Claim) {
+        let service = request
+            .service
+            .as_ref()
+            .map_or("", |service| service.name());
+        let instance = claim.id().0;
+        tracing::warn!(service, instance, client_addr = %self.peer, "ResponseCut");
+    }
+
+    async fn send(&mut self, bytes: &[u8], next: Next) -> Next {
+        self.timer.set(STALL_LIMIT);
+        let parcel = Parcel::plain(bytes);
+        match self.timer.limit(parcel.send(&self.stream, || {})).await {
+            Some(Ok(())) => next,
+            Some(Err(_)) | None => Next::Close,
+        }
+    }
+
+    /// Closes our side, and reads on until the client has closed its own, or long enough.
+    async fn linger(&mut self) {
+        if self.stream.finish().is_err() {
+            return;
+        }
+        self.timer.set(LINGER_LIMIT);
+        let mut lingered = 0;
+        while lingered < MOST_LINGERED {
+            let unread = self.buffer.unread().len();
+            self.buffer.consume(unread);
+            match self.timer.limit(self.buffer.fill(&self.stream)).await {
+                Some(Ok(count)) if count > 0 => lingered += count,
+                _ => return,
+            }
+        }
+    }
 }

@@ -3,10 +3,12 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
@@ -54,6 +56,97 @@ impl Stream {
                 }
             },
         }
+    }
+
+    /// Reads what is there. After a short read the socket is taken for empty, which saves the next, futile call: if
+    /// more comes, the reactor says so.
+    pub(crate) fn poll_receive(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_read_ready(cx))?;
+            match self.try_read(buffer) {
+                Ok(count) => {
+                    if 0 < count && count < buffer.len() {
+                        self.forget(Interest::READABLE);
+                    }
+                    return Poll::Ready(Ok(count));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Writes what fits. After a short write the socket is taken for full.
+    pub(crate) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            let sent = match slices {
+                [slice] => self.try_write(slice),
+                slices => self.try_write_vectored(slices),
+            };
+            match sent {
+                Ok(count) => {
+                    if count < slices.iter().map(|slice| slice.len()).sum() {
+                        self.forget(Interest::WRITABLE);
+                    }
+                    return Poll::Ready(Ok(count));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Resolves when the peer has reset the connection, not when it has merely sent all it wants to send.
+    pub(crate) async fn reset(&self) {
+        let ready = match self {
+            Stream::Tcp(stream) => stream.ready(Interest::ERROR).await,
+            Stream::Unix(stream) => stream.ready(Interest::ERROR).await,
+        };
+        // An error means that the reactor is gone, and so is everything.
+        let _ = ready;
+    }
+
+    /// Whether there is nothing to read, not even an end, as the kernel knows it at this moment.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let received = match self {
+            Stream::Tcp(stream) => recv(stream, &mut [0; 1], flags),
+            Stream::Unix(stream) => recv(stream, &mut [0; 1], flags),
+        };
+        received.is_err_and(|error| error == Errno::AGAIN)
+    }
+
+    /// Tells the peer that nothing more will be sent.
+    pub(crate) fn finish(&self) -> io::Result<()> {
+        Ok(match self {
+            Stream::Tcp(stream) => shutdown(stream, Shutdown::Write)?,
+            Stream::Unix(stream) => shutdown(stream, Shutdown::Write)?,
+        })
+    }
+
+    /// Makes the closing of a TCP connection a reset, which the peer cannot take for a regular end.
+    pub(crate) fn reset_on_close(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.set_zero_linger(),
+            Stream::Unix(_) => Ok(()),
+        }
+    }
+
+    fn forget(&self, interest: Interest) {
+        let would_block = || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into());
+        let _ = match self {
+            Stream::Tcp(stream) => stream.try_io(interest, would_block),
+            Stream::Unix(stream) => stream.try_io(interest, would_block),
+        };
     }
 
     /// Reads what is there; `WouldBlock` if nothing is.

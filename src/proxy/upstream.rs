@@ -1,19 +1,33 @@
-//! Placeholder of the worker's shell for the HTTP part.
+//! A connection to an instance.
 
+use std::io;
+
+use super::buffer::Buffer;
 use super::stream::Stream;
 
-/// A connection to an instance.
+/// A connection to an instance, and what it has sent and nobody has read yet.
 pub(crate) struct Upstream {
-    stream: Stream,
+    pub(crate) stream: Stream,
+    pub(crate) buffer: Buffer,
 }
 
 impl Upstream {
     pub(crate) fn new(stream: Stream) -> Upstream {
-        Upstream { stream }
+        Upstream {
+            stream,
+            buffer: Buffer::default(),
+        }
     }
 
+    /// Whether another request may be sent: nothing is unread, and the instance has not closed, as far as the reactor
+    /// has heard. That costs no system call unless there is news.
     pub(crate) fn is_reusable(&mut self) -> bool {
-        let read = self.stream.try_read(&mut [0]);
-        read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        let would_block = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        self.buffer.is_empty() && self.stream.try_read(&mut [0; 1]).is_err_and(would_block)
+    }
+
+    /// The same, as the kernel knows it at this moment.
+    pub(crate) fn is_surely_reusable(&mut self) -> bool {
+        self.buffer.is_empty() && self.stream.is_quiet()
     }
 }

@@ -1,0 +1,203 @@
+//! Received bytes, and the memory for them.
+//!
+//! # Theory of operation
+//! A buffer owns memory only while there are bytes in it: it is taken from the thread's pool when a socket has become
+//! readable, and goes back when the last byte is consumed. So a connection that waits, for whatever, holds none. Most
+//! reads need little; a buffer whose last read was filled to the brim takes a large piece for the next, as long as not
+//! too many large ones are in use, so that many slow streams cannot take much memory.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use super::stream::Stream;
+
+/// Enough for nearly all heads, and many bodies with them.
+const SMALL: usize = 16 << 10;
+
+/// Enough to make the cost of a system call small beside that of copying.
+const LARGE: usize = 128 << 10;
+
+/// Unused small pieces that a thread keeps.
+const MOST_SMALL_KEPT: usize = 64;
+
+/// Unused large pieces that a thread keeps.
+const MOST_LARGE_KEPT: usize = 16;
+
+/// Large pieces that a thread uses for streaming at the same time.
+const MOST_LARGE_USED: usize = 64;
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
+}
+
+struct Pool {
+    small: Vec<Box<[u8]>>,
+    large: Vec<Box<[u8]>>,
+    large_used: usize,
+}
+
+impl Pool {
+    const fn new() -> Pool {
+        Pool {
+            small: Vec::new(),
+            large: Vec::new(),
+            large_used: 0,
+        }
+    }
+
+    fn small(&mut self) -> Box<[u8]> {
+        self.small.pop().unwrap_or_else(|| vec![0; SMALL].into())
+    }
+
+    fn large(&mut self) -> Box<[u8]> {
+        self.large_used += 1;
+        self.large.pop().unwrap_or_else(|| vec![0; LARGE].into())
+    }
+
+    fn put_back(&mut self, memory: Box<[u8]>) {
+        if memory.len() == LARGE {
+            self.large_used -= 1;
+            if self.large.len() < MOST_LARGE_KEPT {
+                self.large.push(memory);
+            }
+        } else if memory.len() == SMALL && self.small.len() < MOST_SMALL_KEPT {
+            self.small.push(memory);
+        }
+    }
+}
+
+/// Bytes that were received and not yet consumed.
+#[derive(Default)]
+pub(crate) struct Buffer {
+    /// Empty if there are no bytes.
+    memory: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// The last read could have got more.
+    full: bool,
+}
+
+impl Buffer {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    pub(crate) fn unread(&self) -> &[u8] {
+        &self.memory[self.start..self.end]
+    }
+
+    /// These bytes are done with.
+    pub(crate) fn consume(&mut self, count: usize) {
+        debug_assert!(count <= self.end - self.start);
+        self.start += count;
+        if self.is_empty() {
+            self.release();
+        }
+    }
+
+    /// Reads what the stream has, behind the bytes that are there. Resolves to 0 at the end of the stream.
+    pub(crate) async fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_fill(stream, cx)).await
+    }
+
+    pub(crate) fn poll_fill(
+        &mut self,
+        stream: &Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        ready!(stream.poll_read_ready(cx))?;
+        self.make_room();
+        let read = stream.poll_receive(cx, &mut self.memory[self.end..]);
+        if let Poll::Ready(Ok(count)) = read {
+            self.end += count;
+            self.full = self.end == self.memory.len();
+        }
+        if self.is_empty() {
+            self.release();
+        }
+        read
+    }
+
+    fn make_room(&mut self) {
+        if self.is_empty() {
+            self.release();
+            self.memory = POOL.with_borrow_mut(|pool| match self.full {
+                true if pool.large_used < MOST_LARGE_USED => pool.large(),
+                _ => pool.small(),
+            });
+        } else if self.end == self.memory.len() {
+            // A head that is longer than a small piece, or came late in one. Heads have limits, and these are rare, so
+            // this one may have a large piece in any case.
+            let mut larger = match self.memory.len() {
+                SMALL => POOL.with_borrow_mut(Pool::large),
+                length => vec![0; length * 2].into(),
+            };
+            let unread = self.end - self.start;
+            larger[..unread].copy_from_slice(self.unread());
+            self.release();
+            self.memory = larger;
+            self.end = unread;
+        }
+    }
+
+    fn release(&mut self) {
+        let memory = std::mem::take(&mut self.memory);
+        (self.start, self.end) = (0, 0);
+        if !memory.is_empty() {
+            // When the thread ends, the pool may be gone before its last connections.
+            let _ = POOL.try_with(|pool| pool.borrow_mut().put_back(memory));
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn memory_is_held_only_while_there_are_bytes() {
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        let ours = Stream::Unix(ours);
+        let mut buffer = Buffer::default();
+        let waits = poll_fn(|cx| Poll::Ready(buffer.poll_fill(&ours, cx).is_pending())).await;
+        assert!(waits && buffer.memory.is_empty());
+        theirs.write_all(b"hello").await.unwrap();
+        assert_eq!(buffer.fill(&ours).await.unwrap(), 5);
+        assert_eq!(buffer.unread(), b"hello");
+        buffer.consume(2);
+        assert_eq!(buffer.unread(), b"llo");
+        buffer.consume(3);
+        assert!(buffer.memory.is_empty());
+        drop(theirs);
+        assert_eq!(buffer.fill(&ours).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn bytes_survive_the_growth_of_a_buffer() {
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        let ours = Stream::Unix(ours);
+        let sent: Vec<u8> = (0..40 << 10).map(|n: u32| n as u8).collect();
+        let copy = sent.clone();
+        let sending = async move { theirs.write_all(&copy).await.unwrap() };
+        let receiving = async {
+            let mut buffer = Buffer::default();
+            while buffer.unread().len() < sent.len() {
+                buffer.fill(&ours).await.unwrap();
+            }
+            assert_eq!(buffer.unread(), sent);
+        };
+        tokio::join!(sending, receiving);
+        assert_eq!(POOL.with_borrow(|pool| pool.large_used), 0);
+    }
+}

@@ -1,0 +1,275 @@
+//! The response's way to the client.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::buffer::Buffer;
+use super::error::ProxyError;
+use super::exchange::{End, Flow, Upload, receive};
+use super::headers::{Persistence, delivery, write_interim, write_response};
+use super::http1::{Decoder, Encoding, Framing, Malformed, ResponseHead, Spans, Version, slots};
+use super::parcel::Parcel;
+use super::stream::Stream;
+
+/// Bytes of a response's head.
+const LONGEST_HEAD: usize = 64 << 10;
+
+/// Interim responses to one request.
+const MOST_INTERIMS: u32 = 32;
+
+/// How long an instance may leave a client without an answer to its `Expect: 100-continue`.
+const SILENCE_LIMIT: Duration = Duration::from_secs(1);
+
+/// What matters of a request for its response.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reply {
+    pub(crate) to_head: bool,
+    pub(crate) version: Version,
+    /// Whether the client means to send another request.
+    pub(crate) keep_alive: bool,
+}
+
+/// A response that the client has got.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Response {
+    /// Whether the client may send another request.
+    pub(crate) persistence: Persistence,
+    /// Whether the instance means to take another request.
+    pub(crate) instance_keeps_alive: bool,
+    /// How long it waits for one, if it says so.
+    pub(crate) keep_alive_timeout: Option<Duration>,
+    /// Nothing came after the response.
+    pub(crate) is_clean: bool,
+}
+
+/// A head that was read and written.
+enum Head {
+    Interim,
+    Final {
+        response: Response,
+        framing: Framing,
+    },
+}
+
+/// Passes the response on, interim ones first. `closing` tells whether the connection to the client is to end with it.
+pub(crate) async fn download(
+    flow: &Flow,
+    instance: &Stream,
+    buffer: &mut Buffer,
+    client: &Stream,
+    reply: Reply,
+    closing: impl Fn() -> bool,
+) -> Result<Response, End> {
+    let mut out = Vec::new();
+    let mut interims = 0;
+    let (mut response, framing) = loop {
+        match read_head(flow, instance, buffer, client, reply, &closing, &mut out).await? {
+            Head::Final { response, framing } => break (response, framing),
+            Head::Interim if interims == MOST_INTERIMS => {
+                return Err(flow.fail(Malformed("too many interim responses")));
+            }
+            Head::Interim => interims += 1,
+        }
+        send_interim(flow, client, &mut out).await?;
+    };
+    let encoding = match delivery(framing, reply.version) {
+        Framing::Chunked => Encoding::Chunked,
+        Framing::None | Framing::Length(_) | Framing::UntilClose => Encoding::Plain,
+    };
+    send_body(
+        flow,
+        instance,
+        buffer,
+        client,
+        Decoder::new(framing),
+        encoding,
+        &mut out,
+    )
+    .await?;
+    response.is_clean = buffer.is_empty();
+    Ok(response)
+}
+
+/// Reads a head and writes to `out` what the client gets of it.
+async fn read_head(
+    flow: &Flow,
+    instance: &Stream,
+    buffer: &mut Buffer,
+    client: &Stream,
+    reply: Reply,
+    closing: &impl Fn() -> bool,
+    out: &mut Vec<u8>,
+) -> Result<Head, End> {
+    let mut new_lines = !buffer.is_empty();
+    loop {
+        if new_lines {
+            match translate(flow, buffer, reply, closing, out) {
+                Ok(Some(head)) => return Ok(head),
+                Ok(None) => {}
+                Err(malformed) => return Err(flow.fail(malformed)),
+            }
+        }
+        let before = buffer.unread().len();
+        if before >= LONGEST_HEAD {
+            return Err(flow.fail(Malformed("head too large")));
+        }
+        match receive_or_permit(flow, instance, buffer, client).await? {
+            Ok(0) | Err(_) if !flow.heard.get() => {
+                return Err(End::Unanswered { sent: true });
+            }
+            Ok(0) | Err(_) => return Err(flow.fail(ProxyError::Incomplete)),
+            Ok(_) => {
+                flow.heard.set(true);
+                new_lines = buffer.unread()[before..].contains(&b'\n');
+            }
+        }
+    }
+}
+
+/// Receives from the instance. If it stays silent for too long, the client is told to send its body.
+async fn receive_or_permit(
+    flow: &Flow,
+    instance: &Stream,
+    buffer: &mut Buffer,
+    client: &Stream,
+) -> Result<io::Result<usize>, End> {
+    if flow.awaits_permission.get() {
+        if let Ok(received) = timeout(SILENCE_LIMIT, receive(flow, instance, buffer)).await {
+            return Ok(received);
+        }
+        send_interim(flow, client, &mut b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()).await?;
+        flow.awaits_permission.set(false);
+        flow.permitted.set(true);
+    }
+    Ok(receive(flow, instance, buffer).await)
+}
+
+/// Sends interim responses. If that fails in the middle, nothing can follow them.
+async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result<(), End> {
+    if out.is_empty() {
+        return Ok(());
+    }
+    flow.committed.set(true);
+    let sent = Parcel::plain(out).send(client, || flow.note_moved()).await;
+    sent.map_err(|_| End::Abandoned)?;
+    flow.committed.set(false);
+    out.clear();
+    Ok(())
+}
+
+/// Takes a head out of the buffer, if it is whole.
+fn translate(
+    flow: &Flow,
+    buffer: &mut Buffer,
+    reply: Reply,
+    closing: &impl Fn() -> bool,
+    out: &mut Vec<u8>,
+) -> Result<Option<Head>, Malformed> {
+    let mut slots = slots();
+    let Some(head) = ResponseHead::parse(buffer.unread(), reply.to_head, &mut slots)? else {
+        return Ok(None);
+    };
+    if head.size > LONGEST_HEAD {
+        return Err(Malformed("head too large"));
+    }
+    let size = head.size;
+    let translated = match head.is_interim() {
+        true => translate_interim(flow, &head, reply, out)?,
+        false => translate_final(flow, &head, reply, closing, out),
+    };
+    buffer.consume(size);
+    Ok(Some(translated))
+}
+
+fn translate_interim(
+    flow: &Flow,
+    head: &ResponseHead<'_>,
+    reply: Reply,
+    out: &mut Vec<u8>,
+) -> Result<Head, Malformed> {
+    if head.status == 101 {
+        return Err(Malformed("an upgrade that nobody asked for"));
+    }
+    let told_already = head.status == 100 && flow.permitted.get();
+    if reply.version == Version::Http11 && !told_already {
+        write_interim(head, out);
+    }
+    if head.status == 100 {
+        flow.awaits_permission.set(false);
+    }
+    Ok(Head::Interim)
+}
+
+fn translate_final(
+    flow: &Flow,
+    head: &ResponseHead<'_>,
+    reply: Reply,
+    closing: &impl Fn() -> bool,
+    out: &mut Vec<u8>,
+) -> Head {
+    let framing = delivery(head.framing, reply.version);
+    let upload_goes_on = match flow.upload.get() {
+        Upload::Done => true,
+        Upload::Sending | Upload::Receiving => head.keep_alive && !flow.awaits_permission.get(),
+        Upload::Refused => false,
+    };
+    let keep_alive =
+        reply.keep_alive && upload_goes_on && framing != Framing::UntilClose && !closing();
+    let persistence = match keep_alive {
+        true => Persistence::KeepAlive,
+        false => Persistence::Close,
+    };
+    write_response(head, reply.version, framing, persistence, out);
+    flow.until_close.set(framing == Framing::UntilClose);
+    Head::Final {
+        response: Response {
+            persistence,
+            instance_keeps_alive: head.keep_alive,
+            keep_alive_timeout: head.keep_alive_timeout,
+            is_clean: false,
+        },
+        framing: head.framing,
+    }
+}
+
+/// Sends the head, which is in `out`, and the body as it comes.
+async fn send_body(
+    flow: &Flow,
+    instance: &Stream,
+    buffer: &mut Buffer,
+    client: &Stream,
+    mut body: Decoder,
+    encoding: Encoding,
+    out: &mut Vec<u8>,
+) -> Result<(), End> {
+    loop {
+        let mut data = Spans::default();
+        let consumed = match body.is_end() {
+            true => 0,
+            false => body
+                .decode(buffer.unread(), &mut data)
+                .map_err(|_| flow.fail(Malformed("body")))?,
+        };
+        let trailers = body.is_end().then(|| body.trailers());
+        let parcel = Parcel::framed(out, encoding, buffer.unread(), data, trailers);
+        if !parcel.is_empty() {
+            flow.committed.set(true);
+            let sent = parcel.send(client, || flow.note_moved()).await;
+            sent.map_err(|_| End::Abandoned)?;
+        }
+        out.clear();
+        buffer.consume(consumed);
+        if body.is_end() {
+            return Ok(());
+        }
+        if buffer.is_empty() {
+            match receive(flow, instance, buffer).await {
+                Ok(0) => body.close().map_err(|_| flow.cut())?,
+                Ok(_) => {}
+                Err(_) => return Err(flow.cut()),
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What can go wrong with a request, and the one place where that becomes a response.
+
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use super::headers::{Persistence, put_persistence};
+use super::http1::{FramingError, Malformed, Refusal, Version};
+use super::service::NoEndpoint;
+
+/// Why a request is answered by the proxy itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProxyError {
+    /// The head is not one that is served.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The body is not what the head announced.
+    #[error("request body: {0}")]
+    Body(#[from] FramingError),
+    /// The client was too slow.
+    #[error("the client did not send its request in time")]
+    RequestTimeout,
+    /// No service has this host and path here.
+    #[error("no service for this host and path")]
+    UnknownHost,
+    /// The service has no instance for it.
+    #[error(transparent)]
+    NoEndpoint(#[from] NoEndpoint),
+    /// No instance could be connected to for long enough; this is the last failure.
+    #[error("connecting to an instance: {0}")]
+    Connect(io::Error),
+    /// The instance closed the connection without a response.
+    #[error("the instance closed the connection without a response")]
+    NoResponse,
+    /// The instance closed the connection within the head of its response.
+    #[error("the instance closed the connection within the head of its response")]
+    Incomplete,
+    /// The instance sent something that is not a response.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The instance was too slow.
+    #[error("the instance did not respond in time")]
+    ResponseTimeout,
+}
+
+impl ProxyError {
+    /// The status, its reason, and what a stranger may know.
+    fn status(&self) -> (u16, &'static str, &'static str) {
+        match self {
+            ProxyError::Refused(Refusal::Bad(_)) | ProxyError::Body(_) => {
+                (400, "Bad Request", "The request is malformed.\n")
+            }
+            ProxyError::Refused(Refusal::TargetTooLong) => {
+                (414, "URI Too Long", "The address is too long.\n")
+            }
+            ProxyError::Refused(Refusal::HeadTooLarge) => (
+                431,
+                "Request Header Fields Too Large",
+                "The request header is too large.\n",
+            ),
+            ProxyError::Refused(Refusal::NotImplemented(_)) => {
+                (501, "Not Implemented", "This is not implemented.\n")
+            }
+            ProxyError::Refused(Refusal::Version) => (
+                505,
+                "HTTP Version Not Supported",
+                "This version of HTTP is not supported.\n",
+            ),
+            ProxyError::RequestTimeout => (
+                408,
+                "Request Timeout",
+                "The request did not arrive in time.\n",
+            ),
+            ProxyError::UnknownHost => (404, "Not Found", "There is nothing at this address.\n"),
+            ProxyError::NoEndpoint(_) => (
+                503,
+                "Service Unavailable",
+                "The service is not available at the moment.\n",
+            ),
+            ProxyError::Connect(_)
+            | ProxyError::NoResponse
+            | ProxyError::Incomplete
+            | ProxyError::Malformed(_) => {
+                (502, "Bad Gateway", "The service did not answer properly.\n")
+            }
+            ProxyError::ResponseTimeout => (
+                504,
+                "Gateway Timeout",
+                "The service did not answer in time.\n",
+            ),
+        }
+    }
+
+    /// Whether it is the service that failed, not the client.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.status().0 >= 500 && !matches!(self, ProxyError::Refused(_))
+    }
+}
+
+/// Writes the response to a request that failed so.
+pub(crate) fn write_error(
+    error: &ProxyError,
+    to_head: bool,
+    version: Version,
+    persistence: Persistence,
+    out: &mut Vec<u8>,
+) {
+    let (status, reason, text) = error.status();
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    let length = text.len();
+    // Writing to a Vec cannot fail.
+    let _ = write!(
+        out,
+        "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+    );
+    if status == 503 {
+        out.extend_from_slice(b"Retry-After: 1\r\n");
+    }
+    put_persistence(persistence, version, out);
+    out.extend_from_slice(b"\r\n");
+    if !to_head {
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(error: ProxyError, to_head: bool, persistence: Persistence) -> String {
+        let mut out = Vec::new();
+        write_error(&error, to_head, Version::Http11, persistence, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let lines = text
+            .split("\r\n")
+            .filter(|line| !line.starts_with("Date: "));
+        lines.collect::<Vec<_>>().join("|")
+    }
+
+    #[test]
+    fn errors_are_short_and_plain() {
+        let stopped = ProxyError::NoEndpoint(NoEndpoint::Stopped);
+        assert_eq!(
+            response(stopped, false, Persistence::KeepAlive),
+            "HTTP/1.1 503 Service Unavailable|Content-Type: text/plain|Content-Length: 44|Retry-After: 1||\
+             The service is not available at the moment.\n"
+        );
+        let refused = ProxyError::Refused(Refusal::Bad("several Host fields"));
+        assert_eq!(
+            response(refused, false, Persistence::Close),
+            "HTTP/1.1 400 Bad Request|Content-Type: text/plain|Content-Length: 26|Connection: close||\
+             The request is malformed.\n"
+        );
+    }
+
+    #[test]
+    fn head_gets_no_body() {
+        assert!(
+            response(ProxyError::UnknownHost, true, Persistence::KeepAlive)
+                .ends_with("Content-Length: 34||")
+        );
+    }
+}

@@ -1,0 +1,183 @@
+//! One request: finding it an instance, and another one where that loses nothing and does nothing twice.
+//!
+//! # Which failures lead to another try
+//! * No connection: any request goes to another instance, at once while there is one that was not tried, and then after
+//!   growing pauses, for [`SEARCH_LIMIT`] in all.
+//! * A connection on which not a byte of the request could be sent: the same, since no instance has seen it.
+//! * A connection that ended after something was sent and before anything was received: the instance may have acted on
+//!   the request. It is sent again only once, only if its method is idempotent, and only if all that was sent of it is
+//!   still at hand.
+//! * Everything else is answered with an error.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::client::{Client, Next};
+use super::endpoint::Claim;
+use super::error::ProxyError;
+use super::exchange::{End, exchange};
+use super::request::Request;
+use super::service::Service;
+use super::upstream::Upstream;
+use crate::ipc::EndpointId;
+
+/// How long instances are tried that cannot be connected to.
+const SEARCH_LIMIT: Duration = Duration::from_secs(10);
+
+/// The pause after all instances were tried once; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Gets the request answered by an instance. An error means that nothing was answered yet.
+pub(crate) async fn forward(
+    client: &mut Client,
+    request: &mut Request,
+) -> Result<Next, ProxyError> {
+    let service = request.service.clone().ok_or(ProxyError::UnknownHost)?;
+    let mut search = Search::new(&service, request.outgoing.is_repeatable());
+    let mut repeated = false;
+    loop {
+        let Some(lease) = client.unless_reset(search.lease()).await else {
+            return Ok(Next::Close);
+        };
+        let mut lease = lease?;
+        match exchange(client, request, &mut lease.upstream).await {
+            End::Answered { reusable, response } => {
+                if reusable {
+                    let Lease {
+                        upstream, claim, ..
+                    } = lease;
+                    claim.give_back(upstream, response.keep_alive_timeout);
+                }
+                return Ok(client.next(response.persistence, request));
+            }
+            End::Unanswered { sent: false } => {
+                search.note_unsent(lease);
+            }
+            End::Unanswered { sent: true } => {
+                lease.claim.count_failure();
+                if repeated || !request.outgoing.can_be_repeated() {
+                    return Err(ProxyError::NoResponse);
+                }
+                repeated = true;
+                search.only_new_connections = true;
+            }
+            End::Failed(error) => {
+                if error.is_ours() {
+                    lease.claim.count_failure();
+                }
+                return Err(error);
+            }
+            End::Cut { reset } => {
+                lease.claim.count_failure();
+                client.log_cut(request, &lease.claim);
+                return Ok(if reset { Next::Reset } else { Next::Close });
+            }
+            End::Abandoned => return Ok(Next::Close),
+        }
+    }
+}
+
+/// An instance and a connection to it. The connection is declared first, so that it is closed before the claim ends.
+struct Lease {
+    upstream: Upstream,
+    claim: Claim,
+    reused: bool,
+}
+
+/// The search for an instance that can be connected to.
+struct Search<'a> {
+    service: &'a Service,
+    repeatable: bool,
+    only_new_connections: bool,
+    tried: Vec<EndpointId>,
+    pause: Duration,
+    /// The last failure, and when the search ends; set by the first.
+    failed: Option<(io::Error, Instant)>,
+}
+
+impl Search<'_> {
+    fn new(service: &Service, repeatable: bool) -> Search<'_> {
+        Search {
+            service,
+            repeatable,
+            only_new_connections: false,
+            tried: Vec::new(),
+            pause: FIRST_PAUSE,
+            failed: None,
+        }
+    }
+
+    /// Claims an instance and connects to it.
+    async fn lease(&mut self) -> Result<Lease, ProxyError> {
+        loop {
+            let claim = match self.service.claim(&self.tried) {
+                Some(claim) => claim,
+                None => self.wait().await?,
+            };
+            if let Some(upstream) = self.idle_connection(&claim) {
+                return Ok(Lease {
+                    upstream,
+                    claim,
+                    reused: true,
+                });
+            }
+            match claim.connect().await {
+                Ok(stream) => {
+                    return Ok(Lease {
+                        upstream: Upstream::new(stream),
+                        claim,
+                        reused: false,
+                    });
+                }
+                Err(error) => self.note_failure(&claim, error),
+            }
+        }
+    }
+
+    /// A request that cannot be repeated is worth a system call that finds out whether the instance has just closed.
+    fn idle_connection(&self, claim: &Claim) -> Option<Upstream> {
+        if self.only_new_connections {
+            return None;
+        }
+        std::iter::from_fn(|| claim.take_idle())
+            .find_map(|mut idle| (self.repeatable || idle.is_surely_reusable()).then_some(idle))
+    }
+
+    /// Every active instance was tried, or there is none.
+    async fn wait(&mut self) -> Result<Claim, ProxyError> {
+        if let Some((_, until)) = &self.failed {
+            if Instant::now() + self.pause > *until {
+                let error = self.failed.take().map(|(error, _)| error);
+                return Err(ProxyError::Connect(
+                    error.unwrap_or_else(|| io::ErrorKind::TimedOut.into()),
+                ));
+            }
+            sleep(self.pause).await;
+            self.pause = LONGEST_PAUSE.min(self.pause * 2);
+            self.tried.clear();
+        }
+        Ok(self.service.hold().await?)
+    }
+
+    fn note_failure(&mut self, claim: &Claim, error: io::Error) {
+        tracing::debug!(service = self.service.name(), instance = claim.id().0, %error, "ConnectFailed");
+        self.tried.push(claim.id());
+        let until = match &self.failed {
+            Some((_, until)) => *until,
+            None => Instant::now() + SEARCH_LIMIT,
+        };
+        self.failed = Some((error, until));
+    }
+
+    /// Not a byte could be sent. That happens to an idle connection that the instance has closed at this moment, and is
+    /// as good as no connection for a new one.
+    fn note_unsent(&mut self, lease: Lease) {
+        if !lease.reused {
+            self.note_failure(&lease.claim, io::ErrorKind::ConnectionReset.into());
+        }
+    }
+}

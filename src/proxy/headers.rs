@@ -1,0 +1,298 @@
+//! Heads as they are passed on: written anew, field by field, without what concerns one connection only (RFC 9110,
+//! section 7.6.1), and with what an instance should know about the client.
+//!
+//! `X-Forwarded-For`, `-Proto` and `-Host` are always set. What the client itself says of that kind, in these fields
+//! or in others that programs read for the same purpose, is believed only from trusted peers and never passed on
+//! otherwise.
+
+use std::io::Write;
+
+use super::http1::{
+    Field, Framing, Kind, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
+};
+
+/// Who has sent a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sender<'a> {
+    /// The IP address, in text.
+    pub(crate) address: &'a str,
+    /// Whether its word about who is behind it is taken.
+    pub(crate) trusted: bool,
+}
+
+/// What is said about the connection to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Persistence {
+    KeepAlive,
+    Close,
+}
+
+/// Writes the head of a request for an instance.
+pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) {
+    put(
+        out,
+        &[
+            head.method.as_bytes(),
+            b" ",
+            head.target.as_bytes(),
+            b" HTTP/1.1\r\n",
+        ],
+    );
+    put(out, &[b"Host: ", head.host, b"\r\n"]);
+    for field in &head.fields {
+        let keep = match field.kind {
+            Kind::Other => !head.nominates || !is_nominated(field.name, &head.fields),
+            Kind::Trailer => head.framing == Framing::Chunked,
+            Kind::Expect => head.expects_continue,
+            Kind::ForwardedOther => sender.trusted,
+            _ => false,
+        };
+        if keep {
+            put_field(out, field);
+        }
+    }
+    put_forwarded(head, sender, out);
+    if head.takes_trailers {
+        put(out, &[b"TE: trailers\r\nConnection: TE\r\n"]);
+    }
+    put_framing(head.framing, out);
+    put(out, &[b"\r\n"]);
+}
+
+fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) {
+    let incoming = |kind: Kind| {
+        let fields = head.fields.iter();
+        fields.filter(move |field| sender.trusted && field.kind == kind && !field.value.is_empty())
+    };
+    put(out, &[b"X-Forwarded-For: "]);
+    for field in incoming(Kind::ForwardedFor) {
+        put(out, &[field.value, b", "]);
+    }
+    put(
+        out,
+        &[sender.address.as_bytes(), b"\r\nX-Forwarded-Proto: "],
+    );
+    let proto = incoming(Kind::ForwardedProto).next();
+    put(out, &[proto.map_or(b"http", |field| field.value), b"\r\n"]);
+    let host = incoming(Kind::ForwardedHost).next();
+    put(
+        out,
+        &[
+            b"X-Forwarded-Host: ",
+            host.map_or(head.host, |field| field.value),
+            b"\r\n",
+        ],
+    );
+}
+
+/// Writes the head of a response for a client; `framing` is how the body is delivered there.
+pub(crate) fn write_response(
+    head: &ResponseHead<'_>,
+    version: Version,
+    framing: Framing,
+    persistence: Persistence,
+    out: &mut Vec<u8>,
+) {
+    put_status(head, out);
+    for field in &head.fields {
+        let keep = match field.kind {
+            Kind::Connection
+            | Kind::KeepAlive
+            | Kind::ProxyConnection
+            | Kind::Te
+            | Kind::Upgrade
+            | Kind::TransferEncoding => false,
+            // Without a body it tells what the length would be; but never with 204 (RFC 9110, section 8.6).
+            Kind::ContentLength => framing == Framing::None && head.status != 204,
+            Kind::Trailer => framing == Framing::Chunked,
+            _ => !head.nominates || !is_nominated(field.name, &head.fields),
+        };
+        if keep {
+            put_field(out, field);
+        }
+    }
+    put_framing(framing, out);
+    put_persistence(persistence, version, out);
+    put(out, &[b"\r\n"]);
+}
+
+/// Writes a response that another one follows.
+pub(crate) fn write_interim(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
+    put_status(head, out);
+    for field in &head.fields {
+        let nominated = head.nominates && is_nominated(field.name, &head.fields);
+        if field.kind == Kind::Other && !nominated {
+            put_field(out, field);
+        }
+    }
+    put(out, &[b"\r\n"]);
+}
+
+/// How a body reaches a client: the same way if the client knows it.
+pub(crate) fn delivery(framing: Framing, version: Version) -> Framing {
+    match (framing, version) {
+        (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+        (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
+        (framing, _) => framing,
+    }
+}
+
+/// Writes what a client must know about the connection and does not take for granted.
+pub(crate) fn put_persistence(persistence: Persistence, version: Version, out: &mut Vec<u8>) {
+    match (persistence, version) {
+        (Persistence::Close, _) => put(out, &[b"Connection: close\r\n"]),
+        (Persistence::KeepAlive, Version::Http10) => put(out, &[b"Connection: keep-alive\r\n"]),
+        (Persistence::KeepAlive, Version::Http11) => {}
+    }
+}
+
+/// Whether `Connection` names this field and may do so.
+fn is_nominated(name: &str, fields: &[Field<'_>]) -> bool {
+    let mut connection = fields.iter().filter(|field| field.kind == Kind::Connection);
+    connection
+        .any(|field| tokens(field.value).any(|token| token.eq_ignore_ascii_case(name.as_bytes())))
+        && !is_end_to_end(name)
+}
+
+fn put_status(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
+}
+
+fn put_framing(framing: Framing, out: &mut Vec<u8>) {
+    match framing {
+        Framing::Length(length) => {
+            let _ = write!(out, "Content-Length: {length}\r\n");
+        }
+        Framing::Chunked => put(out, &[b"Transfer-Encoding: chunked\r\n"]),
+        Framing::None | Framing::UntilClose => {}
+    }
+}
+
+fn put_field(out: &mut Vec<u8>, field: &Field<'_>) {
+    put(out, &[field.name.as_bytes(), b": ", field.value, b"\r\n"]);
+}
+
+fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::http1::slots;
+    use super::*;
+
+    fn request(head: &str, trusted: bool) -> String {
+        let mut slots = slots();
+        let head = RequestHead::parse(head.as_bytes(), &mut slots)
+            .unwrap()
+            .unwrap();
+        let mut out = Vec::new();
+        let address = "192.0.2.1";
+        write_request(&head, Sender { address, trusted }, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn response(head: &str, version: Version, persistence: Persistence) -> String {
+        let mut slots = slots();
+        let head = ResponseHead::parse(head.as_bytes(), false, &mut slots)
+            .unwrap()
+            .unwrap();
+        let mut out = Vec::new();
+        let framing = delivery(head.framing, version);
+        write_response(&head, version, framing, persistence, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_request_loses_what_concerns_the_connection() {
+        let head = "POST /x HTTP/1.1\nAccept: a\nhost: h\nConnection: Keep-Alive, x-hop, TE\nX-Hop: 1\n\
+            Keep-Alive: 5\nProxy-Connection: x\nUpgrade: h2c\nTE: trailers, gzip\nTrailer: x\n\
+            Transfer-Encoding: chunked\nCookie: a\nContent_Length: 7\n\n";
+        assert_eq!(
+            request(head, false),
+            "POST /x HTTP/1.1\r\nHost: h\r\nAccept: a\r\nTrailer: x\r\nCookie: a\r\n\
+             X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: h\r\n\
+             TE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn the_connection_field_cannot_take_away_what_is_for_the_instance() {
+        let head = "GET / HTTP/1.1\r\nHost: h\r\nConnection: close, Host, authorization, X-Forwarded-For, \
+            Content-Length, content-type, x-own\r\nAuthorization: a\r\nContent-Type: t\r\nX-Own: o\r\n\
+            Content-Length: 3\r\n\r\n";
+        assert_eq!(
+            request(head, false),
+            "GET / HTTP/1.1\r\nHost: h\r\nAuthorization: a\r\nContent-Type: t\r\n\
+             X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: h\r\n\
+             Content-Length: 3\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn who_is_forwarded_is_believed_only_from_trusted_peers() {
+        let head = "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\n\
+            X-Forwarded-Proto: https\r\nX-Forwarded-Host: a\r\nX-Forwarded-Port: 443\r\nX-Real-IP: 1.1.1.1\r\n\
+            Forwarded: for=1.1.1.1\r\nX_Forwarded_For: 3.3.3.3\r\n\r\n";
+        assert_eq!(
+            request(head, false),
+            "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\n\
+             X-Forwarded-Host: h\r\n\r\n"
+        );
+        assert_eq!(
+            request(head, true),
+            "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-Port: 443\r\nX-Real-IP: 1.1.1.1\r\n\
+             Forwarded: for=1.1.1.1\r\nX-Forwarded-For: 1.1.1.1, 2.2.2.2, 192.0.2.1\r\n\
+             X-Forwarded-Proto: https\r\nX-Forwarded-Host: a\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn an_absolute_target_names_the_host() {
+        assert_eq!(
+            request(
+                "GET http://a.example/x HTTP/1.1\r\nHost: b.example\r\n\r\n",
+                false
+            ),
+            "GET /x HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\n\
+             X-Forwarded-Host: a.example\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_response_loses_what_concerns_the_connection() {
+        let head = "HTTP/1.1 200 OK\nDate: d\nServer: s\nConnection: keep-alive, x-hop\nX-Hop: 1\n\
+            Keep-Alive: timeout=5\nUpgrade: h2c\nTrailer: x\nTransfer-Encoding: chunked\n\n";
+        assert_eq!(
+            response(head, Version::Http11, Persistence::KeepAlive),
+            "HTTP/1.1 200 OK\r\nDate: d\r\nServer: s\r\nTrailer: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        );
+        assert_eq!(
+            response(head, Version::Http10, Persistence::Close),
+            "HTTP/1.1 200 OK\r\nDate: d\r\nServer: s\r\nConnection: close\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn lengths_without_a_body() {
+        assert_eq!(
+            response(
+                "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+                Version::Http10,
+                Persistence::KeepAlive
+            ),
+            "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\nConnection: keep-alive\r\n\r\n"
+        );
+        assert_eq!(
+            response(
+                "HTTP/1.1 204 \r\nContent-Length: 9\r\n\r\n",
+                Version::Http11,
+                Persistence::KeepAlive
+            ),
+            "HTTP/1.1 204 \r\n\r\n"
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! The one timer of a client connection.
+//!
+//! A connection always has exactly one limit that runs: for its next request, for the rest of a head, for progress.
+//! Nearly every change moves it into the future, so the timer of the runtime is left as it is, and set again only when
+//! it fires early. That makes a limit per request as good as free.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+pub(crate) struct Timer {
+    /// Fires no later than the deadline.
+    sleep: Pin<Box<Sleep>>,
+    deadline: Instant,
+}
+
+impl Timer {
+    pub(crate) fn new(limit: Duration) -> Timer {
+        let deadline = Instant::now() + limit;
+        Timer {
+            sleep: Box::pin(sleep_until(deadline)),
+            deadline,
+        }
+    }
+
+    /// From now on this is the limit.
+    pub(crate) fn set(&mut self, limit: Duration) {
+        self.deadline = Instant::now() + limit;
+        if self.deadline < self.sleep.deadline() {
+            self.sleep.as_mut().reset(self.deadline);
+        }
+    }
+
+    pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            if self.sleep.deadline() >= self.deadline {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(self.deadline);
+        }
+    }
+
+    /// Awaits `future`; `None` if the limit comes first.
+    pub(crate) async fn limit<F: Future>(&mut self, future: F) -> Option<F::Output> {
+        let mut future = std::pin::pin!(future);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            self.poll_expired(cx).map(|()| None)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_limit_moves_both_ways() {
+        let start = Instant::now();
+        let mut timer = Timer::new(Duration::from_secs(60));
+        timer.set(Duration::from_secs(15));
+        assert_eq!(timer.limit(std::future::pending::<()>()).await, None);
+        assert_eq!(start.elapsed().as_secs(), 15);
+        timer.set(Duration::from_secs(5));
+        timer.set(Duration::from_secs(60));
+        assert_eq!(timer.limit(std::future::pending::<()>()).await, None);
+        assert_eq!(start.elapsed().as_secs(), 75);
+        assert_eq!(timer.limit(std::future::ready(7)).await, Some(7));
+    }
+}

@@ -1,0 +1,190 @@
+//! The request's way to an instance.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use super::buffer::Buffer;
+use super::exchange::{End, Flow, Upload, receive};
+use super::http1::{Decoder, Encoding, Framing, FramingError, Spans};
+use super::parcel::{GATHERED, Parcel};
+use super::stream::Stream;
+
+/// As much of a request's body is kept for a second try.
+const LONGEST_REPLAY: usize = 64 << 10;
+
+/// A request on its way, over all tries.
+pub(crate) struct Outgoing {
+    /// The head, and as much of the body as is kept, as the instance gets them.
+    bytes: Vec<u8>,
+    /// Length of the head.
+    head: usize,
+    /// Where the client's framing of the body stands.
+    body: Decoder,
+    encoding: Encoding,
+    /// The client waits to be told to send the body.
+    pub(crate) awaits_permission: bool,
+    /// Whether a second try would do no harm, so that what was sent is worth keeping.
+    repeatable: bool,
+    /// Something was sent that is not in `bytes` any more.
+    forgotten: bool,
+    /// A piece of the body was decoded, but is still in the buffer because it is not sent yet.
+    behind: bool,
+}
+
+impl Outgoing {
+    /// A request of which nothing was sent.
+    pub(crate) fn new(bytes: Vec<u8>, framing: Framing, repeatable: bool) -> Outgoing {
+        let encoding = match framing {
+            Framing::Chunked => Encoding::Chunked,
+            Framing::None | Framing::Length(_) | Framing::UntilClose => Encoding::Plain,
+        };
+        Outgoing {
+            head: bytes.len(),
+            bytes,
+            body: Decoder::new(framing),
+            encoding,
+            awaits_permission: false,
+            repeatable,
+            forgotten: false,
+            behind: false,
+        }
+    }
+
+    /// Whether all of it has been taken out of the buffer, so that what comes next is another request.
+    pub(crate) fn is_received(&self) -> bool {
+        self.body.is_end() && !self.behind
+    }
+
+    /// Whether the method allows a second try.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.repeatable
+    }
+
+    /// Whether a request of which bytes were sent may be sent again.
+    pub(crate) fn can_be_repeated(&self) -> bool {
+        self.repeatable && !self.forgotten
+    }
+
+    /// Adds what has already come of the body.
+    fn gather(&mut self, buffer: &mut Buffer) -> Result<(), FramingError> {
+        while !self.body.is_end() && !buffer.is_empty() {
+            let room = GATHERED.saturating_sub(self.bytes.len());
+            if room == 0 {
+                return Ok(());
+            }
+            let input = &buffer.unread()[..room.min(buffer.unread().len())];
+            let mut data = Spans::default();
+            let consumed = self.body.decode(input, &mut data)?;
+            self.keep(&data, buffer);
+            buffer.consume(consumed);
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, data: &Spans, buffer: &Buffer) {
+        self.encoding.before(data.len(), &mut self.bytes);
+        for span in data.of(buffer.unread()) {
+            self.bytes.extend_from_slice(span);
+        }
+        let trailers = self.body.is_end().then(|| self.body.trailers());
+        self.encoding.after(data.len(), trailers, &mut self.bytes);
+    }
+
+    /// Sends what the buffer has of the body, and keeps it if that is of use. The outer error is the client's, the inner
+    /// one the instance's.
+    async fn send_on(
+        &mut self,
+        buffer: &mut Buffer,
+        instance: &Stream,
+        moved: impl Fn(),
+    ) -> Result<io::Result<()>, FramingError> {
+        let mut data = Spans::default();
+        let consumed = self.body.decode(buffer.unread(), &mut data)?;
+        if self.can_be_repeated() && self.has_room_for(&data) {
+            let from = self.bytes.len();
+            self.keep(&data, buffer);
+            // Another try begins with what is kept, so it must not find this in the buffer again.
+            buffer.consume(consumed);
+            return Ok(Parcel::plain(&self.bytes[from..])
+                .send(instance, moved)
+                .await);
+        }
+        self.forgotten = true;
+        self.behind = true;
+        self.bytes.clear();
+        let trailers = self.body.is_end().then(|| self.body.trailers());
+        let input = buffer.unread();
+        let parcel = Parcel::framed(&mut self.bytes, self.encoding, input, data, trailers);
+        if let Err(error) = parcel.send(instance, moved).await {
+            return Ok(Err(error));
+        }
+        self.bytes.clear();
+        buffer.consume(consumed);
+        self.behind = false;
+        Ok(Ok(()))
+    }
+
+    fn has_room_for(&self, data: &Spans) -> bool {
+        self.bytes.len() - self.head + data.len() <= LONGEST_REPLAY
+    }
+}
+
+/// Sends what is kept of the request, and then the rest as it comes. Ends also when the instance takes no more.
+pub(crate) async fn upload(
+    flow: &Flow,
+    client: &Stream,
+    buffer: &mut Buffer,
+    outgoing: &mut Outgoing,
+    instance: &Stream,
+) -> Result<(), End> {
+    let moved = || {
+        flow.sent.set(true);
+        flow.note_moved();
+    };
+    if !outgoing.awaits_permission {
+        outgoing.gather(buffer).map_err(|error| flow.fail(error))?;
+    }
+    if Parcel::plain(&outgoing.bytes)
+        .send(instance, moved)
+        .await
+        .is_err()
+    {
+        if !flow.sent.get() {
+            return Err(End::Unanswered { sent: false });
+        }
+        flow.upload.set(Upload::Refused);
+        return Ok(());
+    }
+    if outgoing.awaits_permission {
+        permission(flow).await;
+        outgoing.awaits_permission = false;
+    }
+    while !outgoing.body.is_end() {
+        if buffer.is_empty() {
+            flow.upload.set(Upload::Receiving);
+            match receive(flow, client, buffer).await {
+                Ok(0) => return Err(flow.fail(FramingError::Incomplete)),
+                Ok(_) => {}
+                Err(_) => return Err(End::Abandoned),
+            }
+            flow.upload.set(Upload::Sending);
+        }
+        let sent = outgoing.send_on(buffer, instance, moved).await;
+        if sent.map_err(|error| flow.fail(error))?.is_err() {
+            flow.upload.set(Upload::Refused);
+            return Ok(());
+        }
+    }
+    flow.upload.set(Upload::Done);
+    Ok(())
+}
+
+/// Resolves when the client has been told to send the body. It is polled again whenever that may have happened.
+async fn permission(flow: &Flow) {
+    poll_fn(|_| match flow.awaits_permission.get() {
+        true => Poll::Pending,
+        false => Poll::Ready(()),
+    })
+    .await;
+}
