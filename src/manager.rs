@@ -427,8 +427,9 @@ impl Manager {
         }
     }
 
+    /// Before the first table is made there is nothing to send.
     fn send_table(&self) {
-        if let Some(worker) = &self.worker {
+        if let Some(worker) = self.worker.as_ref().filter(|_| self.table.number > 0) {
             worker.send(ToWorker::Table(self.table.clone()), None);
         }
     }
