@@ -13,8 +13,11 @@ mod conflict;
 mod fault;
 mod fields;
 mod global;
+#[cfg(test)]
+mod hostile;
 mod load;
 mod machine;
+mod process;
 mod raw;
 mod service;
 mod site;
