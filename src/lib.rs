@@ -14,7 +14,9 @@
 pub mod cli;
 pub mod config;
 pub mod ctl;
+pub mod fingerprint;
 pub mod ipc;
 pub mod launch;
 pub mod manager;
 pub mod proxy;
+pub mod watch;
