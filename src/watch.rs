@@ -2,18 +2,18 @@
 //!
 //! # Theory of operation
 //! A thread of its own owns the watches, since it walks through folders and that must not hold the manager up. It knows for
-//! each service the [`places`] where a change would show, and asks the kernel (inotify, through `notify`) to tell about
+//! each service the `places` where a change would show, and asks the kernel (inotify, through `notify`) to tell about
 //! the folders among them. Then, in a loop:
 //!
 //! * An event at a place starts the quiet time of the services that have an interest in it, or starts it again.
 //! * If something came, went or was renamed there, the way to the files may lead elsewhere now. The places are looked up anew,
-//!   at most every [`RENEWAL`], and watches are moved. That repeats until nothing new is found, because folders may have
+//!   at most every `RENEWAL`, and watches are moved. That repeats until nothing new is found, because folders may have
 //!   changed between looking and watching; and it counts as a change itself, because files may have.
 //! * A service whose quiet time is over is told to the manager by name.
 //!
 //! A name only means "look again": whether there is a change is for [`Fingerprint`](crate::fingerprint::Fingerprint) to
 //! decide. So everything doubtful is told: every service once when it is declared, all of them when the kernel has lost
-//! events, and every [`POLL`] those with a folder that cannot be watched (no permission, no watches left).
+//! events, and every `POLL` those with a folder that cannot be watched (no permission, no watches left).
 
 mod inbox;
 mod places;

@@ -318,3 +318,17 @@ async fn dropping_the_watcher_ends_it() {
     let end = tokio::time::timeout(LIMIT, async { while told.recv().await.is_some() {} }).await;
     assert!(end.is_ok());
 }
+
+/// A folder that may be passed through but not read cannot be watched, except by root; it is looked at regularly then.
+#[tokio::test]
+async fn a_folder_that_cannot_be_watched_hides_no_change() {
+    let mut place = Place::new().await;
+    fs::create_dir(place.path("current/config")).unwrap();
+    fs::write(place.path("current/config/a.toml"), "").unwrap();
+    let locked = PermissionsExt::from_mode(0o311);
+    fs::set_permissions(place.path("current/config"), locked).unwrap();
+    assert_eq!(place.next().await, "shop");
+    place.settle().await;
+    let write = |place: &Place| fs::write(place.path("current/config/a.toml"), "x").unwrap();
+    place.tells("a write", write).await;
+}
