@@ -4,17 +4,20 @@
 //! [`Config`], only the report of all its faults. [`load_partial`] is for the start, when the services that are good
 //! shall run whatever the others are.
 //!
-//! A file goes through these steps: bytes that are bounded text ([`source`]), a tree whose nodes know their positions
-//! ([`raw`]), keys that are known and stand there once ([`fields`]), values that mean something ([`value`], [`site`]), a
-//! service ([`service`]) that this machine has all files and users for ([`machine`]) and that is not in the way of
-//! another one ([`conflict`]).
+//! A file goes through these steps: bytes that are bounded text (`source`), a tree whose nodes know their positions
+//! (`raw`), keys that are known and stand there once (`fields`), values that mean something (`value`, `site`), a
+//! service (`service`) that this machine has all files and users for (`machine`) and that is not in the way of
+//! another one (`conflict`).
 
 mod conflict;
 mod fault;
 mod fields;
 mod global;
+#[cfg(test)]
+mod hostile;
 mod load;
 mod machine;
+mod process;
 mod raw;
 mod service;
 mod site;

@@ -1,15 +1,374 @@
-//! stub
+//! What of a service is on disk now, in a form that can be compared with what was there when its instances started.
+//!
+//! A fingerprint says that a file is another one, not what is in it: device, inode, size and time of modification. The
+//! time of the last *status* change is left out on purpose, since a `chmod`, a new hard link or a backup changes it and
+//! nothing that a service would see. Two things besides the file itself matter for an executable:
+//!
+//! * the path that it resolves to, since `current/shop` may lead to another folder by a flipped symlink even where both
+//!   folders hold hard links to one file;
+//! * its owner, as whom it may run, and whether it can be executed at all: a deploy that forgot `chmod +x` is mended by it.
+//!
+//! What is missing is part of a fingerprint too, so a file that appears later is a change. The environment file is compared
+//! by its contents; it is small, and editors and tools rewrite it without changing anything.
+
+mod walk;
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use crate::config::Service;
-/// stub
-#[derive(Debug, Clone, PartialEq)]
-pub struct Fingerprint(Option<std::time::SystemTime>);
+
+pub(crate) use walk::{MAX_ENTRIES, walk};
+
+/// More of an environment file is not compared.
+const MAX_ENVIRONMENT_BYTES: u64 = 1024 * 1024;
+
+/// So many changed files are named.
+const NAMED: usize = 3;
+
+/// A service's files at one moment. Equal: nothing has changed in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint {
+    executable: Executable,
+    environment_file: Option<Contents>,
+    /// By path, everything that `watch_files` stands for.
+    watched: Arc<BTreeMap<PathBuf, Entry>>,
+}
+
+/// The executable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Executable {
+    /// With all symlinks resolved.
+    path: Option<PathBuf>,
+    entry: Entry,
+    owner: Option<u32>,
+    can_be_executed: bool,
+}
+
+/// What stands at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Entry {
+    Absent,
+    File(Identity),
+    /// What is in it has entries of its own.
+    Folder,
+    /// A symlink in a folder; with the file that it leads to, if it is one.
+    Link(PathBuf, Option<Identity>),
+    /// A socket, a device and the like; or it cannot be looked at.
+    Other,
+}
+
+/// Which file it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
+
+/// What a small file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Contents {
+    Absent,
+    /// The file may hold secrets, so a hash is kept.
+    Bytes {
+        length: u64,
+        hash: u64,
+    },
+    Unreadable,
+}
+
 impl Fingerprint {
-    /// stub
-    pub fn take(spec: &Service) -> Fingerprint {
-        Fingerprint(
-            std::fs::metadata(&spec.process.executable)
-                .and_then(|m| m.modified())
-                .ok(),
-        )
+    /// Looks at all files of a service. This reads folders: with large `watch_files` it takes a while.
+    pub fn take(service: &Service) -> Fingerprint {
+        let mut watched = BTreeMap::new();
+        let mut budget = MAX_ENTRIES;
+        for root in &service.watch_files {
+            walk(root, &mut budget, &mut |path, metadata| {
+                watched.insert(path.to_owned(), Entry::new(path, metadata));
+            });
+            watched
+                .entry(root.clone())
+                .or_insert_with(|| Entry::at(root));
+        }
+        Fingerprint {
+            executable: Executable::take(&service.process.executable),
+            environment_file: service
+                .process
+                .environment_file
+                .as_deref()
+                .map(Contents::take),
+            watched: Arc::new(watched),
+        }
+    }
+
+    /// What is different in a newer one, for people: `the executable`, `the environment file`, `config/shop.toml`.
+    /// Empty if nothing is.
+    pub fn describe_change(&self, newer: &Fingerprint) -> String {
+        let mut changes = Vec::new();
+        if self.executable != newer.executable {
+            changes.push("the executable".to_owned());
+        }
+        if self.environment_file != newer.environment_file {
+            changes.push("the environment file".to_owned());
+        }
+        let gone = self
+            .watched
+            .iter()
+            .filter(|(path, entry)| newer.watched.get(*path) != Some(entry));
+        let new = newer
+            .watched
+            .keys()
+            .filter(|path| !self.watched.contains_key(*path));
+        let mut paths: Vec<&PathBuf> = gone.map(|(path, _)| path).chain(new).collect();
+        paths.sort();
+        for path in paths.iter().take(NAMED) {
+            changes.push(path.display().to_string());
+        }
+        if paths.len() > NAMED {
+            changes.push(format!("{} more files", paths.len() - NAMED));
+        }
+        changes.join(", ")
+    }
+}
+
+impl Executable {
+    fn take(path: &Path) -> Executable {
+        let metadata = path.metadata().ok();
+        Executable {
+            path: path.canonicalize().ok(),
+            entry: Entry::at(path),
+            owner: metadata.as_ref().map(MetadataExt::uid),
+            can_be_executed: metadata.is_some_and(|m| m.permissions().mode() & 0o111 != 0),
+        }
+    }
+}
+
+impl Entry {
+    /// What a path leads to.
+    fn at(path: &Path) -> Entry {
+        match path.metadata() {
+            Ok(metadata) => Entry::new(path, &metadata),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                Entry::Absent
+            }
+            Err(_) => Entry::Other,
+        }
+    }
+
+    fn new(path: &Path, metadata: &Metadata) -> Entry {
+        if metadata.is_dir() {
+            Entry::Folder
+        } else if metadata.is_file() {
+            Entry::File(Identity::new(metadata))
+        } else if metadata.is_symlink() {
+            let file = path.metadata().ok().filter(Metadata::is_file);
+            let target = path.read_link().unwrap_or_default();
+            Entry::Link(target, file.as_ref().map(Identity::new))
+        } else {
+            Entry::Other
+        }
+    }
+}
+
+impl Identity {
+    fn new(metadata: &Metadata) -> Identity {
+        Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+impl Contents {
+    fn take(path: &Path) -> Contents {
+        let mut bytes = Vec::new();
+        // Opening a FIFO without O_NONBLOCK waits for a writer.
+        let read = File::options()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+            .open(path)
+            .and_then(|file| file.take(MAX_ENVIRONMENT_BYTES).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => {
+                let mut hasher = DefaultHasher::new();
+                bytes.hash(&mut hasher);
+                Contents::Bytes {
+                    length: bytes.len() as u64,
+                    hash: hasher.finish(),
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Contents::Absent,
+            Err(_) => Contents::Unreadable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    /// A service whose executable is `current/app` and that watches `current/config` and `current/view`.
+    struct Place {
+        dir: tempfile::TempDir,
+        service: Service,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            let dir = tempfile::tempdir().unwrap();
+            let path = |name: &str| dir.path().join(name);
+            for release in ["1", "2"] {
+                fs::create_dir_all(path(release).join("view/deep")).unwrap();
+                fs::write(path(release).join("app"), "app").unwrap();
+                fs::set_permissions(path(release).join("app"), PermissionsExt::from_mode(0o755))
+                    .unwrap();
+            }
+            symlink("1", path("current")).unwrap();
+            fs::create_dir_all(path("conf/services")).unwrap();
+            let file = format!(
+                "name: x\nport: 80\nexecutable_path: {}\n\
+                 watch_files: [config, view]\nenvironment_file: -../../env\n",
+                path("current/app").display()
+            );
+            fs::write(path("conf/services/x.yaml"), file).unwrap();
+            let config = crate::config::load(&path("conf")).unwrap();
+            let service = Service::clone(&config.services["x"]);
+            Place { dir, service }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        /// What has changed after something was done.
+        fn change(&self, act: impl FnOnce()) -> String {
+            let before = Fingerprint::take(&self.service);
+            assert_eq!(before, Fingerprint::take(&self.service));
+            act();
+            let after = Fingerprint::take(&self.service);
+            let change = before.describe_change(&after);
+            assert_eq!(change.is_empty(), before == after, "{change}");
+            change.replace(&format!("{}/", self.dir.path().display()), "")
+        }
+    }
+
+    #[test]
+    fn a_new_executable_is_seen() {
+        let place = Place::new();
+        let app = place.path("1/app");
+        assert_eq!(
+            place.change(|| fs::write(&app, "other").unwrap()),
+            "the executable"
+        );
+        let replace = || {
+            fs::write(place.path("new"), "other").unwrap();
+            fs::rename(place.path("new"), &app).unwrap();
+        };
+        assert_eq!(place.change(replace), "the executable");
+        assert_eq!(
+            place.change(|| fs::remove_file(&app).unwrap()),
+            "the executable"
+        );
+        assert_eq!(
+            place.change(|| fs::write(&app, "x").unwrap()),
+            "the executable"
+        );
+    }
+
+    #[test]
+    fn a_flipped_symlink_is_seen_even_if_it_leads_to_the_same_file() {
+        let place = Place::new();
+        fs::remove_file(place.path("2/app")).unwrap();
+        fs::hard_link(place.path("1/app"), place.path("2/app")).unwrap();
+        let flip = || {
+            symlink("2", place.path("next")).unwrap();
+            fs::rename(place.path("next"), place.path("current")).unwrap();
+        };
+        assert_eq!(place.change(flip), "the executable");
+    }
+
+    #[test]
+    fn what_changes_nothing_for_the_service_is_no_change() {
+        let place = Place::new();
+        let app = place.path("1/app");
+        let mode = |mode| fs::set_permissions(&app, PermissionsExt::from_mode(mode)).unwrap();
+        assert_eq!(place.change(|| mode(0o700)), "");
+        assert_eq!(
+            place.change(|| fs::hard_link(&app, place.path("link")).unwrap()),
+            ""
+        );
+        assert_eq!(
+            place.change(|| fs::write(place.path("1/other"), "").unwrap()),
+            ""
+        );
+        assert_eq!(place.change(|| mode(0o600)), "the executable");
+        assert_eq!(place.change(|| mode(0o755)), "the executable");
+    }
+
+    #[test]
+    fn the_environment_file_is_compared_by_contents() {
+        let place = Place::new();
+        let env = place.path("env");
+        let write = |text: &str| fs::write(&env, text).unwrap();
+        assert_eq!(place.change(|| write("A=1")), "the environment file");
+        assert_eq!(place.change(|| write("A=1")), "");
+        assert_eq!(place.change(|| write("A=2")), "the environment file");
+        assert_eq!(
+            place.change(|| fs::remove_file(&env).unwrap()),
+            "the environment file"
+        );
+    }
+
+    #[test]
+    fn files_that_appear_later_and_deep_in_folders_are_seen() {
+        let place = Place::new();
+        let config = place.path("1/config");
+        assert_eq!(
+            place.change(|| fs::write(&config, "a").unwrap()),
+            "current/config"
+        );
+        let deep = place.path("1/view/deep/page.html");
+        assert_eq!(
+            place.change(|| fs::write(&deep, "a").unwrap()),
+            "current/view/deep/page.html"
+        );
+        assert_eq!(
+            place.change(|| fs::write(&deep, "ab").unwrap()),
+            "current/view/deep/page.html"
+        );
+        let many = || {
+            for number in 0..5 {
+                fs::write(place.path(&format!("1/view/{number}")), "").unwrap();
+            }
+        };
+        let expected = "current/view/0, current/view/1, current/view/2, 2 more files";
+        assert_eq!(place.change(many), expected);
+        let all = place.change(|| fs::remove_dir_all(place.path("1/view")).unwrap());
+        assert!(all.starts_with("current/view, current/view/0, "), "{all}");
+    }
+
+    #[test]
+    fn symlinks_in_folders_are_followed_to_files_and_never_in_circles() {
+        let place = Place::new();
+        symlink("..", place.path("1/view/circle")).unwrap();
+        fs::write(place.path("shared"), "a").unwrap();
+        let link = || symlink("../../shared", place.path("1/view/shared")).unwrap();
+        assert_eq!(place.change(link), "current/view/shared");
+        let write = || fs::write(place.path("shared"), "ab").unwrap();
+        assert_eq!(place.change(write), "current/view/shared");
     }
 }

@@ -276,6 +276,17 @@ fn a_service_that_is_not_enabled_may_name_what_is_not_there() {
 }
 
 #[test]
+fn a_program_that_a_shell_would_find_is_suggested() {
+    let text = "name: x\nport: 80\nexecutable_path: sh\n";
+    let dir = folder(&[("services/x.yaml", text)]);
+    let report = load(dir.path()).unwrap_err().to_string();
+    assert!(
+        report.contains("services/sh does not exist; did you mean /"),
+        "{report}"
+    );
+}
+
+#[test]
 fn the_folder_of_services_can_be_elsewhere() {
     for key in ["SubConfigDir", "services_dir"] {
         let dir = folder(&[("smoothserve.yaml", &format!("{key}: ./sites\n"))]);

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Service;
@@ -51,7 +51,11 @@ fn executable(path: &Path) -> Result<(), String> {
     let metadata = match path.metadata() {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err(format!("the executable {shown} does not exist"));
+            let advice = match in_path(path) {
+                Some(found) => format!("; did you mean {}?", found.display()),
+                None => String::new(),
+            };
+            return Err(format!("the executable {shown} does not exist{advice}"));
         }
         Err(error) => {
             return Err(format!(
@@ -68,6 +72,16 @@ fn executable(path: &Path) -> Result<(), String> {
     } else {
         Ok(())
     }
+}
+
+/// A program of that name where a shell would look for it, which smoothserve does not.
+fn in_path(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?;
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(name))
+        .find(|found| found.is_file())
 }
 
 fn directory(path: &Path) -> Result<(), String> {

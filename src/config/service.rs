@@ -1,17 +1,15 @@
 //! One file of `services/`: from its keys to a [`Service`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 use super::fault::{Fault, Position, TOP};
-use super::fields::{At, Fields, Report, nearest, shorten};
+use super::fields::{At, Fields, Report, shorten};
 use super::raw::Node;
 use super::source::Source;
-use super::{Bind, Listen, Process, Ready, Rollout, Service, Site, value};
+use super::{Bind, Listen, Process, Rollout, Service, Site, value};
 
 /// Every key that a file of `services/` may have.
 pub const SERVICE_KEYS: &[&str] = &[
@@ -50,21 +48,6 @@ const DELAY_UPDATE_TIME: Duration = Duration::from_secs(1);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Signals by the names that people know, with and without `SIG`.
-const SIGNALS: &[(&str, Signal)] = &[
-    ("SIGTERM", Signal::TERM),
-    ("SIGINT", Signal::INT),
-    ("SIGQUIT", Signal::QUIT),
-    ("SIGHUP", Signal::HUP),
-    ("SIGUSR1", Signal::USR1),
-    ("SIGUSR2", Signal::USR2),
-    ("SIGALRM", Signal::ALARM),
-    ("SIGABRT", Signal::ABORT),
-    ("SIGPIPE", Signal::PIPE),
-    ("SIGWINCH", Signal::WINCH),
-    ("SIGKILL", Signal::KILL),
-];
 
 /// What a file says, before it is compared with the other files and with the machine.
 #[derive(Debug)]
@@ -119,12 +102,12 @@ pub(super) fn read(
 }
 
 /// Goes through the keys of one file.
-struct Reader<'s> {
+pub(super) struct Reader<'s> {
     fields: Fields,
     /// Of the file; relative paths begin here.
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     marks: BTreeMap<&'static str, Position>,
-    report: Report<'s>,
+    pub(super) report: Report<'s>,
 }
 
 impl Reader<'_> {
@@ -174,40 +157,16 @@ impl Reader<'_> {
         })
     }
 
-    fn process(&mut self, executable: PathBuf) -> Process {
-        let bind = self.bind();
-        let environment_file = self.get_at("environment_file", value::text);
-        let environment_file_optional = environment_file
-            .as_ref()
-            .is_some_and(|path| path.value.starts_with('-'));
-        Process {
-            executable,
-            args: self.args(bind),
-            environment: self
-                .get("environment", value::environment)
-                .unwrap_or_default(),
-            environment_file: environment_file.map(|path| {
-                let path = path.value.strip_prefix('-').unwrap_or(&path.value);
-                super::join(&self.folder, path)
-            }),
-            environment_file_optional,
-            working_directory: self.path("working_directory"),
-            user: self.get("user", value::text),
-            group: self.get("group", value::text),
-            address: self.server_ip(),
-            start_instance_port: self.get("start_instance_port", value::port),
-            bind,
-            ready: self.ready(),
-            stop_signal: self.stop_signal(),
-        }
-    }
-
     /// The value of a key, marked with where it stands.
-    fn get<T>(&mut self, key: &'static str, meaning: super::fields::Meaning<T>) -> Option<T> {
+    pub(super) fn get<T>(
+        &mut self,
+        key: &'static str,
+        meaning: super::fields::Meaning<T>,
+    ) -> Option<T> {
         self.get_at(key, meaning).map(|found| found.value)
     }
 
-    fn get_at<T>(
+    pub(super) fn get_at<T>(
         &mut self,
         key: &'static str,
         meaning: super::fields::Meaning<T>,
@@ -320,25 +279,7 @@ impl Reader<'_> {
         sites
     }
 
-    fn server_ip(&mut self) -> IpAddr {
-        let default = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let Some(At { at, value }) = self.get_at("server_ip", value::address) else {
-            return default;
-        };
-        let address = value.to_canonical();
-        let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
-        if address.is_unspecified() || address.is_multicast() || broadcast {
-            self.report.at(
-                at,
-                format!(
-                    "`server_ip` is {address}; give the one address that the instances listen on"
-                ),
-            );
-        }
-        address
-    }
-
-    fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         let path = self.get(key, value::text)?;
         Some(super::join(&self.folder, &path))
     }
@@ -356,18 +297,6 @@ impl Reader<'_> {
             .collect()
     }
 
-    fn bind(&mut self) -> Bind {
-        let choices = |node: &Node, key: &str, report: &mut Report<'_>| {
-            let choices = [
-                ("port", Bind::Port),
-                ("unix", Bind::Unix),
-                ("inherit", Bind::Inherit),
-            ];
-            value::choice(node, key, report, &choices)
-        };
-        self.get("bind", choices).unwrap_or(Bind::Port)
-    }
-
     fn rollout(&mut self) -> Rollout {
         let choices = |node: &Node, key: &str, report: &mut Report<'_>| {
             let choices = [
@@ -377,86 +306,6 @@ impl Reader<'_> {
             value::choice(node, key, report, &choices)
         };
         self.get("rollout", choices).unwrap_or(Rollout::StartFirst)
-    }
-
-    fn args(&mut self, bind: Bind) -> Vec<String> {
-        let Some(args) = self.get("args", value::arguments) else {
-            // A service that is told its socket by the environment needs no argument.
-            return match bind {
-                Bind::Port => vec!["-port={port}".to_owned()],
-                Bind::Unix | Bind::Inherit => Vec::new(),
-            };
-        };
-        for arg in &args {
-            for word in placeholders(&arg.value) {
-                if let Err(why) = check_placeholder(word, bind) {
-                    self.report.at_part(arg.at, &format!("{{{word}}}"), why);
-                }
-            }
-        }
-        args.into_iter().map(|arg| arg.value).collect()
-    }
-
-    fn ready(&mut self) -> Ready {
-        let Some(At { at, value: text }) = self.get_at("ready", value::text) else {
-            return Ready::Tcp;
-        };
-        if let Some(path) = text
-            .strip_prefix("http:")
-            .or_else(|| text.strip_prefix("http"))
-        {
-            let visible = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-            if path.is_empty() {
-                return Ready::Http("/".to_owned());
-            } else if path.starts_with('/') && !path.starts_with("//") && visible {
-                return Ready::Http(path.to_owned());
-            }
-        }
-        match text.as_str() {
-            "tcp" => return Ready::Tcp,
-            "notify" => return Ready::Notify,
-            _ if text.starts_with("http") => self.report.at(
-                at,
-                format!(
-                    "`ready` is `{}`; give a path, as in `http:/health`",
-                    shorten(&text)
-                ),
-            ),
-            _ => {
-                let words = ["tcp", "http:/path", "notify"];
-                let message = value::not_a_choice("ready", &text, &words);
-                self.report.at(at, message);
-            }
-        }
-        Ready::Tcp
-    }
-
-    fn stop_signal(&mut self) -> i32 {
-        let default = Signal::TERM.as_raw();
-        let Some(At { at, value: text }) = self.get_at("stop_signal", value::text) else {
-            return default;
-        };
-        let upper = text.to_ascii_uppercase();
-        let named = |(name, _): &&(&str, Signal)| *name == upper || name[3..] == upper;
-        if let Some((_, signal)) = SIGNALS.iter().find(named) {
-            return signal.as_raw();
-        }
-        match text.parse::<i32>() {
-            // SIGSTOP would leave the instance where it is.
-            Ok(number) if (1..=64).contains(&number) && number != Signal::STOP.as_raw() => number,
-            _ => {
-                let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
-                let message = match nearest(&text, &names) {
-                    Some(_) => value::not_a_choice("stop_signal", &text, &names),
-                    None => format!(
-                        "`stop_signal` is `{}`; give a name such as SIGTERM, SIGINT, SIGQUIT, or its number",
-                        shorten(&text)
-                    ),
-                };
-                self.report.at(at, message);
-                default
-            }
-        }
     }
 
     /// `delay_running_time` and `start_timeout`, which has to leave time behind the delay.
@@ -524,190 +373,6 @@ impl Reader<'_> {
                     own.port
                 ),
             );
-        }
-    }
-}
-
-/// The words in braces, `{port}`. Other braces, as in JSON, are text.
-fn placeholders(arg: &str) -> impl Iterator<Item = &str> {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    arg.split('{')
-        .skip(1)
-        .filter_map(|rest| rest.split_once('}').map(|(inner, _)| inner))
-        .filter(move |inner| !inner.is_empty() && inner.chars().all(word))
-}
-
-fn check_placeholder(word: &str, bind: Bind) -> Result<(), String> {
-    match (word, bind) {
-        ("name" | "instance", _)
-        | ("port", Bind::Port | Bind::Inherit)
-        | ("socket", Bind::Unix) => Ok(()),
-        ("port", Bind::Unix) => {
-            Err("with `bind: unix` there is no `{port}`; use `{socket}`".to_owned())
-        }
-        ("socket", Bind::Port | Bind::Inherit) => Err(
-            "there is a `{socket}` only with `bind: unix`; add that, or use `{port}`".to_owned(),
-        ),
-        _ => {
-            let known = ["port", "instance", "name", "socket"];
-            let shown = shorten(word);
-            Err(match nearest(word, &known) {
-                Some(near) => {
-                    format!("unknown placeholder `{{{shown}}}`; did you mean `{{{near}}}`?")
-                }
-                None => format!(
-                    "unknown placeholder `{{{shown}}}`; there are {{port}}, {{instance}}, {{name}} and {{socket}}"
-                ),
-            })
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-    use proptest::sample::Index;
-
-    #[test]
-    fn finds_placeholders_and_leaves_other_braces_alone() {
-        let found = |arg| placeholders(arg).collect::<Vec<_>>();
-        assert_eq!(found("-port={port}"), ["port"]);
-        assert_eq!(found("{name}-{instance}"), ["name", "instance"]);
-        assert_eq!(found("{prot}{"), ["prot"]);
-        assert_eq!(found("{{port}}"), ["port"]);
-        for plain in ["", "{}", "{", "}", "{\"a\": 1}", "{a b}", "{a,b}"] {
-            assert!(found(plain).is_empty(), "{plain}");
-        }
-    }
-
-    #[test]
-    fn placeholders_belong_to_a_bind() {
-        assert!(check_placeholder("port", Bind::Port).is_ok());
-        assert!(check_placeholder("port", Bind::Inherit).is_ok());
-        assert!(check_placeholder("socket", Bind::Unix).is_ok());
-        assert!(
-            check_placeholder("port", Bind::Unix)
-                .unwrap_err()
-                .contains("{socket}")
-        );
-        assert!(
-            check_placeholder("socket", Bind::Port)
-                .unwrap_err()
-                .contains("bind: unix")
-        );
-        assert!(
-            check_placeholder("prot", Bind::Port)
-                .unwrap_err()
-                .contains("did you mean `{port}`")
-        );
-        assert!(
-            check_placeholder("method", Bind::Port)
-                .unwrap_err()
-                .contains("there are {port}")
-        );
-    }
-
-    /// What a file means, without the machine around it. Every fault has to stand somewhere in the file.
-    fn read_text(bytes: &[u8]) -> Result<Draft, Vec<Fault>> {
-        let source = Source::decode(Path::new("/x/x.yaml"), bytes.to_vec()).map_err(|f| vec![f])?;
-        let lines = source.text.split(['\n', '\r']).count();
-        let root = super::super::raw::parse(&source).map_err(|fault| vec![fault]);
-        let draft = root.and_then(|root| read(source, root, &mut Vec::new()));
-        let faults = match &draft {
-            Ok(draft) => &draft.faults,
-            Err(faults) => faults,
-        };
-        for fault in faults {
-            if let Some(at) = fault.position {
-                assert!((1..=lines).contains(&at.line), "{fault}");
-                assert!(at.column >= 1, "{fault}");
-            }
-            let shown = fault.to_string();
-            assert!(shown.lines().count() <= 3, "{shown}");
-        }
-        draft
-    }
-
-    const EVERY_KEY: &str = include_str!("../../services/example.yaml");
-
-    #[test]
-    fn the_example_has_every_key() {
-        let draft = read_text(EVERY_KEY.as_bytes()).unwrap();
-        assert_eq!(draft.faults, []);
-        for key in SERVICE_KEYS {
-            let line = |line: &str| {
-                line.trim_start_matches("# ")
-                    .starts_with(&format!("{key}:"))
-            };
-            assert!(EVERY_KEY.lines().any(line), "{key}");
-        }
-    }
-
-    /// Large texts, made to be slow. The test is that it ends.
-    #[test]
-    fn no_large_file_takes_long() {
-        let begin = "name: x\nport: 80\nexecutable_path: x\n";
-        let fill = |head: &str, part: &str| {
-            let rest = 256 * 1024;
-            let text = format!("{begin}{head}{}", part.repeat(rest / part.len()));
-            read_text(text.as_bytes())
-        };
-        for (head, part) in [
-            ("", "zebra: 1\n"),
-            ("", "? a\n"),
-            ("", "#"),
-            ("server_name: ", "a,"),
-            ("server_name: [", "a:1,"),
-            ("server_name:\n", "- a:1\n"),
-            ("args: ", "{a}"),
-            ("args: [", "'{a}{a}{a}',"),
-            ("environment:\n", " - a\n"),
-            ("environment: {", "a: b,"),
-            ("user: ", "a\n  "),
-            ("user: \"", "\\n"),
-            ("user: |\n", " a\n"),
-            ("log: ", "a "),
-            ("user: ", "&a "),
-            ("user: ", "!a "),
-            ("a: ", "a: "),
-            ("", "\t"),
-            ("", "\"a\": "),
-        ] {
-            let read = fill(head, part);
-            assert!(
-                !matches!(&read, Ok(draft) if draft.faults.len() > 100),
-                "{head}{part}"
-            );
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(512))]
-
-        #[test]
-        fn no_bytes_do_harm(bytes in vec(any::<u8>(), 0..300)) {
-            let _ = read_text(&bytes);
-        }
-
-        #[test]
-        fn no_yaml_like_text_does_harm(text in "[-a:?,#&*!|>'\"%@`{}\\[\\]<0 \\\\\n\t\r~.é]{0,80}") {
-            let _ = read_text(text.as_bytes());
-        }
-
-        #[test]
-        fn no_typing_error_does_harm(
-            edits in vec((any::<Index>(), 0..4_usize, "[-a:,#&*!|>'\"{}\\[\\]0 \n\t~]"), 1..6)
-        ) {
-            let mut text: Vec<char> = EVERY_KEY.replace("# ", "").chars().collect();
-            for (place, removed, added) in edits {
-                let start = place.index(text.len());
-                let end = (start + removed).min(text.len());
-                text.splice(start..end, added.chars());
-            }
-            let text: String = text.into_iter().collect();
-            let _ = read_text(text.as_bytes());
         }
     }
 }

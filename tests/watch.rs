@@ -1,0 +1,334 @@
+//! The watcher over real files. Each test waits for what has to come; that something does not come is shown by a second
+//! service, whose change follows and has to be told next.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use smoothserve::config::{self, Service};
+use smoothserve::watch::Watcher;
+use tokio::sync::mpsc::Receiver;
+
+/// Long enough for any machine.
+const LIMIT: Duration = Duration::from_secs(20);
+
+const QUIET: Duration = Duration::from_millis(150);
+
+/// A folder with the services `shop`, whose files are `current/app`, `current/view` and `current/config/*.toml`, and `other`.
+struct Place {
+    dir: tempfile::TempDir,
+    services: Vec<Arc<Service>>,
+    watcher: Watcher,
+    told: Receiver<String>,
+}
+
+impl Place {
+    async fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for release in ["1", "2"] {
+            fs::create_dir_all(path(&format!("releases/{release}/view/deep"))).unwrap();
+            let app = path(&format!("releases/{release}/app"));
+            fs::write(&app, release).unwrap();
+            fs::set_permissions(app, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        symlink("releases/1", path("current")).unwrap();
+        fs::write(path("sentinel"), "").unwrap();
+        fs::set_permissions(path("sentinel"), PermissionsExt::from_mode(0o755)).unwrap();
+        fs::create_dir_all(path("conf/services")).unwrap();
+        let shop = format!(
+            "name: shop\nport: 80\nserver_name: shop\nexecutable_path: {}\n\
+             environment_file: -{}\nwatch_files: [view, config/a.toml]\ndelay_update_time: 150ms\n",
+            path("current/app").display(),
+            path("env").display()
+        );
+        fs::write(path("conf/services/shop.yaml"), shop).unwrap();
+        let other = format!(
+            "name: other\nport: 80\nserver_name: other\nexecutable_path: {}\ndelay_update_time: 150ms\n",
+            path("sentinel").display()
+        );
+        fs::write(path("conf/services/other.yaml"), other).unwrap();
+        let config = config::load(&path("conf")).unwrap_or_else(|faults| panic!("{faults}"));
+        let services = config.services.into_values().collect();
+        let (watcher, told) = Watcher::new().unwrap();
+        let mut place = Place {
+            dir,
+            services,
+            watcher,
+            told,
+        };
+        place
+            .watcher
+            .set(place.services.iter().map(|service| &**service));
+        // Both are told once, since they are new, and once more if folders were found on the way.
+        place.settle().await;
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn next(&mut self) -> String {
+        let next = tokio::time::timeout(LIMIT, self.told.recv()).await;
+        next.expect("nothing was told")
+            .expect("the watcher has ended")
+    }
+
+    /// Waits until everything that is under way has been told: a change of the other service comes last, because the
+    /// quiet times are the same.
+    async fn settle(&mut self) -> usize {
+        let mut shop = 0;
+        for _ in 0..2 {
+            fs::write(self.path("sentinel"), "x").unwrap();
+            while self.next().await == "shop" {
+                shop += 1;
+            }
+        }
+        shop
+    }
+
+    /// The change has to be told.
+    async fn tells(&mut self, what: &str, act: impl FnOnce(&Place)) {
+        act(self);
+        loop {
+            let next = tokio::time::timeout(LIMIT, self.told.recv()).await;
+            match next.unwrap_or_else(|_| panic!("{what} was not told")) {
+                Some(name) if name == "shop" => break,
+                Some(_) => {}
+                None => panic!("the watcher has ended"),
+            }
+        }
+        self.settle().await;
+    }
+
+    fn flip(&self, release: &str) {
+        symlink(format!("releases/{release}"), self.path("next")).unwrap();
+        fs::rename(self.path("next"), self.path("current")).unwrap();
+    }
+
+    fn replace(&self, file: &str, text: &str) {
+        fs::write(self.path("new"), text).unwrap();
+        fs::rename(self.path("new"), self.path(file)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn every_way_to_change_the_executable_is_told_again_and_again() {
+    let mut place = Place::new().await;
+    for _ in 0..3 {
+        place
+            .tells("a write", |place| {
+                fs::write(place.path("current/app"), "1").unwrap()
+            })
+            .await;
+        place
+            .tells("a rename", |place| place.replace("current/app", "2"))
+            .await;
+        place
+            .tells("a removal", |place| {
+                fs::remove_file(place.path("current/app")).unwrap()
+            })
+            .await;
+        place
+            .tells("a new file", |place| {
+                fs::write(place.path("current/app"), "3").unwrap()
+            })
+            .await;
+    }
+    let mode = |place: &Place| {
+        fs::set_permissions(place.path("current/app"), PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    place.tells("chmod", mode).await;
+}
+
+#[tokio::test]
+async fn a_flipped_symlink_and_what_it_leads_to_then_are_told() {
+    let mut place = Place::new().await;
+    for release in ["2", "1", "2"] {
+        place.tells("a flip", |place| place.flip(release)).await;
+        let app = format!("releases/{release}/app");
+        place
+            .tells("a write behind the flip", |place| {
+                fs::write(place.path(&app), "x").unwrap()
+            })
+            .await;
+        let page = format!("releases/{release}/view/page");
+        place
+            .tells("a page behind the flip", |place| {
+                fs::write(place.path(&page), "x").unwrap()
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn folders_on_the_way_may_be_moved_removed_and_made_anew() {
+    let mut place = Place::new().await;
+    for _ in 0..2 {
+        place
+            .tells("a folder that was moved away", |place| {
+                fs::rename(place.path("releases"), place.path("away")).unwrap();
+            })
+            .await;
+        place
+            .tells("a folder that was moved back", |place| {
+                fs::rename(place.path("away"), place.path("releases")).unwrap();
+            })
+            .await;
+        place
+            .tells("a write", |place| {
+                fs::write(place.path("releases/1/app"), "x").unwrap()
+            })
+            .await;
+        place
+            .tells("a removal of everything", |place| {
+                fs::remove_dir_all(place.path("releases")).unwrap();
+            })
+            .await;
+        place
+            .tells("a new folder", |place| {
+                fs::create_dir(place.path("releases")).unwrap()
+            })
+            .await;
+        place
+            .tells("the folder in it", |place| {
+                fs::create_dir(place.path("releases/1")).unwrap()
+            })
+            .await;
+        place
+            .tells("the file in that", |place| {
+                fs::write(place.path("releases/1/app"), "x").unwrap()
+            })
+            .await;
+        place
+            .tells("a write to it", |place| {
+                fs::write(place.path("releases/1/app"), "xy").unwrap()
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn files_and_folders_that_appear_later_are_told() {
+    let mut place = Place::new().await;
+    place
+        .tells("the environment file", |place| {
+            fs::write(place.path("env"), "A=1").unwrap()
+        })
+        .await;
+    place
+        .tells("a watched file with its folder", |place| {
+            fs::create_dir(place.path("current/config")).unwrap();
+            fs::write(place.path("current/config/a.toml"), "").unwrap();
+        })
+        .await;
+    place
+        .tells("a write", |place| {
+            fs::write(place.path("current/config/a.toml"), "x").unwrap()
+        })
+        .await;
+    place
+        .tells("a tree of folders", |place| {
+            fs::create_dir_all(place.path("current/view/a/b/c")).unwrap();
+            fs::write(place.path("current/view/a/b/c/page"), "").unwrap();
+        })
+        .await;
+    place
+        .tells("a write deep in it", |place| {
+            fs::write(place.path("current/view/a/b/c/page"), "x").unwrap();
+        })
+        .await;
+    place
+        .tells("the service's file", |place| {
+            let file = place.path("conf/services/shop.yaml");
+            let text = fs::read_to_string(&file).unwrap();
+            place.replace("conf/services/shop.yaml", &(text + "instance_count: 2\n"));
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_burst_is_told_once_and_only_when_it_is_over() {
+    let mut place = Place::new().await;
+    let mut file = fs::File::create(place.path("current/app")).unwrap();
+    for _ in 0..2000 {
+        file.write_all(b"x").unwrap();
+        fs::write(place.path("current/view/page"), "x").unwrap();
+    }
+    // Changes during the quiet time start it again. On a machine that stands still in between, it may be over rightly.
+    let mut last = Instant::now();
+    let mut stalled = false;
+    let mut ticks = tokio::time::interval(QUIET / 5);
+    for _ in 0..15 {
+        ticks.tick().await;
+        stalled |= last.elapsed() >= QUIET;
+        assert!(stalled || place.told.try_recv().is_err());
+        file.write_all(b"x").unwrap();
+        last = Instant::now();
+    }
+    assert_eq!(place.next().await, "shop");
+    assert!(stalled || last.elapsed() >= QUIET);
+    assert!(stalled || place.settle().await == 0);
+}
+
+#[tokio::test]
+async fn what_is_no_change_is_not_told() {
+    let mut place = Place::new().await;
+    fs::read(place.path("current/app")).unwrap();
+    fs::write(place.path("current/unrelated"), "x").unwrap();
+    fs::create_dir(place.path("releases/3")).unwrap();
+    assert_eq!(place.settle().await, 0);
+}
+
+#[tokio::test]
+async fn declaring_again_tells_only_what_is_new() {
+    let mut place = Place::new().await;
+    let declare = |place: &Place, wanted: &[&str]| {
+        let wanted = place
+            .services
+            .iter()
+            .filter(|s| wanted.contains(&s.name.as_str()));
+        place.watcher.set(wanted.map(|service| &**service));
+    };
+    declare(&place, &["shop", "other"]);
+    assert_eq!(place.settle().await, 0);
+    declare(&place, &["other"]);
+    fs::write(place.path("current/app"), "x").unwrap();
+    assert_eq!(place.settle().await, 0);
+    declare(&place, &["shop", "other"]);
+    assert_eq!(place.next().await, "shop");
+    place.settle().await;
+    place
+        .tells("a write", |place| {
+            fs::write(place.path("current/app"), "xy").unwrap()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn dropping_the_watcher_ends_it() {
+    let Place {
+        watcher, mut told, ..
+    } = Place::new().await;
+    drop(watcher);
+    let end = tokio::time::timeout(LIMIT, async { while told.recv().await.is_some() {} }).await;
+    assert!(end.is_ok());
+}
+
+/// A folder that may be passed through but not read cannot be watched, except by root; it is looked at regularly then.
+#[tokio::test]
+async fn a_folder_that_cannot_be_watched_hides_no_change() {
+    let mut place = Place::new().await;
+    fs::create_dir(place.path("current/config")).unwrap();
+    fs::write(place.path("current/config/a.toml"), "").unwrap();
+    let locked = PermissionsExt::from_mode(0o311);
+    fs::set_permissions(place.path("current/config"), locked).unwrap();
+    assert_eq!(place.next().await, "shop");
+    place.settle().await;
+    let write = |place: &Place| fs::write(place.path("current/config/a.toml"), "x").unwrap();
+    place.tells("a write", write).await;
+}
