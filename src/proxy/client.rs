@@ -114,8 +114,8 @@ impl Client {
             if self.stream.poll_read_ready(cx).is_ready() {
                 return Poll::Ready(true);
             }
-            let over = drained.as_mut().poll(cx).is_ready()
-                || self.timer.poll_expired(cx).is_ready();
+            let over =
+                drained.as_mut().poll(cx).is_ready() || self.timer.poll_expired(cx).is_ready();
             match over {
                 // The reactor may not have heard of a request that is there already.
                 true => Poll::Ready(!self.stream.is_quiet()),
@@ -235,7 +235,7 @@ impl Client {
             .service
             .as_ref()
             .map_or("", |service| service.name());
-        if error.is_ours() {
+        if error.is_failure() {
             tracing::warn!(service, client_addr = %self.peer, %error, "RequestFailed");
         } else {
             tracing::debug!(service, client_addr = %self.peer, %error, "RequestRefused");
