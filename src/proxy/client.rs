@@ -287,3 +287,6 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
