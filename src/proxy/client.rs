@@ -235,7 +235,7 @@ impl Client {
             .service
             .as_ref()
             .map_or("", |service| service.name());
-        if error.is_ours() {
+        if error.is_failure() {
             tracing::warn!(service, client_addr = %self.peer, %error, "RequestFailed");
         } else {
             tracing::debug!(service, client_addr = %self.peer, %error, "RequestRefused");
@@ -287,3 +287,6 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,9 +90,13 @@ impl ProxyError {
         }
     }
 
-    /// Whether it is the service that failed, not the client.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.status().0 >= 500 && !matches!(self, ProxyError::Refused(_))
+    /// Whether the service has failed: neither was it the client's fault, nor was it meant to be so.
+    pub(crate) fn is_failure(&self) -> bool {
+        let meant = matches!(
+            self,
+            ProxyError::Refused(_) | ProxyError::NoEndpoint(NoEndpoint::Stopped)
+        );
+        self.status().0 >= 500 && !meant
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) async fn forward(
                 search.only_new_connections = true;
             }
             End::Failed(error) => {
-                if error.is_ours() {
+                if error.is_failure() {
                     lease.claim.count_failure();
                 }
                 return Err(error);

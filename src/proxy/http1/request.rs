@@ -213,6 +213,8 @@ fn refusal(error: httparse::Error, bytes: &[u8]) -> Refusal {
             let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or(bytes);
             let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or(line);
             match version.trim_ascii_end().strip_prefix(b"HTTP/") {
+                // One that is known stands where none was expected.
+                Some(b"1.0" | b"1.1") => Refusal::Bad("request line"),
                 Some([b'0'..=b'9', b'.', b'0'..=b'9']) => Refusal::Version,
                 _ => Refusal::Bad("request line"),
             }
@@ -356,6 +358,7 @@ mod tests {
             "GET /a#b HTTP/1.1",
             "GET  / HTTP/1.1",
             "GET /",
+            "GET /a b HTTP/1.1",
             "GET / HTTP/1",
             "GET / HTTPS/1.1",
         ] {

@@ -1,0 +1,210 @@
+//! The limits of time, with time that passes by itself whenever nothing else happens.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::*;
+use crate::ipc::{Address, EndpointId, Host, ListenerId, Probe, Route};
+use crate::proxy::endpoint::{Endpoint, Spec};
+use crate::proxy::listener::Routes;
+use crate::proxy::router::Router;
+use crate::proxy::service::Service;
+use crate::proxy::threads::{Reporter, Threads};
+
+/// A client and a silent instance; `None` for a service without one.
+struct Fixture {
+    client: TcpStream,
+    instance: Option<TcpListener>,
+    begin: Instant,
+}
+
+impl Fixture {
+    /// The connection is served by a task of its own; there must be a `LocalSet`.
+    async fn new(with_instance: bool) -> Fixture {
+        let any = ([127, 0, 0, 1], 0);
+        let (report, _) = mpsc::unbounded_channel();
+        let reporter = Reporter::new(0, report);
+        let instance = match with_instance {
+            true => Some(TcpListener::bind(SocketAddr::from(any)).await.unwrap()),
+            false => None,
+        };
+        let endpoints = instance.iter().map(|socket| {
+            let address = Address::Tcp(socket.local_addr().unwrap());
+            let spec = Spec::new(EndpointId(1), address, Probe::Connect, 1);
+            Rc::new(Endpoint::new(spec.into(), reporter.clone()))
+        });
+        let service = Rc::new(Service::new("shop".to_owned()));
+        service.update(true, endpoints.collect());
+        let route = Route {
+            host: Host::Any,
+            path: "/".to_owned(),
+            service: 0,
+        };
+        let routes = Routes {
+            router: Router::try_new(&[route]).unwrap().into(),
+            services: [service].into(),
+        };
+        let socket = TcpListener::bind(SocketAddr::from(any)).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Rc::new(Listener::new(ListenerId(1), address, routes));
+        let threads = Threads::new(vec![mpsc::unbounded_channel().0], 1);
+        let thread = Rc::new(Thread::new(threads.into(), reporter));
+        let client = TcpStream::connect(address).await.unwrap();
+        let (stream, peer) = socket.accept().await.unwrap();
+        tokio::task::spawn_local(serve(stream, peer, listener, thread));
+        Fixture {
+            client,
+            instance,
+            begin: Instant::now(),
+        }
+    }
+
+    async fn send(&mut self, bytes: &str) {
+        self.client.write_all(bytes.as_bytes()).await.unwrap();
+    }
+
+    /// What the instance gets, and its end of the connection.
+    async fn receive_request(&self) -> TcpStream {
+        let socket = self.instance.as_ref().unwrap();
+        let (mut stream, _) = socket.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        stream
+    }
+
+    /// All that the client gets until its connection is closed, and after how many seconds that was.
+    async fn receive_all(&mut self) -> (String, u64) {
+        let mut bytes = Vec::new();
+        self.client.read_to_end(&mut bytes).await.unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        (text, self.begin.elapsed().as_secs())
+    }
+}
+
+async fn local<F: Future>(test: F) -> F::Output {
+    tokio::task::LocalSet::new().run_until(test).await
+}
+
+fn status(response: &str) -> &str {
+    response.get(9..12).unwrap_or(response)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_is_closed_without_a_word() {
+    local(async {
+        let mut fixture = Fixture::new(true).await;
+        assert_eq!(fixture.receive_all().await, (String::new(), 60));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_has_begun_has_15_seconds_however_it_drips() {
+    local(async {
+        let mut fixture = Fixture::new(true).await;
+        fixture.send("GET / HTTP/1.1\r\n").await;
+        for _ in 0..14 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fixture.send("A: b\r\n").await;
+        }
+        let (response, seconds) = fixture.receive_all().await;
+        assert_eq!((status(&response), seconds), ("408", 15));
+        assert!(response.contains("\r\nConnection: close\r\n"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_has_60_seconds_to_respond() {
+    local(async {
+        let mut fixture = Fixture::new(true).await;
+        fixture.send("GET / HTTP/1.0\r\n\r\n").await;
+        let _silent = fixture.receive_request().await;
+        let (response, seconds) = fixture.receive_all().await;
+        assert_eq!((status(&response), seconds), ("504", 60));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_may_take_long_but_not_stand_still() {
+    local(async {
+        let mut fixture = Fixture::new(true).await;
+        fixture
+            .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
+            .await;
+        let _silent = fixture.receive_request().await;
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            fixture.send("x").await;
+        }
+        let (response, seconds) = fixture.receive_all().await;
+        assert_eq!((status(&response), seconds), ("408", 310));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_stands_still_is_cut_off() {
+    local(async {
+        let mut fixture = Fixture::new(true).await;
+        fixture.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut instance = fixture.receive_request().await;
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
+        instance.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            instance.write_all(b"x").await.unwrap();
+        }
+        let (response, seconds) = fixture.receive_all().await;
+        assert_eq!((response, seconds), (format!("{head}xxxxx"), 310));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_cut_off() {
+    local(async {
+        let fixture = Fixture::new(true).await;
+        let mut client = fixture.client;
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        let socket = fixture.instance.unwrap();
+        let (mut instance, _) = socket.accept().await.unwrap();
+        instance
+            .write_all(b"HTTP/1.1 200 OK\r\n\r\n")
+            .await
+            .unwrap();
+        // Until the buffers are full, and then until the connection ends.
+        while instance.write_all(&[0; 64 << 10]).await.is_ok() {}
+        assert_eq!(fixture.begin.elapsed().as_secs(), 60);
+        let mut received = Vec::new();
+        let end = client.read_to_end(&mut received).await;
+        assert!(
+            end.is_err(),
+            "a reset, since the response would end with the connection"
+        );
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_an_instance_is_held_for_10_seconds() {
+    local(async {
+        let mut fixture = Fixture::new(false).await;
+        fixture.send("GET / HTTP/1.0\r\n\r\n").await;
+        let (response, seconds) = fixture.receive_all().await;
+        assert_eq!((status(&response), seconds), ("503", 10));
+        assert!(response.contains("\r\nRetry-After: 1\r\n"));
+    })
+    .await;
+}
+
+#[test]
+fn an_idle_connection_is_small() {
+    // What lies in memory for each idle connection beside the socket and its timer.
+    assert!(size_of::<Client>() <= 200, "{}", size_of::<Client>());
+}

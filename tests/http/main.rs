@@ -1,0 +1,11 @@
+//! HTTP through the real worker process, to the byte.
+
+#[path = "../worker/kit.rs"]
+#[allow(dead_code)]
+mod kit;
+mod messages;
+mod peers;
+mod races;
+mod refusals;
+mod retries;
+mod transfer;

@@ -1,0 +1,249 @@
+//! The lines of the list of races that concern a request and its response.
+
+use std::time::Instant;
+
+use smoothserve::ipc::EndpointId;
+
+use crate::peers::Stage;
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+const ONE: EndpointId = EndpointId(1);
+
+fn upload(method: &str, length: usize, fields: &str) -> String {
+    format!("{method} / HTTP/1.1\r\nHost: a.example\r\nContent-Length: {length}\r\n{fields}\r\n")
+}
+
+#[tokio::test]
+async fn race_10_an_instance_is_in_use_until_the_upload_ends() {
+    let mut stage = Stage::new(1).await;
+    let mut client = stage.send(upload("POST", 10, "")).await;
+    client.send("12345").await;
+    let mut instance = stage.accept().await;
+    instance.receive_until("12345").await;
+    instance.send(OK).await;
+    assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+    // The response is complete, the request is not.
+    stage.manager.wait_for_in_flight(ONE, 1).await;
+    client.send("67890").await;
+    assert_eq!(instance.receive_until("67890").await, "67890");
+    stage.manager.wait_for_in_flight(ONE, 0).await;
+    // And both connections go on.
+    client
+        .send("GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .await;
+    assert!(instance.receive_head().await.starts_with("GET /next "));
+}
+
+#[tokio::test]
+async fn race_10_a_half_sent_body_is_replayed_only_from_the_buffer() {
+    let mut stage = Stage::new(1).await;
+    // Small enough to be kept: both halves reach the second instance.
+    let mut client = stage.send(upload("PUT", 10, "")).await;
+    client.send("12345").await;
+    let mut instance = stage.accept().await;
+    instance.receive_until("12345").await;
+    instance.reset();
+    let mut instance = stage.accept().await;
+    instance.receive_until("\r\n\r\n12345").await;
+    client.send("67890").await;
+    instance.receive_until("67890").await;
+    drop(instance);
+    assert!(
+        client.receive_head().await.starts_with("HTTP/1.1 502 "),
+        "only once"
+    );
+    // Too large to be kept, and a method that must not be repeated.
+    let sent = "x".repeat(100_000);
+    for (method, sent) in [("PUT", sent.as_str()), ("POST", "x")] {
+        let mut client = stage.send(upload(method, 200_000, "")).await;
+        client.send(sent).await;
+        let mut instance = stage.accept().await;
+        instance.receive_until(sent).await;
+        instance.reset();
+        let head = client.receive_head().await;
+        assert!(head.starts_with("HTTP/1.1 502 "), "{method}: {head}");
+        assert!(head.contains("\r\nConnection: close\r\n"));
+    }
+}
+
+#[tokio::test]
+async fn race_11_the_instance_says_whether_it_wants_the_body() {
+    let mut stage = Stage::new(1).await;
+    let expecting = upload("POST", 5, "Expect: 100-continue\r\n");
+    let mut client = stage.send(&expecting).await;
+    let mut instance = stage.accept().await;
+    assert!(
+        instance
+            .receive_head()
+            .await
+            .contains("\r\nExpect: 100-continue\r\n")
+    );
+    instance.send("HTTP/1.1 100 Continue\r\n\r\n").await;
+    assert_eq!(client.receive_head().await, "HTTP/1.1 100 Continue\r\n\r\n");
+    client.send("hello").await;
+    assert_eq!(instance.receive_until("hello").await, "hello");
+    instance.send(OK).await;
+    assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+
+    // It does not: the client is told so, and the request ends unfinished.
+    client.send(&expecting).await;
+    instance.receive_head().await;
+    instance
+        .send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    assert_eq!(
+        client.receive_rest().await,
+        "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    assert_eq!(instance.receive_all().await.0, "");
+}
+
+#[tokio::test]
+async fn race_11_a_client_does_not_wait_for_ever() {
+    let mut stage = Stage::new(1).await;
+    let mut client = stage
+        .send(upload("POST", 5, "Expect: 100-continue\r\n"))
+        .await;
+    let mut instance = stage.accept().await;
+    instance.receive_head().await;
+    let begin = Instant::now();
+    assert_eq!(client.receive_head().await, "HTTP/1.1 100 Continue\r\n\r\n");
+    assert!(
+        begin.elapsed().as_millis() > 500,
+        "the instance was asked first"
+    );
+    client.send("hello").await;
+    assert_eq!(instance.receive_until("hello").await, "hello");
+    // Its own permission comes too late to be of use.
+    instance
+        .send(format!("HTTP/1.1 100 Continue\r\n\r\n{OK}"))
+        .await;
+    assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+}
+
+#[tokio::test]
+async fn race_11_a_client_that_does_not_wait_is_not_kept_waiting() {
+    let mut stage = Stage::new(1).await;
+    let request = upload("POST", 5, "Expect: 100-continue\r\n") + "hello";
+    let mut client = stage.send(request).await;
+    let mut instance = stage.accept().await;
+    instance.receive_until("hello").await;
+    instance.send(OK).await;
+    assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+}
+
+#[tokio::test]
+async fn race_12_an_early_response_survives_the_unread_body() {
+    let mut stage = Stage::new(1).await;
+    let length = 100 << 20;
+    let mut client = stage.send(upload("POST", length, "")).await;
+    client.send("x".repeat(1000)).await;
+    let mut instance = stage.accept().await;
+    instance.receive_head().await;
+    instance
+        .send(
+            "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 4\r\n\r\nmuch",
+        )
+        .await;
+    // The instance closes with most of the request unread, so its kernel resets the connection.
+    drop(instance);
+    // The client goes on writing for as long as it is let, and only then reads.
+    let (mut reading, mut writing) = client.stream.into_split();
+    let writer = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        let block = vec![b'x'; 64 << 10];
+        let mut written = 0;
+        while written < length && writing.write_all(&block).await.is_ok() {
+            written += block.len();
+        }
+        written
+    });
+    let mut response = Vec::new();
+    while !response.ends_with(b"much") {
+        use tokio::io::AsyncReadExt;
+        let read = tokio::time::timeout(crate::kit::PATIENCE, reading.read_buf(&mut response));
+        assert_ne!(
+            read.await.unwrap().expect("the response is not destroyed"),
+            0
+        );
+    }
+    assert_eq!(
+        String::from_utf8(response).unwrap(),
+        "HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nmuch"
+    );
+    let written = writer.await.unwrap();
+    assert!(
+        written < length,
+        "the rest was read within bounds, not to its end"
+    );
+}
+
+#[tokio::test]
+async fn race_12_a_response_may_come_while_the_request_goes_on() {
+    let mut stage = Stage::new(1).await;
+    let mut client = stage
+        .send("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
+    let mut instance = stage.accept().await;
+    instance.receive_head().await;
+    instance
+        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
+    client.receive_head().await;
+    for word in ["one", "two", "three"] {
+        let chunk = format!("{:x}\r\n{word}\r\n", word.len());
+        client.send(&chunk).await;
+        assert_eq!(instance.receive_until(&chunk).await, chunk);
+        instance.send(&chunk).await;
+        assert_eq!(client.receive_until(&chunk).await, chunk);
+    }
+    instance.send("0\r\n\r\n").await;
+    client.receive_until("0\r\n\r\n").await;
+    client.send("0\r\n\r\n").await;
+    instance.receive_until("0\r\n\r\n").await;
+    client
+        .send("GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .await;
+    assert!(instance.receive_head().await.starts_with("GET /next "));
+}
+
+#[tokio::test]
+async fn a_client_that_has_closed_its_side_gets_its_response() {
+    let mut stage = Stage::new(1).await;
+    let mut client = stage.connect().await;
+    client.send_last(upload("POST", 5, "") + "hello").await;
+    let mut instance = stage.accept().await;
+    instance.receive_until("hello").await;
+    // The end of the client's side has long arrived when the instance answers.
+    stage.manager.wait_for_in_flight(ONE, 1).await;
+    instance.send(OK).await;
+    assert_eq!(client.receive_rest().await, OK);
+}
+
+#[tokio::test]
+async fn a_client_that_resets_takes_its_request_back() {
+    let mut stage = Stage::new(1).await;
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n".to_owned(),
+        upload("POST", 10, "") + "hello",
+    ] {
+        let client = stage.send(&request).await;
+        let mut instance = stage.accept().await;
+        instance.receive_head().await;
+        client.reset();
+        instance.receive_all().await;
+        stage.manager.wait_for_in_flight(ONE, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_resets_while_it_waits_for_an_instance_is_forgotten() {
+    let mut stage = Stage::new(0).await;
+    let client = stage
+        .send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .await;
+    stage.manager.wait_for_connections(1).await;
+    client.reset();
+    stage.manager.wait_for_connections(0).await;
+}

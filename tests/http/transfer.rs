@@ -1,0 +1,185 @@
+//! Bodies of all sizes through the worker, with hyper on both sides, every byte compared.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::kit;
+use smoothserve::ipc::EndpointState::Active;
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// Bytes that tell their place.
+fn pattern(length: usize) -> Bytes {
+    let mut state = length as u64 ^ 0x9E37_79B9_7F4A_7C15;
+    let mut bytes = vec![0; length];
+    for word in bytes.chunks_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
+    }
+    bytes.into()
+}
+
+/// A body with a length, or one in chunks with a trailer.
+fn body(length: usize, chunked: bool) -> Body {
+    let bytes = pattern(length);
+    if !chunked {
+        return Full::new(bytes).boxed();
+    }
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-length", length.into());
+    let mut rest = bytes;
+    let mut size = 1;
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        frames.push(rest.split_to(size.min(rest.len())));
+        // From single bytes to chunks that are larger than any buffer.
+        size = if size > 400_000 { 1 } else { size * 3 };
+    }
+    let frames = frames.into_iter().map(Frame::data);
+    let frames = frames.chain([Frame::trailers(trailers)]);
+    Frames(frames).boxed()
+}
+
+/// A body of frames that are there already.
+struct Frames<I>(I);
+
+impl<I: Iterator<Item = Frame<Bytes>> + Unpin> hyper::body::Body for Frames<I> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.next().map(Ok))
+    }
+}
+
+/// `POST /<length of the request's body>/<length of the response's>/<chunked?>`
+async fn echo(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let parts: Vec<String> = request.uri().path().split('/').map(str::to_owned).collect();
+    let sent: usize = parts[1].parse().unwrap();
+    let wanted: usize = parts[2].parse().unwrap();
+    let chunked = parts[3] == "chunked";
+    let received = request.into_body().collect().await.unwrap();
+    let trailer = received
+        .trailers()
+        .and_then(|trailers| trailers.get("x-length"));
+    let trailer_is_right = !chunked || trailer.is_some_and(|value| value == &sent.to_string());
+    let is_right = trailer_is_right && received.to_bytes() == pattern(sent);
+    let response = Response::builder()
+        .status(if is_right { 200 } else { 422 })
+        .header("trailer", "x-length")
+        .body(body(wanted, chunked));
+    Ok(response.unwrap())
+}
+
+async fn instance() -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = socket.accept().await.unwrap();
+            let serving = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service_fn(echo));
+            tokio::spawn(serving);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn bodies_of_all_sizes_arrive_unchanged_both_ways() {
+    let worker = kit::Worker::start_with(&["--threads", "2"]);
+    let mut manager = worker.connect().await;
+    let (socket, address) = kit::listen();
+    manager.send_listener(1, &socket).await;
+    let endpoint = smoothserve::ipc::Endpoint {
+        id: smoothserve::ipc::EndpointId(1),
+        address: smoothserve::ipc::Address::Tcp(instance().await),
+        state: Active,
+        probe: smoothserve::ipc::Probe::Connect,
+    };
+    let services = vec![kit::service("shop", vec![endpoint])];
+    let listeners = vec![kit::listener(1, address, 0)];
+    manager.apply(&kit::table(1, listeners, services)).await;
+
+    let sizes = [
+        0,
+        1,
+        100,
+        8_191,
+        16_383,
+        16_384,
+        65_536,
+        131_073,
+        1 << 20,
+        20 << 20,
+    ];
+    let mut clients = tokio::task::JoinSet::new();
+    for chunked in [false, true] {
+        clients.spawn(async move {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
+                    .await
+                    .unwrap();
+            tokio::spawn(connection);
+            let kind = if chunked { "chunked" } else { "length" };
+            for (up, down) in pairs(&sizes) {
+                let request = Request::post(format!("/{up}/{down}/{kind}"))
+                    .header("host", "a.example")
+                    .header("trailer", "x-length")
+                    .header("te", "trailers")
+                    .header("connection", "te")
+                    .body(body(up, chunked))
+                    .unwrap();
+                sender.ready().await.unwrap();
+                let response = sender.send_request(request).await.unwrap();
+                assert_eq!(response.status(), 200, "{up} {down} {kind}");
+                let received = response.into_body().collect().await.unwrap();
+                if chunked {
+                    let trailers = received.trailers().expect("trailers pass");
+                    assert_eq!(trailers["x-length"], down.to_string());
+                }
+                assert!(received.to_bytes() == pattern(down), "{up} {down} {kind}");
+            }
+        });
+    }
+    clients.join_all().await;
+    let peak = peak_memory(worker.pid());
+    assert!(
+        peak < 64 << 20,
+        "streamed, not collected: {peak} bytes at most"
+    );
+}
+
+/// Every size in each direction, the large ones beside small ones.
+fn pairs(sizes: &[usize]) -> Vec<(usize, usize)> {
+    let reversed = sizes.iter().rev();
+    let opposite = sizes.iter().zip(reversed).map(|(&up, &down)| (up, down));
+    let equal = sizes.iter().map(|&size| (size, size));
+    opposite.chain(equal).collect()
+}
+
+fn peak_memory(process: rustix::process::Pid) -> usize {
+    let status = format!("/proc/{}/status", process.as_raw_nonzero());
+    let status = std::fs::read_to_string(status).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .unwrap();
+    let kilobytes: usize = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kilobytes << 10
+}
