@@ -206,14 +206,20 @@ impl Manager {
         }
         self.listeners.adopt(bound, &wanted);
         self.start_worker();
-        let plans = config.services.values().filter_map(|spec| {
-            Service::new(spec.clone())
-                .plan(spec, Reason::Reload)
-                .inspect_err(|error| tracing::error!(service = spec.name, error = %error, "service not started"))
-                .ok()
-        });
-        let plans = plans.collect();
+        let mut plans = Vec::new();
+        let mut failures = Vec::new();
+        for spec in config.services.values() {
+            match Service::new(spec.clone()).plan(spec, Reason::Reload) {
+                Ok(plan) => plans.push(plan),
+                Err(error) => failures.push((spec.name.clone(), error)),
+            }
+        }
         self.adopt(config, plans);
+        for (name, error) in failures {
+            if let Some(service) = self.services.get_mut(&name) {
+                service.not_started(&error);
+            }
+        }
     }
 
     async fn run(

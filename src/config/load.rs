@@ -23,7 +23,8 @@ pub fn load(dir: &Path) -> Result<Config, Faults> {
     }
 }
 
-/// Reads what is good in a folder, and says all that is wrong. Of two services that are in each other's way, the one
+/// Reads what is good in a folder, and says all that is wrong. A service that only lacks something on the machine, such
+/// as its executable, is among the good: that may still appear. Of two services that are in each other's way, the one
 /// whose file comes first by name is kept.
 pub fn load_partial(dir: &Path) -> (Config, Faults) {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
@@ -165,7 +166,7 @@ fn read_service(
     for (key, message) in machine::missing(&draft.service, &global.default_user) {
         let at = draft.mark(key);
         if draft.service.enabled {
-            draft.faults.push(draft.source.fault(at, message));
+            draft.missing.push(draft.source.fault(at, message));
         } else {
             notes.push(format!("{}:{}: {message}", file.display(), at.line));
         }
@@ -197,7 +198,8 @@ fn select(drafts: Vec<Draft>, faults: &mut Vec<Fault>) -> Vec<Draft> {
         }
     }
     let mut selected = Vec::new();
-    for (draft, good) in drafts.into_iter().zip(good) {
+    for (mut draft, good) in drafts.into_iter().zip(good) {
+        faults.append(&mut draft.missing);
         if good {
             selected.push(draft);
         } else {

@@ -56,8 +56,10 @@ pub(super) struct Draft {
     /// Where the values stand.
     marks: BTreeMap<&'static str, Position>,
     pub(super) source: Source,
-    /// In this file alone, and against the machine.
+    /// In this file alone.
     pub(super) faults: Vec<Fault>,
+    /// What the machine lacks for it at the moment, such as its executable.
+    pub(super) missing: Vec<Fault>,
 }
 
 impl Draft {
@@ -96,6 +98,7 @@ pub(super) fn read(
             marks,
             source,
             faults,
+            missing: Vec::new(),
         }),
         None => Err(faults),
     }

@@ -79,12 +79,18 @@ impl Manager {
                 parts.push((name.clone(), Goal::Stopped));
             }
         }
+        for (name, spec) in &self.config.services {
+            if !self.services.contains_key(name) {
+                self.services
+                    .insert(name.clone(), Service::new(spec.clone()));
+            }
+        }
         for plan in plans {
             let name = plan.spec().name.clone();
             let service = self
                 .services
-                .entry(name.clone())
-                .or_insert_with(|| Service::new(plan.spec().clone()));
+                .get_mut(&name)
+                .expect("all configured services are there");
             if let Some(goal) = service.apply(plan, &mut self.world) {
                 parts.push((name, goal));
             }

@@ -51,6 +51,10 @@ fn read_environment_file(process: &config::Process) -> io::Result<BTreeMap<Strin
     match &process.environment_file {
         None => Ok(BTreeMap::new()),
         Some(path) => {
+            let missing_is_fine = process.environment_file_optional && !path.exists();
+            if missing_is_fine {
+                return Ok(BTreeMap::new());
+            }
             let text = std::fs::read(path).map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", path.display()))
             })?;

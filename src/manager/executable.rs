@@ -19,7 +19,9 @@ pub struct Executable {
 impl Executable {
     /// Resolves the symlinks and opens what is there now.
     pub fn open(path: &Path) -> io::Result<Executable> {
-        let resolved = path.canonicalize()?;
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let resolved = path.canonicalize().map_err(named)?;
         let file = rustix::fs::open(&resolved, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let owner = rustix::fs::fstat(&file)?.st_uid;
         Ok(Executable {

@@ -195,6 +195,15 @@ impl Service {
         })
     }
 
+    /// It is configured, but what is on disk cannot be started. It is looked at again when that changes.
+    pub fn not_started(&mut self, error: &std::io::Error) {
+        tracing::error!(service = self.spec.name, error = %error, "service not started");
+        self.last_error = Some(status::Failure {
+            at: SystemTime::now(),
+            message: error.to_string(),
+        });
+    }
+
     /// Drains and stops all instances. `removed`: and the service with them.
     pub fn stop(&mut self, removed: bool, world: &mut World) {
         self.removed |= removed;
@@ -605,6 +614,10 @@ impl Service {
             .iter()
             .filter(|instance| instance.is_ready())
             .count();
+        let never_started = self.spec.enabled && self.last_generation == 0;
+        if never_started && self.last_error.is_some() {
+            return ServiceState::Failed;
+        }
         if !desired.running {
             return if self.instances.is_empty() {
                 ServiceState::Stopped
