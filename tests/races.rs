@@ -199,7 +199,7 @@ fn worker(server: &Smoothserve) -> Option<processes::Process> {
     let below = processes::descendants(server.pid());
     below
         .into_iter()
-        .find(|process| process.command.ends_with(" proxy"))
+        .find(|process| process.command.contains(" proxy"))
 }
 
 /// An instance is in use until the upload to it has ended.
