@@ -56,8 +56,8 @@ use crate::watch::Watcher;
 /// How long idle client connections are kept open for one more request when smoothserve ends.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
 
-/// A worker that starts and dies at once is not started again sooner than this.
-const WORKER_RETRY: Duration = Duration::from_secs(1);
+/// A worker that lived shorter than this has failed at its start; the next one waits a little.
+const WORKER_START: Duration = Duration::from_secs(1);
 
 /// What the manager is told on its command line.
 #[derive(Debug, Clone)]
@@ -128,6 +128,8 @@ struct Manager {
     worker: Option<Worker>,
     worker_generation: u32,
     worker_started: Instant,
+    /// Workers in a row that failed at their start.
+    worker_failures: u32,
     /// As last sent.
     table: Table,
     world: World,
@@ -146,7 +148,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let _lock = run_dir::prepare(&options.run_dir)?;
         let (handle, requests, snapshots) = Handle::new();
         let private_socket = options.run_dir.join("bus");
-        let _served = dbus::serve(handle, &private_socket, options.bus).await?;
+        dbus::serve(handle, &private_socket, options.bus).await?;
         let (reports, events) = mpsc::unbounded_channel();
         let mut manager = Manager::new(options, snapshots, reports)?;
         manager.boot();
@@ -186,6 +188,7 @@ impl Manager {
             worker: None,
             worker_generation: 0,
             worker_started: Instant::now(),
+            worker_failures: 0,
             table: Table::default(),
             watcher,
             snapshots,
@@ -258,7 +261,8 @@ impl Manager {
             Event::Worker(generation, _) if generation != self.worker_generation => {}
             Event::Worker(_, worker::Event::Says(message)) => self.worker_says(message),
             Event::Worker(_, worker::Event::Gone(ending)) => self.worker_gone(&ending),
-            Event::WorkerDue => self.start_worker(),
+            Event::WorkerDue if self.phase == Phase::Serving => self.start_worker(),
+            Event::WorkerDue => {}
             Event::FilesChanged(service) => self.files_changed(&service),
             Event::SaidReady(pid) => self.said_ready(pid),
         }
@@ -324,8 +328,14 @@ impl Manager {
         self.worker = None;
         if self.phase == Phase::Serving {
             tracing::error!(error = ending, "worker ended, starting another");
+            if self.worker_started.elapsed() >= WORKER_START {
+                self.worker_failures = 0;
+                self.start_worker();
+                return;
+            }
+            self.worker_failures += 1;
+            let wait = backoff::delay(self.worker_failures, self.worker_generation.into());
             let reports = self.world.reports.clone();
-            let wait = WORKER_RETRY.saturating_sub(self.worker_started.elapsed());
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(wait).await;
                 let _ = reports.send(Event::WorkerDue);

@@ -165,12 +165,17 @@ async fn requests_wait_while_no_instance_is_ready() {
     scene.server.stop().await;
 }
 
-/// A request that never ends does not hold a restart up for longer than `drain_timeout`.
+/// A request that never ends does not hold a restart up for longer than `drain_timeout`. Not being idempotent, it is not
+/// tried again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_without_an_end_is_cut_off_after_the_drain_time() {
     let scene = Scene::new("drain_timeout: 1s\n").await;
     let address = local(scene.port);
-    let stalled = tokio::spawn(async move { get(address, "shop.example", "/stall").await });
+    let stalled = tokio::spawn(async move {
+        let mut connection = Connection::open(address, "shop.example").await?;
+        let request = Request::post("/stall", Pattern::new(1), 10);
+        connection.exchange(&request).await
+    });
     let busy = |shop: &Service| shop.instances[0].in_flight == 1;
     scene
         .server

@@ -121,7 +121,7 @@ fn named(name: &str) -> Result<User, IdentityError> {
 /// Files may belong to a number that has no name, as in containers.
 fn by_number(uid: u32) -> Result<User, IdentityError> {
     let uid = Uid::from_raw(uid);
-    Ok(User::from_uid(uid)?.ok_or_else(|| IdentityError::NoUser(uid.to_string()))?)
+    User::from_uid(uid)?.ok_or_else(|| IdentityError::NoUser(uid.to_string()))
 }
 
 fn group(name: &str) -> Result<Gid, IdentityError> {
