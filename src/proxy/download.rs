@@ -16,6 +16,9 @@ use super::stream::Stream;
 /// Bytes of a response's head.
 const LONGEST_HEAD: usize = 64 << 10;
 
+/// What a head may gain on its way, roughly.
+const ADDED: usize = 64;
+
 /// Interim responses to one request.
 const MOST_INTERIMS: u32 = 32;
 
@@ -175,6 +178,7 @@ fn translate(
         return Err(Malformed("head too large"));
     }
     let size = head.size;
+    out.reserve(size + ADDED);
     let translated = match head.is_interim() {
         true => translate_interim(flow, &head, reply, out)?,
         false => translate_final(flow, &head, reply, closing, out),

@@ -9,6 +9,7 @@ use super::http1::{Refusal, RequestHead, slots};
 use super::listener::Listener;
 use super::service::Service;
 use super::upload::Outgoing;
+use crate::ipc::EndpointId;
 
 /// Bytes of a request's head.
 pub(crate) const LONGEST_HEAD: usize = 32 << 10;
@@ -20,11 +21,18 @@ const ADDED: usize = 192;
 pub(crate) struct Request {
     /// Who answers it; `None` if there is nobody.
     pub(crate) service: Option<Rc<Service>>,
+    /// The instance that was asked last, for messages.
+    pub(crate) instance: Option<EndpointId>,
     pub(crate) reply: Reply,
     pub(crate) outgoing: Outgoing,
 }
 
 impl Request {
+    /// The name of the service, for messages.
+    pub(crate) fn service_name(&self) -> &str {
+        self.service.as_ref().map_or("", |service| service.name())
+    }
+
     /// Takes the head of a request out of the buffer and makes of it the head for an instance; `None` if its end is not
     /// there yet.
     pub(crate) fn admit(
@@ -43,6 +51,7 @@ impl Request {
         write_request(&head, sender, &mut bytes);
         let mut request = Request {
             service: listener.route(head.host_name(), head.path()),
+            instance: None,
             reply: Reply {
                 to_head: head.method == "HEAD",
                 version: head.version,
