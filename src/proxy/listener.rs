@@ -84,11 +84,6 @@ impl Listener {
         self.mode.get() != Mode::Open
     }
 
-    /// The port it is bound to.
-    pub(crate) fn port(&self) -> u16 {
-        self.address.port()
-    }
-
     pub(crate) fn id(&self) -> ListenerId {
         self.id
     }

@@ -95,3 +95,82 @@ impl Sockets {
         self.sockets.retain(|_, socket| socket.opened);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::super::router::Router;
+    use super::super::table::Listener;
+    use super::*;
+
+    const ONE: ListenerId = ListenerId(1);
+
+    fn listen() -> (Option<OwnedFd>, std::net::SocketAddr) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        (Some(socket.into()), address)
+    }
+
+    fn table(listeners: &[ListenerId]) -> Table {
+        let listener = |&id: &ListenerId| Listener {
+            id,
+            address: ([127, 0, 0, 1], 80).into(),
+            router: Arc::new(Router::default()),
+        };
+        Table {
+            listeners: listeners.iter().map(listener).collect(),
+            ..Table::default()
+        }
+    }
+
+    #[test]
+    fn only_listening_tcp_sockets_are_taken() {
+        let mut sockets = Sockets::default();
+        let (_listener, address) = listen();
+        let connected = TcpStream::connect(address).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let unix = std::os::unix::net::UnixListener::bind(path).unwrap();
+        for wrong in [OwnedFd::from(connected), OwnedFd::from(unix)] {
+            let result = sockets.add(ONE, Some(wrong));
+            assert!(matches!(result, Err(SocketFault::NotListening)));
+        }
+        assert!(matches!(sockets.add(ONE, None), Err(SocketFault::Missing)));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(sockets.add(ONE, Some(file.into())).is_err());
+        assert!(!sockets.contains(ONE));
+    }
+
+    #[test]
+    fn a_socket_is_opened_once_and_closed_when_a_table_leaves_it_out() {
+        let mut sockets = Sockets::default();
+        let (socket, address) = listen();
+        sockets.add(ONE, socket).unwrap();
+        assert!(sockets.follow(&table(&[])).is_empty());
+        assert!(
+            sockets.contains(ONE),
+            "it waits for the table that names it"
+        );
+        assert_eq!(sockets.follow(&table(&[ONE])).len(), 1);
+        assert!(sockets.follow(&table(&[ONE])).is_empty());
+        sockets.forget_unopened();
+        assert!(TcpStream::connect(address).is_ok());
+        sockets.follow(&table(&[]));
+        assert!(!sockets.contains(ONE));
+        assert!(TcpStream::connect(address).is_err());
+    }
+
+    #[test]
+    fn the_same_listener_sent_again_changes_nothing() {
+        let mut sockets = Sockets::default();
+        let (first, kept) = listen();
+        let (second, dropped) = listen();
+        sockets.add(ONE, first).unwrap();
+        sockets.add(ONE, second).unwrap();
+        assert!(TcpStream::connect(kept).is_ok());
+        assert!(TcpStream::connect(dropped).is_err());
+        sockets.forget_unopened();
+        assert!(TcpStream::connect(kept).is_err());
+    }
+}

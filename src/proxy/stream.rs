@@ -127,11 +127,11 @@ impl Stream {
 
     /// Tells the peer that nothing more will be sent.
     pub(crate) fn finish(&self) -> io::Result<()> {
-        let result = match self {
-            Stream::Tcp(stream) => shutdown(stream, Shutdown::Write),
-            Stream::Unix(stream) => shutdown(stream, Shutdown::Write),
-        };
-        Ok(result?)
+        match self {
+            Stream::Tcp(stream) => shutdown(stream, Shutdown::Write)?,
+            Stream::Unix(stream) => shutdown(stream, Shutdown::Write)?,
+        }
+        Ok(())
     }
 
     /// Makes the closing of a TCP connection a reset, which the peer cannot take for a regular end.
