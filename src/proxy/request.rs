@@ -66,3 +66,73 @@ impl Request {
         Ok(Some(request))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::super::http1::Framing;
+    use super::super::listener::Routes;
+    use super::super::stream::Stream;
+    use super::*;
+    use crate::ipc::ListenerId;
+
+    /// What an instance would get of this head; `None` if it is refused or not whole.
+    fn admitted(head: &str) -> Option<Vec<u8>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (mut theirs, ours) = UnixStream::pair().unwrap();
+            theirs.write_all(head.as_bytes()).await.unwrap();
+            let mut buffer = Buffer::default();
+            buffer.fill(&Stream::Unix(ours)).await.unwrap();
+            let address = ([127, 0, 0, 1], 80).into();
+            let listener = Listener::new(ListenerId(1), address, Routes::default());
+            let sender = Sender {
+                address: "192.0.2.1",
+                trusted: false,
+            };
+            let request = Request::admit(&mut buffer, &listener, sender).ok()??;
+            Some(request.outgoing.into_bytes())
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Whatever a client sends, an instance that reads strictly sees one head in what it gets, with one host and a
+        /// framing that is the client's.
+        #[test]
+        fn an_instance_sees_one_request(
+            line in "(GET|POST|OPTIONS) (/|/x\\?y=/|\\*|http://b) HTTP/1\\.[01]",
+            fields in prop::collection::vec(
+                "(Host: (a|b:1)?|Content-Length: 0?[0-9]|Transfer-Encoding: chunked|Transfer_Encoding: chunked\
+                 |Connection: (close|host|content-length|x|te)|TE: trailers|Expect: 100-continue|X: [ -~]{0,9}\
+                 |[a-zA-Z_-]{1,4} ?: ?[ -~]{0,4}|X-Forwarded-For: 1, 2)",
+                0..6,
+            ),
+            ends in prop::collection::vec("\r?\n", 8),
+        ) {
+            let lines = std::iter::once(&line).chain(&fields).zip(&ends);
+            let head: String = lines.map(|(line, end)| format!("{line}{end}")).collect();
+            let head = head + &ends[7];
+            let mut theirs = slots();
+            let Ok(Some(client)) = RequestHead::parse(head.as_bytes(), &mut theirs) else {
+                prop_assert_eq!(admitted(&head), None);
+                return Ok(());
+            };
+            let out = admitted(&head).unwrap();
+            prop_assert!(!out.windows(2).any(|pair| pair[1] == b'\n' && pair[0] != b'\r'));
+            let mut ours = slots();
+            let seen = RequestHead::parse(&out, &mut ours).unwrap().unwrap();
+            prop_assert_eq!(seen.length, out.len());
+            prop_assert_eq!(seen.framing, client.framing);
+            prop_assert_eq!((seen.method, seen.target, seen.host), (client.method, client.target, client.host));
+            prop_assert!(client.framing != Framing::UntilClose);
+        }
+    }
+}
