@@ -160,7 +160,9 @@ impl Client {
             let received = self.timer.limit(self.buffer.fill(&self.stream)).await;
             match received {
                 Some(Ok(0) | Err(_)) => return Ok(None),
-                Some(Ok(_)) => new_lines = self.buffer.unread()[before..].contains(&b'\n'),
+                Some(Ok(_)) => {
+                    new_lines = before == 0 || self.buffer.unread()[before..].contains(&b'\n')
+                }
                 None if before == 0 => return Ok(None),
                 None => return Err(ProxyError::RequestTimeout),
             }
