@@ -6,9 +6,11 @@
 //! endpoints, and sends each table, checked and compiled once ([`table`]), to every data thread.
 //!
 //! # The way of a request
-//! A [`listener`] accepts, the thread with the fewest connections serves the connection ([`client`]). Each request is
-//! routed ([`router`]) to a [`service`], which claims one of its endpoints ([`endpoint`]); the claim lends an idle
-//! connection to the instance ([`upstream`]) or opens one.
+//! A [`listener`] accepts, the thread with the fewest connections serves the connection ([`client`]). The head of each
+//! request is parsed and checked ([`http1`]), rewritten for an instance ([`headers`]), and routed ([`router`]): that makes
+//! it a [`request`]. To [`forward`] it, its [`service`] claims one of its endpoints ([`endpoint`]); the claim lends an idle
+//! connection to the instance ([`upstream`]) or opens one. On that the [`exchange`] takes place: the [`upload`] of the
+//! request and, at the same time, the [`download`] of the response. Whatever goes wrong becomes a response in [`error`].
 
 mod buffer;
 mod client;

@@ -128,17 +128,19 @@ impl Buffer {
                 _ => pool.small(),
             });
         } else if self.end == self.memory.len() {
-            // A head that is longer than a small piece, or came late in one. Heads have limits, and these are rare, so
-            // this one may have a large piece in any case.
-            let mut larger = match self.memory.len() {
-                SMALL => POOL.with_borrow_mut(Pool::large),
-                length => vec![0; length * 2].into(),
-            };
             let unread = self.end - self.start;
-            larger[..unread].copy_from_slice(self.unread());
-            self.release();
-            self.memory = larger;
-            self.end = unread;
+            if self.start > 0 {
+                self.memory.copy_within(self.start..self.end, 0);
+            } else {
+                // Only a head is not consumed as it comes. Heads are limited to less than a large piece, and those that
+                // do not fit into a small one are rare, so this one may have a large piece in any case.
+                debug_assert_eq!(self.memory.len(), SMALL);
+                let mut larger = POOL.with_borrow_mut(Pool::large);
+                larger[..unread].copy_from_slice(self.unread());
+                self.release();
+                self.memory = larger;
+            }
+            (self.start, self.end) = (0, unread);
         }
     }
 
@@ -192,10 +194,12 @@ mod tests {
         let sending = async move { theirs.write_all(&copy).await.unwrap() };
         let receiving = async {
             let mut buffer = Buffer::default();
-            while buffer.unread().len() < sent.len() {
+            buffer.fill(&ours).await.unwrap();
+            buffer.consume(7);
+            while 7 + buffer.unread().len() < sent.len() {
                 buffer.fill(&ours).await.unwrap();
             }
-            assert_eq!(buffer.unread(), sent);
+            assert_eq!(buffer.unread(), &sent[7..]);
         };
         tokio::join!(sending, receiving);
         assert_eq!(POOL.with_borrow(|pool| pool.large_used), 0);

@@ -23,7 +23,6 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
-use super::endpoint::Claim;
 use super::error::{ProxyError, write_error};
 use super::exchange::STALL_LIMIT;
 use super::forward::forward;
@@ -161,7 +160,9 @@ impl Client {
             let received = self.timer.limit(self.buffer.fill(&self.stream)).await;
             match received {
                 Some(Ok(0) | Err(_)) => return Ok(None),
-                Some(Ok(_)) => new_lines = self.buffer.unread()[before..].contains(&b'\n'),
+                Some(Ok(_)) => {
+                    new_lines = before == 0 || self.buffer.unread()[before..].contains(&b'\n')
+                }
                 None if before == 0 => return Ok(None),
                 None => return Err(ProxyError::RequestTimeout),
             }
@@ -231,12 +232,10 @@ impl Client {
 
     /// Answers a request that no instance has answered.
     async fn answer(&mut self, error: ProxyError, request: &Request) -> Next {
-        let service = request
-            .service
-            .as_ref()
-            .map_or("", |service| service.name());
+        let service = request.service_name();
+        let instance = request.instance.map(|id| id.0);
         if error.is_failure() {
-            tracing::warn!(service, client_addr = %self.peer, %error, "RequestFailed");
+            tracing::warn!(service, instance, client_addr = %self.peer, %error, "RequestFailed");
         } else {
             tracing::debug!(service, client_addr = %self.peer, %error, "RequestRefused");
         }
@@ -252,12 +251,9 @@ impl Client {
         self.send(&out, next).await
     }
 
-    pub(crate) fn log_cut(&self, request: &Request, claim: &Claim) {
-        let service = request
-            .service
-            .as_ref()
-            .map_or("", |service| service.name());
-        let instance = claim.id().0;
+    pub(crate) fn log_cut(&self, request: &Request) {
+        let service = request.service_name();
+        let instance = request.instance.map(|id| id.0);
         tracing::warn!(service, instance, client_addr = %self.peer, "ResponseCut");
     }
 

@@ -16,6 +16,9 @@ use super::stream::Stream;
 /// Bytes of a response's head.
 const LONGEST_HEAD: usize = 64 << 10;
 
+/// What a head may gain on its way, roughly.
+const ADDED: usize = 64;
+
 /// Interim responses to one request.
 const MOST_INTERIMS: u32 = 32;
 
@@ -122,7 +125,9 @@ async fn read_head(
             Ok(0) | Err(_) => return Err(flow.fail(ProxyError::Incomplete)),
             Ok(_) => {
                 flow.heard.set(true);
-                new_lines = buffer.unread()[before..].contains(&b'\n');
+                // A head seldom comes in pieces. If it does, a piece without a line end does not complete it, and
+                // need not be parsed to know that.
+                new_lines = before == 0 || buffer.unread()[before..].contains(&b'\n');
             }
         }
     }
@@ -175,6 +180,11 @@ fn translate(
         return Err(Malformed("head too large"));
     }
     let size = head.size;
+    let body = match head.framing {
+        Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
+        Framing::None | Framing::Chunked | Framing::UntilClose => 0,
+    };
+    out.reserve(size + ADDED + body.min(buffer.unread().len()));
     let translated = match head.is_interim() {
         true => translate_interim(flow, &head, reply, out)?,
         false => translate_final(flow, &head, reply, closing, out),

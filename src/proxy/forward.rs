@@ -44,6 +44,7 @@ pub(crate) async fn forward(
             return Ok(Next::Close);
         };
         let mut lease = lease?;
+        request.instance = Some(lease.claim.id());
         match exchange(client, request, &mut lease.upstream).await {
             End::Answered { reusable, response } => {
                 if reusable {
@@ -73,7 +74,7 @@ pub(crate) async fn forward(
             }
             End::Cut { reset } => {
                 lease.claim.count_failure();
-                client.log_cut(request, &lease.claim);
+                client.log_cut(request);
                 return Ok(if reset { Next::Reset } else { Next::Close });
             }
             End::Abandoned => return Ok(Next::Close),

@@ -5,8 +5,6 @@
 //! or in others that programs read for the same purpose, is believed only from trusted peers and never passed on
 //! otherwise.
 
-use std::io::Write;
-
 use super::http1::{
     Field, Framing, Kind, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
 };
@@ -155,18 +153,34 @@ fn is_nominated(name: &str, fields: &[Field<'_>]) -> bool {
 }
 
 fn put_status(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
+    put(out, &[b"HTTP/1.1 "]);
+    put_decimal(head.status.into(), out);
+    put(out, &[b" ", head.reason.as_bytes(), b"\r\n"]);
 }
 
 fn put_framing(framing: Framing, out: &mut Vec<u8>) {
     match framing {
         Framing::Length(length) => {
-            let _ = write!(out, "Content-Length: {length}\r\n");
+            put(out, &[b"Content-Length: "]);
+            put_decimal(length, out);
+            put(out, &[b"\r\n"]);
         }
         Framing::Chunked => put(out, &[b"Transfer-Encoding: chunked\r\n"]),
         Framing::None | Framing::UntilClose => {}
     }
+}
+
+/// Without the machinery of formatting, which would be a noticeable part of the cost of a small request.
+fn put_decimal(mut number: u64, out: &mut Vec<u8>) {
+    let start = out.len();
+    loop {
+        out.push(b'0' + (number % 10) as u8);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out[start..].reverse();
 }
 
 fn put_field(out: &mut Vec<u8>, field: &Field<'_>) {
@@ -274,6 +288,15 @@ mod tests {
             response(head, Version::Http10, Persistence::Close),
             "HTTP/1.1 200 OK\r\nDate: d\r\nServer: s\r\nConnection: close\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn numbers() {
+        for number in [0, 7, 10, 200, 65_536, u64::MAX] {
+            let mut out = b"x".to_vec();
+            put_decimal(number, &mut out);
+            assert_eq!(out, format!("x{number}").into_bytes());
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::http1::{Refusal, RequestHead, slots};
 use super::listener::Listener;
 use super::service::Service;
 use super::upload::Outgoing;
+use crate::ipc::EndpointId;
 
 /// Bytes of a request's head.
 pub(crate) const LONGEST_HEAD: usize = 32 << 10;
@@ -20,11 +21,18 @@ const ADDED: usize = 192;
 pub(crate) struct Request {
     /// Who answers it; `None` if there is nobody.
     pub(crate) service: Option<Rc<Service>>,
+    /// The instance that was asked last, for messages.
+    pub(crate) instance: Option<EndpointId>,
     pub(crate) reply: Reply,
     pub(crate) outgoing: Outgoing,
 }
 
 impl Request {
+    /// The name of the service, for messages.
+    pub(crate) fn service_name(&self) -> &str {
+        self.service.as_ref().map_or("", |service| service.name())
+    }
+
     /// Takes the head of a request out of the buffer and makes of it the head for an instance; `None` if its end is not
     /// there yet.
     pub(crate) fn admit(
@@ -43,6 +51,7 @@ impl Request {
         write_request(&head, sender, &mut bytes);
         let mut request = Request {
             service: listener.route(head.host_name(), head.path()),
+            instance: None,
             reply: Reply {
                 to_head: head.method == "HEAD",
                 version: head.version,
@@ -55,5 +64,75 @@ impl Request {
         // A client that has not waited needs no permission.
         request.outgoing.awaits_permission = expects_continue && buffer.is_empty();
         Ok(Some(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::super::http1::Framing;
+    use super::super::listener::Routes;
+    use super::super::stream::Stream;
+    use super::*;
+    use crate::ipc::ListenerId;
+
+    /// What an instance would get of this head; `None` if it is refused or not whole.
+    fn admitted(head: &str) -> Option<Vec<u8>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (mut theirs, ours) = UnixStream::pair().unwrap();
+            theirs.write_all(head.as_bytes()).await.unwrap();
+            let mut buffer = Buffer::default();
+            buffer.fill(&Stream::Unix(ours)).await.unwrap();
+            let address = ([127, 0, 0, 1], 80).into();
+            let listener = Listener::new(ListenerId(1), address, Routes::default());
+            let sender = Sender {
+                address: "192.0.2.1",
+                trusted: false,
+            };
+            let request = Request::admit(&mut buffer, &listener, sender).ok()??;
+            Some(request.outgoing.into_bytes())
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Whatever a client sends, an instance that reads strictly sees one head in what it gets, with one host and a
+        /// framing that is the client's.
+        #[test]
+        fn an_instance_sees_one_request(
+            line in "(GET|POST|OPTIONS) (/|/x\\?y=/|\\*|http://b) HTTP/1\\.[01]",
+            fields in prop::collection::vec(
+                "(Host: (a|b:1)?|Content-Length: 0?[0-9]|Transfer-Encoding: chunked|Transfer_Encoding: chunked\
+                 |Connection: (close|host|content-length|x|te)|TE: trailers|Expect: 100-continue|X: [ -~]{0,9}\
+                 |[a-zA-Z_-]{1,4} ?: ?[ -~]{0,4}|X-Forwarded-For: 1, 2)",
+                0..6,
+            ),
+            ends in prop::collection::vec("\r?\n", 8),
+        ) {
+            let lines = std::iter::once(&line).chain(&fields).zip(&ends);
+            let head: String = lines.map(|(line, end)| format!("{line}{end}")).collect();
+            let head = head + &ends[7];
+            let mut theirs = slots();
+            let Ok(Some(client)) = RequestHead::parse(head.as_bytes(), &mut theirs) else {
+                prop_assert_eq!(admitted(&head), None);
+                return Ok(());
+            };
+            let out = admitted(&head).unwrap();
+            prop_assert!(!out.windows(2).any(|pair| pair[1] == b'\n' && pair[0] != b'\r'));
+            let mut ours = slots();
+            let seen = RequestHead::parse(&out, &mut ours).unwrap().unwrap();
+            prop_assert_eq!(seen.length, out.len());
+            prop_assert_eq!(seen.framing, client.framing);
+            prop_assert_eq!((seen.method, seen.target, seen.host), (client.method, client.target, client.host));
+            prop_assert!(client.framing != Framing::UntilClose);
+        }
     }
 }

@@ -66,6 +66,12 @@ impl Outgoing {
         self.repeatable && !self.forgotten
     }
 
+    /// What the instance gets first.
+    #[cfg(test)]
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// Adds what has already come of the body.
     fn gather(&mut self, buffer: &mut Buffer) -> Result<(), FramingError> {
         while !self.body.is_end() && !buffer.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -10,10 +11,11 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use smoothserve::ipc::{Address, Endpoint, EndpointId, EndpointState, Probe};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use crate::kit;
-use smoothserve::ipc::EndpointState::Active;
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -85,31 +87,54 @@ async fn echo(request: Request<Incoming>) -> Result<Response<Body>, Infallible> 
     Ok(response.unwrap())
 }
 
-async fn instance() -> SocketAddr {
+fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let connection = hyper::server::conn::http1::Builder::new();
+    tokio::spawn(connection.serve_connection(TokioIo::new(stream), service_fn(echo)));
+}
+
+async fn tcp_instance() -> Address {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
-            let (stream, _) = socket.accept().await.unwrap();
-            let serving = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service_fn(echo));
-            tokio::spawn(serving);
+            serve(socket.accept().await.unwrap().0);
         }
     });
-    address
+    Address::Tcp(address)
+}
+
+fn unix_instance(directory: &Path) -> Address {
+    let path = directory.join("instance");
+    let socket = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        loop {
+            serve(socket.accept().await.unwrap().0);
+        }
+    });
+    Address::Unix(path)
 }
 
 #[tokio::test]
 async fn bodies_of_all_sizes_arrive_unchanged_both_ways() {
+    transfer(tcp_instance().await, 20 << 20).await;
+}
+
+#[tokio::test]
+async fn an_instance_may_listen_on_a_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    transfer(unix_instance(directory.path()), 2 << 20).await;
+}
+
+async fn transfer(instance: Address, largest: usize) {
     let worker = kit::Worker::start_with(&["--threads", "2"]);
     let mut manager = worker.connect().await;
     let (socket, address) = kit::listen();
     manager.send_listener(1, &socket).await;
-    let endpoint = smoothserve::ipc::Endpoint {
-        id: smoothserve::ipc::EndpointId(1),
-        address: smoothserve::ipc::Address::Tcp(instance().await),
-        state: Active,
-        probe: smoothserve::ipc::Probe::Connect,
+    let endpoint = Endpoint {
+        id: EndpointId(1),
+        address: instance,
+        state: EndpointState::Active,
+        probe: Probe::Connect,
     };
     let services = vec![kit::service("shop", vec![endpoint])];
     let listeners = vec![kit::listener(1, address, 0)];
@@ -125,37 +150,11 @@ async fn bodies_of_all_sizes_arrive_unchanged_both_ways() {
         65_536,
         131_073,
         1 << 20,
-        20 << 20,
+        largest,
     ];
     let mut clients = tokio::task::JoinSet::new();
     for chunked in [false, true] {
-        clients.spawn(async move {
-            let stream = TcpStream::connect(address).await.unwrap();
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
-                    .await
-                    .unwrap();
-            tokio::spawn(connection);
-            let kind = if chunked { "chunked" } else { "length" };
-            for (up, down) in pairs(&sizes) {
-                let request = Request::post(format!("/{up}/{down}/{kind}"))
-                    .header("host", "a.example")
-                    .header("trailer", "x-length")
-                    .header("te", "trailers")
-                    .header("connection", "te")
-                    .body(body(up, chunked))
-                    .unwrap();
-                sender.ready().await.unwrap();
-                let response = sender.send_request(request).await.unwrap();
-                assert_eq!(response.status(), 200, "{up} {down} {kind}");
-                let received = response.into_body().collect().await.unwrap();
-                if chunked {
-                    let trailers = received.trailers().expect("trailers pass");
-                    assert_eq!(trailers["x-length"], down.to_string());
-                }
-                assert!(received.to_bytes() == pattern(down), "{up} {down} {kind}");
-            }
-        });
+        clients.spawn(compare(address, sizes, chunked));
     }
     clients.join_all().await;
     let peak = peak_memory(worker.pid());
@@ -163,6 +162,33 @@ async fn bodies_of_all_sizes_arrive_unchanged_both_ways() {
         peak < 64 << 20,
         "streamed, not collected: {peak} bytes at most"
     );
+}
+
+/// Sends and receives bodies of these sizes over one connection.
+async fn compare(address: SocketAddr, sizes: [usize; 10], chunked: bool) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let connecting = hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream));
+    let (mut sender, connection) = connecting.await.unwrap();
+    tokio::spawn(connection);
+    let kind = if chunked { "chunked" } else { "length" };
+    for (up, down) in pairs(&sizes) {
+        let request = Request::post(format!("/{up}/{down}/{kind}"))
+            .header("host", "a.example")
+            .header("trailer", "x-length")
+            .header("te", "trailers")
+            .header("connection", "te")
+            .body(body(up, chunked))
+            .unwrap();
+        sender.ready().await.unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200, "{up} {down} {kind}");
+        let received = response.into_body().collect().await.unwrap();
+        if chunked {
+            let trailers = received.trailers().expect("trailers pass");
+            assert_eq!(trailers["x-length"], down.to_string());
+        }
+        assert!(received.to_bytes() == pattern(down), "{up} {down} {kind}");
+    }
 }
 
 /// Every size in each direction, the large ones beside small ones.

@@ -73,18 +73,21 @@ impl Kind {
             ),
             _ => Kind::Other,
         };
-        let prefix = "x-forwarded-";
         let kind = match kind {
-            Kind::Other if name.len() > prefix.len() && same(&name[..prefix.len()], prefix) => {
-                Kind::ForwardedOther
-            }
+            Kind::Other if is_forwarded(name) => Kind::ForwardedOther,
+            Kind::Other => return Kind::Other,
             kind => kind,
         };
-        if kind != Kind::Other && name.contains('_') {
-            return Kind::Disguised;
+        match name.contains('_') {
+            true => Kind::Disguised,
+            false => kind,
         }
-        kind
     }
+}
+
+fn is_forwarded(name: &str) -> bool {
+    let prefix = "x-forwarded-";
+    name.len() > prefix.len() && same(&name[..prefix.len()], prefix)
 }
 
 fn one_of(name: &str, kinds: &[(&str, Kind)]) -> Kind {

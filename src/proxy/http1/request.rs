@@ -6,6 +6,9 @@ use super::{Framing, Slots, content_length};
 /// Fields of a request, at most.
 pub(super) const MOST_REQUEST_FIELDS: usize = 100;
 
+/// Options that a `Connection` field may name beside the usual ones. Each is looked for among all fields.
+const MOST_NOMINATED: usize = 50;
+
 /// Why a request is not served. Nothing of it reaches an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -140,7 +143,7 @@ impl<'b> Checked<'b> {
         let mut keep_alive = version == Version::Http11;
         let mut expects_continue = false;
         let mut takes_trailers = false;
-        let mut nominates = false;
+        let mut nominated = 0;
         for &httparse::Header { name, value } in headers {
             let kind = Kind::of(name);
             match kind {
@@ -171,7 +174,7 @@ impl<'b> Checked<'b> {
                         } else if token.eq_ignore_ascii_case(b"keep-alive") {
                             keep_alive = true;
                         } else {
-                            nominates = true;
+                            nominated += 1;
                         }
                     }
                 }
@@ -180,6 +183,9 @@ impl<'b> Checked<'b> {
                 _ => {}
             }
             fields.push(Field { name, value, kind });
+        }
+        if nominated > MOST_NOMINATED {
+            return Err(Refusal::Bad("Connection"));
         }
         if host.is_none() && version == Version::Http11 {
             return Err(Refusal::Bad("no Host"));
@@ -200,7 +206,7 @@ impl<'b> Checked<'b> {
             // RFC 9110, section 10.1.1: not from HTTP/1.0, and not without content.
             expects_continue: expects_continue && has_body && version == Version::Http11,
             takes_trailers: takes_trailers && version == Version::Http11,
-            nominates,
+            nominates: nominated > 0,
             fields,
         })
     }
@@ -457,6 +463,7 @@ mod tests {
             "A b: c\r\n",
             ": x\r\n",
             "nothing\r\n",
+            &format!("Connection: {}\r\n", "x,".repeat(51)),
         ] {
             let refusal = refused(&format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n"));
             assert!(matches!(refusal, Refusal::Bad(_)), "{fields}: {refusal:?}");
