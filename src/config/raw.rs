@@ -213,6 +213,9 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::{
+        Strategy, TestCaseError, any, prop, prop_assert_eq, prop_oneof, proptest,
+    };
     use std::path::Path;
 
     fn read(text: &str) -> Result<Option<Node>, Fault> {
@@ -266,5 +269,72 @@ mod tests {
         assert!(message(&"[".repeat(100_000)).contains("not valid YAML: recursion limit"));
         assert!(message(&"- ".repeat(100_000)).contains("nested deeper than 16"));
         assert!(message(&format!("[{}]", "1,".repeat(100_001))).contains("more than 100000"));
+    }
+
+    /// What serde_yaml makes of a text, reduced to words as a configuration sees them.
+    fn flat(value: &serde_yaml::Value) -> String {
+        use serde_yaml::Value as Yaml;
+        match value {
+            Yaml::Null => "~".to_owned(),
+            Yaml::Bool(value) => format!("={value}"),
+            Yaml::Number(value) => format!("={value}"),
+            Yaml::String(value) => format!("={value}"),
+            Yaml::Sequence(items) => format!("{:?}", items.iter().map(flat).collect::<Vec<_>>()),
+            Yaml::Mapping(map) => {
+                format!(
+                    "{:?}",
+                    map.iter()
+                        .map(|(key, value)| (flat(key), flat(value)))
+                        .collect::<Vec<_>>()
+                )
+            }
+            Yaml::Tagged(_) => unreachable!("tags are refused"),
+        }
+    }
+
+    fn flat_node(node: &Node) -> String {
+        match &node.value {
+            _ if node.is_null() => "~".to_owned(),
+            Value::Scalar { text, .. } => format!("={text}"),
+            Value::List(items) => format!("{:?}", items.iter().map(flat_node).collect::<Vec<_>>()),
+            Value::Map(map) => {
+                format!(
+                    "{:?}",
+                    map.iter()
+                        .map(|(key, value)| (flat_node(key), flat_node(value)))
+                        .collect::<Vec<_>>()
+                )
+            }
+        }
+    }
+
+    fn yaml() -> impl Strategy<Value = serde_yaml::Value> {
+        let word = prop_oneof![
+            any::<u32>().prop_map(serde_yaml::Value::from),
+            any::<bool>().prop_map(serde_yaml::Value::from),
+            "[ -~\\n\\tä€]{0,20}".prop_map(serde_yaml::Value::from),
+        ];
+        word.prop_recursive(3, 30, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(serde_yaml::Value::from),
+                prop::collection::btree_map("[a-z_]{1,8}", inner, 0..5).prop_map(|map| {
+                    serde_yaml::Value::Mapping(
+                        map.into_iter()
+                            .map(|(key, value)| (key.into(), value))
+                            .collect(),
+                    )
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Two readers that know nothing of each other agree on what the other one writes.
+        #[test]
+        fn what_serde_yaml_writes_is_read_as_it_was_meant(value in yaml()) {
+            let text = serde_yaml::to_string(&value).unwrap();
+            let node = read(&text).map_err(|fault| TestCaseError::fail(format!("{fault} in {text}")))?;
+            prop_assert_eq!(node.as_ref().map_or("~".to_owned(), flat_node), flat(&value), "{}", text);
+        }
     }
 }

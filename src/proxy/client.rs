@@ -224,7 +224,7 @@ impl Client {
 
     /// Answers something that is no request. Where the next one would begin is unknown.
     async fn refuse(&mut self, error: ProxyError) -> Next {
-        tracing::debug!(client_addr = %self.peer, %error, "RequestRefused");
+        tracing::debug!(client_addr = %self.peer, %error, "request refused");
         let mut out = Vec::new();
         write_error(&error, false, Version::Http11, Persistence::Close, &mut out);
         self.send(&out, Next::Linger).await
@@ -235,9 +235,9 @@ impl Client {
         let service = request.service_name();
         let instance = request.instance.map(|id| id.0);
         if error.is_failure() {
-            tracing::warn!(service, instance, client_addr = %self.peer, %error, "RequestFailed");
+            tracing::warn!(service, instance, client_addr = %self.peer, %error, "request failed");
         } else {
-            tracing::debug!(service, client_addr = %self.peer, %error, "RequestRefused");
+            tracing::debug!(service, client_addr = %self.peer, %error, "request refused");
         }
         let reply = request.reply;
         let keep_alive = reply.keep_alive && request.outgoing.is_received() && !self.closing();
@@ -254,7 +254,7 @@ impl Client {
     pub(crate) fn log_cut(&self, request: &Request) {
         let service = request.service_name();
         let instance = request.instance.map(|id| id.0);
-        tracing::warn!(service, instance, client_addr = %self.peer, "ResponseCut");
+        tracing::warn!(service, instance, client_addr = %self.peer, "response cut off");
     }
 
     async fn send(&mut self, bytes: &[u8], next: Next) -> Next {

@@ -108,7 +108,7 @@ impl Control {
                 () = sleep_until(next_counts), if self.manager.is_some() => self.count(),
                 () = signals.drain() => self.drain(SIGNAL_DRAIN.0, SIGNAL_DRAIN.1, "signal"),
                 () = wait_until(until) => {
-                    tracing::warn!(connections = self.threads.connections(), "DrainCutOff");
+                    tracing::warn!(connections = self.threads.connections(), "drain time is over, cutting off what is left");
                     break;
                 }
             }
@@ -122,11 +122,11 @@ impl Control {
         match Manager::greet(socket) {
             Ok(manager) => self.manager = Some(manager),
             Err(error) => {
-                tracing::warn!(%error, "ManagerRefused");
+                tracing::warn!(%error, "manager refused");
                 return;
             }
         }
-        tracing::info!("ManagerConnected");
+        tracing::info!("manager connected");
         self.sockets.forget_unopened();
         self.counted = None;
         self.next_counts = Instant::now();
@@ -158,7 +158,7 @@ impl Control {
     }
 
     fn lose(&mut self, fault: &ManagerFault) {
-        tracing::warn!(error = %fault, "ManagerLost");
+        tracing::warn!(error = %fault, "manager connection lost");
         self.manager = None;
     }
 
@@ -168,7 +168,7 @@ impl Control {
             Ok(ToWorker::Listener(id)) => {
                 let descriptor = self.manager.as_mut().and_then(Manager::take_descriptor);
                 if let Err(error) = self.sockets.add(id, descriptor) {
-                    tracing::error!(listener = id.0, %error, "ListenerRefused");
+                    tracing::error!(listener = id.0, %error, "listening socket refused");
                 }
             }
             Ok(ToWorker::Table(table)) => self.take_over(table).await,
@@ -190,7 +190,7 @@ impl Control {
         match self.table.succeed(table, is_known, self.threads.count()) {
             Ok(table) => self.table = Arc::new(table),
             Err(error) => {
-                tracing::error!(%error, "TableRefused");
+                tracing::error!(%error, "table refused");
                 return;
             }
         }
@@ -316,7 +316,7 @@ impl Control {
             drain.until = until;
             return;
         }
-        tracing::info!(by, connections = self.threads.connections(), "Draining");
+        tracing::info!(by, connections = self.threads.connections(), "draining");
         self.drain = Some(Drain {
             until,
             accepting: (0..self.threads.count()).collect(),
@@ -353,7 +353,7 @@ async fn accept(socket: &UnixListener) -> std::os::unix::net::UnixStream {
         {
             Ok(stream) => return stream,
             Err(error) => {
-                tracing::error!(%error, "ManagerNotAccepted");
+                tracing::error!(%error, "cannot accept a manager");
                 sleep(ACCEPT_PAUSE).await;
             }
         }

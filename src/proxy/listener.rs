@@ -133,14 +133,14 @@ impl Listener {
                 Batch::Full => {
                     if Instant::now() >= quiet_until {
                         quiet_until = Instant::now() + LOG_INTERVAL;
-                        tracing::warn!(listener = %self.address, "ConnectionLimitReached");
+                        tracing::warn!(listener = %self.address, "connection limit reached");
                     }
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
                 Batch::Failed(error) => {
                     if Instant::now() >= quiet_until {
                         quiet_until = Instant::now() + LOG_INTERVAL;
-                        tracing::error!(listener = %self.address, %error, "AcceptFailed");
+                        tracing::error!(listener = %self.address, %error, "cannot accept connections");
                     }
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }

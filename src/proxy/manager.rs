@@ -103,7 +103,7 @@ impl Drop for Manager {
 async fn write(mut sender: Sender<FromWorker>, mut messages: mpsc::Receiver<FromWorker>) {
     while let Some(message) = messages.recv().await {
         if let Err(error) = sender.send(&message, None).await {
-            tracing::debug!(%error, "ManagerNotReached");
+            tracing::debug!(%error, "cannot reach the manager");
             return;
         }
     }

@@ -199,7 +199,7 @@ impl Thread {
                 });
             }
             Err(error) => {
-                tracing::error!(client_addr = %peer, %error, "ConnectionNotRegistered");
+                tracing::error!(client_addr = %peer, %error, "cannot serve a connection");
             }
         }
     }
