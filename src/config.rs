@@ -1,6 +1,6 @@
 //! The configuration: `smoothserve.yaml` and one file a service, read into immutable, validated values.
 //!
-//! Nothing downstream checks these values again. [`load`] is all or nothing: a configuration with any fault yields no
+//! Nothing downstream checks these values again. [`load()`] is all or nothing: a configuration with any fault yields no
 //! [`Config`], only the report of all its faults. [`load_partial`] is for the start, when the services that are good
 //! shall run whatever the others are.
 //!

@@ -1,7 +1,7 @@
 //! The run directory: sockets and state of one running manager.
 
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -14,6 +14,14 @@ pub fn prepare(path: &Path) -> anyhow::Result<File> {
         .mode(0o755)
         .create(path)
         .with_context(|| format!("cannot make the run directory {}", path.display()))?;
+    let owner = std::fs::metadata(path)?.uid();
+    let own = rustix::process::geteuid().as_raw();
+    if owner != own {
+        bail!(
+            "the run directory {} belongs to user {owner}, not to user {own}",
+            path.display()
+        );
+    }
     let lock_path = path.join("lock");
     let lock = File::create(&lock_path)
         .with_context(|| format!("cannot write {}", lock_path.display()))?;

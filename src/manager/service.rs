@@ -164,8 +164,9 @@ impl Service {
         self.spec = plan.spec;
         self.removed = false;
         let mut target = self.core.desired().target;
-        let mut changed =
-            plan.running != was_running || count_before != u32::from(self.spec.instance_count);
+        let changed = plan.deployment.is_some()
+            || plan.running != was_running
+            || count_before != u32::from(self.spec.instance_count);
         if let Some(deployment) = plan.deployment {
             self.last_generation += 1;
             self.last_version = self.last_version.max(deployment.version);
@@ -175,7 +176,6 @@ impl Service {
             };
             self.deployments
                 .insert(target.generation, Rc::new(deployment));
-            changed = true;
             tracing::info!(
                 service = self.spec.name,
                 generation = target.generation,
@@ -187,12 +187,22 @@ impl Service {
             rollout::Event::Desire(desired(&self.spec, plan.running, target)),
             world,
         );
-        changed.then(|| match plan.running {
+        if !changed && !self.is_rolling_out() {
+            return None;
+        }
+        Some(match plan.running {
             true => Goal::Running {
                 generation: self.core.target().generation,
             },
             false => Goal::Stopped,
         })
+    }
+
+    /// It is on its way to its target, and nothing has gone wrong on it yet.
+    fn is_rolling_out(&self) -> bool {
+        self.core.desired().running
+            && !self.core.converged()
+            && self.core.waiting().next().is_none()
     }
 
     /// It is configured, but what is on disk cannot be started. It is looked at again when that changes.
@@ -412,7 +422,8 @@ impl Service {
                     .iter()
                     .any(|new| new.id == old.id && kind(&new.state) == kind(&old.state))
             });
-        for new in self.core.instances() {
+        // The newest first: a new instance is ready before the old one drains.
+        for new in self.core.instances().iter().rev() {
             let old = before.iter().find(|old| old.id == new.id);
             if old.is_some_and(|old| kind(&old.state) == kind(&new.state)) {
                 continue;
