@@ -29,6 +29,7 @@ mod rollout;
 mod run_dir;
 mod service;
 mod signals;
+mod sockets;
 pub mod status;
 mod table;
 mod worker;

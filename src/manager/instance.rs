@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, SystemTime};
 
 use socket2::{Domain, Socket, Type};
@@ -18,13 +18,15 @@ use super::identity::{self, Identity};
 use super::notify::Notify;
 use super::process::{Launcher, Process};
 use super::rollout::{self, Failure, InstanceId, State};
+use super::sockets;
 use super::status::{InstanceState, InstanceStatus};
 use crate::config::{Bind, Ready};
 use crate::ipc::{Address, EndpointCounts, EndpointId, Probe};
 use crate::launch::Order;
 
-/// How often the queue of a passed-on socket is looked at until its instance takes connections from it.
-const ACCEPT_POLL: Duration = Duration::from_millis(50);
+/// How soon it is looked again whether it is the instance that answers, and how seldom at last.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// The queue of a passed-on socket.
 const PASSED_ON_BACKLOG: i32 = 4096;
@@ -249,17 +251,31 @@ impl Instance {
         }
     }
 
-    /// Whether a probe that succeeded shows the instance to be ready. A connection to a socket that it has inherited
-    /// is accepted by the kernel; that the instance takes it from the queue is then reported later.
-    pub fn probe_suffices(&self, report: impl Fn(News) + 'static) -> bool {
-        match (&self.passed_on, &self.deployment.process.ready) {
-            (Some(socket), Ready::Tcp) => {
-                tokio::task::spawn_local(watch_queue(Rc::downgrade(socket), report));
-                false
-            }
-            (_, Ready::Notify) => false,
-            _ => true,
+    /// Whether a probe that succeeded shows the instance to be ready. What answers must be the instance itself: if that
+    /// is not so yet, it is reported as soon as it is.
+    pub fn probe_suffices(&mut self, report: impl Fn(News) + 'static) -> bool {
+        let evidence = match (
+            &self.deployment.process.ready,
+            &self.passed_on,
+            &self.address,
+        ) {
+            (Ready::Notify, ..) => return false,
+            (Ready::Tcp, Some(socket), _) => Evidence::TakenFromQueue(Rc::downgrade(socket)),
+            (_, None, Address::Tcp(address)) => Evidence::Listens {
+                process: self.process.as_ref().map(Rc::downgrade).unwrap_or_default(),
+                port: address.port(),
+            },
+            _ => return true,
+        };
+        if evidence.is_there() == Some(true) {
+            return true;
         }
+        self.last_probe = Some(format!(
+            "{} is answered, but not by this instance yet",
+            self.address
+        ));
+        tokio::task::spawn_local(watch(evidence, report));
+        false
     }
 
     /// It is ready: from now on only it holds its socket, so that the socket ends with it.
@@ -367,56 +383,40 @@ fn make_socket_dir(folder: &Path, identity: &Identity) -> io::Result<()> {
     Ok(())
 }
 
-/// Reports readiness as soon as the connection of the probe has been taken from the queue.
-async fn watch_queue(socket: std::rc::Weak<TcpListener>, report: impl Fn(News)) {
-    while let Some(socket) = socket.upgrade() {
-        match queue_length(&socket) {
-            Ok(0) => return report(News::Ready),
-            Ok(_) => {}
-            Err(error) => {
-                return report(News::Probed(Err(format!(
-                    "cannot see whether it accepts: {error}"
-                ))));
+/// What shows, besides an answered probe, that it is the instance that answers.
+enum Evidence {
+    /// The connection of the probe was taken from the queue of the socket that was passed on.
+    TakenFromQueue(Weak<TcpListener>),
+    /// The instance, and no other program, listens on its port.
+    Listens { process: Weak<Process>, port: u16 },
+}
+
+impl Evidence {
+    /// Nothing if the instance is gone, and nobody waits for it any more.
+    fn is_there(&self) -> Option<bool> {
+        match self {
+            Evidence::TakenFromQueue(socket) => {
+                let length = socket
+                    .upgrade()
+                    .map(|socket| sockets::queue_length(&socket));
+                length.map(|length| length.is_ok_and(|length| length == 0))
             }
+            Evidence::Listens { process, port } => process
+                .upgrade()
+                .map(|process| sockets::listens(process.pid, *port)),
         }
-        drop(socket);
-        tokio::time::sleep(ACCEPT_POLL).await;
     }
 }
 
-/// How many connections wait to be accepted: the receive queue of a listening socket in proc_net(5).
-fn queue_length(socket: &TcpListener) -> io::Result<u32> {
-    let inode = rustix::fs::fstat(socket)?.st_ino.to_string();
-    let table = match socket.local_addr()? {
-        SocketAddr::V4(_) => "/proc/self/net/tcp",
-        SocketAddr::V6(_) => "/proc/self/net/tcp6",
-    };
-    let listening = std::fs::read_to_string(table)?;
-    let row = listening
-        .lines()
-        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    row.filter(|row| row.get(9) == Some(&inode.as_str()))
-        .find_map(|row| u32::from_str_radix(row.get(4)?.split_once(':')?.1, 16).ok())
-        .ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                "the socket is not in the kernel's table",
-            )
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_queue_of_a_socket_is_as_long_as_it_has_connections_waiting() {
-        let socket = listening_socket("127.0.0.1:0".parse().unwrap()).unwrap();
-        assert_eq!(queue_length(&socket).unwrap(), 0);
-        let address = socket.local_addr().unwrap();
-        let _waiting = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
-        assert_eq!(queue_length(&socket).unwrap(), 2);
-        socket.accept().unwrap();
-        assert_eq!(queue_length(&socket).unwrap(), 1);
+/// Reports readiness as soon as it is shown.
+async fn watch(evidence: Evidence, report: impl Fn(News)) {
+    let mut pause = FIRST_LOOK;
+    loop {
+        tokio::time::sleep(pause).await;
+        match evidence.is_there() {
+            Some(true) => return report(News::Ready),
+            Some(false) => pause = LONGEST_LOOK.min(pause * 2),
+            None => return,
+        }
     }
 }

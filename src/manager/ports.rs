@@ -108,13 +108,20 @@ impl Ports {
                 let start = if QUIET.contains(&self.next_quiet) {
                     self.next_quiet
                 } else {
-                    *QUIET.start()
+                    first_quiet()
                 };
                 let around = (start..=*QUIET.end()).chain(*QUIET.start()..start);
                 Box::new(around.filter(move |port| !self.claimed.contains_key(port)))
             }
         }
     }
+}
+
+/// Where the first search begins: elsewhere for each manager, so that two do not try the same ports.
+fn first_quiet() -> u16 {
+    let span = u32::from(QUIET.end() - QUIET.start());
+    let offset = std::process::id().wrapping_mul(0x9E37_79B9) % span;
+    QUIET.start() + u16::try_from(offset).unwrap_or_default()
 }
 
 /// Whether a server could bind it now. It could be taken before the instance does; then that says so and is tried again.
