@@ -59,7 +59,7 @@ fn check(dir: &Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(faults) => {
-            eprint!("{faults}");
+            eprintln!("{faults}");
             ExitCode::from(exit::CONFIG)
         }
     }
