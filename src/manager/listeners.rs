@@ -44,7 +44,7 @@ pub struct Bound(Vec<(Listen, TcpListener, SocketAddr)>);
 
 /// A port that could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {}: {source}", name(.listen))]
+#[error("cannot listen on {listen}: {source}")]
 pub struct BindError {
     /// The wanted address.
     pub listen: Listen,
@@ -99,14 +99,6 @@ impl Listeners {
     /// All sockets, in the order of their addresses.
     pub fn iter(&self) -> impl Iterator<Item = (&Listen, &Listener)> {
         self.open.iter()
-    }
-}
-
-/// `*:80`, `127.0.0.1:80`, `[::1]:80`.
-pub fn name(listen: &Listen) -> String {
-    match listen.address {
-        None => format!("*:{}", listen.port),
-        Some(address) => SocketAddr::new(address, listen.port).to_string(),
     }
 }
 

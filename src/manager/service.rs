@@ -1,6 +1,8 @@
 //! One service: the shell around its rollout core. It performs the core's actions on real processes and feeds back
 //! what happens to them.
 
+mod show;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,12 +10,12 @@ use std::time::{Instant, SystemTime};
 
 use super::deployment::Deployment;
 use super::instance::{Instance, News};
-use super::jobs::{Goal, Progress};
+use super::jobs::Goal;
 use super::rollout::{
     self, Action, Desired, Failure, InstanceId, Policy, Reconciler, State, Target,
 };
-use super::status::{self, InstanceState, InstanceStatus, ServiceState, ServiceStatus};
-use super::{World, listeners, table};
+use super::status;
+use super::{World, table};
 use crate::config;
 use crate::fingerprint::Fingerprint;
 use crate::ipc::{self, EndpointId, EndpointState, Probe};
@@ -27,6 +29,8 @@ pub struct Service {
     instances: BTreeMap<InstanceId, Instance>,
     /// The file is gone; the service ends with its last instance.
     removed: bool,
+    /// All instances were ready at one time since it was started.
+    came_up: bool,
     last_generation: u64,
     last_version: u64,
     crashes: u32,
@@ -73,6 +77,7 @@ impl Service {
             deployments: BTreeMap::new(),
             instances: BTreeMap::new(),
             removed: false,
+            came_up: false,
             last_generation: 0,
             last_version: 0,
             crashes: 0,
@@ -452,6 +457,7 @@ impl Service {
             }
         }
         if !was_converged && self.core.converged() {
+            self.came_up = self.core.desired().running;
             let generation = self.core.target().generation;
             match self.core.desired().running {
                 true => {
@@ -460,18 +466,6 @@ impl Service {
                 false => tracing::info!(service = self.spec.name, "service stopped"),
             }
         }
-    }
-
-    /// Forgets deployments that nothing can be started with any more, so that their executables are closed.
-    fn prune(&mut self) {
-        let core = &self.core;
-        self.deployments.retain(|&generation, _| {
-            generation == core.desired().target.generation
-                || generation == core.target().generation
-                || core
-                    .good()
-                    .is_some_and(|good| good.generation == generation)
-        });
     }
 
     /// Its part of the worker's table.
@@ -502,170 +496,16 @@ impl Service {
         }
     }
 
-    /// How far it is, for its jobs.
-    pub fn progress(&self) -> Progress {
-        let running = self.core.desired().running;
-        let total = u32::from(self.spec.instance_count);
-        let left = self.core.instances().len() as u32;
-        Progress {
-            running,
-            converged: self.core.converged(),
-            generation: self.core.target().generation,
-            done: if running {
-                self.core.settled()
-            } else {
-                total.saturating_sub(left)
-            },
-            total,
-            activity: self.activity(),
-        }
-    }
-
-    /// What is going on, for people: `shop/2 starting: connect to 127.0.0.1:9002: connection refused`.
-    fn activity(&self) -> String {
-        let doing = self.core.instances().iter().filter_map(|held| {
-            let instance = self.instances.get(&held.id)?;
-            let what = match (&held.state, &instance.last_probe) {
-                (State::Starting { ready: true, .. }, _) => {
-                    "ready, waiting for delay_running_time".to_owned()
-                }
-                (State::Starting { .. }, Some(fault)) => {
-                    format!("starting, not ready yet: {fault}")
-                }
-                (State::Starting { .. }, None) => "starting".to_owned(),
-                (
-                    State::Ready {
-                        soak_until: Some(_),
-                        ..
-                    },
-                    _,
-                ) => "ready, watched before the next".to_owned(),
-                (State::Ready { .. }, _) => return None,
-                (State::Draining { .. }, _) => {
-                    format!("draining, {} in flight", instance.counts.in_flight)
-                }
-                (State::Stopping { .. }, _) => "stopping".to_owned(),
-            };
-            Some(format!("{} {what}", instance.label))
+    /// Forgets deployments that nothing can be started with any more, so that their executables are closed.
+    fn prune(&mut self) {
+        let core = &self.core;
+        self.deployments.retain(|&generation, _| {
+            generation == core.desired().target.generation
+                || generation == core.target().generation
+                || core
+                    .good()
+                    .is_some_and(|good| good.generation == generation)
         });
-        let waiting = self
-            .core
-            .waiting()
-            .map(|(slot, _)| format!("{}/{slot} waiting to be tried again", self.spec.name));
-        doing.chain(waiting).collect::<Vec<_>>().join("; ")
-    }
-
-    /// All that there is to show.
-    pub fn status(&self) -> ServiceStatus {
-        let desired = self.core.desired();
-        let requests: u64 = self
-            .instances
-            .values()
-            .map(|instance| instance.counts.requests)
-            .sum();
-        let sites = self.spec.sites.iter().map(|site| {
-            let host = match &site.host {
-                ipc::Host::Exact(host) => host.clone(),
-                ipc::Host::Subdomain(host) => format!("*.{host}"),
-                ipc::Host::Any => "_".to_owned(),
-            };
-            if site.path == "/" {
-                host
-            } else {
-                host + &site.path
-            }
-        });
-        ServiceStatus {
-            state: self.state(),
-            wanted: if desired.running { desired.count } else { 0 },
-            generation: desired.target.generation,
-            file: self.spec.file.display().to_string(),
-            listen: self.spec.listen.iter().map(listeners::name).collect(),
-            sites: sites.collect(),
-            instances: self.instance_statuses(),
-            crashes: self.crashes,
-            requests: self.past_requests + requests,
-            last_error: self.last_error.clone(),
-        }
-    }
-
-    fn instance_statuses(&self) -> Vec<InstanceStatus> {
-        let mut instances: Vec<InstanceStatus> = self
-            .core
-            .instances()
-            .iter()
-            .filter_map(|held| Some(self.instances.get(&held.id)?.status(held)))
-            .collect();
-        instances.extend(self.core.waiting().map(|(slot, _)| {
-            InstanceStatus {
-                id: 0,
-                slot,
-                generation: self.core.target().generation,
-                pid: 0,
-                address: String::new(),
-                state: InstanceState::Backoff,
-                since: self
-                    .last_error
-                    .as_ref()
-                    .map_or(SystemTime::UNIX_EPOCH, |failure| failure.at),
-                in_flight: 0,
-                requests: 0,
-                fault: None,
-            }
-        }));
-        instances.sort_by_key(|instance| (instance.slot, instance.id));
-        instances
-    }
-
-    fn state(&self) -> ServiceState {
-        let desired = self.core.desired();
-        let ready = self
-            .core
-            .instances()
-            .iter()
-            .filter(|instance| instance.is_ready())
-            .count();
-        let never_started = self.spec.enabled && self.last_generation == 0;
-        if never_started && self.last_error.is_some() {
-            return ServiceState::Failed;
-        }
-        if !desired.running {
-            return if self.instances.is_empty() {
-                ServiceState::Stopped
-            } else {
-                ServiceState::Stopping
-            };
-        }
-        let failing = self.core.waiting().next().is_some();
-        match (self.core.converged(), ready) {
-            (true, _) => ServiceState::Running,
-            (false, 0) if failing => ServiceState::Failed,
-            (false, 0) => ServiceState::Starting,
-            (false, ready)
-                if failing
-                    || ready < desired.count as usize
-                        && self.core.good() == Some(self.core.target()) =>
-            {
-                ServiceState::Degraded
-            }
-            (false, _) => ServiceState::Rolling,
-        }
-    }
-
-    /// Instances that get requests, and how many there should be.
-    pub fn readiness(&self) -> (u32, u32) {
-        let ready = self
-            .core
-            .instances()
-            .iter()
-            .filter(|instance| instance.is_ready())
-            .count() as u32;
-        let wanted = if self.core.desired().running {
-            self.core.desired().count
-        } else {
-            0
-        };
-        (ready.min(wanted), wanted)
     }
 
     /// The instance whose process this is.

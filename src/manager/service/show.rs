@@ -1,0 +1,162 @@
+//! A service as it is shown: to jobs, to people, to programs.
+
+use std::time::SystemTime;
+
+use super::Service;
+use crate::manager::jobs::Progress;
+use crate::manager::rollout::State;
+use crate::manager::status::{InstanceState, InstanceStatus, ServiceState, ServiceStatus};
+
+impl Service {
+    /// How far it is, for its jobs.
+    pub fn progress(&self) -> Progress {
+        let running = self.core.desired().running;
+        let total = u32::from(self.spec.instance_count);
+        let left = self.core.instances().len() as u32;
+        Progress {
+            running,
+            converged: self.core.converged(),
+            generation: self.core.target().generation,
+            done: if running {
+                self.core.settled()
+            } else {
+                total.saturating_sub(left)
+            },
+            total,
+            activity: self.activity(),
+        }
+    }
+
+    /// What is going on, for people: `shop/2 starting: connect to 127.0.0.1:9002: connection refused`.
+    fn activity(&self) -> String {
+        let doing = self.core.instances().iter().filter_map(|held| {
+            let instance = self.instances.get(&held.id)?;
+            let what = match (&held.state, &instance.last_probe) {
+                (State::Starting { ready: true, .. }, _) => {
+                    "ready, waiting for delay_running_time".to_owned()
+                }
+                (State::Starting { .. }, Some(fault)) => {
+                    format!("starting, not ready yet: {fault}")
+                }
+                (State::Starting { .. }, None) => "starting".to_owned(),
+                (
+                    State::Ready {
+                        soak_until: Some(_),
+                        ..
+                    },
+                    _,
+                ) => "ready, watched before the next".to_owned(),
+                (State::Ready { .. }, _) => return None,
+                (State::Draining { .. }, _) => {
+                    format!("draining, {} in flight", instance.counts.in_flight)
+                }
+                (State::Stopping { .. }, _) => "stopping".to_owned(),
+            };
+            Some(format!("{} {what}", instance.label))
+        });
+        let waiting = self
+            .core
+            .waiting()
+            .map(|(slot, _)| format!("{}/{slot} waiting to be tried again", self.spec.name));
+        doing.chain(waiting).collect::<Vec<_>>().join("; ")
+    }
+
+    /// All that there is to show.
+    pub fn status(&self) -> ServiceStatus {
+        let desired = self.core.desired();
+        let requests: u64 = self
+            .instances
+            .values()
+            .map(|instance| instance.counts.requests)
+            .sum();
+        ServiceStatus {
+            state: self.state(),
+            wanted: if desired.running { desired.count } else { 0 },
+            generation: desired.target.generation,
+            file: self.spec.file.display().to_string(),
+            listen: self.spec.listen.iter().map(ToString::to_string).collect(),
+            sites: self.spec.sites.iter().map(ToString::to_string).collect(),
+            instances: self.instance_statuses(),
+            crashes: self.crashes,
+            requests: self.past_requests + requests,
+            last_error: self.last_error.clone(),
+        }
+    }
+
+    fn instance_statuses(&self) -> Vec<InstanceStatus> {
+        let mut instances: Vec<InstanceStatus> = self
+            .core
+            .instances()
+            .iter()
+            .filter_map(|held| Some(self.instances.get(&held.id)?.status(held)))
+            .collect();
+        instances.extend(self.core.waiting().map(|(slot, _)| {
+            InstanceStatus {
+                id: 0,
+                slot,
+                generation: self.core.target().generation,
+                pid: 0,
+                address: String::new(),
+                state: InstanceState::Backoff,
+                since: self
+                    .last_error
+                    .as_ref()
+                    .map_or(SystemTime::UNIX_EPOCH, |failure| failure.at),
+                in_flight: 0,
+                requests: 0,
+                fault: None,
+            }
+        }));
+        instances.sort_by_key(|instance| (instance.slot, instance.id));
+        instances
+    }
+
+    fn state(&self) -> ServiceState {
+        let desired = self.core.desired();
+        let ready = self
+            .core
+            .instances()
+            .iter()
+            .filter(|instance| instance.is_ready())
+            .count();
+        let never_started = self.spec.enabled && self.last_generation == 0;
+        if never_started && self.last_error.is_some() {
+            return ServiceState::Failed;
+        }
+        if !desired.running {
+            return if self.instances.is_empty() {
+                ServiceState::Stopped
+            } else {
+                ServiceState::Stopping
+            };
+        }
+        let failing = self.core.waiting().next().is_some();
+        let short = ready < desired.count as usize;
+        let rolling = self.core.good() != Some(self.core.target());
+        match ready {
+            _ if self.core.converged() => ServiceState::Running,
+            0 if failing => ServiceState::Failed,
+            0 => ServiceState::Starting,
+            _ if failing => ServiceState::Degraded,
+            _ if short && !self.came_up => ServiceState::Starting,
+            _ if short && !rolling => ServiceState::Degraded,
+            _ => ServiceState::Rolling,
+        }
+    }
+
+    /// Instances that get requests, and how many there should be.
+    pub fn readiness(&self) -> (u32, u32) {
+        let ready = self
+            .core
+            .instances()
+            .iter()
+            .filter(|instance| instance.is_ready())
+            .count() as u32;
+        let wanted = if self.core.desired().running {
+            self.core.desired().count
+        } else {
+            0
+        };
+        (ready.min(wanted), wanted)
+    }
+}
