@@ -23,7 +23,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects to the private socket, or to a bus if that is asked for or there is no socket.
+    /// Connects to the private socket, or to a bus if one is asked for.
     pub(super) async fn connect(run_dir: &Path, bus: Bus) -> Result<Client, Failed> {
         let socket = run_dir.join("bus");
         let absent = |error: &dyn std::fmt::Display| {

@@ -106,14 +106,7 @@ pub(super) async fn add_job(
     id: u32,
 ) -> zbus::Result<()> {
     server
-        .at(
-            job_path(id),
-            JobObject {
-                access,
-                handle: handle.clone(),
-                id,
-            },
-        )
+        .at(job_path(id), JobObject::new(access, handle.clone(), id))
         .await?;
     Ok(())
 }
@@ -456,6 +449,10 @@ pub(super) struct JobObject {
 }
 
 impl JobObject {
+    pub(super) fn new(access: Access, handle: Handle, id: u32) -> JobObject {
+        JobObject { access, handle, id }
+    }
+
     fn read<T: Default>(&self, read: impl FnOnce(&JobStatus) -> T) -> T {
         let snapshots = self.handle.snapshots();
         let snapshot = snapshots.borrow();
