@@ -29,10 +29,10 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// A smoothserve with one service `shop`.
+/// A smoothserve with one service `shop`, whose instances need no ports.
 async fn shop(lines: &str) -> (Smoothserve, App) {
     let home = Home::new();
-    let app = home.add_shop("shop", free_port(), lines);
+    let app = home.add_shop("shop", free_port(), &format!("bind: unix\n{lines}"));
     let server = Smoothserve::start(programs!(), home).await;
     server.running("shop").await;
     (server, app)
@@ -76,6 +76,19 @@ async fn without_a_smoothserve_everything_is_69() {
     }
 }
 
+/// Nothing listens at this address.
+const NO_BUS: (&str, &str) = ("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus");
+
+#[tokio::test]
+async fn without_a_bus_it_is_69_too() {
+    let mut command = Command::new(programs!().smoothctl);
+    command.args(["--bus", "session", "status"]).envs([NO_BUS]);
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    let words = stderr(&output);
+    assert!(words.contains("cannot reach the bus"), "{words}");
+}
+
 #[tokio::test]
 async fn check_needs_no_smoothserve() {
     let home = Home::new();
@@ -100,7 +113,9 @@ async fn check_needs_no_smoothserve() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_reload_is_78_with_the_whole_report() {
     let (server, _) = shop("").await;
-    server.home.write_shop("shop", 80, "instance_cout: 3\n");
+    server
+        .home
+        .write_shop("shop", free_port(), "instance_cout: 3\n");
     server.home.write_service("blog", "name: blog\nprot: 80\n");
     let reload = server.ctl(&["reload"]).await;
     assert_eq!(reload.status.code(), Some(78));
@@ -119,7 +134,7 @@ async fn a_bad_reload_is_78_with_the_whole_report() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_restart_is_1_with_the_reason() {
-    let (server, app) = shop("start_timeout: 2s\n").await;
+    let (server, app) = shop("start_timeout: 2s\nstop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Crash));
     let crash = server.ctl(&["restart", "shop"]).await;
     assert_eq!(crash.status.code(), Some(1));
@@ -136,10 +151,7 @@ async fn a_failed_restart_is_1_with_the_reason() {
     let mute = server.ctl(&["restart", "shop"]).await;
     assert_eq!(mute.status.code(), Some(1));
     let words = stderr(&mute);
-    assert!(
-        words.contains("connect to 127.0.0.1:"),
-        "the probe: {words}"
-    );
+    assert!(words.contains("connect to /"), "the probe: {words}");
     server.stop().await;
 }
 
@@ -215,7 +227,7 @@ async fn smoothtool_is_smoothctl_by_its_older_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_waiting_it_returns_while_the_job_runs() {
-    let (server, app) = shop("").await;
+    let (server, app) = shop("stop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Mute));
     let said = server.ok(&["restart", "--no-block", "shop"]).await;
     assert_eq!(said, "");
@@ -345,7 +357,7 @@ async fn end_of(mut child: Child, mut lines: BufReader<ChildStderr>) -> (ExitSta
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_ends_the_waiting_and_not_the_job() {
-    let (server, app) = shop("").await;
+    let (server, app) = shop("stop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Mute));
     let (child, lines) = waiting(&server).await;
     processes::signal_pid(child.id().unwrap(), Signal::INT);
@@ -360,12 +372,11 @@ async fn ctrl_c_ends_the_waiting_and_not_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newer_command_ends_the_older_ones_waiting() {
-    let (server, app) = shop("").await;
+async fn an_opposite_command_ends_the_waiting_with_1() {
+    let (server, app) = shop("stop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Mute));
     let (child, lines) = waiting(&server).await;
-    app.replace(&Build::good("3"));
-    server.ok(&["restart", "shop"]).await;
+    server.ok(&["stop", "shop"]).await;
     let (status, rest) = end_of(child, lines).await;
     assert_eq!(status.code(), Some(1));
     assert!(rest.contains("superseded by a newer command"), "{rest}");
@@ -374,7 +385,7 @@ async fn a_newer_command_ends_the_older_ones_waiting() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_smoothserve_that_dies_ends_the_waiting_with_69() {
-    let (server, app) = shop("").await;
+    let (server, app) = shop("stop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Mute));
     let (child, lines) = waiting(&server).await;
     server.signal(Signal::KILL);

@@ -12,7 +12,9 @@ use tokio::time::timeout;
 use zbus::connection::Builder;
 use zbus::message::{Message, Type};
 use zbus::zvariant::Type as Signature;
-use zbus::{Connection, DynamicType, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant};
+use zbus::{
+    Connection, DBusError, DynamicType, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant,
+};
 
 pub const MANAGER_PATH: &str = "/org/smoothserve1";
 pub const MANAGER: &str = "org.smoothserve1.Manager";
@@ -178,6 +180,7 @@ fn body_of<T: DeserializeOwned + Signature>(message: &Message, member: &str) -> 
 pub fn error_name<T: std::fmt::Debug>(result: zbus::Result<T>) -> String {
     match result {
         Err(zbus::Error::MethodError(name, _, _)) => name.to_string(),
+        Err(zbus::Error::FDO(error)) => error.name().to_string(),
         other => panic!("an error with a name was expected, not {other:?}"),
     }
 }

@@ -18,7 +18,7 @@ use daemon::Daemon;
 
 const SHOP: &str = "/org/smoothserve1/service/shop";
 
-/// A smoothserve with one service `shop`, on a bus and on its private socket.
+/// A smoothserve on a bus and on its private socket, with one service `shop`, whose instances need no ports.
 struct Scene {
     server: Smoothserve,
     app: smoothserve_kit::App,
@@ -31,7 +31,7 @@ impl Scene {
         let daemon = Daemon::start().await;
         let home = Home::new();
         let port = free_port();
-        let app = home.add_shop("shop", port, lines);
+        let app = home.add_shop("shop", port, &format!("bind: unix\n{lines}"));
         let server = Smoothserve::spawn_on(programs!(), home, Some(&daemon.address()));
         server.running("shop").await;
         Scene {
@@ -121,7 +121,10 @@ async fn who_comes_later_hears_nothing_of_what_was_there_before() {
 #[tokio::test(flavor = "multi_thread")]
 async fn restart_all_has_a_job_for_every_service() {
     let scene = Scene::new("").await;
-    scene.server.home.add_shop("blog", free_port(), "");
+    scene
+        .server
+        .home
+        .add_shop("blog", free_port(), "bind: unix\n");
     scene.server.ok(&["reload"]).await;
     let client = scene.private().await;
     let mut signals = client.signals().await;
@@ -265,7 +268,10 @@ async fn services_come_and_go_with_a_reload() {
     let services = format!("{MANAGER_PATH}/service");
     for client in scene.clients().await {
         assert_eq!(client.children(&services).await, ["shop"]);
-        scene.server.home.add_shop("my-shop", free_port(), "");
+        scene
+            .server
+            .home
+            .add_shop("my-shop", free_port(), "bind: unix\n");
         let mut signals = client.signals().await;
         let job: OwnedObjectPath = client.manager("Reload", &()).await.unwrap();
         assert_eq!(signals.result_of(&job).await, "done");
@@ -307,7 +313,7 @@ async fn services_come_and_go_with_a_reload() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_rollout_leaves_the_old_instances_serving() {
-    let scene = Scene::new("instance_count: 2\n").await;
+    let scene = Scene::new("instance_count: 2\nstop_timeout: 200ms\n").await;
     let before = scene.server.running("shop").await;
     scene.app.replace(&Build::starting("2", Start::Mute));
     for client in scene.clients().await {
@@ -405,4 +411,17 @@ async fn others_may_read_and_change_nothing() {
     }
     assert_eq!(scene.server.running("shop").await.pids(), pids);
     scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn smoothctl_says_that_nobody_has_the_name() {
+    let daemon = Daemon::start().await;
+    let mut command = tokio::process::Command::new(programs!().smoothctl);
+    command
+        .args(["--bus", "session", "status"])
+        .env("DBUS_SESSION_BUS_ADDRESS", daemon.address());
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(words.contains("not running, or not on this bus"), "{words}");
 }
