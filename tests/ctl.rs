@@ -290,7 +290,12 @@ async fn the_json_has_the_documented_keys() {
     assert_eq!(keys(&shop["last_error"]), ["at", "message"]);
     let instance = &shop["instances"][0];
     assert_eq!(keys(instance), documented_keys("services.NAME.instances"));
-    let job = json["jobs"].as_object().unwrap().values().last().unwrap();
+    let job = json["jobs"]
+        .as_object()
+        .unwrap()
+        .values()
+        .next_back()
+        .unwrap();
     assert_eq!(keys(job), documented_keys("jobs"));
     assert_eq!(job["state"], "failed");
     assert_eq!(shop["state"], "running");

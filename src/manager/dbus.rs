@@ -27,8 +27,9 @@ use objects::{Access, JobObject, ManagerObject, ServiceObject, announce};
 /// The well-known name, on a bus that has names.
 pub const NAME: &str = "org.smoothserve1";
 
-/// Clients of the private socket at one time.
-const MOST_CLIENTS: usize = 256;
+/// Clients of the private socket at one time: this many who may change something, and as many others, so that those
+/// cannot keep root out.
+const MOST_CLIENTS: usize = 128;
 
 /// The time that a client has to introduce itself.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -92,11 +93,9 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 async fn accept(listener: UnixListener, handle: Handle) {
-    let places = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let masters = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let others = Arc::new(Semaphore::new(MOST_CLIENTS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -105,10 +104,23 @@ async fn accept(listener: UnixListener, handle: Handle) {
                 continue;
             }
         };
+        let Ok(peer) = stream.peer_cred() else {
+            continue;
+        };
+        let places = match objects::may_change(peer.uid()) {
+            true => &masters,
+            false => &others,
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            tracing::warn!(
+                uid = peer.uid(),
+                "too many control connections, closing one"
+            );
+            continue;
+        };
         let handle = handle.clone();
         tokio::task::spawn_local(async move {
             let _place = place;
-            let Ok(peer) = stream.peer_cred() else { return };
             let access = Access::Peer(peer.uid());
             let Ok(stream) = stream.into_std() else {
                 return;

@@ -414,6 +414,23 @@ async fn others_may_read_and_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_too_many_is_turned_away() {
+    let home = Home::new();
+    let server = Smoothserve::start(programs!(), home).await;
+    let mut clients = Vec::new();
+    for _ in 0..128 {
+        clients.push(Client::private(&server.bus()).await);
+    }
+    let refused = server.ctl(&["status"]).await;
+    assert_eq!(refused.status.code(), Some(69));
+    clients.clear();
+    server
+        .until("there is room again", |status| status.services.is_empty())
+        .await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn smoothctl_says_that_nobody_has_the_name() {
     let daemon = Daemon::start().await;
     let mut command = tokio::process::Command::new(programs!().smoothctl);
