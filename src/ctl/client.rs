@@ -5,7 +5,7 @@ use std::path::Path;
 
 use zbus::connection::Builder;
 use zbus::message::Type;
-use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
+use zbus::{Connection, DBusError, MatchRule, MessageStream, OwnedObjectPath};
 
 use super::Failed;
 use crate::cli::exit;
@@ -23,7 +23,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects to the private socket, or to a bus if that is asked for or there is no socket.
+    /// Connects to the private socket, or to a bus if one is asked for.
     pub(super) async fn connect(run_dir: &Path, bus: Bus) -> Result<Client, Failed> {
         let socket = run_dir.join("bus");
         let absent = |error: &dyn std::fmt::Display| {
@@ -126,6 +126,11 @@ impl Client {
             zbus::Error::MethodError(name, message, _) => {
                 refused(name.as_str(), message.unwrap_or_default())
             }
+            // The standard errors have a type of their own.
+            zbus::Error::FDO(error) => {
+                let message = error.description().unwrap_or_default().to_owned();
+                refused(error.name().as_str(), message)
+            }
             error => Failed::new(
                 exit::UNAVAILABLE,
                 format!("smoothserve does not answer: {error}"),
@@ -138,7 +143,12 @@ fn refused(name: &str, message: String) -> Failed {
     let status = match name.rsplit('.').next() {
         Some("InvalidConfig") => exit::CONFIG,
         Some("AccessDenied") => exit::NO_PERMISSION,
-        Some("ShuttingDown" | "ServiceUnknown" | "NameHasNoOwner") => exit::UNAVAILABLE,
+        Some("ShuttingDown") => exit::UNAVAILABLE,
+        Some("ServiceUnknown" | "NameHasNoOwner") => {
+            let message = format!("smoothserve is not running, or not on this bus ({message})");
+            return Failed::new(exit::UNAVAILABLE, message);
+        }
+        Some("NoReply" | "Disconnected") => exit::UNAVAILABLE,
         _ => 1,
     };
     Failed::new(status, message)

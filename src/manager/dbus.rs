@@ -27,8 +27,9 @@ use objects::{Access, JobObject, ManagerObject, ServiceObject, announce};
 /// The well-known name, on a bus that has names.
 pub const NAME: &str = "org.smoothserve1";
 
-/// Clients of the private socket at one time.
-const MOST_CLIENTS: usize = 256;
+/// Clients of the private socket at one time: this many who may change something, and as many others, so that those
+/// cannot keep root out.
+const MOST_CLIENTS: usize = 128;
 
 /// The time that a client has to introduce itself.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -65,7 +66,7 @@ pub async fn serve(handle: Handle, private_socket: &Path, bus: Bus) -> anyhow::R
             let connection = connect(bus, &handle)
                 .await
                 .context("cannot take the name org.smoothserve1 on the bus")?;
-            tokio::task::spawn_local(stay(bus, Some(connection), handle));
+            tokio::task::spawn_local(stay(bus, connection, handle));
         }
         Bus::Auto => {
             let connection = connect(bus, &handle).await;
@@ -73,7 +74,7 @@ pub async fn serve(handle: Handle, private_socket: &Path, bus: Bus) -> anyhow::R
                 tracing::info!(error = %error, "not on the system bus, control is by the private socket");
             }
             if let Ok(connection) = connection {
-                tokio::task::spawn_local(stay(bus, Some(connection), handle));
+                tokio::task::spawn_local(stay(bus, connection, handle));
             }
         }
     }
@@ -92,11 +93,9 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 async fn accept(listener: UnixListener, handle: Handle) {
-    let places = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let masters = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let others = Arc::new(Semaphore::new(MOST_CLIENTS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -105,47 +104,75 @@ async fn accept(listener: UnixListener, handle: Handle) {
                 continue;
             }
         };
+        let Ok(peer) = stream.peer_cred() else {
+            continue;
+        };
+        let places = match objects::may_change(peer.uid()) {
+            true => &masters,
+            false => &others,
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            tracing::warn!(
+                uid = peer.uid(),
+                "too many control connections, closing one"
+            );
+            continue;
+        };
         let handle = handle.clone();
         tokio::task::spawn_local(async move {
             let _place = place;
-            let Ok(peer) = stream.peer_cred() else { return };
             let access = Access::Peer(peer.uid());
             let Ok(stream) = stream.into_std() else {
                 return;
             };
             let builder = Builder::unix_stream(stream).server(Guid::generate()).p2p();
-            let objects = with_manager(builder, access, &handle);
-            if let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_LIMIT, objects.build()).await
+            let (builder, shown) = with_objects(builder, access, &handle);
+            if let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_LIMIT, builder.build()).await
             {
-                follow(&connection, access, &handle).await;
+                follow(&connection, access, &handle, shown).await;
             }
         });
     }
 }
 
-fn with_manager<'a>(builder: Builder<'a>, access: Access, handle: &Handle) -> Builder<'a> {
-    builder.serve_at(
+/// Puts all objects on a connection before its first message: nobody finds a part of them, and nothing that was there
+/// already is signalled as new. Returns the snapshot that they are from, too.
+fn with_objects<'a>(
+    builder: Builder<'a>,
+    access: Access,
+    handle: &Handle,
+) -> (Builder<'a>, Arc<Snapshot>) {
+    let snapshot = handle.snapshots().borrow().clone();
+    let mut builder = builder.serve_at(
         objects::MANAGER_PATH,
         ManagerObject::new(access, handle.clone()),
-    )
+    );
+    for name in snapshot.services.keys() {
+        let object = ServiceObject::new(access, handle.clone(), name.clone());
+        builder = builder.serve_at(objects::service_path(name), object);
+    }
+    for &id in snapshot.jobs.keys() {
+        let object = JobObject::new(access, handle.clone(), id);
+        builder = builder.serve_at(objects::job_path(id), object);
+    }
+    (builder, snapshot)
 }
 
-async fn connect(bus: Bus, handle: &Handle) -> zbus::Result<Connection> {
+async fn connect(bus: Bus, handle: &Handle) -> zbus::Result<(Connection, Arc<Snapshot>)> {
     let builder = match bus {
         Bus::Session => Builder::session(),
         _ => Builder::system(),
     };
-    with_manager(builder, Access::Bus, handle)
-        .name(NAME)
-        .build()
-        .await
+    let (builder, shown) = with_objects(builder, Access::Bus, handle);
+    Ok((builder.name(NAME).build().await?, shown))
 }
 
 /// Stays on the bus, also when that goes away and comes back.
-async fn stay(bus: Bus, mut connection: Option<Connection>, handle: Handle) {
+async fn stay(bus: Bus, connection: (Connection, Arc<Snapshot>), handle: Handle) {
+    let mut connection = Some(connection);
     loop {
-        if let Some(connection) = connection.take() {
-            follow(&connection, Access::Bus, &handle).await;
+        if let Some((connection, shown)) = connection.take() {
+            follow(&connection, Access::Bus, &handle, shown).await;
             tracing::warn!("the bus has gone away, trying to come back");
         }
         tokio::time::sleep(RECONNECT).await;
@@ -160,9 +187,13 @@ async fn stay(bus: Bus, mut connection: Option<Connection>, handle: Handle) {
 }
 
 /// Keeps the objects of a connection as the snapshots say, until the connection or the manager ends.
-async fn follow(connection: &Connection, access: Access, handle: &Handle) {
+async fn follow(
+    connection: &Connection,
+    access: Access,
+    handle: &Handle,
+    mut before: Arc<Snapshot>,
+) {
     let mut snapshots = handle.snapshots();
-    let mut before = Arc::default();
     let mut messages = MessageStream::from(connection);
     loop {
         let now = snapshots.borrow_and_update().clone();

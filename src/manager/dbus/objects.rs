@@ -50,7 +50,7 @@ pub(super) enum Access {
 }
 
 impl Access {
-    /// Changing anything is for root and for smoothserve's own user.
+    /// Refuses those who may change nothing.
     async fn check(self, connection: &Connection, header: &Header<'_>) -> Result<(), Error> {
         let caller = match self {
             Access::Peer(uid) => uid,
@@ -65,14 +65,18 @@ impl Access {
                 })?
             }
         };
-        let own = rustix::process::geteuid().as_raw();
-        if caller == 0 || caller == own {
+        if may_change(caller) {
             return Ok(());
         }
         Err(Error::AccessDenied(
             "only root and the user of smoothserve may change anything".to_owned(),
         ))
     }
+}
+
+/// Whether this user is root or smoothserve's own.
+pub(super) fn may_change(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
 /// `/org/smoothserve1/service/<name>`, the name escaped as systemd escapes unit names in paths.
@@ -106,14 +110,7 @@ pub(super) async fn add_job(
     id: u32,
 ) -> zbus::Result<()> {
     server
-        .at(
-            job_path(id),
-            JobObject {
-                access,
-                handle: handle.clone(),
-                id,
-            },
-        )
+        .at(job_path(id), JobObject::new(access, handle.clone(), id))
         .await?;
     Ok(())
 }
@@ -456,6 +453,10 @@ pub(super) struct JobObject {
 }
 
 impl JobObject {
+    pub(super) fn new(access: Access, handle: Handle, id: u32) -> JobObject {
+        JobObject { access, handle, id }
+    }
+
     fn read<T: Default>(&self, read: impl FnOnce(&JobStatus) -> T) -> T {
         let snapshots = self.handle.snapshots();
         let snapshot = snapshots.borrow();

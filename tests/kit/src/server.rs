@@ -82,10 +82,16 @@ impl Smoothserve {
 
     /// Starts it on what is in `home`.
     pub fn spawn(programs: Programs, home: Home) -> Smoothserve {
+        Smoothserve::spawn_on(programs, home, None)
+    }
+
+    /// Starts it on what is in `home`, and on the session bus at this address.
+    pub fn spawn_on(programs: Programs, home: Home, bus: Option<&str>) -> Smoothserve {
         let log = File::create(home.log()).expect("the log can be made");
         let manager = Command::new(&programs.smoothserve)
             .arg("run")
-            .args(["--bus", "none"])
+            .args(["--bus", bus.map_or("none", |_| "session")])
+            .envs(bus.map(|address| ("DBUS_SESSION_BUS_ADDRESS", address)))
             .arg("--config")
             .arg(home.config())
             .arg("--run-dir")

@@ -1,0 +1,399 @@
+//! `smoothctl` as a person and as a script use it: its words, what it prints and where, its exit statuses.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+
+use rustix::process::Signal;
+use smoothserve_kit::{
+    App, Build, Home, Smoothserve, Start, free_port, processes, programs, write,
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
+
+/// Runs a program that needs no smoothserve.
+async fn run(program: &Path, arguments: &[&str], run_dir: &Path) -> Output {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("SMOOTHSERVE_RUN_DIR", run_dir)
+        .stdin(Stdio::null());
+    command.output().await.unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A smoothserve with one service `shop`, whose instances need no ports.
+async fn shop(lines: &str) -> (Smoothserve, App) {
+    let home = Home::new();
+    let app = home.add_shop("shop", free_port(), &format!("bind: unix\n{lines}"));
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    (server, app)
+}
+
+/// Whether none of the instances is one of those before.
+async fn all_new(server: &Smoothserve, before: &[u32]) -> bool {
+    let now = server.running("shop").await.pids();
+    now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))
+}
+
+#[tokio::test]
+async fn a_wrong_command_line_is_64() {
+    let folder = tempfile::tempdir().unwrap();
+    for wrong in [
+        &["restart"][..],
+        &["restart", "--gently", "shop"],
+        &["restrat", "shop"],
+        &["--bus", "tram", "status"],
+    ] {
+        let output = run(&programs!().smoothctl, wrong, folder.path()).await;
+        assert_eq!(output.status.code(), Some(64), "{wrong:?}");
+        assert!(stdout(&output).is_empty());
+        assert!(stderr(&output).starts_with("error: "), "{wrong:?}");
+    }
+    let help = run(&programs!().smoothctl, &["--help"], folder.path()).await;
+    assert_eq!(help.status.code(), Some(0));
+    assert!(stdout(&help).contains("restart"));
+}
+
+#[tokio::test]
+async fn without_a_smoothserve_everything_is_69() {
+    let folder = tempfile::tempdir().unwrap();
+    for verb in [&["status"][..], &["list"], &["reload"], &["restart", "all"]] {
+        let output = run(&programs!().smoothctl, verb, folder.path()).await;
+        assert_eq!(output.status.code(), Some(69), "{verb:?}");
+        let words = stderr(&output);
+        let socket = folder.path().join("bus");
+        assert!(words.contains("not running"), "{words}");
+        assert!(words.contains(socket.to_str().unwrap()), "{words}");
+    }
+}
+
+/// Nothing listens at this address.
+const NO_BUS: (&str, &str) = ("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus");
+
+#[tokio::test]
+async fn without_a_bus_it_is_69_too() {
+    let mut command = Command::new(programs!().smoothctl);
+    command.args(["--bus", "session", "status"]).envs([NO_BUS]);
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    let words = stderr(&output);
+    assert!(words.contains("cannot reach the bus"), "{words}");
+}
+
+#[tokio::test]
+async fn check_needs_no_smoothserve() {
+    let home = Home::new();
+    home.add_shop("shop", free_port(), "instance_count: 2\n");
+    let config = home.config();
+    let config = config.to_str().unwrap();
+    let check = async || run(&programs!().smoothctl, &["check", config], &home.run()).await;
+    let good = check().await;
+    assert_eq!(good.status.code(), Some(0), "{}", stderr(&good));
+    assert!(stdout(&good).contains("1 service, 2 instances, no faults"));
+
+    home.write_service("blog", "name: blog\nprot: 80\n");
+    write(&home.config().join("smoothserve.yaml"), "default_usr: x\n");
+    let bad = check().await;
+    assert_eq!(bad.status.code(), Some(78));
+    assert!(stdout(&bad).is_empty());
+    let words = stderr(&bad);
+    assert!(words.contains("blog.yaml:2:1: "), "{words}");
+    assert!(words.contains("smoothserve.yaml:1:1: "), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_reload_is_78_with_the_whole_report() {
+    let (server, _) = shop("").await;
+    server
+        .home
+        .write_shop("shop", free_port(), "instance_cout: 3\n");
+    server.home.write_service("blog", "name: blog\nprot: 80\n");
+    let reload = server.ctl(&["reload"]).await;
+    assert_eq!(reload.status.code(), Some(78));
+    assert!(stdout(&reload).is_empty());
+    let words = stderr(&reload);
+    assert!(words.contains("shop.yaml:5:1: "), "{words}");
+    assert!(words.contains("blog.yaml:2:1: "), "{words}");
+    // The report is the one that `check` prints.
+    let config = server.home.config();
+    let check = server.ctl(&["check", config.to_str().unwrap()]).await;
+    let report = stderr(&check);
+    let report = report.strip_prefix("smoothctl: ").unwrap();
+    assert!(words.contains(report), "{words}\n---\n{report}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_restart_is_1_with_the_reason() {
+    let (server, app) = shop("start_timeout: 2s\nstop_timeout: 200ms\n").await;
+    app.replace(&Build::starting("2", Start::Crash));
+    let crash = server.ctl(&["restart", "shop"]).await;
+    assert_eq!(crash.status.code(), Some(1));
+    assert!(stdout(&crash).is_empty());
+    let words = stderr(&crash);
+    assert!(words.contains("restart shop failed: "), "{words}");
+    assert!(words.contains("status 3"), "the exit status: {words}");
+    assert!(
+        words.contains("no such table: orders"),
+        "the last words: {words}"
+    );
+
+    app.replace(&Build::starting("3", Start::Mute));
+    let mute = server.ctl(&["restart", "shop"]).await;
+    assert_eq!(mute.status.code(), Some(1));
+    let words = stderr(&mute);
+    assert!(words.contains("connect to /"), "the probe: {words}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_service_is_1_and_nothing_is_done() {
+    let (server, _) = shop("").await;
+    let before = server.running("shop").await.pids();
+    for verb in ["start", "stop", "restart", "status"] {
+        let output = server.ctl(&[verb, "shop", "shpo"]).await;
+        assert_eq!(output.status.code(), Some(1), "{verb}");
+        let words = stderr(&output);
+        assert!(words.contains("did you mean shop?"), "{words}");
+    }
+    assert_eq!(server.running("shop").await.pids(), before);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn words_may_come_in_both_orders() {
+    let (server, _) = shop("instance_count: 2\n").await;
+    for words in [
+        &["restart", "shop"][..],
+        &["shop", "restart"],
+        &["restart", "all"],
+        &["all", "restart"],
+    ] {
+        let before = server.running("shop").await.pids();
+        let said = server.ok(words).await;
+        assert_eq!(said, "restart shop: done\n", "{words:?}");
+        assert!(all_new(&server, &before).await, "{words:?}");
+    }
+    assert_eq!(server.ok(&["shop", "stop"]).await, "stop shop: done\n");
+    let status = server.status().await.unwrap();
+    assert_eq!(status.services["shop"].state, "stopped");
+    assert_eq!(server.ok(&["shop", "start"]).await, "start shop: done\n");
+    assert!(
+        server
+            .ok(&["shop", "status"])
+            .await
+            .starts_with("shop: running, 2/2")
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn smoothtool_is_smoothctl_by_its_older_name() {
+    let (server, _) = shop("").await;
+    let smoothtool: PathBuf = server.home.path().join("smoothtool");
+    symlink(programs!().smoothctl, &smoothtool).unwrap();
+    let run_dir = server.home.run();
+    let tool = async |arguments: &[&str]| run(&smoothtool, arguments, &run_dir).await;
+    for restart in [
+        &["-restart", "shop"][..],
+        &["-restart=shop", "-force"],
+        &["-force", "--restart", "all"],
+    ] {
+        let before = server.running("shop").await.pids();
+        let output = tool(restart).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(all_new(&server, &before).await, "{restart:?}");
+    }
+    assert!(tool(&["-stop=shop"]).await.status.success());
+    let status = server.status().await.unwrap();
+    assert_eq!(status.services["shop"].state, "stopped");
+    assert!(tool(&["-start", "shop"]).await.status.success());
+    server.running("shop").await;
+    let wrong = tool(&["-start", "shop", "-stop", "shop"]).await;
+    assert_eq!(wrong.status.code(), Some(64));
+    assert!(stderr(&wrong).contains("usage: smoothtool "));
+    assert_eq!(tool(&["-start", "shpo"]).await.status.code(), Some(1));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_waiting_it_returns_while_the_job_runs() {
+    let (server, app) = shop("stop_timeout: 200ms\n").await;
+    app.replace(&Build::starting("2", Start::Mute));
+    let said = server.ok(&["restart", "--no-block", "shop"]).await;
+    assert_eq!(said, "");
+    // The build never gets ready, so the job cannot have ended.
+    let status = server.status().await.unwrap();
+    assert_eq!(status.services["shop"].state, "rolling");
+    app.replace(&Build::good("3"));
+    let said = server.ok(&["reload", "--no-block"]).await;
+    assert_eq!(said, "");
+    server.running("shop").await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_prints_names_and_nothing_else() {
+    let (server, _) = shop("").await;
+    server
+        .home
+        .add_shop("blog", free_port(), "enabled: false\n");
+    server.ok(&["reload"]).await;
+    assert_eq!(server.ok(&["list"]).await, "blog\nshop\n");
+    server.stop().await;
+}
+
+/// The names in the first column of the table below a heading of `docs/dbus.md`, and those after "with" in the second.
+fn documented_keys(row: &str) -> Vec<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/dbus.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (_, json) = text.split_once("\n## The JSON of Dump\n").unwrap();
+    let line = json
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("| `{row}` | ")))
+        .unwrap_or_else(|| panic!("{row} is missing"));
+    let words = line.split('`').skip(1).step_by(2);
+    let mut keys: Vec<String> = words
+        .filter(|key| !["at", "message"].contains(key))
+        .map(str::to_owned)
+        .collect();
+    keys.sort();
+    keys
+}
+
+fn keys(value: &serde_json::Value) -> Vec<String> {
+    let object = value.as_object().expect("an object");
+    let mut keys: Vec<String> = object.keys().cloned().collect();
+    keys.sort();
+    keys
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_json_has_the_documented_keys() {
+    let (server, app) = shop("").await;
+    app.replace(&Build::starting("2", Start::Crash));
+    assert!(!server.ctl(&["restart", "shop"]).await.status.success());
+    let json: serde_json::Value =
+        serde_json::from_str(&server.ok(&["status", "--json"]).await).unwrap();
+    assert_eq!(keys(&json), ["jobs", "services", "summary"]);
+    let shop = &json["services"]["shop"];
+    assert_eq!(keys(shop), documented_keys("services"));
+    assert_eq!(keys(&shop["last_error"]), ["at", "message"]);
+    let instance = &shop["instances"][0];
+    assert_eq!(keys(instance), documented_keys("services.NAME.instances"));
+    let job = json["jobs"]
+        .as_object()
+        .unwrap()
+        .values()
+        .next_back()
+        .unwrap();
+    assert_eq!(keys(job), documented_keys("jobs"));
+    assert_eq!(job["state"], "failed");
+    assert_eq!(shop["state"], "running");
+    assert!(instance["since"].as_f64().unwrap() > 1.6e9, "seconds");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_what_went_wrong() {
+    let (server, app) = shop("instance_count: 2\n").await;
+    let overview = server.ok(&[]).await;
+    let mut lines = overview.lines();
+    assert!(lines.next().unwrap().starts_with("SERVICE"));
+    let line: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(line[..3], ["shop", "running", "2/2"]);
+    assert!(overview.ends_with("\n1 service, 2/2 instances ready\n"));
+
+    app.replace(&Build::starting("2", Start::Crash));
+    server.ctl(&["restart", "shop"]).await;
+    let detail = server.ok(&["status", "shop"]).await;
+    assert!(detail.contains("last error"), "{detail}");
+    assert!(detail.contains("no such table: orders"), "{detail}");
+    for pid in server.running("shop").await.pids() {
+        assert!(detail.contains(&pid.to_string()), "{detail}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_are_plain_lines_where_there_is_no_terminal() {
+    let (server, _) = shop("instance_count: 2\nenvironment: { SHOP_START_DELAY: 500ms }\n").await;
+    let restart = server.ctl(&["restart", "shop"]).await;
+    assert!(restart.status.success());
+    assert_eq!(stdout(&restart), "restart shop: done\n");
+    let steps = stderr(&restart);
+    assert!(!steps.contains(['\r', '\x1b']), "{steps:?}");
+    let lines: Vec<&str> = steps.lines().collect();
+    for step in ["restart shop 0/2: ", "restart shop 1/2: "] {
+        assert!(lines.iter().any(|line| line.starts_with(step)), "{steps}");
+    }
+    assert!(
+        lines.windows(2).all(|pair| pair[0] != pair[1]),
+        "no line twice: {steps}"
+    );
+    server.stop().await;
+}
+
+/// Starts a restart that cannot end, and waits until its first step is shown.
+async fn waiting(server: &Smoothserve) -> (Child, BufReader<ChildStderr>) {
+    let mut command = server.ctl_command(&["restart", "shop"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut step = String::new();
+    lines.read_line(&mut step).await.unwrap();
+    assert!(step.starts_with("restart shop 0/1"), "{step}");
+    (child, lines)
+}
+
+async fn end_of(mut child: Child, mut lines: BufReader<ChildStderr>) -> (ExitStatus, String) {
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).await.unwrap();
+    (child.wait().await.unwrap(), rest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_the_waiting_and_not_the_job() {
+    let (server, app) = shop("stop_timeout: 200ms\n").await;
+    app.replace(&Build::starting("2", Start::Mute));
+    let (child, lines) = waiting(&server).await;
+    processes::signal_pid(child.id().unwrap(), Signal::INT);
+    let (status, rest) = end_of(child, lines).await;
+    assert_eq!(status.code(), Some(130));
+    assert!(rest.contains("the job goes on"), "{rest}");
+    let status = server.status().await.unwrap();
+    assert_eq!(status.services["shop"].state, "rolling");
+    let overview = server.ok(&["status"]).await;
+    assert!(overview.contains("\nrestart shop 0/1"), "{overview}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opposite_command_ends_the_waiting_with_1() {
+    let (server, app) = shop("stop_timeout: 200ms\n").await;
+    app.replace(&Build::starting("2", Start::Mute));
+    let (child, lines) = waiting(&server).await;
+    server.ok(&["stop", "shop"]).await;
+    let (status, rest) = end_of(child, lines).await;
+    assert_eq!(status.code(), Some(1));
+    assert!(rest.contains("superseded by a newer command"), "{rest}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_smoothserve_that_dies_ends_the_waiting_with_69() {
+    let (server, app) = shop("stop_timeout: 200ms\n").await;
+    app.replace(&Build::starting("2", Start::Mute));
+    let (child, lines) = waiting(&server).await;
+    server.signal(Signal::KILL);
+    let (status, rest) = end_of(child, lines).await;
+    assert_eq!(status.code(), Some(69), "{rest}");
+}

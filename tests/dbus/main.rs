@@ -1,0 +1,444 @@
+//! The D-Bus interface of a running smoothserve, on the private socket and on a bus, against its documentation.
+
+mod client;
+mod daemon;
+mod reference;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Output;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use smoothserve_kit::{Build, Home, PATIENCE, Smoothserve, Start, free_port, local, programs};
+use zbus::OwnedObjectPath;
+
+use client::{Client, JOB, MANAGER, MANAGER_PATH, SERVICE, error_name};
+use daemon::Daemon;
+
+const SHOP: &str = "/org/smoothserve1/service/shop";
+
+/// A smoothserve on a bus and on its private socket, with one service `shop`, whose instances need no ports.
+struct Scene {
+    server: Smoothserve,
+    app: smoothserve_kit::App,
+    port: u16,
+    daemon: Daemon,
+}
+
+impl Scene {
+    async fn new(lines: &str) -> Scene {
+        let daemon = Daemon::start().await;
+        let home = Home::new();
+        let port = free_port();
+        let app = home.add_shop("shop", port, &format!("bind: unix\n{lines}"));
+        let server = Smoothserve::spawn_on(programs!(), home, Some(&daemon.address()));
+        server.running("shop").await;
+        Scene {
+            server,
+            app,
+            port,
+            daemon,
+        }
+    }
+
+    async fn private(&self) -> Client {
+        Client::private(&self.server.bus()).await
+    }
+
+    /// Both ways to the same objects.
+    async fn clients(&self) -> [Client; 2] {
+        [
+            self.private().await,
+            Client::on_bus(&self.daemon.address()).await,
+        ]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_documented_is_what_is_there() {
+    let scene = Scene::new("").await;
+    for client in scene.clients().await {
+        let job = client.begin("RestartService", "shop").await.unwrap();
+        for (path, interface) in [(MANAGER_PATH, MANAGER), (SHOP, SERVICE), (&*job, JOB)] {
+            let description = client.introspect(path).await.unwrap();
+            assert_eq!(
+                reference::introspected(&description, interface),
+                reference::documented(interface)
+            );
+        }
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_is_a_job_with_a_beginning_and_an_end() {
+    let scene = Scene::new("instance_count: 2\n").await;
+    for client in scene.clients().await {
+        let before = scene.server.running("shop").await;
+        let mut signals = client.signals().await;
+        let mut results = client.signals().await;
+        let job = client.begin("RestartService", "shop").await.unwrap();
+        assert_eq!(signals.job_new().await, (job.clone(), "shop".to_owned()));
+        assert_eq!(results.result_of(&job).await, "done");
+        let after = scene.server.running("shop").await;
+        assert!(
+            after.pids().iter().all(|pid| !before.pids().contains(pid)),
+            "both are new"
+        );
+        let state: String = client.property(&job, JOB, "State").await.unwrap();
+        let kind: String = client.property(&job, JOB, "Kind").await.unwrap();
+        let done: u32 = client.property(&job, JOB, "Done").await.unwrap();
+        assert_eq!(
+            (state.as_str(), kind.as_str(), done),
+            ("done", "restart", 2)
+        );
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_later_hears_nothing_of_what_was_there_before() {
+    let scene = Scene::new("").await;
+    let early = scene.private().await;
+    let mut signals = early.signals().await;
+    let old = early.begin("RestartService", "shop").await.unwrap();
+    assert_eq!(signals.result_of(&old).await, "done");
+
+    let late = scene.private().await;
+    let mut signals = late.signals().await;
+    let state: String = late.property(&old, JOB, "State").await.unwrap();
+    assert_eq!(state, "done", "the job that has ended is still there");
+    let new = late.begin("RestartService", "shop").await.unwrap();
+    assert_eq!(
+        signals.job_new().await.0,
+        new,
+        "the first job that is new is the one that was begun"
+    );
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restart_all_has_a_job_for_every_service() {
+    let scene = Scene::new("").await;
+    scene
+        .server
+        .home
+        .add_shop("blog", free_port(), "bind: unix\n");
+    scene.server.ok(&["reload"]).await;
+    let client = scene.private().await;
+    let mut signals = client.signals().await;
+    let jobs: Vec<OwnedObjectPath> = client.manager("RestartAll", &()).await.unwrap();
+    let mut services = Vec::new();
+    for job in &jobs {
+        services.push(
+            client
+                .property::<String>(job, JOB, "Service")
+                .await
+                .unwrap(),
+        );
+    }
+    assert_eq!(services, ["blog", "shop"]);
+    let mut open: BTreeSet<String> = jobs.iter().map(|job| job.to_string()).collect();
+    while !open.is_empty() {
+        let ended = signals.find(|message| {
+            if message.header().member()?.as_str() != "JobRemoved" {
+                return None;
+            }
+            let (job, _, result): (OwnedObjectPath, String, String) =
+                message.body().deserialize().unwrap();
+            Some((job.to_string(), result))
+        });
+        let (job, result) = ended.await;
+        assert_eq!(result, "done");
+        assert!(open.remove(&job), "{job} ends once");
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_documented_error_has_its_name() {
+    let scene = Scene::new("").await;
+    let documented: BTreeSet<String> =
+        reference::rows(reference::section(&reference::text(), "## Errors"))
+            .iter()
+            .map(|row| reference::plain(row[0]))
+            .collect();
+    // AccessDenied has a test of its own.
+    let mut seen: BTreeSet<String> = ["org.smoothserve1.Error.AccessDenied".to_owned()].into();
+    let clients = scene.clients().await;
+    for client in &clients {
+        for method in [
+            "StartService",
+            "StopService",
+            "RestartService",
+            "GetService",
+        ] {
+            let name = error_name(client.begin(method, "shoop").await);
+            assert_eq!(name, "org.smoothserve1.Error.NoSuchService", "{method}");
+            seen.insert(name);
+        }
+        let mut signals = client.signals().await;
+        let job = client.begin("StartService", "shop").await.unwrap();
+        assert_eq!(signals.result_of(&job).await, "done");
+        let name = error_name(client.call::<()>(&job, JOB, "Cancel", &()).await);
+        assert_eq!(name, "org.smoothserve1.Error.NoSuchJob");
+        seen.insert(name);
+        let name = error_name(client.introspect("/org/smoothserve1/service/shoop").await);
+        assert!(name.starts_with("org.freedesktop.DBus.Error."), "{name}");
+    }
+    scene
+        .server
+        .home
+        .write_shop("shop", scene.port, "instance_cout: 3\n");
+    for client in &clients {
+        let result = client.manager::<OwnedObjectPath>("Reload", &()).await;
+        let Err(zbus::Error::MethodError(name, Some(message), _)) = result else {
+            panic!("{result:?}");
+        };
+        assert_eq!(name.as_str(), "org.smoothserve1.Error.InvalidConfig");
+        assert!(message.contains("shop.yaml:5:1: "), "{message}");
+        seen.insert(name.to_string());
+    }
+
+    // A request that does not end holds the draining up.
+    let stalled = tokio::spawn(smoothserve_kit::client::get(
+        local(scene.port),
+        "shop.example",
+        "/stall",
+    ));
+    scene
+        .server
+        .until("it is in flight", |status| {
+            status.services["shop"].instances[0].in_flight == 1
+        })
+        .await;
+    let [client, _] = &clients;
+    let mut signals = client.signals().await;
+    scene.server.signal(Signal::TERM);
+    while !signals
+        .changed::<String>(MANAGER_PATH, "Status")
+        .await
+        .starts_with("ending; ")
+    {}
+    for client in &clients {
+        let name = error_name(client.begin("RestartService", "shop").await);
+        assert_eq!(name, "org.smoothserve1.Error.ShuttingDown");
+        seen.insert(name);
+    }
+    stalled.abort();
+    assert_eq!(seen, documented);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_properties_are_announced() {
+    let scene = Scene::new("").await;
+    for client in scene.clients().await {
+        let mut states = client.signals().await;
+        let mut wanted = client.signals().await;
+        let mut status = client.signals().await;
+        client.begin("StopService", "shop").await.unwrap();
+        while states.changed::<String>(SHOP, "State").await != "stopped" {}
+        assert_eq!(wanted.changed::<u32>(SHOP, "Wanted").await, 0);
+        let state: String = client.property(SHOP, SERVICE, "State").await.unwrap();
+        assert_eq!(state, "stopped");
+
+        client.begin("StartService", "shop").await.unwrap();
+        assert_eq!(
+            states.changed::<String>(SHOP, "State").await,
+            "starting",
+            "the first change after the stop"
+        );
+        assert_eq!(states.changed::<String>(SHOP, "State").await, "running");
+        assert_eq!(wanted.changed::<u32>(SHOP, "Wanted").await, 1);
+        let line = "1 service, 1/1 instances ready";
+        while status.changed::<String>(MANAGER_PATH, "Status").await != line {}
+        let now: String = client
+            .property(MANAGER_PATH, MANAGER, "Status")
+            .await
+            .unwrap();
+        assert_eq!(now, line);
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_come_and_go_with_a_reload() {
+    let scene = Scene::new("").await;
+    let services = format!("{MANAGER_PATH}/service");
+    for client in scene.clients().await {
+        assert_eq!(client.children(&services).await, ["shop"]);
+        scene
+            .server
+            .home
+            .add_shop("my-shop", free_port(), "bind: unix\n");
+        let mut signals = client.signals().await;
+        let job: OwnedObjectPath = client.manager("Reload", &()).await.unwrap();
+        assert_eq!(signals.result_of(&job).await, "done");
+        assert_eq!(client.children(&services).await, ["my_2dshop", "shop"]);
+        let path: OwnedObjectPath = client.manager("GetService", &("my-shop",)).await.unwrap();
+        assert_eq!(path.as_str(), "/org/smoothserve1/service/my_2dshop");
+        let name: String = client.property(&path, SERVICE, "Name").await.unwrap();
+        assert_eq!(name, "my-shop");
+        type Listed = Vec<(String, String, u32, u32, OwnedObjectPath)>;
+        let listed: Listed = client.manager("ListServices", &()).await.unwrap();
+        let running = |(name, state, ready, wanted, path): &(_, String, _, _, OwnedObjectPath)| {
+            let name: &String = name;
+            (
+                name.clone(),
+                state.clone(),
+                *ready,
+                *wanted,
+                path.to_string(),
+            )
+        };
+        let expected = |name: &str, path: &str| {
+            let path = format!("{services}/{path}");
+            (name.to_owned(), "running".to_owned(), 1, 1, path)
+        };
+        assert_eq!(
+            listed.iter().map(running).collect::<Vec<_>>(),
+            [expected("my-shop", "my_2dshop"), expected("shop", "shop")]
+        );
+
+        scene.server.home.remove_service("my-shop");
+        let job: OwnedObjectPath = client.manager("Reload", &()).await.unwrap();
+        assert_eq!(signals.result_of(&job).await, "done");
+        assert_eq!(client.children(&services).await, ["shop"]);
+        let read = client.property::<String>(&path, SERVICE, "State").await;
+        assert!(error_name(read).starts_with("org.freedesktop.DBus.Error."));
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_rollout_leaves_the_old_instances_serving() {
+    let scene = Scene::new("instance_count: 2\nstop_timeout: 200ms\n").await;
+    let before = scene.server.running("shop").await;
+    scene.app.replace(&Build::starting("2", Start::Mute));
+    for client in scene.clients().await {
+        let mut signals = client.signals().await;
+        let job = client.begin("RestartService", "shop").await.unwrap();
+        scene
+            .server
+            .until("a new instance is starting", |status| {
+                let mut instances = status.services["shop"].instances.iter();
+                instances.any(|instance| instance.state == "starting")
+            })
+            .await;
+        client.call::<()>(&job, JOB, "Cancel", &()).await.unwrap();
+        assert_eq!(signals.result_of(&job).await, "canceled");
+        let state: String = client.property(&job, JOB, "State").await.unwrap();
+        assert_eq!(state, "canceled");
+        let after = scene.server.running("shop").await;
+        assert_eq!(after.pids(), before.pids());
+        let response = smoothserve_kit::client::get(local(scene.port), "shop.example", "/hello");
+        let response = response.await.unwrap();
+        assert_eq!(response.head.header("x-shop-version"), Some("1"));
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_goes_away_is_come_back_to() {
+    let mut scene = Scene::new("").await;
+    let [private, on_bus] = scene.clients().await;
+    let mut signals = private.signals().await;
+    on_bus.begin("StartService", "shop").await.unwrap();
+    scene.daemon.kill().await;
+    signals.job_new().await;
+    let job = private.begin("RestartService", "shop").await.unwrap();
+    assert_eq!(
+        signals.result_of(&job).await,
+        "done",
+        "the private socket needs no bus"
+    );
+
+    scene.daemon.start_again().await;
+    let client = Client::on_bus(&scene.daemon.address()).await;
+    let bus = zbus::fdo::DBusProxy::new(&client.connection).await.unwrap();
+    let name = zbus::names::BusName::try_from("org.smoothserve1").unwrap();
+    let back = async {
+        while !bus.name_has_owner(name.clone()).await.unwrap() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, back)
+        .await
+        .expect("smoothserve comes back");
+    let mut signals = client.signals().await;
+    let old: String = client.property(&job, JOB, "State").await.unwrap();
+    assert_eq!(old, "done", "all objects are back as well");
+    let job = client.begin("RestartService", "shop").await.unwrap();
+    assert_eq!(signals.result_of(&job).await, "done");
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_may_read_and_change_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can be somebody else");
+        return;
+    }
+    const NOBODY: u32 = 65534;
+    let scene = Scene::new("").await;
+    let pids = scene.server.running("shop").await.pids();
+    // What was built may be in a folder that nobody else can enter.
+    let smoothctl = scene.server.home.path().join("smoothctl");
+    std::fs::copy(programs!().smoothctl, &smoothctl).unwrap();
+    std::fs::set_permissions(&smoothctl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let ctl = async |bus: &str, arguments: &[&str]| -> Output {
+        let mut command = tokio::process::Command::new(&smoothctl);
+        command
+            .args(["--bus", bus])
+            .args(arguments)
+            .current_dir("/")
+            .env("SMOOTHSERVE_RUN_DIR", scene.server.home.run())
+            .env("DBUS_SESSION_BUS_ADDRESS", scene.daemon.address())
+            .uid(NOBODY);
+        command.output().await.unwrap()
+    };
+    for bus in ["none", "session"] {
+        let status = ctl(bus, &["status"]).await;
+        assert!(status.status.success(), "{bus}: {status:?}");
+        assert!(String::from_utf8_lossy(&status.stdout).contains("shop"));
+        for change in [&["restart", "shop"][..], &["stop", "shop"], &["reload"]] {
+            let refused = ctl(bus, change).await;
+            assert_eq!(refused.status.code(), Some(77), "{bus} {change:?}");
+            let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(words.contains("only root"), "{words}");
+        }
+    }
+    assert_eq!(scene.server.running("shop").await.pids(), pids);
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_too_many_is_turned_away() {
+    let home = Home::new();
+    let server = Smoothserve::start(programs!(), home).await;
+    let mut clients = Vec::new();
+    for _ in 0..128 {
+        clients.push(Client::private(&server.bus()).await);
+    }
+    let refused = server.ctl(&["status"]).await;
+    assert_eq!(refused.status.code(), Some(69));
+    clients.clear();
+    server
+        .until("there is room again", |status| status.services.is_empty())
+        .await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn smoothctl_says_that_nobody_has_the_name() {
+    let daemon = Daemon::start().await;
+    let mut command = tokio::process::Command::new(programs!().smoothctl);
+    command
+        .args(["--bus", "session", "status"])
+        .env("DBUS_SESSION_BUS_ADDRESS", daemon.address());
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(words.contains("not running, or not on this bus"), "{words}");
+}
