@@ -420,7 +420,7 @@ impl Service {
 
     /// Says what moved on, and remembers since when.
     fn note_changes(&mut self, before: &[rollout::Instance]) {
-        let was_converged = before.len() == self.core.instances().len()
+        let unmoved = before.len() == self.core.instances().len()
             && before.iter().all(|old| {
                 self.core
                     .instances()
@@ -456,7 +456,7 @@ impl Service {
                 _ => {}
             }
         }
-        if !was_converged && self.core.converged() {
+        if !unmoved && self.core.converged() {
             self.came_up = self.core.desired().running;
             let generation = self.core.target().generation;
             match self.core.desired().running {
