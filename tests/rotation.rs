@@ -613,3 +613,16 @@ async fn a_node_script_is_a_service() {
     }
     in_another_language(NODE, None).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starting_what_runs_changes_nothing() {
+    let scene = Scene::new("instance_count: 2\n").await;
+    let before = scene.server.running("shop").await;
+    scene.server.ok(&["start", "shop"]).await;
+    let after = scene.server.running("shop").await;
+    assert_eq!(
+        (after.pids(), after.generation),
+        (before.pids(), before.generation)
+    );
+    scene.server.stop().await;
+}

@@ -22,8 +22,8 @@ impl Manager {
         }
         match command {
             Command::Reload => self.reload().map(|job| vec![job]),
-            Command::Start(name) => self.start(JobKind::Start, &name).map(|job| vec![job]),
-            Command::Restart(name) => self.start(JobKind::Restart, &name).map(|job| vec![job]),
+            Command::Start(name) => self.start(name),
+            Command::Restart(name) => self.renew(JobKind::Restart, vec![name]),
             Command::Stop(name) => self.stop(&name).map(|job| vec![job]),
             Command::RestartAll => self.restart_all(),
             Command::Cancel(job) => self.cancel(job),
@@ -106,22 +106,43 @@ impl Manager {
         }
     }
 
-    fn start(&mut self, kind: JobKind, name: &str) -> Result<u32, CommandError> {
-        let service = self.configured(name)?;
-        let spec = service.spec().clone();
-        let plan = service
-            .plan(&spec, Reason::Command)
-            .map_err(|error| refused(format!("{}: {error}", spec.file.display())))?;
-        if !spec.enabled {
-            self.open_ports(&spec)?;
+    /// A service that is to run already is only waited for.
+    fn start(&mut self, name: String) -> Result<Vec<u32>, CommandError> {
+        let service = self.configured(&name)?;
+        if !service.is_wanted() {
+            return self.renew(JobKind::Start, vec![name]);
         }
-        let service = self.services.get_mut(name).expect("looked up above");
-        let goal = service.apply(plan, &mut self.world);
-        let parts = goal
-            .map(|goal| (name.to_owned(), goal))
-            .into_iter()
-            .collect();
-        Ok(self.world.jobs.begin(kind, name, parts, Instant::now()))
+        let parts = vec![(name.clone(), service.goal())];
+        self.world.changed.insert(name.clone());
+        let job = self
+            .world
+            .jobs
+            .begin(JobKind::Start, &name, parts, Instant::now());
+        Ok(vec![job])
+    }
+
+    /// Gives services new instances of what is on disk now, each by a job of its own.
+    fn renew(&mut self, kind: JobKind, names: Vec<String>) -> Result<Vec<u32>, CommandError> {
+        let mut plans = Vec::new();
+        for name in names {
+            let service = self.configured(&name)?;
+            let spec = service.spec().clone();
+            let plan = service
+                .plan(&spec, Reason::Command)
+                .map_err(|error| refused(format!("{}: {error}", spec.file.display())))?;
+            if !spec.enabled {
+                self.open_ports(&spec)?;
+            }
+            plans.push((name, plan));
+        }
+        let mut jobs = Vec::new();
+        for (name, plan) in plans {
+            let service = self.services.get_mut(&name).expect("looked up above");
+            let goal = service.apply(plan, &mut self.world);
+            let parts = goal.map(|goal| (name.clone(), goal)).into_iter().collect();
+            jobs.push(self.world.jobs.begin(kind, &name, parts, Instant::now()));
+        }
+        Ok(jobs)
     }
 
     /// Makes place for a service that takes no ports and hosts by its file, but is to be started all the same.
@@ -189,10 +210,7 @@ impl Manager {
             .filter(|(_, service)| service.is_wanted())
             .map(|(name, _)| name.clone())
             .collect();
-        running
-            .iter()
-            .map(|name| self.start(JobKind::Restart, name))
-            .collect()
+        self.renew(JobKind::Restart, running)
     }
 
     fn cancel(&mut self, id: u32) -> Result<Vec<u32>, CommandError> {

@@ -6,6 +6,8 @@
 //! signals for what differs between one snapshot and the next. A client that does not read holds up its own connection's
 //! task and nobody else. The names of all members stand in `docs/dbus.md`.
 
+mod access;
+mod announce;
 mod objects;
 
 use std::io;
@@ -22,7 +24,9 @@ use zbus::connection::Builder;
 use zbus::{Connection, Guid, MessageStream};
 
 use super::status::{Handle, Snapshot};
-use objects::{Access, JobObject, ManagerObject, ServiceObject, announce};
+use access::Access;
+use announce::announce;
+use objects::{JobObject, ManagerObject, ServiceObject};
 
 /// The well-known name, on a bus that has names.
 pub const NAME: &str = "org.smoothserve1";
@@ -107,7 +111,7 @@ async fn accept(listener: UnixListener, handle: Handle) {
         let Ok(peer) = stream.peer_cred() else {
             continue;
         };
-        let places = match objects::may_change(peer.uid()) {
+        let places = match access::may_change(peer.uid()) {
             true => &masters,
             false => &others,
         };

@@ -195,12 +195,17 @@ impl Service {
         if !changed && !self.is_rolling_out() {
             return None;
         }
-        Some(match plan.running {
+        Some(self.goal())
+    }
+
+    /// Where it is wanted to get.
+    pub fn goal(&self) -> Goal {
+        match self.core.desired().running {
             true => Goal::Running {
                 generation: self.core.target().generation,
             },
             false => Goal::Stopped,
-        })
+        }
     }
 
     /// It is on its way to its target, and nothing has gone wrong on it yet.

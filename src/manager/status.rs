@@ -256,7 +256,7 @@ pub enum JobState {
     Failed,
     /// Cancelled by a command.
     Canceled,
-    /// A newer command for the same service took its place.
+    /// A newer command wants the opposite for the same service.
     Superseded,
 }
 

@@ -5,79 +5,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zbus::OwnedObjectPath;
 use zbus::message::Header;
 use zbus::object_server::{ObjectServer, SignalEmitter};
-use zbus::{Connection, DBusError, interface};
+use zbus::{Connection, interface};
 
+use super::access::{Access, Error};
 use crate::manager::status::{
-    Command, CommandError, Failure, Handle, InstanceStatus, JobState, JobStatus, ServiceStatus,
-    Snapshot,
+    Command, CommandError, Failure, Handle, InstanceStatus, JobStatus, ServiceStatus, Snapshot,
 };
 
 /// The path of the manager.
 pub(super) const MANAGER_PATH: &str = "/org/smoothserve1";
-
-/// `org.smoothserve1.Error.…`
-#[derive(Debug, DBusError)]
-#[zbus(prefix = "org.smoothserve1.Error")]
-pub(super) enum Error {
-    #[zbus(error)]
-    Bus(zbus::Error),
-    NoSuchService(String),
-    NoSuchJob(String),
-    InvalidConfig(String),
-    ShuttingDown(String),
-    AccessDenied(String),
-}
-
-impl From<CommandError> for Error {
-    fn from(error: CommandError) -> Error {
-        let message = error.to_string();
-        match error {
-            CommandError::NoSuchService(_) => Error::NoSuchService(message),
-            CommandError::NoSuchJob(_) => Error::NoSuchJob(message),
-            CommandError::InvalidConfig(_) => Error::InvalidConfig(message),
-            CommandError::ShuttingDown => Error::ShuttingDown(message),
-        }
-    }
-}
-
-/// How it is known who calls.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Access {
-    /// The user at the other end of the private socket.
-    Peer(u32),
-    /// The bus knows.
-    Bus,
-}
-
-impl Access {
-    /// Refuses those who may change nothing.
-    async fn check(self, connection: &Connection, header: &Header<'_>) -> Result<(), Error> {
-        let caller = match self {
-            Access::Peer(uid) => uid,
-            Access::Bus => {
-                let sender = header
-                    .sender()
-                    .ok_or_else(|| Error::AccessDenied("the caller has no name".to_owned()))?;
-                let bus = zbus::fdo::DBusProxy::new(connection).await?;
-                let user = bus.get_connection_unix_user(sender.clone().into()).await;
-                user.map_err(|error| {
-                    Error::AccessDenied(format!("the caller is unknown: {error}"))
-                })?
-            }
-        };
-        if may_change(caller) {
-            return Ok(());
-        }
-        Err(Error::AccessDenied(
-            "only root and the user of smoothserve may change anything".to_owned(),
-        ))
-    }
-}
-
-/// Whether this user is root or smoothserve's own.
-pub(super) fn may_change(uid: u32) -> bool {
-    uid == 0 || uid == rustix::process::geteuid().as_raw()
-}
 
 /// `/org/smoothserve1/service/<name>`, the name escaped as systemd escapes unit names in paths.
 pub(super) fn service_path(name: &str) -> String {
@@ -98,7 +34,7 @@ pub(super) fn job_path(id: u32) -> String {
     format!("{MANAGER_PATH}/job/{id}")
 }
 
-fn path(path: String) -> OwnedObjectPath {
+pub(super) fn path(path: String) -> OwnedObjectPath {
     OwnedObjectPath::try_from(path).expect("made of allowed characters")
 }
 
@@ -281,14 +217,14 @@ impl ManagerObject {
     }
 
     #[zbus(signal)]
-    async fn job_new(
+    pub(super) async fn job_new(
         emitter: &SignalEmitter<'_>,
         job: OwnedObjectPath,
         service: &str,
     ) -> zbus::Result<()>;
 
     #[zbus(signal)]
-    async fn job_removed(
+    pub(super) async fn job_removed(
         emitter: &SignalEmitter<'_>,
         job: OwnedObjectPath,
         service: &str,
@@ -304,7 +240,7 @@ pub(super) struct ServiceObject {
 }
 
 /// An instance as D-Bus shows it; the order is that of `docs/dbus.md`.
-type Instance = (u64, u32, u64, u32, String, String, u64, String);
+pub(super) type Instance = (u64, u32, u64, u32, String, String, u64, String);
 
 impl ServiceObject {
     pub(super) fn new(access: Access, handle: Handle, name: String) -> ServiceObject {
@@ -522,122 +458,11 @@ impl JobObject {
     }
 }
 
-/// Emits the signals for what differs between two snapshots.
-pub(super) async fn announce(
-    connection: &Connection,
-    before: &Snapshot,
-    now: &Snapshot,
-) -> zbus::Result<()> {
-    let server = connection.object_server();
-    let manager = server.interface::<_, ManagerObject>(MANAGER_PATH).await?;
-    let emitter = manager.signal_emitter();
-    if before.summary != now.summary {
-        manager.get().await.status_changed(emitter).await?;
-    }
-    for (name, service) in &now.services {
-        if let Some(old) = before.services.get(name) {
-            announce_service(server, name, old, service).await?;
-        }
-    }
-    for (&id, job) in &now.jobs {
-        let old = before.jobs.get(&id);
-        match old {
-            None => ManagerObject::job_new(emitter, path(job_path(id)), &job.service).await?,
-            Some(old) => announce_job(server, id, old, job).await?,
-        }
-        let was_running = old.is_none_or(|old| old.state == JobState::Running);
-        if was_running && job.state != JobState::Running {
-            ManagerObject::job_removed(
-                emitter,
-                path(job_path(id)),
-                &job.service,
-                &word(&job.state),
-            )
-            .await?;
-        }
-    }
-    Ok(())
-}
-
-async fn announce_service(
-    server: &ObjectServer,
-    name: &str,
-    old: &ServiceStatus,
-    new: &ServiceStatus,
-) -> zbus::Result<()> {
-    let object = server
-        .interface::<_, ServiceObject>(service_path(name))
-        .await?;
-    let (service, emitter) = (object.get().await, object.signal_emitter());
-    if old.state != new.state {
-        service.state_changed(emitter).await?;
-    }
-    if old.wanted != new.wanted {
-        service.wanted_changed(emitter).await?;
-    }
-    if ready(old) != ready(new) {
-        service.ready_changed(emitter).await?;
-    }
-    if old.generation != new.generation {
-        service.generation_changed(emitter).await?;
-    }
-    if old.file != new.file {
-        service.file_changed(emitter).await?;
-    }
-    if old.listen != new.listen {
-        service.listen_changed(emitter).await?;
-    }
-    if old.sites != new.sites {
-        service.sites_changed(emitter).await?;
-    }
-    if !old
-        .instances
-        .iter()
-        .map(instance)
-        .eq(new.instances.iter().map(instance))
-    {
-        service.instances_changed(emitter).await?;
-    }
-    if old.crashes != new.crashes {
-        service.crashes_changed(emitter).await?;
-    }
-    if old.last_error != new.last_error {
-        service.last_error_changed(emitter).await?;
-    }
-    Ok(())
-}
-
-async fn announce_job(
-    server: &ObjectServer,
-    id: u32,
-    old: &JobStatus,
-    new: &JobStatus,
-) -> zbus::Result<()> {
-    let object = server.interface::<_, JobObject>(job_path(id)).await?;
-    let (job, emitter) = (object.get().await, object.signal_emitter());
-    if old.step != new.step {
-        job.step_changed(emitter).await?;
-    }
-    if old.done != new.done {
-        job.done_changed(emitter).await?;
-    }
-    if old.total != new.total {
-        job.total_changed(emitter).await?;
-    }
-    if old.error != new.error {
-        job.error_changed(emitter).await?;
-    }
-    if old.state != new.state {
-        job.state_changed(emitter).await?;
-    }
-    Ok(())
-}
-
-fn ready(service: &ServiceStatus) -> u32 {
+pub(super) fn ready(service: &ServiceStatus) -> u32 {
     service.ready()
 }
 
-fn instance(instance: &InstanceStatus) -> Instance {
+pub(super) fn instance(instance: &InstanceStatus) -> Instance {
     (
         instance.id,
         instance.slot,
@@ -660,7 +485,7 @@ fn microseconds(time: SystemTime) -> u64 {
 }
 
 /// The word that a value has in JSON as well.
-fn word(value: &impl serde::Serialize) -> String {
+pub(super) fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         other => unreachable!("not a word: {other:?}"),

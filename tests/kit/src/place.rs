@@ -24,11 +24,11 @@ pub fn free_port() -> u16 {
 }
 
 /// The first of this many ports in a row that nobody listens on. They are none of those that the kernel gives to
-/// outgoing connections, because the load has many of those.
+/// outgoing connections, because the load has many of those, and none of those that smoothserve picks for instances.
 pub fn free_ports(count: u16) -> u16 {
     let is_free = |port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok();
     (0..1000)
-        .map(|_| fastrand::u16(10_000..32_000))
+        .map(|_| fastrand::u16(10_000..20_900))
         .find(|first| (*first..first + count).all(is_free))
         .expect("one of a thousand places has room")
 }

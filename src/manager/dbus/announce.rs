@@ -1,0 +1,121 @@
+//! The signals: what differs between one snapshot and the next.
+
+use zbus::Connection;
+use zbus::object_server::ObjectServer;
+
+use super::objects::{
+    JobObject, MANAGER_PATH, ManagerObject, ServiceObject, instance, job_path, path, ready,
+    service_path, word,
+};
+use crate::manager::status::{JobState, JobStatus, ServiceStatus, Snapshot};
+
+/// Emits the signals for what differs between two snapshots.
+pub(super) async fn announce(
+    connection: &Connection,
+    before: &Snapshot,
+    now: &Snapshot,
+) -> zbus::Result<()> {
+    let server = connection.object_server();
+    let manager = server.interface::<_, ManagerObject>(MANAGER_PATH).await?;
+    let emitter = manager.signal_emitter();
+    if before.summary != now.summary {
+        manager.get().await.status_changed(emitter).await?;
+    }
+    for (name, service) in &now.services {
+        if let Some(old) = before.services.get(name) {
+            announce_service(server, name, old, service).await?;
+        }
+    }
+    for (&id, job) in &now.jobs {
+        let old = before.jobs.get(&id);
+        match old {
+            None => ManagerObject::job_new(emitter, path(job_path(id)), &job.service).await?,
+            Some(old) => announce_job(server, id, old, job).await?,
+        }
+        let was_running = old.is_none_or(|old| old.state == JobState::Running);
+        if was_running && job.state != JobState::Running {
+            ManagerObject::job_removed(
+                emitter,
+                path(job_path(id)),
+                &job.service,
+                &word(&job.state),
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn announce_service(
+    server: &ObjectServer,
+    name: &str,
+    old: &ServiceStatus,
+    new: &ServiceStatus,
+) -> zbus::Result<()> {
+    let object = server
+        .interface::<_, ServiceObject>(service_path(name))
+        .await?;
+    let (service, emitter) = (object.get().await, object.signal_emitter());
+    if old.state != new.state {
+        service.state_changed(emitter).await?;
+    }
+    if old.wanted != new.wanted {
+        service.wanted_changed(emitter).await?;
+    }
+    if ready(old) != ready(new) {
+        service.ready_changed(emitter).await?;
+    }
+    if old.generation != new.generation {
+        service.generation_changed(emitter).await?;
+    }
+    if old.file != new.file {
+        service.file_changed(emitter).await?;
+    }
+    if old.listen != new.listen {
+        service.listen_changed(emitter).await?;
+    }
+    if old.sites != new.sites {
+        service.sites_changed(emitter).await?;
+    }
+    if !old
+        .instances
+        .iter()
+        .map(instance)
+        .eq(new.instances.iter().map(instance))
+    {
+        service.instances_changed(emitter).await?;
+    }
+    if old.crashes != new.crashes {
+        service.crashes_changed(emitter).await?;
+    }
+    if old.last_error != new.last_error {
+        service.last_error_changed(emitter).await?;
+    }
+    Ok(())
+}
+
+async fn announce_job(
+    server: &ObjectServer,
+    id: u32,
+    old: &JobStatus,
+    new: &JobStatus,
+) -> zbus::Result<()> {
+    let object = server.interface::<_, JobObject>(job_path(id)).await?;
+    let (job, emitter) = (object.get().await, object.signal_emitter());
+    if old.step != new.step {
+        job.step_changed(emitter).await?;
+    }
+    if old.done != new.done {
+        job.done_changed(emitter).await?;
+    }
+    if old.total != new.total {
+        job.total_changed(emitter).await?;
+    }
+    if old.error != new.error {
+        job.error_changed(emitter).await?;
+    }
+    if old.state != new.state {
+        job.state_changed(emitter).await?;
+    }
+    Ok(())
+}
