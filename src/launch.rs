@@ -8,20 +8,21 @@
 //! closes without a word says that the program runs.
 
 mod descriptors;
+mod signals;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{CStr, CString, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use nix::errno::Errno;
+use nix::unistd::execve;
 use rustix::process::{Pid, Signal};
 use rustix::thread::{Gid, Uid};
 use serde::{Deserialize, Serialize};
@@ -119,15 +120,23 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
         None
     };
     let (path, keep) = program(order, &executable)?;
-    let mut command = Command::new(&path);
-    command
-        .arg0(&order.program)
-        .args(&order.args)
-        .env_clear()
-        .envs(&environment);
+    let program = text(path.as_os_str().as_bytes())?;
+    let args = std::iter::once(order.program.as_os_str().as_bytes())
+        .chain(order.args.iter().map(|argument| argument.as_bytes()));
+    let args = args.map(text).collect::<anyhow::Result<Vec<_>>>()?;
+    let environment = environment
+        .iter()
+        .map(|(key, value)| text(format!("{key}={value}").as_bytes()));
+    let environment = environment.collect::<anyhow::Result<Vec<_>>>()?;
+    signals::reset().context("cannot reset the signals")?;
     descriptors::arrange(inherited, keep.then_some(&executable))?;
-    Err(execute(&mut command))
+    Err(execute(&program, &args, &environment))
         .with_context(|| format!("cannot execute {}", order.program.display()))
+}
+
+fn text(bytes: &[u8]) -> anyhow::Result<CString> {
+    let shown = || format!("a NUL in {:?}", String::from_utf8_lossy(bytes));
+    CString::new(bytes).with_context(shown)
 }
 
 /// By which path to execute, and whether the descriptor must stay open for it.
@@ -154,18 +163,19 @@ fn is_script(executable: &OwnedFd) -> bool {
         && magic == *b"#!"
 }
 
-/// Executes, which does not return, or returns why not. The standard library resets the signals on the way.
-fn execute(command: &mut Command) -> io::Error {
+/// Executes, which does not return, or returns why not.
+fn execute(program: &CStr, args: &[CString], environment: &[CString]) -> io::Error {
     let mut pause = BUSY_PAUSE;
     for _ in 0..BUSY_TRIES {
-        let error = command.exec();
-        if error.kind() != io::ErrorKind::ExecutableFileBusy {
-            return error;
+        match execve(program, args, environment) {
+            Err(Errno::ETXTBSY) => {}
+            Err(error) => return error.into(),
+            Ok(never) => match never {},
         }
         std::thread::sleep(pause);
         pause *= 2;
     }
-    command.exec()
+    Errno::ETXTBSY.into()
 }
 
 /// Becomes the user for good.

@@ -1,0 +1,188 @@
+//! What an instance is at its start, and how its end is told: real programs, started by the real smoothserve.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use smoothserve_kit::{
+    App, Home, PATIENCE, Service, Smoothserve, free_port, processes, programs, write,
+};
+
+/// A smoothserve with one service `shop` that is this script.
+struct Scene {
+    server: Smoothserve,
+    app: App,
+}
+
+impl Scene {
+    fn new(script: &str, lines: &str) -> Scene {
+        let home = Home::new();
+        let app = home.app("shop");
+        install(&app, script);
+        fs::set_permissions(app.folder(), fs::Permissions::from_mode(0o777)).unwrap();
+        home.write_shop("shop", free_port(), lines);
+        let server = Smoothserve::spawn(programs!(), home);
+        Scene { server, app }
+    }
+
+    /// What the service has written to a file.
+    async fn written(&self, name: &str) -> String {
+        let file = self.app.folder().join(name);
+        let written = tokio::time::timeout(PATIENCE, async {
+            loop {
+                // It is moved to its name when it is whole.
+                if let Ok(text) = fs::read_to_string(&file) {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        written.await.expect("the service writes")
+    }
+
+    /// The first failure, in words.
+    async fn failure(&self) -> String {
+        let failed = |shop: &Service| shop.last_error.is_some();
+        let status = self
+            .server
+            .until("it has failed", |status| failed(&status.services["shop"]));
+        let shop = status.await.services.remove("shop").unwrap();
+        shop.last_error.unwrap().message
+    }
+}
+
+fn install(app: &App, script: &str) {
+    write(&app.executable(), script);
+    fs::set_permissions(app.executable(), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+const WRITES_WHAT_IT_IS: &str = r#"#!/usr/bin/env python3
+import os, json, time
+status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+mask = os.umask(0)
+try:
+    os.setuid(0); root = os.getuid() == 0 and status["Uid"].split()[0] != "0"
+except PermissionError:
+    root = False
+fds = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
+open("seen.new", "w").write("\n".join([
+    "cwd " + os.getcwd(), "umask %o" % mask, "root again %s" % root, "leader %s" % (os.getsid(0) == os.getpid()),
+    "blocked " + status["SigBlk"], "groups " + status["Groups"].strip(), "fds " + str([fd for fd in fds if fd < 3]),
+    "more fds %d" % len([fd for fd in fds if fd >= 3]),
+    "environment " + json.dumps(sorted(os.environ)),
+]))
+os.rename("seen.new", "seen")
+time.sleep(1000)
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_starts_clean() {
+    let scene = Scene::new(
+        WRITES_WHAT_IT_IS,
+        "ready: notify\nenvironment: { COLOUR: red }\n",
+    );
+    let seen = scene.written("seen").await;
+    let folder = scene.app.folder().canonicalize().unwrap();
+    for expected in [
+        format!("cwd {}", folder.display()),
+        "umask 22".to_owned(),
+        "root again False".to_owned(),
+        "leader True".to_owned(),
+        "blocked 0000000000000000".to_owned(),
+        "fds [0, 1, 2]".to_owned(),
+        // The one that lists the folder.
+        "more fds 1".to_owned(),
+    ] {
+        assert!(
+            seen.lines().any(|line| line == expected),
+            "no {expected:?} in\n{seen}"
+        );
+    }
+    assert!(seen.contains("\"COLOUR\""), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_pipe_ends_an_instance_as_it_ends_every_program() {
+    // A shell leaves the signals as it has got them; `yes` is to die of SIGPIPE, which is 128 + 13 to the shell.
+    let script = "#!/bin/bash\nyes | head -n 1 >/dev/null; echo ${PIPESTATUS[0]} > seen.new; mv seen.new seen; sleep 1000\n";
+    let scene = Scene::new(script, "ready: notify\n");
+    assert_eq!(scene.written("seen").await.trim(), "141");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_executed_is_told_in_words() {
+    for (script, told) in [
+        ("#!/no/such/interpreter\n", "No such file or directory"),
+        ("no program at all\n", "Exec format error"),
+        (
+            "#!/bin/sh\necho going under >&2; exit 3\n",
+            "exited with status 3",
+        ),
+        ("#!/bin/sh\nkill -SEGV $$\n", "was killed by SIGSEGV"),
+    ] {
+        let scene = Scene::new(script, "");
+        let failure = scene.failure().await;
+        assert!(failure.contains(told), "{failure}");
+        assert_eq!(
+            script.contains("going under"),
+            failure.contains("stderr: going under"),
+            "{failure}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_instance_has_started_ends_with_it_when_it_does_not_stop() {
+    // Neither the service nor its child minds the stop signal.
+    let script = "#!/bin/sh\ntrap '' TERM\n(trap '' TERM; while :; do sleep 1; done) &\necho $! > child.new\n\
+                  mv child.new child\nwhile :; do sleep 1; done\n";
+    let scene = Scene::new(script, "ready: notify\nstop_timeout: 300ms\n");
+    let child: u32 = scene.written("child").await.trim().parse().unwrap();
+    let child = processes::Process::of(child).expect("the child runs");
+    scene.server.ok(&["stop", "shop"]).await;
+    let gone = tokio::time::timeout(PATIENCE, async {
+        while child.runs() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    gone.await.expect("the child is gone, too");
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_output_holds_nobody_up() {
+    let script = "#!/bin/sh\nhead -c 50000000 /dev/zero\nhead -c 1000000 /dev/zero | tr '\\0' '\\n' >&2\n\
+                  echo done > seen.new; mv seen.new seen; sleep 1000\n";
+    let scene = Scene::new(script, "ready: notify\n");
+    assert_eq!(scene.written("seen").await, "done\n");
+    let peak = fs::read_to_string(format!("/proc/{}/status", scene.server.pid())).unwrap();
+    let peak = peak
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(
+        kilobytes < 100_000,
+        "the manager has kept it: {kilobytes} kB"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_manager_leaves_nothing_behind() {
+    let scene = Scene::new(
+        "#!/bin/sh\necho up > seen.new; mv seen.new seen; exec sleep 1000\n",
+        "ready: notify\n",
+    );
+    scene.written("seen").await;
+    let below = processes::descendants(scene.server.pid());
+    assert!(below.len() >= 2, "a worker and an instance: {below:?}");
+    scene.server.signal(Signal::KILL);
+    let gone = tokio::time::timeout(PATIENCE, async {
+        while below.iter().any(|process| process.runs()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    gone.await
+        .expect("without systemd nothing outlives the manager");
+}
