@@ -140,20 +140,23 @@ struct Manager {
 }
 
 /// Runs the manager until it is told to end.
-pub fn run(options: Options) -> anyhow::Result<()> {
+pub fn run(mut options: Options) -> anyhow::Result<()> {
+    // Instances are told paths in it, and run elsewhere.
+    options.run_dir = std::path::absolute(&options.run_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let _lock = run_dir::prepare(&options.run_dir)?;
+        let signals = signals::Signals::new()?;
         let (handle, requests, snapshots) = Handle::new();
         let private_socket = options.run_dir.join("bus");
         dbus::serve(handle, &private_socket, options.bus).await?;
         let (reports, events) = mpsc::unbounded_channel();
         let mut manager = Manager::new(options, snapshots, reports)?;
         manager.boot();
-        manager.run(requests, events).await
+        manager.run(signals, requests, events).await
     })
 }
 
@@ -228,10 +231,10 @@ impl Manager {
 
     async fn run(
         &mut self,
+        mut signals: signals::Signals,
         mut requests: mpsc::Receiver<Request>,
         mut events: mpsc::UnboundedReceiver<Event>,
     ) -> anyhow::Result<()> {
-        let mut signals = signals::Signals::new()?;
         self.settle();
         while !self.ended() {
             tokio::select! {
