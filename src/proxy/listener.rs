@@ -2,10 +2,9 @@
 //!
 //! # Theory of operation
 //! All threads, and other worker generations, accept from one shared socket, each thread through its own epoll. A
-//! listener is `Open`, and from there becomes, for good, either `Finishing` (the whole worker drains: what the
-//! kernel has already accepted is taken, then our descriptor is closed) or `Closed` (a table removed it: the descriptor
-//! is closed as it is). The socket is never shut down, for others may share it. Connections outlive their listener:
-//! they hold its thread view and go by its last routes.
+//! listener is `Open` until the worker drains or a table removes it, and from then on, for good, `Finishing`: what the
+//! kernel has already accepted is taken, then our descriptor is closed. The socket is never shut down, for others may
+//! share it. Connections outlive their listener: they hold its thread view and go by its last routes.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -51,7 +50,6 @@ pub(crate) struct Listener {
 enum Mode {
     Open,
     Finishing,
-    Closed,
 }
 
 /// A router and the thread's services, in the order in which the router counts them.
@@ -100,14 +98,6 @@ impl Listener {
         }
     }
 
-    /// Accepts no more, unless it is finishing anyway.
-    pub(crate) fn close(&self) {
-        if self.mode.get() == Mode::Open {
-            self.mode.set(Mode::Closed);
-            self.changed.notify_waiters();
-        }
-    }
-
     /// Accepts for `thread` until the listener is closed, or has finished.
     pub(crate) async fn accept(
         self: Rc<Self>,
@@ -119,7 +109,6 @@ impl Listener {
         loop {
             let changed = self.changed.notified();
             let outcome = match self.mode.get() {
-                Mode::Closed => return Ok(()),
                 Mode::Finishing => socket.accept_batch(&thread, &self),
                 Mode::Open => tokio::select! {
                     () = changed => continue,
@@ -203,7 +192,6 @@ impl Acceptor {
                 // What is in the queue counts, not what the reactor has heard of it, and all of it is taken: the queue
                 // is bounded, and the limit leaves room for it.
                 Mode::Finishing => self.socket.get_ref().accept(),
-                Mode::Closed => return Batch::Empty,
             };
             match accepted {
                 Ok((stream, peer)) => thread.place(stream, peer, listener),
@@ -287,24 +275,11 @@ mod tests {
             let clients: Vec<TcpStream> = (0..BATCH + 20).map(connect).collect();
             let (thread, threads) = thread(1000);
             listener.finish();
-            listener.close();
             let watch = Arc::downgrade(&socket);
             listener.accept(thread, socket).await.unwrap();
             assert!(watch.upgrade().is_none());
             assert!(TcpStream::connect(address).is_err());
             assert_eq!(threads.connections() as usize, clients.len());
-        });
-    }
-
-    #[test]
-    fn a_closed_listener_takes_nothing() {
-        run_locally(async {
-            let (socket, listener, address) = listen();
-            let _client = TcpStream::connect(address).unwrap();
-            let (thread, threads) = thread(1000);
-            listener.close();
-            listener.accept(thread, socket).await.unwrap();
-            assert_eq!(threads.connections(), 0);
         });
     }
 
@@ -330,7 +305,7 @@ mod tests {
             while threads.connections() != 1 {
                 tokio::task::yield_now().await;
             }
-            listener.close();
+            listener.finish();
             accepting.await.unwrap().unwrap();
             assert_eq!(threads.connections(), 1);
         });

@@ -135,7 +135,11 @@ impl Thread {
         peer: SocketAddr,
         listener: &Rc<Listener>,
     ) {
-        let target = self.threads.least_loaded(self.reporter.thread());
+        let target = match listener.closing() {
+            // The others may have forgotten it already.
+            true => self.reporter.thread(),
+            false => self.threads.least_loaded(self.reporter.thread()),
+        };
         let open = Open::new(self.threads.clone(), target);
         if target == self.reporter.thread() {
             self.serve(stream, peer, listener.clone(), open);
@@ -175,7 +179,7 @@ impl Thread {
             services: services.collect(),
         };
         let listener = Listener::new(listener.id, listener.address, routes);
-        listener.close();
+        listener.finish();
         Some(Rc::new(listener))
     }
 
@@ -278,7 +282,7 @@ impl Thread {
             listeners.insert(listener.id, view);
         }
         for removed in before.into_values() {
-            removed.close();
+            removed.finish();
         }
         *self.listeners.borrow_mut() = listeners;
     }
