@@ -365,10 +365,10 @@ mod tests {
     fn symlinks_in_folders_are_followed_to_files_and_never_in_circles() {
         let place = Place::new();
         symlink("..", place.path("1/view/circle")).unwrap();
-        fs::write(place.path("shared"), "a").unwrap();
-        let link = || symlink("../../shared", place.path("1/view/shared")).unwrap();
-        assert_eq!(place.change(link), "current/view/shared");
-        let write = || fs::write(place.path("shared"), "ab").unwrap();
-        assert_eq!(place.change(write), "current/view/shared");
+        fs::write(place.path("target"), "a").unwrap();
+        let link = || symlink("../../target", place.path("1/view/target")).unwrap();
+        assert_eq!(place.change(link), "current/view/target");
+        let write = || fs::write(place.path("target"), "ab").unwrap();
+        assert_eq!(place.change(write), "current/view/target");
     }
 }

@@ -171,13 +171,13 @@ mod tests {
         let (_dir, root) = folder();
         fs::create_dir_all(root.join("view/deep")).unwrap();
         fs::write(root.join("view/page"), "").unwrap();
-        fs::write(root.join("shared"), "").unwrap();
-        symlink("../shared", root.join("view/link")).unwrap();
+        fs::write(root.join("target"), "").unwrap();
+        symlink("../target", root.join("view/link")).unwrap();
         symlink("..", root.join("view/circle")).unwrap();
         let mut places = BTreeSet::new();
         of_file(&root.join("view"), &mut places);
         let expected = [
-            ":shared",
+            ":target",
             ":view",
             "view:*",
             "view:circle",
