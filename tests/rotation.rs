@@ -626,3 +626,29 @@ async fn starting_what_runs_changes_nothing() {
     );
     scene.server.stop().await;
 }
+
+/// What was started by hand takes its hosts and ports like every other service.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_not_enabled_is_started_by_hand() {
+    let home = Home::new();
+    let port = free_port();
+    home.add_shop("shop", port, "enabled: false\n");
+    let server = Smoothserve::start(programs!(), home).await;
+    let get = || client::get(local(port), "shop.example", "/hello");
+    assert!(get().await.is_err(), "it has no port yet");
+    server.ok(&["start", "shop"]).await;
+    assert_eq!(get().await.unwrap().text(), "hello\n");
+
+    let file = "name: twin\nserver_name: shop.example\nport: PORT\nexecutable_path: ../../apps/shop/shop\n";
+    let file = file.replace("PORT", &port.to_string());
+    server.home.write_service("twin", &file);
+    let refused = server.ctl(&["reload"]).await;
+    assert_eq!(refused.status.code(), Some(78), "{refused:?}");
+    assert_eq!(get().await.unwrap().text(), "hello\n");
+
+    server.ok(&["stop", "shop"]).await;
+    server.ok(&["reload"]).await;
+    server.running("twin").await;
+    assert_eq!(get().await.unwrap().text(), "hello\n");
+    server.stop().await;
+}

@@ -40,6 +40,10 @@ impl Manager {
             .iter()
             .map(|error| self.locate(&config, error))
             .collect();
+        for conflict in self.conflicts(config.services.values(), None) {
+            let file = &config.services[&conflict.second].file;
+            faults.push(format!("{}: {}", file.display(), conflict.message));
+        }
         let mut plans = Vec::new();
         for spec in config.services.values() {
             match self.plan(spec, Reason::Reload) {
@@ -147,19 +151,14 @@ impl Manager {
 
     /// Makes place for a service that takes no ports and hosts by its file, but is to be started all the same.
     fn open_ports(&mut self, spec: &Arc<config::Service>) -> Result<(), CommandError> {
-        let others = self
-            .services
-            .values()
-            .filter(|other| other.is_routed() && other.spec().name != spec.name);
-        let as_enabled = |spec: &config::Service| config::Service {
-            enabled: true,
-            ..spec.clone()
-        };
-        let together: Vec<config::Service> = others
-            .map(|other| as_enabled(other.spec()))
-            .chain([as_enabled(spec)])
-            .collect();
-        if let Some(conflict) = config::conflicts(&together).first() {
+        let others = self.services.values().filter(|other| !other.is_removed());
+        let others = others
+            .map(Service::spec)
+            .filter(|other| other.name != spec.name);
+        if let Some(conflict) = self
+            .conflicts(others.chain([spec]), Some(&spec.name))
+            .first()
+        {
             return Err(refused(conflict.message.clone()));
         }
         let wanted = self.ports_of(&self.config, Some(&spec.name));
@@ -177,16 +176,33 @@ impl Manager {
         self.send_listeners(|listener| listener.id > last);
     }
 
+    /// What stands between services, those that were started by hand, or are about to be, counted as enabled.
+    fn conflicts<'a>(
+        &self,
+        specs: impl Iterator<Item = &'a Arc<config::Service>>,
+        starting: Option<&str>,
+    ) -> Vec<config::Conflict> {
+        let as_it_runs = |spec: &Arc<config::Service>| config::Service {
+            enabled: self.is_to_run(spec, starting),
+            ..(**spec).clone()
+        };
+        let specs: Vec<config::Service> = specs.map(as_it_runs).collect();
+        config::conflicts(&specs)
+    }
+
+    fn is_to_run(&self, spec: &config::Service, starting: Option<&str>) -> bool {
+        let started = self
+            .services
+            .get(&spec.name)
+            .is_some_and(Service::is_wanted);
+        spec.enabled || started || starting == Some(&spec.name)
+    }
+
     /// The addresses that are to be open: those of enabled services, even if they were stopped, since requests are to be
     /// told so, and those of services that were started by hand.
     pub(super) fn ports_of(&self, config: &Config, starting: Option<&str>) -> BTreeSet<Listen> {
-        let wanted = config.services.values().filter(|spec| {
-            let started = self
-                .services
-                .get(&spec.name)
-                .is_some_and(Service::is_wanted);
-            spec.enabled || started || starting == Some(&spec.name)
-        });
+        let specs = config.services.values();
+        let wanted = specs.filter(|spec| self.is_to_run(spec, starting));
         wanted
             .flat_map(|spec| spec.listen.iter().copied())
             .collect()
@@ -284,12 +300,11 @@ impl Manager {
         {
             return refuse("it names a port that is not open yet; reload smoothserve to open it");
         }
-        let others = self
-            .services
-            .values()
-            .filter(|other| !other.is_removed() && other.spec().name != *name);
-        let together = others.map(|other| &**other.spec()).chain([&**spec]);
-        match config::conflicts(together).first() {
+        let others = self.services.values().filter(|other| !other.is_removed());
+        let others = others
+            .map(Service::spec)
+            .filter(|other| other.name != *name);
+        match self.conflicts(others.chain([spec]), None).first() {
             Some(conflict) => refuse(&conflict.message),
             None => spec.clone(),
         }
