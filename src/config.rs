@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::ipc::Host;
 
@@ -49,7 +50,7 @@ fn join(folder: &Path, path: &str) -> PathBuf {
 }
 
 /// A whole, valid configuration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Who runs services whose executable belongs to root and that name no user.
     pub default_user: String,
@@ -62,7 +63,7 @@ pub struct Config {
 }
 
 /// One service.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Service {
     /// Unique.
     pub name: String,
@@ -97,7 +98,7 @@ pub struct Service {
 }
 
 /// A host and a path prefix.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Site {
     /// The host.
     pub host: Host,
@@ -106,7 +107,7 @@ pub struct Site {
 }
 
 /// An address that the proxy listens on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listen {
     /// `None`: all addresses, IPv4 and IPv6.
     pub address: Option<IpAddr>,
@@ -122,7 +123,7 @@ impl std::fmt::Display for Listen {
 }
 
 /// All that makes an instance what it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Absolute; symlinks are resolved at each start.
     pub executable: PathBuf,
@@ -153,7 +154,7 @@ pub struct Process {
 }
 
 /// How an instance gets its listening socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bind {
     /// It listens on the port that it is told.
     Port,
@@ -164,7 +165,7 @@ pub enum Bind {
 }
 
 /// How an instance shows that it is ready.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ready {
     /// It accepts a connection.
     Tcp,
@@ -175,7 +176,7 @@ pub enum Ready {
 }
 
 /// How instances are replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rollout {
     /// The new instance is ready before the old one drains.
     StartFirst,

@@ -15,7 +15,7 @@ mod walk;
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ const MAX_ENVIRONMENT_BYTES: u64 = 1024 * 1024;
 const NAMED: usize = 3;
 
 /// A service's files at one moment. Equal: nothing has changed in between.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
     executable: Executable,
     environment_file: Option<Contents>,
@@ -41,7 +41,7 @@ pub struct Fingerprint {
 }
 
 /// The executable.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Executable {
     /// With all symlinks resolved.
     path: Option<PathBuf>,
@@ -51,7 +51,7 @@ struct Executable {
 }
 
 /// What stands at a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Entry {
     Absent,
     File(Identity),
@@ -64,7 +64,7 @@ enum Entry {
 }
 
 /// Which file it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
     inode: u64,
@@ -74,7 +74,7 @@ struct Identity {
 }
 
 /// What a small file holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Contents {
     Absent,
     /// The file may hold secrets, so a hash is kept.
@@ -107,6 +107,14 @@ impl Fingerprint {
                 .map(Contents::take),
             watched: Arc::new(watched),
         }
+    }
+
+    /// The same for equal fingerprints, and by all likelihood only for them; can be kept where the fingerprint is too
+    /// large, and compared by another build of this program.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = Fnv::default();
+        self.hash(&mut hasher);
+        hasher.finish()
     }
 
     /// What is different in a newer one, for people: `the executable`, `the environment file`, `config/shop.toml`.
@@ -202,8 +210,8 @@ impl Contents {
             .and_then(|file| file.take(MAX_ENVIRONMENT_BYTES).read_to_end(&mut bytes));
         match read {
             Ok(_) => {
-                let mut hasher = DefaultHasher::new();
-                bytes.hash(&mut hasher);
+                let mut hasher = Fnv::default();
+                hasher.write(&bytes);
                 Contents::Bytes {
                     length: bytes.len() as u64,
                     hash: hasher.finish(),
@@ -212,6 +220,27 @@ impl Contents {
             Err(error) if error.kind() == ErrorKind::NotFound => Contents::Absent,
             Err(_) => Contents::Unreadable,
         }
+    }
+}
+
+/// FNV-1a. The standard library's hashers promise nothing from one version to the next.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Fnv {
+        Fnv(0xCBF2_9CE4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

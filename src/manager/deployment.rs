@@ -19,7 +19,8 @@ pub struct Deployment {
     pub executable: Executable,
     /// Of `environment_file`.
     pub environment_file: BTreeMap<String, String>,
-    fingerprint: Fingerprint,
+    /// The digest of its fingerprint.
+    content: u64,
 }
 
 impl Deployment {
@@ -32,18 +33,18 @@ impl Deployment {
             process: spec.process.clone(),
             executable: Executable::open(&spec.process.executable)?,
             environment_file: read_environment_file(&spec.process)?,
-            fingerprint,
+            content: fingerprint.digest(),
         })
     }
 
     /// It is what `process` with what is on disk now would be.
     pub fn is(&self, process: &config::Process, now: &Fingerprint) -> bool {
-        self.process == *process && self.fingerprint == *now
+        self.process == *process && self.content == now.digest()
     }
 
     /// Its instances are the same as those of the other.
     pub fn same_content(&self, other: &Deployment) -> bool {
-        other.is(&self.process, &self.fingerprint)
+        self.process == other.process && self.content == other.content
     }
 }
 

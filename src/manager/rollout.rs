@@ -29,11 +29,17 @@
 //! * No instance is told to stop before it is quiescent, unless its drain time is over or it was never routed.
 //! * A failed start takes no ready instance away.
 //! * From every state, a world that behaves leads to the newest desired state.
+//! * All of this holds, too, when the core is saved and restored at any moment, see [`Saved`].
+
+mod saved;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::backoff;
+pub use saved::{Saved, Stage};
 
 /// How long the first instance of a new version must live beside the old ones before those go.
 pub const SOAK: Duration = Duration::from_secs(5);
@@ -42,7 +48,7 @@ pub const SOAK: Duration = Duration::from_secs(5);
 pub type InstanceId = u64;
 
 /// What every slot is to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Grows with every deploy and restart.
     pub generation: u64,
@@ -51,7 +57,7 @@ pub struct Target {
 }
 
 /// What is wanted of a service.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
     /// False: no instance at all.
     pub running: bool,
@@ -64,7 +70,7 @@ pub struct Desired {
 }
 
 /// How instances are replaced, and the times that bound each state.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     /// Drain the old instance before the new one starts.
     pub in_place: bool,

@@ -446,7 +446,10 @@ fn race_20_the_newest_desired_state_wins() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Deploy { new_version: bool, bad: bool },
+    Deploy {
+        new_version: bool,
+        bad: bool,
+    },
     Scale(u32),
     Running(bool),
     ComeUp(usize),
@@ -455,6 +458,8 @@ enum Step {
     Exit(usize),
     Pass(u64),
     Cancel,
+    /// The manager ends and another takes over; of the instances that had not become ready, this one never was.
+    TakeOver(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -468,6 +473,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => any::<usize>().prop_map(Step::Exit),
         4 => (0u64..70_000).prop_map(Step::Pass),
         1 => Just(Step::Cancel),
+        2 => any::<usize>().prop_map(Step::TakeOver),
     ]
 }
 
@@ -502,6 +508,14 @@ impl World {
             }
             Step::Pass(milliseconds) => self.pass(Duration::from_millis(milliseconds)),
             Step::Cancel => self.send(Event::Cancel),
+            Step::TakeOver(which) => {
+                self.core = Reconciler::restore(self.core.save(), self.now);
+                let starting = self.pick(which, |state| matches!(state, State::Starting { .. }));
+                if let Some(instance) = starting {
+                    self.core.never_was(instance.id);
+                }
+                self.send(Event::Tick);
+            }
         }
     }
 }
@@ -510,6 +524,20 @@ impl State {
     fn is_ready(&self) -> bool {
         matches!(self, State::Ready { .. })
     }
+}
+
+#[test]
+fn what_is_saved_can_be_read_back_and_is_the_same() {
+    let mut world = World::new(2, false);
+    world.settle();
+    world.deploy(true, false);
+    let saved = world.core.save();
+    let text = serde_json::to_string(&saved).unwrap();
+    let read: Saved = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, saved);
+    assert_eq!(Reconciler::restore(read, world.now).save(), saved);
+    let stages: Vec<Stage> = saved.instances().map(|(_, stage)| stage).collect();
+    assert_eq!(stages, [Stage::Ready, Stage::Ready, Stage::Starting]);
 }
 
 proptest! {

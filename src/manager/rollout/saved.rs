@@ -1,0 +1,131 @@
+//! The state of a rollout as it survives the manager.
+//!
+//! Moments mean nothing to another process, so times that run begin anew. How often a slot has failed is forgotten: a
+//! new manager tries at once.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Desired, Instance, InstanceId, Reconciler, State, Target};
+
+/// What is kept of a [`Reconciler`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    desired: Desired,
+    target: Target,
+    good: Option<Target>,
+    proven: bool,
+    instances: Vec<SavedInstance>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct SavedInstance {
+    id: InstanceId,
+    slot: u32,
+    target: Target,
+    stage: Stage,
+}
+
+/// A [`State`] without its times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// Its readiness was not seen, or not long enough after its start.
+    Starting,
+    /// It gets requests and is watched before the next is replaced.
+    Soaking,
+    /// It gets requests.
+    Ready,
+    /// It gets no new requests.
+    Draining,
+    /// It was told to stop.
+    Stopping,
+}
+
+impl Reconciler {
+    /// What to keep.
+    pub fn save(&self) -> Saved {
+        let instances = self.instances.iter().map(|instance| SavedInstance {
+            id: instance.id,
+            slot: instance.slot,
+            target: instance.target,
+            stage: instance.state.stage(),
+        });
+        Saved {
+            desired: self.desired.clone(),
+            target: self.target,
+            good: self.good,
+            proven: self.proven,
+            instances: instances.collect(),
+        }
+    }
+
+    /// Goes on from what was kept.
+    pub fn restore(saved: Saved, now: Instant) -> Reconciler {
+        let policy = &saved.desired.policy;
+        let instances = saved.instances.iter().map(|instance| Instance {
+            id: instance.id,
+            slot: instance.slot,
+            target: instance.target,
+            state: match instance.stage {
+                Stage::Starting => State::Starting {
+                    ready: false,
+                    not_before: now + policy.delay_running_time,
+                    deadline: now + policy.start_timeout.max(policy.delay_running_time),
+                },
+                Stage::Soaking => State::Ready {
+                    since: now,
+                    soak_until: Some(now + policy.soak),
+                },
+                Stage::Ready => State::Ready {
+                    since: now,
+                    soak_until: None,
+                },
+                Stage::Draining => State::Draining {
+                    deadline: now + policy.drain_timeout,
+                },
+                Stage::Stopping => State::Stopping {
+                    kill_at: Some(now + policy.stop_timeout),
+                },
+            },
+        });
+        Reconciler {
+            instances: instances.collect(),
+            desired: saved.desired,
+            target: saved.target,
+            good: saved.good,
+            proven: saved.proven,
+            slots: BTreeMap::new(),
+        }
+    }
+
+    /// Takes an instance out that has never become one: its launcher was still waiting when the manager ended.
+    pub fn never_was(&mut self, id: InstanceId) {
+        self.instances.retain(|instance| instance.id != id);
+    }
+}
+
+impl Saved {
+    /// The instances, and how far each had come.
+    pub fn instances(&self) -> impl Iterator<Item = (InstanceId, Stage)> {
+        self.instances
+            .iter()
+            .map(|instance| (instance.id, instance.stage))
+    }
+}
+
+impl State {
+    fn stage(&self) -> Stage {
+        match self {
+            State::Starting { .. } => Stage::Starting,
+            State::Ready {
+                soak_until: Some(_),
+                ..
+            } => Stage::Soaking,
+            State::Ready { .. } => Stage::Ready,
+            State::Draining { .. } => Stage::Draining,
+            State::Stopping { .. } => Stage::Stopping,
+        }
+    }
+}
