@@ -35,6 +35,8 @@ pub enum ToWorker {
         /// After this time whatever is left is cut off.
         limit: Duration,
     },
+    /// To be answered with [`FromWorker::Pong`] of the same number once every thread has seen it.
+    Ping(u64),
 }
 
 /// A message from a worker to the manager. The manager trusts none of it: every message is bounded in size, and one
@@ -73,6 +75,8 @@ pub enum FromWorker {
         /// All endpoints of the table.
         endpoints: Vec<EndpointCounts>,
     },
+    /// No thread is stuck.
+    Pong(u64),
 }
 
 /// Names a listening socket for the life of a worker.

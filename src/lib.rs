@@ -19,4 +19,5 @@ pub mod ipc;
 pub mod launch;
 pub mod manager;
 pub mod proxy;
+pub mod systemd;
 pub mod watch;

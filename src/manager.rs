@@ -9,11 +9,17 @@
 //! reports back as an event.
 //!
 //! # Shutting down
-//! [`Phase`] moves only forward. First the worker drains, with all instances still up; then the instances are told to
+//! [`Phase`] moves only forward. First the workers drain, with all instances still up; then the instances are told to
 //! stop, which nobody is connected to any more; with the last of them the manager ends.
+//!
+//! # Taking over
+//! Under systemd workers and instances live on when the manager ends, by whatever cause, and serve. The next manager
+//! reads in [`state`] what they are and goes on where the last one stood ([`takeover`]). If it is asked to end only to be
+//! started again, it just ends.
 
 mod backoff;
 mod commands;
+mod counts;
 pub mod dbus;
 mod deployment;
 mod environment;
@@ -23,6 +29,7 @@ mod instance;
 mod jobs;
 mod listeners;
 mod notify;
+mod pidfd;
 mod ports;
 pub mod process;
 mod rollout;
@@ -30,35 +37,41 @@ mod run_dir;
 mod service;
 mod signals;
 mod sockets;
+mod state;
 pub mod status;
+mod supervision;
 mod table;
+mod takeover;
 mod worker;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use self::executable::Executable;
 use self::instance::News;
 use self::jobs::Jobs;
 use self::listeners::Listeners;
 use self::notify::Notify;
 use self::rollout::InstanceId;
-use self::service::{Reason, Service};
-use self::status::{Command, Handle, Request, Snapshot};
-use self::worker::Worker;
+use self::service::{Diagnosis, Reason, Service};
+use self::state::{State, StateFile};
+use self::status::{Command, Handle, JobKind, JobState, Request, Snapshot};
+use self::supervision::{Stage, Supervision};
+use self::workers::Workers;
 use crate::config::{self, Config};
-use crate::ipc::{EndpointId, FromWorker, Table, ToWorker};
+use crate::ipc::Table;
+use crate::systemd::given::Given;
+use crate::systemd::units::Units;
 use crate::watch::Watcher;
 
-/// How long idle client connections are kept open for one more request when smoothserve ends.
-const IDLE_GRACE: Duration = Duration::from_secs(1);
-
-/// A worker that lived shorter than this has failed at its start; the next one waits a little.
-const WORKER_START: Duration = Duration::from_secs(1);
+/// Between two looks at whether the workers are stuck, and two signs of life to systemd.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What the manager is told on its command line.
 #[derive(Debug, Clone)]
@@ -80,6 +93,10 @@ enum Event {
     Worker(u32, worker::Event),
     /// It is time to start a worker again.
     WorkerDue,
+    /// The cause of a failure is known.
+    Diagnosed(Diagnosis),
+    /// systemd has said whether this process is to be started again once it has ended.
+    Restarting(bool),
     /// The files of a service have changed and are quiet again.
     FilesChanged(String),
     /// A process says that it is ready.
@@ -99,6 +116,11 @@ struct World {
     /// Services that may stand elsewhere than at the last [`Manager::settle`].
     changed: BTreeSet<String>,
     reports: Reports,
+    /// Launchers that may go on once it is written down that they are there.
+    permits: Vec<oneshot::Sender<()>>,
+    supervision: Supervision,
+    /// Where processes are put into scopes of their own, and so outlive the manager.
+    units: Option<Units>,
     run_dir: PathBuf,
     default_user: String,
 }
@@ -111,14 +133,39 @@ impl World {
             let _ = reports.send(Event::Instance(id, news));
         }
     }
+
+    /// Keeps an executable open for the next manager.
+    fn keep_executable(&self, service: &str, generation: u64, executable: &Executable) {
+        self.supervision.store(
+            &executable_name(service, generation),
+            executable.descriptor(),
+        );
+    }
+
+    fn forget_executable(&self, service: &str, generation: u64) {
+        self.supervision
+            .forget(&executable_name(service, generation));
+    }
 }
+
+/// What an executable is called in systemd's store.
+fn executable_name(service: &str, generation: u64) -> String {
+    format!("{EXECUTABLE}{service}-{generation}")
+}
+
+const EXECUTABLE: &str = "executable-";
+
+/// What the socket on which instances say that they are ready is called in systemd's store.
+const NOTIFY: &str = "notify";
 
 /// How far the end has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
-    DrainingWorker,
+    DrainingWorkers,
     StoppingInstances,
+    /// Everything stays as it is for the next manager.
+    Leaving,
 }
 
 struct Manager {
@@ -126,13 +173,10 @@ struct Manager {
     config: Config,
     services: BTreeMap<String, Service>,
     listeners: Listeners,
-    worker: Option<Worker>,
-    worker_generation: u32,
-    worker_started: Instant,
-    /// Workers in a row that failed at their start.
-    worker_failures: u32,
+    workers: Workers,
     /// As last sent.
     table: Table,
+    state_file: StateFile,
     world: World,
     watcher: Watcher,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -140,7 +184,7 @@ struct Manager {
 }
 
 /// Runs the manager until it is told to end.
-pub fn run(mut options: Options) -> anyhow::Result<()> {
+pub fn run(mut options: Options, mut given: Given) -> anyhow::Result<()> {
     // Instances are told paths in it, and run elsewhere.
     options.run_dir = std::path::absolute(&options.run_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -151,11 +195,15 @@ pub fn run(mut options: Options) -> anyhow::Result<()> {
         let _lock = run_dir::prepare(&options.run_dir)?;
         let signals = signals::Signals::new()?;
         let (handle, requests, snapshots) = Handle::new();
-        let private_socket = options.run_dir.join("bus");
-        dbus::serve(handle, &private_socket, options.bus).await?;
+        let control_socket = match given.control_socket() {
+            Some(socket) => dbus::Socket::Given(socket),
+            None => dbus::Socket::Path(options.run_dir.join("bus")),
+        };
+        dbus::serve(handle, control_socket, options.bus).await?;
         let (reports, events) = mpsc::unbounded_channel();
-        let mut manager = Manager::new(options, snapshots, reports)?;
-        manager.boot();
+        let scopes = takeover::scopes(&given).await;
+        let mut manager = Manager::new(options, &mut given, snapshots, reports)?;
+        manager.take_over(given, scopes);
         manager.run(signals, requests, events).await
     })
 }
@@ -163,13 +211,23 @@ pub fn run(mut options: Options) -> anyhow::Result<()> {
 impl Manager {
     fn new(
         options: Options,
+        given: &mut Given,
         snapshots: watch::Sender<Arc<Snapshot>>,
         reports: Reports,
     ) -> anyhow::Result<Manager> {
         let watcher = watch_files(reports.clone()).context("cannot watch files")?;
-        receive_notifications(&options.run_dir, reports.clone())
-            .context("cannot make the notify socket")?;
+        let supervision = Supervision::new(given.supervisor);
+        let notify = match given.datagram_socket(NOTIFY) {
+            Some(socket) => Notify::adopt(socket),
+            None => Notify::bind(&options.run_dir),
+        };
+        let notify = notify.context("cannot make the notify socket")?;
+        supervision.store(NOTIFY, notify.descriptor());
+        receive_notifications(notify, reports.clone());
+        let units = given.supervisor.and_then(|_| Units::find());
         Ok(Manager {
+            workers: Workers::new(options.run_dir.clone(), units.clone(), reports.clone()),
+            state_file: StateFile::new(&options.run_dir),
             world: World {
                 next_id: 1,
                 jobs: Jobs::default(),
@@ -177,6 +235,9 @@ impl Manager {
                 owners: HashMap::new(),
                 changed: BTreeSet::new(),
                 reports,
+                permits: Vec::new(),
+                supervision,
+                units,
                 run_dir: options.run_dir.clone(),
                 default_user: String::new(),
             },
@@ -188,11 +249,7 @@ impl Manager {
                 notes: Vec::new(),
             },
             services: BTreeMap::new(),
-            listeners: Listeners::default(),
-            worker: None,
-            worker_generation: 0,
-            worker_started: Instant::now(),
-            worker_failures: 0,
+            listeners: Listeners::new(given.tcp_sockets()),
             table: Table::default(),
             watcher,
             snapshots,
@@ -211,7 +268,7 @@ impl Manager {
         for error in &errors {
             tracing::error!(error = %error, "port not opened, its services are not reachable there");
         }
-        self.listeners.adopt(bound, &wanted);
+        self.adopt_listeners(bound, &wanted);
         self.start_worker();
         let mut plans = Vec::new();
         let mut failures = Vec::new();
@@ -235,6 +292,8 @@ impl Manager {
         mut requests: mpsc::Receiver<Request>,
         mut events: mpsc::UnboundedReceiver<Event>,
     ) -> anyhow::Result<()> {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.settle();
         while !self.ended() {
             tokio::select! {
@@ -252,9 +311,18 @@ impl Manager {
                 }
                 signal = signals.next() => self.signal(signal),
                 () = until(self.deadline()) => self.tick(),
+                _ = heartbeat.tick() => {
+                    self.workers.beat();
+                    self.world.supervision.beat();
+                }
             }
             self.settle();
         }
+        if self.phase == Phase::Leaving {
+            tracing::info!("smoothserve ended, its workers and instances go on for the next");
+            return Ok(());
+        }
+        self.state_file.remove()?;
         tracing::info!("smoothserve ended");
         Ok(())
     }
@@ -262,11 +330,17 @@ impl Manager {
     fn event(&mut self, event: Event) {
         match event {
             Event::Instance(id, news) => self.instance(id, news),
-            Event::Worker(generation, _) if generation != self.worker_generation => {}
-            Event::Worker(_, worker::Event::Says(message)) => self.worker_says(message),
-            Event::Worker(_, worker::Event::Gone(ending)) => self.worker_gone(&ending),
+            Event::Worker(generation, event) => self.worker(generation, event),
             Event::WorkerDue if self.phase == Phase::Serving => self.start_worker(),
             Event::WorkerDue => {}
+            Event::Diagnosed(diagnosis) => {
+                if let Some(service) = self.services.get_mut(&diagnosis.service) {
+                    service.diagnosed(diagnosis, &mut self.world);
+                }
+            }
+            Event::Restarting(true) if self.phase == Phase::Serving => self.phase = Phase::Leaving,
+            Event::Restarting(false) if self.phase == Phase::Serving => self.begin_end(),
+            Event::Restarting(_) => {}
             Event::FilesChanged(service) => self.files_changed(&service),
             Event::SaidReady(pid) => self.said_ready(pid),
         }
@@ -291,65 +365,6 @@ impl Manager {
         }
     }
 
-    /// Takes in what the worker says, and believes it as little as possible: what does not concern a known instance
-    /// in a fitting state is dropped on the way to it.
-    fn worker_says(&mut self, message: FromWorker) {
-        match message {
-            FromWorker::Hello { version } => tracing::info!(version, "worker connected"),
-            FromWorker::Acknowledged(number) => tracing::debug!(number, "table in use"),
-            FromWorker::Probed { endpoint, result } => {
-                self.instance(endpoint.0, News::Probed(result))
-            }
-            FromWorker::Health { endpoint, fault } => {
-                self.instance(endpoint.0, News::Health(fault))
-            }
-            FromWorker::Idle(EndpointId(id)) => self.instance(id, News::Idle),
-            FromWorker::Counts { endpoints, .. } => {
-                for counts in endpoints {
-                    self.instance(counts.id.0, News::Counts(counts));
-                }
-            }
-        }
-    }
-
-    fn start_worker(&mut self) {
-        self.worker_generation += 1;
-        self.worker_started = Instant::now();
-        let (generation, reports) = (self.worker_generation, self.world.reports.clone());
-        let report = move |event| drop(reports.send(Event::Worker(generation, event)));
-        match Worker::spawn(&self.options.run_dir, generation, report) {
-            Ok(worker) => {
-                tracing::info!(pid = worker.pid, "worker started");
-                self.worker = Some(worker);
-                self.send_listeners(|_| true);
-                self.send_table();
-            }
-            Err(error) => self.worker_gone(&format!("cannot start it: {error}")),
-        }
-    }
-
-    fn worker_gone(&mut self, ending: &str) {
-        self.worker = None;
-        if self.phase == Phase::Serving {
-            tracing::error!(error = ending, "worker ended, starting another");
-            if self.worker_started.elapsed() >= WORKER_START {
-                self.worker_failures = 0;
-                self.start_worker();
-                return;
-            }
-            self.worker_failures += 1;
-            let wait = backoff::delay(self.worker_failures, self.worker_generation.into());
-            let reports = self.world.reports.clone();
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(wait).await;
-                let _ = reports.send(Event::WorkerDue);
-            });
-        } else {
-            tracing::info!(status = ending, "worker ended");
-            self.stop_instances();
-        }
-    }
-
     fn signal(&mut self, signal: signals::Signal) {
         match (signal, self.phase) {
             (signals::Signal::Reload, _) => {
@@ -357,39 +372,52 @@ impl Manager {
                     tracing::error!(error = %error, "reload refused");
                 }
             }
-            (signals::Signal::End, Phase::Serving) => self.begin_end(),
-            (signals::Signal::End, Phase::DrainingWorker) => {
+            (signals::Signal::End, Phase::Serving) => self.ask_for_restart(),
+            (signals::Signal::End, Phase::DrainingWorkers) => {
                 tracing::warn!("told to end again, cutting off what is still open");
-                self.worker = None;
+                self.workers.kill();
                 self.stop_instances();
             }
             (signals::Signal::End, Phase::StoppingInstances) => {
                 tracing::warn!("told to end again, killing the instances");
                 self.services.values_mut().for_each(Service::kill);
             }
+            (signals::Signal::End, Phase::Leaving) => {}
         }
+    }
+
+    /// Told to end, the manager leaves everything running if it is only to be started again.
+    fn ask_for_restart(&mut self) {
+        let Some(units) = self.world.units.clone() else {
+            return self.begin_end();
+        };
+        let reports = self.world.reports.clone();
+        tokio::task::spawn_local(async move {
+            let restarting = units.is_restarting().await.unwrap_or_else(|error| {
+                tracing::warn!(error = %error, "cannot find out why to end, ending everything");
+                false
+            });
+            let _ = reports.send(Event::Restarting(restarting));
+        });
     }
 
     /// Serves what was accepted, with all instances still up.
     fn begin_end(&mut self) {
-        self.phase = Phase::DrainingWorker;
-        let limit = self
+        self.phase = Phase::DrainingWorkers;
+        tracing::info!("ending: draining all connections");
+        self.workers.drain_all(self.drain_limit());
+        if self.workers.is_empty() {
+            self.stop_instances();
+        }
+    }
+
+    /// The most patient service decides.
+    fn drain_limit(&self) -> Duration {
+        let limits = self
             .services
             .values()
-            .map(|service| service.spec().drain_timeout)
-            .max()
-            .unwrap_or_default();
-        tracing::info!("ending: draining all connections");
-        match &self.worker {
-            Some(worker) => worker.send(
-                ToWorker::Drain {
-                    idle: IDLE_GRACE,
-                    limit,
-                },
-                None,
-            ),
-            None => self.stop_instances(),
-        }
+            .map(|service| service.spec().drain_timeout);
+        limits.max().unwrap_or_default()
     }
 
     fn stop_instances(&mut self) {
@@ -401,7 +429,11 @@ impl Manager {
     }
 
     fn ended(&self) -> bool {
-        self.phase == Phase::StoppingInstances && self.services.values().all(Service::is_empty)
+        match self.phase {
+            Phase::Serving | Phase::DrainingWorkers => false,
+            Phase::StoppingInstances => self.services.values().all(Service::is_empty),
+            Phase::Leaving => true,
+        }
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -417,64 +449,81 @@ impl Manager {
         }
     }
 
-    /// Publishes the difference to what was published before.
+    /// Publishes the difference to what was published before. What is new is written down first: whoever takes over
+    /// must find all that a worker or a process could have been told.
     fn settle(&mut self) {
         let now = Instant::now();
-        for name in std::mem::take(&mut self.world.changed) {
-            let Some(service) = self.services.get(&name) else {
+        let changed = std::mem::take(&mut self.world.changed);
+        for name in &changed {
+            let Some(service) = self.services.get(name) else {
                 continue;
             };
-            self.world.jobs.progress(&name, &service.progress(), now);
+            self.world.jobs.progress(name, &service.progress(), now);
             if service.is_gone() {
                 tracing::info!(service = name, "service removed");
-                self.services.remove(&name);
-                self.world.jobs.removed(&name, now);
+                self.services.remove(name);
+                self.world.jobs.removed(name, now);
             }
         }
         self.world.jobs.forget(now);
-        self.publish_table();
+        let has_new_table = self.build_table();
+        let has_new_worker = self.workers.have_changed();
+        if has_new_table || has_new_worker || !changed.is_empty() {
+            self.write_state();
+        }
+        if has_new_table {
+            self.workers.send_table(&self.table);
+        }
+        for permit in self.world.permits.drain(..) {
+            // One that was killed meanwhile needs none.
+            let _ = permit.send(());
+        }
         self.publish_snapshot();
     }
 
-    fn publish_table(&mut self) {
+    fn build_table(&mut self) -> bool {
         let views = self.services.values().map(Service::view);
         let mut table = table::build(views, &self.listeners, &self.config.trusted_proxies);
         table.number = self.table.number;
-        if table != self.table {
+        let is_new = table != self.table;
+        if is_new {
             table.number += 1;
             self.table = table;
-            self.send_table();
+        }
+        is_new
+    }
+
+    /// Without systemd nothing is left to be taken over.
+    fn write_state(&mut self) {
+        if self.world.units.is_none() {
+            return;
+        }
+        let services = self.services.iter();
+        let state = State {
+            next_id: self.world.next_id,
+            table: self.table.number,
+            worker_generation: self.workers.last_generation(),
+            workers: self.workers.save(),
+            listeners: self.listeners.save(),
+            config: self.config.clone(),
+            services: services
+                .map(|(name, service)| (name.clone(), service.save()))
+                .collect(),
+        };
+        if let Err(error) = self.state_file.write(&state) {
+            tracing::error!(error = %error, "state not written, a restart of smoothserve would not find its instances");
         }
     }
 
-    /// Before the first table is made there is nothing to send.
-    fn send_table(&self) {
-        if let Some(worker) = self.worker.as_ref().filter(|_| self.table.number > 0) {
-            worker.send(ToWorker::Table(self.table.clone()), None);
-        }
-    }
-
-    fn send_listeners(&self, wanted: impl Fn(&listeners::Listener) -> bool) {
-        let Some(worker) = &self.worker else { return };
-        for (_, listener) in self
-            .listeners
-            .iter()
-            .filter(|(_, listener)| wanted(listener))
-        {
-            match listener.descriptor().try_clone_to_owned() {
-                Ok(descriptor) => worker.send(ToWorker::Listener(listener.id), Some(descriptor)),
-                Err(error) => tracing::error!(error = %error, "cannot copy a listening socket"),
-            }
-        }
-    }
-
-    fn publish_snapshot(&self) {
+    fn publish_snapshot(&mut self) {
+        let summary = self.summary();
+        self.world.supervision.tell(self.stage(), &summary);
         let services = self
             .services
             .iter()
             .filter(|(_, service)| !service.is_removed());
         let snapshot = Snapshot {
-            summary: self.summary(),
+            summary,
             services: services
                 .map(|(name, service)| (name.clone(), service.status()))
                 .collect(),
@@ -487,6 +536,22 @@ impl Manager {
             }
             modified
         });
+    }
+
+    /// What systemd is to think of it.
+    fn stage(&self) -> Stage {
+        let came_up = || {
+            let mut services = self.services.values();
+            self.workers.are_serving() && services.all(Service::has_come_up)
+        };
+        let is_reload =
+            |job: &status::JobStatus| job.kind == JobKind::Reload && job.state == JobState::Running;
+        match self.world.supervision.stage() {
+            _ if self.phase != Phase::Serving => Stage::Stopping,
+            Stage::Starting if !came_up() => Stage::Starting,
+            _ if self.world.jobs.status().values().any(is_reload) => Stage::Reloading,
+            _ => Stage::Up,
+        }
     }
 
     /// `3 services, 8/8 instances ready; rolling shop 2/3`.
@@ -525,8 +590,7 @@ fn watch_files(reports: Reports) -> std::io::Result<Watcher> {
     Ok(watcher)
 }
 
-fn receive_notifications(run_dir: &Path, reports: Reports) -> std::io::Result<()> {
-    let socket = Notify::bind(run_dir)?;
+fn receive_notifications(socket: Notify, reports: Reports) {
     tokio::task::spawn_local(async move {
         loop {
             match socket.ready().await {
@@ -537,7 +601,6 @@ fn receive_notifications(run_dir: &Path, reports: Reports) -> std::io::Result<()
             }
         }
     });
-    Ok(())
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use smoothserve::cli::{Role, Smoothserve, exit};
+use smoothserve::systemd::given::Given;
 use smoothserve::{config, launch, manager, proxy};
 
 fn main() -> ExitCode {
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
             config,
             bus,
             run_dir,
-        } => manager::run(manager::Options {
+        } => run(manager::Options {
             config_dir: config,
             run_dir: run_dir.path(),
             bus,
@@ -50,6 +51,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+#[allow(unsafe_code)]
+fn run(options: manager::Options) -> anyhow::Result<()> {
+    // SAFETY: there is no other thread yet, and nothing here has taken what systemd gives.
+    let given = unsafe { Given::take() }?;
+    manager::run(options, given)
 }
 
 fn check(dir: &Path) -> ExitCode {

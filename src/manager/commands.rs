@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::jobs::Goal;
-use super::listeners::{BindError, Bound};
+use super::listeners::{BindError, Bound, Keeper};
 use super::service::{Plan, Reason, Service};
 use super::status::{Command, CommandError, JobKind};
 use super::{Manager, Phase};
@@ -172,8 +172,33 @@ impl Manager {
 
     pub(super) fn adopt_listeners(&mut self, bound: Bound, wanted: &BTreeSet<Listen>) {
         let last = self.listeners.last_id();
-        self.listeners.adopt(bound, wanted);
-        self.send_listeners(|listener| listener.id > last);
+        let closed = self.listeners.adopt(bound, wanted);
+        for (_, listener) in self.listeners.iter() {
+            if listener.id > last {
+                self.workers.send_listener(listener);
+                if let Keeper::Store(name) = &listener.keeper {
+                    self.world.supervision.store(name, listener.descriptor());
+                }
+            }
+        }
+        self.let_go(closed);
+    }
+
+    /// Has sockets closed by those who hold them, too.
+    pub(super) fn let_go(&self, keepers: Vec<Keeper>) {
+        for keeper in keepers {
+            match (keeper, self.world.units.clone()) {
+                (Keeper::Store(name), _) => self.world.supervision.forget(&name),
+                (Keeper::Unit(unit), Some(units)) => {
+                    tokio::task::spawn_local(async move {
+                        if let Err(error) = units.stop(&unit).await {
+                            tracing::error!(unit, error = %error, "socket unit not stopped");
+                        }
+                    });
+                }
+                (Keeper::Unit(_), None) => {}
+            }
+        }
     }
 
     /// What stands between services, those that were started by hand, or are about to be, counted as enabled.

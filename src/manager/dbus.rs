@@ -12,7 +12,7 @@ mod objects;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,13 +56,8 @@ pub enum Bus {
 
 /// Begins to serve, and returns when the private socket and an explicitly wanted bus are there. Must run inside a
 /// `LocalSet`.
-pub async fn serve(handle: Handle, private_socket: &Path, bus: Bus) -> anyhow::Result<()> {
-    let listener = listen(private_socket).with_context(|| {
-        format!(
-            "cannot make the control socket {}",
-            private_socket.display()
-        )
-    })?;
+pub async fn serve(handle: Handle, private_socket: Socket, bus: Bus) -> anyhow::Result<()> {
+    let listener = private_socket.listen()?;
     tokio::task::spawn_local(accept(listener, handle.clone()));
     match bus {
         Bus::None => {}
@@ -85,7 +80,31 @@ pub async fn serve(handle: Handle, private_socket: &Path, bus: Bus) -> anyhow::R
     Ok(())
 }
 
-fn listen(path: &Path) -> io::Result<UnixListener> {
+/// The private socket.
+#[derive(Debug)]
+pub enum Socket {
+    /// To be made here.
+    Path(PathBuf),
+    /// Made by systemd.
+    Given(std::os::unix::net::UnixListener),
+}
+
+impl Socket {
+    fn listen(self) -> anyhow::Result<UnixListener> {
+        match self {
+            Socket::Path(path) => {
+                let problem = || format!("cannot make the control socket {}", path.display());
+                bind(&path).with_context(problem)
+            }
+            Socket::Given(listener) => {
+                listener.set_nonblocking(true)?;
+                Ok(UnixListener::from_std(listener)?)
+            }
+        }
+    }
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

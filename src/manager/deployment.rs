@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 
 use super::environment;
 use super::executable::Executable;
@@ -23,6 +27,16 @@ pub struct Deployment {
     content: u64,
 }
 
+/// What is kept of a deployment for the next manager, beside the descriptor of its executable.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    version: u64,
+    process: config::Process,
+    executable: PathBuf,
+    environment_file: BTreeMap<String, String>,
+    content: u64,
+}
+
 impl Deployment {
     /// Takes what is on disk now.
     pub fn take(spec: &config::Service, version: u64) -> io::Result<Deployment> {
@@ -34,6 +48,31 @@ impl Deployment {
             executable: Executable::open(&spec.process.executable)?,
             environment_file: read_environment_file(&spec.process)?,
             content: fingerprint.digest(),
+        })
+    }
+
+    /// What to keep.
+    pub fn save(&self) -> Saved {
+        Saved {
+            version: self.version,
+            process: self.process.clone(),
+            executable: self.executable.path.clone(),
+            environment_file: self.environment_file.clone(),
+            content: self.content,
+        }
+    }
+
+    /// Goes on from what was kept. Without the descriptor, what is at its path now has to do.
+    pub fn restore(saved: Saved, executable: Option<OwnedFd>) -> io::Result<Deployment> {
+        Ok(Deployment {
+            version: saved.version,
+            executable: match executable {
+                Some(file) => Executable::opened(saved.executable, file)?,
+                None => Executable::open(&saved.executable)?,
+            },
+            process: saved.process,
+            environment_file: saved.environment_file,
+            content: saved.content,
         })
     }
 

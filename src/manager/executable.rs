@@ -31,6 +31,12 @@ impl Executable {
         })
     }
 
+    /// A file that an earlier manager had opened at this path.
+    pub fn opened(path: PathBuf, file: OwnedFd) -> io::Result<Executable> {
+        let owner = rustix::fs::fstat(&file)?.st_uid;
+        Ok(Executable { path, owner, file })
+    }
+
     /// The open file.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

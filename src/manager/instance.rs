@@ -9,20 +9,24 @@ use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
+use tokio::sync::oneshot;
 
 use super::World;
+use super::counts::Counts;
 use super::deployment::Deployment;
 use super::environment::{self, Places};
 use super::identity::{self, Identity};
 use super::notify::Notify;
-use super::process::{Launcher, Process};
+use super::process::{self, Launcher, Process};
 use super::rollout::{self, Failure, InstanceId, State};
 use super::sockets;
 use super::status::{InstanceState, InstanceStatus};
 use crate::config::{Bind, Ready};
-use crate::ipc::{Address, EndpointCounts, EndpointId, Probe};
+use crate::ipc::{Address, EndpointCounts, Probe};
 use crate::launch::Order;
+use crate::systemd::units::Units;
 
 /// How soon it is looked again whether it is the instance that answers, and how seldom at last.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
@@ -31,14 +35,11 @@ const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// The queue of a passed-on socket.
 const PASSED_ON_BACKLOG: i32 = 4096;
 
-/// Lines of stderr that are quoted in a failure.
-const QUOTED_LINES: usize = 5;
-
 /// Something that is heard of an instance.
 #[derive(Debug)]
 pub enum News {
-    /// Its process waits in the launcher.
-    Launched(Rc<Process>),
+    /// Its process waits in the launcher, until it is allowed to go on.
+    Launched(Rc<Process>, oneshot::Sender<()>),
     /// It said itself that it is ready, or was seen to take connections.
     Ready,
     /// The worker probed it.
@@ -47,8 +48,8 @@ pub enum News {
     Idle,
     /// The worker's health check changed its mind.
     Health(Option<String>),
-    /// The worker's figures.
-    Counts(EndpointCounts),
+    /// The figures of the worker of this generation.
+    Counts(u32, EndpointCounts),
     /// Its process has ended, or could not be made: how, in words.
     Exited(String),
 }
@@ -66,18 +67,25 @@ pub struct Instance {
     pub last_probe: Option<String>,
     /// Why the health check holds it out of the balance.
     pub fault: Option<String>,
-    /// The worker's figures.
-    pub counts: EndpointCounts,
+    /// The workers' figures.
+    pub counts: Counts,
     /// How its process ended.
     pub ended: Option<String>,
     deployment: Rc<Deployment>,
     process: Option<Rc<Process>>,
     /// Told to stop before the process was there.
     stop_signal: Option<i32>,
-    /// The socket that it inherits, until it was seen to accept from it.
-    passed_on: Option<Rc<TcpListener>>,
     /// The folder of its unix socket.
     socket_dir: Option<PathBuf>,
+}
+
+/// What is kept of an instance for the next manager.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    address: Address,
+    pid: Option<u32>,
+    socket_dir: Option<PathBuf>,
+    past_requests: u64,
 }
 
 impl Instance {
@@ -85,51 +93,110 @@ impl Instance {
     pub fn start(
         id: InstanceId,
         slot: u32,
-        label: String,
+        service: &str,
         deployment: Rc<Deployment>,
         world: &mut World,
     ) -> Instance {
-        let mut instance = Instance {
-            label,
-            address: Address::Tcp(SocketAddr::new(deployment.process.address, 0)),
-            since: SystemTime::now(),
-            last_probe: None,
-            fault: None,
-            counts: EndpointCounts {
-                id: EndpointId(id),
-                in_flight: 0,
-                requests: 0,
-                failures: 0,
-            },
-            ended: None,
-            deployment,
-            process: None,
-            stop_signal: None,
-            passed_on: None,
-            socket_dir: None,
-        };
+        let mut instance = Instance::new(slot, service, deployment);
         let report = world.reporter(id);
-        match instance.prepare(id, slot, world) {
-            Ok(order) => {
-                let label = instance.label.clone();
+        let name = process::Name {
+            service: service.to_owned(),
+            label: instance.label.clone(),
+            scope: scope(service, slot, id),
+        };
+        match instance.prepare(id, slot, service, world) {
+            Ok((order, socket)) => {
                 let deployment = instance.deployment.clone();
-                let socket = instance.passed_on.clone();
-                tokio::task::spawn_local(run(label, order, deployment, socket, report));
+                let units = world.units.clone();
+                tokio::task::spawn_local(run(name, order, deployment, socket, units, report));
             }
             Err(error) => report(News::Exited(format!("could not be started: {error:#}"))),
         }
         instance
     }
 
+    fn new(slot: u32, service: &str, deployment: Rc<Deployment>) -> Instance {
+        Instance {
+            label: format!("{service}/{slot}"),
+            address: Address::Tcp(SocketAddr::new(deployment.process.address, 0)),
+            since: SystemTime::now(),
+            last_probe: None,
+            fault: None,
+            counts: Counts::default(),
+            ended: None,
+            deployment,
+            process: None,
+            stop_signal: None,
+            socket_dir: None,
+        }
+    }
+
+    /// What to keep.
+    pub fn save(&self) -> Saved {
+        Saved {
+            address: self.address.clone(),
+            pid: self.pid(),
+            socket_dir: self.socket_dir.clone(),
+            past_requests: self.counts.past_requests(),
+        }
+    }
+
+    /// Takes over what an earlier manager has started. If its process is gone, that is reported as any end is.
+    pub fn adopt(
+        id: InstanceId,
+        slot: u32,
+        service: &str,
+        deployment: Rc<Deployment>,
+        saved: Saved,
+        world: &mut World,
+    ) -> Instance {
+        let mut instance = Instance::new(slot, service, deployment);
+        if let (Address::Tcp(address), Bind::Port) =
+            (&saved.address, instance.deployment.process.bind)
+        {
+            world.ports.take_again(id, address.port());
+        }
+        instance.address = saved.address;
+        instance.socket_dir = saved.socket_dir;
+        instance.counts = Counts::new(saved.past_requests);
+        let scope = world
+            .units
+            .as_ref()
+            .map(|units| units.scope(&scope(service, slot, id)));
+        let process = scope
+            .zip(saved.pid)
+            .and_then(|(scope, pid)| Process::adopt(pid, scope).ok());
+        let report = world.reporter(id);
+        match process {
+            Some(process) => {
+                let process = Rc::new(process);
+                instance.process = Some(process.clone());
+                tokio::task::spawn_local(async move {
+                    let ended = process.ended().await;
+                    report(News::Exited(match ended {
+                        Ok(()) => {
+                            "ended (how is not known, it was started before smoothserve itself)"
+                                .to_owned()
+                        }
+                        Err(error) => format!("was lost: {error}"),
+                    }));
+                });
+            }
+            None => report(News::Exited("ended while smoothserve was away".to_owned())),
+        }
+        instance
+    }
+
     /// Finds out all that the launcher needs to know.
-    fn prepare(&mut self, id: InstanceId, slot: u32, world: &mut World) -> anyhow::Result<Order> {
+    fn prepare(
+        &mut self,
+        id: InstanceId,
+        slot: u32,
+        service: &str,
+        world: &mut World,
+    ) -> anyhow::Result<(Order, Option<TcpListener>)> {
         let deployment = self.deployment.clone();
         let process = &deployment.process;
-        let service = self
-            .label
-            .rsplit_once('/')
-            .map_or(self.label.as_str(), |(service, _)| service)
-            .to_owned();
         let identity = Identity::find(identity::Wish {
             user: process.user.as_deref(),
             group: process.group.as_deref(),
@@ -138,19 +205,20 @@ impl Instance {
         })?;
         let mut places = Places {
             instance: slot,
-            name: service.clone(),
+            name: service.to_owned(),
             ..Places::default()
         };
+        let mut passed_on = None;
         match process.bind {
             Bind::Port => {
-                let port = world.ports.take(id, process.address, &service, slot)?;
+                let port = world.ports.take(id, process.address, service, slot)?;
                 self.address = Address::Tcp(SocketAddr::new(process.address, port));
                 places.port = Some(port);
             }
             Bind::Inherit => {
                 let socket = listening_socket(SocketAddr::new(process.address, 0))?;
                 self.address = Address::Tcp(socket.local_addr()?);
-                self.passed_on = Some(Rc::new(socket));
+                passed_on = Some(socket);
             }
             Bind::Unix => {
                 let folder = world.run_dir.join("instances").join(id.to_string());
@@ -161,7 +229,7 @@ impl Instance {
                 self.socket_dir = Some(folder);
             }
         }
-        Ok(Order {
+        let order = Order {
             program: deployment.executable.path.clone(),
             args: process
                 .args
@@ -179,9 +247,10 @@ impl Instance {
                     .to_owned(),
             },
             credentials: identity.credentials,
-            inherits: self.passed_on.is_some(),
-            die_with: Some(std::process::id()),
-        })
+            inherits: passed_on.is_some(),
+            die_with: world.units.is_none().then(std::process::id),
+        };
+        Ok((order, passed_on))
     }
 
     fn environment(
@@ -233,11 +302,16 @@ impl Instance {
     /// SIGKILL for its process and what that started.
     pub fn kill(&self) {
         if let Some(process) = &self.process {
-            process.kill_group();
+            process.kill();
         }
     }
 
     /// Its process.
+    pub fn process(&self) -> Option<Rc<Process>> {
+        self.process.clone()
+    }
+
+    /// The number of its process.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(|process| process.pid)
     }
@@ -254,18 +328,20 @@ impl Instance {
     /// Whether a probe that succeeded shows the instance to be ready. What answers must be the instance itself: if that
     /// is not so yet, it is reported as soon as it is.
     pub fn probe_suffices(&mut self, report: impl Fn(News) + 'static) -> bool {
-        let evidence = match (
-            &self.deployment.process.ready,
-            &self.passed_on,
-            &self.address,
-        ) {
-            (Ready::Notify, ..) => return false,
-            (Ready::Tcp, Some(socket), _) => Evidence::TakenFromQueue(Rc::downgrade(socket)),
-            (_, None, Address::Tcp(address)) => Evidence::Listens {
-                process: self.process.as_ref().map(Rc::downgrade).unwrap_or_default(),
-                port: address.port(),
-            },
+        let process = &self.deployment.process;
+        let kind = match (&process.ready, process.bind) {
+            (Ready::Notify, _) => return false,
+            (Ready::Tcp, Bind::Inherit) => Kind::TakesFromQueue,
+            (_, Bind::Port) => Kind::Listens,
             _ => return true,
+        };
+        let Address::Tcp(address) = self.address else {
+            return true;
+        };
+        let evidence = Evidence {
+            process: self.process.as_ref().map(Rc::downgrade).unwrap_or_default(),
+            address,
+            kind,
         };
         if evidence.is_there() == Some(true) {
             return true;
@@ -278,13 +354,12 @@ impl Instance {
         false
     }
 
-    /// It is ready: from now on only it holds its socket, so that the socket ends with it.
+    /// It is ready.
     pub fn accepted(&mut self) {
-        self.passed_on = None;
         self.last_probe = None;
     }
 
-    /// A failure with all that is known of its cause.
+    /// A failure with its cause, but for what it has written itself.
     pub fn describe(&self, failure: Failure, start_timeout: Duration) -> String {
         let mut message = self.label.clone();
         let how = self.ended.as_deref().unwrap_or("ended in an unknown way");
@@ -302,14 +377,6 @@ impl Instance {
                     None => String::new(),
                 };
             }
-        }
-        let stderr = self
-            .process
-            .as_ref()
-            .map(|process| process.last_lines())
-            .unwrap_or_default();
-        for line in &stderr[stderr.len().saturating_sub(QUOTED_LINES)..] {
-            message += &format!("\n  stderr: {line}");
         }
         message
     }
@@ -329,8 +396,8 @@ impl Instance {
                 State::Stopping { .. } => InstanceState::Stopping,
             },
             since: self.since,
-            in_flight: self.counts.in_flight,
-            requests: self.counts.requests,
+            in_flight: self.counts.in_flight(),
+            requests: self.counts.requests(),
             fault: self.fault.clone(),
         }
     }
@@ -345,22 +412,37 @@ impl Instance {
     }
 }
 
+/// The scope of an instance. No name is ever used for two.
+pub fn scope(service: &str, slot: u32, id: InstanceId) -> String {
+    format!("smoothserve-{service}-{slot}-{id}.scope")
+}
+
 /// The life of an instance's process.
 async fn run(
-    label: String,
+    name: process::Name,
     order: Order,
     deployment: Rc<Deployment>,
-    socket: Option<Rc<TcpListener>>,
+    socket: Option<TcpListener>,
+    units: Option<Units>,
     report: impl Fn(News),
 ) {
-    let how = match Launcher::spawn(&label) {
+    let launcher = match &units {
+        Some(units) => Launcher::spawn_in_scope(&name, units).await,
+        None => Launcher::spawn(&name),
+    };
+    let how = match launcher {
         Ok(launcher) => {
-            report(News::Launched(launcher.process.clone()));
-            launcher
-                .go(&order, deployment.executable.descriptor(), socket)
-                .await
+            let (permit, permitted) = oneshot::channel();
+            report(News::Launched(launcher.process.clone(), permit));
+            match permitted.await {
+                Ok(()) => {
+                    let executable = deployment.executable.descriptor();
+                    launcher.go(&order, executable, socket).await
+                }
+                Err(_) => "was not let go".to_owned(),
+            }
         }
-        Err(error) => format!("could not be started: {error}"),
+        Err(error) => format!("could not be started: {error:#}"),
     };
     report(News::Exited(how));
 }
@@ -384,27 +466,29 @@ fn make_socket_dir(folder: &Path, identity: &Identity) -> io::Result<()> {
 }
 
 /// What shows, besides an answered probe, that it is the instance that answers.
-enum Evidence {
+struct Evidence {
+    process: Weak<Process>,
+    address: SocketAddr,
+    kind: Kind,
+}
+
+enum Kind {
     /// The connection of the probe was taken from the queue of the socket that was passed on.
-    TakenFromQueue(Weak<TcpListener>),
+    TakesFromQueue,
     /// The instance, and no other program, listens on its port.
-    Listens { process: Weak<Process>, port: u16 },
+    Listens,
 }
 
 impl Evidence {
     /// Nothing if the instance is gone, and nobody waits for it any more.
     fn is_there(&self) -> Option<bool> {
-        match self {
-            Evidence::TakenFromQueue(socket) => {
-                let length = socket
-                    .upgrade()
-                    .map(|socket| sockets::queue_length(&socket));
-                length.map(|length| length.is_ok_and(|length| length == 0))
+        let process = self.process.upgrade()?;
+        Some(match self.kind {
+            Kind::TakesFromQueue => {
+                sockets::queue_length(self.address).is_ok_and(|length| length == 0)
             }
-            Evidence::Listens { process, port } => process
-                .upgrade()
-                .map(|process| sockets::listens(process.pid, *port)),
-        }
+            Kind::Listens => sockets::listens(process.pid, self.address.port()),
+        })
     }
 }
 

@@ -1,15 +1,20 @@
 //! The listening sockets that the manager holds. A worker gets copies of them, so that a port stays open whatever
 //! happens to a worker.
+//!
+//! A socket comes from a unit of systemd that opened it before smoothserve was started, from systemd's store, where an
+//! earlier manager has put it, or is bound here. All three are told apart only when they are closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Listen;
 use crate::ipc::ListenerId;
+use crate::systemd::given;
 
 /// The kernel cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -21,7 +26,18 @@ pub struct Listener {
     pub id: ListenerId,
     /// What it is bound to.
     pub address: SocketAddr,
+    /// Who else holds it.
+    pub keeper: Keeper,
     socket: TcpListener,
+}
+
+/// Who else holds a socket, and has to let go of it before the port is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keeper {
+    /// A `.socket` unit.
+    Unit(String),
+    /// systemd's store, under this name, if there is one.
+    Store(String),
 }
 
 impl Listener {
@@ -35,12 +51,27 @@ impl Listener {
 #[derive(Debug, Default)]
 pub struct Listeners {
     open: BTreeMap<Listen, Listener>,
+    /// What systemd has given and nobody has asked for yet.
+    given: BTreeMap<SocketAddr, (Keeper, TcpListener)>,
     last_id: u32,
 }
 
-/// Sockets that were bound for a change that is not decided yet; dropping it takes them back.
+/// Sockets for a change that is not decided yet; dropping it closes those that were bound for it.
 #[derive(Debug)]
-pub struct Bound(Vec<(Listen, TcpListener, SocketAddr)>);
+pub struct Bound(Vec<(Listen, Source)>);
+
+#[derive(Debug)]
+enum Source {
+    Given(SocketAddr),
+    New(TcpListener, SocketAddr),
+}
+
+/// What is kept of the listeners for the next manager.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    open: Vec<(Listen, ListenerId)>,
+    last_id: u32,
+}
 
 /// A port that could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +82,61 @@ pub struct BindError {
     source: io::Error,
 }
 
+/// The names in systemd's store begin with this.
+const STORED: &str = "listener-";
+
 impl Listeners {
+    /// None open yet; these are there to be used.
+    pub fn new(sockets: Vec<given::Socket>) -> Listeners {
+        let mut listeners = Listeners::default();
+        for (name, socket) in sockets {
+            let keeper = match name.starts_with(STORED) {
+                true => Keeper::Store(name),
+                false => Keeper::Unit(name),
+            };
+            match socket.local_addr().and_then(|address| {
+                socket.set_nonblocking(true)?;
+                Ok(address)
+            }) {
+                Ok(address) => drop(listeners.given.insert(address, (keeper, socket))),
+                Err(error) => tracing::error!(?keeper, error = %error, "unusable listening socket"),
+            }
+        }
+        listeners
+    }
+
+    /// What to keep.
+    pub fn save(&self) -> Saved {
+        Saved {
+            open: self
+                .open
+                .iter()
+                .map(|(listen, listener)| (*listen, listener.id))
+                .collect(),
+            last_id: self.last_id,
+        }
+    }
+
+    /// Opens what was open, under the names that the worker knows.
+    pub fn restore(&mut self, saved: Saved) -> Vec<BindError> {
+        self.last_id = saved.last_id;
+        let wanted = saved.open.iter().map(|(listen, _)| *listen).collect();
+        let (bound, errors) = self.bind(&wanted);
+        for (listen, socket) in bound.0 {
+            let known = saved.open.iter().find(|(known, _)| *known == listen);
+            if let Some((_, id)) = known {
+                self.open(listen, *id, socket);
+            }
+        }
+        errors
+    }
+
+    /// Lets go of what systemd has given and nobody has asked for.
+    pub fn drop_unused(&mut self) -> Vec<Keeper> {
+        let unused = std::mem::take(&mut self.given);
+        unused.into_values().map(|(keeper, _)| keeper).collect()
+    }
+
     /// Opens those of the wanted addresses that are not open yet. Changes nothing until [`Listeners::adopt`].
     pub fn bind(&self, wanted: &BTreeSet<Listen>) -> (Bound, Vec<BindError>) {
         let mut bound = Vec::new();
@@ -60,30 +145,65 @@ impl Listeners {
             .iter()
             .filter(|listen| !self.open.contains_key(listen))
         {
+            if let Some(address) = self.given_for(listen) {
+                bound.push((listen, Source::Given(address)));
+                continue;
+            }
             match bind(listen) {
-                Ok((socket, address)) => bound.push((listen, socket, address)),
+                Ok((socket, address)) => bound.push((listen, Source::New(socket, address))),
                 Err(source) => errors.push(BindError { listen, source }),
             }
         }
         (Bound(bound), errors)
     }
 
-    /// Keeps the sockets of [`Listeners::bind`], and closes those that are not wanted any more.
-    pub fn adopt(&mut self, bound: Bound, wanted: &BTreeSet<Listen>) {
-        self.open.retain(|listen, _| wanted.contains(listen));
-        for (listen, socket, address) in bound.0 {
+    fn given_for(&self, listen: Listen) -> Option<SocketAddr> {
+        let any = [
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        ];
+        let addresses = listen.address.map_or(any.to_vec(), |address| vec![address]);
+        let mut addresses = addresses
+            .into_iter()
+            .map(|address| SocketAddr::new(address, listen.port));
+        addresses.find(|address| self.given.contains_key(address))
+    }
+
+    /// Keeps the sockets of [`Listeners::bind`], and closes those that are not wanted any more. Returns who else has to
+    /// let go of those.
+    pub fn adopt(&mut self, bound: Bound, wanted: &BTreeSet<Listen>) -> Vec<Keeper> {
+        let open: BTreeSet<Listen> = self.open.keys().copied().collect();
+        let closed = open.difference(wanted);
+        let closed: Vec<Listener> = closed
+            .filter_map(|listen| self.open.remove(listen))
+            .collect();
+        for (listen, socket) in bound.0 {
             self.last_id += 1;
-            let id = ListenerId(self.last_id);
-            tracing::info!(address = %address, "listening");
-            self.open.insert(
-                listen,
-                Listener {
-                    id,
-                    address,
-                    socket,
-                },
-            );
+            self.open(listen, ListenerId(self.last_id), socket);
         }
+        closed.into_iter().map(|listener| listener.keeper).collect()
+    }
+
+    fn open(&mut self, listen: Listen, id: ListenerId, socket: Source) {
+        let (keeper, socket, address) = match socket {
+            Source::New(socket, address) => {
+                (Keeper::Store(format!("{STORED}{}", id.0)), socket, address)
+            }
+            Source::Given(address) => match self.given.remove(&address) {
+                Some((keeper, socket)) => (keeper, socket, address),
+                None => return,
+            },
+        };
+        tracing::info!(address = %address, "listening");
+        self.open.insert(
+            listen,
+            Listener {
+                id,
+                address,
+                keeper,
+                socket,
+            },
+        );
     }
 
     /// The newest name that was given; 0 before the first.
@@ -187,6 +307,29 @@ mod tests {
             "{message}"
         );
         assert_eq!(listeners.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_given_socket_is_used_and_keeps_its_name_for_the_next_manager() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let given = socket.local_addr().unwrap();
+        let wanted = BTreeSet::from([Listen {
+            address: Some(given.ip()),
+            port: given.port(),
+        }]);
+        let again = socket.try_clone().unwrap();
+        let mut listeners = Listeners::new(vec![("a.socket".to_owned(), socket)]);
+        let (bound, errors) = listeners.bind(&wanted);
+        assert!(errors.is_empty());
+        listeners.adopt(bound, &wanted);
+        let saved = listeners.save();
+        let mut next = Listeners::new(vec![("listener-1".to_owned(), again)]);
+        assert!(next.restore(listeners.save()).is_empty());
+        assert_eq!(next.save(), saved);
+        assert_eq!(next.drop_unused(), []);
+        let (bound, _) = next.bind(&BTreeSet::new());
+        let keeper = Keeper::Store("listener-1".to_owned());
+        assert_eq!(next.adopt(bound, &BTreeSet::new()), [keeper]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,18 @@ impl Notify {
         set_socket_passcred(&socket, true)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
         Ok(Notify { socket })
+    }
+
+    /// Goes on with the socket of an earlier manager: what was said in between waits in it.
+    pub fn adopt(socket: std::os::unix::net::UnixDatagram) -> io::Result<Notify> {
+        socket.set_nonblocking(true)?;
+        let socket = UnixDatagram::from_std(socket)?;
+        Ok(Notify { socket })
+    }
+
+    /// The socket, to be kept for the next manager.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// The process that says next that it is ready.

@@ -83,6 +83,11 @@ impl Ports {
         Ok(port)
     }
 
+    /// An instance that an earlier manager has started has this port.
+    pub fn take_again(&mut self, id: InstanceId, port: u16) {
+        self.taken.insert(id, port);
+    }
+
     /// The instance is gone.
     pub fn release(&mut self, id: InstanceId) {
         self.taken.remove(&id);

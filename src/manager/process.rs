@@ -1,5 +1,8 @@
 //! The process of an instance as the manager sees it: made through the launcher, signalled and waited for through
-//! its pidfd, listened to through its pipes.
+//! its pidfd.
+//!
+//! Under systemd it has a scope of its own and writes to the journal, so it lives on when the manager ends, and the next
+//! manager takes it over. Otherwise it is a plain child that writes to the manager's pipes and ends with it.
 
 mod output;
 
@@ -12,13 +15,17 @@ use std::process::{ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::Context;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use super::pidfd::Pidfd;
 use crate::launch::Order;
+use crate::systemd::journal;
+use crate::systemd::units::{Scope, Units};
 use output::{Output, Tail};
 
 /// After the end of a process, what it started may keep its pipes open; its own last lines are there at once.
@@ -32,67 +39,155 @@ const LONGEST_REPORT: u64 = 4096;
 pub struct Process {
     /// Its number, and that of its process group.
     pub pid: u32,
-    pidfd: OwnedFd,
-    stderr: Tail,
+    pidfd: Pidfd,
+    keeper: Keeper,
+}
+
+/// Who keeps a process together and has its output.
+#[derive(Debug)]
+enum Keeper {
+    /// Its process group and the manager.
+    Manager(Tail),
+    /// A scope and the journal. It lives on when the manager ends.
+    Systemd(Scope),
 }
 
 impl Process {
-    /// The last lines of its stderr.
-    pub fn last_lines(&self) -> Vec<String> {
-        self.stderr.borrow().iter().cloned().collect()
+    /// Takes over a process that an earlier manager has started, if it is still there.
+    pub fn adopt(pid: u32, scope: Scope) -> io::Result<Process> {
+        let pidfd = Pidfd::open(pid)?;
+        // By now the number may be that of another process, but none of those is in the scope.
+        if !scope.holds(pid) || is_launcher(pid) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let keeper = Keeper::Systemd(scope);
+        Ok(Process { pid, pidfd, keeper })
+    }
+
+    /// Returns when it has ended.
+    pub async fn ended(&self) -> io::Result<()> {
+        self.pidfd.ended().await?;
+        self.left_behind().await;
+        Ok(())
+    }
+
+    /// The last lines of its stderr or, in the journal, of all its output.
+    pub async fn last_lines(&self) -> Vec<String> {
+        match &self.keeper {
+            Keeper::Manager(stderr) => stderr.borrow().iter().cloned().collect(),
+            Keeper::Systemd(scope) => journal::last_lines(&scope.name).await,
+        }
+    }
+
+    /// What [`Process::last_lines`] are.
+    pub fn output(&self) -> &'static str {
+        match self.keeper {
+            Keeper::Manager(_) => "stderr",
+            Keeper::Systemd(_) => "log",
+        }
     }
 
     /// Sends a signal to the process. One that is gone needs none.
     pub fn signal(&self, signal: i32) {
         if let Some(signal) = Signal::from_named_raw(signal) {
-            let _ = pidfd_send_signal(&self.pidfd, signal);
+            self.pidfd.signal(signal);
         }
     }
 
-    /// Sends SIGKILL to the process and all that it has started in its group.
-    pub fn kill_group(&self) {
+    /// Sends SIGKILL to the process and all that it has started, as far as it is known.
+    pub fn kill(&self) {
         // The pidfd vouches for the number: as long as the process was not waited for, it is nobody else's.
-        if pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok()
+        if self.pidfd.signal(Signal::KILL)
             && let Some(pid) = Pid::from_raw(self.pid.cast_signed())
         {
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         }
+        if let Keeper::Systemd(scope) = &self.keeper {
+            let scope = scope.clone();
+            tokio::task::spawn_local(async move { scope.kill().await });
+        }
+    }
+
+    /// The process is gone; so must be what it has left in its scope.
+    async fn left_behind(&self) {
+        if let Keeper::Systemd(scope) = &self.keeper {
+            scope.stop().await;
+        }
     }
 }
 
-/// A process that waits in the launcher.
+/// Its process has not become what it was to be: the manager ended before it was let go, and so will it.
+fn is_launcher(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline"))
+        .is_ok_and(|line| line.starts_with(b"smoothserve\0launch\0"))
+}
+
+/// A process that waits in the launcher. Dropped, it ends.
 #[derive(Debug)]
 pub struct Launcher {
     /// The process.
     pub process: Rc<Process>,
     child: Child,
     socket: UnixStream,
-    output: Output,
+    /// Reads the pipes, if they are the manager's.
+    output: Option<Output>,
+}
+
+/// What a process is to be known by.
+#[derive(Debug)]
+pub struct Name {
+    /// The service: the identifier of its lines in the journal.
+    pub service: String,
+    /// `shop/2`: stands in front of its lines on a terminal.
+    pub label: String,
+    /// `smoothserve-shop-2-17.scope`
+    pub scope: String,
 }
 
 impl Launcher {
-    /// Starts a launcher. `label` names the instance in front of its lines.
-    pub fn spawn(label: &str) -> io::Result<Launcher> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let mut child = Command::new("/proc/self/exe")
-            .arg0("smoothserve")
-            .arg("launch")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
+    /// Starts a launcher as a child of the manager.
+    pub fn spawn(name: &Name) -> anyhow::Result<Launcher> {
+        let (mut child, socket) = launch(Stdio::piped(), Stdio::piped())?;
         let pid = child.id().unwrap_or_default();
-        let number = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
-        let pidfd = pidfd_open(number, PidfdFlags::empty())?;
         let stderr = Tail::default();
-        let output = Output::read(label, child.stdout.take(), child.stderr.take(), &stderr);
+        let output = Output::read(
+            &name.label,
+            child.stdout.take(),
+            child.stderr.take(),
+            &stderr,
+        );
+        let process = Process {
+            pid,
+            pidfd: Pidfd::open(pid)?,
+            keeper: Keeper::Manager(stderr),
+        };
         Ok(Launcher {
-            process: Rc::new(Process { pid, pidfd, stderr }),
+            process: Rc::new(process),
             child,
-            socket: UnixStream::from_std(ours)?,
-            output,
+            socket,
+            output: Some(output),
+        })
+    }
+
+    /// Starts a launcher in a scope of its own, with the journal as its output.
+    pub async fn spawn_in_scope(name: &Name, units: &Units) -> anyhow::Result<Launcher> {
+        let output =
+            journal::stream(&name.service, &name.scope).context("no stream to journald")?;
+        let (child, socket) = launch(output.try_clone()?.into(), output.into())?;
+        let pid = child.id().unwrap_or_default();
+        let pidfd = Pidfd::open(pid)?;
+        let description = format!("smoothserve instance {}", name.label);
+        let scope = units.start_scope(&name.scope, &description, pid).await?;
+        let process = Process {
+            pid,
+            pidfd,
+            keeper: Keeper::Systemd(scope),
+        };
+        Ok(Launcher {
+            process: Rc::new(process),
+            child,
+            socket,
+            output: None,
         })
     }
 
@@ -102,7 +197,7 @@ impl Launcher {
         mut self,
         order: &Order,
         executable: BorrowedFd<'_>,
-        socket: Option<Rc<TcpListener>>,
+        socket: Option<TcpListener>,
     ) -> String {
         // A launcher that was killed meanwhile says nothing; how it ended says enough.
         let refusal = self
@@ -110,7 +205,10 @@ impl Launcher {
             .await
             .unwrap_or_default();
         let status = self.child.wait().await;
-        let _ = tokio::time::timeout(LAST_LINES, self.output.ended()).await;
+        if let Some(output) = &mut self.output {
+            let _ = tokio::time::timeout(LAST_LINES, output.ended()).await;
+        }
+        self.process.left_behind().await;
         match status {
             _ if !refusal.is_empty() => format!("could not be started: {refusal}"),
             Ok(status) => describe(status),
@@ -123,7 +221,7 @@ impl Launcher {
         &mut self,
         order: &Order,
         executable: BorrowedFd<'_>,
-        socket: Option<Rc<TcpListener>>,
+        socket: Option<TcpListener>,
     ) -> io::Result<String> {
         let mut descriptors = vec![executable];
         descriptors.extend(socket.iter().map(|socket| socket.as_fd()));
@@ -147,6 +245,20 @@ impl Launcher {
             .await?;
         Ok(String::from_utf8_lossy(&report).into_owned())
     }
+}
+
+/// A launcher that has no order yet: without one it ends when its socket is closed.
+fn launch(stdout: Stdio, stderr: Stdio) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let child = Command::new("/proc/self/exe")
+        .arg0("smoothserve")
+        .arg("launch")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()?;
+    Ok((child, UnixStream::from_std(ours)?))
 }
 
 fn send_first(socket: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {

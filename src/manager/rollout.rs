@@ -122,9 +122,9 @@ pub enum Action {
         slot: u32,
         generation: u64,
         failure: Failure,
+        /// The generation is not rolled out any further.
+        gave_up: bool,
     },
-    /// Say that this generation is not rolled out any further.
-    GaveUp { generation: u64 },
 }
 
 /// How an instance failed.
@@ -424,22 +424,20 @@ impl Reconciler {
         record.failures += 1;
         record.failed = true;
         record.retry_at = Some(now + backoff::delay(record.failures, id));
+        let before = self
+            .good
+            .filter(|&good| good != target && target == self.target);
+        if let Some(good) = before {
+            self.target = good;
+            self.proven = true;
+        }
         actions.push(Action::Failed {
             id,
             slot,
             generation: target.generation,
             failure,
+            gave_up: before.is_some(),
         });
-        if let Some(good) = self.good
-            && good != self.target
-            && target == self.target
-        {
-            self.target = good;
-            self.proven = true;
-            actions.push(Action::GaveUp {
-                generation: target.generation,
-            });
-        }
     }
 
     /// Compares what is with what is wanted.

@@ -1,6 +1,7 @@
 //! One service: the shell around its rollout core. It performs the core's actions on real processes and feeds back
 //! what happens to them.
 
+mod saved;
 mod show;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use super::{World, table};
 use crate::config;
 use crate::fingerprint::Fingerprint;
 use crate::ipc::{self, EndpointId, EndpointState, Probe};
+pub use saved::Saved;
 
 /// One configured service, or one that was removed and whose instances are not gone yet.
 pub struct Service {
@@ -38,6 +40,23 @@ pub struct Service {
     past_requests: u64,
     last_error: Option<status::Failure>,
 }
+
+/// A failed instance, with all that is known of the cause.
+#[derive(Debug)]
+pub struct Diagnosis {
+    /// Its service.
+    pub service: String,
+    instance: String,
+    generation: u64,
+    failure: Failure,
+    /// Its generation was given up.
+    gave_up: bool,
+    at: SystemTime,
+    message: String,
+}
+
+/// Lines of an instance's output that are quoted in a failure.
+const QUOTED_LINES: usize = 5;
 
 /// What a change on disk or a command means for a service; made before anything is touched.
 pub struct Plan {
@@ -179,6 +198,7 @@ impl Service {
                 generation: self.last_generation,
                 version: deployment.version,
             };
+            world.keep_executable(&self.spec.name, target.generation, &deployment.executable);
             self.deployments
                 .insert(target.generation, Rc::new(deployment));
             tracing::info!(
@@ -257,7 +277,11 @@ impl Service {
             return;
         };
         match news {
-            News::Launched(process) => instance.launched(process),
+            News::Launched(process, permit) => {
+                instance.launched(process);
+                world.permits.push(permit);
+                world.changed.insert(self.spec.name.clone());
+            }
             News::Ready => self.step(rollout::Event::Ready(id), world),
             News::Probed(Ok(())) => {
                 if instance.probe_suffices(world.reporter(id)) {
@@ -282,17 +306,24 @@ impl Service {
                 }
                 instance.fault = fault;
             }
-            News::Counts(counts) => instance.counts = counts,
+            News::Counts(worker, counts) => instance.counts.count(worker, counts),
             News::Exited(how) => {
                 instance.ended = Some(how);
                 self.step(rollout::Event::Exited(id), world);
                 if let Some(instance) = self.instances.remove(&id) {
-                    self.past_requests += instance.counts.requests;
+                    self.past_requests += instance.counts.requests();
                     world.ports.release(id);
                     world.owners.remove(&id);
                     instance.clean_up();
                 }
             }
+        }
+    }
+
+    /// A worker has ended; what it counted is history.
+    pub fn worker_gone(&mut self, worker: u32) {
+        for instance in self.instances.values_mut() {
+            instance.counts.gone(worker);
         }
     }
 
@@ -350,77 +381,97 @@ impl Service {
                     id,
                     generation,
                     failure,
+                    gave_up,
                     ..
-                } => self.failed(id, generation, failure, world),
-                Action::GaveUp { generation } => self.gave_up(generation, world),
+                } => self.failed(id, generation, failure, gave_up, world),
             }
         }
         self.note_changes(&before);
-        self.prune();
+        self.prune(world);
         world.changed.insert(self.spec.name.clone());
     }
 
     fn start(&mut self, id: InstanceId, slot: u32, generation: u64, world: &mut World) {
         let deployment = self.deployments[&generation].clone();
-        let label = format!("{}/{slot}", self.spec.name);
+        let instance = Instance::start(id, slot, &self.spec.name, deployment, world);
         tracing::info!(
             service = self.spec.name,
-            instance = label,
+            instance = instance.label,
             id,
             generation,
             "starting instance"
         );
-        let instance = Instance::start(id, slot, label, deployment, world);
         self.instances.insert(id, instance);
         world.owners.insert(id, self.spec.name.clone());
     }
 
-    /// Logs a failure with its cause, and fails the jobs that it ends.
-    fn failed(&mut self, id: InstanceId, generation: u64, failure: Failure, world: &mut World) {
+    /// Gathers what is known of a failure, which takes a moment if it is in the journal, and reports it to
+    /// [`Service::diagnosed`].
+    fn failed(
+        &mut self,
+        id: InstanceId,
+        generation: u64,
+        failure: Failure,
+        gave_up: bool,
+        world: &mut World,
+    ) {
         let Some(instance) = self.instances.get(&id) else {
             return;
         };
-        let message = instance.describe(failure, self.spec.start_timeout);
-        match failure {
-            Failure::Crashed => {
-                self.crashes += 1;
-                tracing::error!(
-                    service = self.spec.name,
-                    instance = instance.label,
-                    error = message,
-                    "instance crashed"
-                );
-            }
-            _ => tracing::error!(
-                service = self.spec.name,
-                instance = instance.label,
-                error = message,
-                "instance failed to start"
-            ),
+        if failure == Failure::Crashed {
+            self.crashes += 1;
         }
-        world
-            .jobs
-            .failed(&self.spec.name, generation, &message, Instant::now());
-        self.last_error = Some(status::Failure {
+        let mut diagnosis = Diagnosis {
+            service: self.spec.name.clone(),
+            instance: instance.label.clone(),
+            generation,
+            failure,
+            gave_up,
             at: SystemTime::now(),
-            message,
+            message: instance.describe(failure, self.spec.start_timeout),
+        };
+        let process = instance.process();
+        let reports = world.reports.clone();
+        tokio::task::spawn_local(async move {
+            if let Some(process) = process {
+                let lines = process.last_lines().await;
+                for line in &lines[lines.len().saturating_sub(QUOTED_LINES)..] {
+                    diagnosis.message += &format!("\n  {}: {line}", process.output());
+                }
+            }
+            let _ = reports.send(super::Event::Diagnosed(diagnosis));
         });
     }
 
-    fn gave_up(&self, generation: u64, world: &mut World) {
-        let error = self
-            .last_error
-            .as_ref()
-            .map_or("", |failure| failure.message.as_str());
-        tracing::error!(
-            service = self.spec.name,
+    /// Logs a failure with its cause, and fails the jobs that it ends.
+    pub fn diagnosed(&mut self, diagnosis: Diagnosis, world: &mut World) {
+        let Diagnosis {
+            service,
+            instance,
             generation,
-            error,
-            "rollout aborted, the previous version keeps serving"
-        );
+            failure,
+            gave_up,
+            at,
+            message,
+        } = diagnosis;
+        let error = message.as_str();
+        match failure {
+            Failure::Crashed => tracing::error!(service, instance, error, "instance crashed"),
+            _ => tracing::error!(service, instance, error, "instance failed to start"),
+        }
+        if gave_up {
+            tracing::error!(
+                service,
+                generation,
+                error,
+                "rollout aborted, the previous version keeps serving"
+            );
+        }
         world
             .jobs
-            .failed(&self.spec.name, generation, error, Instant::now());
+            .failed(&service, generation, error, Instant::now());
+        world.changed.insert(service);
+        self.last_error = Some(status::Failure { at, message });
     }
 
     /// Says what moved on, and remembers since when.
@@ -480,6 +531,8 @@ impl Service {
             let state = match held.state {
                 // Nobody but the instance itself says when it is ready.
                 State::Starting { .. } if instance.probe().is_none() => return None,
+                // There is nobody to be asked yet.
+                State::Starting { .. } if instance.pid().is_none() => return None,
                 State::Starting { .. } => EndpointState::Probing,
                 State::Ready { .. } => EndpointState::Active,
                 State::Draining { .. } => EndpointState::Draining,
@@ -501,15 +554,22 @@ impl Service {
         }
     }
 
-    /// Forgets deployments that nothing can be started with any more, so that their executables are closed.
-    fn prune(&mut self) {
+    /// Forgets deployments that nothing runs and nothing can be started with any more, so that their executables are
+    /// closed.
+    fn prune(&mut self, world: &World) {
         let core = &self.core;
+        let is_used = |generation: u64| {
+            let running = core.instances().iter().map(|instance| instance.target);
+            let startable = [core.desired().target, core.target()];
+            let mut used = running.chain(startable).chain(core.good());
+            used.any(|target| target.generation == generation)
+        };
         self.deployments.retain(|&generation, _| {
-            generation == core.desired().target.generation
-                || generation == core.target().generation
-                || core
-                    .good()
-                    .is_some_and(|good| good.generation == generation)
+            let used = is_used(generation);
+            if !used {
+                world.forget_executable(&self.spec.name, generation);
+            }
+            used
         });
     }
 
@@ -519,6 +579,18 @@ impl Service {
         instances
             .find(|(_, instance)| instance.pid() == Some(pid))
             .map(|(id, _)| *id)
+    }
+
+    /// Its instances, and the slots that they are in.
+    pub fn slots(&self) -> impl Iterator<Item = (InstanceId, u32)> {
+        let instances = self.core.instances().iter();
+        instances.map(|instance| (instance.id, instance.slot))
+    }
+
+    /// It has an instance that gets requests, or has failed to have one, or needs none.
+    pub fn has_come_up(&self) -> bool {
+        let mut instances = self.core.instances().iter();
+        !self.is_wanted() || self.last_error.is_some() || instances.any(rollout::Instance::is_ready)
     }
 
     /// Requests for its hosts are its own, even if it was stopped.

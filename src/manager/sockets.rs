@@ -5,24 +5,21 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 
 use super::notify::with_ancestors;
 
-/// How many connections wait to be accepted from a listening socket.
-pub fn queue_length(socket: &TcpListener) -> io::Result<u32> {
-    let inode = rustix::fs::fstat(socket)?.st_ino;
-    let table = match socket.local_addr()? {
+/// How many connections wait to be accepted at an address.
+pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
+    let table = match address {
         SocketAddr::V4(_) => "/proc/self/net/tcp",
         SocketAddr::V6(_) => "/proc/self/net/tcp6",
     };
-    let found = listening(table)?.into_iter().find(|row| row.inode == inode);
-    found.map(|row| row.queue).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            "the socket is not in the kernel's table",
-        )
-    })
+    let mut rows = listening(table)?.into_iter();
+    let found = rows.find(|row| row.address == Some(address.ip()) && row.port == address.port());
+    found
+        .map(|row| row.queue)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "nobody listens there"))
 }
 
 /// Whether one of the processes of an instance listens on a port. Where that cannot be seen it is taken for granted.
@@ -42,6 +39,7 @@ pub fn listens(pid: u32, port: u16) -> bool {
 }
 
 struct Row {
+    address: Option<IpAddr>,
     port: u16,
     queue: u32,
     inode: u64,
@@ -56,13 +54,32 @@ fn listening(table: &str) -> io::Result<Vec<Row>> {
         if *words.get(3)? != LISTEN {
             return None;
         }
+        let (address, port) = words[1].rsplit_once(':')?;
         Some(Row {
-            port: u16::from_str_radix(words[1].rsplit_once(':')?.1, 16).ok()?,
+            address: ip(address),
+            port: u16::from_str_radix(port, 16).ok()?,
             queue: u32::from_str_radix(words[4].split_once(':')?.1, 16).ok()?,
             inode: words.get(9)?.parse().ok()?,
         })
     };
     Ok(text.lines().filter_map(row).collect())
+}
+
+/// An address as the kernel prints it: words of 32 bits in its own byte order.
+fn ip(digits: &str) -> Option<IpAddr> {
+    let word = |at: usize| {
+        let word = u32::from_str_radix(digits.get(at..at + 8)?, 16).ok()?;
+        Some(word.to_ne_bytes())
+    };
+    match digits.len() {
+        8 => Some(IpAddr::from(word(0)?)),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            let bytes: [u8; 16] = words.concat().try_into().ok()?;
+            Some(IpAddr::from(bytes))
+        }
+        _ => None,
+    }
 }
 
 fn holds(pid: u32, sockets: &BTreeSet<String>) -> io::Result<bool> {
@@ -90,17 +107,21 @@ fn others(pid: u32) -> impl Iterator<Item = u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
     fn the_queue_is_as_long_as_there_are_connections_waiting() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(queue_length(&socket).unwrap(), 0);
-        let address = socket.local_addr().unwrap();
-        let _waiting = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
-        assert_eq!(queue_length(&socket).unwrap(), 2);
-        socket.accept().unwrap();
-        assert_eq!(queue_length(&socket).unwrap(), 1);
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let socket = TcpListener::bind(any).unwrap();
+            let address = socket.local_addr().unwrap();
+            assert_eq!(queue_length(address).unwrap(), 0);
+            let _waiting = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
+            assert_eq!(queue_length(address).unwrap(), 2);
+            socket.accept().unwrap();
+            assert_eq!(queue_length(address).unwrap(), 1);
+        }
     }
 
     #[test]

@@ -1,34 +1,71 @@
 //! The manager's side of a proxy worker: starts its process, connects to its control socket, and carries messages.
 //!
 //! The worker listens on a socket of its own in the run directory, which the manager makes and hands over as standard
-//! input; so a manager that comes later can connect to a worker that is already there.
+//! input; so a manager that comes later can connect to a worker that is already there. Under systemd the worker has a
+//! scope of its own and lives on when the manager ends; otherwise it ends with the manager.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
 
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
-use crate::ipc::{self, Channel, ChannelError, FromWorker, ToWorker};
+use super::pidfd::Pidfd;
+use crate::ipc::{self, Channel, ChannelError, EndpointId, FromWorker, ToWorker};
+use crate::systemd::units::{Scope, Units};
+
+/// A worker closes its connection by ending, at once after its last word.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// One that lost its manager otherwise is asked to drain by a signal, and then has this long.
+const SIGNAL_DRAIN: Duration = Duration::from_secs(35);
 
 /// What a worker is heard of.
 #[derive(Debug)]
 pub enum Event {
     /// It says something.
     Says(FromWorker),
+    /// The connection to it has ended. What it has accepted it may still serve, but it is to accept no more.
+    Lost,
     /// Its process has ended, in words.
     Gone(String),
 }
 
-/// A running worker. Dropping it kills the process.
+/// A running worker.
 #[derive(Debug)]
 pub struct Worker {
+    /// Grows with every worker.
+    pub generation: u32,
     /// Its process.
     pub pid: u32,
+    /// It was told to accept nothing more.
+    pub draining: bool,
+    /// It has used a table.
+    pub serving: bool,
+    /// The endpoints that it says it has no connection to, and will have none.
+    pub idle: BTreeSet<EndpointId>,
+    /// Pings in a row that it has not answered.
+    pub unanswered: u32,
+    pidfd: Rc<Pidfd>,
     outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
+}
+
+/// What is kept of a worker for the next manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// As in [`Worker`].
+    pub generation: u32,
+    pid: u32,
+    draining: bool,
 }
 
 impl Worker {
@@ -37,38 +74,194 @@ impl Worker {
     pub fn spawn(
         run_dir: &Path,
         generation: u32,
+        units: Option<Units>,
         report: impl Fn(Event) + 'static,
     ) -> io::Result<Worker> {
-        let path = run_dir.join(format!("worker-{generation}.sock"));
+        let path = socket_path(run_dir, generation);
         remove_if_there(&path)?;
         let listener = UnixListener::bind(&path)?;
-        let connection = UnixStream::connect(&path)?;
-        let (sender, receiver) = Channel::split(connection)?;
-        let child = Command::new("/proc/self/exe")
-            .arg0("smoothserve")
-            .args(["proxy", "--die-with-parent"])
+        let channel = Channel::split(UnixStream::connect(&path)?)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("smoothserve").arg("proxy");
+        if units.is_none() {
+            command.arg("--die-with-parent");
+        }
+        let child = command
             .stdin(Stdio::from(OwnedFd::from(listener)))
+            .env_remove("NOTIFY_SOCKET")
             .process_group(0)
-            .kill_on_drop(true)
             .spawn()?;
         let pid = child.id().unwrap_or_default();
+        let pidfd = Rc::new(Pidfd::open(pid)?);
         let (outgoing, queue) = mpsc::unbounded_channel();
+        let life = Life {
+            path,
+            pidfd: pidfd.clone(),
+            child: Some(child),
+            report,
+        };
         tokio::task::spawn_local(async move {
-            tokio::select! {
-                result = send_all(sender, queue) => log_broken("sending", result),
-                result = receive_all(receiver, &report) => log_broken("receiving", result),
+            if let Some(units) = units {
+                let description = format!("smoothserve proxy worker {generation}");
+                let started = units
+                    .start_scope(&scope(generation), &description, pid)
+                    .await;
+                if let Err(error) = started {
+                    life.signal(Signal::KILL);
+                    tracing::error!(error = %error, "worker has no scope");
+                }
             }
-            let ending = end(child).await;
-            // A socket that is left behind does no harm: the next worker has another name.
-            let _ = remove_if_there(&path);
-            report(Event::Gone(ending));
+            life.run(channel, queue).await;
         });
-        Ok(Worker { pid, outgoing })
+        Ok(Worker::new(generation, pid, false, pidfd, outgoing))
+    }
+
+    /// Takes over a worker that an earlier manager has started, if it is still there.
+    pub fn adopt(
+        run_dir: &Path,
+        saved: &Saved,
+        scope: &Scope,
+        report: impl Fn(Event) + 'static,
+    ) -> anyhow::Result<Worker> {
+        let pidfd = Rc::new(Pidfd::open(saved.pid)?);
+        // By now the number may be that of another process, but none of those is in the scope.
+        anyhow::ensure!(scope.holds(saved.pid), "the process has ended");
+        let path = socket_path(run_dir, saved.generation);
+        let channel = Channel::split(UnixStream::connect(&path)?)?;
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let life = Life {
+            path,
+            pidfd: pidfd.clone(),
+            child: None,
+            report,
+        };
+        tokio::task::spawn_local(life.run(channel, queue));
+        Ok(Worker::new(
+            saved.generation,
+            saved.pid,
+            saved.draining,
+            pidfd,
+            outgoing,
+        ))
+    }
+
+    fn new(
+        generation: u32,
+        pid: u32,
+        draining: bool,
+        pidfd: Rc<Pidfd>,
+        outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
+    ) -> Worker {
+        Worker {
+            generation,
+            pid,
+            draining,
+            serving: false,
+            idle: BTreeSet::new(),
+            unanswered: 0,
+            pidfd,
+            outgoing,
+        }
+    }
+
+    /// What to keep.
+    pub fn save(&self) -> Saved {
+        Saved {
+            generation: self.generation,
+            pid: self.pid,
+            draining: self.draining,
+        }
     }
 
     /// Queues a message. When the worker is gone it is dropped: the next worker gets the whole state anyway.
     pub fn send(&self, message: ToWorker, descriptor: Option<OwnedFd>) {
         let _ = self.outgoing.send((message, descriptor));
+    }
+
+    /// Lets it serve what it has accepted, and end.
+    pub fn drain(&mut self, idle: Duration, limit: Duration) {
+        self.draining = true;
+        self.send(ToWorker::Drain { idle, limit }, None);
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        self.pidfd.signal(Signal::KILL);
+    }
+
+    /// Whether it runs the same program as this process. Another build may have been installed since it was started.
+    pub fn is_current(&self) -> bool {
+        let file = |process: &str| {
+            let file = std::fs::metadata(format!("/proc/{process}/exe")).ok()?;
+            Some((file.dev(), file.ino()))
+        };
+        file(&self.pid.to_string()) == file("self")
+    }
+}
+
+/// The scope of a worker.
+pub fn scope(generation: u32) -> String {
+    format!("smoothserve-worker-{generation}.scope")
+}
+
+fn socket_path(run_dir: &Path, generation: u32) -> PathBuf {
+    run_dir.join(format!("worker-{generation}.sock"))
+}
+
+/// The time from the first message to the end of the process.
+struct Life<F> {
+    path: PathBuf,
+    pidfd: Rc<Pidfd>,
+    /// Nothing if an earlier manager was the parent.
+    child: Option<Child>,
+    report: F,
+}
+
+impl<F: Fn(Event)> Life<F> {
+    async fn run(
+        mut self,
+        (sender, receiver): (ipc::Sender<ToWorker>, ipc::Receiver<FromWorker>),
+        queue: mpsc::UnboundedReceiver<(ToWorker, Option<OwnedFd>)>,
+    ) {
+        tokio::select! {
+            result = send_all(sender, queue) => log_broken("sending", result),
+            result = receive_all(receiver, &self.report) => log_broken("receiving", result),
+        }
+        let ending = match tokio::time::timeout(GRACE, self.ended()).await {
+            Ok(ending) => ending,
+            Err(_) => {
+                (self.report)(Event::Lost);
+                self.signal(Signal::TERM);
+                match tokio::time::timeout(SIGNAL_DRAIN, self.ended()).await {
+                    Ok(ending) => ending,
+                    Err(_) => {
+                        self.signal(Signal::KILL);
+                        self.ended().await
+                    }
+                }
+            }
+        };
+        // A socket that is left behind does no harm: the next worker has another name.
+        let _ = remove_if_there(&self.path);
+        (self.report)(Event::Gone(ending));
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.pidfd.signal(signal);
+    }
+
+    /// Waits for the end of the process. Cancel-safe.
+    async fn ended(&mut self) -> String {
+        match &mut self.child {
+            Some(child) => child
+                .wait()
+                .await
+                .map_or_else(|error| error.to_string(), |status| status.to_string()),
+            None => self.pidfd.ended().await.map_or_else(
+                |error| error.to_string(),
+                |()| "how is not known".to_owned(),
+            ),
+        }
     }
 }
 
@@ -76,7 +269,6 @@ async fn send_all(
     mut sender: ipc::Sender<ToWorker>,
     mut queue: mpsc::UnboundedReceiver<(ToWorker, Option<OwnedFd>)>,
 ) -> Result<(), ChannelError> {
-    use std::os::fd::AsFd;
     while let Some((message, descriptor)) = queue.recv().await {
         sender
             .send(&message, descriptor.as_ref().map(AsFd::as_fd))
@@ -99,20 +291,6 @@ fn log_broken(direction: &str, result: Result<(), ChannelError>) {
     if let Err(error) = result {
         tracing::warn!(direction, error = %error, "the connection to the worker broke");
     }
-}
-
-/// Waits for a worker whose connection has ended. It closes that only by exiting; one that goes on without it, or that
-/// spoke nonsense, is of no use.
-async fn end(mut child: Child) -> String {
-    let grace = std::time::Duration::from_secs(1);
-    let status = match tokio::time::timeout(grace, child.wait()).await {
-        Ok(status) => status,
-        Err(_) => {
-            let _ = child.start_kill();
-            child.wait().await
-        }
-    };
-    status.map_or_else(|error| error.to_string(), |status| status.to_string())
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

@@ -63,6 +63,8 @@ pub(crate) struct Control {
     counted: Option<(u32, Vec<EndpointCounts>)>,
     next_counts: Instant,
     drain: Option<Drain>,
+    /// The manager's last ping, and the threads that have not answered it.
+    ping: (u64, BTreeSet<usize>),
     findings: mpsc::UnboundedReceiver<(EndpointId, Finding)>,
     reports: mpsc::UnboundedReceiver<Report>,
 }
@@ -89,6 +91,7 @@ impl Control {
             counted: None,
             next_counts: Instant::now(),
             drain: None,
+            ping: (0, BTreeSet::new()),
             findings,
             reports,
         }
@@ -173,6 +176,12 @@ impl Control {
             }
             Ok(ToWorker::Table(table)) => self.take_over(table).await,
             Ok(ToWorker::Drain { idle, limit }) => self.drain(idle, limit, "manager"),
+            Ok(ToWorker::Ping(number)) => {
+                self.ping = (number, (0..self.threads.count()).collect());
+                for thread in 0..self.threads.count() {
+                    self.command(thread, Command::Ping(number));
+                }
+            }
             Err(fault) => self.lose(&fault),
         }
     }
@@ -239,6 +248,12 @@ impl Control {
             Event::Idle { endpoint, table } => {
                 if self.ledger.idle(thread, endpoint, table) {
                     self.say(FromWorker::Idle(endpoint));
+                }
+            }
+            Event::Pong(number) => {
+                let (last, waiting) = &mut self.ping;
+                if number == *last && waiting.remove(&thread) && waiting.is_empty() {
+                    self.say(FromWorker::Pong(number));
                 }
             }
             Event::Closed => {

@@ -71,6 +71,7 @@ pub(crate) fn run(
                     Some(Command::Apply { table, opened }) => thread.apply(table, opened),
                     Some(Command::Serve(handover)) => thread.take(handover),
                     Some(Command::Drain { idle }) => thread.drain(idle),
+                    Some(Command::Ping(number)) => thread.reporter.send(Event::Pong(number)),
                     Some(Command::Stop) | None => break,
                 },
                 _ = sweeps.tick() => thread.sweep(),

@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Serve(Handover),
     /// Accept what waits, then no more; close idle connections after this time.
     Drain { idle: Duration },
+    /// Answer with [`Event::Pong`].
+    Ping(u64),
     /// End, whatever is left.
     Stop,
 }
@@ -52,6 +54,8 @@ pub(crate) enum Event {
     Applied(u64),
     /// Having applied this table, it has no connection to a draining endpoint, and will have none.
     Idle { endpoint: EndpointId, table: u64 },
+    /// It is not stuck.
+    Pong(u64),
     /// Draining, it has closed its listeners.
     Closed,
     /// Draining, it has ended its last connection.

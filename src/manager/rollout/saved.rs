@@ -106,17 +106,9 @@ impl Reconciler {
     }
 }
 
-impl Saved {
-    /// The instances, and how far each had come.
-    pub fn instances(&self) -> impl Iterator<Item = (InstanceId, Stage)> {
-        self.instances
-            .iter()
-            .map(|instance| (instance.id, instance.stage))
-    }
-}
-
 impl State {
-    fn stage(&self) -> Stage {
+    /// How far it is.
+    pub fn stage(&self) -> Stage {
         match self {
             State::Starting { .. } => Stage::Starting,
             State::Ready {

@@ -48,7 +48,7 @@ impl Service {
                 ) => "ready, watched before the next".to_owned(),
                 (State::Ready { .. }, _) => return None,
                 (State::Draining { .. }, _) => {
-                    format!("draining, {} in flight", instance.counts.in_flight)
+                    format!("draining, {} in flight", instance.counts.in_flight())
                 }
                 (State::Stopping { .. }, _) => "stopping".to_owned(),
             };
@@ -67,7 +67,7 @@ impl Service {
         let requests: u64 = self
             .instances
             .values()
-            .map(|instance| instance.counts.requests)
+            .map(|instance| instance.counts.requests())
             .sum();
         ServiceStatus {
             state: self.state(),

@@ -1,0 +1,38 @@
+//! A process by a descriptor, which never comes to mean another one, see pidfd_open(2).
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A process, whether or not it is a child.
+#[derive(Debug)]
+pub struct Pidfd {
+    descriptor: AsyncFd<OwnedFd>,
+}
+
+impl Pidfd {
+    /// The process that has this number now. Must run inside a runtime.
+    pub fn open(pid: u32) -> io::Result<Pidfd> {
+        let pid = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
+        let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+        // SAFETY: the descriptor is owned, so its number stays the same and open as long as it is registered.
+        let descriptor =
+            unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE)? };
+        Ok(Pidfd { descriptor })
+    }
+
+    /// Returns when the process has ended. Cancel-safe.
+    pub async fn ended(&self) -> io::Result<()> {
+        self.descriptor.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Sends a signal. False if the process is gone.
+    pub fn signal(&self, signal: Signal) -> bool {
+        pidfd_send_signal(self.descriptor.get_ref(), signal).is_ok()
+    }
+}

@@ -1,0 +1,298 @@
+//! Units of systemd, by its own D-Bus interface, see org.freedesktop.systemd1(5).
+//!
+//! systemd is asked on its private socket, as systemctl(1) does it for root: no bus daemon stands between, so instances
+//! can be started while the bus is restarted, and the last question can be asked when the bus is gone at shutdown. A
+//! connection is made for every question, because systemd drops all of them when it executes itself anew.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zbus::{Connection, DynamicType, MessageStream, OwnedObjectPath, OwnedVariant, Type, Variant};
+
+use super::{SERVICE, SLICE};
+
+const DESTINATION: &str = "org.freedesktop.systemd1";
+const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+
+/// The most that a question takes, systemd executing itself anew in between.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Signal number 9.
+const SIGKILL: i32 = 9;
+
+/// systemd, of the system or of the user.
+#[derive(Debug, Clone)]
+pub struct Units {
+    socket: PathBuf,
+}
+
+/// Why systemd did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    /// It refused, or cannot be reached.
+    #[error("systemd: {0}")]
+    Bus(#[from] zbus::Error),
+    /// It did not come to an end.
+    #[error("systemd did not answer within {} s", PATIENCE.as_secs())]
+    Late,
+    /// The job of a scope ended otherwise than it should.
+    #[error("systemd could not make {unit}: the job's result was {result:?}")]
+    Job {
+        /// The scope.
+        unit: String,
+        /// As systemd says it.
+        result: String,
+    },
+}
+
+/// A unit that holds processes which it did not start.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    units: Units,
+    /// Its full name.
+    pub name: String,
+}
+
+impl Scope {
+    /// Whether a process is in it.
+    pub fn holds(&self, pid: u32) -> bool {
+        let Ok(groups) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+            return false;
+        };
+        // A line for each hierarchy, the path last, see cgroups(7).
+        groups
+            .lines()
+            .filter_map(|line| line.rsplit_once('/'))
+            .any(|(_, group)| group == self.name)
+    }
+
+    /// Sends SIGKILL to all processes in it.
+    pub async fn kill(&self) {
+        self.log(self.units.kill(&self.name).await);
+    }
+
+    /// Ends what is left in it. Once nothing is, it is gone by itself.
+    pub async fn stop(&self) {
+        self.log(self.units.stop(&self.name).await);
+    }
+
+    fn log(&self, result: Result<(), UnitError>) {
+        if let Err(error) = result {
+            tracing::error!(unit = self.name, error = %error, "scope not stopped");
+        }
+    }
+}
+
+impl Units {
+    /// The systemd that this process can ask: the system's for root, the user's own for others. Nothing if there is none.
+    pub fn find() -> Option<Units> {
+        let socket = if rustix::process::geteuid().is_root() {
+            PathBuf::from("/run/systemd/private")
+        } else {
+            Path::new(&std::env::var_os("XDG_RUNTIME_DIR")?).join("systemd/private")
+        };
+        socket.exists().then_some(Units { socket })
+    }
+
+    /// Puts a process into a new scope of its own. Returns when it is there.
+    pub async fn start_scope(
+        &self,
+        unit: &str,
+        description: &str,
+        pid: u32,
+    ) -> Result<Scope, UnitError> {
+        let properties: Vec<(&str, Variant<'_>)> = vec![
+            ("PIDs", Variant::from(vec![pid])),
+            ("Slice", Variant::from(SLICE)),
+            ("Description", Variant::from(description)),
+            // At shutdown what is ordered before is stopped after.
+            ("Before", Variant::from(vec![SERVICE])),
+            ("CollectMode", Variant::from("inactive-or-failed")),
+        ];
+        let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
+        let body = (unit, "fail", properties, auxiliary);
+        let start = async {
+            let connection = self.connect().await?;
+            // Before the question, so that the answer is not missed.
+            let mut messages = MessageStream::from(&connection);
+            let reply = connection
+                .call_method(
+                    Some(DESTINATION),
+                    MANAGER_PATH,
+                    Some(MANAGER),
+                    "StartTransientUnit",
+                    &body,
+                )
+                .await?;
+            let job: OwnedObjectPath = reply.body().deserialize()?;
+            while let Some(message) = messages.next().await {
+                let message = message?;
+                let header = message.header();
+                if header.member().is_none_or(|member| member != "JobRemoved") {
+                    continue;
+                }
+                let (_, removed, _, result): (u32, OwnedObjectPath, String, String) =
+                    message.body().deserialize()?;
+                if removed == job {
+                    return Ok(result);
+                }
+            }
+            Err(zbus::Error::InputOutput(std::sync::Arc::new(
+                std::io::ErrorKind::ConnectionReset.into(),
+            )))
+        };
+        let result = tokio::time::timeout(PATIENCE, start)
+            .await
+            .map_err(|_| UnitError::Late)?;
+        match result? {
+            result if result == "done" => Ok(self.scope(unit)),
+            result => Err(UnitError::Job {
+                unit: unit.to_owned(),
+                result,
+            }),
+        }
+    }
+
+    /// A scope that may have been started by an earlier process.
+    pub fn scope(&self, unit: &str) -> Scope {
+        Scope {
+            units: self.clone(),
+            name: unit.to_owned(),
+        }
+    }
+
+    /// Asks a unit to stop, with all that is in it. One that is gone has stopped.
+    pub async fn stop(&self, unit: &str) -> Result<(), UnitError> {
+        let job: Result<OwnedObjectPath, UnitError> =
+            self.ask("StopUnit", &(unit, "replace")).await;
+        gone_is_fine(job.map(drop))
+    }
+
+    async fn kill(&self, unit: &str) -> Result<(), UnitError> {
+        gone_is_fine(self.ask("KillUnit", &(unit, "all", SIGKILL)).await)
+    }
+
+    /// The names of the loaded units that match a pattern.
+    pub async fn list(&self, pattern: &str) -> Result<BTreeSet<String>, UnitError> {
+        // Name, description, load, active and sub state, what it follows, path; its job's number, type and path.
+        type Row = (
+            String,
+            String,
+            String,
+            String,
+            String,
+            String,
+            OwnedObjectPath,
+            u32,
+            String,
+            OwnedObjectPath,
+        );
+        let states: Vec<&str> = Vec::new();
+        let rows: Vec<Row> = self
+            .ask("ListUnitsByPatterns", &(states, vec![pattern]))
+            .await?;
+        Ok(rows.into_iter().map(|row| row.0).collect())
+    }
+
+    /// Whether the unit of this process is being stopped only to be started again.
+    pub async fn is_restarting(&self) -> Result<bool, UnitError> {
+        let unit: OwnedObjectPath = self.ask("GetUnitByPID", &(std::process::id(),)).await?;
+        let unit_interface = "org.freedesktop.systemd1.Unit";
+        let (id, job): (u32, OwnedObjectPath) = self.property(&unit, unit_interface, "Job").await?;
+        if id == 0 {
+            return Ok(false);
+        }
+        let job_interface = "org.freedesktop.systemd1.Job";
+        let kind: String = self.property(&job, job_interface, "JobType").await?;
+        Ok(kind == "restart")
+    }
+
+    async fn property<T>(
+        &self,
+        path: &OwnedObjectPath,
+        interface: &str,
+        name: &str,
+    ) -> Result<T, UnitError>
+    where
+        T: TryFrom<OwnedVariant>,
+        T::Error: Into<zbus::Error>,
+    {
+        let value: OwnedVariant = self
+            .call(
+                path.as_str(),
+                "org.freedesktop.DBus.Properties",
+                "Get",
+                &(interface, name),
+            )
+            .await?;
+        let value = T::try_from(value).map_err(Into::<zbus::Error>::into)?;
+        Ok(value)
+    }
+
+    async fn ask<B, R>(&self, method: &str, body: &B) -> Result<R, UnitError>
+    where
+        B: Serialize + DynamicType,
+        R: DeserializeOwned + Type,
+    {
+        self.call(MANAGER_PATH, MANAGER, method, body).await
+    }
+
+    /// Asks again until systemd is there to answer.
+    async fn call<B, R>(
+        &self,
+        path: &str,
+        interface: &str,
+        method: &str,
+        body: &B,
+    ) -> Result<R, UnitError>
+    where
+        B: Serialize + DynamicType,
+        R: DeserializeOwned + Type,
+    {
+        let attempts = async {
+            loop {
+                let attempt = async {
+                    let connection = self.connect().await?;
+                    let reply = connection
+                        .call_method(Some(DESTINATION), path, Some(interface), method, body)
+                        .await?;
+                    reply.body().deserialize()
+                };
+                match attempt.await {
+                    Err(zbus::Error::InputOutput(_)) => tokio::time::sleep(PAUSE).await,
+                    result => return Ok(result?),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, attempts)
+            .await
+            .map_err(|_| UnitError::Late)?
+    }
+
+    async fn connect(&self) -> zbus::Result<Connection> {
+        let stream = tokio::net::UnixStream::connect(&self.socket).await?;
+        zbus::connection::Builder::unix_stream(stream.into_std()?)
+            .p2p()
+            .build()
+            .await
+    }
+}
+
+fn gone_is_fine(result: Result<(), UnitError>) -> Result<(), UnitError> {
+    match result {
+        Err(UnitError::Bus(zbus::Error::MethodError(name, ..)))
+            if name == "org.freedesktop.systemd1.NoSuchUnit" =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
