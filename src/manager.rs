@@ -224,9 +224,9 @@ impl Manager {
         let notify = notify.context("cannot make the notify socket")?;
         supervision.store(NOTIFY, notify.descriptor());
         receive_notifications(notify, reports.clone());
-        let units = given.supervisor.and_then(|_| Units::find());
+        let units = given.supervisor.map(|_| Units::of_this_process());
         Ok(Manager {
-            workers: Workers::new(options.run_dir.clone(), units.clone(), reports.clone()),
+            workers: Workers::new(options.run_dir.clone(), units, reports.clone()),
             state_file: StateFile::new(&options.run_dir),
             world: World {
                 next_id: 1,
@@ -388,7 +388,7 @@ impl Manager {
 
     /// Told to end, the manager leaves everything running if it is only to be started again.
     fn ask_for_restart(&mut self) {
-        let Some(units) = self.world.units.clone() else {
+        let Some(units) = self.world.units else {
             return self.begin_end();
         };
         let reports = self.world.reports.clone();

@@ -187,7 +187,7 @@ impl Manager {
     /// Has sockets closed by those who hold them, too.
     pub(super) fn let_go(&self, keepers: Vec<Keeper>) {
         for keeper in keepers {
-            match (keeper, self.world.units.clone()) {
+            match (keeper, self.world.units) {
                 (Keeper::Store(name), _) => self.world.supervision.forget(&name),
                 (Keeper::Unit(unit), Some(units)) => {
                     tokio::task::spawn_local(async move {

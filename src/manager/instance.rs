@@ -107,7 +107,7 @@ impl Instance {
         match instance.prepare(id, slot, service, world) {
             Ok((order, socket)) => {
                 let deployment = instance.deployment.clone();
-                let units = world.units.clone();
+                let units = world.units;
                 tokio::task::spawn_local(run(name, order, deployment, socket, units, report));
             }
             Err(error) => report(News::Exited(format!("could not be started: {error:#}"))),

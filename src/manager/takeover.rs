@@ -12,10 +12,10 @@ use crate::systemd::units::Units;
 
 /// The scopes that are there already.
 pub async fn scopes(given: &Given) -> BTreeSet<String> {
-    let Some(units) = given.supervisor.and_then(|_| Units::find()) else {
+    if given.supervisor.is_none() {
         return BTreeSet::new();
-    };
-    units
+    }
+    Units::of_this_process()
         .list("smoothserve-*.scope")
         .await
         .unwrap_or_else(|error| {
@@ -106,7 +106,7 @@ impl Manager {
             tracing::info!(name, "stored descriptor is not needed any more");
             self.world.supervision.forget(name);
         }
-        let Some(units) = self.world.units.clone() else {
+        let Some(units) = self.world.units else {
             return;
         };
         let workers = self.workers.save();

@@ -181,7 +181,7 @@ impl Workers {
         self.started = Instant::now();
         let generation = self.last_generation;
         let report = self.reporter(generation);
-        let worker = Worker::spawn(&self.run_dir, generation, self.units.clone(), report)?;
+        let worker = Worker::spawn(&self.run_dir, generation, self.units, report)?;
         tracing::info!(pid = worker.pid, "worker started");
         self.changed = true;
         self.workers.push(worker);

@@ -1,17 +1,18 @@
 //! Units of systemd, by its own D-Bus interface, see org.freedesktop.systemd1(5).
 //!
-//! systemd is asked on its private socket, as systemctl(1) does it for root: no bus daemon stands between, so instances
-//! can be started while the bus is restarted, and the last question can be asked when the bus is gone at shutdown. A
-//! connection is made for every question, because systemd drops all of them when it executes itself anew.
+//! A connection is made for every question, and the question is asked again until there is an answer, so that neither a
+//! restart of the bus nor systemd executing itself anew is felt. systemd's private socket, which would spare the bus, is
+//! of no use to zbus: the sender of its messages is no unique name.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use zbus::{Connection, DynamicType, MessageStream, OwnedObjectPath, OwnedVariant, Type, Variant};
+use zbus::{
+    Connection, DynamicType, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, Type, Variant,
+};
 
 use super::{SERVICE, SLICE};
 
@@ -28,10 +29,13 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Signal number 9.
 const SIGKILL: i32 = 9;
 
-/// systemd, of the system or of the user.
-#[derive(Debug, Clone)]
-pub struct Units {
-    socket: PathBuf,
+/// systemd, of the system for root, of the user for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Units {
+    /// On the system bus.
+    System,
+    /// On the user's bus.
+    User,
 }
 
 /// Why systemd did not do something.
@@ -92,14 +96,12 @@ impl Scope {
 }
 
 impl Units {
-    /// The systemd that this process can ask: the system's for root, the user's own for others. Nothing if there is none.
-    pub fn find() -> Option<Units> {
-        let socket = if rustix::process::geteuid().is_root() {
-            PathBuf::from("/run/systemd/private")
-        } else {
-            Path::new(&std::env::var_os("XDG_RUNTIME_DIR")?).join("systemd/private")
-        };
-        socket.exists().then_some(Units { socket })
+    /// The systemd that has started this process, which is supervised.
+    pub fn of_this_process() -> Units {
+        match rustix::process::geteuid().is_root() {
+            true => Units::System,
+            false => Units::User,
+        }
     }
 
     /// Puts a process into a new scope of its own. Returns when it is there.
@@ -120,34 +122,12 @@ impl Units {
         let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
         let body = (unit, "fail", properties, auxiliary);
         let start = async {
-            let connection = self.connect().await?;
-            // Before the question, so that the answer is not missed.
-            let mut messages = MessageStream::from(&connection);
-            let reply = connection
-                .call_method(
-                    Some(DESTINATION),
-                    MANAGER_PATH,
-                    Some(MANAGER),
-                    "StartTransientUnit",
-                    &body,
-                )
-                .await?;
-            let job: OwnedObjectPath = reply.body().deserialize()?;
-            while let Some(message) = messages.next().await {
-                let message = message?;
-                let header = message.header();
-                if header.member().is_none_or(|member| member != "JobRemoved") {
-                    continue;
-                }
-                let (_, removed, _, result): (u32, OwnedObjectPath, String, String) =
-                    message.body().deserialize()?;
-                if removed == job {
-                    return Ok(result);
+            loop {
+                match self.start_transient(&body).await {
+                    Err(error) if is_passing(&error) => tokio::time::sleep(PAUSE).await,
+                    result => return result,
                 }
             }
-            Err(zbus::Error::InputOutput(std::sync::Arc::new(
-                std::io::ErrorKind::ConnectionReset.into(),
-            )))
         };
         let result = tokio::time::timeout(PATIENCE, start)
             .await
@@ -161,10 +141,45 @@ impl Units {
         }
     }
 
+    /// Starts a unit and waits for the result of its job.
+    async fn start_transient<B: Serialize + DynamicType>(&self, body: &B) -> zbus::Result<String> {
+        let connection = self.connect().await?;
+        // Before the question, so that the answer is not missed.
+        let rule = format!(
+            "type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved'"
+        );
+        let rule = MatchRule::try_from(rule.as_str())?;
+        let mut removals = MessageStream::for_match_rule(rule, &connection, None).await?;
+        connection
+            .call_method(
+                Some(DESTINATION),
+                MANAGER_PATH,
+                Some(MANAGER),
+                "Subscribe",
+                &(),
+            )
+            .await?;
+        let method = "StartTransientUnit";
+        let reply = connection
+            .call_method(Some(DESTINATION), MANAGER_PATH, Some(MANAGER), method, body)
+            .await?;
+        let job: OwnedObjectPath = reply.body().deserialize()?;
+        while let Some(removal) = removals.next().await {
+            let removal = removal?;
+            let (_, removed, _, result): (u32, OwnedObjectPath, String, String) =
+                removal.body().deserialize()?;
+            if removed == job {
+                return Ok(result);
+            }
+        }
+        let lost = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        Err(zbus::Error::InputOutput(lost.into()))
+    }
+
     /// A scope that may have been started by an earlier process.
     pub fn scope(&self, unit: &str) -> Scope {
         Scope {
-            units: self.clone(),
+            units: *self,
             name: unit.to_owned(),
         }
     }
@@ -267,7 +282,7 @@ impl Units {
                     reply.body().deserialize()
                 };
                 match attempt.await {
-                    Err(zbus::Error::InputOutput(_)) => tokio::time::sleep(PAUSE).await,
+                    Err(error) if is_passing(&error) => tokio::time::sleep(PAUSE).await,
                     result => return Ok(result?),
                 }
             }
@@ -278,11 +293,25 @@ impl Units {
     }
 
     async fn connect(&self) -> zbus::Result<Connection> {
-        let stream = tokio::net::UnixStream::connect(&self.socket).await?;
-        zbus::connection::Builder::unix_stream(stream.into_std()?)
-            .p2p()
-            .build()
-            .await
+        match self {
+            Units::System => Connection::system().await,
+            Units::User => Connection::session().await,
+        }
+    }
+}
+
+/// The bus, or systemd on it, is about to come back.
+fn is_passing(error: &zbus::Error) -> bool {
+    match error {
+        zbus::Error::InputOutput(_) | zbus::Error::Handshake(_) => true,
+        zbus::Error::MethodError(name, ..) => matches!(
+            name.as_str(),
+            "org.freedesktop.DBus.Error.Disconnected"
+                | "org.freedesktop.DBus.Error.NameHasNoOwner"
+                | "org.freedesktop.DBus.Error.NoReply"
+                | "org.freedesktop.DBus.Error.ServiceUnknown"
+        ),
+        _ => false,
     }
 }
 
