@@ -14,9 +14,12 @@
 pub mod cli;
 pub mod config;
 pub mod ctl;
+pub mod events;
 pub mod fingerprint;
 pub mod ipc;
 pub mod launch;
+pub mod logging;
 pub mod manager;
 pub mod proxy;
+pub mod systemd;
 pub mod watch;

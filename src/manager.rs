@@ -51,6 +51,7 @@ use self::service::{Reason, Service};
 use self::status::{Command, Handle, Request, Snapshot};
 use self::worker::Worker;
 use crate::config::{self, Config};
+use crate::events;
 use crate::ipc::{EndpointId, FromWorker, Table, ToWorker};
 use crate::watch::Watcher;
 
@@ -204,12 +205,20 @@ impl Manager {
     fn boot(&mut self) {
         let (config, faults) = config::load_partial(&self.options.config_dir);
         if !faults.is_empty() {
-            tracing::error!(error = %faults, "configuration has faults, the services without any are started");
+            tracing::error!(
+                message_id = events::CONFIGURATION_REFUSED,
+                error = %faults,
+                "configuration has faults, the services without any are started"
+            );
         }
         let wanted = self.ports_of(&config, None);
         let (bound, errors) = self.listeners.bind(&wanted);
         for error in &errors {
-            tracing::error!(error = %error, "port not opened, its services are not reachable there");
+            tracing::error!(
+                message_id = events::PORT_NOT_OPENED,
+                error = %error,
+                "port not opened, its services are not reachable there"
+            );
         }
         self.listeners.adopt(bound, &wanted);
         self.start_worker();
@@ -255,7 +264,7 @@ impl Manager {
             }
             self.settle();
         }
-        tracing::info!("smoothserve ended");
+        tracing::info!(message_id = events::ENDED, "smoothserve ended");
         Ok(())
     }
 
@@ -331,7 +340,11 @@ impl Manager {
     fn worker_gone(&mut self, ending: &str) {
         self.worker = None;
         if self.phase == Phase::Serving {
-            tracing::error!(error = ending, "worker ended, starting another");
+            tracing::error!(
+                message_id = events::WORKER_ENDED,
+                error = ending,
+                "worker ended, starting another"
+            );
             if self.worker_started.elapsed() >= WORKER_START {
                 self.worker_failures = 0;
                 self.start_worker();
@@ -353,9 +366,8 @@ impl Manager {
     fn signal(&mut self, signal: signals::Signal) {
         match (signal, self.phase) {
             (signals::Signal::Reload, _) => {
-                if let Err(error) = self.command(Command::Reload) {
-                    tracing::error!(error = %error, "reload refused");
-                }
+                // What is wrong with it has been logged.
+                let _ = self.command(Command::Reload);
             }
             (signals::Signal::End, Phase::Serving) => self.begin_end(),
             (signals::Signal::End, Phase::DrainingWorker) => {

@@ -1,12 +1,12 @@
 //! The smoothserve binary: decides which of its roles to play.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use smoothserve::cli::{Role, Smoothserve, exit};
-use smoothserve::{config, launch, manager, proxy};
+use smoothserve::logging::Logging;
+use smoothserve::{config, events, launch, manager, proxy};
 
 fn main() -> ExitCode {
     let role = match Smoothserve::try_parse() {
@@ -21,7 +21,11 @@ fn main() -> ExitCode {
             };
         }
     };
-    log_to_stderr();
+    // A launcher changes its user, which wants a process of one thread, and its stderr is the instance's.
+    let _logging = match role {
+        Role::Launch => Logging::to_stderr(),
+        _ => Logging::begin(),
+    };
     let result = match role {
         Role::Run {
             config,
@@ -46,7 +50,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "smoothserve failed");
+            let error = format!("{error:#}");
+            tracing::error!(message_id = events::FAILED, error, "smoothserve failed");
             ExitCode::FAILURE
         }
     }
@@ -63,14 +68,4 @@ fn check(dir: &Path) -> ExitCode {
             ExitCode::from(exit::CONFIG)
         }
     }
-}
-
-fn log_to_stderr() {
-    let stderr = std::io::stderr;
-    let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt()
-        .with_writer(stderr)
-        .with_ansi(colours)
-        .with_target(false)
-        .init();
 }

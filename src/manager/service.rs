@@ -17,6 +17,7 @@ use super::rollout::{
 use super::status;
 use super::{World, table};
 use crate::config;
+use crate::events;
 use crate::fingerprint::Fingerprint;
 use crate::ipc::{self, EndpointId, EndpointState, Probe};
 
@@ -31,6 +32,8 @@ pub struct Service {
     removed: bool,
     /// All instances were ready at one time since it was started.
     came_up: bool,
+    /// The newest generation that all instances had and were ready.
+    finished: u64,
     last_generation: u64,
     last_version: u64,
     crashes: u32,
@@ -78,6 +81,7 @@ impl Service {
             instances: BTreeMap::new(),
             removed: false,
             came_up: false,
+            finished: 0,
             last_generation: 0,
             last_version: 0,
             crashes: 0,
@@ -182,6 +186,7 @@ impl Service {
             self.deployments
                 .insert(target.generation, Rc::new(deployment));
             tracing::info!(
+                message_id = events::ROLLOUT_STARTED,
                 service = self.spec.name,
                 generation = target.generation,
                 instances = self.spec.instance_count,
@@ -217,7 +222,12 @@ impl Service {
 
     /// It is configured, but what is on disk cannot be started. It is looked at again when that changes.
     pub fn not_started(&mut self, error: &std::io::Error) {
-        tracing::error!(service = self.spec.name, error = %error, "service not started");
+        tracing::error!(
+            message_id = events::SERVICE_NOT_STARTED,
+            service = self.spec.name,
+            error = %error,
+            "service not started"
+        );
         self.last_error = Some(status::Failure {
             at: SystemTime::now(),
             message: error.to_string(),
@@ -269,6 +279,7 @@ impl Service {
             News::Health(fault) => {
                 match &fault {
                     Some(fault) => tracing::warn!(
+                        message_id = events::INSTANCE_UNHEALTHY,
                         service = self.spec.name,
                         instance = instance.label,
                         error = fault,
@@ -385,6 +396,7 @@ impl Service {
             Failure::Crashed => {
                 self.crashes += 1;
                 tracing::error!(
+                    message_id = events::INSTANCE_CRASHED,
                     service = self.spec.name,
                     instance = instance.label,
                     error = message,
@@ -392,6 +404,7 @@ impl Service {
                 );
             }
             _ => tracing::error!(
+                message_id = events::INSTANCE_FAILED,
                 service = self.spec.name,
                 instance = instance.label,
                 error = message,
@@ -413,6 +426,7 @@ impl Service {
             .as_ref()
             .map_or("", |failure| failure.message.as_str());
         tracing::error!(
+            message_id = events::ROLLOUT_ABORTED,
             service = self.spec.name,
             generation,
             error,
@@ -465,10 +479,23 @@ impl Service {
             self.came_up = self.core.desired().running;
             let generation = self.core.target().generation;
             match self.core.desired().running {
+                true if generation > self.finished => {
+                    self.finished = generation;
+                    tracing::info!(
+                        message_id = events::ROLLOUT_FINISHED,
+                        service = self.spec.name,
+                        generation,
+                        "rollout finished"
+                    );
+                }
                 true => {
                     tracing::info!(service = self.spec.name, generation, "service is as wanted")
                 }
-                false => tracing::info!(service = self.spec.name, "service stopped"),
+                false => tracing::info!(
+                    message_id = events::SERVICE_STOPPED,
+                    service = self.spec.name,
+                    "service stopped"
+                ),
             }
         }
     }

@@ -1,0 +1,3 @@
+//! All that speaks to systemd.
+
+pub mod journal;
