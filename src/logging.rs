@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::field::{Field, Value, Visit};
-use tracing::{Dispatch, Event, Metadata, Subscriber, dispatcher};
+use tracing::{Dispatch, Event, Metadata, Subscriber};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::field::{RecordFields, VisitOutput};
 use tracing_subscriber::filter::LevelFilter;
@@ -163,7 +163,8 @@ impl Message {
 
 impl Visit for Message {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.values[field.index()] = Some(value.to_owned());
+        // A field without a value, like the service of a job for all of them, only confuses those who search.
+        self.values[field.index()] = (!value.is_empty()).then(|| value.to_owned());
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -198,14 +199,12 @@ impl Queue {
             .spawn(move || {
                 loop {
                     let (message, lost) = shared.next();
-                    if lost > 0 {
-                        dispatcher::with_default(&ordinary, || {
-                            tracing::warn!(lost, "messages lost, journald was too slow for them");
-                        });
-                    }
                     match message.is_notable() {
                         true => message.send(&notable),
                         false => message.send(&ordinary),
+                    }
+                    if lost > 0 {
+                        tracing::warn!(lost, "messages lost, journald was too slow for them");
                     }
                 }
             })?;
@@ -227,7 +226,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// The one before has been sent. Waits for the next, and says how many were lost.
+    /// The one before has been sent. Waits for the next, and with the last says how many were lost behind it.
     fn next(&self) -> (Message, u64) {
         let mut state = self.lock();
         state.sending = false;
@@ -235,7 +234,11 @@ impl Queue {
         loop {
             if let Some(message) = state.waiting.pop_front() {
                 state.sending = true;
-                return (message, std::mem::take(&mut state.lost));
+                let lost = match state.waiting.is_empty() {
+                    true => std::mem::take(&mut state.lost),
+                    false => 0,
+                };
+                return (message, lost);
             }
             state = self
                 .changed

@@ -53,6 +53,7 @@ use self::worker::Worker;
 use crate::config::{self, Config};
 use crate::events;
 use crate::ipc::{EndpointId, FromWorker, Table, ToWorker};
+use crate::systemd::journal;
 use crate::watch::Watcher;
 
 /// How long idle client connections are kept open for one more request when smoothserve ends.
@@ -487,6 +488,8 @@ impl Manager {
             .filter(|(_, service)| !service.is_removed());
         let snapshot = Snapshot {
             summary: self.summary(),
+            uid: rustix::process::geteuid().as_raw(),
+            journal: journal::is_behind(std::io::stderr()),
             services: services
                 .map(|(name, service)| (name.clone(), service.status()))
                 .collect(),

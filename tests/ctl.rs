@@ -66,7 +66,13 @@ async fn a_wrong_command_line_is_64() {
 #[tokio::test]
 async fn without_a_smoothserve_everything_is_69() {
     let folder = tempfile::tempdir().unwrap();
-    for verb in [&["status"][..], &["list"], &["reload"], &["restart", "all"]] {
+    for verb in [
+        &["status"][..],
+        &["list"],
+        &["reload"],
+        &["restart", "all"],
+        &["logs", "shop"],
+    ] {
         let output = run(&programs!().smoothctl, verb, folder.path()).await;
         assert_eq!(output.status.code(), Some(69), "{verb:?}");
         let words = stderr(&output);
@@ -284,7 +290,10 @@ async fn the_json_has_the_documented_keys() {
     assert!(!server.ctl(&["restart", "shop"]).await.status.success());
     let json: serde_json::Value =
         serde_json::from_str(&server.ok(&["status", "--json"]).await).unwrap();
-    assert_eq!(keys(&json), ["jobs", "services", "summary"]);
+    assert_eq!(
+        keys(&json),
+        ["journal", "jobs", "services", "summary", "uid"]
+    );
     let shop = &json["services"]["shop"];
     assert_eq!(keys(shop), documented_keys("services"));
     assert_eq!(keys(&shop["last_error"]), ["at", "message"]);

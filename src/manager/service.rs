@@ -399,6 +399,7 @@ impl Service {
                     message_id = events::INSTANCE_CRASHED,
                     service = self.spec.name,
                     instance = instance.label,
+                    generation,
                     error = message,
                     "instance crashed"
                 );
@@ -407,6 +408,7 @@ impl Service {
                 message_id = events::INSTANCE_FAILED,
                 service = self.spec.name,
                 instance = instance.label,
+                generation,
                 error = message,
                 "instance failed to start"
             ),
