@@ -281,3 +281,43 @@ fn journald(info: Priority) -> io::Result<Dispatch> {
     // What is below the level is not even looked at where it occurs only if no subscriber wants it.
     Ok(Dispatch::new(Registry::default().with(LEVEL).with(layer)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logged(log: impl Fn()) -> Arc<Queue> {
+        let queue = Arc::new(Queue::default());
+        let subscriber = Registry::default().with(Enqueue(queue.clone()));
+        tracing::subscriber::with_default(subscriber, log);
+        queue
+    }
+
+    #[test]
+    fn people_read_the_words_then_the_fields_then_the_error() {
+        let queue = logged(|| {
+            let error = "exited with status 3\n  stderr: no such table";
+            tracing::error!(message_id = "1", error, job = "", service = %"shop", "no luck");
+            tracing::info!(count = 3, "done");
+        });
+        let (failed, _) = queue.next();
+        assert_eq!(
+            failed.text(),
+            "no luck service=shop: exited with status 3\n  stderr: no such table"
+        );
+        assert!(failed.is_notable());
+        let (done, _) = queue.next();
+        assert_eq!(done.text(), "done count=3");
+        assert!(!done.is_notable());
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_counted_once() {
+        let queue = logged(|| (0..MOST_WAITING + 3).for_each(|number| tracing::info!(number)));
+        let lost = |queue: &Queue| queue.next().1;
+        assert_eq!((1..MOST_WAITING).map(|_| lost(&queue)).sum::<u64>(), 0);
+        assert_eq!(lost(&queue), 3);
+        queue.push(logged(|| tracing::info!("room again")).next().0);
+        assert_eq!(lost(&queue), 0);
+    }
+}

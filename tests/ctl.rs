@@ -176,6 +176,19 @@ async fn an_unknown_service_is_1_and_nothing_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logs_are_where_smoothserve_writes_them() {
+    let (server, _) = shop("").await;
+    let unknown = server.ctl(&["logs", "shpo"]).await;
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("did you mean shop?"));
+    let logs = server.ctl(&["shop", "logs"]).await;
+    assert_eq!(logs.status.code(), Some(69));
+    let words = stderr(&logs);
+    assert!(words.contains("does not write to the journal"), "{words}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn words_may_come_in_both_orders() {
     let (server, _) = shop("instance_count: 2\n").await;
     for words in [
@@ -292,7 +305,7 @@ async fn the_json_has_the_documented_keys() {
         serde_json::from_str(&server.ok(&["status", "--json"]).await).unwrap();
     assert_eq!(
         keys(&json),
-        ["journal", "jobs", "services", "summary", "uid"]
+        ["jobs", "journal", "services", "summary", "uid"]
     );
     let shop = &json["services"]["shop"];
     assert_eq!(keys(shop), documented_keys("services"));
