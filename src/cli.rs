@@ -145,12 +145,34 @@ pub enum Verb {
         #[arg(long)]
         no_block: bool,
     },
+    /// Show what a service has written, and what smoothserve says about it
+    Logs(Logs),
     /// Check a configuration and print all its faults
     Check {
         /// The folder of smoothserve.yaml and services/
         #[arg(value_name = "DIR", default_value = CONFIG_DIR)]
         config: PathBuf,
     },
+}
+
+/// Which part of the journal.
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// The service
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Go on and show what comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the newest lines, or `all` [default: 100 if nothing else is said]
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub lines: Option<String>,
+    /// Only what is newer, in the words of journalctl: `2026-01-31 12:00`, `today`, `-1h`
+    #[arg(short = 'S', long, value_name = "TIME", allow_hyphen_values = true)]
+    pub since: Option<String>,
+    /// More options of journalctl, like `-p err` or `-o json`
+    #[arg(last = true, value_name = "OPTIONS")]
+    pub options: Vec<String>,
 }
 
 /// Which services.

@@ -1,6 +1,7 @@
 //! `smoothctl`, and `smoothtool`, its name in older installations.
 
 mod client;
+mod logs;
 mod render;
 mod wait;
 mod words;
@@ -94,6 +95,11 @@ async fn run(arguments: Smoothctl) -> Result<(), Failed> {
             let (_, snapshot) = client.dump().await?;
             snapshot.services.keys().for_each(|name| println!("{name}"));
             Ok(())
+        }
+        Verb::Logs(logs) => {
+            let (_, snapshot) = client.dump().await?;
+            known(vec![logs.name.clone()], &snapshot)?;
+            Err(logs::show(&logs, &snapshot))
         }
         Verb::Start(names) => each(&client, "StartService", names).await,
         Verb::Stop(names) => each(&client, "StopService", names).await,

@@ -14,9 +14,11 @@
 pub mod cli;
 pub mod config;
 pub mod ctl;
+pub mod events;
 pub mod fingerprint;
 pub mod ipc;
 pub mod launch;
+pub mod logging;
 pub mod manager;
 pub mod proxy;
 pub mod systemd;

@@ -65,8 +65,10 @@ use self::status::{Command, Handle, JobKind, JobState, Request, Snapshot};
 use self::supervision::{Stage, Supervision};
 use self::workers::Workers;
 use crate::config::{self, Config};
+use crate::events;
 use crate::ipc::Table;
 use crate::systemd::given::Given;
+use crate::systemd::journal;
 use crate::systemd::units::Units;
 use crate::watch::Watcher;
 
@@ -261,12 +263,20 @@ impl Manager {
     fn boot(&mut self) {
         let (config, faults) = config::load_partial(&self.options.config_dir);
         if !faults.is_empty() {
-            tracing::error!(error = %faults, "configuration has faults, the services without any are started");
+            tracing::error!(
+                message_id = events::CONFIGURATION_REFUSED,
+                error = %faults,
+                "configuration has faults, the services without any are started"
+            );
         }
         let wanted = self.ports_of(&config, None);
         let (bound, errors) = self.listeners.bind(&wanted);
         for error in &errors {
-            tracing::error!(error = %error, "port not opened, its services are not reachable there");
+            tracing::error!(
+                message_id = events::PORT_NOT_OPENED,
+                error = %error,
+                "port not opened, its services are not reachable there"
+            );
         }
         self.adopt_listeners(bound, &wanted);
         self.start_worker();
@@ -323,7 +333,7 @@ impl Manager {
             return Ok(());
         }
         self.state_file.remove()?;
-        tracing::info!("smoothserve ended");
+        tracing::info!(message_id = events::ENDED, "smoothserve ended");
         Ok(())
     }
 
@@ -368,9 +378,8 @@ impl Manager {
     fn signal(&mut self, signal: signals::Signal) {
         match (signal, self.phase) {
             (signals::Signal::Reload, _) => {
-                if let Err(error) = self.command(Command::Reload) {
-                    tracing::error!(error = %error, "reload refused");
-                }
+                // What is wrong with it has been logged.
+                let _ = self.command(Command::Reload);
             }
             (signals::Signal::End, Phase::Serving) => self.ask_for_restart(),
             (signals::Signal::End, Phase::DrainingWorkers) => {
@@ -517,13 +526,20 @@ impl Manager {
 
     fn publish_snapshot(&mut self) {
         let summary = self.summary();
-        self.world.supervision.tell(self.stage(), &summary);
+        let stage = self.stage();
+        if stage == Stage::Up && self.world.supervision.stage() == Stage::Starting {
+            let services = self.services.len();
+            tracing::info!(message_id = events::READY, services, "smoothserve ready");
+        }
+        self.world.supervision.tell(stage, &summary);
         let services = self
             .services
             .iter()
             .filter(|(_, service)| !service.is_removed());
         let snapshot = Snapshot {
             summary,
+            uid: rustix::process::geteuid().as_raw(),
+            journal: journal::is_behind(std::io::stderr()),
             services: services
                 .map(|(name, service)| (name.clone(), service.status()))
                 .collect(),

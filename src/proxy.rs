@@ -120,7 +120,7 @@ pub fn run(options: &Options) -> Result<(), WorkerError> {
         let thread = std::thread::Builder::new().name(format!("data-{index}"));
         running.push(thread.spawn(move || {
             thread::run(index, shared, commands, report)
-                .inspect_err(|error| tracing::error!(thread = index, %error, "DataThreadFailed"))
+                .inspect_err(|error| tracing::error!(thread = index, %error, "data thread failed"))
         })?);
     }
     drop(report);

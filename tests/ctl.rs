@@ -66,7 +66,13 @@ async fn a_wrong_command_line_is_64() {
 #[tokio::test]
 async fn without_a_smoothserve_everything_is_69() {
     let folder = tempfile::tempdir().unwrap();
-    for verb in [&["status"][..], &["list"], &["reload"], &["restart", "all"]] {
+    for verb in [
+        &["status"][..],
+        &["list"],
+        &["reload"],
+        &["restart", "all"],
+        &["logs", "shop"],
+    ] {
         let output = run(&programs!().smoothctl, verb, folder.path()).await;
         assert_eq!(output.status.code(), Some(69), "{verb:?}");
         let words = stderr(&output);
@@ -166,6 +172,19 @@ async fn an_unknown_service_is_1_and_nothing_is_done() {
         assert!(words.contains("did you mean shop?"), "{words}");
     }
     assert_eq!(server.running("shop").await.pids(), before);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_where_smoothserve_writes_them() {
+    let (server, _) = shop("").await;
+    let unknown = server.ctl(&["logs", "shpo"]).await;
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("did you mean shop?"));
+    let logs = server.ctl(&["shop", "logs"]).await;
+    assert_eq!(logs.status.code(), Some(69));
+    let words = stderr(&logs);
+    assert!(words.contains("does not write to the journal"), "{words}");
     server.stop().await;
 }
 
@@ -284,7 +303,10 @@ async fn the_json_has_the_documented_keys() {
     assert!(!server.ctl(&["restart", "shop"]).await.status.success());
     let json: serde_json::Value =
         serde_json::from_str(&server.ok(&["status", "--json"]).await).unwrap();
-    assert_eq!(keys(&json), ["jobs", "services", "summary"]);
+    assert_eq!(
+        keys(&json),
+        ["jobs", "journal", "services", "summary", "uid"]
+    );
     let shop = &json["services"]["shop"];
     assert_eq!(keys(shop), documented_keys("services"));
     assert_eq!(keys(&shop["last_error"]), ["at", "message"]);

@@ -1,13 +1,13 @@
 //! The smoothserve binary: decides which of its roles to play.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use smoothserve::cli::{Role, Smoothserve, exit};
+use smoothserve::logging::Logging;
 use smoothserve::systemd::given::Given;
-use smoothserve::{config, launch, manager, proxy};
+use smoothserve::{config, events, launch, manager, proxy};
 
 fn main() -> ExitCode {
     let role = match Smoothserve::try_parse() {
@@ -22,16 +22,26 @@ fn main() -> ExitCode {
             };
         }
     };
-    log_to_stderr();
+    // SAFETY: there is no other thread yet, and nothing here has taken what systemd gives.
+    #[allow(unsafe_code)]
+    let given = unsafe { Given::take() };
+    // A launcher changes its user, which wants a process of one thread, and its stderr is the instance's.
+    let _logging = match role {
+        Role::Launch => Logging::to_stderr(),
+        _ => Logging::begin(),
+    };
     let result = match role {
         Role::Run {
             config,
             bus,
             run_dir,
-        } => run(manager::Options {
-            config_dir: config,
-            run_dir: run_dir.path(),
-            bus,
+        } => given.map_err(Into::into).and_then(|given| {
+            let options = manager::Options {
+                config_dir: config,
+                run_dir: run_dir.path(),
+                bus,
+            };
+            manager::run(options, given)
         }),
         Role::Check { config } => return check(&config),
         Role::Proxy {
@@ -47,17 +57,11 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "smoothserve failed");
+            let error = format!("{error:#}");
+            tracing::error!(message_id = events::FAILED, error, "smoothserve failed");
             ExitCode::FAILURE
         }
     }
-}
-
-#[allow(unsafe_code)]
-fn run(options: manager::Options) -> anyhow::Result<()> {
-    // SAFETY: there is no other thread yet, and nothing here has taken what systemd gives.
-    let given = unsafe { Given::take() }?;
-    manager::run(options, given)
 }
 
 fn check(dir: &Path) -> ExitCode {
@@ -71,14 +75,4 @@ fn check(dir: &Path) -> ExitCode {
             ExitCode::from(exit::CONFIG)
         }
     }
-}
-
-fn log_to_stderr() {
-    let stderr = std::io::stderr;
-    let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt()
-        .with_writer(stderr)
-        .with_ansi(colours)
-        .with_target(false)
-        .init();
 }

@@ -1,11 +1,11 @@
 //! The order of words: what a person types, in the order that the command line has. Pure.
 
-const VERBS: [&str; 7] = [
-    "status", "list", "start", "stop", "restart", "reload", "check",
+const VERBS: [&str; 8] = [
+    "status", "list", "start", "stop", "restart", "reload", "logs", "check",
 ];
 
 /// Options that take a value of their own.
-const WITH_VALUE: [&str; 2] = ["--run-dir", "--bus"];
+const WITH_VALUE: [&str; 6] = ["--run-dir", "--bus", "-n", "--lines", "-S", "--since"];
 
 /// Puts the verb before the names, and translates what was meant for smoothtool. The error is a line to print.
 pub(super) fn arrange(arguments: &[String]) -> Result<Vec<String>, String> {
@@ -90,6 +90,10 @@ mod tests {
             (
                 "smoothctl shop blog restart --no-block",
                 "smoothctl restart shop blog --no-block",
+            ),
+            (
+                "smoothctl shop -n stop logs -f",
+                "smoothctl logs shop -n stop -f",
             ),
             (
                 "smoothctl --run-dir status shop stop",

@@ -13,6 +13,7 @@ use super::service::{Plan, Reason, Service};
 use super::status::{Command, CommandError, JobKind};
 use super::{Manager, Phase};
 use crate::config::{self, Config, Listen};
+use crate::events;
 
 impl Manager {
     /// Performs a command, as far as it can be performed at once: the rest is the jobs'.
@@ -21,7 +22,16 @@ impl Manager {
             return Err(CommandError::ShuttingDown);
         }
         match command {
-            Command::Reload => self.reload().map(|job| vec![job]),
+            Command::Reload => self
+                .reload()
+                .inspect_err(|error| {
+                    tracing::error!(
+                        message_id = events::CONFIGURATION_REFUSED,
+                        error = %error,
+                        "configuration refused"
+                    );
+                })
+                .map(|job| vec![job]),
             Command::Start(name) => self.start(name),
             Command::Restart(name) => self.renew(JobKind::Restart, vec![name]),
             Command::Stop(name) => self.stop(&name).map(|job| vec![job]),
@@ -56,7 +66,11 @@ impl Manager {
         }
         self.adopt_listeners(bound, &wanted);
         let parts = self.adopt(config, plans);
-        tracing::info!(changed = parts.len(), "configuration applied");
+        tracing::info!(
+            message_id = events::CONFIGURATION_APPLIED,
+            changed = parts.len(),
+            "configuration applied"
+        );
         Ok(self
             .world
             .jobs
@@ -308,7 +322,12 @@ impl Manager {
     fn changed_spec(&self, service: &Service) -> Arc<config::Service> {
         let name = &service.spec().name;
         let refuse = |error: &str| {
-            tracing::error!(service = name, error, "changed file not applied");
+            tracing::error!(
+                message_id = events::CONFIGURATION_REFUSED,
+                service = name,
+                error,
+                "changed file not applied"
+            );
             service.spec().clone()
         };
         let config = match config::load(&self.options.config_dir) {

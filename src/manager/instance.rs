@@ -83,7 +83,8 @@ pub struct Instance {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
     address: Address,
-    pid: Option<u32>,
+    /// Its number, and when it was started.
+    process: Option<(u32, SystemTime)>,
     socket_dir: Option<PathBuf>,
     past_requests: u64,
 }
@@ -135,7 +136,10 @@ impl Instance {
     pub fn save(&self) -> Saved {
         Saved {
             address: self.address.clone(),
-            pid: self.pid(),
+            process: self
+                .process
+                .as_ref()
+                .map(|process| (process.pid, process.started)),
             socket_dir: self.socket_dir.clone(),
             past_requests: self.counts.past_requests(),
         }
@@ -164,8 +168,8 @@ impl Instance {
             .as_ref()
             .map(|units| units.scope(&scope(service, slot, id)));
         let process = scope
-            .zip(saved.pid)
-            .and_then(|(scope, pid)| Process::adopt(pid, scope).ok());
+            .zip(saved.process)
+            .and_then(|(scope, (pid, started))| Process::adopt(pid, started, scope).ok());
         let report = world.reporter(id);
         match process {
             Some(process) => {
@@ -437,7 +441,7 @@ async fn run(
             match permitted.await {
                 Ok(()) => {
                     let executable = deployment.executable.descriptor();
-                    launcher.go(&order, executable, socket).await
+                    launcher.go(order, executable, socket).await
                 }
                 Err(_) => "was not let go".to_owned(),
             }

@@ -13,9 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -39,6 +38,8 @@ const LONGEST_REPORT: u64 = 4096;
 pub struct Process {
     /// Its number, and that of its process group.
     pub pid: u32,
+    /// When it was started.
+    pub started: SystemTime,
     pidfd: Pidfd,
     keeper: Keeper,
 }
@@ -54,14 +55,19 @@ enum Keeper {
 
 impl Process {
     /// Takes over a process that an earlier manager has started, if it is still there.
-    pub fn adopt(pid: u32, scope: Scope) -> io::Result<Process> {
+    pub fn adopt(pid: u32, started: SystemTime, scope: Scope) -> io::Result<Process> {
         let pidfd = Pidfd::open(pid)?;
         // By now the number may be that of another process, but none of those is in the scope.
         if !scope.holds(pid) || is_launcher(pid) {
             return Err(io::ErrorKind::NotFound.into());
         }
         let keeper = Keeper::Systemd(scope);
-        Ok(Process { pid, pidfd, keeper })
+        Ok(Process {
+            pid,
+            started,
+            pidfd,
+            keeper,
+        })
     }
 
     /// Returns when it has ended.
@@ -75,7 +81,9 @@ impl Process {
     pub async fn last_lines(&self) -> Vec<String> {
         match &self.keeper {
             Keeper::Manager(stderr) => stderr.borrow().iter().cloned().collect(),
-            Keeper::Systemd(scope) => journal::last_lines(&scope.name).await,
+            Keeper::Systemd(scope) => {
+                journal::last_lines(&scope.name, self.pid, self.started).await
+            }
         }
     }
 
@@ -129,8 +137,16 @@ pub struct Launcher {
     pub process: Rc<Process>,
     child: Child,
     socket: UnixStream,
-    /// Reads the pipes, if they are the manager's.
-    output: Option<Output>,
+    output: Destination,
+}
+
+/// Where it writes to.
+#[derive(Debug)]
+enum Destination {
+    /// Pipes, which are read here.
+    Manager(Output),
+    /// A stream, by the value that `JOURNAL_STREAM` is to have.
+    Journal(String),
 }
 
 /// What a process is to be known by.
@@ -158,6 +174,7 @@ impl Launcher {
         );
         let process = Process {
             pid,
+            started: SystemTime::now(),
             pidfd: Pidfd::open(pid)?,
             keeper: Keeper::Manager(stderr),
         };
@@ -165,14 +182,23 @@ impl Launcher {
             process: Rc::new(process),
             child,
             socket,
-            output: Some(output),
+            output: Destination::Manager(output),
         })
     }
 
     /// Starts a launcher in a scope of its own, with the journal as its output.
     pub async fn spawn_in_scope(name: &Name, units: &Units) -> anyhow::Result<Launcher> {
-        let output =
-            journal::stream(&name.service, &name.scope).context("no stream to journald")?;
+        let started = SystemTime::now();
+        let output = journal::stream(&name.service, &name.scope).or_else(|error| {
+            tracing::warn!(
+                service = name.service,
+                instance = name.label,
+                error = %error,
+                "no stream to journald, the instance writes where smoothserve does"
+            );
+            std::io::stderr().as_fd().try_clone_to_owned()
+        })?;
+        let journal_stream = journal::variable_for(&output)?;
         let (child, socket) = launch(output.try_clone()?.into(), output.into())?;
         let pid = child.id().unwrap_or_default();
         let pidfd = Pidfd::open(pid)?;
@@ -180,6 +206,7 @@ impl Launcher {
         let scope = units.start_scope(&name.scope, &description, pid).await?;
         let process = Process {
             pid,
+            started,
             pidfd,
             keeper: Keeper::Systemd(scope),
         };
@@ -187,7 +214,7 @@ impl Launcher {
             process: Rc::new(process),
             child,
             socket,
-            output: None,
+            output: Destination::Journal(journal_stream),
         })
     }
 
@@ -195,17 +222,22 @@ impl Launcher {
     /// passed on to it.
     pub async fn go(
         mut self,
-        order: &Order,
+        mut order: Order,
         executable: BorrowedFd<'_>,
         socket: Option<TcpListener>,
     ) -> String {
+        if let Destination::Journal(stream) = &self.output {
+            order
+                .environment
+                .insert(journal::VARIABLE.to_owned(), stream.clone());
+        }
         // A launcher that was killed meanwhile says nothing; how it ended says enough.
         let refusal = self
-            .hand_over(order, executable, socket)
+            .hand_over(&order, executable, socket)
             .await
             .unwrap_or_default();
         let status = self.child.wait().await;
-        if let Some(output) = &mut self.output {
+        if let Destination::Manager(output) = &mut self.output {
             let _ = tokio::time::timeout(LAST_LINES, output.ended()).await;
         }
         self.process.left_behind().await;

@@ -18,6 +18,7 @@ use super::rollout::{
 use super::status;
 use super::{World, table};
 use crate::config;
+use crate::events;
 use crate::fingerprint::Fingerprint;
 use crate::ipc::{self, EndpointId, EndpointState, Probe};
 pub use saved::Saved;
@@ -33,6 +34,8 @@ pub struct Service {
     removed: bool,
     /// All instances were ready at one time since it was started.
     came_up: bool,
+    /// The newest generation that all instances had and were ready.
+    finished: u64,
     last_generation: u64,
     last_version: u64,
     crashes: u32,
@@ -97,6 +100,7 @@ impl Service {
             instances: BTreeMap::new(),
             removed: false,
             came_up: false,
+            finished: 0,
             last_generation: 0,
             last_version: 0,
             crashes: 0,
@@ -202,6 +206,7 @@ impl Service {
             self.deployments
                 .insert(target.generation, Rc::new(deployment));
             tracing::info!(
+                message_id = events::ROLLOUT_STARTED,
                 service = self.spec.name,
                 generation = target.generation,
                 instances = self.spec.instance_count,
@@ -237,7 +242,12 @@ impl Service {
 
     /// It is configured, but what is on disk cannot be started. It is looked at again when that changes.
     pub fn not_started(&mut self, error: &std::io::Error) {
-        tracing::error!(service = self.spec.name, error = %error, "service not started");
+        tracing::error!(
+            message_id = events::SERVICE_NOT_STARTED,
+            service = self.spec.name,
+            error = %error,
+            "service not started"
+        );
         self.last_error = Some(status::Failure {
             at: SystemTime::now(),
             message: error.to_string(),
@@ -293,6 +303,7 @@ impl Service {
             News::Health(fault) => {
                 match &fault {
                     Some(fault) => tracing::warn!(
+                        message_id = events::INSTANCE_UNHEALTHY,
                         service = self.spec.name,
                         instance = instance.label,
                         error = fault,
@@ -456,11 +467,26 @@ impl Service {
         } = diagnosis;
         let error = message.as_str();
         match failure {
-            Failure::Crashed => tracing::error!(service, instance, error, "instance crashed"),
-            _ => tracing::error!(service, instance, error, "instance failed to start"),
+            Failure::Crashed => tracing::error!(
+                message_id = events::INSTANCE_CRASHED,
+                service,
+                instance,
+                generation,
+                error,
+                "instance crashed"
+            ),
+            _ => tracing::error!(
+                message_id = events::INSTANCE_FAILED,
+                service,
+                instance,
+                generation,
+                error,
+                "instance failed to start"
+            ),
         }
         if gave_up {
             tracing::error!(
+                message_id = events::ROLLOUT_ABORTED,
                 service,
                 generation,
                 error,
@@ -516,10 +542,23 @@ impl Service {
             self.came_up = self.core.desired().running;
             let generation = self.core.target().generation;
             match self.core.desired().running {
+                true if generation > self.finished => {
+                    self.finished = generation;
+                    tracing::info!(
+                        message_id = events::ROLLOUT_FINISHED,
+                        service = self.spec.name,
+                        generation,
+                        "rollout finished"
+                    );
+                }
                 true => {
                     tracing::info!(service = self.spec.name, generation, "service is as wanted")
                 }
-                false => tracing::info!(service = self.spec.name, "service stopped"),
+                false => tracing::info!(
+                    message_id = events::SERVICE_STOPPED,
+                    service = self.spec.name,
+                    "service stopped"
+                ),
             }
         }
     }

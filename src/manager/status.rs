@@ -97,6 +97,10 @@ pub enum CommandError {
 pub struct Snapshot {
     /// One line that sums it up: `3 services, 8/8 instances ready; rolling shop 2/3`.
     pub summary: String,
+    /// Whom smoothserve runs as.
+    pub uid: u32,
+    /// Its messages, and what its instances write, go to the journal.
+    pub journal: bool,
     /// By name.
     pub services: BTreeMap<String, ServiceStatus>,
     /// Running jobs, and for a minute those that have ended.

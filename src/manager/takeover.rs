@@ -7,6 +7,7 @@ use super::service::Service;
 use super::state::State;
 use super::status::Command;
 use super::{EXECUTABLE, Manager, instance, worker};
+use crate::events;
 use crate::systemd::given::Given;
 use crate::systemd::units::Units;
 
@@ -89,6 +90,7 @@ impl Manager {
             service.tick(&mut self.world);
         }
         tracing::info!(
+            message_id = events::TOOK_OVER,
             services = self.services.len(),
             "took over from the last smoothserve"
         );

@@ -11,6 +11,7 @@ use super::instance::News;
 use super::listeners::Listener;
 use super::worker::{self, Worker};
 use super::{Event, Manager, Phase, Reports, backoff};
+use crate::events;
 use crate::ipc::{EndpointId, FromWorker, Table, ToWorker};
 use crate::systemd::units::Units;
 
@@ -280,7 +281,11 @@ impl Manager {
             .iter_mut()
             .filter(|worker| worker.generation < generation && !worker.draining);
         for worker in older {
-            tracing::info!(pid = worker.pid, "worker replaced, the old one drains");
+            tracing::info!(
+                message_id = events::WORKER_REPLACED,
+                pid = worker.pid,
+                "worker replaced, the old one drains"
+            );
             worker.drain(IDLE_GRACE, limit);
             self.workers.changed = true;
         }
@@ -319,7 +324,11 @@ impl Manager {
 
     /// Starts another worker, after a while if this one has not even lived for a moment.
     fn worker_failed(&mut self, ending: &str) {
-        tracing::error!(error = ending, "worker ended, starting another");
+        tracing::error!(
+            message_id = events::WORKER_ENDED,
+            error = ending,
+            "worker ended, starting another"
+        );
         if self.workers.started.elapsed() >= SHORT_LIFE {
             self.workers.failures = 0;
             self.start_worker();

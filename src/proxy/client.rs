@@ -233,9 +233,9 @@ impl Client {
     /// Answers a request that no instance has answered.
     async fn answer(&mut self, error: ProxyError, request: &Request) -> Next {
         let service = request.service_name();
-        let instance = request.instance.map(|id| id.0);
+        let id = request.instance.map(|id| id.0);
         if error.is_failure() {
-            tracing::warn!(service, instance, client_addr = %self.peer, %error, "request failed");
+            tracing::warn!(service, id, client_addr = %self.peer, %error, "request failed");
         } else {
             tracing::debug!(service, client_addr = %self.peer, %error, "request refused");
         }
@@ -253,8 +253,8 @@ impl Client {
 
     pub(crate) fn log_cut(&self, request: &Request) {
         let service = request.service_name();
-        let instance = request.instance.map(|id| id.0);
-        tracing::warn!(service, instance, client_addr = %self.peer, "response cut off");
+        let id = request.instance.map(|id| id.0);
+        tracing::warn!(service, id, client_addr = %self.peer, "response cut off");
     }
 
     async fn send(&mut self, bytes: &[u8], next: Next) -> Next {

@@ -151,10 +151,10 @@ fn succeed_state(before: EndpointState, endpoint: &ipc::Endpoint, service: &str)
     if endpoint.state < before {
         tracing::warn!(
             service,
-            instance = endpoint.id.0,
+            id = endpoint.id.0,
             state = ?endpoint.state,
             was = ?before,
-            "EndpointNotRevived"
+            "instance was draining before, keeping it so"
         );
     }
     endpoint.state.max(before)

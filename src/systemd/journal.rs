@@ -1,18 +1,163 @@
-//! Streams to journald.
+//! The journal: whether it is behind a descriptor, streams into it for other processes, and the last lines of one.
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Opens a stream to journald.
-pub fn stream(identifier: &str, unit: &str) -> io::Result<OwnedFd> {
-    use std::io::Write;
-    let mut stream = std::os::unix::net::UnixStream::connect("/run/systemd/journal/stdout")?;
-    stream.shutdown(std::net::Shutdown::Read)?;
-    write!(stream, "{identifier}\n{unit}\n6\n1\n0\n0\n0\n")?;
-    Ok(stream.into())
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+/// Where journald takes streams; there is one for the system and all users.
+const STREAMS: &str = "/run/systemd/journal/stdout";
+
+/// What sd_journal_stream_fd(3) asks for, so that a program can go on writing while journald is restarted. The kernel
+/// gives less to those who are not root.
+const STREAM_BUFFER: usize = 8 << 20;
+
+/// For lines without a prefix like `<3>`: LOG_INFO.
+const PRIORITY: u8 = 6;
+
+/// Lines that are quoted of an instance.
+const TAIL: usize = 20;
+
+/// What is quoted of a line, in characters.
+const TAIL_LINE: usize = 512;
+
+/// What is read of them all. journald cuts lines at 48 KiB if it is not told otherwise.
+const TAIL_BYTES: u64 = 1 << 20;
+
+/// How long to wait for journalctl in all.
+const TAIL_LIMIT: Duration = Duration::from_secs(2);
+
+/// The name of the environment variable by which a program finds that it writes to the journal, see systemd.exec(5).
+pub const VARIABLE: &str = "JOURNAL_STREAM";
+
+/// What that variable must say for a program that has this descriptor as its stdout or stderr.
+pub fn variable_for(descriptor: impl AsFd) -> io::Result<String> {
+    let stat = rustix::fs::fstat(descriptor)?;
+    Ok(format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// The last lines of a unit.
-pub async fn last_lines(_unit: &str) -> Vec<String> {
-    Vec::new()
+/// Whether what is written to this descriptor is read by journald.
+pub fn is_behind(descriptor: impl AsFd) -> bool {
+    std::env::var(VARIABLE).is_ok_and(|told| variable_for(descriptor).is_ok_and(|own| own == told))
+}
+
+/// Opens a stream into the journal, to be a process's stdout and stderr. Its lines get `identifier` as
+/// `SYSLOG_IDENTIFIER` and the priority that a prefix like `<3>` says, else 6.
+///
+/// The other fields are those of the process that writes, whoever opened the stream. journald looks them up when it
+/// reads the line; if the process has ended by then, the line gets `unit`, but only if it was root who opened the stream.
+///
+/// The protocol is that of sd_journal_stream_fd(3), libsystemd's only description of it being its source. journald keeps
+/// its end in systemd's file descriptor store, so that a stream outlives a restart of journald. Never waits.
+pub fn stream(identifier: &str, unit: &str) -> io::Result<OwnedFd> {
+    if identifier.contains('\n') || unit.contains('\n') {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(STREAMS)?)?;
+    rustix::net::shutdown(&socket, Shutdown::Read)?;
+    // With a smaller buffer it works, too.
+    let _ = sockopt::set_socket_send_buffer_size_force(&socket, STREAM_BUFFER)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, STREAM_BUFFER));
+    let mut socket = UnixStream::from(socket);
+    // The lines say: identifier, unit, priority, whether prefixes count, and three times that journald is not to pass
+    // the stream on (to syslog, to the kernel's log, to the console).
+    socket.write_all(format!("{identifier}\n{unit}\n{PRIORITY}\n1\n0\n0\n0\n").as_bytes())?;
+    // Programs expect of their stdout that it waits.
+    socket.set_nonblocking(false)?;
+    Ok(socket.into())
+}
+
+/// The last lines that a process, or any other in its unit, has written since a time. `unit` is one of the manager that
+/// smoothserve itself was started by. Nothing if that cannot be found out within two seconds.
+///
+/// What a process has written may still be on its way when it has ended. journald waits for that when it is asked to,
+/// which only root may do; for others what came just before the end may be missing.
+pub async fn last_lines(unit: &str, pid: u32, since: SystemTime) -> Vec<String> {
+    let text = tokio::time::timeout(TAIL_LIMIT, read(unit, pid, since)).await;
+    let text = text.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    tail(&text.unwrap_or_default())
+}
+
+async fn read(unit: &str, pid: u32, since: SystemTime) -> io::Result<Vec<u8>> {
+    let field = match rustix::process::geteuid().is_root() {
+        true => {
+            journalctl().arg("--sync").status().await?;
+            "_SYSTEMD_UNIT"
+        }
+        false => "_SYSTEMD_USER_UNIT",
+    };
+    let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut journalctl = journalctl()
+        .args(["--quiet", "--no-pager", "--output=cat"])
+        .arg(format!("--lines={TAIL}"))
+        .arg(format!("--since=@{:.6}", since.as_secs_f64()))
+        .arg(format!("{field}={unit}"))
+        // A line of a process that had ended when journald read it may have nothing but the process's number.
+        .args(["+", &format!("_PID={pid}")])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut text = Vec::new();
+    if let Some(stdout) = journalctl.stdout.take() {
+        stdout.take(TAIL_BYTES).read_to_end(&mut text).await?;
+    }
+    Ok(text)
+}
+
+/// Whoever stops waiting for it ends it.
+fn journalctl() -> Command {
+    let mut command = Command::new("journalctl");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+fn tail(text: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL)..]
+        .iter()
+        .map(|line| line.chars().take(TAIL_LINE).collect())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_is_short_and_text() {
+        assert!(tail(b"").is_empty());
+        assert_eq!(tail(b"one\r\n\xff two\n"), ["one", "\u{fffd} two"]);
+        let many: String = (1..=30).map(|number| format!("line {number}\n")).collect();
+        let lines = tail(many.as_bytes());
+        assert_eq!((lines.len(), &*lines[0]), (20, "line 11"));
+        assert_eq!(tail("ü".repeat(600).as_bytes()), ["ü".repeat(512)]);
+    }
+
+    #[test]
+    fn a_stream_has_one_identifier() {
+        let error = stream("shop\nsshd", "shop.scope").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn nothing_here_is_the_journal() {
+        assert!(!is_behind(std::io::stderr()) || std::env::var_os(VARIABLE).is_some());
+        let (one, other) = UnixStream::pair().unwrap();
+        assert_ne!(variable_for(one).unwrap(), variable_for(other).unwrap());
+    }
 }

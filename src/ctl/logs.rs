@@ -1,0 +1,89 @@
+//! `smoothctl logs`: hands over to journalctl, with the matches that find what belongs to a service.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use super::Failed;
+use crate::cli::{Logs, exit};
+use crate::manager::status::Snapshot;
+
+/// Shown if nothing else limits it.
+const LINES: &str = "100";
+
+/// Becomes journalctl; returns only if that is not possible. The service is known to exist.
+pub(super) fn show(logs: &Logs, snapshot: &Snapshot) -> Failed {
+    if !snapshot.journal {
+        let message = "smoothserve does not write to the journal; \
+                       its messages and its instances' lines are where it was started";
+        return Failed::new(exit::UNAVAILABLE, message);
+    }
+    let error = Command::new("journalctl")
+        .args(arguments(logs, snapshot.uid))
+        .exec();
+    Failed::new(exit::UNAVAILABLE, format!("cannot run journalctl: {error}"))
+}
+
+/// `uid` is that of smoothserve.
+fn arguments(logs: &Logs, uid: u32) -> Vec<String> {
+    let mut arguments = Vec::new();
+    if logs.follow {
+        arguments.push("--follow".to_owned());
+    }
+    let all = logs.since.is_some() || !logs.options.is_empty();
+    let lines = logs.lines.as_deref().or((!all).then_some(LINES));
+    arguments.extend(lines.map(|lines| format!("--lines={lines}")));
+    arguments.extend(logs.since.iter().map(|since| format!("--since={since}")));
+    arguments.extend_from_slice(&logs.options);
+    // A user's smoothserve and that of the system may have services of the same name. The instances of the system's
+    // run as anyone.
+    let own = (uid != 0).then(|| format!("_UID={uid}"));
+    arguments.extend(own.clone());
+    arguments.push("SYSLOG_IDENTIFIER=smoothserve".to_owned());
+    arguments.push(format!("SERVICE={}", logs.name));
+    arguments.push("+".to_owned());
+    arguments.extend(own);
+    // Nothing better is known of all lines: those that journald has read after the end of their process lack its slice.
+    arguments.push(format!("SYSLOG_IDENTIFIER={}", logs.name));
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Smoothctl, Verb};
+    use clap::Parser;
+
+    fn for_journalctl(line: &str, uid: u32) -> String {
+        let Some(Verb::Logs(logs)) = Smoothctl::parse_from(line.split(' ')).verb else {
+            panic!("{line} is not understood");
+        };
+        arguments(&logs, uid).join(" ")
+    }
+
+    #[test]
+    fn journalctl_is_asked_for_the_services_lines_and_the_events_about_it() {
+        const SHOP: &str = "SYSLOG_IDENTIFIER=smoothserve SERVICE=shop + SYSLOG_IDENTIFIER=shop";
+        for (line, options) in [
+            ("smoothctl logs shop", "--lines=100"),
+            ("smoothctl logs -f shop", "--follow --lines=100"),
+            ("smoothctl logs shop -n 5 -f", "--follow --lines=5"),
+            ("smoothctl logs shop --since -1h", "--since=-1h"),
+            (
+                "smoothctl logs shop -S today -n all",
+                "--lines=all --since=today",
+            ),
+            ("smoothctl logs shop -- -p err -o json", "-p err -o json"),
+        ] {
+            assert_eq!(for_journalctl(line, 0), format!("{options} {SHOP}"));
+        }
+    }
+
+    #[test]
+    fn a_users_smoothserve_is_not_the_systems() {
+        assert_eq!(
+            for_journalctl("smoothctl logs shop -n 1", 1000),
+            "--lines=1 _UID=1000 SYSLOG_IDENTIFIER=smoothserve SERVICE=shop \
+             + _UID=1000 SYSLOG_IDENTIFIER=shop"
+        );
+    }
+}
