@@ -38,8 +38,9 @@ const MOST_CLIENTS: usize = 128;
 /// The time that a client has to introduce itself.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Between two tries to reach a bus that went away.
-const RECONNECT: Duration = Duration::from_secs(5);
+/// Between two tries to reach a bus that went away, or was not there: at first, and at most.
+const RECONNECT: Duration = Duration::from_millis(100);
+const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
 
 /// Which bus to be on, besides the private socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -65,16 +66,14 @@ pub async fn serve(handle: Handle, private_socket: Socket, bus: Bus) -> anyhow::
             let connection = connect(bus, &handle)
                 .await
                 .context("cannot take the name org.smoothserve1 on the bus")?;
-            tokio::task::spawn_local(stay(bus, connection, handle));
+            tokio::task::spawn_local(stay(bus, Some(connection), handle));
         }
         Bus::Auto => {
             let connection = connect(bus, &handle).await;
             if let Err(error) = &connection {
                 tracing::info!(error = %error, "not on the system bus, control is by the private socket");
             }
-            if let Ok(connection) = connection {
-                tokio::task::spawn_local(stay(bus, connection, handle));
-            }
+            tokio::task::spawn_local(stay(bus, connection.ok(), handle));
         }
     }
     Ok(())
@@ -191,17 +190,19 @@ async fn connect(bus: Bus, handle: &Handle) -> zbus::Result<(Connection, Arc<Sna
 }
 
 /// Stays on the bus, also when that goes away and comes back.
-async fn stay(bus: Bus, connection: (Connection, Arc<Snapshot>), handle: Handle) {
-    let mut connection = Some(connection);
+async fn stay(bus: Bus, mut connection: Option<(Connection, Arc<Snapshot>)>, handle: Handle) {
+    let mut pause = RECONNECT;
     loop {
         if let Some((connection, shown)) = connection.take() {
             follow(&connection, Access::Bus, &handle, shown).await;
             tracing::warn!("the bus has gone away, trying to come back");
+            pause = RECONNECT;
         }
-        tokio::time::sleep(RECONNECT).await;
+        tokio::time::sleep(pause).await;
+        pause = LONGEST_RECONNECT.min(pause * 2);
         match connect(bus, &handle).await {
             Ok(back) => {
-                tracing::info!("back on the bus");
+                tracing::info!("on the bus");
                 connection = Some(back);
             }
             Err(error) => tracing::debug!(error = %error, "the bus is not back yet"),

@@ -1,7 +1,12 @@
 //! Who calls, what that one may do, and the errors that are given back.
+//!
+//! Reading is for everyone. Root and smoothserve's own user may change everything; for others polkit decides, which
+//! knows callers on the system bus only.
 
-use zbus::message::Header;
-use zbus::{Connection, DBusError};
+use std::collections::HashMap;
+
+use zbus::message::{Flags, Header};
+use zbus::{Connection, DBusError, Variant};
 
 use crate::manager::status::CommandError;
 
@@ -46,26 +51,60 @@ impl Access {
         connection: &Connection,
         header: &Header<'_>,
     ) -> Result<(), Error> {
-        let caller = match self {
-            Access::Peer(uid) => uid,
+        let allowed = match self {
+            Access::Peer(uid) => may_change(uid),
             Access::Bus => {
                 let sender = header
                     .sender()
                     .ok_or_else(|| Error::AccessDenied("the caller has no name".to_owned()))?;
                 let bus = zbus::fdo::DBusProxy::new(connection).await?;
                 let user = bus.get_connection_unix_user(sender.clone().into()).await;
-                user.map_err(|error| {
+                let user = user.map_err(|error| {
                     Error::AccessDenied(format!("the caller is unknown: {error}"))
-                })?
+                })?;
+                may_change(user) || polkit_allows(connection, header).await
             }
         };
-        if may_change(caller) {
+        if allowed {
             return Ok(());
         }
-        Err(Error::AccessDenied(
-            "only root and the user of smoothserve may change anything".to_owned(),
-        ))
+        Err(Error::AccessDenied(format!(
+            "only root, the user of smoothserve, and on the system bus those whom polkit allows {ACTION} may change \
+             anything"
+        )))
     }
+}
+
+/// What polkit is asked for.
+const ACTION: &str = "org.smoothserve1.manage-services";
+
+/// Whether polkit lets the caller do it, by a rule or because somebody has entered a password.
+async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
+    let Some(sender) = header.sender() else {
+        return false;
+    };
+    let subject = (
+        "system-bus-name",
+        HashMap::from([("name", Variant::from(sender.as_str()))]),
+    );
+    let details: HashMap<&str, &str> = HashMap::new();
+    let may_ask = header
+        .primary()
+        .flags()
+        .contains(Flags::ALLOW_INTERACTIVE_AUTH);
+    let reply = connection
+        .call_method(
+            Some("org.freedesktop.PolicyKit1"),
+            "/org/freedesktop/PolicyKit1/Authority",
+            Some("org.freedesktop.PolicyKit1.Authority"),
+            "CheckAuthorization",
+            &(subject, ACTION, details, u32::from(may_ask), ""),
+        )
+        .await;
+    // Where there is no polkit, nobody is allowed anything by it.
+    let Ok(reply) = reply else { return false };
+    let answer: zbus::Result<(bool, bool, HashMap<String, String>)> = reply.body().deserialize();
+    answer.is_ok_and(|(is_authorized, ..)| is_authorized)
 }
 
 /// Whether this user is root or smoothserve's own.
