@@ -86,6 +86,11 @@ pub struct RunDir {
 }
 
 impl RunDir {
+    /// Nothing was said about it.
+    pub fn is_default(&self) -> bool {
+        self.path.is_none()
+    }
+
     /// What was said, or where it is for this user.
     pub fn path(&self) -> PathBuf {
         if let Some(path) = &self.path {

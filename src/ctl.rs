@@ -78,7 +78,7 @@ async fn run(arguments: Smoothctl) -> Result<(), Failed> {
         print!("{summary}");
         return Ok(());
     }
-    let client = Client::connect(&arguments.run_dir.path(), arguments.bus).await?;
+    let client = Client::connect(&arguments.run_dir, arguments.bus).await?;
     match verb {
         Verb::Status { names, json } => {
             let (json_text, snapshot) = client.dump().await?;

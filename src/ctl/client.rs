@@ -8,7 +8,7 @@ use zbus::message::Type;
 use zbus::{Connection, DBusError, MatchRule, MessageStream, OwnedObjectPath};
 
 use super::Failed;
-use crate::cli::exit;
+use crate::cli::{RunDir, exit};
 use crate::manager::dbus::{Bus, NAME};
 use crate::manager::status::Snapshot;
 
@@ -23,9 +23,29 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects to the private socket, or to a bus if one is asked for.
-    pub(super) async fn connect(run_dir: &Path, bus: Bus) -> Result<Client, Failed> {
-        let socket = run_dir.join("bus");
+    /// Connects to the private socket, or to a bus if one is asked for. A user who runs no smoothserve of his own means
+    /// the system's, which is asked on the bus so that polkit knows who asks.
+    pub(super) async fn connect(run_dir: &RunDir, bus: Bus) -> Result<Client, Failed> {
+        match bus {
+            Bus::System => Client::on(Builder::system()).await,
+            Bus::Session => Client::on(Builder::session()).await,
+            Bus::Auto | Bus::None => {
+                let own = Client::on_socket(&run_dir.path().join("bus")).await;
+                let is_users = run_dir.is_default() && !rustix::process::geteuid().is_root();
+                if own.is_err()
+                    && is_users
+                    && bus == Bus::Auto
+                    && let Ok(client) = Client::on(Builder::system()).await
+                    && client.dump().await.is_ok()
+                {
+                    return Ok(client);
+                }
+                own
+            }
+        }
+    }
+
+    async fn on_socket(socket: &Path) -> Result<Client, Failed> {
         let absent = |error: &dyn std::fmt::Display| {
             let message = format!(
                 "smoothserve is not running, or runs elsewhere ({}: {error})",
@@ -33,23 +53,16 @@ impl Client {
             );
             Failed::new(exit::UNAVAILABLE, message)
         };
-        let builder = match bus {
-            Bus::System => Builder::system(),
-            Bus::Session => Builder::session(),
-            Bus::Auto | Bus::None => {
-                let stream = UnixStream::connect(&socket).map_err(|error| absent(&error))?;
-                let connection = Builder::unix_stream(stream)
-                    .p2p()
-                    .build()
-                    .await
-                    .map_err(|error| absent(&error))?;
-                return Ok(Client {
-                    connection,
-                    destination: None,
-                });
-            }
-        };
-        let connection = builder.build().await;
+        let stream = UnixStream::connect(socket).map_err(|error| absent(&error))?;
+        let connection = Builder::unix_stream(stream).p2p().build().await;
+        Ok(Client {
+            connection: connection.map_err(|error| absent(&error))?,
+            destination: None,
+        })
+    }
+
+    async fn on(bus: Builder<'_>) -> Result<Client, Failed> {
+        let connection = bus.build().await;
         let connection = connection.map_err(|error| {
             Failed::new(exit::UNAVAILABLE, format!("cannot reach the bus: {error}"))
         })?;
