@@ -6,6 +6,7 @@ pub mod client;
 mod deploy;
 mod home;
 pub mod load;
+pub mod machine;
 mod pattern;
 mod place;
 pub mod processes;

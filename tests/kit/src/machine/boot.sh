@@ -1,0 +1,70 @@
+#!/bin/sh
+# Boots systemd as the first process of namespaces of its own, over a copy-on-write view of a root file system:
+#
+#     boot.sh FOLDER [ROOT]
+#
+# FOLDER is an empty one, where the new root is put together; ROOT is `/` if nothing is said. Nothing reaches the outside:
+# all that is mounted is mounted in a private namespace and goes with it. SIGKILL to this process ends the machine.
+set -eu
+
+case $1 in
+--in-cgroup)
+	# A cgroup for each machine: two of them would fight over the names in it. They are removed by those after them,
+	# since nobody is left to do it when a machine is killed.
+	folder=$2 root=$3
+	mount -t cgroup2 cgroup2 "$folder"
+	for old in "$folder"/machine-*; do
+		if [ -d "$old" ] && [ ! -d "/proc/${old##*-}" ]; then
+			find "$old" -depth -type d -exec rmdir {} + 2>/dev/null || true
+		fi
+	done
+	mkdir "$folder/machine-$$"
+	echo $$ >"$folder/machine-$$/cgroup.procs"
+	umount "$folder"
+	exec unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh "$0" --as-init "$folder" "$root"
+	;;
+--as-init)
+	folder=$2 lower=$3
+	mount --make-rprivate /
+	mount -t tmpfs -o mode=755 tmpfs "$folder"
+	mkdir "$folder/upper" "$folder/work" "$folder/root"
+	mount -t overlay overlay -o "lowerdir=$lower,upperdir=$folder/upper,workdir=$folder/work" "$folder/root"
+	cd "$folder/root"
+	mkdir -p proc sys dev run tmp
+	mount -t proc proc proc
+	mount -t sysfs -o ro sysfs sys
+	mount -t cgroup2 cgroup2 sys/fs/cgroup
+	mount -t tmpfs -o mode=755 tmpfs run
+	mount -t tmpfs -o mode=1777 tmpfs tmp
+	mount -t tmpfs -o mode=755 tmpfs dev
+	for node in null zero full random urandom tty; do
+		: >"dev/$node"
+		mount --bind "/dev/$node" "dev/$node"
+	done
+	mkdir dev/pts dev/shm
+	mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts dev/pts
+	mount -t tmpfs -o mode=1777 tmpfs dev/shm
+	ln -s pts/ptmx dev/ptmx
+	ln -s /proc/self/fd dev/fd
+	: >etc/machine-id
+	: >etc/fstab
+	echo machine >etc/hostname
+	# What the root file system happens to have enabled is not started, nor what needs a real machine.
+	rm -rf etc/systemd/system/*.wants etc/systemd/system/default.target
+	for unit in getty.target console-getty.service systemd-udevd.service systemd-udev-trigger.service \
+		systemd-resolved.service systemd-networkd.service systemd-timesyncd.service systemd-firstboot.service \
+		systemd-binfmt.service systemd-update-utmp.service; do
+		ln -sf /dev/null "etc/systemd/system/$unit"
+	done
+	mkdir -p etc/systemd/journald.conf.d etc/systemd/system/sockets.target.wants
+	printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\nAudit=no\n' >etc/systemd/journald.conf.d/machine.conf
+	ln -sf /lib/systemd/system/dbus.socket etc/systemd/system/sockets.target.wants/dbus.socket
+	mkdir -p .outside
+	pivot_root . .outside
+	exec env -i container=machine PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -c \
+		'umount -l /.outside && exec /lib/systemd/systemd --unit=multi-user.target'
+	;;
+*)
+	exec unshare --mount --propagation private sh "$0" --in-cgroup "$1" "${2:-/}"
+	;;
+esac

@@ -1,0 +1,25 @@
+//! The test machine keeps its own promises.
+
+use smoothserve_kit::machine::{self, Machine};
+
+#[test]
+fn a_machine_is_a_real_systemd_of_its_own() {
+    machine::test(async |one| {
+        assert_eq!(one.run("ps -o comm= -p 1").trim(), "systemd");
+        one.write("/etc/only-here", "yes");
+        assert!(!std::path::Path::new("/etc/only-here").exists());
+        one.run("systemd-run --unit=sleeper sleep 1000");
+        let other = Machine::boot();
+        assert_eq!(
+            other.try_run("systemctl is-active sleeper").status.code(),
+            Some(3),
+            "two machines have nothing in common"
+        );
+        drop(other);
+        assert_eq!(one.run("systemctl is-active sleeper").trim(), "active");
+        one.run("logger -t someone 'a line for the journal' && journalctl --sync");
+        assert!(one.journal().contains("a line for the journal"));
+        // This runs inside of the machine's network.
+        assert!(tokio::net::TcpListener::bind("127.0.0.1:80").await.is_ok());
+    });
+}

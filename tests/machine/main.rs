@@ -1,0 +1,3 @@
+//! smoothserve on a real systemd.
+
+mod harness;
