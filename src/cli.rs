@@ -70,6 +70,19 @@ pub enum Role {
     /// An instance before it becomes one, started by `run`
     #[command(hide = true)]
     Launch,
+    /// Make a socket unit for each configured port, as systemd.generator(7) says
+    #[command(hide = true)]
+    Generate {
+        /// The folder of smoothserve.yaml and services/; by default that of the system or the user
+        #[arg(long, value_name = "DIR")]
+        config: Option<PathBuf>,
+        /// Where to put the units
+        #[arg(value_name = "NORMAL")]
+        normal: PathBuf,
+        /// Not used
+        #[arg(value_name = "EARLY LATE")]
+        others: Vec<PathBuf>,
+    },
 }
 
 /// The run directory, by which the two programs find each other.

@@ -38,7 +38,7 @@ use crate::ipc::Host;
 pub use conflict::{Conflict, conflicts};
 pub use fault::{Fault, Faults, Position};
 pub use global::GLOBAL_KEYS;
-pub use load::{check, load, load_partial};
+pub use load::{check, load, load_files, load_partial};
 pub use service::SERVICE_KEYS;
 
 /// The file beside the folder of services.

@@ -16,6 +16,7 @@ pub mod config;
 pub mod ctl;
 pub mod events;
 pub mod fingerprint;
+pub mod generator;
 pub mod ipc;
 pub mod launch;
 pub mod logging;

@@ -1,5 +1,6 @@
 //! The smoothserve binary: decides which of its roles to play.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -7,10 +8,10 @@ use clap::Parser;
 use smoothserve::cli::{Role, Smoothserve, exit};
 use smoothserve::logging::Logging;
 use smoothserve::systemd::given::Given;
-use smoothserve::{config, events, launch, manager, proxy};
+use smoothserve::{config, events, generator, launch, manager, proxy};
 
 fn main() -> ExitCode {
-    let role = match Smoothserve::try_parse() {
+    let role = match Smoothserve::try_parse_from(arguments()) {
         Ok(arguments) => arguments.role,
         Err(error) => {
             // Nothing is left to do about a terminal that is gone.
@@ -27,7 +28,8 @@ fn main() -> ExitCode {
     let given = unsafe { Given::take() };
     // A launcher changes its user, which wants a process of one thread, and its stderr is the instance's.
     let _logging = match role {
-        Role::Launch => Logging::to_stderr(),
+        // A generator's goes to the kernel's log, since journald may not run yet.
+        Role::Launch | Role::Generate { .. } => Logging::to_stderr(),
         _ => Logging::begin(),
     };
     let result = match role {
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         })
         .map_err(Into::into),
         Role::Launch => launch::run(),
+        Role::Generate { config, normal, .. } => generator::run(config, &normal),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,6 +65,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The name by which systemd calls the program stands for a role.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if name.is_some_and(|name| name == generator::NAME) {
+        arguments.insert(1, "generate".into());
+    }
+    arguments
 }
 
 fn check(dir: &Path) -> ExitCode {

@@ -27,6 +27,24 @@ pub fn load(dir: &Path) -> Result<Config, Faults> {
 /// as its executable, is among the good: that may still appear. Of two services that are in each other's way, the one
 /// whose file comes first by name is kept.
 pub fn load_partial(dir: &Path) -> (Config, Faults) {
+    read(dir, Look::Everywhere)
+}
+
+/// The same by the files alone, for early in the boot: other file systems may not be there yet, and nobody may answer
+/// for the users.
+pub fn load_files(dir: &Path) -> (Config, Faults) {
+    read(dir, Look::AtFiles)
+}
+
+/// What a configuration is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    AtFiles,
+    /// At the machine, too: users, executables, addresses.
+    Everywhere,
+}
+
+fn read(dir: &Path, look: Look) -> (Config, Faults) {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let mut notes = Vec::new();
     if let Err(error) = std::fs::read_dir(&dir) {
@@ -34,14 +52,14 @@ pub fn load_partial(dir: &Path) -> (Config, Faults) {
         let global = Global::new(&dir);
         return (config(global, Vec::new(), notes), Faults::new(faults));
     }
-    let (global, mut faults) = global::read(&dir, &mut notes);
+    let (global, mut faults) = global::read(&dir, look, &mut notes);
     let files = service_files(&global, &mut notes).unwrap_or_else(|fault| {
         faults.push(fault);
         Vec::new()
     });
     let mut drafts = Vec::new();
     for file in files {
-        match read_service(&file, &global, &mut notes) {
+        match read_service(&file, &global, look, &mut notes) {
             Ok(draft) => drafts.push(draft),
             Err(found) => faults.extend(found),
         }
@@ -149,6 +167,7 @@ fn service_files(global: &Global, notes: &mut Vec<String>) -> Result<Vec<PathBuf
 fn read_service(
     file: &Path,
     global: &Global,
+    look: Look,
     notes: &mut Vec<String>,
 ) -> Result<Draft, Vec<Fault>> {
     let source = match Source::read(file) {
@@ -163,6 +182,9 @@ fn read_service(
     };
     let root = raw::parse(&source).map_err(|fault| vec![fault])?;
     let mut draft = service::read(source, root, notes)?;
+    if look == Look::AtFiles {
+        return Ok(draft);
+    }
     for (key, message) in machine::missing(&draft.service, &global.default_user) {
         let at = draft.mark(key);
         if draft.service.enabled {

@@ -13,6 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::Programs;
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -193,6 +194,41 @@ impl Machine {
         fs::copy(program, &new).expect("a program can be copied");
         fs::set_permissions(&new, Permissions::from_mode(0o755)).expect("it is ours");
         fs::rename(&new, &path).expect("it is on the same file system");
+    }
+
+    /// Installs smoothserve as `make install` does, and does what a package does after that.
+    pub fn install_smoothserve(&self, programs: &Programs) {
+        let folder = programs
+            .smoothserve
+            .parent()
+            .expect("a file is in a folder");
+        let made = Command::new("make")
+            .args([
+                "--silent",
+                "--directory",
+                env!("CARGO_MANIFEST_DIR"),
+                "--directory=../..",
+            ])
+            .arg("install")
+            .arg(format!("DESTDIR={}", self.path("/").display()))
+            .arg(format!("BIN={}", folder.display()))
+            .status();
+        assert!(made.expect("make can be started").success());
+        self.run(
+            "systemd-sysusers smoothserve.conf && systemd-tmpfiles --create smoothserve.conf \
+             && journalctl --update-catalog && systemctl daemon-reload && systemctl reload dbus",
+        );
+    }
+
+    /// Adds a service named `shop` whose instances are the example, with further lines in its file.
+    pub fn add_shop(&self, shop: &Path, lines: &str) {
+        self.install(shop, "/opt/shop/shop");
+        self.write(
+            "/etc/smoothserve/services/shop.yaml",
+            &format!(
+                "name: shop\nexecutable_path: /opt/shop/shop\nargs: [\"-port={{port}}\"]\n{lines}"
+            ),
+        );
     }
 
     /// Its journal, as far as it is worth printing.
