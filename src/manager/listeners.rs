@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::Listen;
 use crate::ipc::ListenerId;
@@ -18,6 +19,9 @@ use crate::systemd::given;
 
 /// The kernel cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// See [`prepare`].
+const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// An open listening socket.
 #[derive(Debug)]
@@ -94,10 +98,7 @@ impl Listeners {
                 true => Keeper::Store(name),
                 false => Keeper::Unit(name),
             };
-            match socket.local_addr().and_then(|address| {
-                socket.set_nonblocking(true)?;
-                Ok(address)
-            }) {
+            match prepare(SockRef::from(&socket)).and_then(|()| socket.local_addr()) {
                 Ok(address) => drop(listeners.given.insert(address, (keeper, socket))),
                 Err(error) => tracing::error!(?keeper, error = %error, "unusable listening socket"),
             }
@@ -242,6 +243,14 @@ fn no_ipv6(error: &io::Error) -> bool {
     )
 }
 
+/// Makes a socket one from which a worker never waits for a connection. Whether it blocks is a property that all
+/// descriptors of it share, and systemd sets it each time it passes it on: with `NonBlocking=yes` as it should be,
+/// otherwise blocking, with the worker in the middle of its work. The timeout makes little of that.
+fn prepare(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    socket.set_read_timeout(Some(ACCEPT_TIMEOUT))
+}
+
 fn bind_address(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -256,7 +265,7 @@ fn bind_address(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     socket.set_reuse_address(true)?;
     // Accepted sockets inherit it, which saves a call for each.
     socket.set_tcp_nodelay(true)?;
-    socket.set_nonblocking(true)?;
+    prepare(SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     let listener = TcpListener::from(socket);
@@ -330,6 +339,19 @@ mod tests {
         let (bound, _) = next.bind(&BTreeSet::new());
         let keeper = Keeper::Store("listener-1".to_owned());
         assert_eq!(next.adopt(bound, &BTreeSet::new()), [keeper]);
+    }
+
+    #[test]
+    fn a_socket_that_somebody_makes_blocking_holds_nobody_up() {
+        let mut listeners = Listeners::default();
+        let wanted = BTreeSet::from([any_port(None)]);
+        let (bound, _) = listeners.bind(&wanted);
+        listeners.adopt(bound, &wanted);
+        let (_, listener) = listeners.iter().next().unwrap();
+        let worker = TcpListener::from(listener.descriptor().try_clone_to_owned().unwrap());
+        worker.set_nonblocking(false).unwrap();
+        let error = worker.accept().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -1,3 +1,7 @@
-//! smoothserve on a real systemd.
+//! smoothserve on a real systemd: installed as `make install` does it, used as people use it, under the load that
+//! proves losses.
 
 mod harness;
+
+mod scene;
+mod survival;

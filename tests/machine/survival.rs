@@ -1,0 +1,240 @@
+//! Whatever happens to the manager, clients do not notice and the instances stay the same processes.
+
+use smoothserve_kit::load::Lost;
+use smoothserve_kit::{Build, client, machine, programs};
+
+use crate::scene::{Scene, nothing_is_lost};
+
+#[test]
+fn restarts_lose_nothing_and_keep_the_instances() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let (instances, worker) = (scene.shop().pids(), scene.worker());
+        for _ in 0..10 {
+            let manager = scene.manager();
+            machine.run("systemctl restart smoothserve");
+            assert_ne!(scene.manager(), manager);
+            load.go_on(50).await;
+        }
+        assert_eq!(scene.shop().pids(), instances);
+        assert_eq!(scene.worker(), worker, "the worker goes on, too");
+        nothing_is_lost(load).await;
+        // What a restarted manager has taken over it still manages.
+        machine.run("smoothctl restart shop");
+        assert!(
+            scene
+                .shop()
+                .pids()
+                .iter()
+                .all(|pid| !instances.contains(pid))
+        );
+    });
+}
+
+#[test]
+fn reloads_lose_nothing_and_touch_only_what_has_changed() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let instances = scene.shop().pids();
+        for _ in 0..20 {
+            machine.run("systemctl reload smoothserve");
+        }
+        assert_eq!(scene.shop().pids(), instances);
+        scene.deploy(&Build::good("2"));
+        machine.run("systemctl reload smoothserve");
+        assert!(
+            scene
+                .shop()
+                .pids()
+                .iter()
+                .all(|pid| !instances.contains(pid))
+        );
+        let report = nothing_is_lost(load).await;
+        assert_eq!(report.last_version(), Some("2"));
+    });
+}
+
+#[test]
+fn a_reload_with_a_fault_fails_and_leaves_everything_as_it_is() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let instances = scene.shop().pids();
+        machine.write(
+            "/etc/smoothserve/services/bad.yaml",
+            "name: bad\nport: many\n",
+        );
+        let refused = machine.try_run("systemctl reload smoothserve");
+        assert!(!refused.status.success());
+        machine.until("journalctl -u smoothserve", |journal| {
+            journal.contains("/etc/smoothserve/services/bad.yaml:2:7")
+        });
+        assert_eq!(scene.property("ActiveState"), "active");
+        // A restart is no better and no worse.
+        machine.run("systemctl restart smoothserve");
+        assert_eq!(scene.shop().pids(), instances);
+        let page = client::get(scene.address(), "shop.example", "/")
+            .await
+            .unwrap();
+        assert!(page.text().contains("The shop"));
+    });
+}
+
+#[test]
+fn a_killed_manager_is_followed_by_another() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let instances = scene.shop().pids();
+        for _ in 0..10 {
+            let manager = scene.manager();
+            machine.run(&format!("kill -9 {manager}"));
+            scene.another_manager(manager);
+            load.go_on(50).await;
+        }
+        assert_eq!(scene.shop().pids(), instances);
+        nothing_is_lost(load).await;
+    });
+}
+
+#[test]
+fn a_stuck_manager_is_ended_by_the_watchdog() {
+    machine::test(async |machine| {
+        // The manager gives a sign of life every 5 s.
+        machine.write(
+            "/etc/systemd/system/smoothserve.service.d/watchdog.conf",
+            "[Service]\nWatchdogSec=8s\n",
+        );
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let (instances, manager) = (scene.shop().pids(), scene.manager());
+        machine.run(&format!("kill -STOP {manager}"));
+        scene.another_manager(manager);
+        machine.until("journalctl -u smoothserve", |journal| {
+            journal.contains("Watchdog timeout")
+        });
+        assert_eq!(scene.shop().pids(), instances);
+        nothing_is_lost(load).await;
+    });
+}
+
+#[test]
+fn a_stuck_worker_is_replaced() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let (instances, worker) = (scene.shop().pids(), scene.worker());
+        machine.run(&format!("kill -STOP {worker}"));
+        machine.until("journalctl -t smoothserve", |journal| {
+            journal.contains("worker does not answer, killing it")
+        });
+        let page = client::get(scene.address(), "shop.example", "/")
+            .await
+            .unwrap();
+        assert!(page.text().contains("The shop"));
+        assert_ne!(scene.worker(), worker);
+        assert_eq!(scene.shop().pids(), instances);
+    });
+}
+
+#[test]
+fn an_upgrade_replaces_manager_and_worker_and_keeps_the_instances() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let instances = scene.shop().pids();
+        for _ in 0..3 {
+            let (manager, worker) = (scene.manager(), scene.worker());
+            // The same program as another file is what a newer build is to the one that runs.
+            machine.install_smoothserve(&programs!());
+            machine.run("systemctl restart smoothserve");
+            assert_ne!(scene.manager(), manager);
+            machine.until(&format!("ls /proc/{worker} || echo gone"), |text| {
+                text == "gone\n"
+            });
+            assert_ne!(scene.worker(), worker);
+            load.go_on(100).await;
+        }
+        assert_eq!(scene.shop().pids(), instances);
+        nothing_is_lost(load).await;
+    });
+}
+
+#[test]
+fn everything_around_it_can_be_restarted() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let instances = scene.shop().pids();
+        for line in [
+            "systemctl daemon-reload",
+            "systemctl daemon-reexec",
+            "systemctl restart dbus",
+            "systemctl restart systemd-journald",
+        ] {
+            machine.run(line);
+            load.go_on(50).await;
+            // New scopes can be made, and it is back on the bus.
+            machine.run("smoothctl restart shop");
+            machine.until(
+                "busctl call org.smoothserve1 /org/smoothserve1 org.smoothserve1.Manager ListServices",
+                |answer| answer.contains("shop"),
+            );
+        }
+        assert!(
+            scene
+                .shop()
+                .pids()
+                .iter()
+                .all(|pid| !instances.contains(pid))
+        );
+        let instances = scene.shop().pids();
+        machine.run("systemctl restart smoothserve");
+        assert_eq!(scene.shop().pids(), instances);
+        machine.run("logger -t mark mark && journalctl --sync");
+        let lines = machine.run("journalctl -t shop -o cat");
+        assert!(lines.contains("is ready"), "{lines}");
+        nothing_is_lost(load).await;
+    });
+}
+
+#[test]
+fn a_killed_worker_loses_only_what_was_in_flight() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let (instances, worker) = (scene.shop().pids(), scene.worker());
+        let before = load.counts().requests;
+        machine.run(&format!("kill -9 {worker}"));
+        load.go_on(300).await;
+        let report = load.stop().await;
+        println!("{report}");
+        assert!(report.requests() > before);
+        // At most one request was in flight on each connection, or two that were sent in one packet.
+        assert!(report.lost.len() <= 64, "{report}");
+        let refused = |lost: &Lost| lost.fault.to_string().contains("refused");
+        assert!(
+            !report.lost.iter().any(refused),
+            "no connection was refused"
+        );
+        assert_eq!(scene.shop().pids(), instances);
+    });
+}
+
+#[test]
+fn a_manager_that_fails_for_good_leaves_the_traffic_flowing() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        machine.write(
+            "/etc/systemd/system/smoothserve.service.d/broken.conf",
+            "[Service]\nExecStart=\nExecStart=/bin/false\n",
+        );
+        machine.run("systemctl daemon-reload");
+        let restart = machine.try_run("systemctl restart smoothserve");
+        assert!(!restart.status.success());
+        nothing_is_lost(load).await;
+        machine.run("systemctl stop smoothserve.slice smoothserve.socket");
+        assert_eq!(scene.processes(), "");
+    });
+}
