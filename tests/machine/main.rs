@@ -1,7 +1,11 @@
 //! smoothserve on a real systemd: installed as `make install` does it, used as people use it, under the load that
 //! proves losses.
 
+mod crash;
+mod end;
 mod harness;
-
+mod logs;
+mod people;
+mod ports;
 mod scene;
 mod survival;

@@ -244,10 +244,16 @@ impl Machine {
         )
     }
 
-    /// Asks it to end as a person would, and waits until it has.
-    pub fn power_off(&mut self) {
-        self.run("systemctl poweroff");
-        self.outside.wait().expect("it is a child");
+    /// Waits until it has ended by itself.
+    pub fn has_ended(&self) {
+        let begin = Instant::now();
+        while Path::new(&format!("/proc/{}/ns/pid", self.init)).exists() {
+            assert!(
+                begin.elapsed() < crate::PATIENCE,
+                "the machine does not end"
+            );
+            thread::sleep(LOOK);
+        }
     }
 }
 

@@ -1,0 +1,61 @@
+//! The manager is killed in the middle of a rollout, at one system call after the other: whatever it has just written
+//! down, stored, started or let go, the next one makes good of it.
+
+use smoothserve_kit::machine;
+
+use crate::scene::{Scene, nothing_is_lost};
+
+/// What the manager does to the world: it writes its state (rename), starts processes (vfork, clone3), sends orders,
+/// descriptors and notifications (sendmsg, sendto), and asks systemd (connect).
+const CALLS: &str = "rename,vfork,clone,clone3,sendmsg,sendto,connect";
+
+#[test]
+fn a_rollout_goes_on_after_a_crash_between_any_two_steps() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let mut killed = 0;
+        for call in 1..=60 {
+            let (manager, before) = (scene.manager(), scene.settled());
+            // strace kills the manager as it enters this call, and goes with it.
+            machine.run(&format!(
+                "strace -qq -o /dev/null -e trace={CALLS} -e inject={CALLS}:signal=KILL:when={call} -p {manager} & \
+                 until grep -q 'TracerPid:\\s*[1-9]' /proc/{manager}/status; do :; done; \
+                 smoothctl restart --no-block shop; true"
+            ));
+            machine.until(
+                &format!("smoothctl status --json; grep -q 'TracerPid:\\s*[1-9]' /proc/{manager}/status 2>/dev/null && echo traced"),
+                |text| {
+                    let text = text.lines().next().unwrap_or_default();
+                    serde_json::from_str(text).is_ok_and(|status: smoothserve_kit::Status| {
+                        let shop = &status.services["shop"];
+                        status.settled() && shop.state == "running" && shop.generation >= before.generation
+                    })
+                },
+            );
+            machine.run("pkill strace; true");
+            scene.settled();
+            if scene.manager() != manager {
+                killed += 1;
+            }
+            let shop = scene.shop();
+            assert_eq!(
+                (shop.ready(), shop.instances.len()),
+                (3, 3),
+                "call {call}: {shop:#?}"
+            );
+            assert_eq!(shop.crashes, 0, "call {call}: {shop:#?}");
+            let shops = machine.run("pgrep -cx shop");
+            assert_eq!(
+                shops.trim(),
+                "3",
+                "call {call}: a process that nobody knows"
+            );
+        }
+        println!("{killed} managers were killed");
+        assert!(killed >= 30, "{killed}");
+        nothing_is_lost(load).await;
+        let state = machine.run("systemctl is-system-running; true");
+        assert_eq!(state.trim(), "running");
+    });
+}

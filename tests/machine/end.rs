@@ -1,0 +1,112 @@
+//! The end: on request, and with the whole machine.
+
+use smoothserve_kit::client::{Connection, Request};
+use smoothserve_kit::machine::{self, Machine};
+
+use crate::scene::Scene;
+
+/// Requests that are being worked on when the end begins. Each takes two seconds, so that it cannot be over by then.
+async fn slow_requests(scene: &Scene<'_>) -> Vec<Connection> {
+    let mut connections = Vec::new();
+    for _ in 0..8 {
+        let mut connection = Connection::open(scene.address(), "shop.example")
+            .await
+            .unwrap();
+        connection
+            .pipeline(&[Request::get("/slow?ms=2000")])
+            .await
+            .unwrap();
+        connections.push(connection);
+    }
+    scene.machine.until("smoothctl status --json", |text| {
+        let status: smoothserve_kit::Status = serde_json::from_str(text).unwrap();
+        let instances = &status.services["shop"].instances;
+        instances
+            .iter()
+            .map(|instance| instance.in_flight)
+            .sum::<u64>()
+            == 8
+    });
+    connections
+}
+
+async fn all_are_answered(connections: Vec<Connection>) {
+    for mut connection in connections {
+        let head = connection.head("GET").await.unwrap();
+        assert_eq!(head.status, 200);
+        let mut sink = smoothserve_kit::client::Sink::keep();
+        connection.body(&head, &mut sink).await.unwrap();
+        assert_eq!(sink.text(), "slow\n");
+    }
+}
+
+#[test]
+fn stop_ends_what_was_accepted_and_leaves_no_process() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let connections = slow_requests(&scene).await;
+        let stop = machine
+            .command("systemctl")
+            .args(["stop", "smoothserve.socket", "smoothserve.service"])
+            .spawn();
+        all_are_answered(connections).await;
+        assert!(stop.unwrap().wait().unwrap().success());
+        assert_eq!(scene.processes(), "");
+        assert_eq!(machine.run("ls /run/smoothserve").trim(), "bus\nlock\nnotify");
+        assert!(
+            tokio::net::TcpStream::connect(scene.address())
+                .await
+                .is_err(),
+            "the port is closed"
+        );
+        // It starts again from nothing.
+        machine.run("systemctl start smoothserve.socket smoothserve.service");
+        assert_eq!(scene.shop().ready(), 3);
+    });
+}
+
+#[test]
+fn a_signal_without_a_command_to_systemd_ends_everything_in_good_order_too() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let (instances, manager) = (scene.shop().pids(), scene.manager());
+        let connections = slow_requests(&scene).await;
+        machine.run(&format!("kill -TERM {manager}"));
+        all_are_answered(connections).await;
+        // `Restart=always`: it was not a person who wanted it to stop.
+        scene.another_manager(manager);
+        assert!(
+            scene
+                .shop()
+                .pids()
+                .iter()
+                .all(|pid| !instances.contains(pid))
+        );
+    });
+}
+
+#[test]
+fn a_machine_that_is_powered_off_answers_what_was_accepted() {
+    let mut off = false;
+    machine::test(async |machine: &Machine| {
+        let scene = Scene::start(machine, "");
+        let connections = slow_requests(&scene).await;
+        machine.run("systemctl poweroff");
+        all_are_answered(connections).await;
+        machine.has_ended();
+        off = true;
+    });
+    assert!(off);
+}
+
+#[test]
+fn stopping_the_slice_ends_all_of_it() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        machine.run("systemctl stop smoothserve.slice");
+        assert_eq!(scene.processes(), "");
+        machine.until("systemctl is-active smoothserve.service", |state| {
+            state == "inactive\n"
+        });
+    });
+}

@@ -1,0 +1,70 @@
+//! What people find in the journal.
+
+use smoothserve_kit::{Build, Start, machine};
+
+use crate::scene::Scene;
+
+#[test]
+fn the_journal_shows_what_a_person_expects() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "start_timeout: 3s\n");
+        let own = machine.run("journalctl --sync; journalctl -t shop -o cat");
+        assert_eq!(own.matches("is ready").count(), 3, "{own}");
+        let about = machine.run("journalctl SERVICE=shop -o cat");
+        assert!(about.contains("rollout finished"), "{about}");
+        let manager = machine.run("journalctl -u smoothserve -o cat");
+        assert!(manager.contains("smoothserve ready"), "{manager}");
+
+        // A crash, with its cause, by its id, explained.
+        let victim = scene.shop().pids()[0];
+        machine.run(&format!("kill -ABRT {victim}"));
+        scene.machine.until(
+            "journalctl -x MESSAGE_ID=3f16c74f50bb47598ba79ed036e96e28",
+            |journal| journal.contains("SIGABRT") && journal.contains("Defined-By: smoothserve"),
+        );
+        scene.settled();
+
+        // A bad deploy fails the reload with the words of the program, which are in the journal only.
+        let before = scene.shop().pids();
+        scene.deploy(&Build::starting("bad", Start::Crash));
+        let failed = machine.try_run("smoothctl reload");
+        let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert!(!failed.status.success());
+        for part in [
+            "exited with status 3",
+            "log: shop: version bad cannot open its database: no such table: orders",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert_eq!(scene.settled().pids(), before);
+        let aborted =
+            machine.run("journalctl -o verbose MESSAGE_ID=5642b97e3c344d6e803252a438960b3c");
+        assert!(
+            aborted.contains("SERVICE=shop") && aborted.contains("PRIORITY=3"),
+            "{aborted}"
+        );
+
+        let logs = machine.run("smoothctl logs shop -n 100");
+        assert!(
+            logs.contains("no such table: orders") && logs.contains("rollout aborted"),
+            "{logs}"
+        );
+    });
+}
+
+#[test]
+fn a_stuck_journald_holds_nothing_up() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        machine.run("systemctl kill --signal=STOP systemd-journald");
+        let load = scene.load().await;
+        for _ in 0..3 {
+            machine.run("smoothctl restart shop");
+        }
+        machine.run("systemctl kill --signal=CONT systemd-journald");
+        crate::scene::nothing_is_lost(load).await;
+        machine.until("journalctl -t shop -o cat | grep -c 'is ready'", |count| {
+            count == "12\n"
+        });
+    });
+}

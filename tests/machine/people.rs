@@ -1,0 +1,82 @@
+//! Other people than root: they may look, and ask polkit; and they may have a smoothserve of their own.
+
+use smoothserve_kit::{client, example, local, machine};
+
+use crate::scene::Scene;
+
+/// A user, and how to be that user.
+const USER: &str = "useradd --create-home --shell /bin/bash ada";
+
+#[test]
+fn an_ordinary_user_may_look_but_not_touch() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        machine.run(USER);
+        let status = machine.run("setpriv --reuid ada --regid ada --init-groups smoothctl status");
+        assert!(status.contains("shop"), "{status}");
+        let before = scene.shop().pids();
+        for line in [
+            "smoothctl restart shop",
+            "smoothctl --run-dir /run/smoothserve restart shop",
+            "busctl call org.smoothserve1 /org/smoothserve1 org.smoothserve1.Manager RestartService s shop",
+        ] {
+            let refused = machine.try_run(&format!(
+                "setpriv --reuid ada --regid ada --init-groups {line}"
+            ));
+            assert!(!refused.status.success());
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains("org.smoothserve1.manage-services"), "{said}");
+        }
+        assert_eq!(scene.shop().pids(), before);
+        machine.write(
+            "/etc/polkit-1/rules.d/ada.rules",
+            "polkit.addRule(function(action, subject) {\n\
+             if (action.id == 'org.smoothserve1.manage-services' && subject.user == 'ada') return polkit.Result.YES; });\n",
+        );
+        machine.run("systemctl restart polkit");
+        machine.run("setpriv --reuid ada --regid ada --init-groups smoothctl restart shop");
+        assert!(scene.shop().pids().iter().all(|pid| !before.contains(pid)));
+    });
+}
+
+#[test]
+fn a_user_has_a_smoothserve_of_his_own() {
+    machine::test(async |machine| {
+        Scene::install(machine, "");
+        machine.run(USER);
+        machine.install(&example("shop"), "/home/ada/shop");
+        machine.write(
+            "/home/ada/.config/smoothserve/services/shop.yaml",
+            "name: shop\nexecutable_path: /home/ada/shop\nargs: [\"-port={port}\"]\nport: 9090\ninstance_count: 2\n",
+        );
+        machine.run("chown -R ada: /home/ada && loginctl enable-linger ada");
+        let ada = "setpriv --reuid ada --regid ada --init-groups env HOME=/home/ada \
+                   XDG_RUNTIME_DIR=/run/user/$(id -u ada) \
+                   DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$(id -u ada)/bus";
+        machine.until(
+            &format!("{ada} systemctl --user is-system-running"),
+            |state| matches!(state, "running\n" | "degraded\n"),
+        );
+        machine.run(&format!(
+            "{ada} systemctl --user enable --now smoothserve.socket smoothserve.service"
+        ));
+        let pids = |machine: &machine::Machine| machine.run("pgrep -u ada -x shop");
+        let before = pids(machine);
+        assert_eq!(before.lines().count(), 2);
+        machine.run(&format!("{ada} systemctl --user restart smoothserve"));
+        machine.run(&format!("{ada} systemctl --user reload smoothserve"));
+        assert_eq!(
+            pids(machine),
+            before,
+            "they are in scopes of the user's systemd"
+        );
+        let page = client::get(local(9090), "shop.example", "/").await.unwrap();
+        assert!(page.text().contains("The shop"));
+        machine.run(&format!("{ada} smoothctl restart shop"));
+        assert_ne!(pids(machine), before);
+        machine.run(&format!(
+            "{ada} systemctl --user stop smoothserve.socket smoothserve"
+        ));
+        assert_eq!(machine.try_run("pgrep -u ada -x shop").stdout, b"");
+    });
+}
