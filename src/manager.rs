@@ -201,11 +201,14 @@ pub fn run(mut options: Options, mut given: Given) -> anyhow::Result<()> {
             Some(socket) => dbus::Socket::Given(socket),
             None => dbus::Socket::Path(options.run_dir.join("bus")),
         };
-        dbus::serve(handle, control_socket, options.bus).await?;
         let (reports, events) = mpsc::unbounded_channel();
         let scopes = takeover::scopes(&given).await;
+        let bus = options.bus;
         let mut manager = Manager::new(options, &mut given, snapshots, reports)?;
         manager.take_over(given, scopes);
+        manager.settle();
+        // Whoever asks finds everything that is there.
+        dbus::serve(handle, control_socket, bus).await?;
         manager.run(signals, requests, events).await
     })
 }
@@ -304,7 +307,6 @@ impl Manager {
     ) -> anyhow::Result<()> {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        self.settle();
         while !self.ended() {
             tokio::select! {
                 Some(request) = requests.recv() => {

@@ -35,7 +35,7 @@ pub const NAME: &str = "org.smoothserve1";
 /// cannot keep root out.
 const MOST_CLIENTS: usize = 128;
 
-/// The time that a client has to introduce itself.
+/// The time that a client has to introduce itself, and a bus to let us in.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Between two tries to reach a bus that went away, or was not there: at first, and at most.
@@ -186,7 +186,9 @@ async fn connect(bus: Bus, handle: &Handle) -> zbus::Result<(Connection, Arc<Sna
         _ => Builder::system(),
     };
     let (builder, shown) = with_objects(builder, Access::Bus, handle);
-    Ok((builder.name(NAME).build().await?, shown))
+    let connection = tokio::time::timeout(HANDSHAKE_LIMIT, builder.name(NAME).build()).await;
+    let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+    Ok((connection.map_err(|_| zbus::Error::from(late))??, shown))
 }
 
 /// Stays on the bus, also when that goes away and comes back.
