@@ -12,10 +12,15 @@ const CALLS: &str = "rename,vfork,clone,clone3,sendmsg,sendto,connect";
 #[test]
 fn a_rollout_goes_on_after_a_crash_between_any_two_steps() {
     machine::test(async |machine| {
+        machine.write(
+            "/etc/systemd/system/smoothserve.service.d/soon.conf",
+            "[Service]\nRestartSec=0\n",
+        );
         let scene = Scene::start(machine, "");
         let load = scene.load().await;
         let mut killed = 0;
-        for call in 1..=60 {
+        // One time after the other the rollout comes a little further.
+        for call in (1..=120).step_by(4) {
             let (manager, before) = (scene.manager(), scene.settled());
             // strace kills the manager as it enters this call, and goes with it.
             machine.run(&format!(
@@ -35,9 +40,6 @@ fn a_rollout_goes_on_after_a_crash_between_any_two_steps() {
             );
             machine.run("pkill strace; true");
             scene.settled();
-            if scene.manager() != manager {
-                killed += 1;
-            }
             let shop = scene.shop();
             assert_eq!(
                 (shop.ready(), shop.instances.len()),
@@ -51,9 +53,11 @@ fn a_rollout_goes_on_after_a_crash_between_any_two_steps() {
                 "3",
                 "call {call}: a process that nobody knows"
             );
+            if scene.manager() != manager {
+                killed += 1;
+            }
         }
-        println!("{killed} managers were killed");
-        assert!(killed >= 30, "{killed}");
+        assert!(killed > 20, "only {killed} managers were killed");
         nothing_is_lost(load).await;
         let state = machine.run("systemctl is-system-running; true");
         assert_eq!(state.trim(), "running");

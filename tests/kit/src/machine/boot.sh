@@ -53,7 +53,7 @@ case $1 in
 	rm -rf etc/systemd/system/*.wants etc/systemd/system/default.target
 	for unit in getty.target console-getty.service systemd-udevd.service systemd-udev-trigger.service \
 		systemd-resolved.service systemd-networkd.service systemd-timesyncd.service systemd-firstboot.service \
-		systemd-binfmt.service systemd-update-utmp.service; do
+		systemd-binfmt.service systemd-update-utmp.service systemd-modules-load.service; do
 		ln -sf /dev/null "etc/systemd/system/$unit"
 	done
 	mkdir -p etc/systemd/journald.conf.d etc/systemd/system/sockets.target.wants
