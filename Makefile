@@ -2,7 +2,12 @@
 
 CARGO ?= cargo
 
-.PHONY: help check demo build install-needs deny
+# For `install`. With another prefix smoothserve runs as well, but D-Bus and polkit look for their files in /usr only.
+DESTDIR =
+prefix = /usr
+BIN = target/release
+
+.PHONY: help check demo build install install-needs deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,6 +25,30 @@ demo: install-needs ## Run an example service under load, deploy and restart it,
 
 build: ## Build the programs as they ship
 	$(CARGO) build --release --locked --bins
+
+# Under DESTDIR, if that is given. Needs no root there; neither builds, since root should not, nor enables anything, which
+# is for a package to do.
+install: unitdir = $(DESTDIR)$(prefix)/lib/systemd
+install: datadir = $(DESTDIR)$(prefix)/share
+install: ## Install what `make build` has built, with its units (DESTDIR=, prefix=, BIN=)
+	install -D -m 755 -t $(DESTDIR)$(prefix)/bin $(BIN)/smoothserve $(BIN)/smoothctl
+	ln -sf smoothctl $(DESTDIR)$(prefix)/bin/smoothtool
+	install -D -m 644 -t $(unitdir)/system $(addprefix systemd/smoothserve.,service socket slice)
+	install -D -m 644 -t $(unitdir)/user $(addprefix systemd/user/smoothserve.,service socket slice)
+	sed -i 's,/usr/bin/,$(prefix)/bin/,' $(unitdir)/system/smoothserve.service $(unitdir)/user/smoothserve.service
+	install -d $(unitdir)/system-generators $(unitdir)/user-generators
+	ln -sf ../../../bin/smoothserve $(unitdir)/system-generators/smoothserve-generator
+	ln -sf ../../../bin/smoothserve $(unitdir)/user-generators/smoothserve-generator
+	install -D -m 644 systemd/smoothserve.sysusers.conf $(DESTDIR)$(prefix)/lib/sysusers.d/smoothserve.conf
+	install -D -m 644 systemd/smoothserve.tmpfiles.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/smoothserve.conf
+	install -D -m 644 -t $(datadir)/dbus-1/system.d systemd/org.smoothserve1.conf
+	install -D -m 644 -t $(datadir)/dbus-1/system-services systemd/org.smoothserve1.service
+	install -D -m 644 -t $(datadir)/polkit-1/actions systemd/org.smoothserve1.policy
+	install -D -m 644 -t $(datadir)/doc/smoothserve README.md docs/configuration.md docs/dbus.md
+	install -D -m 644 -t $(datadir)/doc/smoothserve/examples services/example.yaml services/python.yaml
+	install -d $(DESTDIR)/etc/smoothserve/services
+	[ -e $(DESTDIR)/etc/smoothserve/smoothserve.yaml ] || \
+		install -m 644 -t $(DESTDIR)/etc/smoothserve systemd/smoothserve.yaml
 
 install-needs: ## Install what building and testing need (Debian)
 	@./scripts/install-needs

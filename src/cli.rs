@@ -70,6 +70,19 @@ pub enum Role {
     /// An instance before it becomes one, started by `run`
     #[command(hide = true)]
     Launch,
+    /// Make socket units of the configured ports, started by systemd under the name smoothserve-generator
+    #[command(hide = true)]
+    Generate {
+        /// The folder of smoothserve.yaml and services/ [default: as the units say, by $SYSTEMD_SCOPE]
+        #[arg(long, value_name = "DIR")]
+        config: Option<PathBuf>,
+        /// Where the units are made
+        #[arg(value_name = "NORMAL")]
+        normal: PathBuf,
+        /// For units that take precedence over others, or give it; not used
+        #[arg(value_name = "EARLY LATE", num_args = 0..=2)]
+        others: Vec<PathBuf>,
+    },
 }
 
 /// The run directory, by which the two programs find each other.

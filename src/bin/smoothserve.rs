@@ -1,15 +1,16 @@
 //! The smoothserve binary: decides which of its roles to play.
 
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use smoothserve::cli::{Role, Smoothserve, exit};
-use smoothserve::{config, launch, manager, proxy};
+use smoothserve::{config, generator, launch, manager, proxy};
 
 fn main() -> ExitCode {
-    let role = match Smoothserve::try_parse() {
+    let role = match Smoothserve::try_parse_from(arguments()) {
         Ok(arguments) => arguments.role,
         Err(error) => {
             // Nothing is left to do about a terminal that is gone.
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         })
         .map_err(Into::into),
         Role::Launch => launch::run(),
+        Role::Generate { config, normal, .. } => generator::run(config.as_deref(), &normal),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,6 +52,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// systemd starts a generator by its name and says no more, so that name stands for the role.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    if name == Some(OsStr::new(generator::NAME)) {
+        arguments.insert(1, "generate".into());
+    }
+    arguments
 }
 
 fn check(dir: &Path) -> ExitCode {

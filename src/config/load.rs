@@ -15,6 +15,15 @@ use super::{Config, conflict, machine, raw};
 /// More files than one server has services.
 const MAX_FILES: usize = 1000;
 
+/// What the files are compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Against {
+    /// The files, users and addresses of this machine.
+    Machine,
+    /// Only each other.
+    Nothing,
+}
+
 /// Reads the whole configuration in a folder, or says all that is wrong with it.
 pub fn load(dir: &Path) -> Result<Config, Faults> {
     match load_partial(dir) {
@@ -27,6 +36,16 @@ pub fn load(dir: &Path) -> Result<Config, Faults> {
 /// as its executable, is among the good: that may still appear. Of two services that are in each other's way, the one
 /// whose file comes first by name is kept.
 pub fn load_partial(dir: &Path) -> (Config, Faults) {
+    load_against(Against::Machine, dir)
+}
+
+/// As [`load_partial`], but looks at nothing beside the files of the configuration themselves: early at boot there are
+/// no addresses, perhaps no executables, and nobody to ask for users.
+pub fn load_files(dir: &Path) -> (Config, Faults) {
+    load_against(Against::Nothing, dir)
+}
+
+fn load_against(against: Against, dir: &Path) -> (Config, Faults) {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let mut notes = Vec::new();
     if let Err(error) = std::fs::read_dir(&dir) {
@@ -34,14 +53,14 @@ pub fn load_partial(dir: &Path) -> (Config, Faults) {
         let global = Global::new(&dir);
         return (config(global, Vec::new(), notes), Faults::new(faults));
     }
-    let (global, mut faults) = global::read(&dir, &mut notes);
+    let (global, mut faults) = global::read(&dir, against, &mut notes);
     let files = service_files(&global, &mut notes).unwrap_or_else(|fault| {
         faults.push(fault);
         Vec::new()
     });
     let mut drafts = Vec::new();
     for file in files {
-        match read_service(&file, &global, &mut notes) {
+        match read_service(&file, &global, against, &mut notes) {
             Ok(draft) => drafts.push(draft),
             Err(found) => faults.extend(found),
         }
@@ -149,6 +168,7 @@ fn service_files(global: &Global, notes: &mut Vec<String>) -> Result<Vec<PathBuf
 fn read_service(
     file: &Path,
     global: &Global,
+    against: Against,
     notes: &mut Vec<String>,
 ) -> Result<Draft, Vec<Fault>> {
     let source = match Source::read(file) {
@@ -163,7 +183,11 @@ fn read_service(
     };
     let root = raw::parse(&source).map_err(|fault| vec![fault])?;
     let mut draft = service::read(source, root, notes)?;
-    for (key, message) in machine::missing(&draft.service, &global.default_user) {
+    let missing = match against {
+        Against::Machine => machine::missing(&draft.service, &global.default_user),
+        Against::Nothing => Vec::new(),
+    };
+    for (key, message) in missing {
         let at = draft.mark(key);
         if draft.service.enabled {
             draft.missing.push(draft.source.fault(at, message));

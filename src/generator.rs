@@ -1,0 +1,207 @@
+//! The generator: makes a socket unit of each address that the proxy listens on.
+//!
+//! systemd runs it at boot, before any unit is started, and at each `daemon-reload`. So systemd holds every port before
+//! smoothserve runs, keeps it while smoothserve is gone, and starts it at the first connection.
+//!
+//! Nothing is there yet when it runs: no network, perhaps no other file system than the root, nobody to ask about users.
+//! It reads the files of the configuration and nothing else, and whatever is wrong with one service neither keeps the
+//! others from their ports nor fails the boot: it is said in the log, and the manager will say more. A port without a
+//! unit is no harm, the manager opens it itself. See systemd.generator(7).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::cli::CONFIG_DIR;
+use crate::config::{self, Config, Faults, Listen, Service};
+
+/// The name under which systemd starts it.
+pub const NAME: &str = "smoothserve-generator";
+
+/// The units start and stop with this one, and are used only while it is enabled.
+const PARENT: &str = "smoothserve.socket";
+
+/// The kernel's log takes no more than 10 messages at a time from one program.
+const MOST_MESSAGES: usize = 8;
+
+/// A unit as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// The name of its file.
+    pub name: String,
+    /// What is in it.
+    pub text: String,
+}
+
+/// Makes the units in a folder of systemd's. Without a folder of the configuration the one of the scope (system or user)
+/// is read.
+pub fn run(config_dir: Option<&Path>, folder: &Path) -> anyhow::Result<()> {
+    let Some(config_dir) = config_dir.map(Path::to_owned).or_else(default_config_dir) else {
+        return Ok(());
+    };
+    // Installed and not configured, which is most users' user manager.
+    if !config_dir.exists() {
+        return Ok(());
+    }
+    let (config, faults) = config::load_files(&config_dir);
+    report(&faults);
+    let wants = folder.join(format!("{PARENT}.wants"));
+    for unit in units(&config) {
+        let path = folder.join(&unit.name);
+        fs::write(&path, unit.text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::create_dir_all(&wants)
+            .and_then(|()| symlink(Path::new("..").join(&unit.name), wants.join(&unit.name)))
+            .with_context(|| format!("cannot make a symlink in {}", wants.display()))?;
+    }
+    Ok(())
+}
+
+/// What `%E/smoothserve` is for the units. `None`: a user without a home.
+fn default_config_dir() -> Option<PathBuf> {
+    let for_user = match std::env::var_os("SYSTEMD_SCOPE") {
+        Some(scope) => scope == "user",
+        // Nobody but a person who tries it out.
+        None => !rustix::process::geteuid().is_root(),
+    };
+    if !for_user {
+        return Some(PathBuf::from(CONFIG_DIR));
+    }
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let folder = absolute("XDG_CONFIG_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
+    Some(folder.join("smoothserve"))
+}
+
+/// A unit for each address of the services that are enabled, in the order of the addresses.
+pub fn units(config: &Config) -> Vec<Unit> {
+    let mut addresses: BTreeMap<Listen, Vec<&Service>> = BTreeMap::new();
+    for service in config.services.values().filter(|service| service.enabled) {
+        for &listen in &service.listen {
+            addresses.entry(listen).or_default().push(service);
+        }
+    }
+    addresses
+        .iter()
+        .map(|(&listen, services)| Unit {
+            name: unit_name(listen),
+            text: text(listen, services),
+        })
+        .collect()
+}
+
+/// `smoothserve-port-80.socket`, or `smoothserve-port-127.0.0.1-80.socket`.
+fn unit_name(Listen { address, port }: Listen) -> String {
+    match address {
+        None => format!("smoothserve-port-{port}.socket"),
+        Some(address) => format!("smoothserve-port-{address}-{port}.socket"),
+    }
+}
+
+/// The socket is as the manager would open it itself.
+fn text(listen: Listen, services: &[&Service]) -> String {
+    let Listen { address, port } = listen;
+    let names: Vec<&str> = services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    let mut text = format!(
+        "# Made by {NAME} at boot and at each `systemctl daemon-reload`.\n\
+         # For: {}\n\
+         \n\
+         [Unit]\n\
+         Description=smoothserve on {}\n\
+         Documentation=file:///usr/share/doc/smoothserve/configuration.md\n",
+        names.join(", "),
+        place(listen),
+    );
+    if let Some(path) = services.first().and_then(|first| setting(&first.file)) {
+        let _ = writeln!(text, "SourcePath={path}");
+    }
+    text.push_str(
+        "PartOf=smoothserve.socket\n\
+         # A manager that is to be continued has its state there, and holds the port if it is not held here.\n\
+         ConditionPathExists=!%t/smoothserve/state.json\n\
+         \n\
+         [Socket]\n",
+    );
+    match address {
+        None => {
+            let _ = writeln!(text, "ListenStream={port}\nBindIPv6Only=both");
+        }
+        Some(address) => {
+            let _ = writeln!(text, "ListenStream={}", SocketAddr::new(address, port));
+            if !address.is_unspecified() {
+                text.push_str(
+                    "# The network may give the machine this address only later.\n\
+                     FreeBind=yes\n",
+                );
+            }
+        }
+    }
+    text.push_str(
+        "Service=smoothserve.service\n\
+         Backlog=4096\n\
+         NoDelay=yes\n\
+         # If smoothserve fails again and again while requests come, systemd is to go on trying. By default it would\n\
+         # close the port for good (https://github.com/systemd/systemd/issues/15633).\n\
+         TriggerLimitIntervalSec=0\n\
+         Slice=smoothserve.slice\n",
+    );
+    text
+}
+
+/// An address for people.
+fn place(Listen { address, port }: Listen) -> String {
+    match address {
+        None => format!("port {port}"),
+        Some(IpAddr::V4(address)) if address.is_unspecified() => format!("port {port} (IPv4)"),
+        Some(address) => SocketAddr::new(address, port).to_string(),
+    }
+}
+
+/// A path as the value of a setting; `None` if a unit cannot have it.
+fn setting(path: &Path) -> Option<String> {
+    let path = path.to_str()?;
+    // `%` begins a specifier.
+    (!path.contains(char::is_control)).then(|| path.replace('%', "%%"))
+}
+
+/// Says what is wrong, one line a fault.
+fn report(faults: &Faults) {
+    let mut lines: Vec<String> = faults
+        .iter()
+        .take(MOST_MESSAGES)
+        .map(|fault| fault.summary())
+        .collect();
+    if faults.len() > MOST_MESSAGES {
+        let more = faults.len() - MOST_MESSAGES;
+        lines.push(format!("{more} more faults; `smoothserve check` shows all"));
+    }
+    // The system's manager has no use for standard error, and at boot nobody else listens but the kernel.
+    let by_system = std::env::var_os("SYSTEMD_SCOPE").is_some_and(|scope| scope == "system");
+    let mut kernel = match by_system {
+        true => File::options().write(true).open("/dev/kmsg").ok(),
+        false => None,
+    };
+    for line in lines {
+        // One write is one message there. 4 is a warning.
+        let written = match &mut kernel {
+            Some(kernel) => {
+                kernel.write_all(format!("<4>{NAME}[{}]: {line}\n", std::process::id()).as_bytes())
+            }
+            None => writeln!(io::stderr(), "{NAME}: {line}"),
+        };
+        // If nobody wants to hear it, the units are made all the same.
+        drop(written);
+    }
+}
