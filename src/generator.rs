@@ -129,8 +129,6 @@ fn text(listen: Listen, services: &[&Service]) -> String {
     }
     text.push_str(
         "PartOf=smoothserve.socket\n\
-         # A manager that is to be continued has its state there, and holds the port if it is not held here.\n\
-         ConditionPathExists=!%t/smoothserve/state.json\n\
          \n\
          [Socket]\n",
     );
@@ -150,6 +148,8 @@ fn text(listen: Listen, services: &[&Service]) -> String {
     }
     text.push_str(
         "Service=smoothserve.service\n\
+         # The name of the unit, which it would be otherwise, may have colons, and colons separate such names.\n\
+         FileDescriptorName=port\n\
          Backlog=4096\n\
          NoDelay=yes\n\
          # If smoothserve fails again and again while requests come, systemd is to go on trying. By default it would\n\
