@@ -48,7 +48,7 @@ install: ## Install what `make build` has built, with its units (DESTDIR=, prefi
 	install -D -m 644 -t $(datadir)/doc/smoothserve/examples services/example.yaml services/python.yaml
 	install -d $(DESTDIR)/etc/smoothserve/services
 	[ -e $(DESTDIR)/etc/smoothserve/smoothserve.yaml ] || \
-		install -m 644 -t $(DESTDIR)/etc/smoothserve systemd/smoothserve.yaml
+		install -m 644 -t $(DESTDIR)/etc/smoothserve smoothserve.yaml
 
 install-needs: ## Install what building and testing need (Debian)
 	@./scripts/install-needs

@@ -107,7 +107,7 @@ fn unit_name(Listen { address, port }: Listen) -> String {
     }
 }
 
-/// The socket is as the manager would open it itself.
+/// The socket is as the manager would open it itself: without `ReusePort=` for one, which would split its queue.
 fn text(listen: Listen, services: &[&Service]) -> String {
     let Listen { address, port } = listen;
     let names: Vec<&str> = services
@@ -129,6 +129,7 @@ fn text(listen: Listen, services: &[&Service]) -> String {
     }
     text.push_str(
         "PartOf=smoothserve.socket\n\
+         StartLimitIntervalSec=0\n\
          \n\
          [Socket]\n",
     );
@@ -203,5 +204,17 @@ fn report(faults: &Faults) {
         };
         // If nobody wants to hear it, the units are made all the same.
         drop(written);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_what_it_was() {
+        let setting = |path| setting(Path::new(path));
+        assert_eq!(setting("/etc/50%/a b.yaml").unwrap(), "/etc/50%%/a b.yaml");
+        assert_eq!(setting("/etc/a\nListenStream=1.yaml"), None);
     }
 }
