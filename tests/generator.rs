@@ -153,7 +153,7 @@ fn systemd_finds_no_fault_in_the_units() {
 }
 
 #[test]
-fn a_user_has_a_configuration_of_his_own() {
+fn users_have_a_configuration_of_their_own() {
     let home = tempfile::tempdir().unwrap();
     let user = ("SYSTEMD_SCOPE", Path::new("user"));
     let write = |folder: &str, port: u16| {
