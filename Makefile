@@ -2,11 +2,10 @@
 
 CARGO ?= cargo
 
-# Where `make install` puts things, and what it takes.
-DESTDIR ?=
-prefix ?= /usr
-BIN ?= target/release
-MODE = -D -m 644
+# For `install`. With another prefix smoothserve runs as well, but D-Bus and polkit look for their files in /usr only.
+DESTDIR =
+prefix = /usr
+BIN = target/release
 
 .PHONY: help check check-fast check-debian13 demo machine build install install-needs deny
 
@@ -38,26 +37,30 @@ demo: install-needs ## Run an example service under load, deploy and restart it,
 build: ## Build the programs as they ship
 	$(CARGO) build --release --locked --bins
 
-install: ## Install programs, units and policies below DESTDIR; enables and starts nothing
-	install -D -m 755 $(BIN)/smoothserve $(DESTDIR)$(prefix)/bin/smoothserve
-	install -D -m 755 $(BIN)/smoothctl $(DESTDIR)$(prefix)/bin/smoothctl
+# Under DESTDIR, if that is given. Needs no root there; neither builds, since root should not, nor enables anything, which
+# is for a package to do.
+install: unitdir = $(DESTDIR)$(prefix)/lib/systemd
+install: datadir = $(DESTDIR)$(prefix)/share
+install: ## Install what `make build` has built, with its units (DESTDIR=, prefix=, BIN=)
+	install -D -m 755 -t $(DESTDIR)$(prefix)/bin $(BIN)/smoothserve $(BIN)/smoothctl
 	ln -sf smoothctl $(DESTDIR)$(prefix)/bin/smoothtool
-	for unit in service socket slice; do \
-		install $(MODE) systemd/smoothserve.$$unit $(DESTDIR)$(prefix)/lib/systemd/system/smoothserve.$$unit && \
-		install $(MODE) systemd/user/smoothserve.$$unit $(DESTDIR)$(prefix)/lib/systemd/user/smoothserve.$$unit || exit 1; \
-	done
-	install -d $(DESTDIR)$(prefix)/lib/systemd/system-generators $(DESTDIR)$(prefix)/lib/systemd/user-generators
-	ln -sf ../../../bin/smoothserve $(DESTDIR)$(prefix)/lib/systemd/system-generators/smoothserve-generator
-	ln -sf ../../../bin/smoothserve $(DESTDIR)$(prefix)/lib/systemd/user-generators/smoothserve-generator
-	install $(MODE) systemd/smoothserve.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/smoothserve.conf
-	install $(MODE) systemd/smoothserve.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/smoothserve.conf
-	install $(MODE) systemd/smoothserve.catalog $(DESTDIR)$(prefix)/lib/systemd/catalog/smoothserve.catalog
-	install $(MODE) systemd/org.smoothserve1.conf $(DESTDIR)$(prefix)/share/dbus-1/system.d/org.smoothserve1.conf
-	install $(MODE) systemd/org.smoothserve1.service $(DESTDIR)$(prefix)/share/dbus-1/system-services/org.smoothserve1.service
-	install $(MODE) systemd/org.smoothserve1.policy $(DESTDIR)$(prefix)/share/polkit-1/actions/org.smoothserve1.policy
+	install -D -m 644 -t $(unitdir)/system $(addprefix systemd/smoothserve.,service socket slice)
+	install -D -m 644 -t $(unitdir)/user $(addprefix systemd/user/smoothserve.,service socket slice)
+	sed -i 's,/usr/bin/,$(prefix)/bin/,' $(unitdir)/system/smoothserve.service $(unitdir)/user/smoothserve.service
+	install -d $(unitdir)/system-generators $(unitdir)/user-generators
+	ln -sf ../../../bin/smoothserve $(unitdir)/system-generators/smoothserve-generator
+	ln -sf ../../../bin/smoothserve $(unitdir)/user-generators/smoothserve-generator
+	install -D -m 644 systemd/smoothserve.sysusers.conf $(DESTDIR)$(prefix)/lib/sysusers.d/smoothserve.conf
+	install -D -m 644 systemd/smoothserve.tmpfiles.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/smoothserve.conf
+	install -D -m 644 -t $(unitdir)/catalog systemd/smoothserve.catalog
+	install -D -m 644 -t $(datadir)/dbus-1/system.d systemd/org.smoothserve1.conf
+	install -D -m 644 -t $(datadir)/dbus-1/system-services systemd/org.smoothserve1.service
+	install -D -m 644 -t $(datadir)/polkit-1/actions systemd/org.smoothserve1.policy
+	install -D -m 644 -t $(datadir)/doc/smoothserve README.md docs/configuration.md docs/dbus.md docs/logging.md
+	install -D -m 644 -t $(datadir)/doc/smoothserve/examples services/example.yaml services/python.yaml
 	install -d $(DESTDIR)/etc/smoothserve/services
-	test -e $(DESTDIR)/etc/smoothserve/smoothserve.yaml || \
-		install -m 644 systemd/smoothserve.yaml $(DESTDIR)/etc/smoothserve/smoothserve.yaml
+	[ -e $(DESTDIR)/etc/smoothserve/smoothserve.yaml ] || \
+		install -m 644 -t $(DESTDIR)/etc/smoothserve smoothserve.yaml
 
 install-needs: ## Install what building and testing need (Debian)
 	@./scripts/install-needs

@@ -70,17 +70,17 @@ pub enum Role {
     /// An instance before it becomes one, started by `run`
     #[command(hide = true)]
     Launch,
-    /// Make a socket unit for each configured port, as systemd.generator(7) says
+    /// Make socket units of the configured ports, started by systemd under the name smoothserve-generator
     #[command(hide = true)]
     Generate {
-        /// The folder of smoothserve.yaml and services/; by default that of the system or the user
+        /// The folder of smoothserve.yaml and services/ [default: as the units say, by $SYSTEMD_SCOPE]
         #[arg(long, value_name = "DIR")]
         config: Option<PathBuf>,
-        /// Where to put the units
+        /// Where the units are made
         #[arg(value_name = "NORMAL")]
         normal: PathBuf,
-        /// Not used
-        #[arg(value_name = "EARLY LATE")]
+        /// For units that take precedence over others, or give it; not used
+        #[arg(value_name = "EARLY LATE", num_args = 0..=2)]
         others: Vec<PathBuf>,
     },
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing downstream checks these values again. [`load()`] is all or nothing: a configuration with any fault yields no
 //! [`Config`], only the report of all its faults. [`load_partial`] is for the start, when the services that are good
-//! shall run whatever the others are.
+//! shall run whatever the others are, and [`load_files`] for the boot, when there is no machine to compare them with yet.
 //!
 //! A file goes through these steps: bytes that are bounded text (`source`), a tree whose nodes know their positions
 //! (`raw`), keys that are known and stand there once (`fields`), values that mean something (`value`, `site`), a

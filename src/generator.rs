@@ -1,123 +1,220 @@
-//! The generator: turns the configured ports into socket units, see systemd.generator(7).
+//! The generator: makes a socket unit of each address that the proxy listens on.
 //!
-//! systemd runs it at boot and at every `daemon-reload`, before it has loaded any unit. With a unit for each port systemd
-//! holds all ports before smoothserve runs, and a first connection starts it. One port is one unit, so that one that
-//! cannot be opened takes no other with it. The units are wanted by `smoothserve.socket` alone: enabling, starting and
-//! stopping that one does the same to all of them.
+//! systemd runs it at boot, before any unit is started, and at each `daemon-reload`. So systemd holds every port before
+//! smoothserve runs, keeps it while smoothserve is gone, and starts it at the first connection.
+//!
+//! Nothing is there yet when it runs: no network, perhaps no other file system than the root, nobody to ask about users.
+//! It reads the files of the configuration and nothing else, and whatever is wrong with one service neither keeps the
+//! others from their ports nor fails the boot: it is said in the log, and the manager will say more. A port without a
+//! unit is no harm, the manager opens it itself. See systemd.generator(7).
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use crate::cli::CONFIG_DIR;
-use crate::config::{self, Config, Listen};
-use crate::systemd::SERVICE;
+use crate::config::{self, Config, Faults, Listen, Service};
 
-/// The file that systemd calls.
+/// The name under which systemd starts it.
 pub const NAME: &str = "smoothserve-generator";
 
-/// What the units belong to.
+/// The units start and stop with this one, and are used only while it is enabled.
 const PARENT: &str = "smoothserve.socket";
 
-/// Writes the units for what is configured. Faults are said and left out: they must not keep the good ports closed.
-pub fn run(config_dir: Option<PathBuf>, normal: &Path) -> anyhow::Result<()> {
-    let dir = match config_dir {
-        Some(dir) => dir,
-        None => default_config_dir().context("neither XDG_CONFIG_HOME nor HOME is set")?,
+/// The kernel's log takes no more than 10 messages at a time from one program.
+const MOST_MESSAGES: usize = 8;
+
+/// A unit as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// The name of its file.
+    pub name: String,
+    /// What is in it.
+    pub text: String,
+}
+
+/// Makes the units in a folder of systemd's. Without a folder of the configuration the one of the scope (system or user)
+/// is read.
+pub fn run(config_dir: Option<&Path>, folder: &Path) -> anyhow::Result<()> {
+    let Some(config_dir) = config_dir.map(Path::to_owned).or_else(default_config_dir) else {
+        return Ok(());
     };
-    if !dir.exists() {
+    // Installed and not configured, which is most users' user manager.
+    if !config_dir.exists() {
         return Ok(());
     }
-    let (config, faults) = config::load_files(&dir);
-    if !faults.is_empty() {
-        tracing::error!(error = %faults, "configuration has faults, its good services get their ports");
-    }
-    let wants = normal.join(format!("{PARENT}.wants"));
-    for (name, text) in units(&config) {
-        let unit = normal.join(&name);
-        let problem = || format!("cannot write {}", unit.display());
-        fs::create_dir_all(&wants).with_context(problem)?;
-        fs::write(&unit, text).with_context(problem)?;
-        symlink(Path::new("..").join(&name), wants.join(&name)).with_context(problem)?;
+    let (config, faults) = config::load_files(&config_dir);
+    report(&faults);
+    let wants = folder.join(format!("{PARENT}.wants"));
+    for unit in units(&config) {
+        let path = folder.join(&unit.name);
+        fs::write(&path, unit.text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::create_dir_all(&wants)
+            .and_then(|()| symlink(Path::new("..").join(&unit.name), wants.join(&unit.name)))
+            .with_context(|| format!("cannot make a symlink in {}", wants.display()))?;
     }
     Ok(())
 }
 
-/// systemd says for whom it asks since version 251; before that only a user's manager has these variables.
+/// What `%E/smoothserve` is for the units. `None`: a user without a home.
 fn default_config_dir() -> Option<PathBuf> {
-    let is_users = match std::env::var("SYSTEMD_SCOPE") {
-        Ok(scope) => scope == "user",
-        Err(_) => !rustix::process::geteuid().is_root(),
+    let for_user = match std::env::var_os("SYSTEMD_SCOPE") {
+        Some(scope) => scope == "user",
+        // Nobody but a person who tries it out.
+        None => !rustix::process::geteuid().is_root(),
     };
-    if !is_users {
+    if !for_user {
         return Some(PathBuf::from(CONFIG_DIR));
     }
-    let folder = |name| std::env::var_os(name).map(PathBuf::from);
-    let configs = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")))?;
-    Some(configs.join("smoothserve"))
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let folder = absolute("XDG_CONFIG_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
+    Some(folder.join("smoothserve"))
 }
 
-/// The units by name.
-fn units(config: &Config) -> BTreeMap<String, String> {
-    let services = config.services.values().filter(|service| service.enabled);
-    let mut users: BTreeMap<Listen, Vec<&config::Service>> = BTreeMap::new();
-    for service in services {
-        for listen in &service.listen {
-            users.entry(*listen).or_default().push(service);
+/// A unit for each address of the services that are enabled, in the order of the addresses.
+pub fn units(config: &Config) -> Vec<Unit> {
+    let mut addresses: BTreeMap<Listen, Vec<&Service>> = BTreeMap::new();
+    for service in config.services.values().filter(|service| service.enabled) {
+        for &listen in &service.listen {
+            addresses.entry(listen).or_default().push(service);
         }
     }
-    let units = users.iter();
-    units
-        .map(|(listen, services)| (unit_name(listen), unit(listen, services)))
+    addresses
+        .iter()
+        .map(|(&listen, services)| Unit {
+            name: unit_name(listen),
+            text: text(listen, services),
+        })
         .collect()
 }
 
-fn unit_name(listen: &Listen) -> String {
-    match listen.address {
-        None => format!("smoothserve-port-{}.socket", listen.port),
-        Some(address) => format!("smoothserve-port-{address}-{}.socket", listen.port),
+/// `smoothserve-port-80.socket`, or `smoothserve-port-127.0.0.1-80.socket`.
+pub fn unit_name(Listen { address, port }: Listen) -> String {
+    match address {
+        None => format!("smoothserve-port-{port}.socket"),
+        Some(address) => format!("smoothserve-port-{address}-{port}.socket"),
     }
 }
 
-/// The same socket as the manager would open by itself.
-fn unit(listen: &Listen, services: &[&config::Service]) -> String {
+/// The socket is as the manager would open it itself: without `ReusePort=` for one, which would split its queue.
+fn text(listen: Listen, services: &[&Service]) -> String {
+    let Listen { address, port } = listen;
     let names: Vec<&str> = services
         .iter()
         .map(|service| service.name.as_str())
         .collect();
-    let source = services.first().and_then(|service| service.file.to_str());
-    let source = source
-        .filter(|path| !path.contains(char::is_control))
-        .map(|path| format!("SourcePath={}\n", path.replace('%', "%%")))
-        .unwrap_or_default();
-    let address = match listen.address {
-        // Both protocols, whatever net.ipv6.bindv6only says; IPv4 alone where there is no IPv6.
-        None => format!("ListenStream={}\nBindIPv6Only=both\n", listen.port),
-        // The address may be assigned later than the socket is made.
-        Some(address) => {
-            let address = std::net::SocketAddr::new(address, listen.port);
-            format!("ListenStream={address}\nFreeBind=yes\n")
+    let mut text = format!(
+        "# Made by {NAME} at boot and at each `systemctl daemon-reload`.\n\
+         # For: {}\n\
+         \n\
+         [Unit]\n\
+         Description=smoothserve on {}\n\
+         Documentation=file:///usr/share/doc/smoothserve/configuration.md\n",
+        names.join(", "),
+        place(listen),
+    );
+    if let Some(path) = services.first().and_then(|first| setting(&first.file)) {
+        let _ = writeln!(text, "SourcePath={path}");
+    }
+    text.push_str(
+        "PartOf=smoothserve.socket\n\
+         StartLimitIntervalSec=0\n\
+         \n\
+         [Socket]\n",
+    );
+    match address {
+        None => {
+            let _ = writeln!(text, "ListenStream={port}\nBindIPv6Only=both");
         }
-    };
-    format!(
-        "# Made by {NAME}.
-[Unit]
-Description=Port {listen} of smoothserve, for {}
-Documentation=man:smoothserve(8)
-{source}PartOf={PARENT}
+        Some(address) => {
+            let _ = writeln!(text, "ListenStream={}", SocketAddr::new(address, port));
+            if !address.is_unspecified() {
+                text.push_str(
+                    "# The network may give the machine this address only later.\n\
+                     FreeBind=yes\n",
+                );
+            }
+        }
+    }
+    text.push_str(
+        "Service=smoothserve.service\n\
+         # The name of the unit, which it would be otherwise, may have colons, and colons separate such names.\n\
+         FileDescriptorName=port\n\
+         Backlog=4096\n\
+         NoDelay=yes\n\
+         # If smoothserve fails again and again while requests come, systemd is to go on trying. By default it would\n\
+         # close the port for good (https://github.com/systemd/systemd/issues/15633).\n\
+         TriggerLimitIntervalSec=0\n\
+         Slice=smoothserve.slice\n",
+    );
+    text
+}
 
-[Socket]
-{address}Service={SERVICE}
-Backlog=4096
-NoDelay=yes
-# A second queue would lose what is in it when one is closed.
-ReusePort=no
-# Otherwise systemd closes the socket for good when the service fails often while there are clients.
-TriggerLimitIntervalSec=0
-",
-        names.join(", ")
-    )
+/// An address for people.
+fn place(Listen { address, port }: Listen) -> String {
+    match address {
+        None => format!("port {port}"),
+        Some(IpAddr::V4(address)) if address.is_unspecified() => format!("port {port} (IPv4)"),
+        Some(address) => SocketAddr::new(address, port).to_string(),
+    }
+}
+
+/// A path as the value of a setting; `None` if a unit cannot have it.
+fn setting(path: &Path) -> Option<String> {
+    let path = path.to_str()?;
+    // `%` begins a specifier.
+    (!path.contains(char::is_control)).then(|| path.replace('%', "%%"))
+}
+
+/// Says what is wrong, one line a fault.
+fn report(faults: &Faults) {
+    let mut lines: Vec<String> = faults
+        .iter()
+        .take(MOST_MESSAGES)
+        .map(|fault| fault.summary())
+        .collect();
+    if faults.len() > MOST_MESSAGES {
+        let more = faults.len() - MOST_MESSAGES;
+        lines.push(format!("{more} more faults; `smoothserve check` shows all"));
+    }
+    // The system's manager has no use for standard error, and at boot nobody else listens but the kernel.
+    let by_system = std::env::var_os("SYSTEMD_SCOPE").is_some_and(|scope| scope == "system");
+    let mut kernel = match by_system {
+        true => File::options().write(true).open("/dev/kmsg").ok(),
+        false => None,
+    };
+    for line in lines {
+        // One write is one message there. 4 is a warning.
+        let written = match &mut kernel {
+            Some(kernel) => {
+                kernel.write_all(format!("<4>{NAME}[{}]: {line}\n", std::process::id()).as_bytes())
+            }
+            None => writeln!(io::stderr(), "{NAME}: {line}"),
+        };
+        // If nobody wants to hear it, the units are made all the same.
+        drop(written);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_what_it_was() {
+        let setting = |path| setting(Path::new(path));
+        assert_eq!(setting("/etc/50%/a b.yaml").unwrap(), "/etc/50%%/a b.yaml");
+        assert_eq!(setting("/etc/a\nListenStream=1.yaml"), None);
+    }
 }

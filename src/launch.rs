@@ -95,6 +95,7 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
+    like_others_when_memory_is_short();
     if let Some(credentials) = &order.credentials {
         take_credentials(credentials)?;
     }
@@ -176,6 +177,17 @@ fn execute(program: &CStr, args: &[CString], environment: &[CString]) -> io::Err
         pause *= 2;
     }
     Errno::ETXTBSY.into()
+}
+
+/// The manager may be among the last to be killed when the machine is out of memory, an instance is not. Where this
+/// cannot be said, the instance is to run all the same.
+fn like_others_when_memory_is_short() {
+    let file = "/proc/self/oom_score_adj";
+    let score = std::fs::read_to_string(file).ok();
+    let score = score.and_then(|score| score.trim().parse::<i32>().ok());
+    if score.is_some_and(|score| score < 0) {
+        let _ = std::fs::write(file, "0");
+    }
 }
 
 /// Becomes the user for good.

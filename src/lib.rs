@@ -8,6 +8,7 @@
 //! * the **proxy worker** ([`proxy`]) accepts, routes, balances and forwards. It never sees the configuration:
 //!   it knows only the numbered tables that the manager sends it.
 //! * the **launcher** ([`launch`]) is the short life of an instance before it becomes the service's own program.
+//! * the **generator** ([`generator`]) tells systemd at boot which ports to listen on.
 //!
 //! The manager and the worker meet in [`ipc`] and nowhere else.
 

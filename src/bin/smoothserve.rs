@@ -28,7 +28,6 @@ fn main() -> ExitCode {
     let given = unsafe { Given::take() };
     // A launcher changes its user, which wants a process of one thread, and its stderr is the instance's.
     let _logging = match role {
-        // A generator's goes to the kernel's log, since journald may not run yet.
         Role::Launch | Role::Generate { .. } => Logging::to_stderr(),
         _ => Logging::begin(),
     };
@@ -55,7 +54,7 @@ fn main() -> ExitCode {
         })
         .map_err(Into::into),
         Role::Launch => launch::run(),
-        Role::Generate { config, normal, .. } => generator::run(config, &normal),
+        Role::Generate { config, normal, .. } => generator::run(config.as_deref(), &normal),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -31,13 +31,22 @@ pub struct Fault {
     pub source_line: Option<String>,
 }
 
+impl Fault {
+    /// One line, `file:line:column: message`.
+    pub fn summary(&self) -> String {
+        let file = self.file.display();
+        match self.position {
+            Some(Position { line, column }) => {
+                format!("{file}:{line}:{column}: {}", self.message)
+            }
+            None => format!("{file}: {}", self.message),
+        }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file.display())?;
-        if let Some(Position { line, column }) = self.position {
-            write!(f, "{line}:{column}:")?;
-        }
-        write!(f, " {}", self.message)?;
+        f.write_str(&self.summary())?;
         if let (Some(position), Some(source)) = (self.position, &self.source_line) {
             let (shown, caret) = excerpt(source, position.column);
             let line = position.line.to_string();

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::fault::{Fault, Position};
 use super::fields::{Fields, Report};
-use super::load::Look;
+use super::load::Against;
 use super::raw::Node;
 use super::source::Source;
 use super::{machine, raw, value};
@@ -49,7 +49,7 @@ impl Global {
 }
 
 /// Reads the file of a folder; without one, or where it is wrong, the defaults hold.
-pub(super) fn read(dir: &Path, look: Look, notes: &mut Vec<String>) -> (Global, Vec<Fault>) {
+pub(super) fn read(dir: &Path, against: Against, notes: &mut Vec<String>) -> (Global, Vec<Fault>) {
     let mut global = Global::new(dir);
     let source = match Source::read(&dir.join(super::FILE)) {
         Ok(Some(source)) => source,
@@ -59,7 +59,7 @@ pub(super) fn read(dir: &Path, look: Look, notes: &mut Vec<String>) -> (Global, 
     match raw::parse(&source) {
         Ok(root) => {
             let mut report = Report::new(&source);
-            fill(&mut global, root, dir, look, &mut report, notes);
+            fill(&mut global, root, dir, against, &mut report, notes);
             let faults = report.faults;
             (global, faults)
         }
@@ -71,7 +71,7 @@ fn fill(
     global: &mut Global,
     root: Option<Node>,
     dir: &Path,
-    look: Look,
+    against: Against,
     report: &mut Report<'_>,
     notes: &mut Vec<String>,
 ) {
@@ -97,9 +97,11 @@ fn fill(
         check_folder(&global.services_dir, folder.at, report);
     }
     if let Some(user) = fields.get("default_user", report, value::text) {
-        if look == Look::Everywhere
-            && let Err(message) = machine::known(machine::Database::Passwd, &user.value)
-        {
+        let known = match against {
+            Against::Machine => machine::known(machine::Database::Passwd, &user.value),
+            Against::Nothing => Ok(()),
+        };
+        if let Err(message) = known {
             report.at(user.at, format!("`default_user`: {message}"));
         } else if user.value == "root" {
             report.at(

@@ -15,6 +15,15 @@ use super::{Config, conflict, machine, raw};
 /// More files than one server has services.
 const MAX_FILES: usize = 1000;
 
+/// What the files are compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Against {
+    /// The files, users and addresses of this machine.
+    Machine,
+    /// Only each other.
+    Nothing,
+}
+
 /// Reads the whole configuration in a folder, or says all that is wrong with it.
 pub fn load(dir: &Path) -> Result<Config, Faults> {
     match load_partial(dir) {
@@ -27,24 +36,16 @@ pub fn load(dir: &Path) -> Result<Config, Faults> {
 /// as its executable, is among the good: that may still appear. Of two services that are in each other's way, the one
 /// whose file comes first by name is kept.
 pub fn load_partial(dir: &Path) -> (Config, Faults) {
-    read(dir, Look::Everywhere)
+    load_against(Against::Machine, dir)
 }
 
-/// The same by the files alone, for early in the boot: other file systems may not be there yet, and nobody may answer
-/// for the users.
+/// As [`load_partial`], but looks at nothing beside the files of the configuration themselves: early at boot there are
+/// no addresses, perhaps no executables, and nobody to ask for users.
 pub fn load_files(dir: &Path) -> (Config, Faults) {
-    read(dir, Look::AtFiles)
+    load_against(Against::Nothing, dir)
 }
 
-/// What a configuration is compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
-    AtFiles,
-    /// At the machine, too: users, executables, addresses.
-    Everywhere,
-}
-
-fn read(dir: &Path, look: Look) -> (Config, Faults) {
+fn load_against(against: Against, dir: &Path) -> (Config, Faults) {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let mut notes = Vec::new();
     if let Err(error) = std::fs::read_dir(&dir) {
@@ -52,14 +53,14 @@ fn read(dir: &Path, look: Look) -> (Config, Faults) {
         let global = Global::new(&dir);
         return (config(global, Vec::new(), notes), Faults::new(faults));
     }
-    let (global, mut faults) = global::read(&dir, look, &mut notes);
+    let (global, mut faults) = global::read(&dir, against, &mut notes);
     let files = service_files(&global, &mut notes).unwrap_or_else(|fault| {
         faults.push(fault);
         Vec::new()
     });
     let mut drafts = Vec::new();
     for file in files {
-        match read_service(&file, &global, look, &mut notes) {
+        match read_service(&file, &global, against, &mut notes) {
             Ok(draft) => drafts.push(draft),
             Err(found) => faults.extend(found),
         }
@@ -167,7 +168,7 @@ fn service_files(global: &Global, notes: &mut Vec<String>) -> Result<Vec<PathBuf
 fn read_service(
     file: &Path,
     global: &Global,
-    look: Look,
+    against: Against,
     notes: &mut Vec<String>,
 ) -> Result<Draft, Vec<Fault>> {
     let source = match Source::read(file) {
@@ -182,10 +183,11 @@ fn read_service(
     };
     let root = raw::parse(&source).map_err(|fault| vec![fault])?;
     let mut draft = service::read(source, root, notes)?;
-    if look == Look::AtFiles {
-        return Ok(draft);
-    }
-    for (key, message) in machine::missing(&draft.service, &global.default_user) {
+    let missing = match against {
+        Against::Machine => machine::missing(&draft.service, &global.default_user),
+        Against::Nothing => Vec::new(),
+    };
+    for (key, message) in missing {
         let at = draft.mark(key);
         if draft.service.enabled {
             draft.missing.push(draft.source.fault(at, message));

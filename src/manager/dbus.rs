@@ -45,7 +45,7 @@ const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
 /// Which bus to be on, besides the private socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bus {
-    /// The system bus if it is there and lets us.
+    /// The system bus for root, the session bus for others, if it is there and lets us.
     Auto,
     /// The system bus.
     System,
@@ -71,7 +71,7 @@ pub async fn serve(handle: Handle, private_socket: Socket, bus: Bus) -> anyhow::
         Bus::Auto => {
             let connection = connect(bus, &handle).await;
             if let Err(error) = &connection {
-                tracing::info!(error = %error, "not on the system bus, control is by the private socket");
+                tracing::info!(error = %error, "not on a bus, control is by the private socket");
             }
             tokio::task::spawn_local(stay(bus, connection.ok(), handle));
         }
@@ -181,8 +181,10 @@ fn with_objects<'a>(
 }
 
 async fn connect(bus: Bus, handle: &Handle) -> zbus::Result<(Connection, Arc<Snapshot>)> {
+    let is_users = bus == Bus::Auto && !rustix::process::geteuid().is_root();
     let builder = match bus {
         Bus::Session => Builder::session(),
+        _ if is_users => Builder::session(),
         _ => Builder::system(),
     };
     let (builder, shown) = with_objects(builder, Access::Bus, handle);

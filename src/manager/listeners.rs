@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::Listen;
+use crate::generator;
 use crate::ipc::ListenerId;
 use crate::systemd::given;
 
@@ -86,6 +87,15 @@ pub struct BindError {
     source: io::Error,
 }
 
+/// What is configured where this is the address of a socket.
+fn listen_of(address: SocketAddr) -> Listen {
+    let is_any = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    Listen {
+        address: (!is_any).then_some(address.ip()),
+        port: address.port(),
+    }
+}
+
 /// The names in systemd's store begin with this.
 const STORED: &str = "listener-";
 
@@ -94,13 +104,15 @@ impl Listeners {
     pub fn new(sockets: Vec<given::Socket>) -> Listeners {
         let mut listeners = Listeners::default();
         for (name, socket) in sockets {
-            let keeper = match name.starts_with(STORED) {
-                true => Keeper::Store(name),
-                false => Keeper::Unit(name),
-            };
             match prepare(SockRef::from(&socket)).and_then(|()| socket.local_addr()) {
-                Ok(address) => drop(listeners.given.insert(address, (keeper, socket))),
-                Err(error) => tracing::error!(?keeper, error = %error, "unusable listening socket"),
+                Ok(address) => {
+                    let keeper = match name.starts_with(STORED) {
+                        true => Keeper::Store(name),
+                        false => Keeper::Unit(generator::unit_name(listen_of(address))),
+                    };
+                    listeners.given.insert(address, (keeper, socket));
+                }
+                Err(error) => tracing::error!(name, error = %error, "unusable listening socket"),
             }
         }
         listeners
