@@ -19,6 +19,7 @@ const INSTALLED: &str = "\
 /usr/bin/smoothctl 755
 /usr/bin/smoothserve 755
 /usr/bin/smoothtool -> smoothctl
+/usr/lib/systemd/catalog/smoothserve.catalog 644
 /usr/lib/systemd/system-generators/smoothserve-generator -> ../../../bin/smoothserve
 /usr/lib/systemd/system/smoothserve.service 644
 /usr/lib/systemd/system/smoothserve.slice 644
@@ -36,6 +37,7 @@ const INSTALLED: &str = "\
 /usr/share/doc/smoothserve/dbus.md 644
 /usr/share/doc/smoothserve/examples/example.yaml 644
 /usr/share/doc/smoothserve/examples/python.yaml 644
+/usr/share/doc/smoothserve/logging.md 644
 /usr/share/polkit-1/actions/org.smoothserve1.policy 644
 ";
 

@@ -1,7 +1,7 @@
 //! The manager is killed in the middle of a rollout, at one system call after the other: whatever it has just written
 //! down, stored, started or let go, the next one makes good of it.
 
-use smoothserve_kit::machine;
+use smoothserve_kit::{Status, machine};
 
 use crate::scene::{Scene, nothing_is_lost};
 
@@ -24,20 +24,18 @@ fn a_rollout_goes_on_after_a_crash_between_any_two_steps() {
             let (manager, before) = (scene.manager(), scene.settled());
             // strace kills the manager as it enters this call, and goes with it.
             machine.run(&format!(
-                "strace -qq -o /dev/null -e trace={CALLS} -e inject={CALLS}:signal=KILL:when={call} -p {manager} & \
-                 until grep -q 'TracerPid:\\s*[1-9]' /proc/{manager}/status; do :; done; \
+                "strace -qq -o /dev/null -e trace={CALLS} -e inject={CALLS}:signal=KILL:when={call} -p {manager} >/dev/null 2>&1 & \
+                 until ! [ -e /proc/{manager} ] || grep -q 'TracerPid:\\s*[1-9]' /proc/{manager}/status; do :; done; \
                  smoothctl restart --no-block shop; true"
             ));
-            machine.until(
-                &format!("smoothctl status --json; grep -q 'TracerPid:\\s*[1-9]' /proc/{manager}/status 2>/dev/null && echo traced"),
-                |text| {
-                    let text = text.lines().next().unwrap_or_default();
-                    serde_json::from_str(text).is_ok_and(|status: smoothserve_kit::Status| {
-                        let shop = &status.services["shop"];
-                        status.settled() && shop.state == "running" && shop.generation >= before.generation
-                    })
-                },
-            );
+            machine.until("smoothctl status --json", |text| {
+                serde_json::from_str(text).is_ok_and(|status: Status| {
+                    let shop = &status.services["shop"];
+                    status.settled()
+                        && shop.state == "running"
+                        && shop.generation >= before.generation
+                })
+            });
             machine.run("pkill strace; true");
             scene.settled();
             let shop = scene.shop();

@@ -141,9 +141,13 @@ impl Machine {
         command
     }
 
-    /// Runs a line of shell.
+    /// Runs a line of shell, for as long as a test waits for anything.
     pub fn try_run(&self, line: &str) -> Output {
-        let shell = self.command("sh").args(["-c", line]).output();
+        let limit = crate::PATIENCE.as_secs().to_string();
+        let shell = self
+            .command("timeout")
+            .args([&limit, "sh", "-c", line])
+            .output();
         shell.expect("nsenter, of util-linux, is installed")
     }
 
