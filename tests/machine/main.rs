@@ -8,4 +8,5 @@ mod logs;
 mod people;
 mod ports;
 mod scene;
+mod supervision;
 mod survival;
