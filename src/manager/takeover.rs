@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use super::service::Service;
 use super::state::State;
@@ -11,13 +12,22 @@ use crate::events;
 use crate::systemd::given::Given;
 use crate::systemd::units::Units;
 
+/// The names of all scopes that a smoothserve makes.
+const ALL_SCOPES: &str = "smoothserve-*.scope";
+
+/// systemd gives a worker this long to drain.
+const WORKERS_END: Duration = Duration::from_secs(90);
+
+/// Between two looks at whether workers have ended.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// The scopes that are there already.
 pub async fn scopes(given: &Given) -> BTreeSet<String> {
     if given.supervisor.is_none() {
         return BTreeSet::new();
     }
     Units::of_this_process()
-        .list("smoothserve-*.scope")
+        .list(ALL_SCOPES)
         .await
         .unwrap_or_else(|error| {
             tracing::error!(error = %error, "cannot see what is running already");
@@ -115,11 +125,30 @@ impl Manager {
         let workers = workers.iter().map(|saved| worker::scope(saved.generation));
         let instances = self.services.values().flat_map(Service::scopes);
         let known: BTreeSet<String> = workers.chain(instances).collect();
-        for name in scopes.into_iter().filter(|name| !known.contains(name)) {
+        let unknown: BTreeSet<String> = scopes.difference(&known).cloned().collect();
+        for name in &unknown {
             tracing::warn!(unit = name, "ending a process that nobody knows");
-            let scope = units.scope(&name);
-            tokio::task::spawn_local(async move { scope.stop().await });
         }
+        tokio::task::spawn_local(end(units, unknown));
+    }
+}
+
+/// Ends scopes: workers first, since what they have accepted needs the instances.
+async fn end(units: Units, scopes: BTreeSet<String>) {
+    let (workers, instances): (BTreeSet<String>, _) =
+        scopes.into_iter().partition(|name| worker::is_scope(name));
+    for name in &workers {
+        units.scope(name).stop().await;
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < WORKERS_END {
+        match units.list(ALL_SCOPES).await {
+            Ok(left) if !left.is_disjoint(&workers) => tokio::time::sleep(LOOK).await,
+            _ => break,
+        }
+    }
+    for name in &instances {
+        units.scope(name).stop().await;
     }
 }
 

@@ -204,6 +204,13 @@ pub fn scope(generation: u32) -> String {
     format!("smoothserve-worker-{generation}.scope")
 }
 
+/// Whether this is the name of a worker's scope; a service may be called `worker`, too.
+pub fn is_scope(name: &str) -> bool {
+    name.strip_prefix("smoothserve-worker-")
+        .and_then(|rest| rest.strip_suffix(".scope"))
+        .is_some_and(|generation| generation.parse::<u32>().is_ok())
+}
+
 fn socket_path(run_dir: &Path, generation: u32) -> PathBuf {
     run_dir.join(format!("worker-{generation}.sock"))
 }

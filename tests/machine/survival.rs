@@ -99,6 +99,28 @@ fn a_killed_manager_is_followed_by_another() {
 }
 
 #[test]
+fn a_manager_that_cannot_read_the_state_of_the_last_one_begins_anew_and_loses_nothing() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let (instances, manager) = (scene.shop().pids(), scene.manager());
+        machine.run(&format!(
+            "kill -STOP {manager}; echo 'half of a' >/run/smoothserve/state.json; kill -9 {manager}"
+        ));
+        scene.another_manager(manager);
+        assert!(
+            scene
+                .shop()
+                .pids()
+                .iter()
+                .all(|pid| !instances.contains(pid))
+        );
+        machine.until("pgrep -cx shop", |count| count == "3\n");
+        nothing_is_lost(load).await;
+    });
+}
+
+#[test]
 fn a_stuck_manager_is_ended_by_the_watchdog() {
     machine::test(async |machine| {
         // The manager gives a sign of life every 5 s.

@@ -1,6 +1,6 @@
 //! A test machine: a real systemd, in namespaces of its own.
 //!
-//! [`test`] boots it, which takes about a second, and runs a test on it, in a runtime whose threads are in the machine's
+//! [`test()`] boots it, which takes about a second, and runs a test on it, in a runtime whose threads are in the machine's
 //! network: what the test connects to, listens on the machine's loopback. The files of the machine are a copy-on-write
 //! view of this one's, or of another root file system that `SMOOTHSERVE_MACHINE_ROOT` names. Whatever happens to the
 //! test, nothing is left of the machine; if the test fails, the machine's journal is printed.
