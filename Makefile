@@ -20,11 +20,11 @@ check: install-needs ## Format, lint, and run every test
 	./scripts/run-tests
 
 check-fast: install-needs ## Run the tests that need no machine of their own
-	./scripts/run-tests -E 'not binary(machine)'
+	./scripts/run-tests 'not binary(machine)'
 
 check-debian13: install-needs ## Run the tests on a machine with Debian 13 instead of this one's system
 	./scripts/debian13 target/debian13
-	SMOOTHSERVE_MACHINE_ROOT=$(CURDIR)/target/debian13 ./scripts/run-tests -E 'binary(machine)'
+	SMOOTHSERVE_MACHINE_ROOT=$(CURDIR)/target/debian13 ./scripts/run-tests 'binary(machine)'
 
 machine: install-needs ## A shell on a test machine with a real systemd and smoothserve on it (as root)
 	$(CARGO) build --locked --bins --example shop --example machine

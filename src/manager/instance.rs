@@ -1,12 +1,14 @@
 //! One instance: its process, its address, and what is known of it.
 
+mod evidence;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,8 @@ use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
 
 use super::World;
+use evidence::{Evidence, Kind};
+
 use super::counts::Counts;
 use super::deployment::Deployment;
 use super::environment::{self, Places};
@@ -21,16 +25,11 @@ use super::identity::{self, Identity};
 use super::notify::Notify;
 use super::process::{self, Launcher, Process};
 use super::rollout::{self, Failure, InstanceId, State};
-use super::sockets;
 use super::status::{InstanceState, InstanceStatus};
 use crate::config::{Bind, Ready};
 use crate::ipc::{Address, EndpointCounts, Probe};
 use crate::launch::Order;
 use crate::systemd::units::Units;
-
-/// How soon it is looked again whether it is the instance that answers, and how seldom at last.
-const FIRST_LOOK: Duration = Duration::from_millis(20);
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// The queue of a passed-on socket.
 const PASSED_ON_BACKLOG: i32 = 4096;
@@ -354,7 +353,7 @@ impl Instance {
             "{} is answered, but not by this instance yet",
             self.address
         ));
-        tokio::task::spawn_local(watch(evidence, report));
+        tokio::task::spawn_local(evidence::watch(evidence, report));
         false
     }
 
@@ -467,44 +466,4 @@ fn make_socket_dir(folder: &Path, identity: &Identity) -> io::Result<()> {
         chown(folder, Some(credentials.uid), Some(credentials.gid))?;
     }
     Ok(())
-}
-
-/// What shows, besides an answered probe, that it is the instance that answers.
-struct Evidence {
-    process: Weak<Process>,
-    address: SocketAddr,
-    kind: Kind,
-}
-
-enum Kind {
-    /// The connection of the probe was taken from the queue of the socket that was passed on.
-    TakesFromQueue,
-    /// The instance, and no other program, listens on its port.
-    Listens,
-}
-
-impl Evidence {
-    /// Nothing if the instance is gone, and nobody waits for it any more.
-    fn is_there(&self) -> Option<bool> {
-        let process = self.process.upgrade()?;
-        Some(match self.kind {
-            Kind::TakesFromQueue => {
-                sockets::queue_length(self.address).is_ok_and(|length| length == 0)
-            }
-            Kind::Listens => sockets::listens(process.pid, self.address.port()),
-        })
-    }
-}
-
-/// Reports readiness as soon as it is shown.
-async fn watch(evidence: Evidence, report: impl Fn(News)) {
-    let mut pause = FIRST_LOOK;
-    loop {
-        tokio::time::sleep(pause).await;
-        match evidence.is_there() {
-            Some(true) => return report(News::Ready),
-            Some(false) => pause = LONGEST_LOOK.min(pause * 2),
-            None => return,
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! One service: the shell around its rollout core. It performs the core's actions on real processes and feeds back
 //! what happens to them.
 
+mod diagnosis;
 mod saved;
 mod show;
 
@@ -12,15 +13,14 @@ use std::time::{Instant, SystemTime};
 use super::deployment::Deployment;
 use super::instance::{Instance, News};
 use super::jobs::Goal;
-use super::rollout::{
-    self, Action, Desired, Failure, InstanceId, Policy, Reconciler, State, Target,
-};
+use super::rollout::{self, Action, Desired, InstanceId, Policy, Reconciler, State, Target};
 use super::status;
 use super::{World, table};
 use crate::config;
 use crate::events;
 use crate::fingerprint::Fingerprint;
 use crate::ipc::{self, EndpointId, EndpointState, Probe};
+pub use diagnosis::Diagnosis;
 pub use saved::Saved;
 
 /// One configured service, or one that was removed and whose instances are not gone yet.
@@ -43,23 +43,6 @@ pub struct Service {
     past_requests: u64,
     last_error: Option<status::Failure>,
 }
-
-/// A failed instance, with all that is known of the cause.
-#[derive(Debug)]
-pub struct Diagnosis {
-    /// Its service.
-    pub service: String,
-    instance: String,
-    generation: u64,
-    failure: Failure,
-    /// Its generation was given up.
-    gave_up: bool,
-    at: SystemTime,
-    message: String,
-}
-
-/// Lines of an instance's output that are quoted in a failure.
-const QUOTED_LINES: usize = 5;
 
 /// What a change on disk or a command means for a service; made before anything is touched.
 pub struct Plan {
@@ -414,90 +397,6 @@ impl Service {
         );
         self.instances.insert(id, instance);
         world.owners.insert(id, self.spec.name.clone());
-    }
-
-    /// Gathers what is known of a failure, which takes a moment if it is in the journal, and reports it to
-    /// [`Service::diagnosed`].
-    fn failed(
-        &mut self,
-        id: InstanceId,
-        generation: u64,
-        failure: Failure,
-        gave_up: bool,
-        world: &mut World,
-    ) {
-        let Some(instance) = self.instances.get(&id) else {
-            return;
-        };
-        if failure == Failure::Crashed {
-            self.crashes += 1;
-        }
-        let mut diagnosis = Diagnosis {
-            service: self.spec.name.clone(),
-            instance: instance.label.clone(),
-            generation,
-            failure,
-            gave_up,
-            at: SystemTime::now(),
-            message: instance.describe(failure, self.spec.start_timeout),
-        };
-        let process = instance.process();
-        let reports = world.reports.clone();
-        tokio::task::spawn_local(async move {
-            if let Some(process) = process {
-                let lines = process.last_lines().await;
-                for line in &lines[lines.len().saturating_sub(QUOTED_LINES)..] {
-                    diagnosis.message += &format!("\n  {}: {line}", process.output());
-                }
-            }
-            let _ = reports.send(super::Event::Diagnosed(diagnosis));
-        });
-    }
-
-    /// Logs a failure with its cause, and fails the jobs that it ends.
-    pub fn diagnosed(&mut self, diagnosis: Diagnosis, world: &mut World) {
-        let Diagnosis {
-            service,
-            instance,
-            generation,
-            failure,
-            gave_up,
-            at,
-            message,
-        } = diagnosis;
-        let error = message.as_str();
-        match failure {
-            Failure::Crashed => tracing::error!(
-                message_id = events::INSTANCE_CRASHED,
-                service,
-                instance,
-                generation,
-                error,
-                "instance crashed"
-            ),
-            _ => tracing::error!(
-                message_id = events::INSTANCE_FAILED,
-                service,
-                instance,
-                generation,
-                error,
-                "instance failed to start"
-            ),
-        }
-        if gave_up {
-            tracing::error!(
-                message_id = events::ROLLOUT_ABORTED,
-                service,
-                generation,
-                error,
-                "rollout aborted, the previous version keeps serving"
-            );
-        }
-        world
-            .jobs
-            .failed(&service, generation, error, Instant::now());
-        world.changed.insert(service);
-        self.last_error = Some(status::Failure { at, message });
     }
 
     /// Says what moved on, and remembers since when.

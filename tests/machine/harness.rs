@@ -1,6 +1,7 @@
 //! The test machine keeps its own promises.
 
 use smoothserve_kit::machine::{self, Machine};
+use smoothserve_kit::processes::Process;
 
 #[test]
 fn a_machine_is_a_real_systemd_of_its_own() {
@@ -15,7 +16,11 @@ fn a_machine_is_a_real_systemd_of_its_own() {
             !sleeper.status.success(),
             "two machines have nothing in common"
         );
+        let first = other.first_process();
         drop(other);
+        assert!(Process::of(first).is_none(), "nothing of it is left");
+        let kernel = one.try_run("echo 1 >/proc/sys/kernel/sysrq");
+        assert!(!kernel.status.success(), "the kernel is not the machine's");
         assert_eq!(one.run("systemctl is-active sleeper").trim(), "active");
         one.run("logger -t someone 'a line for the journal' && journalctl --sync");
         assert!(one.journal().contains("a line for the journal"));

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Programs;
+use crate::processes::Process;
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -116,6 +117,11 @@ impl Machine {
         let state = self.try_run("systemctl is-system-running");
         let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
         matches!(state.as_str(), "running" | "degraded")
+    }
+
+    /// Its first process, by the number that it has here.
+    pub fn first_process(&self) -> u32 {
+        self.init
     }
 
     /// A file of the machine as it is reached from here.
@@ -251,13 +257,17 @@ impl Machine {
     /// Waits until it has ended by itself.
     pub fn has_ended(&self) {
         let begin = Instant::now();
-        while Path::new(&format!("/proc/{}/ns/pid", self.init)).exists() {
+        while self.runs() {
             assert!(
                 begin.elapsed() < crate::PATIENCE,
                 "the machine does not end"
             );
             thread::sleep(LOOK);
         }
+    }
+
+    fn runs(&self) -> bool {
+        self.init != 0 && Process::of(self.init).is_some()
     }
 }
 
@@ -268,6 +278,11 @@ impl Drop for Machine {
         }
         crate::processes::signal_pid(self.outside.id(), Signal::KILL);
         let _ = self.outside.wait();
+        // Its first process goes last, after all others.
+        let begin = Instant::now();
+        while self.runs() && begin.elapsed() < BOOT_LIMIT {
+            thread::sleep(LOOK);
+        }
     }
 }
 

@@ -14,12 +14,14 @@ case $1 in
 	folder=$2 root=$3
 	mount -t cgroup2 cgroup2 "$folder"
 	for old in "$folder"/machine-*; do
-		if [ -d "$old" ] && [ ! -d "/proc/${old##*-}" ]; then
+		# The owner's number is in the name; another process of that number is no reason to fail.
+		if [ -d "$old" ] && grep -q '^populated 0' "$old/cgroup.events"; then
 			find "$old" -depth -type d -exec rmdir {} + 2>/dev/null || true
 		fi
 	done
-	mkdir "$folder/machine-$$"
-	echo $$ >"$folder/machine-$$/cgroup.procs"
+	own=$(mktemp -d "$folder/machine-XXXXXXXX")
+	# Another machine that boots now may take it for one that is left over, until there is somebody in it.
+	until echo $$ 2>/dev/null >"$own/cgroup.procs"; do mkdir -p "$own"; done
 	umount "$folder"
 	exec unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh "$0" --as-init "$folder" "$root"
 	;;
@@ -32,6 +34,10 @@ case $1 in
 	cd "$folder/root"
 	mkdir -p proc sys dev run tmp
 	mount -t proc proc proc
+	# The kernel is everybody's; only the settings of the network are of the namespace.
+	mount --bind proc/sys proc/sys
+	mount --bind proc/sys/net proc/sys/net
+	mount -o remount,bind,ro proc/sys
 	mount -t sysfs -o ro sysfs sys
 	mount -t cgroup2 cgroup2 sys/fs/cgroup
 	mount -t tmpfs -o mode=755 tmpfs run
@@ -50,13 +56,18 @@ case $1 in
 	: >etc/fstab
 	echo machine >etc/hostname
 	# What the root file system happens to have enabled is not started, nor what needs a real machine.
-	rm -rf etc/systemd/system/*.wants etc/systemd/system/default.target
+	rm -rf etc/systemd/system
+	mkdir -p etc/systemd/system-generators
+	for generator in usr/lib/systemd/system-generators/*; do
+		[ "${generator##*/}" = smoothserve-generator ] || ln -s /dev/null "etc/systemd/system-generators/${generator##*/}"
+	done
+	mkdir -p etc/systemd/system/sockets.target.wants etc/systemd/journald.conf.d
 	for unit in getty.target console-getty.service systemd-udevd.service systemd-udev-trigger.service \
 		systemd-resolved.service systemd-networkd.service systemd-timesyncd.service systemd-firstboot.service \
-		systemd-binfmt.service systemd-update-utmp.service systemd-modules-load.service; do
+		systemd-binfmt.service systemd-update-utmp.service systemd-modules-load.service systemd-sysctl.service \
+		modprobe@.service sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount dev-hugepages.mount; do
 		ln -sf /dev/null "etc/systemd/system/$unit"
 	done
-	mkdir -p etc/systemd/journald.conf.d etc/systemd/system/sockets.target.wants
 	printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\nAudit=no\n' >etc/systemd/journald.conf.d/machine.conf
 	ln -sf /lib/systemd/system/dbus.socket etc/systemd/system/sockets.target.wants/dbus.socket
 	mkdir -p .outside

@@ -1,0 +1,53 @@
+//! What shows, besides an answered probe, that it is the instance that answers.
+
+use std::net::SocketAddr;
+use std::rc::Weak;
+use std::time::Duration;
+
+use super::News;
+use crate::manager::process::Process;
+use crate::manager::sockets;
+
+/// How soon it is looked again whether it is the instance that answers, and how seldom at last.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+/// Where to look.
+pub(super) struct Evidence {
+    pub(super) process: Weak<Process>,
+    pub(super) address: SocketAddr,
+    pub(super) kind: Kind,
+}
+
+pub(super) enum Kind {
+    /// The connection of the probe was taken from the queue of the socket that was passed on.
+    TakesFromQueue,
+    /// The instance, and no other program, listens on its port.
+    Listens,
+}
+
+impl Evidence {
+    /// Nothing if the instance is gone, and nobody waits for it any more.
+    pub(super) fn is_there(&self) -> Option<bool> {
+        let process = self.process.upgrade()?;
+        Some(match self.kind {
+            Kind::TakesFromQueue => {
+                sockets::queue_length(self.address).is_ok_and(|length| length == 0)
+            }
+            Kind::Listens => sockets::listens(process.pid, self.address.port()),
+        })
+    }
+}
+
+/// Reports readiness as soon as it is shown.
+pub(super) async fn watch(evidence: Evidence, report: impl Fn(News)) {
+    let mut pause = FIRST_LOOK;
+    loop {
+        tokio::time::sleep(pause).await;
+        match evidence.is_there() {
+            Some(true) => return report(News::Ready),
+            Some(false) => pause = LONGEST_LOOK.min(pause * 2),
+            None => return,
+        }
+    }
+}
