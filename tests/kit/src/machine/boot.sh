@@ -22,6 +22,7 @@ case $1 in
 	own=$(mktemp -d "$folder/machine-XXXXXXXX")
 	# Another machine that boots now may take it for one that is left over, until there is somebody in it.
 	until echo $$ 2>/dev/null >"$own/cgroup.procs"; do mkdir -p "$own"; done
+	chmod 755 "$own"
 	umount "$folder"
 	exec unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh "$0" --as-init "$folder" "$root"
 	;;
