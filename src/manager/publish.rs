@@ -119,7 +119,9 @@ impl Manager {
             |job: &JobStatus| job.kind == JobKind::Reload && job.state == JobState::Running;
         match self.world.supervision.stage() {
             _ if self.phase != Phase::Serving => Stage::Stopping,
-            Stage::Starting if !came_up() => Stage::Starting,
+            // Only when it is up it can be reloading.
+            Stage::Starting if came_up() => Stage::Up,
+            Stage::Starting => Stage::Starting,
             _ if self.world.jobs.status().values().any(is_reload) => Stage::Reloading,
             _ => Stage::Up,
         }

@@ -116,8 +116,12 @@ impl Workers {
     }
 
     /// Sends a table to all of them: those that drain have to know which endpoints do.
-    pub fn send_table(&self, table: &Table) {
-        for worker in &self.workers {
+    pub fn send_table(&mut self, table: &Table) {
+        let services = table.services.iter();
+        let endpoints = services.flat_map(|service| &service.endpoints);
+        let endpoints: BTreeSet<EndpointId> = endpoints.map(|endpoint| endpoint.id).collect();
+        for worker in &mut self.workers {
+            worker.idle.retain(|id| endpoints.contains(id));
             worker.send(ToWorker::Table(table.clone()), None);
         }
     }
