@@ -63,6 +63,9 @@ pub enum Role {
         /// How many data threads; by default one for each core
         #[arg(long)]
         threads: Option<NonZeroUsize>,
+        /// Become this user
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
         /// End when the manager ends
         #[arg(long)]
         die_with_parent: bool,

@@ -190,8 +190,8 @@ fn like_others_when_memory_is_short() {
     }
 }
 
-/// Becomes the user for good.
-fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
+/// Becomes the user for good. To be called in a process of one thread.
+pub fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
     let (uid, gid) = (
         Uid::from_raw(credentials.uid),
         Gid::from_raw(credentials.gid),
@@ -201,7 +201,7 @@ fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
         .iter()
         .map(|&group| Gid::from_raw(group))
         .collect();
-    // The launcher has one thread, so what is set for it is set for the process.
+    // What is set for the only thread is set for the process.
     rustix::thread::set_thread_groups(&groups).context("cannot set the groups")?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).context("cannot set the group")?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).context("cannot set the user")?;

@@ -29,6 +29,7 @@ mod parcel;
 mod probe;
 mod request;
 mod router;
+mod sandbox;
 mod service;
 mod sockets;
 mod stream;
@@ -52,6 +53,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use control::{Control, ControlError};
+use sandbox::{Confinement, SandboxError};
 use threads::Threads;
 
 /// More threads than this never help.
@@ -68,6 +70,8 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 pub struct Options {
     /// Data threads; by default as many as there are cores for this process.
     pub threads: Option<NonZeroUsize>,
+    /// Become this user.
+    pub user: Option<String>,
     /// Be killed when the process that made the control socket, and is the parent, ends.
     pub die_with_parent: bool,
 }
@@ -86,6 +90,9 @@ pub enum WorkerError {
     /// A data thread ended; its connections are lost.
     #[error("data thread {0} has ended unexpectedly")]
     ThreadEnded(usize),
+    /// It could do more than it should.
+    #[error("cannot confine the proxy worker: {0}")]
+    Sandbox(#[from] SandboxError),
     /// The system refused something.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -100,44 +107,68 @@ impl From<ControlError> for WorkerError {
     }
 }
 
-/// Runs the worker until it has drained. The control socket is standard input. To be called before any thread is
-/// started.
-pub fn run(options: &Options) -> Result<(), WorkerError> {
-    let control_socket = control_socket()?;
-    if options.die_with_parent {
-        die_with_parent()?;
+/// A worker that has what it needs, and has given up what it does not.
+#[derive(Debug)]
+pub struct Worker {
+    control_socket: std::os::unix::net::UnixListener,
+    threads: usize,
+    most_connections: u32,
+    confinement: Confinement,
+}
+
+impl Worker {
+    /// Takes the control socket, which is standard input. To be called before any thread is started.
+    pub fn prepare(options: &Options) -> Result<Worker, WorkerError> {
+        let control_socket = control_socket()?;
+        let threads = thread_count(options)?;
+        let most_connections = most_connections(raise_descriptor_limit()?);
+        let confinement = sandbox::enter(options.user.as_deref())?;
+        if options.die_with_parent {
+            // The kernel forgets it when the user changes, so it comes after that.
+            die_with_parent()?;
+        }
+        Ok(Worker {
+            control_socket,
+            threads,
+            most_connections,
+            confinement,
+        })
     }
-    let threads = thread_count(options)?;
-    let most_connections = most_connections(raise_descriptor_limit()?);
-    let (senders, receivers): (Vec<_>, Vec<_>) =
-        (0..threads).map(|_| mpsc::unbounded_channel()).unzip();
-    let (report, reports) = mpsc::unbounded_channel();
-    let shared = Arc::new(Threads::new(senders, most_connections));
-    let mut running = Vec::with_capacity(threads);
-    for (index, commands) in receivers.into_iter().enumerate() {
-        let shared = shared.clone();
-        let report = report.clone();
-        let thread = std::thread::Builder::new().name(format!("data-{index}"));
-        running.push(thread.spawn(move || {
-            thread::run(index, shared, commands, report)
-                .inspect_err(|error| tracing::error!(thread = index, %error, "data thread failed"))
-        })?);
+
+    /// Runs until it has drained.
+    pub fn run(self) -> Result<(), WorkerError> {
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..self.threads).map(|_| mpsc::unbounded_channel()).unzip();
+        let (report, reports) = mpsc::unbounded_channel();
+        let shared = Arc::new(Threads::new(senders, self.most_connections));
+        let mut running = Vec::with_capacity(self.threads);
+        for (index, commands) in receivers.into_iter().enumerate() {
+            let shared = shared.clone();
+            let report = report.clone();
+            let thread = std::thread::Builder::new().name(format!("data-{index}"));
+            running.push(thread.spawn(move || {
+                thread::run(index, shared, commands, report).inspect_err(
+                    |error| tracing::error!(thread = index, %error, "data thread failed"),
+                )
+            })?);
+        }
+        drop(report);
+        sandbox::seal(&self.confinement)?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())?;
+        runtime.block_on(async {
+            let control_socket = UnixListener::from_std(self.control_socket)?;
+            let control = Control::new(shared, reports);
+            control.run(control_socket).await.map_err(WorkerError::from)
+        })?;
+        for (index, thread) in running.into_iter().enumerate() {
+            thread
+                .join()
+                .map_err(|_| WorkerError::ThreadEnded(index))??;
+        }
+        Ok(())
     }
-    drop(report);
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())?;
-    runtime.block_on(async {
-        let control_socket = UnixListener::from_std(control_socket)?;
-        let control = Control::new(shared, reports);
-        control.run(control_socket).await.map_err(WorkerError::from)
-    })?;
-    for (index, thread) in running.into_iter().enumerate() {
-        thread
-            .join()
-            .map_err(|_| WorkerError::ThreadEnded(index))??;
-    }
-    Ok(())
 }
 
 fn control_socket() -> Result<std::os::unix::net::UnixListener, WorkerError> {

@@ -27,36 +27,45 @@ fn main() -> ExitCode {
     #[allow(unsafe_code)]
     let given = unsafe { Given::take() };
     // A launcher changes its user, which wants a process of one thread, and its stderr is the instance's.
-    let _logging = match role {
-        Role::Launch | Role::Generate { .. } => Logging::to_stderr(),
-        _ => Logging::begin(),
-    };
-    let result = match role {
+    let logs_itself = !matches!(role, Role::Launch | Role::Generate { .. });
+    let work: Box<dyn FnOnce() -> anyhow::Result<()>> = match role {
         Role::Run {
             config,
             bus,
             run_dir,
-        } => given.map_err(Into::into).and_then(|given| {
+        } => Box::new(move || {
             let options = manager::Options {
                 config_dir: config,
                 run_dir: run_dir.path(),
                 bus,
             };
-            manager::run(options, given)
+            manager::run(options, given?)
         }),
         Role::Check { config } => return check(&config),
         Role::Proxy {
             threads,
+            user,
             die_with_parent,
-        } => proxy::run(&proxy::Options {
-            threads,
-            die_with_parent,
-        })
-        .map_err(Into::into),
-        Role::Launch => launch::run(),
-        Role::Generate { config, normal, .. } => generator::run(config.as_deref(), &normal),
+        } => {
+            let options = proxy::Options {
+                threads,
+                user,
+                die_with_parent,
+            };
+            // It locks itself in while it has one thread. Logging may start a second.
+            let worker = proxy::Worker::prepare(&options);
+            Box::new(move || Ok(worker?.run()?))
+        }
+        Role::Launch => Box::new(launch::run),
+        Role::Generate { config, normal, .. } => {
+            Box::new(move || generator::run(config.as_deref(), &normal))
+        }
     };
-    match result {
+    let _logging = match logs_itself {
+        true => Logging::begin(),
+        false => Logging::to_stderr(),
+    };
+    match work() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let error = format!("{error:#}");

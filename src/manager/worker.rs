@@ -29,6 +29,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// One that lost its manager otherwise is asked to drain by a signal, and then has this long.
 const SIGNAL_DRAIN: Duration = Duration::from_secs(35);
 
+/// Whom a worker runs as if the manager is root.
+const USER: &str = "smoothserve";
+
 /// What a worker is heard of.
 #[derive(Debug)]
 pub enum Event {
@@ -85,6 +88,9 @@ impl Worker {
         command.arg0("smoothserve").arg("proxy");
         if units.is_none() {
             command.arg("--die-with-parent");
+        }
+        if rustix::process::geteuid().is_root() {
+            command.args(["--user", USER]);
         }
         let child = command
             .stdin(Stdio::from(OwnedFd::from(listener)))

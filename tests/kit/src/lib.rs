@@ -5,6 +5,8 @@ pub mod bus;
 pub mod client;
 mod deploy;
 mod home;
+#[cfg(target_arch = "x86_64")]
+pub mod injection;
 pub mod load;
 pub mod machine;
 mod pattern;

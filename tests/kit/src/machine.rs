@@ -124,6 +124,25 @@ impl Machine {
         self.init
     }
 
+    /// The number that one of its processes has here.
+    pub fn outside(&self, pid: u32) -> u32 {
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(&self.init.to_string());
+        let number_there = |here: &str| -> Option<u32> {
+            let status = fs::read_to_string(format!("/proc/{here}/status")).ok()?;
+            let numbers = status
+                .lines()
+                .find_map(|line| line.strip_prefix("NSpid:"))?;
+            numbers.split_whitespace().last()?.parse().ok()
+        };
+        let processes = fs::read_dir("/proc").expect("it is there").flatten();
+        let mut names = processes.filter_map(|entry| entry.file_name().into_string().ok());
+        let found = names.find(|here| number_there(here) == Some(pid) && namespace(here) == own);
+        found
+            .and_then(|here| here.parse().ok())
+            .unwrap_or_else(|| panic!("the machine has no process {pid}"))
+    }
+
     /// A file of the machine as it is reached from here.
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.init)).join(path.trim_start_matches('/'))

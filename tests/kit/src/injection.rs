@@ -1,0 +1,91 @@
+//! System calls that another process is made to try: what a program can do is shown by the real one, not by its
+//! intentions.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+/// Room below the stack for what pointers among the arguments point to; the first 128 bytes are in use.
+const ROOM: u64 = 4096;
+
+/// A thread that stands still.
+#[derive(Debug)]
+pub struct Injection {
+    thread: Pid,
+    memory: File,
+    registers: libc::user_regs_struct,
+}
+
+impl Injection {
+    /// Stops a thread that waits in a system call, which is interrupted by that and tried again later.
+    pub fn begin(thread: u32) -> Injection {
+        let memory = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{thread}/mem"))
+            .expect("it runs, and root may");
+        let thread = Pid::from_raw(thread.cast_signed());
+        ptrace::attach(thread).expect("root may trace");
+        wait(thread);
+        let registers = ptrace::getregs(thread).expect("it stands still");
+        let mut instruction = [0; 2];
+        let behind = memory.read_exact_at(&mut instruction, registers.rip - 2);
+        behind.expect("there is code");
+        assert_eq!(instruction, [0x0f, 0x05], "the thread waits in no call");
+        Injection {
+            thread,
+            memory,
+            registers,
+        }
+    }
+
+    /// Where in the memory of the process a text stands now, for one call.
+    pub fn text(&self, text: &str) -> u64 {
+        let place = self.registers.rsp - ROOM;
+        let text = [text.as_bytes(), &[0]].concat();
+        self.memory.write_all_at(&text, place).expect("it is stack");
+        place
+    }
+
+    /// Makes the thread do a call, and returns what the kernel says to it.
+    pub fn call(&self, number: libc::c_long, arguments: &[u64]) -> io::Result<u64> {
+        let argument = |index: usize| arguments.get(index).copied().unwrap_or_default();
+        let registers = libc::user_regs_struct {
+            rip: self.registers.rip - 2,
+            rax: number.cast_unsigned(),
+            // What is to be done is no longer the call that was interrupted.
+            orig_rax: u64::MAX,
+            rdi: argument(0),
+            rsi: argument(1),
+            rdx: argument(2),
+            r10: argument(3),
+            r8: argument(4),
+            r9: argument(5),
+            ..self.registers
+        };
+        ptrace::setregs(self.thread, registers).expect("it stands still");
+        ptrace::step(self.thread, None).expect("it stands still");
+        wait(self.thread);
+        let result = ptrace::getregs(self.thread).expect("it stands still").rax;
+        match result.cast_signed() {
+            error @ -4095..=-1 => Err(io::Error::from_raw_os_error(-(error as i32))),
+            _ => Ok(result),
+        }
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        // If the thread is gone, there is nothing to put right.
+        let _ = ptrace::setregs(self.thread, self.registers);
+        let _ = ptrace::detach(self.thread, None);
+    }
+}
+
+fn wait(thread: Pid) {
+    waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it is traced");
+}

@@ -1,0 +1,170 @@
+//! What the proxy worker cannot do, which is all but serving. The real one is made to try it, while it serves.
+
+use std::fs;
+use std::io;
+
+use smoothserve_kit::injection::Injection;
+use smoothserve_kit::machine;
+
+use crate::scene::{Scene, nothing_is_lost};
+
+/// Who it is and what it may do, as the kernel has it for each thread; see proc_pid_status(5).
+fn status(pid: u32, thread: u32) -> impl Fn(&str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap();
+    move |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        let words = line.and_then(|rest| rest.strip_prefix(':')).unwrap();
+        words.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn threads(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = threads.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.map(|name| name.parse().unwrap()).collect()
+}
+
+#[test]
+fn the_worker_is_an_own_user_without_any_rights() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let pid = machine.outside(scene.worker());
+        let user = machine.run("id -u smoothserve").trim().to_owned();
+        let group = machine.run("id -g smoothserve").trim().to_owned();
+        assert_ne!(user, "0");
+        for thread in threads(pid) {
+            let status = status(pid, thread);
+            assert_eq!(status("Uid"), format!("{user} {user} {user} {user}"));
+            assert_eq!(status("Gid"), format!("{group} {group} {group} {group}"));
+            assert_eq!(status("Groups"), group);
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(status(set), "0000000000000000", "{set}");
+            }
+            assert_eq!(status("NoNewPrivs"), "1");
+            assert_eq!(status("Seccomp"), "2", "a filter");
+        }
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let limit = |name: &str| {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name));
+            let values = line.unwrap().split_whitespace().take(2);
+            values.collect::<Vec<_>>().join(" ")
+        };
+        let (soft, hard) = limit("Max open files")
+            .split_once(' ')
+            .map(|(s, h)| (s.to_owned(), h.to_owned()))
+            .unwrap();
+        assert_eq!(soft, hard);
+        assert_eq!(limit("Max core file size"), "0 0");
+        assert_eq!(limit("Max processes"), "0 0");
+        machine.run("journalctl -t smoothserve | grep -q 'worker confined user=smoothserve landlock=enforced'");
+    });
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_worker_can_do_nothing_but_serve() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let pid = machine.outside(scene.worker());
+        for thread in threads(pid) {
+            // One thread of the test has to do all that concerns a thread that it traces.
+            tokio::task::block_in_place(|| try_everything(thread));
+        }
+        nothing_is_lost(load).await;
+        assert_eq!(machine.outside(scene.worker()), pid);
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+fn try_everything(thread: u32) {
+    let worker = Injection::begin(thread);
+    let at = |path: &str| worker.text(path);
+    let here = libc::AT_FDCWD as u64;
+    let denied = |what: &str, result: io::Result<u64>| {
+        let error = result.err().unwrap_or_else(|| panic!("it can {what}"));
+        let denied = io::ErrorKind::PermissionDenied;
+        assert_eq!(error.kind(), denied, "{what}: {error}");
+    };
+    let read_write = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+    let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+    let no_file = u64::MAX;
+
+    // It still does what it is asked to, so a refusal is one of what was asked for.
+    let map = |protection| worker.call(libc::SYS_mmap, &[0, 4096, protection, private, no_file, 0]);
+    let page = map(read_write).unwrap();
+    let socket = |family: i32, kind: i32| {
+        let arguments = [family as u64, kind as u64, 0];
+        worker.call(libc::SYS_socket, &arguments)
+    };
+    let stream = socket(libc::AF_INET, libc::SOCK_STREAM).unwrap();
+
+    for path in ["/etc/passwd", "/etc/hostname", "/", "/proc/self/mem"] {
+        let flags = libc::O_RDONLY as u64;
+        denied(
+            "open",
+            worker.call(libc::SYS_openat, &[here, at(path), flags]),
+        );
+        denied("open", worker.call(libc::SYS_open, &[at(path), flags]));
+    }
+    denied(
+        "unlink",
+        worker.call(libc::SYS_unlink, &[at("/etc/hostname")]),
+    );
+    denied("look", worker.call(libc::SYS_stat, &[at("/"), page]));
+    denied(
+        "execute",
+        worker.call(libc::SYS_execve, &[at("/bin/true"), 0, 0]),
+    );
+    denied(
+        "fork",
+        worker.call(libc::SYS_clone, &[libc::SIGCHLD as u64]),
+    );
+    denied("fork", worker.call(libc::SYS_fork, &[]));
+    denied("fork", worker.call(libc::SYS_clone3, &[page, 88]));
+    denied("be root", worker.call(libc::SYS_setuid, &[0]));
+    denied("be root", worker.call(libc::SYS_setresuid, &[0, 0, 0]));
+    denied("change groups", worker.call(libc::SYS_setgroups, &[0, 0]));
+    let attach = libc::PTRACE_ATTACH as u64;
+    denied("trace", worker.call(libc::SYS_ptrace, &[attach, 1]));
+    denied(
+        "read others",
+        worker.call(libc::SYS_process_vm_readv, &[1, page, 1, page, 1]),
+    );
+    denied("signal others", worker.call(libc::SYS_kill, &[1, 0]));
+    denied("signal others", worker.call(libc::SYS_tgkill, &[1, 1, 0]));
+    denied("listen", worker.call(libc::SYS_bind, &[stream, page, 16]));
+    denied("listen", worker.call(libc::SYS_listen, &[stream, 1]));
+    denied("speak netlink", socket(libc::AF_NETLINK, libc::SOCK_RAW));
+    denied("read packets", socket(libc::AF_PACKET, libc::SOCK_RAW));
+    denied("map code", map(executable));
+    denied(
+        "make code",
+        worker.call(libc::SYS_mprotect, &[page, 4096, executable]),
+    );
+    denied(
+        "control a terminal",
+        worker.call(libc::SYS_ioctl, &[0, libc::TIOCSTI, page]),
+    );
+    denied("load programs", worker.call(libc::SYS_bpf, &[0, page, 64]));
+    denied(
+        "bypass the filter",
+        worker.call(libc::SYS_io_uring_setup, &[8, page]),
+    );
+    denied(
+        "leave namespaces",
+        worker.call(libc::SYS_unshare, &[libc::CLONE_NEWUSER as u64]),
+    );
+    denied(
+        "mount",
+        worker.call(libc::SYS_mount, &[at("/"), at("/"), 0, 0, 0]),
+    );
+    denied(
+        "raise limits",
+        worker.call(libc::SYS_prlimit64, &[0, libc::RLIMIT_CORE as u64, page, 0]),
+    );
+
+    worker.call(libc::SYS_close, &[stream]).unwrap();
+    worker.call(libc::SYS_munmap, &[page, 4096]).unwrap();
+}
