@@ -38,6 +38,7 @@ const INSTALLED: &str = "\
 /usr/share/doc/smoothserve/examples/example.yaml 644
 /usr/share/doc/smoothserve/examples/python.yaml 644
 /usr/share/doc/smoothserve/logging.md 644
+/usr/share/doc/smoothserve/security.md 644
 /usr/share/polkit-1/actions/org.smoothserve1.policy 644
 ";
 

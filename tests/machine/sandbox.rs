@@ -168,3 +168,25 @@ fn try_everything(thread: u32) {
     worker.call(libc::SYS_close, &[stream]).unwrap();
     worker.call(libc::SYS_munmap, &[page, 4096]).unwrap();
 }
+
+/// What an administrator finds by `systemd-analyze security` is explained in the documentation.
+#[test]
+fn whatever_the_unit_leaves_open_has_its_reason() {
+    machine::test(async |machine| {
+        Scene::start(machine, "");
+        let found = machine.run("systemd-analyze security --json=short smoothserve.service");
+        let found: Vec<serde_json::Value> = serde_json::from_str(&found).unwrap();
+        assert!(found.len() > 50, "{}", found.len());
+        let reasons = machine.run("cat /usr/share/doc/smoothserve/security.md");
+        let open = found.iter().filter(|line| line["set"] == false);
+        for line in open {
+            let name = line["name"].as_str().unwrap();
+            // `CapabilityBoundingSet=~CAP_KILL`, `RestrictNamespaces=~user`, `User=/DynamicUser=`
+            let named = match name.strip_prefix("CapabilityBoundingSet=~") {
+                Some(capability) => format!("`{}`", capability.replace('|', "\\|")),
+                None => format!("`{}=`", name.split('=').next().unwrap()),
+            };
+            assert!(reasons.contains(&named), "{named} of {name}");
+        }
+    });
+}
