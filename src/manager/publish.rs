@@ -49,7 +49,8 @@ impl Manager {
         let views = self.services.values().map(Service::view);
         let mut table = table::build(views, &self.listeners, &self.config.trusted_proxies);
         table.number = self.table.number;
-        let is_new = table != self.table;
+        // The first one is new even if nothing is in it: a worker serves once it has one.
+        let is_new = table.number == 0 || table != self.table;
         if is_new {
             table.number += 1;
             self.table = table;

@@ -7,6 +7,7 @@ mod harness;
 mod logs;
 mod people;
 mod ports;
+mod readme;
 mod sandbox;
 mod scene;
 mod supervision;

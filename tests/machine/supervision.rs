@@ -1,6 +1,6 @@
 //! What systemd knows of smoothserve while it starts, works and ends.
 
-use smoothserve_kit::{Build, Start, machine};
+use smoothserve_kit::{Build, Start, machine, programs};
 
 use crate::scene::Scene;
 
@@ -26,6 +26,18 @@ fn it_is_active_only_when_every_service_has_an_instance_or_has_failed() {
         assert!(up.contains("/4 instances ready"), "{up}");
         assert!(scene.shop().ready() > 0);
         machine.until(show, status("3/4 instances ready"));
+    });
+}
+
+#[test]
+fn it_is_ready_and_can_be_restarted_without_any_service() {
+    machine::test(async |machine| {
+        machine.install_smoothserve(&programs!());
+        // Each of them waits until it is done.
+        machine.run("systemctl start smoothserve.socket smoothserve.service");
+        machine.run("systemctl restart smoothserve && systemctl reload smoothserve");
+        let status = machine.run("systemctl show --value --property StatusText smoothserve");
+        assert_eq!(status, "0 services, 0/0 instances ready\n");
     });
 }
 

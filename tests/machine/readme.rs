@@ -1,0 +1,154 @@
+//! The whole life of an installation as README.md tells it: what it says is typed, and has to say what it shows.
+
+use std::fmt::Write;
+
+use smoothserve_kit::{Build, example, machine};
+
+const README: &str = include_str!("../../README.md");
+
+/// What stands for text that is not shown.
+const ANYTHING: char = '…';
+
+/// A step of the page.
+enum Step {
+    /// A file with its path in the first line.
+    File { path: String, text: String },
+    /// A command of root, or of a user, and what it shows.
+    Command {
+        of_root: bool,
+        line: String,
+        shows: String,
+    },
+}
+
+fn steps() -> Vec<Step> {
+    let mut steps = Vec::new();
+    // Every other part of the text is in a fence.
+    for block in README.split("\n```").skip(1).step_by(2) {
+        let (kind, text) = block.split_once('\n').expect("a fence ends its line");
+        match kind {
+            "yaml" => {
+                let path = text.lines().next().and_then(|line| line.strip_prefix("# "));
+                steps.push(Step::File {
+                    path: path.expect("the first line says where it is").to_owned(),
+                    text: text.to_owned(),
+                });
+            }
+            "console" => commands(text, &mut steps),
+            kind => panic!("a block of {kind:?} is not tried"),
+        }
+    }
+    steps
+}
+
+fn commands(text: &str, steps: &mut Vec<Step>) {
+    for line in text.lines() {
+        let command = line
+            .strip_prefix("# ")
+            .map(|line| (true, line))
+            .or(line.strip_prefix("$ ").map(|line| (false, line)));
+        match (command, steps.last_mut()) {
+            (None, Some(Step::Command { shows, .. })) => {
+                writeln!(shows, "{line}").expect("it is a string");
+            }
+            (Some((of_root, line)), _) => steps.push(Step::Command {
+                of_root,
+                line: line.to_owned(),
+                shows: String::new(),
+            }),
+            (None, _) => panic!("{line:?} is shown by no command"),
+        }
+    }
+}
+
+/// Whether a text is as it is shown.
+fn fits(shown: &str, text: &str) -> bool {
+    let parts = shown.trim_end().split(ANYTHING);
+    let parts: Vec<&str> = parts.map(|part| part.trim_matches('\n')).collect();
+    let text = text.trim_end();
+    let [first, middle @ .., last] = parts.as_slice() else {
+        return parts == [text];
+    };
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    for part in middle {
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+#[test]
+fn a_text_fits_what_is_shown_of_it() {
+    assert!(fits("one\n", "one\n"));
+    assert!(!fits("one\n", "one\ntwo\n"));
+    assert!(fits("one\n…\n", "one\ntwo\n"));
+    assert!(fits("…\ntwo\n", "one\ntwo\n"));
+    assert!(!fits("…\none\n", "one\ntwo\n"));
+    assert!(fits("s \"…\"\n", "s \"running\"\n"));
+    assert!(fits("…3/3…\n", "shop 3/3 ready\nand more\n"));
+    assert!(!fits("…3/3…\n", "shop 2/3 ready\n"));
+}
+
+#[test]
+fn the_life_of_an_installation_is_as_the_readme_tells_it() {
+    machine::test(async |machine| {
+        machine.run("useradd --create-home ada");
+        // Who types it says yes.
+        machine.write(
+            "/etc/apt/apt.conf.d/yes",
+            "APT::Get::Assume-Yes \"true\";\n",
+        );
+        for version in ["1.0", "1.1"] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("shop");
+            smoothserve_kit::install(&example("shop"), &file, &Build::good(version)).unwrap();
+            machine.install(&file, &format!("/root/shop-{version}"));
+        }
+        package::copy(machine, "/root", "0.1.0");
+        package::copy(machine, "/root", "0.2.0");
+        for step in steps() {
+            match step {
+                Step::File { path, text } => machine.write(&path, &text),
+                Step::Command {
+                    of_root,
+                    line,
+                    shows,
+                } => {
+                    println!("{line}");
+                    let quoted = line.replace('\'', "'\\''");
+                    let said = machine.run(&match of_root {
+                        true => format!("cd /root && {line}"),
+                        false => format!("su - ada -c '{quoted}'"),
+                    });
+                    assert!(shows.is_empty() || fits(&shows, &said), "{line}: {said}");
+                }
+            }
+        }
+        let left = machine.run("systemctl list-units --all --plain --no-legend 'smoothserve*'");
+        assert_eq!(left, "");
+    });
+}
+
+mod package {
+    use std::process::Command;
+    pub fn copy(machine: &smoothserve_kit::machine::Machine, folder: &str, version: &str) {
+        let deb = std::env::var("SMOOTHSERVE_DEB").unwrap();
+        let root = machine.path("/tmp/pkg").display().to_string();
+        let target = machine.path(&format!("{folder}/smoothserve_{version}_amd64.deb"));
+        let line = format!(
+            "rm -rf {root}; dpkg-deb -R {deb} {root} && sed -i 's/^Version: .*/Version: {version}/' {root}/DEBIAN/control && dpkg-deb -b {root} {} && rm -rf {root}",
+            target.display()
+        );
+        assert!(
+            Command::new("sh")
+                .args(["-c", &line])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+}
