@@ -43,6 +43,7 @@ pub mod status;
 mod supervision;
 mod table;
 mod takeover;
+mod unix_socket;
 mod worker;
 mod workers;
 

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -26,6 +25,7 @@ use super::notify::Notify;
 use super::process::{self, Launcher, Process};
 use super::rollout::{self, Failure, InstanceId, State};
 use super::status::{InstanceState, InstanceStatus};
+use super::unix_socket;
 use crate::config::{Bind, Ready};
 use crate::ipc::{Address, EndpointCounts, Probe};
 use crate::launch::Order;
@@ -161,6 +161,10 @@ impl Instance {
         }
         instance.address = saved.address;
         instance.socket_dir = saved.socket_dir;
+        // It may have been about to listen.
+        if let Some(folder) = &instance.socket_dir {
+            unix_socket::admit_worker(folder);
+        }
         instance.counts = Counts::new(saved.past_requests);
         let scope = world
             .units
@@ -225,8 +229,9 @@ impl Instance {
             }
             Bind::Unix => {
                 let folder = world.run_dir.join("instances").join(id.to_string());
-                make_socket_dir(&folder, &identity)?;
-                let socket = folder.join("socket");
+                let user = identity.credentials.as_ref();
+                let socket = unix_socket::make_place(&folder, user)?;
+                unix_socket::admit_worker(&folder);
                 places.socket = Some(socket.display().to_string());
                 self.address = Address::Unix(socket);
                 self.socket_dir = Some(folder);
@@ -455,15 +460,4 @@ fn listening_socket(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(PASSED_ON_BACKLOG)?;
     Ok(OwnedFd::from(socket).into())
-}
-
-fn make_socket_dir(folder: &Path, identity: &Identity) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(folder)?;
-    if let Some(credentials) = &identity.credentials {
-        chown(folder, Some(credentials.uid), Some(credentials.gid))?;
-    }
-    Ok(())
 }

@@ -14,6 +14,7 @@ use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::unistd::User;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
@@ -29,8 +30,8 @@ const GRACE: Duration = Duration::from_secs(1);
 /// One that lost its manager otherwise is asked to drain by a signal, and then has this long.
 const SIGNAL_DRAIN: Duration = Duration::from_secs(35);
 
-/// Whom a worker runs as if the manager is root.
-const USER: &str = "smoothserve";
+/// Whom the workers of root run as, and whom if nobody has made that user.
+const USERS: [&str; 2] = ["smoothserve", "nobody"];
 
 /// What a worker is heard of.
 #[derive(Debug)]
@@ -90,7 +91,9 @@ impl Worker {
             command.arg("--die-with-parent");
         }
         if rustix::process::geteuid().is_root() {
-            command.args(["--user", USER]);
+            // Without any of these users there is no worker, rather than one of root.
+            let name = user().map_or(USERS[0].to_owned(), |user| user.name);
+            command.args(["--user", &name]);
         }
         let child = command
             .stdin(Stdio::from(OwnedFd::from(listener)))
@@ -203,6 +206,13 @@ impl Worker {
         };
         file(&self.pid.to_string()) == file("self")
     }
+}
+
+/// Whom workers run as, if not as the manager.
+pub fn user() -> Option<User> {
+    let find = |name: &&str| User::from_name(name).ok().flatten();
+    let is_root = rustix::process::geteuid().is_root();
+    USERS.iter().find_map(find).filter(|_| is_root)
 }
 
 /// The scope of a worker.

@@ -24,9 +24,6 @@ use seccompiler::{
 
 use crate::launch::{self, Credentials};
 
-/// Whom a worker of root runs as where the user that it is to have was not made.
-const NOBODY: &str = "nobody";
-
 /// The newest Landlock that this was written for. An older kernel enforces what it knows of it.
 const LANDLOCK: ABI = ABI::V6;
 
@@ -36,8 +33,8 @@ const MOST_CAPABILITIES: u32 = 64;
 /// Why a worker does not start: rather none than one that can do more than it should.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// Neither the user nor its substitute.
-    #[error("there is neither a user {0} nor a user {NOBODY} for the proxy worker to run as")]
+    /// Nobody has made it.
+    #[error("there is no user {0}")]
     NoUser(String),
     /// A call that must not fail did.
     #[error("{0}: {1}")]
@@ -64,7 +61,7 @@ pub struct Confinement {
 /// Gives up everything that a process of one thread can: the user, if it is to be another one, all capabilities, files,
 /// listening on other ports, signals to others. To be called before any thread is started.
 pub fn enter(user: Option<&str>) -> Result<Confinement, SandboxError> {
-    let user = user.map(become_user).transpose()?;
+    user.map(become_user).transpose()?;
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -80,17 +77,15 @@ pub fn enter(user: Option<&str>) -> Result<Confinement, SandboxError> {
         .create()?
         .restrict_self()?;
     Ok(Confinement {
-        user,
+        user: user.map(str::to_owned),
         landlock: restricted.ruleset,
     })
 }
 
-/// Leaves the rights of root behind for good. Returns the user's name.
-fn become_user(name: &str) -> Result<String, SandboxError> {
-    let find = |name: &str| User::from_name(name).ok().flatten();
-    let user = find(name)
-        .or_else(|| find(NOBODY))
-        .ok_or_else(|| SandboxError::NoUser(name.to_owned()))?;
+/// Leaves the rights of root behind for good.
+fn become_user(name: &str) -> Result<(), SandboxError> {
+    let user = User::from_name(name).ok().flatten();
+    let user = user.ok_or_else(|| SandboxError::NoUser(name.to_owned()))?;
     // Nothing that it executes could get them back. Where that is refused there was nothing to give up.
     for capability in
         (0..MOST_CAPABILITIES).map(|number| CapabilitySet::from_bits_retain(1 << number))
@@ -102,8 +97,7 @@ fn become_user(name: &str) -> Result<String, SandboxError> {
         gid: user.gid.as_raw(),
         groups: vec![user.gid.as_raw()],
     };
-    launch::take_credentials(&credentials).map_err(SandboxError::User)?;
-    Ok(user.name)
+    launch::take_credentials(&credentials).map_err(SandboxError::User)
 }
 
 /// Lays a filter on all threads that lets through what serving needs. To be called when no more are to be started.

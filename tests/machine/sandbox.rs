@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 
 use smoothserve_kit::injection::Injection;
-use smoothserve_kit::machine;
+use smoothserve_kit::{example, machine, programs};
 
-use crate::scene::{Scene, nothing_is_lost};
+use crate::scene::{PORT, SHOP, Scene, nothing_is_lost};
 
 /// Who it is and what it may do, as the kernel has it for each thread; see proc_pid_status(5).
 fn status(pid: u32, thread: u32) -> impl Fn(&str) -> String {
@@ -167,6 +167,31 @@ fn try_everything(thread: u32) {
 
     worker.call(libc::SYS_close, &[stream]).unwrap();
     worker.call(libc::SYS_munmap, &[page, 4096]).unwrap();
+}
+
+/// The socket belongs to the user of the service, and the worker is another one.
+#[test]
+fn the_worker_reaches_the_unix_sockets_of_other_users() {
+    machine::test(async |machine| {
+        machine.install_smoothserve(&programs!());
+        machine.install(&example("shop"), "/opt/shop/shop");
+        machine.write(
+            "/etc/smoothserve/services/shop.yaml",
+            &format!("name: shop\nport: {PORT}\nexecutable_path: /opt/shop/shop\nbind: unix\nuser: www-data\n{SHOP}"),
+        );
+        machine.run("systemctl daemon-reload && systemctl start smoothserve.socket smoothserve");
+        let scene = Scene { machine };
+        assert_eq!(scene.shop().ready(), 3);
+        let load = scene.load().await;
+        machine.run("smoothctl restart shop");
+        machine.run("systemctl restart smoothserve");
+        machine.run("smoothctl restart shop");
+        nothing_is_lost(load).await;
+        let others = machine.try_run(
+            "cd /run/smoothserve/instances/* && setpriv --reuid nobody --clear-groups curl --unix-socket socket http://shop/",
+        );
+        assert!(!others.status.success(), "only the proxy has come in");
+    });
 }
 
 /// What an administrator finds by `systemd-analyze security` is explained in the documentation.
