@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use smoothserve::config::{
-    self, Bind, Config, Faults, Listen, Process, Ready, Rollout, Service, Site, load, load_partial,
+    self, Bind, Config, Faults, Limits, Listen, Process, Ready, Rollout, Service, Site, load,
+    load_partial,
 };
 use smoothserve::ipc::Host;
 
@@ -95,6 +96,7 @@ fn the_files_of_the_original_load_unchanged() {
                 bind: Bind::Port,
                 ready: Ready::Tcp,
                 stop_signal: 15,
+                limits: Limits::default(),
             },
             auto_restart: true,
             watch_files: vec![
