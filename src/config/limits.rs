@@ -11,7 +11,7 @@ use super::service::Reader;
 use super::value;
 
 /// All of a percentage.
-const WHOLE: u32 = 100_00;
+const WHOLE: u32 = 10_000;
 
 /// No program runs in less; who writes less has forgotten the unit.
 const LEAST_MEMORY: u64 = 1 << 20;

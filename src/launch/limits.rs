@@ -13,6 +13,8 @@ use crate::config::{Nofile, ProcessLimits};
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
+const SESSION_NICE: &str = "/proc/self/autogroup";
+
 /// The most descriptors that the kernel allows any process.
 const NR_OPEN: &str = "/proc/sys/fs/nr_open";
 
@@ -64,7 +66,11 @@ fn set_nice(wanted: i32) -> anyhow::Result<()> {
     let own = rustix::process::getpriority_process(None)?;
     rustix::process::setpriority_process(None, wanted).with_context(|| {
         format!("`nice` is {wanted}, and smoothserve, which has {own}, is not allowed to give less; give {own} or more")
-    })
+    })?;
+    // An instance is a session. Where the kernel divides the CPU among sessions first, see sched(7), it is the session's
+    // value that tells it from other instances. Other users than root may not set that often, so they may go without.
+    let _ = fs::write(SESSION_NICE, wanted.to_string());
+    Ok(())
 }
 
 fn set_oom_score(wanted: i32) -> anyhow::Result<()> {
