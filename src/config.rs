@@ -15,6 +15,7 @@ mod fields;
 mod global;
 #[cfg(test)]
 mod hostile;
+mod limits;
 mod load;
 mod machine;
 mod process;
@@ -38,6 +39,7 @@ use crate::ipc::Host;
 pub use conflict::{Conflict, conflicts};
 pub use fault::{Fault, Faults, Position};
 pub use global::GLOBAL_KEYS;
+pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use load::{check, load, load_files, load_partial};
 pub use service::SERVICE_KEYS;
 
@@ -151,6 +153,9 @@ pub struct Process {
     pub ready: Ready,
     /// The signal that asks it to stop, as a number.
     pub stop_signal: i32,
+    /// What it may use.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// How an instance gets its listening socket.

@@ -8,6 +8,7 @@
 //! closes without a word says that the program runs.
 
 mod descriptors;
+mod limits;
 mod signals;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ use nix::unistd::execve;
 use rustix::process::{Pid, Signal};
 use rustix::thread::{Gid, Uid};
 use serde::{Deserialize, Serialize};
+
+use crate::config::ProcessLimits;
 
 /// The longest order that is read: the kernel takes no larger environment either.
 const LONGEST_ORDER: u64 = 8 << 20;
@@ -48,6 +51,8 @@ pub struct Order {
     pub directory: PathBuf,
     /// Whom to run as; `None`: as the manager.
     pub credentials: Option<Credentials>,
+    /// What it may use.
+    pub limits: ProcessLimits,
     /// A listening socket came with the order, to be descriptor 3.
     pub inherits: bool,
     /// Whose end is to be this one's end, too.
@@ -95,7 +100,7 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
-    like_others_when_memory_is_short();
+    limits::set(&order.limits)?;
     if let Some(credentials) = &order.credentials {
         take_credentials(credentials)?;
     }
@@ -177,17 +182,6 @@ fn execute(program: &CStr, args: &[CString], environment: &[CString]) -> io::Err
         pause *= 2;
     }
     Errno::ETXTBSY.into()
-}
-
-/// The manager may be among the last to be killed when the machine is out of memory, an instance is not. Where this
-/// cannot be said, the instance is to run all the same.
-fn like_others_when_memory_is_short() {
-    let file = "/proc/self/oom_score_adj";
-    let score = std::fs::read_to_string(file).ok();
-    let score = score.and_then(|score| score.trim().parse::<i32>().ok());
-    if score.is_some_and(|score| score < 0) {
-        let _ = std::fs::write(file, "0");
-    }
 }
 
 /// Becomes the user for good. To be called in a process of one thread.

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use smoothserve::config::{
-    self, Bind, Config, Faults, Listen, Process, Ready, Rollout, Service, Site, load, load_partial,
+    self, Amount, Bind, Config, Faults, Limits, Listen, Nofile, Process, ProcessLimits, Ready,
+    Rollout, ScopeLimits, Service, Site, load, load_partial,
 };
 use smoothserve::ipc::Host;
 
@@ -95,6 +96,7 @@ fn the_files_of_the_original_load_unchanged() {
                 bind: Bind::Port,
                 ready: Ready::Tcp,
                 stop_signal: 15,
+                limits: Limits::default(),
             },
             auto_restart: true,
             watch_files: vec![
@@ -220,6 +222,37 @@ fn every_form_of_a_value_is_read() {
     ] {
         assert_eq!(service(&format!("ready: {text}")).process.ready, ready);
     }
+}
+
+#[test]
+fn limits_are_read_and_a_state_without_them_has_none() {
+    let process = service(
+        "memory_max: 1.5G\nmemory_high: 12.5%\ncpu_quota: 150%\ntasks_max: infinity\n\
+         limit_nofile: 1024:infinity\nnice: -20\noom_score_adjust: -1000",
+    )
+    .process;
+    let limits = Limits {
+        scope: ScopeLimits {
+            memory_max: Some(Amount::Absolute(1536 << 20)),
+            memory_high: Some(Amount::Share(1250)),
+            cpu_quota: Some(15000),
+            tasks_max: Some(Amount::Infinity),
+        },
+        process: ProcessLimits {
+            nofile: Some(Nofile {
+                soft: Some(1024),
+                hard: None,
+            }),
+            nice: Some(-20),
+            oom_score_adjust: Some(-1000),
+        },
+    };
+    assert_eq!(process.limits, limits);
+    let mut stored = serde_json::to_value(&process).unwrap();
+    let read = |stored| serde_json::from_value::<Process>(stored).unwrap();
+    assert_eq!(read(stored.clone()), process);
+    stored.as_object_mut().unwrap().remove("limits").unwrap();
+    assert_eq!(read(stored).limits, Limits::default());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use smoothserve::config::{GLOBAL_KEYS, SERVICE_KEYS, load};
+use smoothserve::config::{GLOBAL_KEYS, Limits, SERVICE_KEYS, load};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -125,5 +125,6 @@ fn what_the_example_shows_as_default_is_the_default() {
     shown.process.working_directory = None;
     shown.process.user = None;
     shown.process.group = None;
+    shown.process.limits = Limits::default();
     assert_eq!(shown, plain);
 }

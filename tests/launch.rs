@@ -111,6 +111,39 @@ async fn a_broken_pipe_ends_an_instance_as_it_ends_every_program() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instance_has_the_limits_of_its_service() {
+    let script = "#!/bin/bash\necho $(ulimit -Sn) $(ulimit -Hn) $(nice) $(cat /proc/self/oom_score_adj) > seen.new\n\
+                  mv seen.new seen; sleep 1000\n";
+    let lines = "ready: notify\nlimit_nofile: \"64:128\"\nnice: 15\noom_score_adjust: 500\n";
+    let scene = Scene::new(script, lines);
+    assert_eq!(scene.written("seen").await.trim(), "64 128 15 500");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_the_kernel_does_not_take_is_told_in_words() {
+    let scene = Scene::new("#!/bin/sh\nsleep 1000\n", "limit_nofile: 4000000000\n");
+    let failure = scene.failure().await;
+    for told in [
+        "`limit_nofile` is 4000000000, and the kernel allows no more than",
+        "raise fs.nr_open",
+    ] {
+        assert!(failure.contains(told), "{failure}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_scopes_are_warned_of_once_where_there_are_none() {
+    let home = Home::new();
+    home.add_shop("shop", free_port(), "memory_max: 512M\ntasks_max: 100\n");
+    let server = Smoothserve::start(programs!(), home).await;
+    server.ok(&["restart", "shop"]).await;
+    let log = server.log();
+    let warning = r#" WARN limits that only systemd can keep have no effect service="shop" note="memory_max, tasks_max""#;
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_executed_is_told_in_words() {
     for (script, told) in [
         ("#!/no/such/interpreter\n", "No such file or directory"),

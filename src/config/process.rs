@@ -52,6 +52,7 @@ impl Reader<'_> {
             bind,
             ready: self.ready(),
             stop_signal: self.stop_signal(),
+            limits: self.limits(),
         }
     }
 

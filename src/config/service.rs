@@ -39,6 +39,13 @@ pub const SERVICE_KEYS: &[&str] = &[
     "stop_timeout",
     "stop_signal",
     "rollout",
+    "memory_max",
+    "memory_high",
+    "cpu_quota",
+    "tasks_max",
+    "limit_nofile",
+    "nice",
+    "oom_score_adjust",
 ];
 
 /// No service listens on more addresses and ports.

@@ -1,7 +1,10 @@
 //! What the values of keys mean: text, numbers, durations, lists of them.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -146,19 +149,17 @@ pub(super) fn arguments(
 }
 
 /// A whole number in a range.
-fn number(
+pub(super) fn number<N: FromStr + PartialOrd + Display>(
     at: Position,
     text: &str,
     key: &str,
-    range: (u16, u16),
+    range: RangeInclusive<N>,
     report: &mut Report<'_>,
-) -> Option<u16> {
-    let (least, most) = range;
-    let parsed = text.parse::<u64>().ok();
-    match parsed.and_then(|number| u16::try_from(number).ok()) {
-        Some(number) if (least..=most).contains(&number) => Some(number),
+) -> Option<N> {
+    match text.parse() {
+        Ok(number) if range.contains(&number) => Some(number),
         _ => {
-            let shown = shorten(text);
+            let (shown, least, most) = (shorten(text), range.start(), range.end());
             let message =
                 format!("`{key}` is `{shown}`; give a whole number from {least} to {most}");
             report.at(at, message);
@@ -170,13 +171,13 @@ fn number(
 /// The number of instances.
 pub(super) fn count(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u16> {
     let text = text(node, key, report)?;
-    number(node.at, &text, key, (1, 1000), report)
+    number(node.at, &text, key, 1..=1000, report)
 }
 
 /// One port.
 pub(super) fn port(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u16> {
     let text = text(node, key, report)?;
-    number(node.at, &text, key, (1, u16::MAX), report)
+    number(node.at, &text, key, 1..=u16::MAX, report)
 }
 
 /// A port, `"80, 8080"` or a list.
@@ -184,7 +185,7 @@ pub(super) fn ports(node: &Node, key: &str, report: &mut Report<'_>) -> Option<V
     let ports: Vec<Option<At<u16>>> = words(node, key, report)?
         .into_iter()
         .map(|At { at, value }| {
-            let value = number(at, &value, key, (1, u16::MAX), report)?;
+            let value = number(at, &value, key, 1..=u16::MAX, report)?;
             Some(At { at, value })
         })
         .collect();

@@ -255,6 +255,7 @@ impl Instance {
                     .to_owned(),
             },
             credentials: identity.credentials,
+            limits: process.limits.process.clone(),
             inherits: passed_on.is_some(),
             die_with: world.units.is_none().then(std::process::id),
         };
@@ -435,7 +436,10 @@ async fn run(
     report: impl Fn(News),
 ) {
     let launcher = match &units {
-        Some(units) => Launcher::spawn_in_scope(&name, units).await,
+        Some(units) => {
+            let limits = &deployment.process.limits.scope;
+            Launcher::spawn_in_scope(&name, units, limits).await
+        }
         None => Launcher::spawn(&name),
     };
     let how = match launcher {

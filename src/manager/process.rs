@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use super::pidfd::Pidfd;
+use crate::config::ScopeLimits;
 use crate::launch::Order;
 use crate::systemd::journal;
 use crate::systemd::units::{Scope, Units};
@@ -187,7 +188,11 @@ impl Launcher {
     }
 
     /// Starts a launcher in a scope of its own, with the journal as its output.
-    pub async fn spawn_in_scope(name: &Name, units: &Units) -> anyhow::Result<Launcher> {
+    pub async fn spawn_in_scope(
+        name: &Name,
+        units: &Units,
+        limits: &ScopeLimits,
+    ) -> anyhow::Result<Launcher> {
         let started = SystemTime::now();
         let output = journal::stream(&name.service, &name.scope).or_else(|error| {
             tracing::warn!(
@@ -203,7 +208,9 @@ impl Launcher {
         let pid = child.id().unwrap_or_default();
         let pidfd = Pidfd::open(pid)?;
         let description = format!("smoothserve instance {}", name.label);
-        let scope = units.start_scope(&name.scope, &description, pid).await?;
+        let scope = units
+            .start_scope(&name.scope, &description, pid, limits)
+            .await?;
         let process = Process {
             pid,
             started,

@@ -185,6 +185,9 @@ impl Service {
                 generation: self.last_generation,
                 version: deployment.version,
             };
+            if world.units.is_none() {
+                self.warn_of_limits(&deployment);
+            }
             world.keep_executable(&self.spec.name, target.generation, &deployment.executable);
             self.deployments
                 .insert(target.generation, Rc::new(deployment));
@@ -204,6 +207,21 @@ impl Service {
             return None;
         }
         Some(self.goal())
+    }
+
+    /// Without systemd there are no scopes, and nothing keeps the limits that a scope would have. This is said once, not
+    /// with every generation.
+    fn warn_of_limits(&self, deployment: &Deployment) {
+        let limits = &deployment.process.limits.scope;
+        let mut known = self.deployments.values();
+        let keys = limits.keys();
+        if !keys.is_empty() && !known.any(|known| known.process.limits.scope == *limits) {
+            tracing::warn!(
+                service = self.spec.name,
+                note = keys.join(", "),
+                "limits that only systemd can keep have no effect"
+            );
+        }
     }
 
     /// Where it is wanted to get.

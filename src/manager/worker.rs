@@ -21,6 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use super::pidfd::Pidfd;
+use crate::config::ScopeLimits;
 use crate::ipc::{self, Channel, ChannelError, EndpointId, FromWorker, ToWorker};
 use crate::systemd::units::{Scope, Units};
 
@@ -112,8 +113,9 @@ impl Worker {
         tokio::task::spawn_local(async move {
             if let Some(units) = units {
                 let description = format!("smoothserve proxy worker {generation}");
+                let unlimited = ScopeLimits::default();
                 let started = units
-                    .start_scope(&scope(generation), &description, pid)
+                    .start_scope(&scope(generation), &description, pid, &unlimited)
                     .await;
                 if let Err(error) = started {
                     life.signal(Signal::KILL);

@@ -15,6 +15,7 @@ use zbus::{
 };
 
 use super::{SERVICE, SLICE};
+use crate::config::{Amount, ScopeLimits};
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -104,14 +105,15 @@ impl Units {
         }
     }
 
-    /// Puts a process into a new scope of its own. Returns when it is there.
+    /// Puts a process into a new scope of its own, with limits for all that will be in it. Returns when it is there.
     pub async fn start_scope(
         &self,
         unit: &str,
         description: &str,
         pid: u32,
+        limits: &ScopeLimits,
     ) -> Result<Scope, UnitError> {
-        let properties: Vec<(&str, Variant<'_>)> = vec![
+        let mut properties: Vec<(&str, Variant<'_>)> = vec![
             ("PIDs", Variant::from(vec![pid])),
             ("Slice", Variant::from(SLICE)),
             ("Description", Variant::from(description)),
@@ -119,6 +121,7 @@ impl Units {
             ("Before", Variant::from(vec![SERVICE])),
             ("CollectMode", Variant::from("inactive-or-failed")),
         ];
+        properties.extend(resources(limits));
         let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
         let body = (unit, "fail", properties, auxiliary);
         let start = async {
@@ -298,6 +301,37 @@ impl Units {
             Units::User => Connection::session().await,
         }
     }
+}
+
+/// The properties of a unit that are its limits, see org.freedesktop.systemd1(5).
+fn resources(limits: &ScopeLimits) -> Vec<(&'static str, Variant<'static>)> {
+    // systemd knows how much the machine has, which may be less than the kernel says.
+    let amount = |property, scale, amount| match amount {
+        Amount::Absolute(number) => (property, Variant::from(number)),
+        Amount::Share(share) => (scale, Variant::from(fraction(share))),
+        Amount::Infinity => (property, Variant::from(u64::MAX)),
+    };
+    let memory_max = limits
+        .memory_max
+        .map(|max| amount("MemoryMax", "MemoryMaxScale", max));
+    let memory_high = limits
+        .memory_high
+        .map(|high| amount("MemoryHigh", "MemoryHighScale", high));
+    let tasks_max = limits
+        .tasks_max
+        .map(|max| amount("TasksMax", "TasksMaxScale", max));
+    // A hundredth of a percent of a second is 100 µs.
+    let cpu_quota = limits
+        .cpu_quota
+        .map(|share| ("CPUQuotaPerSecUSec", Variant::from(u64::from(share) * 100)));
+    let all = [memory_max, memory_high, cpu_quota, tasks_max];
+    all.into_iter().flatten().collect()
+}
+
+/// Hundredths of a percent, 100 % at most, as systemd scales them: all of 32 bits are the whole.
+fn fraction(share: u32) -> u32 {
+    let scaled = (u64::from(share) * u64::from(u32::MAX) + 5_000) / 10_000;
+    u32::try_from(scaled).unwrap_or(u32::MAX)
 }
 
 /// The bus, or systemd on it, is about to come back.

@@ -4,6 +4,7 @@
 mod crash;
 mod end;
 mod harness;
+mod limits;
 mod logs;
 mod people;
 mod ports;

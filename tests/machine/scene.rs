@@ -21,9 +21,16 @@ impl<'a> Scene<'a> {
     /// Installs everything, starts nothing.
     pub fn install(machine: &'a Machine, lines: &str) -> Scene<'a> {
         machine.install_smoothserve(&programs!());
-        machine.add_shop(&example("shop"), &format!("port: {PORT}\n{SHOP}{lines}"));
+        let scene = Scene { machine };
+        scene.write_shop(lines);
         machine.run("systemctl daemon-reload");
-        Scene { machine }
+        scene
+    }
+
+    /// Writes the shop's file, with further lines in it.
+    pub fn write_shop(&self, lines: &str) {
+        let lines = format!("port: {PORT}\n{SHOP}{lines}");
+        self.machine.add_shop(&example("shop"), &lines);
     }
 
     /// Installs everything and starts it as an administrator does.
