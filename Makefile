@@ -7,7 +7,7 @@ DESTDIR =
 prefix = /usr
 BIN = target/release
 
-.PHONY: help check check-fast check-debian13 demo machine build install install-needs deny
+.PHONY: help check check-fast check-debian13 demo machine build install deb install-needs deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -61,6 +61,17 @@ install: ## Install what `make build` has built, with its units (DESTDIR=, prefi
 	install -d $(DESTDIR)/etc/smoothserve/services
 	[ -e $(DESTDIR)/etc/smoothserve/smoothserve.yaml ] || \
 		install -m 644 -t $(DESTDIR)/etc/smoothserve smoothserve.yaml
+
+# All of it in target/deb. Without a package of a toolchain that is new enough, since Debian 12 has none: the one that is
+# at hand is taken.
+deb: version = $(shell dpkg-parsechangelog --show-field Version)_$(shell dpkg-architecture --query DEB_HOST_ARCH)
+deb: install-needs ## Build the Debian package in target/deb, and have lintian look at it
+	rm -rf target/deb
+	mkdir -p target/deb
+	DEB_DESTINATION=target/deb dpkg-buildpackage --build=binary --no-sign --build-profiles=pkg.smoothserve.rustup \
+		--buildinfo-file=target/deb/smoothserve_$(version).buildinfo --buildinfo-option=-utarget/deb \
+		--changes-file=target/deb/smoothserve_$(version).changes --changes-option=-utarget/deb
+	lintian --allow-root --fail-on error,warning target/deb/smoothserve_$(version).changes
 
 install-needs: ## Install what building and testing need (Debian)
 	@./scripts/install-needs
