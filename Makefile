@@ -17,6 +17,7 @@ check: install-needs ## Format, lint, and run every test
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 	$(CARGO) build --workspace --examples --locked
+	$(MAKE) deb
 	./scripts/run-tests
 
 check-fast: install-needs ## Run the tests that need no machine of their own
@@ -24,6 +25,7 @@ check-fast: install-needs ## Run the tests that need no machine of their own
 
 check-debian13: install-needs ## Run the tests on a machine with Debian 13 instead of this one's system
 	./scripts/debian13 target/debian13
+	$(MAKE) deb
 	SMOOTHSERVE_MACHINE_ROOT=$(CURDIR)/target/debian13 ./scripts/run-tests 'binary(machine)'
 
 machine: install-needs ## A shell on a test machine with a real systemd and smoothserve on it (as root)

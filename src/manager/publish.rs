@@ -49,7 +49,8 @@ impl Manager {
         let views = self.services.values().map(Service::view);
         let mut table = table::build(views, &self.listeners, &self.config.trusted_proxies);
         table.number = self.table.number;
-        let is_new = table != self.table;
+        // The first one is sent even if there is nothing in it: a worker serves once it has used a table.
+        let is_new = table != self.table || self.table.number == 0;
         if is_new {
             table.number += 1;
             self.table = table;

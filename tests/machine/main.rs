@@ -5,6 +5,7 @@ mod crash;
 mod end;
 mod harness;
 mod logs;
+mod package;
 mod people;
 mod ports;
 mod scene;
