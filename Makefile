@@ -70,7 +70,8 @@ deb: version = $(shell dpkg-parsechangelog --show-field Version)_$(shell dpkg-ar
 deb: install-needs ## Build the Debian package in target/deb, and have lintian look at it
 	rm -rf target/deb
 	mkdir -p target/deb
-	DEB_DESTINATION=target/deb dpkg-buildpackage --build=binary --no-sign --build-profiles=pkg.smoothserve.rustup \
+	DEB_DESTINATION=target/deb dpkg-buildpackage --build=binary --no-sign --post-clean \
+		--build-profiles=pkg.smoothserve.rustup \
 		--buildinfo-file=target/deb/smoothserve_$(version).buildinfo --buildinfo-option=-utarget/deb \
 		--changes-file=target/deb/smoothserve_$(version).changes --changes-option=-utarget/deb
 	lintian --allow-root --fail-on error,warning target/deb/smoothserve_$(version).changes
