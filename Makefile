@@ -7,7 +7,7 @@ DESTDIR =
 prefix = /usr
 BIN = target/release
 
-.PHONY: help check check-fast check-debian13 demo machine build install install-needs deny
+.PHONY: help check check-fast check-debian13 demo machine build install deb install-needs deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,6 +17,7 @@ check: install-needs ## Format, lint, and run every test
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 	$(CARGO) build --workspace --examples --locked
+	$(MAKE) deb
 	./scripts/run-tests
 
 check-fast: install-needs ## Run the tests that need no machine of their own
@@ -24,6 +25,7 @@ check-fast: install-needs ## Run the tests that need no machine of their own
 
 check-debian13: install-needs ## Run the tests on a machine with Debian 13 instead of this one's system
 	./scripts/debian13 target/debian13
+	$(MAKE) deb
 	SMOOTHSERVE_MACHINE_ROOT=$(CURDIR)/target/debian13 ./scripts/run-tests 'binary(machine)'
 
 machine: install-needs ## A shell on a test machine with a real systemd and smoothserve on it (as root)
@@ -61,6 +63,18 @@ install: ## Install what `make build` has built, with its units (DESTDIR=, prefi
 	install -d $(DESTDIR)/etc/smoothserve/services
 	[ -e $(DESTDIR)/etc/smoothserve/smoothserve.yaml ] || \
 		install -m 644 -t $(DESTDIR)/etc/smoothserve smoothserve.yaml
+
+# All of it in target/deb. Without a package of a toolchain that is new enough, since Debian 12 has none: the one that is
+# at hand is taken.
+deb: version = $(shell dpkg-parsechangelog --show-field Version)_$(shell dpkg-architecture --query DEB_HOST_ARCH)
+deb: install-needs ## Build the Debian package in target/deb, and have lintian look at it
+	rm -rf target/deb
+	mkdir -p target/deb
+	DEB_DESTINATION=target/deb dpkg-buildpackage --build=binary --no-sign --post-clean \
+		--build-profiles=pkg.smoothserve.rustup \
+		--buildinfo-file=target/deb/smoothserve_$(version).buildinfo --buildinfo-option=-utarget/deb \
+		--changes-file=target/deb/smoothserve_$(version).changes --changes-option=-utarget/deb
+	lintian --allow-root --fail-on error,warning target/deb/smoothserve_$(version).changes
 
 install-needs: ## Install what building and testing need (Debian)
 	@./scripts/install-needs

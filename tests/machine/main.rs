@@ -1,4 +1,4 @@
-//! smoothserve on a real systemd: installed as `make install` does it, used as people use it, under the load that
+//! smoothserve on a real systemd: installed as `make install` or the package does it, used as people use it, under the load that
 //! proves losses.
 
 mod crash;
@@ -6,6 +6,7 @@ mod end;
 mod harness;
 mod limits;
 mod logs;
+mod package;
 mod people;
 mod ports;
 mod readme;

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use smoothserve_kit::{Build, example, machine};
 
+use crate::package;
+
 const README: &str = include_str!("../../README.md");
 
 /// What stands for text that is not shown.
@@ -108,8 +110,12 @@ fn the_life_of_an_installation_is_as_the_readme_tells_it() {
             smoothserve_kit::install(&example("shop"), &file, &Build::good(version)).unwrap();
             machine.install(&file, &format!("/root/shop-{version}"));
         }
-        package::copy(machine, "/root", "0.1.0");
-        package::copy(machine, "/root", "0.2.0");
+        package::bring_package(machine);
+        let newer = package::newer(machine, "0.2.0", "true");
+        machine.run(&format!(
+            "cd /root && mv {} smoothserve_0.1.0_amd64.deb && mv {newer} smoothserve_0.2.0_amd64.deb",
+            package::HERE
+        ));
         for step in steps() {
             match step {
                 Step::File { path, text } => machine.write(&path, &text),
@@ -131,24 +137,4 @@ fn the_life_of_an_installation_is_as_the_readme_tells_it() {
         let left = machine.run("systemctl list-units --all --plain --no-legend 'smoothserve*'");
         assert_eq!(left, "");
     });
-}
-
-mod package {
-    use std::process::Command;
-    pub fn copy(machine: &smoothserve_kit::machine::Machine, folder: &str, version: &str) {
-        let deb = std::env::var("SMOOTHSERVE_DEB").unwrap();
-        let root = machine.path("/tmp/pkg").display().to_string();
-        let target = machine.path(&format!("{folder}/smoothserve_{version}_amd64.deb"));
-        let line = format!(
-            "rm -rf {root}; dpkg-deb -R {deb} {root} && sed -i 's/^Version: .*/Version: {version}/' {root}/DEBIAN/control && dpkg-deb -b {root} {} && rm -rf {root}",
-            target.display()
-        );
-        assert!(
-            Command::new("sh")
-                .args(["-c", &line])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
 }
