@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use clap::CommandFactory;
+use rustix::process::Signal;
 use smoothserve::cli::{Smoothctl, Smoothserve};
 use smoothserve::config::{GLOBAL_KEYS, SERVICE_KEYS};
 use smoothserve_kit::{Home, Smoothserve as Server, free_port, programs};
@@ -245,6 +246,16 @@ async fn the_services_are_those_of_the_smoothserve_that_the_command_line_names()
     ];
     let shown = shell.bash(&words, elsewhere.path());
     assert!(shown.contains(&"shop".to_owned()), "{shown:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_smoothserve_that_hangs_lets_nobody_wait() {
+    let server = server().await;
+    server.signal(Signal::STOP);
+    let shown = Shell::new().bash(&["smoothctl", "restart", "s"], &server.home.run());
+    assert!(shown.is_empty(), "{shown:?}");
+    server.signal(Signal::CONT);
     server.stop().await;
 }
 

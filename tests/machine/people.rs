@@ -40,6 +40,35 @@ fn an_ordinary_user_may_look_but_not_touch() {
 }
 
 #[test]
+fn to_complete_names_starts_no_smoothserve() {
+    machine::test(async |machine| {
+        let _scene = Scene::start(machine, "");
+        machine.run(USER);
+        let root = "";
+        let ada = "setpriv --reuid ada --regid ada --init-groups";
+        // As the files that are installed for the shells ask.
+        let tab = |who: &str| {
+            machine.run(&format!(
+                "{who} env SMOOTHCTL_COMPLETE=bash _CLAP_COMPLETE_INDEX=2 smoothctl -- smoothctl restart s"
+            ))
+        };
+        assert_eq!([tab(root), tab(ada)], ["shop", "shop"]);
+        machine.run("systemctl stop smoothserve.service");
+        assert_eq!([tab(root), tab(ada)], ["", ""]);
+        // Whoever connects either is in the queue or has had the service started.
+        let queue = machine.run("ss -xlH src /run/smoothserve/bus | awk '{ print $3 }'");
+        assert_eq!(queue, "0\n");
+        let state = |property: &str, unit: &str| {
+            machine.run(&format!(
+                "systemctl show --value --property={property} {unit}"
+            ))
+        };
+        assert_eq!(state("SubState", "smoothserve.socket"), "listening\n");
+        assert_eq!(state("ActiveState", "smoothserve.service"), "inactive\n");
+    });
+}
+
+#[test]
 fn a_user_has_a_smoothserve_of_his_own() {
     machine::test(async |machine| {
         Scene::install(machine, "");
