@@ -2,7 +2,7 @@
 //!
 //! A page has 80 columns, too few for most tables. So a row becomes an item: its first cell is what is explained, its last
 //! cell explains it, and what is between stands behind the first one with the names of the columns. A heading of the
-//! third level is an item, too, and explained by all that stands below it.
+//! third level is an item, too, and explained by all that stands below it. Links are lost, but for those to the examples.
 
 use std::mem;
 
@@ -29,19 +29,6 @@ pub fn add(page: &mut Page, markdown: &str) {
     }
     let around = converter.around;
     page.end_items(around);
-}
-
-fn inline(text: &mut Text, event: &Event<'_>) {
-    match event {
-        Event::Text(words) => text.plain(words),
-        Event::Code(words) => text.literal(words),
-        Event::SoftBreak | Event::HardBreak => text.plain(" "),
-        Event::Start(Tag::Strong) => text.bold(true),
-        Event::End(TagEnd::Strong) => text.bold(false),
-        Event::Start(Tag::Emphasis) => text.italic(true),
-        Event::End(TagEnd::Emphasis) => text.italic(false),
-        _ => {}
-    }
 }
 
 struct Converter<'p, 'm> {
@@ -91,9 +78,12 @@ impl<'m> Converter<'_, 'm> {
                 let text = mem::take(&mut self.text);
                 self.page.paragraph(&text);
             }
+            Event::Start(Tag::List(None)) if self.text.is_empty() => {}
+            Event::Start(Tag::Item) => self.page.bullet(),
+            Event::End(TagEnd::Item) if self.text.is_empty() => {}
             Event::End(TagEnd::Item) => {
                 let text = mem::take(&mut self.text);
-                self.page.bullet(&text);
+                self.page.paragraph(&text);
             }
             Event::Start(Tag::TableHead | Tag::TableRow) => self.rows.push(Vec::new()),
             Event::End(TagEnd::TableCell) => {
@@ -112,7 +102,16 @@ impl<'m> Converter<'_, 'm> {
                     self.text.plain(&format!(" ({}{example})", EXAMPLES.1));
                 }
             }
-            other => inline(&mut self.text, &other),
+            Event::Text(words) => self.text.plain(&words),
+            Event::Code(words) => self.text.literal(&words),
+            Event::SoftBreak => self.text.plain(" "),
+            Event::Start(Tag::Strong) => self.text.bold(true),
+            Event::End(TagEnd::Strong) => self.text.bold(false),
+            Event::Start(Tag::Emphasis) => self.text.italic(true),
+            Event::End(TagEnd::Emphasis) => self.text.italic(false),
+            Event::Start(Tag::Paragraph | Tag::Table(_) | Tag::TableCell)
+            | Event::End(TagEnd::TableHead | TagEnd::TableRow | TagEnd::List(_)) => {}
+            other => panic!("no manual page has had this before: {other:?}"),
         }
     }
 

@@ -25,14 +25,13 @@ pub struct Text(String);
 impl Text {
     /// Adds text as it is read.
     pub fn plain(&mut self, text: &str) {
-        let text = text.replace('\\', "\\e").replace('\'', "\\(aq");
-        self.0.push_str(&text);
+        self.0.push_str(&escape(text));
     }
 
     /// Adds what is typed.
     pub fn literal(&mut self, text: &str) {
         self.bold(true);
-        self.0.push_str(&typed(text));
+        self.plain(text);
         self.bold(false);
     }
 
@@ -57,8 +56,9 @@ impl Text {
     }
 }
 
-/// What is typed has to stay as it is, where roff would take hyphens, accents and quotes for typography.
-fn typed(text: &str) -> String {
+/// Hyphens, accents and quotes are to stay what they are: most of them are to be typed or searched for, and roff would make
+/// typography of them.
+fn escape(text: &str) -> String {
     text.replace('\\', "\\e")
         .replace('\'', "\\(aq")
         .replace('-', "\\-")
@@ -82,6 +82,8 @@ impl Page {
             ".TH {title} {section} \"\" \"smoothserve {version}\" smoothserve"
         ));
         page.line(".ad l");
+        // Where a line of the source ends says nothing about what follows.
+        page.line(".ss 12 0");
         page.line(NO_HYPHENS);
         page.section("Name");
         page.fill(&Text(format!("{name} \\- {about}")));
@@ -117,13 +119,13 @@ impl Page {
 
     fn heading(&mut self, request: &str, title: &str) {
         self.end_items(0);
-        self.line(&format!(".{request} \"{}\"", typed(title)));
+        self.line(&format!(".{request} \"{}\"", escape(title)));
         self.apart = false;
     }
 
-    /// Adds a command line: its first words, which never change, and what may stand behind them.
-    pub fn synopsis(&mut self, command: &str, operands: &Text) {
-        self.line(&format!(".SY \"{}\"", typed(command)));
+    /// Adds a command line: the name of the program and what may stand behind it.
+    pub fn synopsis(&mut self, program: &str, operands: &Text) {
+        self.line(&format!(".SY {}", escape(program)));
         self.fill(operands);
         self.line(".YS");
         // groff's own synopsis hyphenates again what follows.
@@ -138,11 +140,10 @@ impl Page {
         self.apart = true;
     }
 
-    /// Adds a line of a list.
-    pub fn bullet(&mut self, text: &Text) {
+    /// Makes the next paragraph a line of a list.
+    pub fn bullet(&mut self) {
         self.line(".IP \\(bu 2");
-        self.fill(text);
-        self.apart = true;
+        self.apart = false;
     }
 
     /// Adds lines as they are typed.
@@ -151,7 +152,7 @@ impl Page {
         self.line(".RS 4");
         self.line(".nf");
         for line in lines.lines() {
-            let line = typed(line);
+            let line = escape(line);
             let guard = if line.starts_with('.') { "\\&" } else { "" };
             self.line(&format!("{guard}{line}"));
         }

@@ -18,42 +18,28 @@ pub struct Program {
 /// The page of a program.
 pub fn page(mut command: Command, program: &Program) -> String {
     command.build();
-    let name = command.get_name().to_owned();
-    let about = command.get_about().map(ToString::to_string);
-    let about = about.unwrap_or_default();
-    let mut begin = about.chars();
-    let first = begin.next().map(|letter| letter.to_ascii_lowercase());
-    let about: String = first.into_iter().chain(begin).collect();
-    let mut page = Page::new(&name, program.section, &about);
+    let verbs = || command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let mut page = Page::new(command.get_name(), program.section, &about(&command));
 
-    let visible: Vec<&Command> = command
-        .get_subcommands()
-        .filter(|verb| !verb.is_hide_set())
-        .collect();
     page.section("Synopsis");
-    for verb in &visible {
-        let mut line = Text::default();
-        for argument in own_arguments(verb, Some(&command)) {
-            line.plain(" ");
-            line.push(&usage(argument));
-        }
-        page.synopsis(&format!("{name} {}", verb.get_name()), &line);
+    for verb in verbs() {
+        page.synopsis(command.get_name(), &synopsis(&command, verb));
     }
     page.section("Description");
     if let Some(description) = command.get_long_about() {
         let description = description.to_string();
-        // Its first line is the name's.
-        let description = description.split_once("\n\n").map_or("", |(_, rest)| rest);
+        // It begins with what the page begins with.
+        let (_, description) = description.split_once("\n\n").unwrap_or_default();
         markdown::add(&mut page, description);
     }
-    let (description, rest) = program
+    let (description, sections) = program
         .text
         .split_once("\n# ")
         .unwrap_or((program.text, ""));
     markdown::add(&mut page, description);
 
     page.section("Commands");
-    for verb in &visible {
+    for verb in verbs() {
         let mut term = Text::default();
         term.literal(verb.get_name());
         for operand in verb.get_positionals() {
@@ -62,15 +48,14 @@ pub fn page(mut command: Command, program: &Program) -> String {
         }
         page.begin_item(&term);
         let about = verb.get_long_about().or(verb.get_about());
-        explain(
-            &mut page,
-            about.map(ToString::to_string).unwrap_or_default(),
-        );
-        own_arguments(verb, Some(&command)).for_each(|argument| item(&mut page, argument));
+        markdown::add(&mut page, &sentence(about.map(ToString::to_string)));
+        own_arguments(verb, &command).for_each(|argument| item(&mut page, argument));
         page.end_items(0);
     }
     page.section("Options");
-    own_arguments(&command, None).for_each(|argument| item(&mut page, argument));
+    command
+        .get_arguments()
+        .for_each(|option| item(&mut page, option));
     page.section("Exit status");
     for (status, meaning) in program.exit {
         let mut term = Text::default();
@@ -79,27 +64,47 @@ pub fn page(mut command: Command, program: &Program) -> String {
         markdown::add(&mut page, meaning);
         page.end_items(0);
     }
-    if !rest.is_empty() {
-        markdown::add(&mut page, &format!("# {rest}"));
-    }
+    markdown::add(&mut page, &format!("# {sections}"));
     page.finish()
 }
 
-/// The arguments of a command without those that are the same for all commands.
-fn own_arguments<'c>(
-    command: &'c Command,
-    parent: Option<&'c Command>,
-) -> impl Iterator<Item = &'c Arg> {
-    let is_of_all = move |argument: &&Arg| {
-        parent.is_some_and(|parent| {
-            parent
-                .get_arguments()
-                .any(|other| other.get_id() == argument.get_id())
-        })
+/// What a program does, as the name of its page is followed by it.
+fn about(command: &Command) -> String {
+    let about = command.get_about().map(ToString::to_string);
+    let mut about = about.unwrap_or_default();
+    if let Some(first) = about.get_mut(..1) {
+        first.make_ascii_lowercase();
+    }
+    about
+}
+
+/// A command line behind the name of the program.
+fn synopsis(command: &Command, verb: &Command) -> Text {
+    let mut line = Text::default();
+    if command.get_arguments().any(Arg::is_global_set) {
+        line.plain("[");
+        line.italic(true);
+        line.plain("OPTION");
+        line.italic(false);
+        line.plain("...] ");
+    }
+    line.literal(verb.get_name());
+    let options = own_arguments(verb, command).filter(|argument| !argument.is_positional());
+    for argument in options.chain(verb.get_positionals()) {
+        line.plain(" ");
+        line.push(&usage(argument));
+    }
+    line
+}
+
+/// The arguments of a verb without those that are the same for all verbs.
+fn own_arguments<'c>(verb: &'c Command, command: &'c Command) -> impl Iterator<Item = &'c Arg> {
+    let of_all = |argument: &Arg| {
+        let mut others = command.get_arguments();
+        others.any(|other| other.get_id() == argument.get_id())
     };
-    command
-        .get_arguments()
-        .filter(move |argument| !argument.is_hide_set() && !is_of_all(argument))
+    verb.get_arguments()
+        .filter(move |argument| !of_all(argument))
 }
 
 /// What stands for the value of an argument.
@@ -170,39 +175,31 @@ fn usage(argument: &Arg) -> Text {
     text
 }
 
+/// Explains an argument, and the words that may be its value.
 fn item(page: &mut Page, argument: &Arg) {
-    let term = match argument.is_positional() {
+    let open = page.items();
+    page.begin_item(&match argument.is_positional() {
         true => value(argument).unwrap_or_default(),
         false => option(argument),
-    };
-    let open = page.items();
-    page.begin_item(&term);
-    let mut help = sentence(help(argument));
-    let defaults = argument.get_default_values();
-    if argument.get_action().takes_values() && !defaults.is_empty() {
-        let defaults: Vec<_> = defaults
-            .iter()
-            .map(|value| value.to_string_lossy())
-            .collect();
-        help.push_str(&format!(" Default: `{}`.", defaults.join(" ")));
+    });
+    let mut help = sentence(Some(help(argument)));
+    let takes_value = argument.get_action().takes_values();
+    let defaults = argument.get_default_values().iter().filter(|_| takes_value);
+    for default in defaults {
+        help.push_str(&format!(" Default: `{}`.", default.to_string_lossy()));
     }
     if let Some(variable) = argument.get_env() {
-        help.push_str(&format!(
-            " Also by the variable `{}`.",
-            variable.to_string_lossy()
-        ));
+        let variable = variable.to_string_lossy();
+        help.push_str(&format!(" Also by the variable `{variable}`."));
     }
-    explain(page, help);
-    if argument.get_action().takes_values() {
-        for possible in argument.get_possible_values() {
-            let mut term = Text::default();
-            term.literal(possible.get_name());
-            let inner = page.items();
-            page.begin_item(&term);
-            let help = possible.get_help().map(ToString::to_string);
-            explain(page, help.unwrap_or_default());
-            page.end_items(inner);
-        }
+    markdown::add(page, &help);
+    let words = argument.get_possible_values();
+    for word in words.iter().filter(|_| takes_value) {
+        let mut term = Text::default();
+        term.literal(word.get_name());
+        page.begin_item(&term);
+        markdown::add(page, &sentence(word.get_help().map(ToString::to_string)));
+        page.end_items(open + 1);
     }
     page.end_items(open);
 }
@@ -210,29 +207,26 @@ fn item(page: &mut Page, argument: &Arg) {
 /// What the definition says about an argument.
 fn help(argument: &Arg) -> String {
     if argument.get_id() == "help" {
-        // clap's own words are about the other of both.
+        // clap's own words fit one of both.
         return "Print a short help (`-h`) or a long one".to_owned();
     }
     let help = argument.get_long_help().or(argument.get_help());
     let help = help.map(ToString::to_string).unwrap_or_default();
-    // As clap shows defaults, where it does not know them.
-    match help
+    // Defaults that depend on something are written as clap shows the others.
+    let default = help
         .strip_suffix(']')
-        .and_then(|help| help.rsplit_once(" [default: "))
-    {
+        .and_then(|help| help.rsplit_once(" [default: "));
+    match default {
         Some((help, default)) => format!("{help}. Default: {default}"),
         None => help,
     }
 }
 
-fn explain(page: &mut Page, help: String) {
-    markdown::add(page, &sentence(help));
-}
-
 /// The help of a command line has no stop at its end.
-fn sentence(mut text: String) -> String {
-    if !text.is_empty() && !text.ends_with('.') {
-        text.push('.');
+fn sentence(help: Option<String>) -> String {
+    let mut help = help.unwrap_or_default();
+    if !help.is_empty() && !help.ends_with('.') {
+        help.push('.');
     }
-    text
+    help
 }
