@@ -6,8 +6,9 @@ CARGO ?= cargo
 DESTDIR =
 prefix = /usr
 BIN = target/release
+MANUAL = target/manual
 
-.PHONY: help check check-fast check-debian13 demo machine build install deb install-needs deny
+.PHONY: help check check-fast check-debian13 demo machine build manual install deb install-needs deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,14 +37,17 @@ demo: install-needs ## Run an example service under load, deploy and restart it,
 	$(CARGO) build --release --locked --bins --example shop --example demo
 	@./target/release/examples/demo
 
-build: ## Build the programs as they ship
+build: manual ## Build the programs as they ship, and their manual
 	$(CARGO) build --release --locked --bins
+
+manual: ## Write the manual pages and the completions of the shells
+	$(CARGO) run --release --locked --quiet --package smoothserve-manual -- $(MANUAL)
 
 # Under DESTDIR, if that is given. Needs no root there; neither builds, since root should not, nor enables anything, which
 # is for a package to do.
 install: unitdir = $(DESTDIR)$(prefix)/lib/systemd
 install: datadir = $(DESTDIR)$(prefix)/share
-install: ## Install what `make build` has built, with its units (DESTDIR=, prefix=, BIN=)
+install: ## Install what `make build` has built, with its units (DESTDIR=, prefix=, BIN=, MANUAL=)
 	install -D -m 755 -t $(DESTDIR)$(prefix)/bin $(BIN)/smoothserve $(BIN)/smoothctl
 	ln -sf smoothctl $(DESTDIR)$(prefix)/bin/smoothtool
 	install -D -m 644 -t $(unitdir)/system $(addprefix systemd/smoothserve.,service socket slice)
@@ -60,6 +64,12 @@ install: ## Install what `make build` has built, with its units (DESTDIR=, prefi
 	install -D -m 644 -t $(datadir)/polkit-1/actions systemd/org.smoothserve1.policy
 	install -D -m 644 -t $(datadir)/doc/smoothserve README.md docs/configuration.md docs/dbus.md docs/logging.md docs/security.md
 	install -D -m 644 -t $(datadir)/doc/smoothserve/examples services/example.yaml services/python.yaml
+	install -D -m 644 -t $(datadir)/man/man1 $(addprefix $(MANUAL)/,smoothctl.1 smoothtool.1)
+	install -D -m 644 -t $(datadir)/man/man5 $(addprefix $(MANUAL)/,smoothserve.yaml.5 org.smoothserve1.5)
+	install -D -m 644 -t $(datadir)/man/man8 $(MANUAL)/smoothserve.8
+	install -D -m 644 -t $(datadir)/bash-completion/completions $(addprefix $(MANUAL)/,smoothserve smoothctl)
+	install -D -m 644 -t $(datadir)/zsh/vendor-completions $(addprefix $(MANUAL)/_,smoothserve smoothctl)
+	install -D -m 644 -t $(datadir)/fish/vendor_completions.d $(addprefix $(MANUAL)/,smoothserve.fish smoothctl.fish)
 	install -d $(DESTDIR)/etc/smoothserve/services
 	[ -e $(DESTDIR)/etc/smoothserve/smoothserve.yaml ] || \
 		install -m 644 -t $(DESTDIR)/etc/smoothserve smoothserve.yaml

@@ -3,11 +3,13 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::ArgValueCompleter;
 
+use crate::ctl::complete;
 use crate::manager::dbus::Bus;
 
-/// Exit statuses, as sysexits.h has them.
+/// Exit statuses, as sysexits.h and the shells have them.
 pub mod exit {
     /// The command line is wrong.
     pub const USAGE: u8 = 64;
@@ -19,6 +21,8 @@ pub mod exit {
     pub const NO_PERMISSION: u8 = 77;
     /// The configuration has faults.
     pub const CONFIG: u8 = 78;
+    /// The waiting was ended by SIGINT, as a shell shows it.
+    pub const INTERRUPTED: u8 = 130;
 }
 
 /// Where the configuration is if nothing is said.
@@ -42,9 +46,10 @@ pub enum Role {
     /// Serve in the foreground; SIGTERM drains and ends, SIGHUP reloads
     Run {
         /// The folder of smoothserve.yaml and services/
-        #[arg(long, value_name = "DIR", default_value = CONFIG_DIR)]
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = CONFIG_DIR)]
         config: PathBuf,
-        /// Where to be reached besides the private socket in the run directory
+        /// Where to be reached besides the private socket in the run directory; `auto` is the system bus for root and the
+        /// session bus for others, if it is there and lets us
         #[arg(long, value_enum, default_value = "auto")]
         bus: Bus,
         /// Where the sockets are
@@ -54,7 +59,7 @@ pub enum Role {
     /// Check a configuration and print all its faults, each with its line; exits 78 if there is one
     Check {
         /// The folder of smoothserve.yaml and services/
-        #[arg(value_name = "DIR", default_value = CONFIG_DIR)]
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, default_value = CONFIG_DIR)]
         config: PathBuf,
     },
     /// The proxy worker, started by `run`
@@ -95,6 +100,7 @@ pub struct RunDir {
     #[arg(
         long = "run-dir",
         value_name = "DIR",
+        value_hint = ValueHint::DirPath,
         env = "SMOOTHSERVE_RUN_DIR",
         global = true
     )]
@@ -132,7 +138,8 @@ pub struct Smoothctl {
     /// Where smoothserve is
     #[command(flatten)]
     pub run_dir: RunDir,
-    /// Ask on this bus instead of the private socket in the run directory
+    /// Ask on this bus instead of the private socket in the run directory; `auto` is the private socket, and the system
+    /// bus for a user who runs no smoothserve
     #[arg(long, value_enum, default_value = "auto", global = true)]
     pub bus: Bus,
     /// What to do; `status` if nothing is said
@@ -146,7 +153,7 @@ pub enum Verb {
     /// Show what runs, what is ready, what is in flight, and what went wrong last
     Status {
         /// Only these, with all their instances
-        #[arg(value_name = "NAME")]
+        #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::service))]
         names: Vec<String>,
         /// The same for programs
         #[arg(long)]
@@ -171,7 +178,7 @@ pub enum Verb {
     /// Check a configuration and print all its faults
     Check {
         /// The folder of smoothserve.yaml and services/
-        #[arg(value_name = "DIR", default_value = CONFIG_DIR)]
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, default_value = CONFIG_DIR)]
         config: PathBuf,
     },
 }
@@ -180,7 +187,7 @@ pub enum Verb {
 #[derive(Debug, Args)]
 pub struct Logs {
     /// The service
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::service))]
     pub name: String,
     /// Go on and show what comes
     #[arg(short, long)]
@@ -200,7 +207,7 @@ pub struct Logs {
 #[derive(Debug, Args)]
 pub struct Names {
     /// Services, or `all`
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required = true, add = ArgValueCompleter::new(complete::service_or_all))]
     pub names: Vec<String>,
     /// Return at once instead of waiting
     #[arg(long)]

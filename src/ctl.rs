@@ -1,6 +1,7 @@
 //! `smoothctl`, and `smoothtool`, its name in older installations.
 
 mod client;
+pub mod complete;
 mod logs;
 mod render;
 mod wait;

@@ -120,7 +120,7 @@ fn text(listen: Listen, services: &[&Service]) -> String {
          \n\
          [Unit]\n\
          Description=smoothserve on {}\n\
-         Documentation=file:///usr/share/doc/smoothserve/configuration.md\n",
+         Documentation=man:smoothserve(8) man:smoothserve.yaml(5)\n",
         names.join(", "),
         place(listen),
     );

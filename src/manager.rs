@@ -34,7 +34,7 @@ mod ports;
 pub mod process;
 mod publish;
 mod rollout;
-mod run_dir;
+pub(crate) mod run_dir;
 mod service;
 mod signals;
 mod sockets;

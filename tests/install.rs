@@ -30,6 +30,8 @@ const INSTALLED: &str = "\
 /usr/lib/systemd/user/smoothserve.socket 644
 /usr/lib/sysusers.d/smoothserve.conf 644
 /usr/lib/tmpfiles.d/smoothserve.conf 644
+/usr/share/bash-completion/completions/smoothctl 644
+/usr/share/bash-completion/completions/smoothserve 644
 /usr/share/dbus-1/system-services/org.smoothserve1.service 644
 /usr/share/dbus-1/system.d/org.smoothserve1.conf 644
 /usr/share/doc/smoothserve/README.md 644
@@ -39,7 +41,16 @@ const INSTALLED: &str = "\
 /usr/share/doc/smoothserve/examples/python.yaml 644
 /usr/share/doc/smoothserve/logging.md 644
 /usr/share/doc/smoothserve/security.md 644
+/usr/share/fish/vendor_completions.d/smoothctl.fish 644
+/usr/share/fish/vendor_completions.d/smoothserve.fish 644
+/usr/share/man/man1/smoothctl.1 644
+/usr/share/man/man1/smoothtool.1 644
+/usr/share/man/man5/org.smoothserve1.5 644
+/usr/share/man/man5/smoothserve.yaml.5 644
+/usr/share/man/man8/smoothserve.8 644
 /usr/share/polkit-1/actions/org.smoothserve1.policy 644
+/usr/share/zsh/vendor-completions/_smoothctl 644
+/usr/share/zsh/vendor-completions/_smoothserve 644
 ";
 
 /// An installation in a folder of its own.
@@ -64,10 +75,14 @@ impl Installation {
         destination.push(self.root.path());
         let mut programs_in = std::ffi::OsString::from("BIN=");
         programs_in.push(programs);
+        let manual = tempfile::tempdir().unwrap();
+        smoothserve_manual::write(manual.path()).unwrap();
+        let mut manual_in = std::ffi::OsString::from("MANUAL=");
+        manual_in.push(manual.path());
         // Modes must not be the caller's matter. What an outer make has to say to an inner one is not meant here.
         let output = Command::new("sh")
             .args(["-c", "umask 077; exec make --silent install \"$@\"", "sh"])
-            .args([destination, programs_in])
+            .args([destination, programs_in, manual_in])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL")
@@ -202,6 +217,12 @@ fn the_user_can_be_made() {
     assert!(said.contains("Creating user 'smoothserve'"), "{said}");
 }
 
+/// Where `smoothctl(1)` is.
+fn page_file(page: &str) -> String {
+    let (name, section) = page.strip_suffix(')').unwrap().split_once('(').unwrap();
+    format!("/usr/share/man/man{section}/{name}.{section}")
+}
+
 #[test]
 fn documents_that_the_units_name_are_there() {
     let installation = Installation::new();
@@ -215,8 +236,11 @@ fn documents_that_the_units_name_are_there() {
             .lines()
             .filter_map(|line| line.strip_prefix("Documentation="));
         for address in lines.flat_map(|line| line.split(' ')) {
-            let file = address.strip_prefix("file://").unwrap();
-            assert!(installation.path(file).exists(), "{file}");
+            let file = match address.strip_prefix("man:") {
+                Some(page) => page_file(page),
+                None => address.strip_prefix("file://").unwrap().to_owned(),
+            };
+            assert!(installation.path(&file).exists(), "{file}");
         }
     }
 }

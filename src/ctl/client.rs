@@ -4,12 +4,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use zbus::connection::Builder;
+use zbus::fdo::DBusProxy;
 use zbus::message::Type;
 use zbus::{Connection, DBusError, MatchRule, MessageStream, OwnedObjectPath};
 
 use super::Failed;
 use crate::cli::{RunDir, exit};
 use crate::manager::dbus::{Bus, NAME};
+use crate::manager::run_dir;
 use crate::manager::status::Snapshot;
 
 const PATH: &str = "/org/smoothserve1";
@@ -31,9 +33,8 @@ impl Client {
             Bus::Session => Client::on(Builder::session()).await,
             Bus::Auto | Bus::None => {
                 let own = Client::on_socket(&run_dir.path().join("bus")).await;
-                let is_users = run_dir.is_default() && !rustix::process::geteuid().is_root();
                 if own.is_err()
-                    && is_users
+                    && means_any(run_dir)
                     && bus == Bus::Auto
                     && let Ok(client) = Client::on(Builder::system()).await
                     && client.dump().await.is_ok()
@@ -43,6 +44,24 @@ impl Client {
                 own
             }
         }
+    }
+
+    /// Connects to a smoothserve that runs. [`Client::connect`] would have systemd start one that does not.
+    pub(super) async fn connect_to_running(run_dir: &RunDir, bus: Bus) -> Option<Client> {
+        let run_path = run_dir.path();
+        let client = match bus {
+            Bus::Auto | Bus::None if run_dir::is_taken(&run_path) => {
+                return Client::on_socket(&run_path.join("bus")).await.ok();
+            }
+            Bus::Auto if means_any(run_dir) => Client::on(Builder::system()).await,
+            Bus::Auto | Bus::None => return None,
+            Bus::System => Client::on(Builder::system()).await,
+            Bus::Session => Client::on(Builder::session()).await,
+        };
+        let client = client.ok()?;
+        let broker = DBusProxy::new(&client.connection).await.ok()?;
+        let name = NAME.try_into().expect("it is a name");
+        broker.name_has_owner(name).await.ok()?.then_some(client)
     }
 
     async fn on_socket(socket: &Path) -> Result<Client, Failed> {
@@ -150,6 +169,11 @@ impl Client {
             ),
         })
     }
+}
+
+/// Whether a user asks who may have no smoothserve of his own, and has not said which one he means.
+fn means_any(run_dir: &RunDir) -> bool {
+    run_dir.is_default() && !rustix::process::geteuid().is_root()
 }
 
 fn refused(name: &str, message: String) -> Failed {

@@ -67,12 +67,7 @@ pub(super) fn services(snapshot: &Snapshot, names: &[String]) -> String {
 }
 
 fn one(name: &str, service: &ServiceStatus) -> String {
-    let mut text = format!(
-        "{name}: {}, {}/{} instances ready\n",
-        service_state(service.state),
-        service.ready(),
-        service.wanted
-    );
+    let mut text = format!("{name}: {}\n", in_short(service));
     for (label, value) in [
         ("file", service.file.clone()),
         ("listen", service.listen.join(" ")),
@@ -180,6 +175,13 @@ pub(super) fn cut(text: &str, width: usize) -> String {
         .take(width.saturating_sub(2))
         .chain(['…'])
         .collect()
+}
+
+/// A service in a few words.
+pub(super) fn in_short(service: &ServiceStatus) -> String {
+    let state = service_state(service.state);
+    let (ready, wanted) = (service.ready(), service.wanted);
+    format!("{state}, {ready}/{wanted} instances ready")
 }
 
 fn service_state(state: ServiceState) -> &'static str {

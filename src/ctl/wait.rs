@@ -14,9 +14,6 @@ use crate::manager::status::{JobState, JobStatus};
 /// How often the state is looked at besides being told: steps and figures change without a signal.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// As a shell shows a program that was ended by SIGINT.
-const INTERRUPTED: u8 = 130;
-
 /// Waits until all jobs have ended, unless it is not to wait. Fails if one of them has not reached its end.
 pub(super) async fn for_jobs(
     client: &Client,
@@ -45,7 +42,7 @@ pub(super) async fn for_jobs(
             }
             _ = tokio::signal::ctrl_c() => {
                 line.clear();
-                return Err(Failed::new(INTERRUPTED, "no longer waiting; the job goes on, see smoothctl status"));
+                return Err(Failed::new(exit::INTERRUPTED, "no longer waiting; the job goes on, see smoothctl status"));
             }
         }
     }

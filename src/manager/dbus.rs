@@ -45,13 +45,13 @@ const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
 /// Which bus to be on, besides the private socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bus {
-    /// The system bus for root, the session bus for others, if it is there and lets us.
+    /// The bus that fits, if there is one.
     Auto,
     /// The system bus.
     System,
     /// The session bus.
     Session,
-    /// None.
+    /// No bus.
     None,
 }
 

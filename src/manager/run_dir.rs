@@ -1,11 +1,14 @@
 //! The run directory: sockets and state of one running manager.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
+
+/// The file that the manager holds a lock on.
+const LOCK: &str = "lock";
 
 /// Makes the directory and takes it for this manager, as long as the returned file is open.
 pub fn prepare(path: &Path) -> anyhow::Result<File> {
@@ -22,8 +25,11 @@ pub fn prepare(path: &Path) -> anyhow::Result<File> {
             path.display()
         );
     }
-    let lock_path = path.join("lock");
+    let lock_path = path.join(LOCK);
+    // Whoever can open it can lock it, and keep smoothserve from starting.
+    let mode = Permissions::from_mode(0o600);
     let lock = File::create(&lock_path)
+        .and_then(|lock| lock.set_permissions(mode).map(|()| lock))
         .with_context(|| format!("cannot write {}", lock_path.display()))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
@@ -34,5 +40,57 @@ pub fn prepare(path: &Path) -> anyhow::Result<File> {
             )
         }
         Err(error) => Err(error).with_context(|| format!("cannot lock {}", lock_path.display())),
+    }
+}
+
+/// Whether there is a manager that has taken the directory. To connect to its socket is no way to find out, because systemd
+/// starts a manager for who connects; nor is to try the lock, which might be what a manager that starts just then finds.
+pub fn is_taken(path: &Path) -> bool {
+    let (Ok(file), Ok(locks)) = (
+        std::fs::metadata(path.join(LOCK)),
+        std::fs::read_to_string("/proc/locks"),
+    ) else {
+        return false;
+    };
+    locks.lines().any(|line| is_of(line, file.ino()))
+}
+
+/// Whether this line of proc_locks(5) is about a file with that number. Devices are not compared: the kernel shows the file
+/// system's own, of which stat(2) shows nothing on some.
+fn is_of(line: &str, inode: u64) -> bool {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [_, "FLOCK", _, "WRITE", _, file, ..] = words.as_slice() else {
+        return false;
+    };
+    file.rsplit(':').next() == Some(inode.to_string().as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_taken_as_long_as_its_manager_lives() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_taken(folder.path()));
+        let manager = prepare(folder.path()).unwrap();
+        assert!(is_taken(folder.path()));
+        drop(manager);
+        assert!(!is_taken(folder.path()));
+    }
+
+    #[test]
+    fn a_lock_is_known_by_its_kind_and_file() {
+        const HELD: &str = "12: FLOCK  ADVISORY  WRITE 1107 00:1a:2284 0 EOF";
+        assert!(is_of(HELD, 2284));
+        assert!(!is_of(HELD, 228));
+        assert!(!is_of(
+            "12: POSIX  ADVISORY  WRITE 1107 00:1a:2284 0 EOF",
+            2284
+        ));
+        assert!(!is_of(
+            "12: -> FLOCK  ADVISORY  WRITE 1108 00:1a:2284 0 EOF",
+            2284
+        ));
     }
 }

@@ -14,6 +14,12 @@ fn an_ordinary_user_may_look_but_not_touch() {
         machine.run(USER);
         let status = machine.run("setpriv --reuid ada --regid ada --init-groups smoothctl status");
         assert!(status.contains("shop"), "{status}");
+        let lock = "setpriv --reuid ada --regid ada --init-groups flock --nonblock --shared /run/smoothserve/lock true";
+        assert_eq!(
+            machine.try_run(lock).status.code(),
+            Some(66),
+            "EX_NOINPUT of flock(1): not even opened"
+        );
         let before = scene.shop().pids();
         for line in [
             "smoothctl restart shop",
@@ -36,6 +42,35 @@ fn an_ordinary_user_may_look_but_not_touch() {
         machine.run("systemctl restart polkit");
         machine.run("setpriv --reuid ada --regid ada --init-groups smoothctl restart shop");
         assert!(scene.shop().pids().iter().all(|pid| !before.contains(pid)));
+    });
+}
+
+#[test]
+fn to_complete_names_starts_no_smoothserve() {
+    machine::test(async |machine| {
+        let _scene = Scene::start(machine, "");
+        machine.run(USER);
+        let root = "";
+        let ada = "setpriv --reuid ada --regid ada --init-groups";
+        // As the files that are installed for the shells ask.
+        let tab = |who: &str| {
+            machine.run(&format!(
+                "{who} env SMOOTHCTL_COMPLETE=bash _CLAP_COMPLETE_INDEX=2 smoothctl -- smoothctl restart s"
+            ))
+        };
+        assert_eq!([tab(root), tab(ada)], ["shop", "shop"]);
+        machine.run("systemctl stop smoothserve.service");
+        assert_eq!([tab(root), tab(ada)], ["", ""]);
+        // Whoever connects either is in the queue or has had the service started.
+        let queue = machine.run("ss -xlH src /run/smoothserve/bus | awk '{ print $3 }'");
+        assert_eq!(queue, "0\n");
+        let state = |property: &str, unit: &str| {
+            machine.run(&format!(
+                "systemctl show --value --property={property} {unit}"
+            ))
+        };
+        assert_eq!(state("SubState", "smoothserve.socket"), "listening\n");
+        assert_eq!(state("ActiveState", "smoothserve.service"), "inactive\n");
     });
 }
 

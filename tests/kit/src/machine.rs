@@ -231,6 +231,8 @@ impl Machine {
             .smoothserve
             .parent()
             .expect("a file is in a folder");
+        let manual = tempfile::tempdir().expect("a folder can be made");
+        smoothserve_manual::write(manual.path()).expect("it can be written to");
         let made = Command::new("make")
             .args([
                 "--silent",
@@ -241,6 +243,7 @@ impl Machine {
             .arg("install")
             .arg(format!("DESTDIR={}", self.path("/").display()))
             .arg(format!("BIN={}", folder.display()))
+            .arg(format!("MANUAL={}", manual.path().display()))
             .status();
         assert!(made.expect("make can be started").success());
         self.run(
