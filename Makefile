@@ -40,8 +40,9 @@ demo: install-needs ## Run an example service under load, deploy and restart it,
 build: manual ## Build the programs as they ship, and their manual
 	$(CARGO) build --release --locked --bins
 
+# Not --release: it runs once, for a moment.
 manual: ## Write the manual pages and the completions of the shells
-	$(CARGO) run --release --locked --quiet --package smoothserve-manual -- $(MANUAL)
+	$(CARGO) run --locked --quiet --package smoothserve-manual -- $(MANUAL)
 
 # Under DESTDIR, if that is given. Needs no root there; neither builds, since root should not, nor enables anything, which
 # is for a package to do.

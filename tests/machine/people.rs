@@ -75,6 +75,53 @@ fn to_complete_names_starts_no_smoothserve() {
 }
 
 #[test]
+fn busctl_shows_a_clean_interface() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let tree = machine.run("busctl --list tree org.smoothserve1");
+        let paths: Vec<&str> = tree.lines().collect();
+        assert_eq!(
+            paths,
+            [
+                "/",
+                "/org",
+                "/org/smoothserve1",
+                "/org/smoothserve1/service",
+                "/org/smoothserve1/service/shop"
+            ]
+        );
+        let shown = machine.run(
+            "busctl introspect org.smoothserve1 /org/smoothserve1/service/shop org.smoothserve1.Service",
+        );
+        let names = shown
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        assert_eq!(
+            names.filter(|name| *name == ".Restart").count(),
+            1,
+            "{shown}"
+        );
+        assert!(!shown.contains("writable"), "{shown}");
+
+        let monitor = "busctl monitor org.smoothserve1 >/run/monitor 2>&1";
+        machine.run(&format!(
+            "systemd-run --quiet --unit monitor sh -c '{monitor}'"
+        ));
+        machine.until("cat /run/monitor", |text| text.contains("Monitoring"));
+        let before = scene.shop().pids();
+        let job = machine.run(
+            "busctl call org.smoothserve1 /org/smoothserve1 org.smoothserve1.Manager RestartService s shop",
+        );
+        assert!(job.starts_with("o \"/org/smoothserve1/job/"), "{job}");
+        let seen = machine.until("cat /run/monitor", |text| text.contains("JobRemoved"));
+        for word in ["RestartService", "JobNew", "PropertiesChanged", "\"done\""] {
+            assert!(seen.contains(word), "{word}: {seen}");
+        }
+        assert!(scene.shop().pids().iter().all(|pid| !before.contains(pid)));
+    });
+}
+
+#[test]
 fn a_user_has_a_smoothserve_of_his_own() {
     machine::test(async |machine| {
         Scene::install(machine, "");
