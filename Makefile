@@ -11,7 +11,7 @@ MANUAL = target/manual
 .PHONY: help check check-fast check-debian13 demo machine build manual install deb install-needs deny
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 check: install-needs ## Format, lint, and run every test
 	$(CARGO) fmt --all --check

@@ -15,7 +15,7 @@ const PACKAGE: &str = "SMOOTHSERVE_DEB";
 /// Where it is on the machine.
 pub const HERE: &str = "/root/smoothserve.deb";
 
-/// All that has to do with smoothserve, with what ends at an upgrade and what does not.
+/// Whether they run: the service, and what an upgrade leaves alone.
 const ACTIVE: &str = "systemctl is-active smoothserve.service smoothserve.socket smoothserve.slice \
                       smoothserve-port-8080.socket; true";
 
@@ -54,10 +54,16 @@ fn install(machine: &Machine) {
     apt(machine, &format!("install {HERE}"));
 }
 
+/// The version of the newer package of this number.
+fn version(number: u32) -> String {
+    format!("{}+{number}", env!("CARGO_PKG_VERSION"))
+}
+
 /// Makes a newer package of the one that is there: another version, whose program is another file, and where `change`
 /// changes more of what is in the folder `new`.
-pub fn newer(machine: &Machine, version: &str, change: &str) -> String {
-    let package = format!("/root/smoothserve-{version}.deb");
+pub fn newer(machine: &Machine, number: u32, change: &str) -> String {
+    let version = version(number);
+    let package = format!("/root/smoothserve-{number}.deb");
     machine.run(&format!(
         "cd /root && rm -rf new && dpkg-deb --raw-extract {HERE} new \
          && sed -i 's/^Version: .*/Version: {version}/' new/DEBIAN/control \
@@ -153,12 +159,12 @@ fn an_upgrade_loses_nothing_and_touches_neither_instances_nor_sockets() {
         };
         let before = invocations();
         assert_eq!(before.matches("ActiveState=active").count(), 3, "{before}");
-        for version in ["0.9.1", "0.9.2", "0.9.3"] {
+        for number in 1..=3 {
             let (manager, worker) = (scene.manager(), scene.worker());
-            let package = newer(machine, version, "true");
+            let package = newer(machine, number, "true");
             apt(machine, &format!("install {package}"));
             let installed = machine.run("dpkg-query --show --showformat='${Version}' smoothserve");
-            assert_eq!(installed, version);
+            assert_eq!(installed, version(number));
             assert_ne!(scene.manager(), manager);
             machine.until(&format!("ls /proc/{worker} || echo gone"), |text| {
                 text == "gone\n"
@@ -177,10 +183,10 @@ fn an_upgrade_loses_nothing_and_touches_neither_instances_nor_sockets() {
 fn an_upgrade_starts_nothing_that_was_stopped() {
     machine::test(async |machine| {
         let scene = install_under_shop(machine);
-        let mut version = 0;
+        let mut number = 0;
         let mut upgrade = || {
-            version += 1;
-            let package = newer(machine, &format!("0.9.{version}"), "true");
+            number += 1;
+            let package = newer(machine, number, "true");
             apt(machine, &format!("install {package}"));
             machine.run(ACTIVE)
         };
@@ -213,12 +219,12 @@ fn a_configuration_that_was_changed_is_kept() {
         machine.write("/etc/smoothserve/smoothserve.yaml", ours);
         let file = || machine.run("cat /etc/smoothserve/smoothserve.yaml");
 
-        let package = newer(machine, "0.9.1", "true");
+        let package = newer(machine, 1, "true");
         apt(machine, &format!("install {package}"));
         assert_eq!(file(), ours);
 
         let change = "echo '# theirs' >>new/etc/smoothserve/smoothserve.yaml";
-        let package = newer(machine, "0.9.2", change);
+        let package = newer(machine, 2, change);
         apt(
             machine,
             &format!("-o Dpkg::Options::=--force-confold install {package}"),

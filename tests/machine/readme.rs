@@ -111,7 +111,7 @@ fn the_life_of_an_installation_is_as_the_readme_tells_it() {
             machine.install(&file, &format!("/root/shop-{version}"));
         }
         package::bring_package(machine);
-        let newer = package::newer(machine, "0.2.0", "true");
+        let newer = package::newer(machine, 1, "true");
         machine.run(&format!(
             "cd /root && mv {} smoothserve_0.1.0_amd64.deb && mv {newer} smoothserve_0.2.0_amd64.deb",
             package::HERE
