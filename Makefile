@@ -8,10 +8,10 @@ prefix = /usr
 BIN = target/release
 MANUAL = target/manual
 
-.PHONY: help check check-fast check-debian13 demo machine build manual install deb install-needs deny
+.PHONY: help check check-fast check-debian12 check-debian13 demo machine build manual install deb install-needs deny
 
 help: ## Show this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 32
 
 check: install-needs ## Format, lint, and run every test
 	$(CARGO) fmt --all --check
@@ -24,10 +24,12 @@ check: install-needs ## Format, lint, and run every test
 check-fast: install-needs ## Run the tests that need no machine of their own
 	./scripts/run-tests 'not binary(machine)'
 
-check-debian13: install-needs ## Run the tests on a machine with Debian 13 instead of this one's system
-	./scripts/debian13 target/debian13
+check-debian12: release = bookworm
+check-debian13: release = trixie
+check-debian12 check-debian13: install-needs ## Run the tests on a machine with a bare Debian instead of this one's system
+	./scripts/debian $(release) target/$(release)
 	$(MAKE) deb
-	SMOOTHSERVE_MACHINE_ROOT=$(CURDIR)/target/debian13 ./scripts/run-tests 'binary(machine)'
+	SMOOTHSERVE_MACHINE_ROOT=$(CURDIR)/target/$(release) ./scripts/run-tests 'binary(machine)'
 
 machine: install-needs ## A shell on a test machine with a real systemd and smoothserve on it (as root)
 	$(CARGO) build --locked --bins --example shop --example machine
