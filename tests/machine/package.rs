@@ -13,7 +13,7 @@ use crate::scene::{PORT, SHOP, Scene, nothing_is_lost};
 const PACKAGE: &str = "SMOOTHSERVE_DEB";
 
 /// Where it is on the machine.
-pub const HERE: &str = "/root/smoothserve.deb";
+pub const HERE: &str = "/srv/smoothserve.deb";
 
 /// Whether they run: the service, and what an upgrade leaves alone.
 const ACTIVE: &str = "systemctl is-active smoothserve.service smoothserve.socket smoothserve.slice \
@@ -63,9 +63,9 @@ fn version(number: u32) -> String {
 /// changes more of what is in the folder `new`.
 pub fn newer(machine: &Machine, number: u32, change: &str) -> String {
     let version = version(number);
-    let package = format!("/root/smoothserve-{number}.deb");
+    let package = format!("/srv/smoothserve-{number}.deb");
     machine.run(&format!(
-        "cd /root && rm -rf new && dpkg-deb --raw-extract {HERE} new \
+        "cd /srv && rm -rf new && dpkg-deb --raw-extract {HERE} new \
          && sed -i 's/^Version: .*/Version: {version}/' new/DEBIAN/control \
          && echo '{version}' >>new/usr/bin/smoothserve && {change} \
          && dpkg-deb --root-owner-group -Znone --build new {package}"
@@ -277,8 +277,8 @@ fn the_test_that_comes_with_it_succeeds() {
     machine::test(async |machine| {
         install(machine);
         let test = Path::new(env!("CARGO_MANIFEST_DIR")).join("debian/tests/loss");
-        machine.install(&test, "/root/loss");
-        let said = machine.run("/root/loss 2>&1");
+        machine.install(&test, "/srv/loss");
+        let said = machine.run("/srv/loss 2>&1");
         println!("{said}");
         assert!(said.ends_with(" 0 lost\n"), "{said}");
         assert_eq!(machine.run("ls /etc/smoothserve/services"), "");

@@ -108,12 +108,12 @@ fn the_life_of_an_installation_is_as_the_readme_tells_it() {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("shop");
             smoothserve_kit::install(&example("shop"), &file, &Build::good(version)).unwrap();
-            machine.install(&file, &format!("/root/shop-{version}"));
+            machine.install(&file, &format!("/srv/shop-{version}"));
         }
         package::bring_package(machine);
         let newer = package::newer(machine, 1, "true");
         machine.run(&format!(
-            "cd /root && mv {} smoothserve_0.1.0_amd64.deb && mv {newer} smoothserve_0.2.0_amd64.deb",
+            "cd /srv && mv {} smoothserve_0.1.0_amd64.deb && mv {newer} smoothserve_0.2.0_amd64.deb",
             package::HERE
         ));
         for step in steps() {
@@ -127,7 +127,7 @@ fn the_life_of_an_installation_is_as_the_readme_tells_it() {
                     println!("{line}");
                     let quoted = line.replace('\'', "'\\''");
                     let said = machine.run(&match of_root {
-                        true => format!("cd /root && {line}"),
+                        true => format!("cd /srv && {line}"),
                         false => format!("su - ada -c '{quoted}'"),
                     });
                     assert!(shows.is_empty() || fits(&shows, &said), "{line}: {said}");
