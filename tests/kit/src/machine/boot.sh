@@ -56,8 +56,6 @@ case $1 in
 	: >etc/machine-id
 	: >etc/fstab
 	echo machine >etc/hostname
-	# How an image of a container says that packages are to start nothing.
-	rm -f usr/sbin/policy-rc.d
 	# What the root file system happens to have enabled is not started, nor what needs a real machine.
 	rm -rf etc/systemd/system
 	mkdir -p etc/systemd/system-generators
