@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ const BACKLOG: i32 = 4096;
 
 /// See [`prepare`].
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// Seconds for which a connection without a request is kept from the worker; the kernel knows no shorter time.
+static DEFERRED: libc::c_int = 1;
 
 /// An open listening socket.
 #[derive(Debug)]
@@ -258,9 +261,33 @@ fn no_ipv6(error: &io::Error) -> bool {
 /// Makes a socket one from which a worker never waits for a connection. Whether it blocks is a property that all
 /// descriptors of it share, and systemd sets it each time it passes it on: with `NonBlocking=yes` as it should be,
 /// otherwise blocking, with the worker in the middle of its work. The timeout makes little of that.
+///
+/// And the kernel keeps a new connection to itself until a request comes over it, for a moment: the worker then reads the
+/// request as it accepts the connection, instead of waiting for it.
 fn prepare(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    socket.set_read_timeout(Some(ACCEPT_TIMEOUT))
+    socket.set_read_timeout(Some(ACCEPT_TIMEOUT))?;
+    defer_accept(socket.as_fd())
+}
+
+/// See `TCP_DEFER_ACCEPT` in tcp(7).
+#[allow(unsafe_code)]
+fn defer_accept(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let size = size_of_val(&DEFERRED).try_into().map_err(io::Error::other)?;
+    // SAFETY: the option takes an int, which lives longer than the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const DEFERRED).cast(),
+            size,
+        )
+    };
+    match set {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn bind_address(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {

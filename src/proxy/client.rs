@@ -20,8 +20,6 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
 use super::buffer::Buffer;
 use super::error::{ProxyError, write_error};
 use super::exchange::STALL_LIMIT;
@@ -72,13 +70,13 @@ pub(crate) enum Next {
 
 /// Serves one client connection to its end.
 pub(crate) async fn serve(
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     listener: Rc<Listener>,
     thread: Rc<Thread>,
 ) {
     let mut client = Client {
-        stream: Stream::Tcp(stream),
+        stream,
         buffer: Buffer::default(),
         timer: Timer::new(IDLE_LIMIT),
         listener,
@@ -110,8 +108,8 @@ impl Client {
         self.timer.set(IDLE_LIMIT);
         let mut drained = pin!(self.thread.drain_idle());
         poll_fn(|cx| {
-            if self.stream.poll_read_ready(cx).is_ready() {
-                return Poll::Ready(true);
+            if let Poll::Ready(received) = self.buffer.poll_fill(&self.stream, cx) {
+                return Poll::Ready(received.is_ok_and(|count| count > 0));
             }
             let over =
                 drained.as_mut().poll(cx).is_ready() || self.timer.poll_expired(cx).is_ready();

@@ -1,12 +1,19 @@
-//! A connection to an instance, over TCP or a unix socket.
+//! A connection, to an instance over TCP or a unix socket, or of a client that was accepted.
+//!
+//! # Theory of operation
+//! The reactor has to hear of a socket that is to be waited for, and forget it afterwards: two system calls. A client
+//! that asks once and goes has mostly sent its request when it is accepted, so an accepted socket is *fresh* at first:
+//! it is read from and written to as if it were ready, and the reactor hears of it when it turns out not to be.
 
-use std::io::{self, IoSlice};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -20,14 +27,96 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// The wait for room in the queue of a unix socket.
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long the reset of a fresh connection may go unnoticed.
+const BLIND: Duration = Duration::from_secs(1);
+
 /// A connected stream socket.
 #[derive(Debug)]
 pub(crate) enum Stream {
+    Accepted(Accepted),
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
+/// The socket of a client.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    /// Until the reactor knows it.
+    fresh: RefCell<Option<std::net::TcpStream>>,
+    /// Nothing more was there when it was read from last.
+    emptied: Cell<bool>,
+    registered: OnceCell<TcpStream>,
+}
+
+impl Accepted {
+    fn new(socket: std::net::TcpStream) -> Accepted {
+        Accepted {
+            fresh: RefCell::new(Some(socket)),
+            emptied: Cell::new(false),
+            registered: OnceCell::new(),
+        }
+    }
+
+    /// The socket as the reactor knows it, which hears of it now at the latest.
+    fn register(&self) -> io::Result<&TcpStream> {
+        if let Some(socket) = self.fresh.take() {
+            let _ = self.registered.set(TcpStream::from_std(socket)?);
+        }
+        // The reactor did not take it.
+        self.registered
+            .get()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Whether it is to be taken for ready, though nobody has said so.
+    fn is_fresh(&self, interest: Interest) -> bool {
+        let used_up = interest.is_readable() && self.emptied.get();
+        !used_up && self.fresh.borrow().is_some()
+    }
+
+    /// It is not, even if it is fresh.
+    fn unready(&self, interest: Interest) {
+        match interest.is_readable() {
+            true => self.emptied.set(true),
+            // An error comes up again where it can be told.
+            false => drop(self.register()),
+        }
+    }
+
+    /// Does something with the socket, of which the reactor does not know.
+    fn with_fresh<T>(
+        &self,
+        act: impl FnOnce(&std::net::TcpStream) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match &*self.fresh.borrow() {
+            Some(socket) => act(socket),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.registered.get() {
+            Some(socket) => socket.try_read(buffer),
+            None => self.with_fresh(|mut socket| socket.read(buffer)),
+        }
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match (self.registered.get(), slices) {
+            (Some(socket), [slice]) => socket.try_write(slice),
+            (Some(socket), slices) => socket.try_write_vectored(slices),
+            (None, [slice]) => self.with_fresh(|mut socket| socket.write(slice)),
+            (None, slices) => self.with_fresh(|mut socket| socket.write_vectored(slices)),
+        }
+    }
+}
+
 impl Stream {
+    /// A socket that was just accepted.
+    pub(crate) fn accepted(socket: std::net::TcpStream) -> Stream {
+        Stream::Accepted(Accepted::new(socket))
+    }
+
     /// Connects within [`CONNECT_LIMIT`]. A TCP connection sends without delay.
     pub(crate) async fn connect(address: &Address) -> io::Result<Stream> {
         match timeout(CONNECT_LIMIT, Stream::open(address)).await {
@@ -74,7 +163,7 @@ impl Stream {
                     }
                     return Poll::Ready(Ok(count));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.register()?,
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -88,18 +177,14 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_write_ready(cx))?;
-            let sent = match slices {
-                [slice] => self.try_write(slice),
-                slices => self.try_write_vectored(slices),
-            };
-            match sent {
+            match self.try_write(slices) {
                 Ok(count) => {
                     if count < slices.iter().map(|slice| slice.len()).sum() {
                         self.forget(Interest::WRITABLE);
                     }
                     return Poll::Ready(Ok(count));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.register()?,
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -107,7 +192,20 @@ impl Stream {
 
     /// Resolves when the peer has reset the connection, not when it has merely sent all it wants to send.
     pub(crate) async fn reset(&self) {
+        if let Stream::Accepted(stream) = self
+            && stream.registered.get().is_none()
+        {
+            // Most answers come sooner, and the reactor need not hear of the connection for this.
+            sleep(BLIND).await;
+            if self.register().is_err() {
+                return;
+            }
+        }
         let ready = match self {
+            Stream::Accepted(stream) => match stream.registered.get() {
+                Some(stream) => stream.ready(Interest::ERROR).await,
+                None => return,
+            },
             Stream::Tcp(stream) => stream.ready(Interest::ERROR).await,
             Stream::Unix(stream) => stream.ready(Interest::ERROR).await,
         };
@@ -118,33 +216,53 @@ impl Stream {
     /// Whether there is nothing to read, not even an end, as the kernel knows it at this moment.
     pub(crate) fn is_quiet(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let received = match self {
-            Stream::Tcp(stream) => recv(stream, &mut [0; 1], flags),
-            Stream::Unix(stream) => recv(stream, &mut [0; 1], flags),
-        };
-        received.is_err_and(|error| error == Errno::AGAIN)
+        let received = self.with(|socket| Ok(recv(socket, &mut [0; 1], flags)?));
+        received.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Tells the peer that nothing more will be sent.
     pub(crate) fn finish(&self) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => shutdown(stream, Shutdown::Write)?,
-            Stream::Unix(stream) => shutdown(stream, Shutdown::Write)?,
-        }
-        Ok(())
+        self.with(|socket| Ok(shutdown(socket, Shutdown::Write)?))
     }
 
     /// Makes the closing of a TCP connection a reset, which the peer cannot take for a regular end.
     pub(crate) fn reset_on_close(&self) -> io::Result<()> {
         match self {
-            Stream::Tcp(stream) => stream.set_zero_linger(),
             Stream::Unix(_) => Ok(()),
+            _ => self.with(|socket| Ok(set_socket_linger(socket, Some(Duration::ZERO))?)),
+        }
+    }
+
+    /// Does something with the socket itself.
+    fn with<T>(&self, act: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Stream::Accepted(stream) => match stream.registered.get() {
+                Some(socket) => act(socket.as_fd()),
+                None => stream.with_fresh(|socket| act(socket.as_fd())),
+            },
+            Stream::Tcp(stream) => act(stream.as_fd()),
+            Stream::Unix(stream) => act(stream.as_fd()),
+        }
+    }
+
+    /// It has to be waited for.
+    fn register(&self) -> io::Result<()> {
+        match self {
+            Stream::Accepted(stream) => stream.register().map(drop),
+            Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
         }
     }
 
     fn forget(&self, interest: Interest) {
         let would_block = || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into());
         let _ = match self {
+            Stream::Accepted(stream) => match stream.registered.get() {
+                Some(stream) => stream.try_io(interest, would_block),
+                None => {
+                    stream.unready(interest);
+                    Ok(())
+                }
+            },
             Stream::Tcp(stream) => stream.try_io(interest, would_block),
             Stream::Unix(stream) => stream.try_io(interest, would_block),
         };
@@ -153,38 +271,42 @@ impl Stream {
     /// Reads what is there; `WouldBlock` if nothing is.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
+            Stream::Accepted(stream) => stream.try_read(buffer),
             Stream::Tcp(stream) => stream.try_read(buffer),
             Stream::Unix(stream) => stream.try_read(buffer),
         }
     }
 
     /// Writes what fits; `WouldBlock` if nothing does.
-    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.try_write(bytes),
-            Stream::Unix(stream) => stream.try_write(bytes),
-        }
-    }
-
-    /// Writes what fits of several slices; `WouldBlock` if nothing does.
-    pub(crate) fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.try_write_vectored(slices),
-            Stream::Unix(stream) => stream.try_write_vectored(slices),
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match (self, slices) {
+            (Stream::Accepted(stream), slices) => stream.try_write(slices),
+            (Stream::Tcp(stream), [slice]) => stream.try_write(slice),
+            (Stream::Tcp(stream), slices) => stream.try_write_vectored(slices),
+            (Stream::Unix(stream), [slice]) => stream.try_write(slice),
+            (Stream::Unix(stream), slices) => stream.try_write_vectored(slices),
         }
     }
 
     /// Ready when a read may not block.
     pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
+            Stream::Accepted(stream) => match stream.is_fresh(Interest::READABLE) {
+                true => Poll::Ready(Ok(())),
+                false => stream.register()?.poll_read_ready(cx),
+            },
             Stream::Tcp(stream) => stream.poll_read_ready(cx),
             Stream::Unix(stream) => stream.poll_read_ready(cx),
         }
     }
 
     /// Ready when a write may not block.
-    pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
+            Stream::Accepted(stream) => match stream.is_fresh(Interest::WRITABLE) {
+                true => Poll::Ready(Ok(())),
+                false => stream.register()?.poll_write_ready(cx),
+            },
             Stream::Tcp(stream) => stream.poll_write_ready(cx),
             Stream::Unix(stream) => stream.poll_write_ready(cx),
         }
@@ -203,10 +325,9 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
+        let count = ready!(self.poll_receive(cx, buffer.initialize_unfilled()))?;
+        buffer.advance(count);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -216,36 +337,15 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
+        self.poll_send(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.finish())
     }
 }
 

@@ -18,7 +18,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -28,6 +27,7 @@ use super::client;
 use super::endpoint::Endpoint;
 use super::listener::{Listener, Routes};
 use super::service::Service;
+use super::stream::Stream;
 use super::table::Table;
 use super::threads::{Command, Event, Handover, Open, Report, Reporter, Threads};
 use crate::ipc::{EndpointId, EndpointState, ListenerId};
@@ -195,18 +195,12 @@ impl Thread {
             open: Some(open),
             thread: self.clone(),
         };
-        match TcpStream::from_std(stream) {
-            Ok(stream) => {
-                let thread = self.clone();
-                tokio::task::spawn_local(async move {
-                    let _counted = counted;
-                    client::serve(stream, peer, listener, thread).await;
-                });
-            }
-            Err(error) => {
-                tracing::error!(client_addr = %peer, %error, "cannot serve a connection");
-            }
-        }
+        let stream = Stream::accepted(stream);
+        let thread = self.clone();
+        tokio::task::spawn_local(async move {
+            let _counted = counted;
+            client::serve(stream, peer, listener, thread).await;
+        });
     }
 
     fn apply(self: &Rc<Self>, table: Arc<Table>, opened: Vec<(ListenerId, Arc<OwnedFd>)>) {

@@ -1,7 +1,7 @@
 //! The limits of time, with time that passes by itself whenever nothing else happens.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -53,6 +53,7 @@ impl Fixture {
         let thread = Rc::new(Thread::new(threads.into(), reporter));
         let client = TcpStream::connect(address).await.unwrap();
         let (stream, peer) = socket.accept().await.unwrap();
+        let stream = Stream::accepted(stream.into_std().unwrap());
         tokio::task::spawn_local(serve(stream, peer, listener, thread));
         Fixture {
             client,
