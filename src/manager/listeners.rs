@@ -273,7 +273,9 @@ fn prepare(socket: SockRef<'_>) -> io::Result<()> {
 /// See `TCP_DEFER_ACCEPT` in tcp(7).
 #[allow(unsafe_code)]
 fn defer_accept(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let size = size_of_val(&DEFERRED).try_into().map_err(io::Error::other)?;
+    let size = size_of_val(&DEFERRED)
+        .try_into()
+        .map_err(io::Error::other)?;
     // SAFETY: the option takes an int, which lives longer than the call.
     let set = unsafe {
         libc::setsockopt(

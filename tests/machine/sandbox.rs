@@ -181,7 +181,7 @@ fn the_worker_reaches_the_unix_sockets_of_other_users() {
         );
         machine.run("systemctl daemon-reload && systemctl start smoothserve.socket smoothserve");
         let scene = Scene { machine };
-        assert_eq!(scene.shop().ready(), 3);
+        assert_eq!(scene.settled().ready(), 3);
         let load = scene.load().await;
         machine.run("smoothctl restart shop");
         machine.run("systemctl restart smoothserve");

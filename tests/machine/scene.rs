@@ -37,7 +37,7 @@ impl<'a> Scene<'a> {
     pub fn start(machine: &'a Machine, lines: &str) -> Scene<'a> {
         let scene = Scene::install(machine, lines);
         machine.run("systemctl enable --now smoothserve.socket smoothserve.service");
-        assert_eq!(scene.shop().ready(), 3);
+        assert_eq!(scene.settled().ready(), 3);
         scene
     }
 

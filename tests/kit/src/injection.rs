@@ -21,7 +21,7 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// Stops a thread that waits in a system call, which is interrupted by that and tried again later.
+    /// Stops a thread behind a system call. If it waits in one, that is interrupted and tried again later.
     pub fn begin(thread: u32) -> Injection {
         let memory = File::options()
             .read(true)
@@ -31,11 +31,21 @@ impl Injection {
         let thread = Pid::from_raw(thread.cast_signed());
         ptrace::attach(thread).expect("root may trace");
         wait(thread);
-        let registers = ptrace::getregs(thread).expect("it stands still");
-        let mut instruction = [0; 2];
-        let behind = memory.read_exact_at(&mut instruction, registers.rip - 2);
-        behind.expect("there is code");
-        assert_eq!(instruction, [0x0f, 0x05], "the thread waits in no call");
+        let mut registers = ptrace::getregs(thread).expect("it stands still");
+        let is_behind_call = |registers: &libc::user_regs_struct| {
+            let mut instruction = [0; 2];
+            let read = memory.read_exact_at(&mut instruction, registers.rip - 2);
+            read.expect("there is code");
+            instruction == [0x0f, 0x05]
+        };
+        while !is_behind_call(&registers) {
+            // It was at work. It stops again where its next call begins, and where that ends.
+            for _ in 0..2 {
+                ptrace::syscall(thread, None).expect("it stands still");
+                wait(thread);
+            }
+            registers = ptrace::getregs(thread).expect("it stands still");
+        }
         Injection {
             thread,
             memory,
