@@ -8,7 +8,7 @@ prefix = /usr
 BIN = target/release
 MANUAL = target/manual
 
-.PHONY: help check check-fast check-debian12 check-debian13 demo machine build manual install deb install-needs deny
+.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick build manual install deb install-needs deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 32
@@ -38,6 +38,16 @@ machine: install-needs ## A shell on a test machine with a real systemd and smoo
 demo: install-needs ## Run an example service under load, deploy and restart it, count lost requests
 	$(CARGO) build --release --locked --bins --example shop --example demo
 	@./target/release/examples/demo
+
+bench: ## Measure smoothserve beside nginx and HAProxy, which are installed, and write benches/RESULTS.md
+	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk
+	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
+	./target/release/bench all benches/RESULTS.md
+
+bench-quick: ## The first row of it alone
+	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk
+	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
+	./target/release/bench quick
 
 build: manual ## Build the programs as they ship, and their manual
 	$(CARGO) build --release --locked --bins

@@ -1,0 +1,39 @@
+//! `make bench`: smoothserve beside nginx and HAProxy, in one run, as ratios.
+//!
+//! All three are up all the time, before the same instances. A row of the table is measured in rounds, in each of which
+//! every proxy has its turn, in another order each time; what counts is the median of the rounds' ratios, because what else
+//! goes on with the machine concerns all three of a round. CPU time comes first: it is what a request costs, whatever the
+//! machine can do at the moment.
+
+mod load;
+mod peers;
+mod process;
+mod report;
+mod rows;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use peers::Peers;
+use report::Report;
+
+const USAGE: &str = "usage: bench quick | bench all RESULTS.md";
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let own = std::env::current_exe()?;
+    let programs = own.parent().context("it is in a folder")?;
+    let mut report = Report::default();
+    match arguments.as_slice() {
+        ["quick"] => rows::quick(&Peers::start(programs)?, &mut report)?,
+        ["all", results] => {
+            rows::all(&Peers::start(programs)?, &mut report)?;
+            std::fs::write(Path::new(results), report.markdown()?)?;
+        }
+        _ => bail!(USAGE),
+    }
+    println!("\n{}", report.tables());
+    Ok(())
+}

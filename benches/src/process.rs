@@ -1,0 +1,138 @@
+//! Processes: started, looked at in proc(5), and ended.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long anything may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A program that ends when this is dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Starts it on one core, or on all of them. What it says goes to a file.
+    pub fn start(
+        core: Option<usize>,
+        program: &Path,
+        arguments: &[&str],
+        log: &Path,
+    ) -> anyhow::Result<Process> {
+        let log = fs::File::create(log)?;
+        let mut command = match core {
+            Some(core) => {
+                let mut command = Command::new("taskset");
+                command.args(["-c", &core.to_string()]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        let child = command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        Ok(Process { child })
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Itself, and all that it has started.
+    pub fn tree(&self) -> Vec<u32> {
+        let mut tree = vec![self.pid()];
+        let mut next = 0;
+        while let Some(&pid) = tree.get(next) {
+            tree.extend(children(pid));
+            next += 1;
+        }
+        tree
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.pid().cast_signed()) {
+            // It may have ended already.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let begin = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if begin.elapsed() > PATIENCE {
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            let pids = list.split_ascii_whitespace();
+            pids.filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The command line of a process.
+pub fn command_line(pid: u32) -> String {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&words).replace('\0', " ")
+}
+
+/// The CPU time that processes have used, those included that they have waited for.
+pub fn cpu_time(pids: &[u32]) -> anyhow::Result<Duration> {
+    let ticks_a_second = rustix::param::clock_ticks_per_second();
+    let mut ticks = 0;
+    for pid in pids {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let (_, fields) = stat.rsplit_once(')').context("a strange stat")?;
+        // utime and stime are the 14th and 15th of all, of which two were before the parenthesis.
+        let times = fields.split_ascii_whitespace().skip(11).take(2);
+        for time in times {
+            ticks += time.parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_nanos(ticks * 1_000_000_000 / ticks_a_second))
+}
+
+/// Their memory: what is theirs alone, and their part of what they share. In KiB.
+pub fn memory(pids: &[u32]) -> anyhow::Result<u64> {
+    let mut sum = 0;
+    for pid in pids {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let words = line.context("no Pss")?.split_ascii_whitespace().next();
+        sum += words.context("no figure")?.parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// Waits until something is so.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    while !holds() {
+        ensure!(begin.elapsed() < PATIENCE, "{what}: it takes too long");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
