@@ -7,7 +7,7 @@ DESTDIR =
 prefix = /usr
 BIN = target/release
 
-.PHONY: help check check-fast check-debian13 demo machine build install install-needs deny
+.PHONY: help check check-fast check-debian13 demo machine build install install-needs deny fuzz fuzz-corpus bench-instructions
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +33,19 @@ machine: install-needs ## A shell on a test machine with a real systemd and smoo
 demo: install-needs ## Run an example service under load, deploy and restart it, count lost requests
 	$(CARGO) build --release --locked --bins --example shop --example demo
 	@./target/release/examples/demo
+
+fuzz: FUZZ_SECONDS = 60
+fuzz: ## Look for input that the proxy misreads, with each fuzz target for so long (FUZZ_SECONDS=)
+	@./scripts/install-needs c++:g++
+	./scripts/fuzz $(FUZZ_SECONDS)
+
+fuzz-corpus: ## Keep the least of all input so far that reaches as much of the code
+	@./scripts/install-needs c++:g++
+	./scripts/fuzz minimise
+
+bench-instructions: ## Count the instructions of routing and rewriting, compare with those kept (SAVE=--save)
+	@./scripts/install-needs valgrind:valgrind
+	$(CARGO) bench --locked --features internals --bench instructions -- $(SAVE)
 
 build: ## Build the programs as they ship
 	$(CARGO) build --release --locked --bins
