@@ -131,7 +131,8 @@ fn run(name: &str) -> anyhow::Result<()> {
 
 fn compare(save: bool) -> anyhow::Result<()> {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.txt");
-    let before = read(&std::fs::read_to_string(&kept).unwrap_or_default());
+    let text = std::fs::read_to_string(&kept).unwrap_or_default();
+    let before = read(&text);
     let mut saved =
         String::from("# Instructions a call, written by `make bench-instructions SAVE=--save`.\n");
     println!(
