@@ -8,7 +8,7 @@ prefix = /usr
 BIN = target/release
 MANUAL = target/manual
 
-.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick build manual install deb install-needs deny
+.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 32
@@ -48,6 +48,19 @@ bench-quick: ## The first row of it alone
 	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk
 	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
 	./target/release/bench quick
+
+fuzz: FUZZ_SECONDS = 60
+fuzz: ## Look for input that the proxy misreads, with each fuzz target for so long (FUZZ_SECONDS=)
+	@./scripts/install-needs c++:g++
+	./scripts/fuzz $(FUZZ_SECONDS)
+
+fuzz-corpus: ## Keep the least of all input so far that reaches as much of the code
+	@./scripts/install-needs c++:g++
+	./scripts/fuzz minimise
+
+bench-instructions: ## Count the instructions of routing and rewriting, compare with those kept (SAVE=--save)
+	@./scripts/install-needs valgrind:valgrind
+	$(CARGO) bench --locked --features internals --bench instructions -- $(SAVE)
 
 build: manual ## Build the programs as they ship, and their manual
 	$(CARGO) build --release --locked --bins

@@ -20,6 +20,9 @@ mod endpoint;
 mod error;
 mod exchange;
 mod forward;
+#[cfg(any(test, feature = "internals"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod http1;
 mod ledger;
@@ -39,6 +42,9 @@ mod threads;
 mod timer;
 mod upload;
 mod upstream;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod workload;
 
 use std::io;
 use std::num::NonZeroUsize;

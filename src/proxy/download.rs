@@ -14,7 +14,7 @@ use super::parcel::Parcel;
 use super::stream::Stream;
 
 /// Bytes of a response's head.
-const LONGEST_HEAD: usize = 64 << 10;
+pub(crate) const LONGEST_HEAD: usize = 64 << 10;
 
 /// What a head may gain on its way, roughly.
 const ADDED: usize = 64;

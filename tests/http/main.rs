@@ -1,5 +1,6 @@
 //! HTTP through the real worker process, to the byte.
 
+mod differential;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;

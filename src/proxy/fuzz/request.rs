@@ -1,0 +1,166 @@
+//! Requests of a client, one after the other on one connection.
+
+use super::super::headers::{Sender, write_request};
+use super::super::http1::{Encoding, Framing, RequestHead, slots};
+use super::super::request::LONGEST_HEAD;
+use super::reader::{Context, ENDED_EARLY, Message};
+use super::{Body, Pieces, Receiver, assert_passed_on, is_hop_by_hop, parts};
+
+const ADDRESS: &str = "192.0.2.1";
+
+/// What the instances get of one request.
+#[derive(Debug, PartialEq, Eq)]
+struct Passed {
+    head: Vec<u8>,
+    /// The body as it was sent on.
+    wire: Vec<u8>,
+    body: Body,
+    /// Where the next request begins.
+    end: usize,
+}
+
+/// Panics if a property is violated.
+pub fn check(input: &[u8]) {
+    let Some((flags, sent, pieces)) = parts(input) else {
+        return;
+    };
+    let sender = Sender {
+        address: ADDRESS,
+        trusted: flags & 1 != 0,
+    };
+    let whole = pass(sent, Pieces::WHOLE, sender);
+    let cut = pass(sent, pieces, sender);
+    assert_eq!(whole.len(), cut.len());
+    let mut begin = 0;
+    for (whole, cut) in whole.iter().zip(&cut) {
+        assert_eq!(whole.head, cut.head);
+        assert_eq!(whole.body.end, cut.body.end);
+        if whole.body.end.is_ok() {
+            // Otherwise what came together with an error was not passed on.
+            assert_eq!((&whole.body, whole.end), (&cut.body, cut.end));
+        }
+        for passed in [whole, cut] {
+            check_passed(&sent[begin..], passed, passed.end - begin, sender);
+        }
+        begin = whole.end;
+    }
+}
+
+/// Takes requests from the connection until there is no other, and writes them for instances.
+fn pass(sent: &[u8], pieces: Pieces, sender: Sender<'_>) -> Vec<Passed> {
+    let mut receiver = Receiver::new(sent, pieces);
+    let mut all = Vec::new();
+    loop {
+        while let [b'\r', b'\n', ..] | [b'\n', ..] = receiver.unread() {
+            receiver.start += if receiver.unread()[0] == b'\r' { 2 } else { 1 };
+        }
+        let mut slots = slots();
+        let head = match RequestHead::parse(receiver.unread(), &mut slots) {
+            Ok(Some(head)) if head.length <= LONGEST_HEAD => head,
+            Ok(None) if receiver.receive() => continue,
+            _ => return all,
+        };
+        let mut bytes = Vec::new();
+        write_request(&head, sender, &mut bytes);
+        // Only the host is written twice.
+        assert!(bytes.len() <= head.length + head.host.len() + 256);
+        receiver.start += head.length;
+        let encoding = match head.framing {
+            Framing::Chunked => Encoding::Chunked,
+            Framing::None | Framing::Length(_) => Encoding::Plain,
+            Framing::UntilClose => panic!("a request does not end with the connection"),
+        };
+        let mut wire = Vec::new();
+        let body = receiver.pass_body(head.framing, encoding, &mut wire);
+        let complete = body.end.is_ok();
+        all.push(Passed {
+            head: bytes,
+            wire,
+            body,
+            end: receiver.start,
+        });
+        if !complete {
+            return all;
+        }
+    }
+}
+
+/// `sent` is what the client has sent from the beginning of this request on, of which `length` was taken for it.
+fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: Sender<'_>) {
+    let wire = [&passed.head[..], &passed.wire].concat();
+    let seen = match (Message::read(&wire, Context::Request), passed.body.end) {
+        (Ok(seen), Ok(())) => seen,
+        (Err(ENDED_EARLY), Err(_)) => return,
+        (seen, end) => panic!("{end:?}, but the instance sees {seen:?}"),
+    };
+    assert!(seen.rest.is_empty(), "there is another request: {seen:?}");
+    assert_eq!(seen.body, passed.body.data);
+    assert_passed_on(&seen);
+    assert_eq!(seen.values("host").count(), 1);
+    let connection = seen.values("connection").chain(seen.values("te"));
+    let connection: Vec<_> = connection.collect();
+    assert!(connection.is_empty() || connection == [&b"TE"[..], b"trailers"]);
+    let known: Vec<_> = seen.values("x-forwarded-for").collect();
+    assert_eq!(known.len(), 1);
+    for (name, value) in &seen.fields {
+        let name = name.to_ascii_lowercase();
+        let hop = is_hop_by_hop(&name) && name != "connection" && name != "te";
+        assert!(!hop, "{name}");
+        if sender.trusted {
+            continue;
+        }
+        assert!(!["forwarded", "x-real-ip"].contains(&&*name), "{name}");
+        let plain = name.replace('_', "-");
+        if plain.starts_with("x-forwarded-") && plain.len() > "x-forwarded-".len() {
+            assert_eq!(name, plain);
+            let told: &[u8] = match &*name {
+                "x-forwarded-for" => ADDRESS.as_bytes(),
+                "x-forwarded-proto" => b"http",
+                "x-forwarded-host" => seen.values("host").next().unwrap_or_default(),
+                _ => panic!("{name}"),
+            };
+            assert_eq!(*value, told, "{name}");
+        }
+    }
+    // What any reader takes for a request must be taken for the same one here.
+    let Ok(meant) = Message::read(sent, Context::Request) else {
+        return;
+    };
+    assert_eq!(meant.line[0], seen.line[0]);
+    assert!(meant.line[1] == seen.line[1] || !meant.line[1].starts_with('/'));
+    assert_eq!(meant.body, seen.body);
+    assert_eq!(sent.len() - meant.rest.len(), length);
+    if meant.line[1].starts_with('/') {
+        let host = |message: &Message<'_>| message.values("host").map(<[u8]>::to_vec).next();
+        assert_eq!(host(&meant), host(&seen));
+    }
+    let nominated: Vec<_> = meant
+        .values("connection")
+        .flat_map(|value| value.split(|&byte| byte == b','))
+        .map(|name| name.trim_ascii().to_ascii_lowercase())
+        .collect();
+    let stays = |name: &str| {
+        let plain = name.replace('_', "-");
+        let about_proxies = plain.starts_with("x-forwarded-")
+            || ["forwarded", "x-real-ip", "x-forwarded"].contains(&&*plain);
+        let framing = [
+            "content-length",
+            "transfer-encoding",
+            "trailer",
+            "host",
+            "expect",
+        ];
+        !about_proxies
+            && !is_hop_by_hop(&plain)
+            && !framing.contains(&&*plain)
+            && !nominated.iter().any(|other| other == name.as_bytes())
+    };
+    let end_to_end = |message: &Message<'_>| -> Vec<(String, Vec<u8>)> {
+        let fields = message.fields.iter();
+        fields
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec()))
+            .filter(|(name, _)| stays(name))
+            .collect()
+    };
+    assert_eq!(end_to_end(&meant), end_to_end(&seen));
+}

@@ -1,0 +1,48 @@
+//! The work that every request costs, apart from the system calls: what `benches/instructions.rs` counts.
+
+use super::headers::{Persistence, Sender, delivery, write_request, write_response};
+use super::http1::{RequestHead, ResponseHead, Version, slots};
+use super::router::Router;
+use crate::ipc::Route;
+
+/// A route table as a listener has it.
+#[derive(Debug)]
+pub struct RouteTable(Router);
+
+impl RouteTable {
+    /// `None` if two routes are for the same.
+    pub fn try_new(routes: &[Route]) -> Option<RouteTable> {
+        Router::try_new(routes).ok().map(RouteTable)
+    }
+
+    /// The index of the service for a host without its port and a path without its query.
+    pub fn find(&self, host: &[u8], path: &[u8]) -> Option<usize> {
+        self.0.find(host, path)
+    }
+}
+
+/// Parses the head of a request and writes it for an instance. False if it is none.
+pub fn rewrite_request(bytes: &[u8], out: &mut Vec<u8>) -> bool {
+    let mut slots = slots();
+    let Ok(Some(head)) = RequestHead::parse(bytes, &mut slots) else {
+        return false;
+    };
+    let sender = Sender {
+        address: "192.0.2.1",
+        trusted: false,
+    };
+    write_request(&head, sender, out);
+    true
+}
+
+/// Parses the head of a response and writes it for a client. False if it is none.
+pub fn rewrite_response(bytes: &[u8], out: &mut Vec<u8>) -> bool {
+    let mut slots = slots();
+    let Ok(Some(head)) = ResponseHead::parse(bytes, false, &mut slots) else {
+        return false;
+    };
+    let version = Version::Http11;
+    let framing = delivery(head.framing, version);
+    write_response(&head, version, framing, Persistence::KeepAlive, out);
+    true
+}
