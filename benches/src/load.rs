@@ -67,8 +67,9 @@ impl Wrk {
 fn understand(text: &str) -> anyhow::Result<Outcome> {
     let find = |word: &str| text.lines().find(|line| line.contains(word));
     let percentile = |word: &str| {
-        let line = find(word).and_then(|line| line.split_ascii_whitespace().nth(1));
-        microseconds(line.with_context(|| format!("wrk says nothing of {word}"))?)
+        let mut lines = text.lines().map(str::split_ascii_whitespace);
+        let figure = lines.find_map(|mut words| (words.next()? == word).then(|| words.next())?);
+        microseconds(figure.with_context(|| format!("wrk says nothing of {word}"))?)
     };
     let line = find("requests in").context("wrk counts no requests")?;
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -207,7 +208,7 @@ mod tests {
     fn what_wrk_prints_is_understood() {
         let text = "Running 2s test @ http://127.0.0.1:18400/hello\n  1 threads and 32 connections\n  \
              Thread Stats   Avg      Stdev     Max   +/- Stdev\n    Latency     5.28ms   12.36ms 246.68ms   98.02%\n    \
-             Req/Sec     0.96k   141.42     1.06k    50.00%\n  Latency Distribution\n     50%    5.36ms\n     75%    5.98ms\n     \
+             Req/Sec     0.96k   141.42     1.06k    62.50%\n  Latency Distribution\n     50%    5.36ms\n     75%    5.98ms\n     \
              90%  957.00us\n     99%    1.20s \n  1884 requests in 2.00s, 255.74KB read\n  \
              Socket errors: connect 0, read 3, write 1, timeout 2\n  Non-2xx or 3xx responses: 7\n\
              Requests/sec:    941.05\nTransfer/sec:    127.75KB\n";
