@@ -57,18 +57,16 @@ fn main() -> anyhow::Result<()> {
 type Work = Box<dyn FnMut(usize)>;
 
 /// What is counted, in the order of a request's way.
-fn workloads() -> Vec<(&'static str, fn() -> Work)> {
-    vec![
-        ("request head, as of curl", || request(CURL)),
-        ("request head, as of a browser", || request(BROWSER)),
-        ("request head, POST", || request(POST)),
-        ("route lookup, 1 host", || lookup(1)),
-        ("route lookup, 100 hosts", || lookup(100)),
-        ("route lookup, 5000 hosts", || lookup(5000)),
-        ("response head, small", || response(SMALL_RESPONSE)),
-        ("response head, of a page", || response(PAGE_RESPONSE)),
-    ]
-}
+const WORKLOADS: [(&str, fn() -> Work); 8] = [
+    ("request head, as of curl", || request(CURL)),
+    ("request head, as of a browser", || request(BROWSER)),
+    ("request head, POST", || request(POST)),
+    ("route lookup, 1 host", || lookup(1)),
+    ("route lookup, 100 hosts", || lookup(100)),
+    ("route lookup, 5000 hosts", || lookup(5000)),
+    ("response head, small", || response(SMALL_RESPONSE)),
+    ("response head, of a page", || response(PAGE_RESPONSE)),
+];
 
 fn request(bytes: &'static [u8]) -> Work {
     Box::new(move |_| {
@@ -118,8 +116,7 @@ fn counted(work: &mut Work) {
 
 /// One workload, once before, for what is done only once in a process.
 fn run(name: &str) -> anyhow::Result<()> {
-    let all = workloads();
-    let (_, prepare) = all
+    let (_, prepare) = WORKLOADS
         .iter()
         .find(|(other, _)| *other == name)
         .context("none")?;
@@ -139,7 +136,7 @@ fn compare(save: bool) -> anyhow::Result<()> {
         "{:32}{:>8}{:>8}{:>10}",
         "instructions a call", "kept", "now", "change"
     );
-    for (name, _) in workloads() {
+    for (name, _) in WORKLOADS {
         let now = count(name)?;
         writeln!(saved, "{name}: {now}")?;
         match before.get(name) {
