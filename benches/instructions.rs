@@ -1,6 +1,6 @@
 //! Counts the instructions of the work that every request costs in user space, with callgrind, and compares them with
 //! those in `benches/instructions.txt`. A count says less than a time, but it is the same on a busy machine, so that a
-//! step of a percent is seen.
+//! step of a percent is seen. Another compiler counts otherwise, and so may a processor with other instructions.
 //!
 //! With `--save` the counts become those that the next are compared with. Nothing fails for being slower: whoever
 //! changes the code reads the table and decides.
@@ -130,8 +130,11 @@ fn compare(save: bool) -> anyhow::Result<()> {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.txt");
     let text = std::fs::read_to_string(&kept).unwrap_or_default();
     let before = read(&text);
-    let mut saved =
-        String::from("# Instructions a call, written by `make bench-instructions SAVE=--save`.\n");
+    let rustc = Command::new("rustc").arg("--version").output()?;
+    let mut saved = format!(
+        "# Instructions a call, written by `make bench-instructions SAVE=--save` with {}",
+        String::from_utf8_lossy(&rustc.stdout)
+    );
     println!(
         "{:32}{:>8}{:>8}{:>10}",
         "instructions a call", "kept", "now", "change"
