@@ -15,7 +15,7 @@ help: ## Show this list
 
 check: install-needs ## Format, lint, and run every test
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 	$(CARGO) build --workspace --examples --locked
 	$(MAKE) deb

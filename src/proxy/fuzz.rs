@@ -161,17 +161,28 @@ fn assert_passed_on(message: &Message<'_>) {
 mod tests {
     use std::path::Path;
 
-    /// Calls `check` with every file of the corpus and, so that it is seen to be there, counts them.
+    use super::{Pieces, parts};
+
+    /// Calls `check` with every file of the corpus, with all flags, in its own pieces, in one, and byte by
+    /// byte. For the corpus is as small as it can be to reach all code, and not all that can go wrong there.
     fn replay(target: &str, check: fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
         let mut count = 0;
         for entry in std::fs::read_dir(corpus.join(target)).unwrap() {
             let path = entry.unwrap().path();
             let input = std::fs::read(&path).unwrap();
-            if std::panic::catch_unwind(|| check(&input)).is_err() {
-                panic!("{}", path.display());
-            }
             count += 1;
+            let Some((_, sent, Pieces(cuts))) = parts(&input) else {
+                continue;
+            };
+            for flags in 0..8 {
+                for cuts in [cuts, [0, 0, 0], [1, 0, 0]] {
+                    let input = [&[flags], &cuts[..], sent].concat();
+                    if std::panic::catch_unwind(|| check(&input)).is_err() {
+                        panic!("{} with flags {flags} and cuts {cuts:?}", path.display());
+                    }
+                }
+            }
         }
         assert!(count > 0, "no corpus");
     }

@@ -1,4 +1,6 @@
-//! Reads what the proxy has written as a program that knows nothing but RFC 9112 and forgives nothing does.
+//! Reads messages as a program does that knows nothing but RFC 9112. What the proxy has written must be right by the
+//! letter. What was sent to it may also have what that lets a recipient tolerate; whatever the proxy takes must be no
+//! worse, and mean the same.
 
 /// A message, and what follows it.
 #[derive(Debug)]
@@ -20,6 +22,16 @@ pub(super) struct Invalid(pub(super) &'static str);
 /// It is the beginning of one.
 pub(super) const ENDED_EARLY: Invalid = Invalid("it ends early");
 
+/// How much is forgiven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// Nothing.
+    Strict,
+    /// Empty lines before a head, lines of it that end with LF alone, HTTP/1.0, a status without a reason or with one in
+    /// another encoding, and chunk extensions.
+    Tolerant,
+}
+
 /// What the reader knows of the message beside its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Context {
@@ -31,10 +43,19 @@ pub(super) enum Context {
 }
 
 impl<'a> Message<'a> {
-    pub(super) fn read(bytes: &'a [u8], context: Context) -> Result<Message<'a>, Invalid> {
+    pub(super) fn read(
+        bytes: &'a [u8],
+        context: Context,
+        manner: Manner,
+    ) -> Result<Message<'a>, Invalid> {
         let mut rest = bytes;
-        let line = first_line(take_line(&mut rest)?, context)?;
-        let fields = take_fields(&mut rest)?;
+        if manner == Manner::Tolerant {
+            while let [b'\n', after @ ..] | [b'\r', b'\n', after @ ..] = rest {
+                rest = after;
+            }
+        }
+        let line = first_line(take_line(&mut rest, manner)?, context, manner)?;
+        let fields = take_fields(&mut rest, manner)?;
         let mut message = Message {
             line,
             fields,
@@ -42,7 +63,7 @@ impl<'a> Message<'a> {
             trailers: None,
             rest,
         };
-        message.take_body(context)?;
+        message.take_body(context, manner)?;
         Ok(message)
     }
 
@@ -58,7 +79,7 @@ impl<'a> Message<'a> {
         self.line[1].starts_with('1')
     }
 
-    fn take_body(&mut self, context: Context) -> Result<(), Invalid> {
+    fn take_body(&mut self, context: Context, manner: Manner) -> Result<(), Invalid> {
         let codings: Vec<_> = self.values("transfer-encoding").collect();
         let lengths: Vec<_> = self.values("content-length").collect();
         let length = match lengths[..] {
@@ -74,7 +95,7 @@ impl<'a> Message<'a> {
         match codings[..] {
             [] => {}
             [coding] if coding.eq_ignore_ascii_case(b"chunked") && length.is_none() => {
-                return self.take_chunks();
+                return self.take_chunks(manner);
             }
             _ => return Err(Invalid("coding")),
         }
@@ -87,9 +108,17 @@ impl<'a> Message<'a> {
         Ok(())
     }
 
-    fn take_chunks(&mut self) -> Result<(), Invalid> {
+    fn take_chunks(&mut self, manner: Manner) -> Result<(), Invalid> {
         loop {
-            let size = take_line(&mut self.rest)?;
+            let mut size = take_line(&mut self.rest, Manner::Strict)?;
+            if let (Manner::Tolerant, Some(at)) =
+                (manner, size.iter().position(|&byte| byte == b';'))
+            {
+                if !size[at..].iter().copied().all(is_text) {
+                    return Err(Invalid("chunk extension"));
+                }
+                size = size[..at].trim_ascii_end();
+            }
             match number(size, 16).ok_or(Invalid("chunk size"))? {
                 0 => break,
                 size => self.body.extend_from_slice(take(&mut self.rest, size)?),
@@ -98,7 +127,7 @@ impl<'a> Message<'a> {
                 return Err(Invalid("end of a chunk"));
             }
         }
-        self.trailers = Some(take_fields(&mut self.rest)?);
+        self.trailers = Some(take_fields(&mut self.rest, Manner::Strict)?);
         Ok(())
     }
 }
@@ -110,44 +139,62 @@ fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], Invalid> {
 }
 
 /// A line without its end. There is no CR in it, no LF and no NUL.
-fn take_line<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Invalid> {
+fn take_line<'a>(rest: &mut &'a [u8], manner: Manner) -> Result<&'a [u8], Invalid> {
     let end = rest.iter().position(|byte| b"\r\n\0".contains(byte));
     let line = take(rest, end.ok_or(ENDED_EARLY)?)?;
+    if manner == Manner::Tolerant && rest.first() == Some(&b'\n') {
+        take(rest, 1)?;
+        return Ok(line);
+    }
     match take(rest, 2)? {
         b"\r\n" => Ok(line),
         _ => Err(Invalid("end of a line")),
     }
 }
 
-fn first_line(line: &[u8], context: Context) -> Result<[&str; 3], Invalid> {
-    let invalid = Invalid("first line");
-    let Ok(line) = std::str::from_utf8(line) else {
-        return Err(invalid);
-    };
-    let mut parts = line.splitn(3, ' ');
+fn first_line(line: &[u8], context: Context, manner: Manner) -> Result<[&str; 3], Invalid> {
+    let tolerant = manner == Manner::Tolerant;
+    let mut parts = line.splitn(3, |&byte| byte == b' ');
     let mut part = || parts.next().ok_or(Invalid("parts of the first line"));
-    let line @ [first, second, third] = [part()?, part()?, part()?];
+    let (first, second) = (part()?, part()?);
+    let third = match (part(), context) {
+        (Err(_), Context::Response { .. }) if tolerant => b"",
+        (third, _) => third?,
+    };
+    let is_version = |part: &[u8]| part == b"HTTP/1.1" || (tolerant && part == b"HTTP/1.0");
     let valid = match context {
         Context::Request => {
-            is_token(first.as_bytes())
+            is_token(first)
                 && !second.is_empty()
-                && !second.bytes().any(|byte| byte.is_ascii_control())
-                && third == "HTTP/1.1"
+                && !second.iter().any(u8::is_ascii_control)
+                && is_version(third)
         }
         Context::Response { .. } => {
-            first == "HTTP/1.1"
+            is_version(first)
                 && second.len() == 3
-                && second.bytes().all(|byte| byte.is_ascii_digit())
-                && third.bytes().all(is_text)
+                && second.iter().all(u8::is_ascii_digit)
+                && third.iter().copied().all(is_text)
         }
     };
-    valid.then_some(line).ok_or(invalid)
+    let text = |part| match std::str::from_utf8(part) {
+        Ok(text) => Ok(text),
+        // It can only be the reason, which means nothing.
+        Err(_) if tolerant => Ok("\u{fffd}"),
+        Err(_) => Err(Invalid("encoding of the first line")),
+    };
+    match valid {
+        true => Ok([text(first)?, text(second)?, text(third)?]),
+        false => Err(Invalid("first line")),
+    }
 }
 
-fn take_fields<'a>(rest: &mut &'a [u8]) -> Result<Vec<(&'a str, &'a [u8])>, Invalid> {
+fn take_fields<'a>(
+    rest: &mut &'a [u8],
+    manner: Manner,
+) -> Result<Vec<(&'a str, &'a [u8])>, Invalid> {
     let mut fields = Vec::new();
     loop {
-        let line = take_line(rest)?;
+        let line = take_line(rest, manner)?;
         if line.is_empty() {
             return Ok(fields);
         }
