@@ -56,8 +56,10 @@ fn main() -> anyhow::Result<()> {
 
 type Work = Box<dyn FnMut(usize)>;
 
+type Workload = (&'static str, fn() -> Work);
+
 /// What is counted, in the order of a request's way.
-const WORKLOADS: [(&str, fn() -> Work); 8] = [
+const WORKLOADS: [Workload; 8] = [
     ("request head, as of curl", || request(CURL)),
     ("request head, as of a browser", || request(BROWSER)),
     ("request head, POST", || request(POST)),
