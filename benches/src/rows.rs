@@ -91,8 +91,9 @@ pub fn all(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         report.rows.push(measure(peers, name, kind, load, most)?);
     }
     report.notes.push(system_calls(peers)?);
-    report.notes.push(rotations(peers)?);
     report.notes.push(idle_memory(peers)?);
+    // The last, since it leaves nginx and HAProxy without the instances that they know.
+    report.notes.push(rotations(peers)?);
     Ok(())
 }
 
@@ -243,8 +244,9 @@ fn idle_memory(peers: &Peers) -> anyhow::Result<String> {
             // A proxy may have as many as it wants, and lets this one wait.
             stream.set_read_timeout(Some(Duration::from_secs(1)))?;
             write!(stream, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;
-            match stream.read(&mut [0; 1024]) {
-                Ok(received) if received > 0 => connections.push(stream),
+            let mut answer = [0; 1024];
+            match stream.read(&mut answer) {
+                Ok(_) if answer.starts_with(b"HTTP/1.1 200 ") => connections.push(stream),
                 _ => break,
             }
         }
