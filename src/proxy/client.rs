@@ -32,6 +32,7 @@ use super::request::{LONGEST_HEAD, Request};
 use super::stream::Stream;
 use super::thread::Thread;
 use super::timer::Timer;
+use super::turn;
 
 /// How long a connection may wait for its next request.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
@@ -128,6 +129,7 @@ impl Client {
             Ok(None) => return Next::Close,
             Err(error) => return self.refuse(error).await,
         };
+        turn::pass().await;
         match forward(self, &mut request).await {
             Ok(next) => next,
             Err(error) => self.answer(error, &request).await,

@@ -12,6 +12,7 @@ use super::headers::{Persistence, delivery, write_interim, write_response};
 use super::http1::{Decoder, Encoding, Framing, Malformed, ResponseHead, Spans, Version, slots};
 use super::parcel::Parcel;
 use super::stream::Stream;
+use super::turn;
 
 /// Bytes of a response's head.
 pub(crate) const LONGEST_HEAD: usize = 64 << 10;
@@ -81,6 +82,7 @@ pub(crate) async fn download(
         Framing::Chunked => Encoding::Chunked,
         Framing::None | Framing::Length(_) | Framing::UntilClose => Encoding::Plain,
     };
+    turn::pass().await;
     send_body(
         flow,
         instance,

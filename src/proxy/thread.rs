@@ -30,6 +30,7 @@ use super::service::Service;
 use super::stream::Stream;
 use super::table::Table;
 use super::threads::{Command, Event, Handover, Open, Report, Reporter, Threads};
+use super::turn;
 use crate::ipc::{EndpointId, EndpointState, ListenerId};
 
 /// How often idle upstream connections are looked after.
@@ -61,6 +62,7 @@ pub(crate) fn run(
     let _end = ReportEnd(reporter.clone());
     let runtime = Builder::new_current_thread()
         .enable_all()
+        .event_interval(turn::LONGEST)
         .build_local(LocalOptions::default())?;
     runtime.block_on(async {
         let thread = Rc::new(Thread::new(threads, reporter));
