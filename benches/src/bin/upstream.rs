@@ -1,47 +1,82 @@
 //! The service behind the proxies: answers as cheaply as it can, so that what is measured is the proxy.
 //!
 //! Listens on `PORT` of 127.0.0.1 or on the path `SOCKET`. `GET /` gives a few bytes, `GET /N` gives N bytes; a `POST`
-//! with a `Content-Length` is read to its end.
+//! with a `Content-Length` is read to its end. It asks the kernel only for what it waits for: a server that wants to hear
+//! of room for more as well is woken whenever a proxy reads from a unix socket.
 
 use std::collections::HashMap;
 use std::env;
-use std::rc::Rc;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 
 use anyhow::Context;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::{Errno, read};
+use rustix::net::sockopt::set_tcp_nodelay;
+use rustix::net::{SendFlags, SocketFlags, accept_with, send};
+
+/// The listener among the connections, which are counted from 1.
+const LISTENER: u64 = 0;
 
 fn main() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let tasks = tokio::task::LocalSet::new();
-    runtime.block_on(tasks.run_until(serve()))
+    let listener = listen()?;
+    let answers: HashMap<usize, Vec<u8>> = [0, 6, 102_400, 10_485_760]
+        .map(|length| (length, answer(length)))
+        .into();
+    let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+    epoll::add(
+        &epoll,
+        &listener,
+        EventData::new_u64(LISTENER),
+        EventFlags::IN,
+    )?;
+    let mut connections = HashMap::new();
+    let mut newest = LISTENER;
+    let mut events = Vec::with_capacity(256);
+    loop {
+        epoll::wait(&epoll, spare_capacity(&mut events), None)?;
+        for event in events.drain(..) {
+            let number = event.data.u64();
+            if number == LISTENER {
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                let Ok(socket) = accept_with(&listener, flags) else {
+                    continue;
+                };
+                newest += 1;
+                epoll::add(&epoll, &socket, EventData::new_u64(newest), EventFlags::IN)?;
+                connections.insert(newest, Connection::new(socket));
+            } else if let Some(connection) = connections.get_mut(&number) {
+                match connection.go_on(&answers) {
+                    Some(wanted) if wanted == connection.wanted => {}
+                    Some(wanted) => {
+                        connection.wanted = wanted;
+                        epoll::modify(
+                            &epoll,
+                            &connection.socket,
+                            EventData::new_u64(number),
+                            wanted,
+                        )?;
+                    }
+                    None => drop(connections.remove(&number)),
+                }
+            }
+        }
+    }
 }
 
-async fn serve() -> anyhow::Result<()> {
-    let answers = Rc::new(
-        [0, 6, 102_400, 10_485_760]
-            .map(|length| (length, answer(length)))
-            .into_iter()
-            .collect::<HashMap<_, _>>(),
-    );
+fn listen() -> anyhow::Result<OwnedFd> {
     if let Ok(path) = env::var("SOCKET") {
-        let listener = UnixListener::bind(path)?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            tokio::task::spawn_local(connection(stream, answers.clone()));
-        }
+        return Ok(UnixListener::bind(path)?.into());
     }
     let port: u16 = env::var("PORT")
         .context("neither PORT nor SOCKET")?
         .parse()?;
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-    loop {
-        let (stream, _) = listener.accept().await?;
-        stream.set_nodelay(true)?;
-        tokio::task::spawn_local(connection(stream, answers.clone()));
-    }
+    let listener = TcpListener::bind(("127.0.0.1", port))?;
+    // Its connections inherit it.
+    set_tcp_nodelay(&listener, true)?;
+    Ok(listener.into())
 }
 
 fn answer(length: usize) -> Vec<u8> {
@@ -52,33 +87,66 @@ fn answer(length: usize) -> Vec<u8> {
     answer.into_bytes()
 }
 
-/// Serves until the client closes, or sends something that this program does not know.
-async fn connection(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    answers: Rc<HashMap<usize, Vec<u8>>>,
-) -> Option<()> {
-    let mut received = Vec::with_capacity(16 << 10);
-    loop {
-        let head = loop {
-            if let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") {
-                break end + 4;
-            }
-            if stream.read_buf(&mut received).await.ok()? == 0 {
-                return None;
-            }
-        };
-        let (path, body) = understand(&received[..head])?;
-        let mut left = (head + body).saturating_sub(received.len());
-        received.drain(..(head + body).min(received.len()));
-        while left > 0 {
-            let mut piece = [0; 16 << 10];
-            let most = left.min(piece.len());
-            left -= match stream.read(&mut piece[..most]).await.ok()? {
-                0 => return None,
-                count => count,
-            };
+struct Connection {
+    socket: OwnedFd,
+    /// What is waited for.
+    wanted: EventFlags,
+    received: Vec<u8>,
+    /// Bytes of a body that are still to come, and the answer that it then gets.
+    body: Option<(usize, usize)>,
+    /// The answer that is being sent, and how much of it was.
+    sending: Option<(usize, usize)>,
+}
+
+impl Connection {
+    fn new(socket: OwnedFd) -> Connection {
+        Connection {
+            socket,
+            wanted: EventFlags::IN,
+            received: Vec::with_capacity(16 << 10),
+            body: None,
+            sending: None,
         }
-        stream.write_all(answers.get(&path)?).await.ok()?;
+    }
+
+    /// Does what can be done without waiting, and tells what is to be waited for. `None` is the end: the client has closed,
+    /// or sent something that this program does not know.
+    fn go_on(&mut self, answers: &HashMap<usize, Vec<u8>>) -> Option<EventFlags> {
+        if self.sending.is_none() {
+            match read(&self.socket, spare_capacity(&mut self.received)) {
+                Ok(0) => return None,
+                Ok(_) | Err(Errno::AGAIN) => {}
+                Err(_) => return None,
+            }
+        }
+        loop {
+            if let Some((length, sent)) = self.sending {
+                let rest = &answers.get(&length)?[sent..];
+                match send(&self.socket, rest, SendFlags::NOSIGNAL) {
+                    Ok(count) if count == rest.len() => self.sending = None,
+                    Ok(count) => self.sending = Some((length, sent + count)),
+                    Err(Errno::AGAIN) => return Some(EventFlags::OUT),
+                    Err(_) => return None,
+                }
+            } else if let Some((left, length)) = self.body {
+                let taken = left.min(self.received.len());
+                self.received.drain(..taken);
+                self.body = Some((left - taken, length));
+                if taken < left {
+                    return Some(EventFlags::IN);
+                }
+                (self.body, self.sending) = (None, Some((length, 0)));
+            } else {
+                let mut starts = self.received.windows(4);
+                let Some(end) = starts.position(|four| four == b"\r\n\r\n") else {
+                    let has_room = self.received.len() < self.received.capacity();
+                    return has_room.then_some(EventFlags::IN);
+                };
+                let (length, body) = understand(&self.received[..end])?;
+                self.received.drain(..end + 4);
+                self.body = Some((body, length));
+            }
+        }
     }
 }
 
