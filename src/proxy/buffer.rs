@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::task::{Context, Poll, ready};
 
 use super::stream::Stream;
@@ -39,20 +39,20 @@ thread_local! {
 /// bytes into a page, which is where an allocator likes to put large pieces.
 #[derive(Default)]
 struct Memory {
+    /// A page longer than the piece, if there is one at all.
     allocated: Box<[u8]>,
     start: usize,
-    length: usize,
 }
 
 impl Memory {
     fn new(length: usize) -> Memory {
         let allocated: Box<[u8]> = vec![0; length + PAGE].into();
         let start = allocated.as_ptr().align_offset(PAGE).min(PAGE);
-        Memory {
-            allocated,
-            start,
-            length,
-        }
+        Memory { allocated, start }
+    }
+
+    fn span(&self) -> Range<usize> {
+        self.start..self.start + self.allocated.len().saturating_sub(PAGE)
     }
 }
 
@@ -60,13 +60,14 @@ impl Deref for Memory {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.allocated[self.start..self.start + self.length]
+        &self.allocated[self.span()]
     }
 }
 
 impl DerefMut for Memory {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.allocated[self.start..self.start + self.length]
+        let span = self.span();
+        &mut self.allocated[span]
     }
 }
 
