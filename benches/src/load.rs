@@ -1,20 +1,11 @@
-//! Load: wrk, as fast as it gets answers, and clients that think before they ask again.
+//! Load by wrk, as fast as it gets answers.
 
 use std::io::{Read, Write};
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use hdrhistogram::Histogram;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::task::{JoinSet, LocalSet};
 
 use crate::configs::HOST;
-use crate::peers::LOAD_CORE;
+use crate::process::on_cores;
 
 /// What came of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,16 +29,16 @@ pub struct Wrk {
 }
 
 impl Wrk {
-    /// Runs it against a port.
-    pub fn run(&self, port: u16, seconds: u64) -> anyhow::Result<Outcome> {
+    /// Runs it on these cores against a port.
+    pub fn run(&self, cores: &[usize], port: u16, seconds: u64) -> anyhow::Result<Outcome> {
         let script = tempfile::NamedTempFile::new()?;
         let post = match self.body {
             0 => String::new(),
             body => format!("wrk.method = 'POST'; wrk.body = string.rep('x', {body})\n"),
         };
         std::fs::write(script.path(), post)?;
-        let mut command = Command::new("taskset");
-        command.args(["-c", &LOAD_CORE.to_string(), "wrk", "--latency", "-t1"]);
+        let mut command = on_cores(cores, "wrk");
+        command.args(["--latency", "-t1"]);
         command.arg(format!("-c{}", self.connections));
         command.arg(format!("-d{seconds}s"));
         command.args(["-H", &format!("Host: {HOST}")]);
@@ -130,100 +121,6 @@ pub fn ask_once(port: u16, host: &str, path: &str, body: usize) -> anyhow::Resul
         "a wrong answer of {} bytes",
         body.len()
     );
-    Ok(())
-}
-
-/// Clients that each wait 2 to 6 ms after an answer, on connections that stay open.
-#[derive(Debug)]
-pub struct Moderate {
-    enough: Arc<AtomicBool>,
-    clients: JoinHandle<anyhow::Result<Outcome>>,
-}
-
-impl Moderate {
-    /// Begins to ask.
-    pub fn start(port: u16, connections: usize) -> Moderate {
-        let enough = Arc::new(AtomicBool::new(false));
-        let stop = enough.clone();
-        let clients = thread::spawn(move || ask(port, connections, &stop));
-        Moderate { enough, clients }
-    }
-
-    /// What was heard until now.
-    pub fn stop(self) -> anyhow::Result<Outcome> {
-        self.enough.store(true, Ordering::Relaxed);
-        self.clients.join().expect("it does not panic")
-    }
-}
-
-fn ask(port: u16, connections: usize, enough: &Arc<AtomicBool>) -> anyhow::Result<Outcome> {
-    let mut core = rustix::thread::CpuSet::new();
-    core.set(LOAD_CORE);
-    rustix::thread::sched_setaffinity(None, &core)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let begin = Instant::now();
-    let mut latencies = Histogram::<u64>::new(3)?;
-    let mut errors = 0;
-    LocalSet::new().block_on(&runtime, async {
-        let mut clients = JoinSet::new();
-        for _ in 0..connections {
-            clients.spawn_local(client(port, enough.clone()));
-        }
-        while let Some(client) = clients.join_next().await {
-            let (heard, failed) = client?;
-            latencies.add(heard)?;
-            errors += failed;
-        }
-        anyhow::Ok(())
-    })?;
-    Ok(Outcome {
-        requests: latencies.len(),
-        seconds: begin.elapsed().as_secs_f64(),
-        p50: latencies.value_at_quantile(0.5) as f64,
-        p99: latencies.value_at_quantile(0.99) as f64,
-        errors,
-    })
-}
-
-/// One client. A connection that breaks is an error, and is followed by another.
-async fn client(port: u16, enough: Arc<AtomicBool>) -> (Histogram<u64>, u64) {
-    let mut latencies = Histogram::new(3).expect("3 digits are allowed");
-    let mut errors = 0;
-    while !enough.load(Ordering::Relaxed) {
-        if let Err(error) = talk(port, &enough, &mut latencies).await {
-            eprintln!("{error:#}");
-            errors += 1;
-        }
-    }
-    (latencies, errors)
-}
-
-async fn talk(
-    port: u16,
-    enough: &AtomicBool,
-    latencies: &mut Histogram<u64>,
-) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    stream.set_nodelay(true)?;
-    let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
-    let mut answer = [0; 4096];
-    while !enough.load(Ordering::Relaxed) {
-        let begin = Instant::now();
-        stream.write_all(request.as_bytes()).await?;
-        // It is so small that it comes in one piece.
-        let count = stream.read(&mut answer).await?;
-        let answer = &answer[..count];
-        ensure!(
-            answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"\r\n\r\nxxxxxx"),
-            "a strange answer: {:?}",
-            String::from_utf8_lossy(answer)
-        );
-        latencies.record(u64::try_from(begin.elapsed().as_micros())?)?;
-        let thought = Duration::from_micros(fastrand::u64(2000..6000));
-        tokio::time::sleep(thought).await;
-    }
     Ok(())
 }
 

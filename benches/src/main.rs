@@ -5,6 +5,7 @@
 //! goes on with the machine concerns all three of a round. CPU time comes first: it is what a request costs, whatever the
 //! machine can do at the moment.
 
+mod clients;
 mod configs;
 mod load;
 mod peers;
@@ -16,10 +17,9 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use peers::Peers;
 use report::Report;
 
-const USAGE: &str = "usage: bench quick | bench all RESULTS.md";
+const USAGE: &str = "usage: bench quick | bench latency | bench all RESULTS.md";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -28,9 +28,10 @@ fn main() -> anyhow::Result<()> {
     let programs = own.parent().context("it is in a folder")?;
     let mut report = Report::default();
     match arguments.as_slice() {
-        ["quick"] => rows::quick(&Peers::start(programs)?, &mut report)?,
+        ["quick"] => rows::quick(programs, &mut report)?,
+        ["latency"] => rows::latency(programs, &mut report)?,
         ["all", results] => {
-            rows::all(&Peers::start(programs)?, &mut report)?;
+            rows::all(programs, &mut report)?;
             std::fs::write(Path::new(results), report.markdown()?)?;
         }
         _ => bail!(USAGE),

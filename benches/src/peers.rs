@@ -1,6 +1,6 @@
 //! The three proxies, before the same instances: those that smoothserve has started.
 //!
-//! Each has one worker on a core of its own; [`crate::configs`] is what it does there.
+//! What each does is in [`crate::configs`].
 
 use std::fs;
 use std::net::TcpStream;
@@ -12,11 +12,28 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::configs::{self, HOST, HOSTS, Haproxy, Kind, Ports, Service, Setting};
 use crate::load::ask_once;
-use crate::process::{Process, command_line, wait_until};
+use crate::process::{Process, command_line, move_to, wait_until};
 
-/// Where the proxies are; the load and the instances have the other core.
-pub const PROXY_CORE: usize = 0;
-pub const LOAD_CORE: usize = 1;
+/// Who runs where.
+#[derive(Debug, Clone, Copy)]
+pub struct Cores {
+    /// Each proxy has a worker for each of these.
+    pub proxy: &'static [usize],
+    /// The instances, and who asks.
+    pub others: &'static [usize],
+}
+
+/// The proxy has one to itself: that tells what it can do with it.
+pub const APART: Cores = Cores {
+    proxy: &[0],
+    others: &[1],
+};
+
+/// Nobody has one to himself: that tells what is felt on a machine of two.
+pub const TOGETHER: Cores = Cores {
+    proxy: &[0, 1],
+    others: &[0, 1],
+};
 
 /// The instances of the host that is asked for. The others have one each.
 const INSTANCES: usize = 4;
@@ -46,6 +63,7 @@ pub struct Peer {
 /// All of them, smoothserve first. They end when this is dropped.
 #[derive(Debug)]
 pub struct Peers {
+    pub cores: Cores,
     pub peers: Vec<Peer>,
     folder: tempfile::TempDir,
     programs: PathBuf,
@@ -53,7 +71,7 @@ pub struct Peers {
 
 impl Peers {
     /// Starts them. The programs of smoothserve and the upstream are in one folder.
-    pub fn start(programs: &Path) -> anyhow::Result<Peers> {
+    pub fn start(cores: Cores, programs: &Path) -> anyhow::Result<Peers> {
         for ports in PORTS {
             for port in ports.tcp..=ports.unix {
                 let taken = TcpStream::connect(("127.0.0.1", port)).is_ok();
@@ -64,6 +82,7 @@ impl Peers {
             }
         }
         let mut peers = Peers {
+            cores,
             peers: Vec::new(),
             folder: tempfile::tempdir()?,
             programs: programs.to_owned(),
@@ -116,10 +135,10 @@ impl Peers {
             "--bus",
             "none",
         ];
-        // All that it starts is where it is; its worker is moved afterwards.
+        // All that it starts is where it is, and its worker has as many threads as there are cores; that is moved afterwards.
         let log = self.path("smoothserve.log");
         let program = self.programs.join("smoothserve");
-        let process = Process::start(Some(LOAD_CORE), &program, &arguments, &log)?;
+        let process = Process::start(self.cores.others, &program, &arguments, &log)?;
         let mut worker = None;
         wait_until("smoothserve", || {
             let is_worker = |pid: &u32| command_line(*pid).starts_with("smoothserve proxy");
@@ -127,16 +146,7 @@ impl Peers {
             worker.is_some() && self.find_instances(services).unwrap_or_default()
         })?;
         let worker = worker.context("it has one")?;
-        let moved = Command::new("taskset")
-            .args([
-                "-a",
-                "-c",
-                "-p",
-                &PROXY_CORE.to_string(),
-                &worker.to_string(),
-            ])
-            .output()?;
-        ensure!(moved.status.success(), "{moved:?}");
+        move_to(self.cores.proxy, worker)?;
         self.peers.push(Peer {
             name: "smoothserve",
             pids: vec![process.pid(), worker],
@@ -179,8 +189,8 @@ impl Peers {
         let config = self.path("nginx.conf");
         fs::write(&config, configs::nginx(&self.setting(ports, services)))?;
         let arguments = ["-c", &config.display().to_string()];
-        // It has a master besides its worker.
-        self.start_peer("nginx", &arguments, ports, 2)
+        // It has a master besides its workers.
+        self.start_peer("nginx", &arguments, ports, 1 + self.cores.proxy.len())
     }
 
     fn start_haproxy(&mut self, services: &[Service]) -> anyhow::Result<()> {
@@ -198,7 +208,7 @@ impl Peers {
     fn setting<'a>(&'a self, ports: Ports, services: &'a [Service]) -> Setting<'a> {
         Setting {
             ports,
-            workers: 1,
+            workers: self.cores.proxy.len(),
             folder: self.folder.path(),
             descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             is_root: rustix::process::geteuid().is_root(),
@@ -216,7 +226,7 @@ impl Peers {
     ) -> anyhow::Result<()> {
         let log = self.path(&format!("{name}.log"));
         let program = name.to_ascii_lowercase();
-        let process = Process::start(Some(PROXY_CORE), Path::new(&program), arguments, &log)?;
+        let process = Process::start(self.cores.proxy, Path::new(&program), arguments, &log)?;
         let mut pids = Vec::new();
         wait_until(name, || {
             pids = process.tree();

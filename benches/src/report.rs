@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
+use crate::clients::Own;
 use crate::load::Outcome;
 
 /// The gates have this tolerance.
@@ -16,6 +17,8 @@ pub struct Measured {
     /// Microseconds of CPU time for a request.
     pub cpu: f64,
     pub outcome: Outcome,
+    /// What the clients themselves were, if that was counted.
+    pub own: Option<Own>,
 }
 
 /// A row of the table.
@@ -49,6 +52,19 @@ impl Row {
                 .map(|round| figure(&round[peer]))
                 .collect(),
         )
+    }
+
+    /// How much of what was measured is the clients' own.
+    pub fn clients(&self) -> Option<String> {
+        let owns = self.rounds.iter().flatten().map(|one| one.own);
+        let owns: Vec<Own> = owns.collect::<Option<_>>()?;
+        let busy = median(owns.iter().map(|own| own.busy).collect());
+        let late = median(owns.iter().map(|own| own.late).collect());
+        Some(format!(
+            "{}: the clients used {:.0} % of a core, and sent one request in a hundred more than {late:.0} µs late.",
+            self.name,
+            100.0 * busy
+        ))
     }
 
     fn line(&self) -> String {

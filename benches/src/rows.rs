@@ -2,23 +2,21 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use crate::clients::{Moderate, Own};
 use crate::configs::{HOST, Ports};
-use crate::load::{Moderate, Outcome, Wrk, ask_once};
-use crate::peers::{Peer, Peers};
+use crate::load::{Outcome, Wrk, ask_once};
+use crate::peers::{APART, Peer, Peers, TOGETHER};
 use crate::process::{cpu_time, memory, wait_until};
 use crate::report::{Measured, Report, Row};
 
-/// Rounds that count; one more goes before them to warm up.
-const ROUNDS: usize = 5;
-const SECONDS: u64 = 2;
-
-/// Connections of the moderate load.
+/// Connections of the moderate load: 8,000 requests a second.
 const THOUGHTFUL: usize = 32;
 
 const IDLE: usize = 10_000;
@@ -44,22 +42,32 @@ enum Load {
 }
 
 impl Load {
-    fn run(self, port: u16) -> anyhow::Result<Outcome> {
+    /// Rounds that count; one more goes before them to warm up. Few are slow, so more are needed to know how slow these are.
+    fn rounds(self) -> usize {
         match self {
-            Load::Wrk(wrk) => wrk.run(port, SECONDS),
+            Load::Wrk(_) => 5,
+            Load::Moderate => 9,
+        }
+    }
+
+    fn run(self, cores: &'static [usize], port: u16) -> anyhow::Result<(Outcome, Option<Own>)> {
+        match self {
+            Load::Wrk(wrk) => Ok((wrk.run(cores, port, 2)?, None)),
             Load::Moderate => {
-                let load = Moderate::start(port, THOUGHTFUL);
-                thread::sleep(Duration::from_secs(SECONDS));
-                load.stop()
+                let load = Moderate::start(cores, port, THOUGHTFUL);
+                thread::sleep(Duration::from_secs(3));
+                let (outcome, own) = load.stop()?;
+                Ok((outcome, Some(own)))
             }
         }
     }
 }
 
 /// The first row alone.
-pub fn quick(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+pub fn quick(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(APART, programs)?;
     let row = measure(
-        peers,
+        &peers,
         "GET, 64 connections",
         TCP,
         Load::Wrk(GET),
@@ -69,25 +77,44 @@ pub fn quick(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All rows. The figures are the most that the CPU time may be of that of nginx and HAProxy.
-pub fn all(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
-    let get = |path, connections| {
-        Load::Wrk(Wrk {
-            connections,
-            path,
-            ..GET
-        })
+/// All rows.
+pub fn all(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(APART, programs)?;
+    capacity(&peers, report)?;
+    report.notes.push(system_calls(&peers)?);
+    report.notes.push(idle_memory(&peers)?);
+    drop(peers);
+    latency(programs, report)
+}
+
+/// What is felt under moderate load.
+pub fn latency(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(TOGETHER, programs)?;
+    let name = "GET, equal moderate load";
+    let row = measure(&peers, name, TCP, Load::Moderate, [1.0, 0.9])?;
+    report.notes.extend(row.clients());
+    report.rows.push(row);
+    // The last, since it leaves nginx and HAProxy without the instances that they know.
+    report.notes.push(rotations(&peers)?);
+    Ok(())
+}
+
+/// What a proxy can do with a core. The figures are the most that the CPU time may be of that of nginx and HAProxy.
+fn capacity(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let get = |path, connections| Wrk {
+        connections,
+        path,
+        ..GET
     };
-    let post = Load::Wrk(Wrk { body: 4096, ..GET });
-    let close = Load::Wrk(Wrk {
+    let post = Wrk { body: 4096, ..GET };
+    let close = Wrk {
         close: true,
         connections: 32,
         ..GET
-    });
-    for (name, port, load, most) in [
+    };
+    for (name, port, wrk, most) in [
         ("GET, 64 connections", TCP, get("/", 64), [0.92, 0.92]),
         ("GET, 256 connections", TCP, get("/", 256), [0.92, 0.92]),
-        ("GET, equal moderate load", TCP, Load::Moderate, [1.0, 0.9]),
         ("GET, 100 KiB", TCP, get("/102400", 32), [0.95, 0.95]),
         ("GET, 10 MiB", TCP, get("/10485760", 8), [0.95, 0.95]),
         ("POST, 4 KiB", TCP, post, [0.95, 0.95]),
@@ -95,12 +122,10 @@ pub fn all(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         ("the same, all deferred", DEFERRED, close, [1.0, 1.0]),
         ("GET, unix sockets", UNIX, get("/", 64), [0.88, 0.88]),
     ] {
-        report.rows.push(measure(peers, name, port, load, most)?);
+        report
+            .rows
+            .push(measure(peers, name, port, Load::Wrk(wrk), most)?);
     }
-    report.notes.push(system_calls(peers)?);
-    report.notes.push(idle_memory(peers)?);
-    // The last, since it leaves nginx and HAProxy without the instances that they know.
-    report.notes.push(rotations(peers)?);
     Ok(())
 }
 
@@ -118,18 +143,19 @@ fn measure(
         }
     }
     let mut rounds = Vec::new();
-    for round in 0..=ROUNDS {
+    for round in 0..=load.rounds() {
         let mut measured = vec![None; peers.peers.len()];
         for turn in 0..peers.peers.len() {
             let index = (turn + round) % peers.peers.len();
             let peer = &peers.peers[index];
             let before = cpu_time(&peer.pids)?;
-            let outcome = load.run(port(peer.ports))?;
+            let (outcome, own) = load.run(peers.cores.others, port(peer.ports))?;
             let used = cpu_time(&peer.pids)? - before;
             ensure!(outcome.requests > 0, "{} answers nothing", peer.name);
             measured[index] = Some(Measured {
                 cpu: used.as_secs_f64() * 1e6 / outcome.requests as f64,
                 outcome,
+                own,
             });
         }
         if round > 0 {
@@ -159,7 +185,7 @@ fn system_calls(peers: &Peers) -> anyhow::Result<String> {
         let status = std::fs::read_to_string(format!("/proc/{worker}/status"));
         status.is_ok_and(|status| status.contains(&format!("TracerPid:\t{}\n", tracer.id())))
     })?;
-    let outcome = GET.run(peer.ports.tcp, SECONDS)?;
+    let outcome = GET.run(peers.cores.others, peer.ports.tcp, 2)?;
     let pid = rustix::process::Pid::from_child(&tracer);
     rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
     tracer.wait()?;
@@ -179,16 +205,18 @@ fn system_calls(peers: &Peers) -> anyhow::Result<String> {
 fn rotations(peers: &Peers) -> anyhow::Result<String> {
     eprintln!("rotations");
     let port = smoothserve(peers).ports.tcp;
+    let cores = peers.cores.others;
     let mut ratios = Vec::new();
     let (mut errors, mut restarts) = (0, 0);
-    for _ in 0..ROUNDS {
-        let steady = Load::Moderate.run(port)?;
-        let load = Moderate::start(port, THOUGHTFUL);
-        for _ in 0..3 {
+    for _ in 0..Load::Moderate.rounds() {
+        let (steady, _) = Load::Moderate.run(cores, port)?;
+        let load = Moderate::start(cores, port, THOUGHTFUL);
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(3) {
             peers.smoothctl(&["restart", "tcp"])?;
             restarts += 1;
         }
-        let rotating = load.stop()?;
+        let (rotating, _) = load.stop()?;
         ratios.push(rotating.p99 / steady.p99);
         errors += rotating.errors + steady.errors;
     }
