@@ -32,6 +32,9 @@ use crate::process::stay_on;
 /// How often a thoughtful client asks, in microseconds.
 const EVERY: Range<u64> = 2000..6000;
 
+/// All that the proxy can answer.
+pub const AT_ONCE: Range<u64> = 0..1;
+
 /// How long an answer may take.
 const PATIENCE: Timespec = Timespec {
     tv_sec: 30,
@@ -287,11 +290,11 @@ mod tests {
     #[test]
     fn as_many_requests_are_sent_as_are_enough_and_those_that_fail_are_counted() {
         let mut clients = Clients::connect(server(), 3).unwrap();
-        let (outcome, own) = clients.ask(0..1, |asked| asked >= 100).unwrap();
+        let (outcome, own) = clients.ask(AT_ONCE, |asked| asked >= 100).unwrap();
         assert_eq!((outcome.requests, outcome.errors), (99, 1));
         assert!(own.busy > 0.0, "{own:?}");
         // The connection that broke was replaced.
-        let (outcome, _) = clients.ask(0..1, |asked| asked >= 100).unwrap();
+        let (outcome, _) = clients.ask(AT_ONCE, |asked| asked >= 100).unwrap();
         assert_eq!((outcome.requests, outcome.errors), (100, 0));
     }
 

@@ -1,8 +1,9 @@
 //! Load by wrk, as fast as it gets answers.
 
+use std::fs;
 use std::io::{Read, Write};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use crate::configs::HOST;
 use crate::process::on_cores;
@@ -28,6 +29,14 @@ pub struct Wrk {
     pub close: bool,
 }
 
+/// Has wrk print its figures, the times in microseconds.
+const FIGURES: &str = "done = function(summary, latency)
+    local errors = 0
+    for _, count in pairs(summary.errors) do errors = errors + count end
+    print('figures', summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), errors)
+end
+";
+
 impl Wrk {
     /// Runs it on these cores against a port.
     pub fn run(&self, cores: &[usize], port: u16, seconds: u64) -> anyhow::Result<Outcome> {
@@ -36,10 +45,9 @@ impl Wrk {
             0 => String::new(),
             body => format!("wrk.method = 'POST'; wrk.body = string.rep('x', {body})\n"),
         };
-        std::fs::write(script.path(), post)?;
+        fs::write(script.path(), post + FIGURES)?;
         let mut command = on_cores(cores, "wrk");
-        command.args(["--latency", "-t1"]);
-        command.arg(format!("-c{}", self.connections));
+        command.args(["-t1", &format!("-c{}", self.connections)]);
         command.arg(format!("-d{seconds}s"));
         command.args(["-H", &format!("Host: {HOST}")]);
         if self.close {
@@ -56,47 +64,23 @@ impl Wrk {
     }
 }
 
-/// Reads what wrk prints.
+/// Reads what the script prints.
 fn understand(text: &str) -> anyhow::Result<Outcome> {
-    let find = |word: &str| text.lines().find(|line| line.contains(word));
-    let percentile = |word: &str| {
-        let mut lines = text.lines().map(str::split_ascii_whitespace);
-        let figure = lines.find_map(|mut words| (words.next()? == word).then(|| words.next())?);
-        microseconds(figure.with_context(|| format!("wrk says nothing of {word}"))?)
-    };
-    let line = find("requests in").context("wrk counts no requests")?;
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let seconds = words[3].trim_end_matches(',');
-    let numbers = |word: &str| -> u64 {
-        let line = find(word).unwrap_or_default();
-        let digits = line.split(|c: char| !c.is_ascii_digit());
-        // `Non-2xx` has a digit of its own.
-        let mut numbers = digits.filter_map(|number| number.parse::<u64>().ok());
-        match word.starts_with("Non") {
-            true => numbers.next_back().unwrap_or_default(),
-            false => numbers.sum(),
-        }
+    let line = text.lines().find_map(|line| line.strip_prefix("figures"));
+    let figures = line
+        .context("wrk gives no figures")?
+        .split_ascii_whitespace();
+    let figures: Vec<f64> = figures.map(str::parse).collect::<Result<_, _>>()?;
+    let &[requests, duration, p50, p99, errors] = figures.as_slice() else {
+        bail!("strange figures of wrk: {figures:?}");
     };
     Ok(Outcome {
-        requests: words[0].parse()?,
-        seconds: microseconds(seconds)? / 1e6,
-        p50: percentile("50%")?,
-        p99: percentile("99%")?,
-        errors: numbers("Non-2xx") + numbers("Socket errors"),
+        requests: requests as u64,
+        seconds: duration / 1e6,
+        p50,
+        p99,
+        errors: errors as u64,
     })
-}
-
-/// `1.50ms`
-fn microseconds(text: &str) -> anyhow::Result<f64> {
-    let digits = text.trim_end_matches(char::is_alphabetic);
-    let factor = match &text[digits.len()..] {
-        "us" => 1.0,
-        "ms" => 1e3,
-        "s" => 1e6,
-        "m" => 6e7,
-        unit => anyhow::bail!("wrk has a unit {unit:?}"),
-    };
-    Ok(digits.parse::<f64>()? * factor)
 }
 
 /// One request by hand, for a GET, or for a POST with a body of so many bytes. A proxy that is fast because it gives wrong
@@ -129,21 +113,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_wrk_prints_is_understood() {
-        let text = "Running 2s test @ http://127.0.0.1:18400/hello\n  1 threads and 32 connections\n  \
-             Thread Stats   Avg      Stdev     Max   +/- Stdev\n    Latency     5.28ms   12.36ms 246.68ms   98.02%\n    \
-             Req/Sec     0.96k   141.42     1.06k    62.50%\n  Latency Distribution\n     50%    5.36ms\n     75%    5.98ms\n     \
-             90%  957.00us\n     99%    1.20s \n  1884 requests in 2.00s, 255.74KB read\n  \
-             Socket errors: connect 0, read 3, write 1, timeout 2\n  Non-2xx or 3xx responses: 7\n\
-             Requests/sec:    941.05\nTransfer/sec:    127.75KB\n";
+    fn what_the_script_prints_is_understood() {
+        let text = "Running 2s test @ http://127.0.0.1:18400/\n  1884 requests in 2.00s, 255.74KB read\n\
+                    figures\t1884\t2000123\t5360\t1200000\t13\n";
         let outcome = Outcome {
             requests: 1884,
-            seconds: 2.0,
+            seconds: 2.000_123,
             p50: 5360.0,
             p99: 1_200_000.0,
             errors: 13,
         };
         assert_eq!(understand(text).unwrap(), outcome);
         assert!(understand("unable to connect").is_err());
+        assert!(understand("figures\t1").is_err());
     }
 }

@@ -7,11 +7,13 @@
 
 mod clients;
 mod configs;
+mod idle;
 mod load;
 mod peers;
 mod process;
 mod report;
 mod rows;
+mod trace;
 
 use std::path::Path;
 
@@ -31,11 +33,11 @@ fn main() -> anyhow::Result<()> {
         ["quick"] => rows::quick(programs, &mut report)?,
         ["latency"] => rows::latency(programs, &mut report)?,
         ["all", results] => {
+            report.title()?;
             rows::all(programs, &mut report)?;
-            std::fs::write(Path::new(results), report.markdown()?)?;
+            report.save(Path::new(results))?;
         }
         _ => bail!(USAGE),
     }
-    println!("\n{}", report.tables());
     Ok(())
 }

@@ -55,9 +55,16 @@ pub struct Peer {
     pub name: &'static str,
     /// It ends with this.
     _process: Process,
-    /// The processes that are its own, without instances.
+    /// The processes that are its own, without instances. Those that forward are the last.
     pub pids: Vec<u32>,
     pub ports: Ports,
+}
+
+impl Peer {
+    /// The process that forwards, if there is one core for it.
+    pub fn worker(&self) -> u32 {
+        *self.pids.last().expect("it has a process")
+    }
 }
 
 /// All of them, smoothserve first. They end when this is dropped.

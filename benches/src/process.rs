@@ -141,6 +141,27 @@ pub fn cpu_time(pids: &[u32]) -> anyhow::Result<Duration> {
     Ok(sum)
 }
 
+/// The share of all cores that is used at the moment, when nothing here uses any.
+pub fn others_share() -> anyhow::Result<f64> {
+    let idle_and_all = || -> anyhow::Result<(u64, u64)> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let words = stat.lines().next().context("an empty stat")?;
+        let ticks: Vec<u64> = words
+            .split_ascii_whitespace()
+            .skip(1)
+            .map(str::parse)
+            .collect::<Result<_, _>>()?;
+        let idle = ticks.get(3..5).context("a strange stat")?;
+        // The last two are part of others.
+        Ok((idle.iter().sum(), ticks.iter().take(8).sum()))
+    };
+    let (idle_before, all_before) = idle_and_all()?;
+    thread::sleep(Duration::from_millis(200));
+    let (idle, all) = idle_and_all()?;
+    let all = (all - all_before).max(1) as f64;
+    Ok(1.0 - (idle - idle_before) as f64 / all)
+}
+
 /// Their memory: what is theirs alone, and their part of what they share. In KiB.
 pub fn memory(pids: &[u32]) -> anyhow::Result<u64> {
     let mut sum = 0;

@@ -1,25 +1,28 @@
 //! What is measured.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::clients::{Moderate, Own};
+use crate::clients::{AT_ONCE, Clients, Moderate, Own};
 use crate::configs::{HOST, Ports};
+use crate::idle::{self, Count};
 use crate::load::{Outcome, Wrk, ask_once};
 use crate::peers::{APART, Peer, Peers, TOGETHER};
-use crate::process::{cpu_time, memory, wait_until};
-use crate::report::{Measured, Report, Row};
+use crate::process::{cpu_time, others_share};
+use crate::report::{Gate, Measured, Report, Rounds, median};
+use crate::trace;
 
 /// Connections of the moderate load: 8,000 requests a second.
 const THOUGHTFUL: usize = 32;
 
-const IDLE: usize = 10_000;
+/// How long a round of it takes.
+const MODERATE_TIME: Duration = Duration::from_secs(3);
+
+/// Requests whose system calls are counted.
+const TRACED: u64 = 20_000;
 
 /// One of a proxy's ports.
 type Port = fn(Ports) -> u16;
@@ -55,7 +58,7 @@ impl Load {
             Load::Wrk(wrk) => Ok((wrk.run(cores, port, 2)?, None)),
             Load::Moderate => {
                 let load = Moderate::start(cores, port, THOUGHTFUL);
-                thread::sleep(Duration::from_secs(3));
+                thread::sleep(MODERATE_TIME);
                 let (outcome, own) = load.stop()?;
                 Ok((outcome, Some(own)))
             }
@@ -66,41 +69,34 @@ impl Load {
 /// The first row alone.
 pub fn quick(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(APART, programs)?;
-    let row = measure(
-        &peers,
-        "GET, 64 connections",
-        TCP,
-        Load::Wrk(GET),
-        [0.92, 0.92],
-    )?;
-    report.rows.push(row);
-    Ok(())
+    report.works();
+    small_get(&peers, report)
 }
 
-/// All rows.
+/// All that `make bench` measures.
 pub fn all(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(APART, programs)?;
-    capacity(&peers, report)?;
-    report.notes.push(system_calls(&peers)?);
-    report.notes.push(idle_memory(&peers)?);
+    report
+        .note("One worker each, with a core to itself; the instances and wrk have the other core.");
+    report.works();
+    small_get(&peers, report)?;
+    other_work(&peers, report)?;
+    report.absolutes();
+    system_calls(&peers, report)?;
     drop(peers);
+    idle_memory(&Peers::start(APART, programs)?, report)?;
     latency(programs, report)
 }
 
-/// What is felt under moderate load.
-pub fn latency(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
-    let peers = Peers::start(TOGETHER, programs)?;
-    let name = "GET, equal moderate load";
-    let row = measure(&peers, name, TCP, Load::Moderate, [1.0, 0.9])?;
-    report.notes.extend(row.clients());
-    report.rows.push(row);
-    // The last, since it leaves nginx and HAProxy without the instances that they know.
-    report.notes.push(rotations(&peers)?);
+fn small_get(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let rounds = measure(peers, TCP, Load::Wrk(GET))?;
+    report.work("GET, 64 connections", &rounds, SMALL_GET);
     Ok(())
 }
 
-/// What a proxy can do with a core. The figures are the most that the CPU time may be of that of nginx and HAProxy.
-fn capacity(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+const SMALL_GET: [Gate; 2] = [Gate::new(0.92, 0.85); 2];
+
+fn other_work(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let get = |path, connections| Wrk {
         connections,
         path,
@@ -112,31 +108,32 @@ fn capacity(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         connections: 32,
         ..GET
     };
-    for (name, port, wrk, most) in [
-        ("GET, 64 connections", TCP, get("/", 64), [0.92, 0.92]),
-        ("GET, 256 connections", TCP, get("/", 256), [0.92, 0.92]),
-        ("GET, 100 KiB", TCP, get("/102400", 32), [0.95, 0.95]),
-        ("GET, 10 MiB", TCP, get("/10485760", 8), [0.95, 0.95]),
-        ("POST, 4 KiB", TCP, post, [0.95, 0.95]),
-        ("GET, a connection each", TCP, close, [0.9, 0.9]),
-        ("the same, all deferred", DEFERRED, close, [1.0, 1.0]),
-        ("GET, unix sockets", UNIX, get("/", 64), [0.88, 0.88]),
+    let bodies = Gate::new(0.95, 0.85);
+    for (name, port, wrk, gates) in [
+        ("GET, 256 connections", TCP, get("/", 256), SMALL_GET),
+        ("GET, 100 KiB", TCP, get("/102400", 32), [bodies; 2]),
+        ("GET, 10 MiB", TCP, get("/10485760", 8), [bodies; 2]),
+        ("POST, 4 KiB", TCP, post, [bodies; 2]),
+        (
+            "GET, a connection each",
+            TCP,
+            close,
+            [Gate::new(0.9, 0.8); 2],
+        ),
+        (
+            "the same, all deferred",
+            DEFERRED,
+            close,
+            [Gate::new(1.0, 0.8); 2],
+        ),
+        ("GET, unix sockets", UNIX, GET, [Gate::new(0.88, 0.8); 2]),
     ] {
-        report
-            .rows
-            .push(measure(peers, name, port, Load::Wrk(wrk), most)?);
+        report.work(name, &measure(peers, port, Load::Wrk(wrk))?, gates);
     }
     Ok(())
 }
 
-fn measure(
-    peers: &Peers,
-    name: &'static str,
-    port: Port,
-    load: Load,
-    most: [f64; 2],
-) -> anyhow::Result<Row> {
-    eprintln!("{name}");
+fn measure(peers: &Peers, port: Port, load: Load) -> anyhow::Result<Rounds> {
     if let Load::Wrk(wrk) = load {
         for peer in &peers.peers {
             ask_once(port(peer.ports), HOST, wrk.path, wrk.body).context(peer.name)?;
@@ -144,10 +141,11 @@ fn measure(
     }
     let mut rounds = Vec::new();
     for round in 0..=load.rounds() {
-        let mut measured = vec![None; peers.peers.len()];
-        for turn in 0..peers.peers.len() {
-            let index = (turn + round) % peers.peers.len();
+        let mut measured = [None; 3];
+        for turn in 0..measured.len() {
+            let index = (turn + round) % measured.len();
             let peer = &peers.peers[index];
+            let others = others_share()?;
             let before = cpu_time(&peer.pids)?;
             let (outcome, own) = load.run(peers.cores.others, port(peer.ports))?;
             let used = cpu_time(&peer.pids)? - before;
@@ -156,116 +154,136 @@ fn measure(
                 cpu: used.as_secs_f64() * 1e6 / outcome.requests as f64,
                 outcome,
                 own,
+                others,
             });
         }
         if round > 0 {
-            rounds.push(measured.into_iter().flatten().collect());
+            let [Some(own), Some(nginx), Some(haproxy)] = measured else {
+                unreachable!("each had its turn");
+            };
+            rounds.push([own, nginx, haproxy]);
         }
     }
-    Ok(Row { name, most, rounds })
+    Ok(rounds)
 }
 
-fn smoothserve(peers: &Peers) -> &Peer {
-    &peers.peers[0]
+/// A figure of each proxy.
+fn each(peers: &Peers, figure: impl Fn(&Peer) -> anyhow::Result<f64>) -> anyhow::Result<[f64; 3]> {
+    let mut figures = [0.0; 3];
+    for (result, peer) in figures.iter_mut().zip(&peers.peers) {
+        *result = figure(peer).context(peer.name)?;
+    }
+    Ok(figures)
 }
 
-/// System calls of the worker for a request on a connection that stays open.
-fn system_calls(peers: &Peers) -> anyhow::Result<String> {
-    eprintln!("system calls");
-    let peer = smoothserve(peers);
-    let worker = peer.pids[1].to_string();
-    let counts = tempfile::NamedTempFile::new()?;
-    let mut tracer = Command::new("strace")
-        .args(["-f", "-c", "-U", "calls,name", "-p", &worker, "-o"])
-        .arg(counts.path())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .context("strace is installed by `make bench`")?;
-    wait_until("strace", || {
-        let status = std::fs::read_to_string(format!("/proc/{worker}/status"));
-        status.is_ok_and(|status| status.contains(&format!("TracerPid:\t{}\n", tracer.id())))
-    })?;
-    let outcome = GET.run(peers.cores.others, peer.ports.tcp, 2)?;
-    let pid = rustix::process::Pid::from_child(&tracer);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
-    tracer.wait()?;
-    let counts = std::fs::read_to_string(counts.path())?;
-    let total = counts
-        .lines()
-        .find(|line| line.trim_end().ends_with("total"));
-    let total = total.and_then(|line| line.split_ascii_whitespace().next());
-    let total: f64 = total.context("strace counts nothing")?.parse()?;
-    Ok(format!(
-        "System calls for a GET on a connection that stays open: **{:.2}** (must ≤ 4.1).",
-        total / outcome.requests as f64
-    ))
+/// For a request on a connection that stays open, when more wait.
+fn system_calls(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let count = |peer: &Peer, port: Port| {
+        let mut clients = Clients::connect(port(peer.ports), GET.connections)?;
+        let mut ask = |count| clients.ask(AT_ONCE, |asked| asked >= count);
+        // So that all connections are open, those to the instances, too.
+        ask(TRACED / 10)?;
+        let calls = trace::system_calls(peer.worker(), || {
+            let (outcome, _) = ask(TRACED)?;
+            ensure!(outcome.requests == TRACED, "{} errors", outcome.errors);
+            Ok(())
+        })?;
+        Ok(calls as f64 / TRACED as f64)
+    };
+    let figures = each(peers, |peer| count(peer, TCP))?;
+    report.count("system calls a GET", figures, Some(Gate::new(4.1, 4.0)));
+    let figures = each(peers, |peer| count(peer, UNIX))?;
+    report.count("system calls a GET, unix sockets", figures, None);
+    Ok(())
 }
 
-/// Restarts, one after the other, under a moderate load.
-fn rotations(peers: &Peers) -> anyhow::Result<String> {
-    eprintln!("rotations");
-    let port = smoothserve(peers).ports.tcp;
-    let cores = peers.cores.others;
-    let mut ratios = Vec::new();
+/// What connections cost on which nothing happens.
+fn idle_memory(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let Count { connections, why } = idle::count()?;
+    let mut measured = Vec::new();
+    for peer in &peers.peers {
+        measured.push(idle::measure(peer, connections).context(peer.name)?);
+    }
+    let [own, nginx, haproxy] = measured[..] else {
+        unreachable!("there are three");
+    };
+    let all = [own, nginx, haproxy];
+    report.note(&format!(
+        "Memory (Pss) with {connections} idle connections, each of which has had an answer ({why})."
+    ));
+    report.comparisons();
+    report.single(
+        "in all, MiB",
+        all.map(|memory| memory.with as f64 / 1024.0),
+        [Some(Gate::new(1.1, 1.0)), None],
+    );
+    report.single(
+        "before, MiB",
+        all.map(|memory| memory.without as f64 / 1024.0),
+        [None, None],
+    );
+    report.single(
+        "bytes a connection",
+        all.map(|memory| {
+            memory.with.saturating_sub(memory.without) as f64 * 1024.0 / connections as f64
+        }),
+        [None, None],
+    );
+    Ok(())
+}
+
+/// What is felt under moderate load.
+pub fn latency(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(TOGETHER, programs)?;
+    report.note(&format!(
+        "Moderate load: {THOUGHTFUL} clients, each of which asks every 2 to 6 ms. Two workers each; proxies, instances and \
+         clients run where they like."
+    ));
+    let rounds = measure(&peers, TCP, Load::Moderate)?;
+    report.comparisons();
+    let cpu = [Gate::new(1.0, 0.85), Gate::new(0.9, 0.85)];
+    report.comparison("CPU a request, µs", &rounds, |one| one.cpu, cpu.map(Some));
+    report.comparison("p50, µs", &rounds, |one| one.outcome.p50, [None, None]);
+    let p99 = [Some(Gate::new(1.05, 0.8)), None];
+    report.comparison("p99, µs", &rounds, |one| one.outcome.p99, p99);
+    report.circumstances(&rounds);
+    // The last, since it leaves nginx and HAProxy without the instances that they know.
+    rotations(&peers, report)
+}
+
+/// Restarts, one after the other.
+fn rotations(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let [smoothserve, ..] = &peers.peers[..] else {
+        unreachable!("there are three");
+    };
+    let (cores, port) = (peers.cores.others, smoothserve.ports.tcp);
+    let (mut ratios, mut steady_p99, mut rotating_p99) = (Vec::new(), Vec::new(), Vec::new());
     let (mut errors, mut restarts) = (0, 0);
     for _ in 0..Load::Moderate.rounds() {
         let (steady, _) = Load::Moderate.run(cores, port)?;
         let load = Moderate::start(cores, port, THOUGHTFUL);
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(3) {
+        while begin.elapsed() < MODERATE_TIME {
             peers.smoothctl(&["restart", "tcp"])?;
             restarts += 1;
         }
         let (rotating, _) = load.stop()?;
         ratios.push(rotating.p99 / steady.p99);
+        steady_p99.push(steady.p99);
+        rotating_p99.push(rotating.p99);
         errors += rotating.errors + steady.errors;
     }
-    Ok(format!(
-        "p99 while all instances are being replaced again and again, against the p99 before, under moderate load: **{:.2}** \
-         (must ≤ 1.3); {restarts} restarts, {errors} errors.",
-        crate::report::median(ratios)
-    ))
-}
-
-/// What connections cost that do nothing.
-fn idle_memory(peers: &Peers) -> anyhow::Result<String> {
-    eprintln!("idle connections");
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let most = limit.maximum.unwrap_or(u64::MAX);
-    rustix::process::setrlimit(
-        rustix::process::Resource::Nofile,
-        rustix::process::Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    )?;
-    let count = IDLE.min(usize::try_from(most)? - 100);
-    let mut texts = Vec::new();
-    for peer in &peers.peers {
-        let before = memory(&peer.pids)?;
-        let mut connections = Vec::new();
-        for _ in 0..count {
-            let mut stream = TcpStream::connect(("127.0.0.1", peer.ports.tcp))?;
-            // A proxy may have as many as it wants, and lets this one wait.
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            write!(stream, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;
-            let mut answer = [0; 1024];
-            match stream.read(&mut answer) {
-                Ok(_) if answer.starts_with(b"HTTP/1.1 200 ") => connections.push(stream),
-                _ => break,
-            }
-        }
-        let after = memory(&peer.pids)?;
-        texts.push(format!(
-            "{} {:.1} MiB with {} of them ({:.1} MiB before)",
-            peer.name,
-            after as f64 / 1024.0,
-            connections.len(),
-            before as f64 / 1024.0
-        ));
-    }
-    Ok(format!(
-        "Memory with {count} idle connections: {} (must ≤ 1.1 of nginx).",
-        texts.join(", ")
-    ))
+    report.absolutes();
+    report.ratio(
+        "p99 during rotations / steady p99",
+        median(ratios),
+        Gate::new(1.3, 1.1),
+    );
+    report.note(&format!(
+        "{restarts} restarts of all instances, one after the other, under the moderate load: {errors} errors; p99 {:.0} µs \
+         before, {:.0} µs meanwhile.",
+        median(steady_p99),
+        median(rotating_p99)
+    ));
+    Ok(())
 }
