@@ -56,7 +56,7 @@ fn join(folder: &Path, path: &str) -> PathBuf {
 pub struct Config {
     /// Who runs services whose executable belongs to root and that name no user.
     pub default_user: String,
-    /// Peers whose `X-Forwarded-*` headers are believed.
+    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// By name.
     pub services: BTreeMap<String, Arc<Service>>,
@@ -77,6 +77,9 @@ pub struct Service {
     pub sites: Vec<Site>,
     /// Where the proxy listens for it.
     pub listen: Vec<Listen>,
+    /// Whether a proxy in front says there whose connections it passes on.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     /// How many instances run, at least 1.
     pub instance_count: u16,
     /// What runs. A change here means new instances; a change elsewhere does not.

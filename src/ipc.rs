@@ -92,7 +92,7 @@ pub struct EndpointId(pub u64);
 pub struct Table {
     /// Grows with each table; a worker ignores one that is not newer than what it has.
     pub number: u64,
-    /// Peers whose `X-Forwarded-*` headers are believed.
+    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// What to accept on. A listener that is missing here is closed; its connections end with their current request.
     pub listeners: Vec<Listener>,
@@ -107,6 +107,9 @@ pub struct Listener {
     pub id: ListenerId,
     /// The address it is bound to, for messages.
     pub address: SocketAddr,
+    /// Whether each connection has to come from a trusted proxy and to begin with a header of the PROXY protocol.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     /// Unordered; the longest host, then the longest path wins.
     pub routes: Vec<Route>,
 }

@@ -81,6 +81,7 @@ fn the_files_of_the_original_load_unchanged() {
                 address: None,
                 port: 8020
             }],
+            proxy_protocol: false,
             instance_count: 2,
             process: Process {
                 executable: folder.join("app"),
@@ -133,6 +134,42 @@ fn without_a_global_file_the_defaults_hold() {
     assert_eq!(shop.listen[0].to_string(), "[::]:8080");
     assert_eq!(shop.start_timeout, Duration::from_secs(60));
     assert_eq!(shop.delay_update_time, Duration::from_secs(1));
+}
+
+#[test]
+fn services_on_one_port_agree_about_the_proxy_protocol() {
+    let text = |name: &str, lines: &str| {
+        format!(
+            "name: {name}\nserver_name: {name}.example\nport: 80\nexecutable_path: ../app\n{lines}"
+        )
+    };
+    let with = |second: &str| {
+        folder(&[
+            ("smoothserve.yaml", "trusted_proxies: 10.0.0.0/8\n"),
+            ("services/a.yaml", &text("a", "proxy_protocol: true\n")),
+            ("services/b.yaml", &text("b", second)),
+        ])
+    };
+    let agreed = with("proxy_protocol: true\n");
+    assert!(good(agreed.path()).services["b"].proxy_protocol);
+    for (other, line) in [("", 1), ("proxy_protocol: false\n", 5)] {
+        let dir = with(other);
+        let faults = load(dir.path()).unwrap_err().to_string();
+        let place = format!("b.yaml:{line}:");
+        assert!(faults.contains(&place), "{faults}");
+        let message = "port 80 is with `proxy_protocol` for `a`";
+        assert!(faults.contains(message), "{faults}");
+    }
+}
+
+#[test]
+fn the_proxy_protocol_without_anybody_to_trust_is_remarked_on() {
+    let text = "name: x\nport: 80\nexecutable_path: ../app\nproxy_protocol: true\n";
+    let dir = folder(&[("services/x.yaml", text)]);
+    let notes = good(dir.path()).notes;
+    let remark =
+        "x.yaml:4: `proxy_protocol` without `trusted_proxies`: all connections are refused";
+    assert!(notes.iter().any(|note| note.ends_with(remark)), "{notes:?}");
 }
 
 #[test]

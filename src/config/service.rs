@@ -18,6 +18,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "server_name",
     "port",
     "listen_address",
+    "proxy_protocol",
     "server_ip",
     "start_instance_port",
     "instance_count",
@@ -129,6 +130,7 @@ impl Reader<'_> {
         let enabled = self.get("enabled", value::boolean).unwrap_or(true);
         let sites = self.sites();
         let listen = self.listen(&ports.unwrap_or_default());
+        let proxy_protocol = self.get("proxy_protocol", value::boolean);
         let instance_count = self.get("instance_count", value::count).unwrap_or(1);
         let auto_restart = self.get("auto_restart", value::boolean).unwrap_or(false);
         let delay_update_time = self.get("delay_update_time", value::duration);
@@ -154,6 +156,7 @@ impl Reader<'_> {
             } else {
                 listen
             },
+            proxy_protocol: proxy_protocol.unwrap_or(false),
             instance_count,
             process,
             auto_restart,

@@ -1,6 +1,6 @@
 //! Builds the worker's table from the services. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -27,6 +27,7 @@ pub fn build<'a>(
     trusted_proxies: &[IpNet],
 ) -> Table {
     let mut routes: BTreeMap<ListenerId, Vec<Route>> = BTreeMap::new();
+    let mut behind_proxies = BTreeSet::new();
     let mut services = Vec::new();
     for view in views {
         let service = services.len();
@@ -37,6 +38,9 @@ pub fn build<'a>(
             .filter(|_| view.routed)
             .filter_map(|listen| listeners.get(listen));
         for listener in open {
+            if view.spec.proxy_protocol {
+                behind_proxies.insert(listener.id);
+            }
             let sites = view.spec.sites.iter();
             routes
                 .entry(listener.id)
@@ -58,6 +62,7 @@ pub fn build<'a>(
         .map(|(_, listener)| Listener {
             id: listener.id,
             address: listener.address,
+            proxy_protocol: behind_proxies.contains(&listener.id),
             routes: routes.remove(&listener.id).unwrap_or_default(),
         })
         .collect();

@@ -23,6 +23,7 @@ pub(crate) struct Table {
 pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     pub(crate) address: SocketAddr,
+    pub(crate) proxy_protocol: bool,
     /// Its services are indices into [`Table::services`].
     pub(crate) router: Arc<Router>,
 }
@@ -77,6 +78,7 @@ impl Table {
             listeners.push(Listener {
                 id: listener.id,
                 address: listener.address,
+                proxy_protocol: listener.proxy_protocol,
                 router: Arc::new(Router::try_new(&listener.routes)?),
             });
         }
@@ -191,6 +193,7 @@ mod tests {
         ipc::Listener {
             id: ListenerId(id),
             address: ([127, 0, 0, 1], 80).into(),
+            proxy_protocol: false,
             routes: services.iter().map(route).collect(),
         }
     }

@@ -180,6 +180,7 @@ impl Thread {
         let routes = Routes {
             router: listener.router.clone(),
             services: services.collect(),
+            proxy_protocol: listener.proxy_protocol,
         };
         let listener = Listener::new(listener.id, listener.address, routes);
         listener.finish();
@@ -268,6 +269,7 @@ impl Thread {
             let routes = Routes {
                 router: listener.router.clone(),
                 services: services.clone(),
+                proxy_protocol: listener.proxy_protocol,
             };
             let view = match before.remove(&listener.id) {
                 Some(known) => {
@@ -374,6 +376,7 @@ mod tests {
             let listener = listens.then(|| ipc::Listener {
                 id: ListenerId(1),
                 address: ([127, 0, 0, 1], 80).into(),
+                proxy_protocol: false,
                 routes: vec![Route {
                     host: Host::Any,
                     path: "/".to_owned(),

@@ -1,6 +1,7 @@
 //! HTTP through the real worker process, to the byte.
 
 mod differential;
+mod front;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;

@@ -50,6 +50,7 @@ impl Stage {
             listeners: vec![Listener {
                 id: ListenerId(1),
                 address,
+                proxy_protocol: false,
                 routes: vec![
                     route(Host::Exact("a.example".to_owned())),
                     route(Host::Subdomain("any".to_owned())),
@@ -134,7 +135,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn new(stream: TcpStream) -> Peer {
+    pub(crate) fn new(stream: TcpStream) -> Peer {
         Peer {
             stream,
             received: Vec::new(),

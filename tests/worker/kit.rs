@@ -282,6 +282,7 @@ pub(crate) fn listener(id: u32, address: SocketAddr, service: usize) -> Listener
         service,
     };
     Listener {
+        proxy_protocol: false,
         id: ListenerId(id),
         address,
         routes: vec![route],

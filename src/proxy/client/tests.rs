@@ -45,6 +45,7 @@ impl Fixture {
         let routes = Routes {
             router: Router::try_new(&[route]).unwrap().into(),
             services: [service].into(),
+            proxy_protocol: false,
         };
         let socket = TcpListener::bind(SocketAddr::from(any)).await.unwrap();
         let address = socket.local_addr().unwrap();
