@@ -13,6 +13,7 @@ mod conflict;
 mod fault;
 mod fields;
 mod global;
+mod handling;
 #[cfg(test)]
 mod hostile;
 mod limits;
@@ -34,7 +35,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::ipc::Host;
+use crate::ipc::{Handling, Host};
 
 pub use conflict::{Conflict, conflicts};
 pub use fault::{Fault, Faults, Position};
@@ -80,6 +81,9 @@ pub struct Service {
     /// Whether a proxy in front says there whose connections it passes on.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// How its requests are treated.
+    #[serde(default)]
+    pub handling: Handling,
     /// How many instances run, at least 1.
     pub instance_count: u16,
     /// What runs. A change here means new instances; a change elsewhere does not.

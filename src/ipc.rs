@@ -10,6 +10,7 @@
 //! cannot lose a request.
 
 mod channel;
+mod handling;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, ChannelError, Receiver, Sender};
+pub use handling::Handling;
 
 /// A message from the manager to a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -143,6 +145,9 @@ pub struct Service {
     pub name: String,
     /// False for a service that was stopped: its requests get 503 at once instead of being held.
     pub running: bool,
+    /// How its requests are treated.
+    #[serde(default)]
+    pub handling: Handling,
     /// Its instances.
     pub endpoints: Vec<Endpoint>,
 }

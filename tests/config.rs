@@ -13,7 +13,7 @@ use smoothserve::config::{
     self, Amount, Bind, Config, Faults, Limits, Listen, Nofile, Process, ProcessLimits, Ready,
     Rollout, ScopeLimits, Service, Site, load, load_partial,
 };
-use smoothserve::ipc::Host;
+use smoothserve::ipc::{Handling, Host};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -82,6 +82,7 @@ fn the_files_of_the_original_load_unchanged() {
                 port: 8020
             }],
             proxy_protocol: false,
+            handling: Handling::default(),
             instance_count: 2,
             process: Process {
                 executable: folder.join("app"),

@@ -19,6 +19,9 @@ pub const SERVICE_KEYS: &[&str] = &[
     "port",
     "listen_address",
     "proxy_protocol",
+    "max_request_body",
+    "response_timeout",
+    "queue_timeout",
     "server_ip",
     "start_instance_port",
     "instance_count",
@@ -131,6 +134,7 @@ impl Reader<'_> {
         let sites = self.sites();
         let listen = self.listen(&ports.unwrap_or_default());
         let proxy_protocol = self.get("proxy_protocol", value::boolean);
+        let handling = self.handling();
         let instance_count = self.get("instance_count", value::count).unwrap_or(1);
         let auto_restart = self.get("auto_restart", value::boolean).unwrap_or(false);
         let delay_update_time = self.get("delay_update_time", value::duration);
@@ -157,6 +161,7 @@ impl Reader<'_> {
                 listen
             },
             proxy_protocol: proxy_protocol.unwrap_or(false),
+            handling,
             instance_count,
             process,
             auto_restart,

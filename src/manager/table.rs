@@ -54,6 +54,7 @@ pub fn build<'a>(
         services.push(Service {
             name: view.spec.name.clone(),
             running: view.running,
+            handling: view.spec.handling,
             endpoints: view.endpoints,
         });
     }

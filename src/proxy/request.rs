@@ -59,6 +59,10 @@ impl Request {
             },
             outgoing: Outgoing::new(bytes, head.framing, head.is_idempotent()),
         };
+        let limits = request.service.as_ref().map(|service| service.handling());
+        if let Some(most) = limits.and_then(|limits| limits.max_request_body) {
+            request.outgoing.limit_body(most, head.framing);
+        }
         let (expects_continue, length) = (head.expects_continue, head.length);
         buffer.consume(length);
         // A client that has not waited needs no permission.

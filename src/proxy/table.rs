@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::endpoint::Spec;
 use super::router::{Clash, Router};
-use crate::ipc::{self, EndpointId, EndpointState, ListenerId};
+use crate::ipc::{self, EndpointId, EndpointState, Handling, ListenerId};
 
 /// All that a thread needs to know.
 #[derive(Debug, Default)]
@@ -33,6 +33,7 @@ pub(crate) struct Service {
     /// Unique in the table; it is the same service as one of that name in another table.
     pub(crate) name: String,
     pub(crate) running: bool,
+    pub(crate) handling: Handling,
     pub(crate) endpoints: Vec<(Arc<Spec>, EndpointState)>,
 }
 
@@ -129,6 +130,7 @@ impl Table {
             result.push(Service {
                 name: service.name,
                 running: service.running,
+                handling: service.handling,
                 endpoints,
             });
         }
@@ -180,6 +182,7 @@ mod tests {
         ipc::Service {
             name: name.to_owned(),
             running: true,
+            handling: Handling::default(),
             endpoints,
         }
     }

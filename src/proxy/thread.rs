@@ -245,6 +245,7 @@ impl Thread {
             }
             let known = self.services.borrow_mut().remove(&service.name);
             let view = known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())));
+            view.set_handling(service.handling);
             view.update(service.running, active);
             services.insert(service.name.clone(), view.clone());
             in_order.push(view);
@@ -389,6 +390,7 @@ mod tests {
                 services: vec![ipc::Service {
                     name: "shop".to_owned(),
                     running: true,
+                    handling: ipc::Handling::default(),
                     endpoints: endpoint.into_iter().collect(),
                 }],
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],

@@ -148,8 +148,10 @@ impl Balancer {
         );
         std::fs::write(&file, text).unwrap();
         let process = Command::new("haproxy")
-            .args(["-q", "-db", "-f"])
+            .args(["-db", "-f"])
             .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .stdin(Stdio::from(OwnedFd::from(socket)))
             .spawn()
             .expect("HAProxy is installed, see scripts/install-needs");

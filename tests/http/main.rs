@@ -2,6 +2,7 @@
 
 mod differential;
 mod front;
+mod handling;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;

@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use smoothserve::ipc::{
-    Address, Endpoint, EndpointId, EndpointState, Host, Listener, ListenerId, Probe, Route,
-    Service, Table,
+    Address, Endpoint, EndpointId, EndpointState, Handling, Host, Listener, ListenerId, Probe,
+    Route, Service, Table,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -60,6 +60,7 @@ impl Stage {
             services: vec![Service {
                 name: "shop".to_owned(),
                 running: true,
+                handling: Handling::default(),
                 endpoints: endpoints.collect(),
             }],
         };
