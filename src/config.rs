@@ -24,6 +24,7 @@ mod raw;
 mod service;
 mod site;
 mod source;
+mod strip_prefix;
 mod value;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ pub use global::GLOBAL_KEYS;
 pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use load::{check, load, load_files, load_partial};
 pub use service::SERVICE_KEYS;
+pub use strip_prefix::StripPrefix;
 
 /// The file beside the folder of services.
 pub const FILE: &str = "smoothserve.yaml";
@@ -59,6 +61,12 @@ pub struct Config {
     pub default_user: String,
     /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether instances are told by `Forwarded`, too, who has sent a request.
+    #[serde(default)]
+    pub forwarded: bool,
+    /// Client connections that are open at the same time. `None`: as many as there can be.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// By name.
     pub services: BTreeMap<String, Arc<Service>>,
     /// Remarks that are no faults, such as keys that have no use any more; for the log, once.
@@ -76,6 +84,9 @@ pub struct Service {
     pub enabled: bool,
     /// What requests it gets: every host and path on every listening address.
     pub sites: Vec<Site>,
+    /// What of their paths its instances do not get.
+    #[serde(default)]
+    pub strip_prefix: StripPrefix,
     /// Where the proxy listens for it.
     pub listen: Vec<Listen>,
     /// Whether a proxy in front says there whose connections it passes on.

@@ -96,6 +96,12 @@ pub struct Table {
     pub number: u64,
     /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether instances are told by `Forwarded`, too, who has sent a request.
+    #[serde(default)]
+    pub forwarded: bool,
+    /// Client connections that are open at the same time. `None`: as many as there can be.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// What to accept on. A listener that is missing here is closed; its connections end with their current request.
     pub listeners: Vec<Listener>,
     /// The services, in the order that [`Route::service`] counts them.
@@ -123,6 +129,9 @@ pub struct Route {
     pub host: Host,
     /// A prefix on segment borders, `/` for all: `/api` is for `/api`, `/api/` and `/api/x`, not for `/apix`.
     pub path: String,
+    /// So many bytes of `path`, from its beginning, are not for the instance to know.
+    #[serde(default)]
+    pub strip: usize,
     /// Index into [`Table::services`].
     pub service: usize,
 }

@@ -109,6 +109,8 @@ fn config(global: Global, drafts: Vec<Draft>, notes: Vec<String>) -> Config {
     Config {
         default_user: global.default_user,
         trusted_proxies: global.trusted_proxies,
+        forwarded: global.forwarded,
+        max_connections: global.max_connections,
         services,
         notes,
     }

@@ -19,6 +19,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "port",
     "listen_address",
     "proxy_protocol",
+    "strip_prefix",
     "max_request_body",
     "response_timeout",
     "queue_timeout",
@@ -132,6 +133,7 @@ impl Reader<'_> {
         let executable = self.path_needed("executable_path");
         let enabled = self.get("enabled", value::boolean).unwrap_or(true);
         let sites = self.sites();
+        let strip_prefix = self.strip_prefix(&sites);
         let listen = self.listen(&ports.unwrap_or_default());
         let proxy_protocol = self.get("proxy_protocol", value::boolean);
         let handling = self.handling();
@@ -155,6 +157,7 @@ impl Reader<'_> {
             file: file.to_owned(),
             enabled,
             sites,
+            strip_prefix,
             listen: if listen.is_empty() {
                 return None;
             } else {

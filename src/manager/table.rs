@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
-
 use super::listeners::Listeners;
 use crate::config;
 use crate::ipc::{Endpoint, Listener, ListenerId, Route, Service, Table};
@@ -24,7 +22,7 @@ pub struct View<'a> {
 pub fn build<'a>(
     views: impl IntoIterator<Item = View<'a>>,
     listeners: &Listeners,
-    trusted_proxies: &[IpNet],
+    config: &config::Config,
 ) -> Table {
     let mut routes: BTreeMap<ListenerId, Vec<Route>> = BTreeMap::new();
     let mut behind_proxies = BTreeSet::new();
@@ -48,6 +46,7 @@ pub fn build<'a>(
                 .extend(sites.map(|site| Route {
                     host: site.host.clone(),
                     path: site.path.clone(),
+                    strip: view.spec.strip_prefix.count(site),
                     service,
                 }));
         }
@@ -69,7 +68,9 @@ pub fn build<'a>(
         .collect();
     Table {
         number: 0,
-        trusted_proxies: trusted_proxies.to_vec(),
+        trusted_proxies: config.trusted_proxies.clone(),
+        forwarded: config.forwarded,
+        max_connections: config.max_connections,
         listeners,
         services,
     }

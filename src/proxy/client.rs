@@ -227,6 +227,7 @@ impl Client {
         let sender = Sender {
             address: &self.address,
             trusted: self.thread.trusts(self.peer.ip()),
+            forwarded: self.thread.sets_forwarded(),
         };
         Request::admit(&mut self.buffer, &self.listener, sender)
     }

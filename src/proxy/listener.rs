@@ -77,11 +77,13 @@ impl Listener {
         }
     }
 
-    /// The service for a host without its port, in any case, and a path without its query.
-    pub(crate) fn route(&self, host: &[u8], path: &[u8]) -> Option<Rc<Service>> {
+    /// The service for a host without its port, in any case, and a path without its query, and how many bytes of the
+    /// path it does not get.
+    pub(crate) fn route(&self, host: &[u8], path: &[u8]) -> Option<(Rc<Service>, usize)> {
         let routes = self.routes.borrow();
-        let index = routes.router.find(host, path)?;
-        Some(routes.services[index].clone())
+        let destination = routes.router.find(host, path)?;
+        let service = routes.services[destination.service].clone();
+        Some((service, destination.strip))
     }
 
     /// Whether connections begin with a header of the PROXY protocol.
@@ -143,7 +145,11 @@ impl Listener {
                 Batch::Full => {
                     if Instant::now() >= quiet_until {
                         quiet_until = Instant::now() + LOG_INTERVAL;
-                        tracing::warn!(listener = %self.address, "connection limit reached");
+                        tracing::warn!(
+                            listener = %self.address,
+                            connections = thread.most_connections(),
+                            "connection limit reached, further clients wait (max_connections)"
+                        );
                     }
                     tokio::time::sleep(FULL_PAUSE).await;
                 }

@@ -15,6 +15,8 @@ use crate::ipc::{self, EndpointId, EndpointState, Handling, ListenerId};
 pub(crate) struct Table {
     pub(crate) number: u64,
     pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) forwarded: bool,
+    pub(crate) max_connections: Option<u32>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) services: Vec<Service>,
 }
@@ -86,6 +88,8 @@ impl Table {
         Ok(Table {
             number: table.number,
             trusted_proxies: table.trusted_proxies,
+            forwarded: table.forwarded,
+            max_connections: table.max_connections,
             listeners,
             services: self.succeed_services(table.services, threads)?,
         })
@@ -191,6 +195,7 @@ mod tests {
         let route = |&service: &usize| Route {
             host: Host::Exact(format!("{service}.example")),
             path: "/".to_owned(),
+            strip: 0,
             service,
         };
         ipc::Listener {

@@ -126,9 +126,19 @@ impl Thread {
         table.trusted_proxies.iter().any(|net| net.contains(&ip))
     }
 
+    /// Whether instances are told by `Forwarded`, too, who has sent a request.
+    pub(crate) fn sets_forwarded(&self) -> bool {
+        self.table.borrow().forwarded
+    }
+
     /// Whether the worker has as many connections as it may.
     pub(crate) fn is_full(&self) -> bool {
         self.threads.are_full()
+    }
+
+    /// How many client connections the worker may have.
+    pub(crate) fn most_connections(&self) -> u32 {
+        self.threads.most_connections()
     }
 
     /// Gives a connection, just accepted, to the thread with the fewest.
@@ -381,6 +391,7 @@ mod tests {
                 routes: vec![Route {
                     host: Host::Any,
                     path: "/".to_owned(),
+                    strip: 0,
                     service: 0,
                 }],
             });
@@ -394,6 +405,7 @@ mod tests {
                     endpoints: endpoint.into_iter().collect(),
                 }],
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+                ..ipc::Table::default()
             };
             let table = self.table.succeed(table, |_| true, 1).unwrap();
             self.table = Arc::new(table);
@@ -461,7 +473,7 @@ mod tests {
         let listener = fixture.thread.listeners.borrow()[&ListenerId(1)].clone();
         fixture.apply(false, Some(EndpointState::Active));
         assert!(listener.closing());
-        let service = listener.route(b"a.example", b"/").unwrap();
+        let (service, _) = listener.route(b"a.example", b"/").unwrap();
         assert!(Rc::ptr_eq(&service, &fixture.service()));
     }
 
@@ -481,7 +493,7 @@ mod tests {
         fixture.apply(false, Some(EndpointState::Active));
         let listener = fixture.thread.removed_listener(&handover).unwrap();
         assert!(listener.closing());
-        let service = listener.route(b"a.example", b"/").unwrap();
+        let (service, _) = listener.route(b"a.example", b"/").unwrap();
         assert!(Rc::ptr_eq(&service, &fixture.service()));
     }
 

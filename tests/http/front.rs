@@ -193,3 +193,61 @@ async fn haproxy_is_understood() {
         assert!(response.ends_with("\r\n\r\nhello"), "{response}");
     }
 }
+
+#[tokio::test]
+async fn forwarded_is_set_where_it_is_wanted() {
+    let mut stage = Stage::trusting(1, vec!["127.0.0.2/32".parse().unwrap()]).await;
+    stage.table.number += 1;
+    stage.table.forwarded = true;
+    let table = stage.table.clone();
+    stage.manager.apply(&table).await;
+    let ours = "for=127.0.0.1;host=\"a.example\";proto=http";
+    let theirs = "Forwarded: for=\"[2001:db8::1]\";proto=https";
+    let request = format!("GET / HTTP/1.1\r\nHost: a.example\r\n{theirs}\r\n\r\n");
+    let _client = stage.send(&request).await;
+    let mut instance = stage.accept().await;
+    let head = instance.receive_head().await;
+    assert!(
+        head.contains(&format!("\r\nForwarded: {ours}\r\n")),
+        "{head}"
+    );
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let mut trusted = Peer::new(socket.connect(stage.address).await.unwrap());
+    trusted.send(&request).await;
+    let ours = ours.replace("127.0.0.1", "127.0.0.2");
+    let head = stage.accept().await.receive_head().await;
+    assert!(
+        head.contains(&format!("\r\n{theirs}, {ours}\r\n")),
+        "{head}"
+    );
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_wait_until_one_ends() {
+    let mut stage = Stage::new(1).await;
+    stage.table.number += 1;
+    stage.table.max_connections = Some(2);
+    let table = stage.table.clone();
+    stage.manager.apply(&table).await;
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let mut first = stage.send(request("/first")).await;
+    let mut instance = stage.accept().await;
+    instance.receive_head().await;
+    instance.send(answer).await;
+    first.receive_head().await;
+    let mut second = stage.send(request("/second")).await;
+    assert!(instance.receive_head().await.starts_with("GET /second "));
+    instance.send(answer).await;
+    second.receive_head().await;
+    let mut third = stage.send(request("/third")).await;
+    first.send(request("/again")).await;
+    assert!(instance.receive_head().await.starts_with("GET /again "));
+    instance.send(answer).await;
+    first.receive_head().await;
+    drop(first);
+    assert!(instance.receive_head().await.starts_with("GET /third "));
+    instance.send(answer).await;
+    assert_eq!(third.receive_head().await, answer);
+}

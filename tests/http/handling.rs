@@ -1,5 +1,7 @@
 //! What a service may say about how its requests are treated.
 
+use smoothserve::ipc::{Host, Route};
+
 use crate::peers::{Stage, forwarded, undated};
 
 const TOO_LARGE: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Type: text/plain\r\nContent-Length: 26\r\n\
@@ -91,5 +93,74 @@ async fn a_body_that_is_just_small_enough_is_passed_on() {
             .send("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
             .await;
         assert!(client.receive_head().await.starts_with("HTTP/1.1 204 "));
+    }
+}
+
+#[tokio::test]
+async fn a_prefix_is_taken_away_and_told() {
+    let mut stage = Stage::trusting(1, vec!["127.0.0.0/8".parse().unwrap()]).await;
+    stage.table.number += 1;
+    stage.table.listeners[0].routes = vec![
+        route("/api", "/api".len()),
+        route("/api/v2", "/api".len()),
+        route("/plain", 0),
+    ];
+    let table = stage.table.clone();
+    stage.manager.apply(&table).await;
+    let common = forwarded("a.example");
+    for (target, fields, rewritten, told) in [
+        (
+            "/api/users?a=/api/b",
+            "",
+            "/users?a=/api/b",
+            "X-Forwarded-Prefix: /api\r\n",
+        ),
+        ("/api", "", "/", "X-Forwarded-Prefix: /api\r\n"),
+        ("/api?x", "", "/?x", "X-Forwarded-Prefix: /api\r\n"),
+        ("/api/", "", "/", "X-Forwarded-Prefix: /api\r\n"),
+        (
+            "http://a.example/api/x",
+            "",
+            "/x",
+            "X-Forwarded-Prefix: /api\r\n",
+        ),
+        ("/api/v2/x", "", "/v2/x", "X-Forwarded-Prefix: /api\r\n"),
+        (
+            "/api/x",
+            "X-Forwarded-Prefix: /shop/\r\n",
+            "/x",
+            "X-Forwarded-Prefix: /shop/api\r\n",
+        ),
+        ("/plain/api", "", "/plain/api", ""),
+    ] {
+        let mut client = stage
+            .send(format!(
+                "GET {target} HTTP/1.1\r\nHost: a.example\r\n{fields}\r\n"
+            ))
+            .await;
+        let mut instance = stage.accept().await;
+        assert_eq!(
+            instance.receive_head().await,
+            format!("GET {rewritten} HTTP/1.1\r\nHost: a.example\r\n{common}{told}\r\n")
+        );
+        // A redirect is the instance's own affair.
+        instance
+            .send("HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .await;
+        let response = client.receive_head().await;
+        assert!(response.contains("\r\nLocation: /login\r\n"), "{response}");
+    }
+    let mut client = stage
+        .send("GET /apix HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .await;
+    assert!(client.receive_head().await.starts_with("HTTP/1.1 404 "));
+}
+
+fn route(path: &str, strip: usize) -> Route {
+    Route {
+        host: Host::Exact("a.example".to_owned()),
+        path: path.to_owned(),
+        strip,
+        service: 0,
     }
 }

@@ -42,11 +42,14 @@ impl Stage {
         let route = |host| Route {
             host,
             path: "/".to_owned(),
+            strip: 0,
             service: 0,
         };
         let table = Table {
             number: 1,
             trusted_proxies,
+            forwarded: false,
+            max_connections: None,
             listeners: vec![Listener {
                 id: ListenerId(1),
                 address,

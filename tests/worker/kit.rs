@@ -280,6 +280,7 @@ pub(crate) fn listener(id: u32, address: SocketAddr, service: usize) -> Listener
     let route = Route {
         host: Host::Any,
         path: "/".to_owned(),
+        strip: 0,
         service,
     };
     Listener {

@@ -41,6 +41,7 @@ impl Fixture {
         let route = Route {
             host: Host::Any,
             path: "/".to_owned(),
+            strip: 0,
             service: 0,
         };
         let routes = Routes {
