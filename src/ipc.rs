@@ -10,6 +10,7 @@
 //! cannot lose a request.
 
 mod channel;
+mod handling;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, ChannelError, Receiver, Sender};
+pub use handling::Handling;
 
 /// A message from the manager to a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -92,8 +94,14 @@ pub struct EndpointId(pub u64);
 pub struct Table {
     /// Grows with each table; a worker ignores one that is not newer than what it has.
     pub number: u64,
-    /// Peers whose `X-Forwarded-*` headers are believed.
+    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether instances are told by `Forwarded`, too, who has sent a request.
+    #[serde(default)]
+    pub forwarded: bool,
+    /// Client connections that are open at the same time. `None`: as many as there can be.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// What to accept on. A listener that is missing here is closed; its connections end with their current request.
     pub listeners: Vec<Listener>,
     /// The services, in the order that [`Route::service`] counts them.
@@ -107,6 +115,9 @@ pub struct Listener {
     pub id: ListenerId,
     /// The address it is bound to, for messages.
     pub address: SocketAddr,
+    /// Whether each connection has to come from a trusted proxy and to begin with a header of the PROXY protocol.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     /// Unordered; the longest host, then the longest path wins.
     pub routes: Vec<Route>,
 }
@@ -118,6 +129,9 @@ pub struct Route {
     pub host: Host,
     /// A prefix on segment borders, `/` for all: `/api` is for `/api`, `/api/` and `/api/x`, not for `/apix`.
     pub path: String,
+    /// So many bytes of `path`, from its beginning, are not for the instance to know.
+    #[serde(default)]
+    pub strip: usize,
     /// Index into [`Table::services`].
     pub service: usize,
 }
@@ -140,6 +154,9 @@ pub struct Service {
     pub name: String,
     /// False for a service that was stopped: its requests get 503 at once instead of being held.
     pub running: bool,
+    /// How its requests are treated.
+    #[serde(default)]
+    pub handling: Handling,
     /// Its instances.
     pub endpoints: Vec<Endpoint>,
 }

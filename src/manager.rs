@@ -251,6 +251,8 @@ impl Manager {
             config: Config {
                 default_user: String::new(),
                 trusted_proxies: Vec::new(),
+                forwarded: false,
+                max_connections: None,
                 services: BTreeMap::new(),
                 notes: Vec::new(),
             },

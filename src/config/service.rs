@@ -18,6 +18,11 @@ pub const SERVICE_KEYS: &[&str] = &[
     "server_name",
     "port",
     "listen_address",
+    "proxy_protocol",
+    "strip_prefix",
+    "max_request_body",
+    "response_timeout",
+    "queue_timeout",
     "server_ip",
     "start_instance_port",
     "instance_count",
@@ -128,7 +133,10 @@ impl Reader<'_> {
         let executable = self.path_needed("executable_path");
         let enabled = self.get("enabled", value::boolean).unwrap_or(true);
         let sites = self.sites();
+        let strip_prefix = self.strip_prefix(&sites);
         let listen = self.listen(&ports.unwrap_or_default());
+        let proxy_protocol = self.get("proxy_protocol", value::boolean);
+        let handling = self.handling();
         let instance_count = self.get("instance_count", value::count).unwrap_or(1);
         let auto_restart = self.get("auto_restart", value::boolean).unwrap_or(false);
         let delay_update_time = self.get("delay_update_time", value::duration);
@@ -149,11 +157,14 @@ impl Reader<'_> {
             file: file.to_owned(),
             enabled,
             sites,
+            strip_prefix,
             listen: if listen.is_empty() {
                 return None;
             } else {
                 listen
             },
+            proxy_protocol: proxy_protocol.unwrap_or(false),
+            handling,
             instance_count,
             process,
             auto_restart,

@@ -204,6 +204,7 @@ impl Control {
             }
         }
         let table = self.table.clone();
+        self.threads.limit_connections(table.max_connections);
         self.probers.follow(&table).await;
         self.forget_findings(&table);
         let drained = table

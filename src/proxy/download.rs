@@ -268,7 +268,9 @@ async fn send_body(
         let parcel = Parcel::framed(out, encoding, buffer.unread(), data, trailers);
         if !parcel.is_empty() {
             flow.committed.set(true);
+            flow.delivering.set(true);
             let sent = parcel.send(client, || flow.note_moved()).await;
+            flow.delivering.set(false);
             sent.map_err(|_| End::Abandoned)?;
         }
         out.clear();

@@ -27,6 +27,7 @@ pub fn check(input: &[u8]) {
     let sender = Sender {
         address: ADDRESS,
         trusted: flags & 1 != 0,
+        forwarded: false,
     };
     let whole = pass(sent, Pieces::WHOLE, sender);
     let cut = pass(sent, pieces, sender);

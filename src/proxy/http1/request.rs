@@ -36,6 +36,8 @@ pub(crate) struct RequestHead<'b> {
     pub(crate) method: &'b str,
     /// The target in origin-form, or `*`.
     pub(crate) target: &'b str,
+    /// What stood before that and is not for the instance to know.
+    pub(crate) prefix: &'b str,
     /// The host of the target, with its port if it has one. Empty if the client named none.
     pub(crate) host: &'b [u8],
     pub(crate) version: Version,
@@ -90,6 +92,7 @@ impl<'b> RequestHead<'b> {
         Ok(Some(RequestHead {
             method,
             target,
+            prefix: "",
             host,
             version,
             framing: checked.framing,
@@ -106,6 +109,16 @@ impl<'b> RequestHead<'b> {
     pub(crate) fn path(&self) -> &'b [u8] {
         let target = self.target.as_bytes();
         target.split(|&byte| byte == b'?').next().unwrap_or(target)
+    }
+
+    /// Takes so many bytes away from the beginning of the path.
+    pub(crate) fn strip(&mut self, count: usize) {
+        if count > 0
+            && let Some((prefix, target)) = self.target.split_at_checked(count)
+        {
+            self.prefix = prefix;
+            self.target = target;
+        }
     }
 
     /// The host without its port.
