@@ -40,6 +40,7 @@ mod table;
 mod thread;
 mod threads;
 mod timer;
+mod tunnel;
 mod turn;
 mod upload;
 mod upstream;

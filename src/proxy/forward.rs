@@ -20,6 +20,7 @@ use super::error::ProxyError;
 use super::exchange::{End, exchange};
 use super::request::Request;
 use super::service::Service;
+use super::tunnel::tunnel;
 use super::upstream::Upstream;
 use crate::ipc::EndpointId;
 
@@ -76,6 +77,9 @@ pub(crate) async fn forward(
                 lease.claim.count_failure();
                 client.log_cut(request);
                 return Ok(if reset { Next::Reset } else { Next::Close });
+            }
+            End::Switched { head } => {
+                return Ok(Box::pin(tunnel(client, &mut lease.upstream, head)).await);
             }
             End::Abandoned => return Ok(Next::Close),
         }

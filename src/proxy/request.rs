@@ -25,6 +25,8 @@ pub(crate) struct Request {
     pub(crate) instance: Option<EndpointId>,
     pub(crate) reply: Reply,
     pub(crate) outgoing: Outgoing,
+    /// The protocol that the client wants to change to.
+    pub(crate) upgrade: Option<Rc<[u8]>>,
 }
 
 impl Request {
@@ -58,6 +60,7 @@ impl Request {
                 keep_alive: head.keep_alive,
             },
             outgoing: Outgoing::new(bytes, head.framing, head.is_idempotent()),
+            upgrade: head.upgrade.map(Rc::from),
         };
         let (expects_continue, length) = (head.expects_continue, head.length);
         buffer.consume(length);

@@ -10,3 +10,4 @@ mod races;
 mod refusals;
 mod retries;
 mod transfer;
+mod tunnels;
