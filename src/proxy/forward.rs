@@ -79,7 +79,11 @@ pub(crate) async fn forward(
                 return Ok(if reset { Next::Reset } else { Next::Close });
             }
             End::Switched { head } => {
-                return Ok(Box::pin(tunnel(client, &mut lease.upstream, head)).await);
+                let Lease {
+                    upstream, claim, ..
+                } = &mut lease;
+                claim.become_tunnel();
+                return Ok(Box::pin(tunnel(client, upstream, claim, head)).await);
             }
             End::Abandoned => return Ok(Next::Close),
         }

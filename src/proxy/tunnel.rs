@@ -9,6 +9,9 @@
 //! long as something moves in it. A reset, or any other fault of one connection, resets the other one: whoever reads must
 //! not take what it has got for all. Otherwise a tunnel may be silent for as long as it likes. A client that is gone
 //! without a word is found by the kernel; an instance cannot be, as it is on this machine.
+//!
+//! An instance that is to be replaced is told so while its tunnels are open, so that it can end them in the words of their
+//! protocol. Those that it has not ended when their time is over are cut off, like a reset.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -18,6 +21,7 @@ use std::task::{Context, Poll};
 
 use super::buffer::Buffer;
 use super::client::{Client, Next};
+use super::endpoint::Claim;
 use super::exchange::STALL_LIMIT;
 use super::parcel::Parcel;
 use super::stream::Stream;
@@ -25,14 +29,22 @@ use super::turn;
 use super::upstream::Upstream;
 
 /// Sends the head of the response, and from then on whatever comes from either side, until both have ended.
-pub(crate) async fn tunnel(client: &mut Client, upstream: &mut Upstream, head: Vec<u8>) -> Next {
+pub(crate) async fn tunnel(
+    client: &mut Client,
+    upstream: &mut Upstream,
+    claim: &Claim,
+    head: Vec<u8>,
+) -> Next {
     let result = match client.stream.watch_peer() {
-        Ok(()) => connect(client, upstream, &head).await,
-        Err(error) => Err(error),
+        Ok(()) => tokio::select! {
+            result = connect(client, upstream, &head) => Some(result),
+            () = claim.cut() => None,
+        },
+        Err(error) => Some(Err(error)),
     };
     match result {
-        Ok(()) => Next::Close,
-        Err(_) => {
+        Some(Ok(())) => Next::Close,
+        Some(Err(_)) | None => {
             // If that fails, the connection is gone already.
             let _ = upstream.stream.reset_on_close();
             Next::Reset

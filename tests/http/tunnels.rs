@@ -1,5 +1,6 @@
 //! A change of the protocol, and the tunnel that follows.
 
+use smoothserve::ipc::{EndpointId, EndpointState, FromWorker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -178,4 +179,20 @@ async fn megabytes_go_both_ways_at_once() {
         )
     };
     timeout(PATIENCE, both).await.expect("all comes");
+}
+
+#[tokio::test]
+async fn a_tunnel_outlives_the_quiescence_of_its_instance_until_it_is_cut() {
+    let mut stage = Stage::new(1).await;
+    let (mut client, mut instance) = open(&mut stage).await;
+    let one = EndpointId(1);
+    stage.set_state(EndpointState::Draining).await;
+    stage.manager.wait_for_message(&FromWorker::Idle(one)).await;
+    client.send("still").await;
+    assert_eq!(instance.receive_until("still").await, "still");
+    instance.send("here").await;
+    assert_eq!(client.receive_until("here").await, "here");
+    stage.set_state(EndpointState::Cut).await;
+    assert!(!client.receive_all().await.1);
+    assert!(!instance.receive_all().await.1);
 }
