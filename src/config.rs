@@ -111,7 +111,10 @@ pub struct Service {
     pub start_timeout: Duration,
     /// The time that requests have to end before an instance is stopped all the same.
     pub drain_timeout: Duration,
-    /// The time between the stop signal and SIGKILL.
+    /// The time that an instance has to end its tunnels after the stop signal, before they are cut off.
+    #[serde(default)]
+    pub tunnel_drain_timeout: Duration,
+    /// The time between the stop signal, or the end of the tunnels, and SIGKILL.
     pub stop_timeout: Duration,
     /// How instances are replaced.
     pub rollout: Rollout,

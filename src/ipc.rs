@@ -7,7 +7,8 @@
 //! An endpoint goes `Active → Draining` in some table. The worker reports [`FromWorker::Idle`] for it when every
 //! worker thread uses that table or a newer one, has closed its idle upstream connections to the endpoint, and has
 //! no request in flight on it. From then on no connection to the instance is open or can be opened, so stopping it
-//! cannot lose a request.
+//! cannot lose a request. Only tunnels may be left; there will be no more of them, and how many there are is said in
+//! [`FromWorker::Counts`] before.
 
 mod channel;
 mod handling;
@@ -34,8 +35,11 @@ pub enum ToWorker {
         /// How long idle client connections may wait for their next request, which is answered with
         /// `Connection: close`, before they are closed.
         idle: Duration,
-        /// After this time whatever is left is cut off.
+        /// After this time whatever is left is cut off, unless there are tunnels.
         limit: Duration,
+        /// After this time they are cut off, too.
+        #[serde(default)]
+        tunnels: Duration,
     },
     /// To be answered with [`FromWorker::Pong`] of the same number once every thread has seen it.
     Ping(u64),
@@ -70,6 +74,8 @@ pub enum FromWorker {
     },
     /// A draining endpoint has become quiescent.
     Idle(EndpointId),
+    /// Draining, the worker has nothing left but tunnels.
+    OnlyTunnels,
     /// Counters, sent at most five times a second and only while they change.
     Counts {
         /// Open client connections.
@@ -192,6 +198,8 @@ pub enum EndpointState {
     Active,
     /// Gets no new request; report when it is idle. Nothing brings it back.
     Draining,
+    /// The same, and tunnels to it are cut off.
+    Cut,
 }
 
 /// How an endpoint is asked.
@@ -210,6 +218,9 @@ pub struct EndpointCounts {
     pub id: EndpointId,
     /// Requests that it is working on.
     pub in_flight: u32,
+    /// Tunnels to it.
+    #[serde(default)]
+    pub tunnels: u32,
     /// Requests that it was chosen for, ever.
     pub requests: u64,
     /// Of those, the ones that it failed (no connection, no or a broken response).

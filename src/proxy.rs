@@ -42,6 +42,7 @@ mod table;
 mod thread;
 mod threads;
 mod timer;
+mod tunnel;
 mod turn;
 mod upload;
 mod upstream;

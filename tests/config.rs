@@ -111,6 +111,7 @@ fn the_files_of_the_original_load_unchanged() {
             delay_running_time: Duration::from_secs(3),
             start_timeout: Duration::from_secs(63),
             drain_timeout: Duration::from_secs(30),
+            tunnel_drain_timeout: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(10),
             rollout: Rollout::StartFirst,
         }

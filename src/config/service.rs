@@ -41,6 +41,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "delay_running_time",
     "start_timeout",
     "drain_timeout",
+    "tunnel_drain_timeout",
     "stop_timeout",
     "stop_signal",
     "rollout",
@@ -59,6 +60,7 @@ const MAX_LISTEN: usize = 256;
 const DELAY_UPDATE_TIME: Duration = Duration::from_secs(1);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+const TUNNEL_DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a file says, before it is compared with the other files and with the machine.
@@ -142,6 +144,7 @@ impl Reader<'_> {
         let delay_update_time = self.get("delay_update_time", value::duration);
         let (delay_running_time, start_timeout) = self.start_times();
         let drain_timeout = self.get("drain_timeout", value::duration);
+        let tunnel_drain_timeout = self.get("tunnel_drain_timeout", value::duration);
         let stop_timeout = self.get("stop_timeout", value::duration);
         let rollout = self.rollout();
         let base = executable
@@ -173,6 +176,7 @@ impl Reader<'_> {
             delay_running_time,
             start_timeout,
             drain_timeout: drain_timeout.unwrap_or(DRAIN_TIMEOUT),
+            tunnel_drain_timeout: tunnel_drain_timeout.unwrap_or(TUNNEL_DRAIN_TIMEOUT),
             stop_timeout: stop_timeout.unwrap_or(STOP_TIMEOUT),
             rollout,
         })

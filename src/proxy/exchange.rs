@@ -14,12 +14,14 @@
 //!   nothing, it is told to go on.
 //! * A client that has sent all it wants to send and closed its side still gets its response; one that has reset the
 //!   connection ends the exchange.
+//! * An instance that changes the protocol, as the client has asked it to, ends the exchange; a tunnel follows.
 //! * Time runs out when neither direction has moved anything: for the service's `response_timeout` if it is the instance
 //!   that is waited for, and for [`STALL_LIMIT`] if it is the client.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -56,6 +58,11 @@ pub(crate) enum End {
         /// Only a reset can tell the client, because for it the response ends with the connection.
         reset: bool,
     },
+    /// The instance speaks the other protocol that the client has asked for.
+    Switched {
+        /// The response that says so, which the client has not got yet.
+        head: Vec<u8>,
+    },
     /// The client does not want it any more.
     Abandoned,
 }
@@ -79,6 +86,8 @@ pub(crate) struct Flow {
     pub(crate) delivering: Cell<bool>,
     /// For the client the response ends with the connection.
     pub(crate) until_close: Cell<bool>,
+    /// The protocol that the client wants to change to.
+    pub(crate) upgrade: Option<Rc<[u8]>>,
 }
 
 /// How far the request is.
@@ -93,7 +102,7 @@ pub(crate) enum Upload {
 }
 
 impl Flow {
-    fn new(awaits_permission: bool) -> Flow {
+    fn new(awaits_permission: bool, upgrade: Option<Rc<[u8]>>) -> Flow {
         Flow {
             moved: Cell::new(true),
             sent: Cell::new(false),
@@ -104,6 +113,7 @@ impl Flow {
             committed: Cell::new(false),
             delivering: Cell::new(false),
             until_close: Cell::new(false),
+            upgrade,
         }
     }
 
@@ -148,7 +158,7 @@ pub(crate) async fn exchange(
     upstream: &mut Upstream,
     response_timeout: Duration,
 ) -> End {
-    let flow = Flow::new(request.outgoing.awaits_permission);
+    let flow = Flow::new(request.outgoing.awaits_permission, request.upgrade.clone());
     let (reply, outgoing) = (request.reply, &mut request.outgoing);
     let Upstream { stream, buffer } = upstream;
     let Client {

@@ -20,6 +20,7 @@ use super::error::ProxyError;
 use super::exchange::{End, exchange};
 use super::request::Request;
 use super::service::Service;
+use super::tunnel::tunnel;
 use super::upstream::Upstream;
 use crate::ipc::EndpointId;
 
@@ -77,6 +78,13 @@ pub(crate) async fn forward(
                 lease.claim.count_failure();
                 client.log_cut(request);
                 return Ok(if reset { Next::Reset } else { Next::Close });
+            }
+            End::Switched { head } => {
+                let Lease {
+                    upstream, claim, ..
+                } = &mut lease;
+                claim.become_tunnel();
+                return Ok(Box::pin(tunnel(client, upstream, claim, head)).await);
             }
             End::Abandoned => return Ok(Next::Close),
         }

@@ -60,7 +60,13 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mu
     }
     put_forwarded(head, sender, out);
     if head.takes_trailers {
-        put(out, &[b"TE: trailers\r\nConnection: TE\r\n"]);
+        put(out, &[b"TE: trailers\r\n"]);
+    }
+    match (head.upgrade, head.takes_trailers) {
+        (Some(protocol), true) => put_upgrade(b"TE, Upgrade", protocol, out),
+        (Some(protocol), false) => put_upgrade(b"Upgrade", protocol, out),
+        (None, true) => put(out, &[b"Connection: TE\r\n"]),
+        (None, false) => {}
     }
     put_framing(head.framing, out);
     put(out, &[b"\r\n"]);
@@ -156,6 +162,18 @@ pub(crate) fn write_response(
 
 /// Writes a response that another one follows.
 pub(crate) fn write_interim(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
+    put_interim_fields(head, out);
+    put(out, &[b"\r\n"]);
+}
+
+/// Writes the response that HTTP ends with on this connection.
+pub(crate) fn write_switch(head: &ResponseHead<'_>, protocol: &[u8], out: &mut Vec<u8>) {
+    put_interim_fields(head, out);
+    put_upgrade(b"Upgrade", protocol, out);
+    put(out, &[b"\r\n"]);
+}
+
+fn put_interim_fields(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
     put_status(head, out);
     for field in &head.fields {
         let nominated = head.nominates && is_nominated(field.name, &head.fields);
@@ -163,7 +181,19 @@ pub(crate) fn write_interim(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
             put_field(out, field);
         }
     }
-    put(out, &[b"\r\n"]);
+}
+
+fn put_upgrade(connection: &[u8], protocol: &[u8], out: &mut Vec<u8>) {
+    put(
+        out,
+        &[
+            b"Connection: ",
+            connection,
+            b"\r\nUpgrade: ",
+            protocol,
+            b"\r\n",
+        ],
+    );
 }
 
 /// How a body reaches a client: the same way if the client knows it.
@@ -332,6 +362,38 @@ mod tests {
              X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: h\r\n\
              TE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn only_the_wish_for_one_other_protocol_is_passed_on() {
+        for (fields, expected) in [
+            (
+                "Connection: keep-alive, upgrade\nUpgrade: websocket\n",
+                "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+            ),
+            (
+                "Connection: TE, Upgrade\nTE: trailers\nUpgrade: a/1\n",
+                "TE: trailers\r\nConnection: TE, Upgrade\r\nUpgrade: a/1\r\n",
+            ),
+            ("Connection: Upgrade\n", ""),
+            ("Upgrade: websocket\n", ""),
+            (
+                "Connection: Upgrade, HTTP2-Settings\nUpgrade: H2C\nHTTP2-Settings: x\n",
+                "",
+            ),
+            ("Connection: Upgrade\nUpgrade: websocket, h2c\n", ""),
+            ("Connection: Upgrade\nUpgrade: websocket\nUpgrade: a\n", ""),
+            ("Connection: Upgrade, close\nUpgrade: websocket\n", ""),
+        ] {
+            let request = request(&format!("GET / HTTP/1.1\nHost: h\n{fields}\n"), false);
+            let added = request.split_once("X-Forwarded-Host: h\r\n").unwrap().1;
+            assert_eq!(added, format!("{expected}\r\n"), "{fields}");
+        }
+        let with_body =
+            "POST / HTTP/1.1\nHost: h\nConnection: Upgrade\nUpgrade: a\nContent-Length: 1\n\n";
+        assert!(!request(with_body, false).contains("Upgrade"));
+        let old = "GET / HTTP/1.0\nHost: h\nConnection: Upgrade\nUpgrade: a\n\n";
+        assert!(!request(old, false).contains("Upgrade"));
     }
 
     #[test]

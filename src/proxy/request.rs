@@ -25,6 +25,8 @@ pub(crate) struct Request {
     pub(crate) instance: Option<EndpointId>,
     pub(crate) reply: Reply,
     pub(crate) outgoing: Outgoing,
+    /// The protocol that the client wants to change to.
+    pub(crate) upgrade: Option<Rc<[u8]>>,
 }
 
 impl Request {
@@ -63,6 +65,7 @@ impl Request {
                 keep_alive: head.keep_alive,
             },
             outgoing: Outgoing::new(bytes, head.framing, head.is_idempotent()),
+            upgrade: head.upgrade.map(Rc::from),
         };
         let limits = request.service.as_ref().map(|service| service.handling());
         if let Some(most) = limits.and_then(|limits| limits.max_request_body) {

@@ -250,6 +250,10 @@ impl Thread {
                     EndpointState::Active if endpoint.is_draining() => {}
                     EndpointState::Active => active.push(endpoint.clone()),
                     EndpointState::Draining => drained.push(endpoint.clone()),
+                    EndpointState::Cut => {
+                        endpoint.cut();
+                        drained.push(endpoint.clone());
+                    }
                 }
                 endpoints.insert(spec.id, endpoint);
             }
@@ -261,7 +265,7 @@ impl Thread {
             in_order.push(view);
         }
         for (id, removed) in before {
-            if removed.in_flight() > 0 {
+            if removed.is_in_use() {
                 endpoints.insert(id, removed.clone());
             }
             drained.push(removed);

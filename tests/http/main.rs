@@ -12,3 +12,4 @@ mod races;
 mod refusals;
 mod retries;
 mod transfer;
+mod tunnels;

@@ -77,6 +77,15 @@ impl Stage {
         }
     }
 
+    /// Makes this the state of all instances.
+    pub(crate) async fn set_state(&mut self, state: EndpointState) {
+        self.table.number += 1;
+        for endpoint in &mut self.table.services[0].endpoints {
+            endpoint.state = state;
+        }
+        self.manager.apply(&self.table).await;
+    }
+
     pub(crate) async fn connect(&self) -> Peer {
         Peer::new(TcpStream::connect(self.address).await.unwrap())
     }

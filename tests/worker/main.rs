@@ -297,6 +297,7 @@ fn drain(idle: Duration) -> ToWorker {
     ToWorker::Drain {
         idle,
         limit: PATIENCE,
+        tunnels: PATIENCE,
     }
 }
 
@@ -393,6 +394,7 @@ async fn draining_closes_idle_connections_and_cuts_off_at_the_limit() {
         .send(ToWorker::Drain {
             idle: Duration::from_millis(100),
             limit: Duration::from_secs(1),
+            tunnels: Duration::from_secs(1),
         })
         .await;
     idle.closed().await;

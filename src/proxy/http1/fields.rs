@@ -148,6 +148,15 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
+/// The protocol of the only `Upgrade` field, if it is only one.
+pub(super) fn one_upgrade<'b>(fields: &[Field<'b>]) -> Option<&'b [u8]> {
+    let mut upgrades = fields.iter().filter(|field| field.kind == Kind::Upgrade);
+    let value = upgrades.next()?.value;
+    let mut protocols = tokens(value);
+    let protocol = protocols.next()?;
+    (upgrades.next().is_none() && protocols.next().is_none()).then_some(protocol)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
