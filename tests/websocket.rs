@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::Signal;
-use smoothserve_kit::{Home, Smoothserve, free_port, programs, write};
+use smoothserve_kit::{Home, Smoothserve, client, free_port, local, programs, write};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
@@ -13,18 +13,22 @@ const PYTHON: &str = "/usr/bin/python3";
 
 /// Sends everything back. On SIGTERM it says goodbye by close code 1001, unless it is to be stubborn.
 const SERVICE: &str = r#"
-import asyncio, os, signal, websockets
+import asyncio, http, os, signal, websockets
 
 async def echo(socket):
     async for message in socket:
         await socket.send(message)
+
+async def plain(path, headers):
+    if path == "/plain":
+        return http.HTTPStatus.OK, [], b"plain"
 
 async def main():
     stop = asyncio.Event()
     stubborn = "STUBBORN" in os.environ
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, (lambda: None) if stubborn else stop.set)
     port = int(os.environ["PORT"])
-    async with websockets.serve(echo, "127.0.0.1", port, max_size=None):
+    async with websockets.serve(echo, "127.0.0.1", port, max_size=None, process_request=plain):
         await stop.wait()
 
 asyncio.run(main())
@@ -128,8 +132,16 @@ async fn every_tunnel_gets_the_goodbye_of_its_instance() {
                 == 20
         })
         .await;
+    let ordinary = tokio::spawn(async move {
+        loop {
+            let response = client::get(local(port), "shop.example", "/plain").await;
+            assert_eq!(response.expect("no request is lost").text(), "plain");
+        }
+    });
     server.ok(&["restart", "shop"]).await;
     assert_eq!(talk.next().await, "[1001] 20");
+    assert!(!ordinary.is_finished(), "{:?}", ordinary.await);
+    ordinary.abort();
 
     // New ones go to the new instances, and the end of smoothserve is no other end for them.
     let mut talk = Talk::start(port).await;

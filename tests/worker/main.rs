@@ -85,9 +85,7 @@ async fn a_new_manager_takes_over_and_is_told_how_things_stand() {
         .await;
     first.wait_for_message(&probed(ONE, Ok(()))).await;
     let mut second = worker.connect().await;
-    for _ in 0..3 {
-        second.next().await;
-    }
+    second.wait_for_message(&probed(ONE, Ok(()))).await;
     assert_eq!(
         second.log[1..],
         [
