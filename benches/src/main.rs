@@ -6,6 +6,7 @@
 //! machine can do at the moment.
 
 mod configs;
+mod growth;
 mod load;
 mod peers;
 mod process;
@@ -19,7 +20,7 @@ use anyhow::{Context, bail};
 use peers::Peers;
 use report::Report;
 
-const USAGE: &str = "usage: bench quick | bench all RESULTS.md";
+const USAGE: &str = "usage: bench quick | bench all RESULTS.md | bench growth RESULTS.md";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,6 +34,7 @@ fn main() -> anyhow::Result<()> {
             rows::all(&Peers::start(programs)?, &mut report)?;
             std::fs::write(Path::new(results), report.markdown()?)?;
         }
+        ["growth", results] => return growth::run(programs, Path::new(results)),
         _ => bail!(USAGE),
     }
     println!("\n{}", report.tables());
