@@ -60,6 +60,8 @@ pub struct Worker {
     pub idle: BTreeSet<EndpointId>,
     /// Pings in a row that it has not answered.
     pub unanswered: u32,
+    /// Draining, it has nothing left but tunnels.
+    pub only_tunnels: bool,
     pidfd: Rc<Pidfd>,
     outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
 }
@@ -170,6 +172,7 @@ impl Worker {
             serving: false,
             idle: BTreeSet::new(),
             unanswered: 0,
+            only_tunnels: false,
             pidfd,
             outgoing,
         }
@@ -190,9 +193,14 @@ impl Worker {
     }
 
     /// Lets it serve what it has accepted, and end.
-    pub fn drain(&mut self, idle: Duration, limit: Duration) {
+    pub fn drain(&mut self, idle: Duration, limit: Duration, tunnels: Duration) {
         self.draining = true;
-        self.send(ToWorker::Drain { idle, limit }, None);
+        let message = ToWorker::Drain {
+            idle,
+            limit,
+            tunnels,
+        };
+        self.send(message, None);
     }
 
     /// Ends it at once.

@@ -8,13 +8,15 @@ use ipnet::IpNet;
 
 use super::endpoint::Spec;
 use super::router::{Clash, Router};
-use crate::ipc::{self, EndpointId, EndpointState, ListenerId};
+use crate::ipc::{self, EndpointId, EndpointState, Handling, ListenerId};
 
 /// All that a thread needs to know.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) number: u64,
     pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) forwarded: bool,
+    pub(crate) max_connections: Option<u32>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) services: Vec<Service>,
 }
@@ -23,6 +25,7 @@ pub(crate) struct Table {
 pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     pub(crate) address: SocketAddr,
+    pub(crate) proxy_protocol: bool,
     /// Its services are indices into [`Table::services`].
     pub(crate) router: Arc<Router>,
 }
@@ -32,6 +35,7 @@ pub(crate) struct Service {
     /// Unique in the table; it is the same service as one of that name in another table.
     pub(crate) name: String,
     pub(crate) running: bool,
+    pub(crate) handling: Handling,
     pub(crate) endpoints: Vec<(Arc<Spec>, EndpointState)>,
 }
 
@@ -77,12 +81,15 @@ impl Table {
             listeners.push(Listener {
                 id: listener.id,
                 address: listener.address,
+                proxy_protocol: listener.proxy_protocol,
                 router: Arc::new(Router::try_new(&listener.routes)?),
             });
         }
         Ok(Table {
             number: table.number,
             trusted_proxies: table.trusted_proxies,
+            forwarded: table.forwarded,
+            max_connections: table.max_connections,
             listeners,
             services: self.succeed_services(table.services, threads)?,
         })
@@ -127,6 +134,7 @@ impl Table {
             result.push(Service {
                 name: service.name,
                 running: service.running,
+                handling: service.handling,
                 endpoints,
             });
         }
@@ -178,6 +186,7 @@ mod tests {
         ipc::Service {
             name: name.to_owned(),
             running: true,
+            handling: Handling::default(),
             endpoints,
         }
     }
@@ -186,11 +195,13 @@ mod tests {
         let route = |&service: &usize| Route {
             host: Host::Exact(format!("{service}.example")),
             path: "/".to_owned(),
+            strip: 0,
             service,
         };
         ipc::Listener {
             id: ListenerId(id),
             address: ([127, 0, 0, 1], 80).into(),
+            proxy_protocol: false,
             routes: services.iter().map(route).collect(),
         }
     }
