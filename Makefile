@@ -8,7 +8,7 @@ prefix = /usr
 BIN = target/release
 MANUAL = target/manual
 
-.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny
+.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 32
@@ -50,6 +50,11 @@ bench-quick: ## The first row of it alone
 	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk
 	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
 	./target/release/bench quick
+
+bench-growth: ## Measure what becomes of the costs with many hosts, services, instances and connections
+	./scripts/install-needs wrk:wrk
+	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
+	./target/release/bench growth benches/RESULTS.md
 
 fuzz: FUZZ_SECONDS = 60
 fuzz: ## Look for input that the proxy misreads, with each fuzz target for so long (FUZZ_SECONDS=)

@@ -7,6 +7,7 @@
 
 mod clients;
 mod configs;
+mod growth;
 mod idle;
 mod load;
 mod peers;
@@ -21,7 +22,8 @@ use anyhow::{Context, bail};
 
 use report::Report;
 
-const USAGE: &str = "usage: bench quick | bench latency | bench all RESULTS.md";
+const USAGE: &str =
+    "usage: bench quick | bench latency | bench all RESULTS.md | bench growth RESULTS.md";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -37,6 +39,7 @@ fn main() -> anyhow::Result<()> {
             rows::all(programs, &mut report)?;
             report.save(Path::new(results))?;
         }
+        ["growth", results] => return growth::run(programs, Path::new(results)),
         _ => bail!(USAGE),
     }
     Ok(())
