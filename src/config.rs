@@ -23,6 +23,7 @@ mod raw;
 mod service;
 mod site;
 mod source;
+mod tls;
 mod value;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ pub use global::GLOBAL_KEYS;
 pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use load::{check, load, load_files, load_partial};
 pub use service::SERVICE_KEYS;
+pub use tls::TLS_KEYS;
 
 /// The file beside the folder of services.
 pub const FILE: &str = "smoothserve.yaml";
@@ -75,7 +77,10 @@ pub struct Service {
     pub enabled: bool,
     /// What requests it gets: every host and path on every listening address.
     pub sites: Vec<Site>,
-    /// Where the proxy listens for it.
+    /// Its certificate, if it has one, and the ports that it is for.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Where the proxy listens for it, with TLS or without.
     pub listen: Vec<Listen>,
     /// How many instances run, at least 1.
     pub instance_count: u16,
@@ -97,6 +102,37 @@ pub struct Service {
     pub stop_timeout: Duration,
     /// How instances are replaced.
     pub rollout: Rollout,
+}
+
+/// A certificate with its key, and where clients are served with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// A file in PEM: the service's own certificate, then those of the authorities between it and the root.
+    pub certificate: PathBuf,
+    /// A file in PEM.
+    pub key: PathBuf,
+    /// Those of the service's ports that have TLS.
+    pub ports: Vec<u16>,
+}
+
+impl Tls {
+    /// For no port yet.
+    pub fn new(certificate: PathBuf, key: PathBuf) -> Tls {
+        Tls {
+            certificate,
+            key,
+            ports: Vec::new(),
+        }
+    }
+}
+
+impl Service {
+    /// Whether it has TLS on this port.
+    pub fn has_tls_on(&self, port: u16) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.ports.contains(&port))
+    }
 }
 
 /// A host and a path prefix.

@@ -25,6 +25,9 @@ pub use channel::{Channel, ChannelError, Receiver, Sender};
 pub enum ToWorker {
     /// A listening socket, sent with its file descriptor before the first table that names it.
     Listener(ListenerId),
+    /// A certificate with its key, sent before the first table that names it. A worker forgets one that the table it takes
+    /// does not name.
+    Certificate(Certificate),
     /// The whole table to use from now on.
     Table(Table),
     /// Accept nothing more, serve what was accepted, then exit with status 0.
@@ -87,6 +90,33 @@ pub struct ListenerId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EndpointId(pub u64);
 
+/// Names a certificate and its key by their digest: another content is another certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CertificateId(pub [u8; 32]);
+
+/// A certificate as a worker gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Its name.
+    pub id: CertificateId,
+    /// The hosts that it is for, in lower case, also `*.example`.
+    pub names: Vec<String>,
+    /// DER, the server's own first.
+    pub chain: Vec<Vec<u8>>,
+    /// DER.
+    pub key: Secret,
+}
+
+/// Bytes that are never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 /// All that a worker knows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Table {
@@ -100,6 +130,14 @@ pub struct Table {
     pub services: Vec<Service>,
 }
 
+impl Table {
+    /// All that its listeners need.
+    pub fn certificates(&self) -> impl Iterator<Item = CertificateId> {
+        let certificates = self.listeners.iter().flat_map(|listener| &listener.tls);
+        certificates.flatten().copied()
+    }
+}
+
 /// One listening socket and what is behind it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listener {
@@ -107,6 +145,8 @@ pub struct Listener {
     pub id: ListenerId,
     /// The address it is bound to, for messages.
     pub address: SocketAddr,
+    /// With TLS: the certificates, sent before, the first of which is for clients that name no host or another one.
+    pub tls: Option<Vec<CertificateId>>,
     /// Unordered; the longest host, then the longest path wins.
     pub routes: Vec<Route>,
 }

@@ -77,6 +77,7 @@ fn the_files_of_the_original_load_unchanged() {
                 host: Host::Exact("local.example.com".into()),
                 path: "/center".into()
             }],
+            tls: None,
             listen: vec![Listen {
                 address: None,
                 port: 8020

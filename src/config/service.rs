@@ -17,6 +17,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "enabled",
     "server_name",
     "port",
+    "tls",
     "listen_address",
     "server_ip",
     "start_instance_port",
@@ -116,7 +117,7 @@ pub(super) struct Reader<'s> {
     fields: Fields,
     /// Of the file; relative paths begin here.
     pub(super) folder: PathBuf,
-    marks: BTreeMap<&'static str, Position>,
+    pub(super) marks: BTreeMap<&'static str, Position>,
     pub(super) report: Report<'s>,
 }
 
@@ -128,7 +129,10 @@ impl Reader<'_> {
         let executable = self.path_needed("executable_path");
         let enabled = self.get("enabled", value::boolean).unwrap_or(true);
         let sites = self.sites();
-        let listen = self.listen(&ports.unwrap_or_default());
+        let mut ports = ports.unwrap_or_default();
+        let tls = self.tls(&ports);
+        ports.extend(tls.iter().flat_map(|tls| &tls.ports));
+        let listen = self.listen(&ports);
         let instance_count = self.get("instance_count", value::count).unwrap_or(1);
         let auto_restart = self.get("auto_restart", value::boolean).unwrap_or(false);
         let delay_update_time = self.get("delay_update_time", value::duration);
@@ -149,6 +153,7 @@ impl Reader<'_> {
             file: file.to_owned(),
             enabled,
             sites,
+            tls,
             listen: if listen.is_empty() {
                 return None;
             } else {
@@ -212,7 +217,11 @@ impl Reader<'_> {
     }
 
     fn ports(&mut self) -> Option<Vec<u16>> {
-        let ports = self.need("port", value::ports)?.value;
+        // With TLS it may be the only kind of port.
+        let ports = match self.fields.key("tls") {
+            Some(_) => self.get_at("port", value::ports)?.value,
+            None => self.need("port", value::ports)?.value,
+        };
         let mut seen: Vec<u16> = ports.iter().map(|port| port.value).collect();
         seen.sort_unstable();
         seen.dedup();

@@ -184,6 +184,7 @@ impl Client {
     fn admit(&mut self) -> Result<Option<Request>, Refusal> {
         let sender = Sender {
             address: &self.address,
+            secure: self.stream.is_secure(),
             trusted: self.thread.trusts(self.peer.ip()),
         };
         Request::admit(&mut self.buffer, &self.listener, sender)

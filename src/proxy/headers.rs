@@ -14,6 +14,8 @@ use super::http1::{
 pub(crate) struct Sender<'a> {
     /// The IP address, in text.
     pub(crate) address: &'a str,
+    /// Whether it came over TLS.
+    pub(crate) secure: bool,
     /// Whether its word about who is behind it is taken.
     pub(crate) trusted: bool,
 }
@@ -71,7 +73,8 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
         &[sender.address.as_bytes(), b"\r\nX-Forwarded-Proto: "],
     );
     let proto = incoming(Kind::ForwardedProto).next();
-    put(out, &[proto.map_or(b"http", |field| field.value), b"\r\n"]);
+    let own: &[u8] = if sender.secure { b"https" } else { b"http" };
+    put(out, &[proto.map_or(own, |field| field.value), b"\r\n"]);
     let host = incoming(Kind::ForwardedHost).next();
     put(
         out,
@@ -205,7 +208,15 @@ mod tests {
             .unwrap();
         let mut out = Vec::new();
         let address = "192.0.2.1";
-        write_request(&head, Sender { address, trusted }, &mut out);
+        write_request(
+            &head,
+            Sender {
+                address,
+                secure: false,
+                trusted,
+            },
+            &mut out,
+        );
         String::from_utf8(out).unwrap()
     }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
+use rustls::ServerConfig;
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 use super::router::Router;
 use super::service::Service;
 use super::thread::Thread;
+use super::tls::Tls;
 use crate::ipc::ListenerId;
 
 /// Connections accepted in one go before other tasks of the thread get their turn.
@@ -55,6 +57,8 @@ enum Mode {
 /// A router and the thread's services, in the order in which the router counts them.
 #[derive(Clone, Default)]
 pub(crate) struct Routes {
+    /// Its connections are TLS's.
+    pub(crate) tls: Option<Tls>,
     pub(crate) router: Arc<Router>,
     pub(crate) services: Rc<[Rc<Service>]>,
 }
@@ -75,6 +79,12 @@ impl Listener {
         let routes = self.routes.borrow();
         let index = routes.router.find(host, path)?;
         Some(routes.services[index].clone())
+    }
+
+    /// How its next connection is to be secured, if it is.
+    pub(crate) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let routes = self.routes.borrow();
+        routes.tls.as_ref().map(|tls| tls.config.clone())
     }
 
     /// Whether connections are to end with their next response.

@@ -116,6 +116,7 @@ mod tests {
         let listener = |&id: &ListenerId| Listener {
             id,
             address: ([127, 0, 0, 1], 80).into(),
+            tls: None,
             router: Arc::new(Router::default()),
         };
         Table {

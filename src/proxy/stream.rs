@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
+use super::tls::Secure;
 use crate::ipc::Address;
 
 /// An instance on this machine that does not accept within this time is as good as gone.
@@ -34,6 +35,8 @@ const BLIND: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Stream {
     Accepted(Accepted),
+    /// An accepted one with TLS on it.
+    Secure(Box<Secure>),
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -117,6 +120,19 @@ impl Stream {
         Stream::Accepted(Accepted::new(socket))
     }
 
+    /// Whether the peer alone can read what is sent.
+    pub(crate) fn is_secure(&self) -> bool {
+        matches!(self, Stream::Secure(_))
+    }
+
+    /// What lies below TLS, if there is any.
+    fn socket(&self) -> &Stream {
+        match self {
+            Stream::Secure(secure) => secure.socket(),
+            plain => plain,
+        }
+    }
+
     /// Connects within [`CONNECT_LIMIT`]. A TCP connection sends without delay.
     pub(crate) async fn connect(address: &Address) -> io::Result<Stream> {
         match timeout(CONNECT_LIMIT, Stream::open(address)).await {
@@ -154,6 +170,9 @@ impl Stream {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        if let Stream::Secure(secure) = self {
+            return secure.poll_receive(cx, buffer);
+        }
         loop {
             ready!(self.poll_read_ready(cx))?;
             match self.try_read(buffer) {
@@ -175,6 +194,9 @@ impl Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Stream::Secure(secure) = self {
+            return secure.poll_send(cx, slices);
+        }
         loop {
             ready!(self.poll_write_ready(cx))?;
             match self.try_write(slices) {
@@ -192,20 +214,22 @@ impl Stream {
 
     /// Resolves when the peer has reset the connection, not when it has merely sent all it wants to send.
     pub(crate) async fn reset(&self) {
-        if let Stream::Accepted(stream) = self
+        let this = self.socket();
+        if let Stream::Accepted(stream) = this
             && stream.registered.get().is_none()
         {
             // Most answers come sooner, and the reactor need not hear of the connection for this.
             sleep(BLIND).await;
-            if self.register().is_err() {
+            if this.register().is_err() {
                 return;
             }
         }
-        let ready = match self {
+        let ready = match this {
             Stream::Accepted(stream) => match stream.registered.get() {
                 Some(stream) => stream.ready(Interest::ERROR).await,
                 None => return,
             },
+            Stream::Secure(_) => return,
             Stream::Tcp(stream) => stream.ready(Interest::ERROR).await,
             Stream::Unix(stream) => stream.ready(Interest::ERROR).await,
         };
@@ -215,6 +239,9 @@ impl Stream {
 
     /// Whether there is nothing to read, not even an end, as the kernel knows it at this moment.
     pub(crate) fn is_quiet(&self) -> bool {
+        if let Stream::Secure(secure) = self {
+            return secure.is_quiet();
+        }
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let received = self.with(|socket| Ok(recv(socket, &mut [0; 1], flags)?));
         received.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
@@ -222,6 +249,9 @@ impl Stream {
 
     /// Tells the peer that nothing more will be sent.
     pub(crate) fn finish(&self) -> io::Result<()> {
+        if let Stream::Secure(secure) = self {
+            return secure.finish();
+        }
         self.with(|socket| Ok(shutdown(socket, Shutdown::Write)?))
     }
 
@@ -229,6 +259,7 @@ impl Stream {
     pub(crate) fn reset_on_close(&self) -> io::Result<()> {
         match self {
             Stream::Unix(_) => Ok(()),
+            Stream::Secure(secure) => secure.reset_on_close(),
             _ => self.with(|socket| Ok(set_socket_linger(socket, Some(Duration::ZERO))?)),
         }
     }
@@ -240,6 +271,7 @@ impl Stream {
                 Some(socket) => act(socket.as_fd()),
                 None => stream.with_fresh(|socket| act(socket.as_fd())),
             },
+            Stream::Secure(secure) => secure.socket().with(act),
             Stream::Tcp(stream) => act(stream.as_fd()),
             Stream::Unix(stream) => act(stream.as_fd()),
         }
@@ -249,6 +281,7 @@ impl Stream {
     fn register(&self) -> io::Result<()> {
         match self {
             Stream::Accepted(stream) => stream.register().map(drop),
+            Stream::Secure(secure) => secure.socket().register(),
             Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
         }
     }
@@ -263,6 +296,10 @@ impl Stream {
                     Ok(())
                 }
             },
+            Stream::Secure(secure) => {
+                secure.socket().forget(interest);
+                Ok(())
+            }
             Stream::Tcp(stream) => stream.try_io(interest, would_block),
             Stream::Unix(stream) => stream.try_io(interest, would_block),
         };
@@ -272,15 +309,18 @@ impl Stream {
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Accepted(stream) => stream.try_read(buffer),
+            // Encrypted bytes are of no use to anybody but the session.
+            Stream::Secure(_) => Err(io::ErrorKind::Unsupported.into()),
             Stream::Tcp(stream) => stream.try_read(buffer),
             Stream::Unix(stream) => stream.try_read(buffer),
         }
     }
 
     /// Writes what fits; `WouldBlock` if nothing does.
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match (self, slices) {
             (Stream::Accepted(stream), slices) => stream.try_write(slices),
+            (Stream::Secure(_), _) => Err(io::ErrorKind::Unsupported.into()),
             (Stream::Tcp(stream), [slice]) => stream.try_write(slice),
             (Stream::Tcp(stream), slices) => stream.try_write_vectored(slices),
             (Stream::Unix(stream), [slice]) => stream.try_write(slice),
@@ -295,6 +335,7 @@ impl Stream {
                 true => Poll::Ready(Ok(())),
                 false => stream.register()?.poll_read_ready(cx),
             },
+            Stream::Secure(secure) => secure.poll_read_ready(cx),
             Stream::Tcp(stream) => stream.poll_read_ready(cx),
             Stream::Unix(stream) => stream.poll_read_ready(cx),
         }
@@ -307,6 +348,7 @@ impl Stream {
                 true => Poll::Ready(Ok(())),
                 false => stream.register()?.poll_write_ready(cx),
             },
+            Stream::Secure(secure) => secure.socket().poll_write_ready(cx),
             Stream::Tcp(stream) => stream.poll_write_ready(cx),
             Stream::Unix(stream) => stream.poll_write_ready(cx),
         }

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::endpoint::Spec;
 use super::router::{Clash, Router};
-use crate::ipc::{self, EndpointId, EndpointState, ListenerId};
+use super::tls::{Certificates, Tls};
+use crate::ipc::{self, CertificateId, EndpointId, EndpointState, ListenerId};
 
 /// All that a thread needs to know.
 #[derive(Debug, Default)]
@@ -25,6 +26,8 @@ pub(crate) struct Listener {
     pub(crate) address: SocketAddr,
     /// Its services are indices into [`Table::services`].
     pub(crate) router: Arc<Router>,
+    /// Its connections are TLS's.
+    pub(crate) tls: Option<Tls>,
 }
 
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub(crate) struct Service {
 pub(crate) enum Fault {
     #[error("listener {0:?} was never received")]
     UnknownListener(ListenerId),
+    #[error("certificate {0:?} was never received")]
+    UnknownCertificate(CertificateId),
     #[error("listener {0:?} is named twice")]
     ListenerTwice(ListenerId),
     #[error("a route of listener {0:?} names a service that is not there")]
@@ -59,6 +64,7 @@ impl Table {
         &self,
         table: ipc::Table,
         is_known: impl Fn(ListenerId) -> bool,
+        certificates: &Certificates,
         threads: usize,
     ) -> Result<Table, Fault> {
         let mut listeners = Vec::with_capacity(table.listeners.len());
@@ -74,9 +80,13 @@ impl Table {
             if listener.routes.iter().any(|route| route.service >= count) {
                 return Err(Fault::UnknownService(listener.id));
             }
+            let before = self.listeners.iter().find(|known| known.id == listener.id);
+            let before = before.and_then(|known| known.tls.as_ref());
+            let tls = listener.tls.map(|ids| certificates.listener(ids, before));
             listeners.push(Listener {
                 id: listener.id,
                 address: listener.address,
+                tls: tls.transpose().map_err(Fault::UnknownCertificate)?,
                 router: Arc::new(Router::try_new(&listener.routes)?),
             });
         }
@@ -191,6 +201,7 @@ mod tests {
         ipc::Listener {
             id: ListenerId(id),
             address: ([127, 0, 0, 1], 80).into(),
+            tls: None,
             routes: services.iter().map(route).collect(),
         }
     }
@@ -204,8 +215,12 @@ mod tests {
         }
     }
 
+    fn certificates() -> Certificates {
+        Certificates::new().unwrap()
+    }
+
     fn compile(table: ipc::Table) -> Result<Table, Fault> {
-        Table::default().succeed(table, |id| id.0 < 10, 1)
+        Table::default().succeed(table, |id| id.0 < 10, &certificates(), 1)
     }
 
     #[test]
@@ -256,7 +271,9 @@ mod tests {
             (Probing, Draining),
         ] {
             let next = table(vec![], vec![service("a", vec![endpoint(1, sent)])]);
-            current = current.succeed(next, |_| false, 1).unwrap();
+            current = current
+                .succeed(next, |_| false, &certificates(), 1)
+                .unwrap();
             assert_eq!(current.state(EndpointId(1)), Some(kept), "after {sent:?}");
         }
     }
@@ -271,7 +288,9 @@ mod tests {
         let mut moved = endpoint(1, EndpointState::Active);
         moved.address = Address::Unix("/elsewhere".into());
         let second = table(vec![], vec![service("b", vec![moved])]);
-        let second = first.succeed(second, |_| false, 1).unwrap();
+        let second = first
+            .succeed(second, |_| false, &certificates(), 1)
+            .unwrap();
         let (before, _) = first.endpoints().next().unwrap();
         let (after, _) = second.endpoints().next().unwrap();
         assert!(Arc::ptr_eq(before, after));

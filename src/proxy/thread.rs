@@ -30,6 +30,7 @@ use super::service::Service;
 use super::stream::Stream;
 use super::table::Table;
 use super::threads::{Command, Event, Handover, Open, Report, Reporter, Threads};
+use super::tls;
 use super::turn;
 use crate::ipc::{EndpointId, EndpointState, ListenerId};
 
@@ -178,6 +179,7 @@ impl Thread {
             known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())))
         });
         let routes = Routes {
+            tls: listener.tls.clone(),
             router: listener.router.clone(),
             services: services.collect(),
         };
@@ -201,6 +203,16 @@ impl Thread {
         let thread = self.clone();
         tokio::task::spawn_local(async move {
             let _counted = counted;
+            let stream = match listener.tls() {
+                None => stream,
+                Some(config) => match Box::pin(tls::accept(stream, config)).await {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        tracing::debug!(client_addr = %peer, %error, "TLS handshake failed");
+                        return;
+                    }
+                },
+            };
             client::serve(stream, peer, listener, thread).await;
         });
     }
@@ -266,6 +278,7 @@ impl Thread {
         let mut listeners = HashMap::with_capacity(table.listeners.len());
         for listener in &table.listeners {
             let routes = Routes {
+                tls: listener.tls.clone(),
                 router: listener.router.clone(),
                 services: services.clone(),
             };
@@ -374,6 +387,7 @@ mod tests {
             let listener = listens.then(|| ipc::Listener {
                 id: ListenerId(1),
                 address: ([127, 0, 0, 1], 80).into(),
+                tls: None,
                 routes: vec![Route {
                     host: Host::Any,
                     path: "/".to_owned(),
@@ -390,7 +404,11 @@ mod tests {
                 }],
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
             };
-            let table = self.table.succeed(table, |_| true, 1).unwrap();
+            let certificates = tls::Certificates::new().unwrap();
+            let table = self
+                .table
+                .succeed(table, |_| true, &certificates, 1)
+                .unwrap();
             self.table = Arc::new(table);
             self.thread.apply(self.table.clone(), Vec::new());
         }

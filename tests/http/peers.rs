@@ -50,6 +50,7 @@ impl Stage {
             listeners: vec![Listener {
                 id: ListenerId(1),
                 address,
+                tls: None,
                 routes: vec![
                     route(Host::Exact("a.example".to_owned())),
                     route(Host::Subdomain("any".to_owned())),

@@ -284,6 +284,7 @@ pub(crate) fn listener(id: u32, address: SocketAddr, service: usize) -> Listener
     Listener {
         id: ListenerId(id),
         address,
+        tls: None,
         routes: vec![route],
     }
 }

@@ -43,6 +43,7 @@ impl Fixture {
             service: 0,
         };
         let routes = Routes {
+            tls: None,
             router: Router::try_new(&[route]).unwrap().into(),
             services: [service].into(),
         };
