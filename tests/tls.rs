@@ -330,7 +330,8 @@ async fn a_pair_that_cannot_be_used_changes_nothing() {
     refused("has no certificate in it").await;
     fs::remove_file(&certificate).unwrap();
     refused("cannot be read: No such file").await;
-    scene.pair.renew("DNS:shop.example", &["-days", "-1"]);
+    fs::write(&certificate, EXPIRED).unwrap();
+    fs::write(&key, EXPIRED_KEY).unwrap();
     refused("has expired: ").await;
     scene.server.stop().await;
 }
@@ -344,3 +345,24 @@ impl Scene {
         curl(&pair, "shop.example", self.port, target, &[])
     }
 }
+
+/// It was valid in 2020: old versions of openssl make none that is over.
+const EXPIRED: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBRjCB7aADAgECAgEBMAoGCCqGSM49BAMCMA8xDTALBgNVBAMMBHRlc3QwHhcN
+MjAwMTAxMDAwMDAwWhcNMjEwMTAxMDAwMDAwWjAPMQ0wCwYDVQQDDAR0ZXN0MFkw
+EwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEl0TguxavleiAWwHBktJKMzuyo1wPtite
+XR42Q0zhI56MQsh9nia19FWywlGQCvQPu/PnnoDgzPY9i/KqcyF6HaM6MDgwFwYD
+VR0RBBAwDoIMc2hvcC5leGFtcGxlMB0GA1UdDgQWBBSPam7BklIfu+B+GCmJ37nn
+UVREhzAKBggqhkjOPQQDAgNIADBFAiEArg6JvBipRFetb1MS259e4gaNxirz6RTA
+DWpuUCgMuZcCIHeVyWQpYutFqxB9eU5pMS8P/xU7BO6Pnta695Jm6I9O
+-----END CERTIFICATE-----
+";
+
+const EXPIRED_KEY: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgCm/CUrUt/JRCbtcV
+6g8wJQKcx7Ik0L67RrIhwzdi+wihRANCAASXROC7Fq+V6IBbAcGS0kozO7KjXA+2
+K15dHjZDTOEjnoxCyH2eJrX0VbLCUZAK9A+78+eegODM9j2L8qpzIXod
+-----END PRIVATE KEY-----
+";

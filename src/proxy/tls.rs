@@ -222,10 +222,11 @@ impl Secure {
 
     /// Whether [`poll_receive`](Secure::poll_receive) may find something.
     pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.decrypted.get() {
-            true => Poll::Ready(Ok(())),
-            false => self.socket.poll_read_ready(cx),
+        if self.decrypted.get() {
+            return Poll::Ready(Ok(()));
         }
+        self.send_rest(cx)?;
+        self.socket.poll_read_ready(cx)
     }
 
     pub(crate) fn poll_receive(
@@ -244,16 +245,22 @@ impl Secure {
                 // The end, whose kind the reader knows.
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
-                    // The client may be waiting for what is left of the handshake. It is not waited for here: the next
-                    // send comes to it, too.
-                    if session.wants_write() && self.sending.get() == 0 {
-                        let _ = self.poll_flush(&mut session, cx)?;
-                    }
-                    return Poll::Pending;
-                }
+                Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// Sends what is left of the handshake, or answers a key update: the client may be waiting for it before it sends what
+    /// is waited for here. If the socket does not take it, the next send comes to it.
+    fn send_rest(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut session = self.session.borrow_mut();
+        if session.wants_write()
+            && self.sending.get() == 0
+            && let Poll::Ready(result) = self.poll_flush(&mut session, cx)
+        {
+            result?;
+        }
+        Ok(())
     }
 
     /// Encrypts and sends what it can. After `Pending` it has to be called again with the same bytes.
