@@ -97,6 +97,7 @@ fn lookup(count: usize) -> Work {
             ["/", "/api"].map(|path| Route {
                 host: Host::Exact(host.clone()),
                 path: path.to_owned(),
+                strip: 0,
                 service: 0,
             })
         })

@@ -13,6 +13,7 @@ mod conflict;
 mod fault;
 mod fields;
 mod global;
+mod handling;
 #[cfg(test)]
 mod hostile;
 mod limits;
@@ -23,6 +24,7 @@ mod raw;
 mod service;
 mod site;
 mod source;
+mod strip_prefix;
 mod tls;
 mod value;
 
@@ -35,7 +37,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::ipc::Host;
+use crate::ipc::{Handling, Host};
 
 pub use conflict::{Conflict, conflicts};
 pub use fault::{Fault, Faults, Position};
@@ -43,6 +45,7 @@ pub use global::GLOBAL_KEYS;
 pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use load::{check, load, load_files, load_partial};
 pub use service::SERVICE_KEYS;
+pub use strip_prefix::StripPrefix;
 pub use tls::TLS_KEYS;
 
 /// The file beside the folder of services.
@@ -58,8 +61,14 @@ fn join(folder: &Path, path: &str) -> PathBuf {
 pub struct Config {
     /// Who runs services whose executable belongs to root and that name no user.
     pub default_user: String,
-    /// Peers whose `X-Forwarded-*` headers are believed.
+    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether instances are told by `Forwarded`, too, who has sent a request.
+    #[serde(default)]
+    pub forwarded: bool,
+    /// Client connections that are open at the same time. `None`: as many as there can be.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// By name.
     pub services: BTreeMap<String, Arc<Service>>,
     /// Remarks that are no faults, such as keys that have no use any more; for the log, once.
@@ -80,8 +89,17 @@ pub struct Service {
     /// Its certificate, if it has one, and the ports that it is for.
     #[serde(default)]
     pub tls: Option<Tls>,
+    /// What of their paths its instances do not get.
+    #[serde(default)]
+    pub strip_prefix: StripPrefix,
     /// Where the proxy listens for it, with TLS or without.
     pub listen: Vec<Listen>,
+    /// Whether a proxy in front says there whose connections it passes on.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+    /// How its requests are treated.
+    #[serde(default)]
+    pub handling: Handling,
     /// How many instances run, at least 1.
     pub instance_count: u16,
     /// What runs. A change here means new instances; a change elsewhere does not.
@@ -98,7 +116,10 @@ pub struct Service {
     pub start_timeout: Duration,
     /// The time that requests have to end before an instance is stopped all the same.
     pub drain_timeout: Duration,
-    /// The time between the stop signal and SIGKILL.
+    /// The time that an instance has to end its tunnels after the stop signal, before they are cut off.
+    #[serde(default)]
+    pub tunnel_drain_timeout: Duration,
+    /// The time between the stop signal, or the end of the tunnels, and SIGKILL.
     pub stop_timeout: Duration,
     /// How instances are replaced.
     pub rollout: Rollout,

@@ -7,9 +7,11 @@
 //! An endpoint goes `Active → Draining` in some table. The worker reports [`FromWorker::Idle`] for it when every
 //! worker thread uses that table or a newer one, has closed its idle upstream connections to the endpoint, and has
 //! no request in flight on it. From then on no connection to the instance is open or can be opened, so stopping it
-//! cannot lose a request.
+//! cannot lose a request. Only tunnels may be left; there will be no more of them, and how many there are is said in
+//! [`FromWorker::Counts`] before.
 
 mod channel;
+mod handling;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, ChannelError, Receiver, Sender};
+pub use handling::Handling;
 
 /// A message from the manager to a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,8 +38,11 @@ pub enum ToWorker {
         /// How long idle client connections may wait for their next request, which is answered with
         /// `Connection: close`, before they are closed.
         idle: Duration,
-        /// After this time whatever is left is cut off.
+        /// After this time whatever is left is cut off, unless there are tunnels.
         limit: Duration,
+        /// After this time they are cut off, too.
+        #[serde(default)]
+        tunnels: Duration,
     },
     /// To be answered with [`FromWorker::Pong`] of the same number once every thread has seen it.
     Ping(u64),
@@ -71,6 +77,8 @@ pub enum FromWorker {
     },
     /// A draining endpoint has become quiescent.
     Idle(EndpointId),
+    /// Draining, the worker has nothing left but tunnels.
+    OnlyTunnels,
     /// Counters, sent at most five times a second and only while they change.
     Counts {
         /// Open client connections.
@@ -122,8 +130,14 @@ impl std::fmt::Debug for Secret {
 pub struct Table {
     /// Grows with each table; a worker ignores one that is not newer than what it has.
     pub number: u64,
-    /// Peers whose `X-Forwarded-*` headers are believed.
+    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether instances are told by `Forwarded`, too, who has sent a request.
+    #[serde(default)]
+    pub forwarded: bool,
+    /// Client connections that are open at the same time. `None`: as many as there can be.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// What to accept on. A listener that is missing here is closed; its connections end with their current request.
     pub listeners: Vec<Listener>,
     /// The services, in the order that [`Route::service`] counts them.
@@ -147,6 +161,9 @@ pub struct Listener {
     pub address: SocketAddr,
     /// With TLS: the certificates, sent before, the first of which is for clients that name no host or another one.
     pub tls: Option<Vec<CertificateId>>,
+    /// Whether each connection has to come from a trusted proxy and to begin with a header of the PROXY protocol.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     /// Unordered; the longest host, then the longest path wins.
     pub routes: Vec<Route>,
 }
@@ -158,6 +175,9 @@ pub struct Route {
     pub host: Host,
     /// A prefix on segment borders, `/` for all: `/api` is for `/api`, `/api/` and `/api/x`, not for `/apix`.
     pub path: String,
+    /// So many bytes of `path`, from its beginning, are not for the instance to know.
+    #[serde(default)]
+    pub strip: usize,
     /// Index into [`Table::services`].
     pub service: usize,
 }
@@ -180,6 +200,9 @@ pub struct Service {
     pub name: String,
     /// False for a service that was stopped: its requests get 503 at once instead of being held.
     pub running: bool,
+    /// How its requests are treated.
+    #[serde(default)]
+    pub handling: Handling,
     /// Its instances.
     pub endpoints: Vec<Endpoint>,
 }
@@ -215,6 +238,8 @@ pub enum EndpointState {
     Active,
     /// Gets no new request; report when it is idle. Nothing brings it back.
     Draining,
+    /// The same, and tunnels to it are cut off.
+    Cut,
 }
 
 /// How an endpoint is asked.
@@ -233,6 +258,9 @@ pub struct EndpointCounts {
     pub id: EndpointId,
     /// Requests that it is working on.
     pub in_flight: u32,
+    /// Tunnels to it.
+    #[serde(default)]
+    pub tunnels: u32,
     /// Requests that it was chosen for, ever.
     pub requests: u64,
     /// Of those, the ones that it failed (no connection, no or a broken response).

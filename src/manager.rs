@@ -254,6 +254,8 @@ impl Manager {
             config: Config {
                 default_user: String::new(),
                 trusted_proxies: Vec::new(),
+                forwarded: false,
+                max_connections: None,
                 services: BTreeMap::new(),
                 notes: Vec::new(),
             },
@@ -422,7 +424,8 @@ impl Manager {
     fn begin_end(&mut self) {
         self.phase = Phase::DrainingWorkers;
         tracing::info!("ending: draining all connections");
-        self.workers.drain_all(self.drain_limit());
+        let limit = self.drain_limit();
+        self.workers.drain_all(limit, limit + self.tunnel_limit());
         if self.workers.is_empty() {
             self.stop_instances();
         }
@@ -437,11 +440,22 @@ impl Manager {
         limits.max().unwrap_or_default()
     }
 
+    /// The same for tunnels.
+    fn tunnel_limit(&self) -> Duration {
+        let limits = self
+            .services
+            .values()
+            .map(|service| service.spec().tunnel_drain_timeout);
+        limits.max().unwrap_or_default()
+    }
+
     fn stop_instances(&mut self) {
         self.phase = Phase::StoppingInstances;
         for service in self.services.values_mut() {
             service.stop(false, &mut self.world);
-            service.no_worker(&mut self.world);
+            if self.workers.is_empty() {
+                service.no_worker(&mut self.world);
+            }
         }
     }
 

@@ -6,7 +6,8 @@
 //! endpoints, and sends each table, checked and compiled once ([`table`]), to every data thread.
 //!
 //! # The way of a request
-//! A [`listener`] accepts, the thread with the fewest connections serves the connection ([`client`]). The head of each
+//! A [`listener`] accepts, the thread with the fewest connections serves the connection ([`client`]). If a proxy in front
+//! says whose it is, that comes first ([`proxy_protocol`]). The head of each
 //! request is parsed and checked ([`http1`]), rewritten for an instance ([`headers`]), and routed ([`router`]): that makes
 //! it a [`request`]. To [`forward`] it, its [`service`] claims one of its endpoints ([`endpoint`]); the claim lends an idle
 //! connection to the instance ([`upstream`]) or opens one. On that the [`exchange`] takes place: the [`upload`] of the
@@ -30,6 +31,7 @@ mod listener;
 mod manager;
 mod parcel;
 mod probe;
+mod proxy_protocol;
 mod request;
 mod router;
 mod sandbox;
@@ -41,6 +43,7 @@ mod thread;
 mod threads;
 mod timer;
 mod tls;
+mod tunnel;
 mod turn;
 mod upload;
 mod upstream;

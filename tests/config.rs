@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use smoothserve::config::{
     self, Amount, Bind, Config, Faults, Limits, Listen, Nofile, Process, ProcessLimits, Ready,
-    Rollout, ScopeLimits, Service, Site, load, load_partial,
+    Rollout, ScopeLimits, Service, Site, StripPrefix, load, load_partial,
 };
-use smoothserve::ipc::Host;
+use smoothserve::ipc::{Handling, Host};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -82,6 +82,9 @@ fn the_files_of_the_original_load_unchanged() {
                 address: None,
                 port: 8020
             }],
+            strip_prefix: StripPrefix::Nothing,
+            proxy_protocol: false,
+            handling: Handling::default(),
             instance_count: 2,
             process: Process {
                 executable: folder.join("app"),
@@ -109,6 +112,7 @@ fn the_files_of_the_original_load_unchanged() {
             delay_running_time: Duration::from_secs(3),
             start_timeout: Duration::from_secs(63),
             drain_timeout: Duration::from_secs(30),
+            tunnel_drain_timeout: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(10),
             rollout: Rollout::StartFirst,
         }
@@ -125,6 +129,7 @@ fn without_a_global_file_the_defaults_hold() {
     let config = good(&fixture("minimal"));
     assert_eq!(config.default_user, "www-data");
     assert!(config.trusted_proxies.is_empty());
+    assert_eq!((config.forwarded, config.max_connections), (false, None));
     assert!(config.notes.is_empty(), "{:?}", config.notes);
     assert_eq!(config.services.keys().collect::<Vec<_>>(), ["shop"]);
     let shop = &config.services["shop"];
@@ -134,6 +139,108 @@ fn without_a_global_file_the_defaults_hold() {
     assert_eq!(shop.listen[0].to_string(), "[::]:8080");
     assert_eq!(shop.start_timeout, Duration::from_secs(60));
     assert_eq!(shop.delay_update_time, Duration::from_secs(1));
+}
+
+#[test]
+fn services_on_one_port_agree_about_the_proxy_protocol() {
+    let text = |name: &str, lines: &str| {
+        format!(
+            "name: {name}\nserver_name: {name}.example\nport: 80\nexecutable_path: ../app\n{lines}"
+        )
+    };
+    let with = |second: &str| {
+        folder(&[
+            ("smoothserve.yaml", "trusted_proxies: 10.0.0.0/8\n"),
+            ("services/a.yaml", &text("a", "proxy_protocol: true\n")),
+            ("services/b.yaml", &text("b", second)),
+        ])
+    };
+    let agreed = with("proxy_protocol: true\n");
+    assert!(good(agreed.path()).services["b"].proxy_protocol);
+    for (other, line) in [("", 1), ("proxy_protocol: false\n", 5)] {
+        let dir = with(other);
+        let faults = load(dir.path()).unwrap_err().to_string();
+        let place = format!("b.yaml:{line}:");
+        assert!(faults.contains(&place), "{faults}");
+        let message = "port 80 is with `proxy_protocol` for `a`";
+        assert!(faults.contains(message), "{faults}");
+    }
+}
+
+#[test]
+fn the_proxy_protocol_without_anybody_to_trust_is_remarked_on() {
+    let text = "name: x\nport: 80\nexecutable_path: ../app\nproxy_protocol: true\n";
+    let dir = folder(&[("services/x.yaml", text)]);
+    let notes = good(dir.path()).notes;
+    let remark =
+        "x.yaml:4: `proxy_protocol` without `trusted_proxies`: all connections are refused";
+    assert!(notes.iter().any(|note| note.ends_with(remark)), "{notes:?}");
+}
+
+#[test]
+fn what_is_taken_away_from_paths() {
+    for (names, strip, counts) in [
+        ("example.org/api", "true", vec![4]),
+        (
+            "example.org/api, example.org/api/v2, a.example",
+            "true",
+            vec![0, 4, 7],
+        ),
+        (
+            "example.org/api/, example.org/api/v2, example.org/apis",
+            "/api",
+            vec![4, 4, 0],
+        ),
+        ("example.org/api/v2", "/api/", vec![4]),
+        ("example.org/api", "false", vec![0]),
+    ] {
+        let service = service(&format!("server_name: {names}\nstrip_prefix: {strip}"));
+        let found = service.sites.iter();
+        let found: Vec<usize> = found.map(|site| service.strip_prefix.count(site)).collect();
+        assert_eq!(found, counts, "{names} {strip}");
+    }
+    for (names, strip) in [
+        ("example.org", "true"),
+        ("_", "/"),
+        ("example.org/api", "/ap"),
+        ("example.org/api", "/api/v2"),
+        ("example.org/api", "/api/../x"),
+        ("example.org/api", "api"),
+    ] {
+        let text = format!(
+            "name: x\nport: 80\nexecutable_path: ../app\nserver_name: {names}\nstrip_prefix: {strip}\n"
+        );
+        let faults = load(folder(&[("services/x.yaml", &text)]).path())
+            .unwrap_err()
+            .to_string();
+        assert!(faults.contains("x.yaml:5:15: `strip_prefix`"), "{faults}");
+    }
+}
+
+#[test]
+fn how_requests_are_treated() {
+    let found = service("max_request_body: 1.5G\nresponse_timeout: 2m\nqueue_timeout: 0").handling;
+    let expected = Handling {
+        max_request_body: Some(1536 << 20),
+        response_timeout: Duration::from_secs(120),
+        queue_timeout: Duration::ZERO,
+    };
+    assert_eq!(found, expected);
+    assert_eq!(
+        service("max_request_body: none").handling,
+        Handling::default()
+    );
+    for (line, fault) in [
+        ("max_request_body: lots", "`max_request_body` is `lots`"),
+        ("max_request_body: -1", "`max_request_body` is `-1`"),
+        ("response_timeout: 0", "`response_timeout` is 0"),
+    ] {
+        let text = format!("name: x\nport: 80\nexecutable_path: ../app\n{line}\n");
+        let faults = load(folder(&[("services/x.yaml", &text)]).path())
+            .unwrap_err()
+            .to_string();
+        assert!(faults.contains(":4:") && faults.contains(fault), "{faults}");
+    }
 }
 
 #[test]
@@ -392,6 +499,20 @@ fn trusted_proxies_are_addresses_and_networks() {
         networks,
         ["127.0.0.1/32", "10.0.0.0/8", "::1/128", "fd00::/8"]
     );
+}
+
+#[test]
+fn what_all_services_share() {
+    let with = |text: &str| folder(&[("smoothserve.yaml", text)]);
+    let config = good(with("forwarded: true\nmax_connections: 20000\n").path());
+    assert_eq!(
+        (config.forwarded, config.max_connections),
+        (true, Some(20_000))
+    );
+    let faults = load(with("max_connections: 0\n").path())
+        .unwrap_err()
+        .to_string();
+    assert!(faults.contains("`max_connections` is `0`"), "{faults}");
 }
 
 #[test]

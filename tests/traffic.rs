@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use smoothserve_kit::client::{Connection, Request, Response, get};
-use smoothserve_kit::{Home, Pattern, Service, Smoothserve, free_port, local, programs};
+use smoothserve_kit::{Build, Home, Pattern, Service, Smoothserve, free_port, local, programs};
 
 struct Scene {
     server: Smoothserve,
@@ -54,6 +54,45 @@ async fn the_service_learns_who_asked() {
     assert!(has("x-forwarded-host: shop.example"), "{seen}");
     assert!(has("x-public: 2") && !seen.contains("x-private"), "{seen}");
     scene.server.stop().await;
+}
+
+/// From the words of the files to what an instance gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_behind_a_balancer_and_under_a_path() {
+    let home = Home::new();
+    let port = free_port();
+    home.app("shop").replace(&Build::good("1"));
+    smoothserve_kit::write(
+        &home.config().join("smoothserve.yaml"),
+        "default_user: nobody\ntrusted_proxies: 127.0.0.0/8\nforwarded: true\n",
+    );
+    home.write_service(
+        "shop",
+        &format!(
+            "name: shop\nserver_name: shop.example/api\nport: {port}\nexecutable_path: ../../apps/shop/shop\n\
+             proxy_protocol: true\nstrip_prefix: true\nmax_request_body: 10\n"
+        ),
+    );
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    let open = async || {
+        let mut connection = Connection::open(local(port), "shop.example").await.unwrap();
+        let header = b"PROXY TCP4 192.0.2.1 192.0.2.2 5000 80\r\n";
+        connection.write(header).await.unwrap();
+        connection
+    };
+    let seen = open().await.exchange(&Request::get("/api/headers")).await;
+    let seen = seen.unwrap().text();
+    let has = |line: &str| seen.lines().any(|other| other == line);
+    assert!(has("GET /headers HTTP/1.1"), "{seen}");
+    assert!(has("x-forwarded-for: 192.0.2.1"), "{seen}");
+    assert!(has("x-forwarded-prefix: /api"), "{seen}");
+    let element = "forwarded: for=192.0.2.1;host=\"shop.example\";proto=http";
+    assert!(has(element), "{seen}");
+    let large = Request::post("/api/echo", Pattern::new(1), 11);
+    let refused = open().await.exchange(&large).await.unwrap();
+    assert_eq!(refused.head.status, 413);
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

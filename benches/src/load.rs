@@ -1,5 +1,6 @@
 //! Load: wrk, as fast as it gets answers, and clients that think before they ask again.
 
+use std::io::{Read, Write};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::peers::{HOST, LOAD_CORE};
+use crate::configs::HOST;
+use crate::peers::LOAD_CORE;
 
 /// What came of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,6 +106,31 @@ fn microseconds(text: &str) -> anyhow::Result<f64> {
         unit => anyhow::bail!("wrk has a unit {unit:?}"),
     };
     Ok(digits.parse::<f64>()? * factor)
+}
+
+/// One request by hand, for a GET, or for a POST with a body of so many bytes. A proxy that is fast because it gives wrong
+/// answers is not to be measured.
+pub fn ask_once(port: u16, host: &str, path: &str, body: usize) -> anyhow::Result<()> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    let method = if body == 0 { "GET" } else { "POST" };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {body}\r\n\r\n"
+    )?;
+    stream.write_all(&vec![b'x'; body])?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let (head, body) = answer.split_at(end.context("no head")? + 4);
+    let wanted = path.trim_start_matches('/').parse().unwrap_or(6);
+    ensure!(
+        head.starts_with(b"HTTP/1.1 200 ")
+            && body.len() == wanted
+            && body.iter().all(|&x| x == b'x'),
+        "a wrong answer of {} bytes",
+        body.len()
+    );
+    Ok(())
 }
 
 /// Clients that each wait 2 to 6 ms after an answer, on connections that stay open.

@@ -5,6 +5,7 @@
 //! goes on with the machine concerns all three of a round. CPU time comes first: it is what a request costs, whatever the
 //! machine can do at the moment.
 
+mod configs;
 mod load;
 mod peers;
 mod process;

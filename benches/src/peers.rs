@@ -1,7 +1,6 @@
 //! The three proxies, before the same instances: those that smoothserve has started.
 //!
-//! Each has one worker on a core of its own, keeps connections to the instances open, sets `X-Forwarded-*`, looks the host
-//! up, chooses the instance with the fewest requests, and logs nothing for a request: what smoothserve does as it ships.
+//! Each has one worker on a core of its own; [`crate::configs`] is what it does there.
 
 use std::fs;
 use std::net::TcpStream;
@@ -9,26 +8,29 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use rustix::process::{Resource, getrlimit};
 
+use crate::configs::{self, HOST, HOSTS, Haproxy, Kind, Ports, Service, Setting};
+use crate::load::ask_once;
 use crate::process::{Process, command_line, wait_until};
 
 /// Where the proxies are; the load and the instances have the other core.
 pub const PROXY_CORE: usize = 0;
 pub const LOAD_CORE: usize = 1;
 
-/// The host that is asked for.
-pub const HOST: &str = "bench.example";
-
+/// The instances of the host that is asked for. The others have one each.
 const INSTANCES: usize = 4;
 
-/// The ports of a proxy, counted from its base.
-const BASES: [u16; 3] = [18610, 18620, 18630];
-/// Before instances on TCP ports,
-pub const TCP: u16 = 0;
-/// with the kernel keeping a connection to itself until its request is there, as smoothserve always has it,
-pub const DEFERRED: u16 = 1;
-/// and before instances on unix sockets.
-pub const UNIX: u16 = 2;
+/// The ports of smoothserve, which is the same for deferred connections, of nginx and of HAProxy.
+const PORTS: [Ports; 3] = [ports(18610, 0), ports(18620, 1), ports(18630, 1)];
+
+const fn ports(base: u16, deferred: u16) -> Ports {
+    Ports {
+        tcp: base,
+        deferred: base + deferred,
+        unix: base + 2,
+    }
+}
 
 /// A proxy that runs.
 #[derive(Debug)]
@@ -38,18 +40,7 @@ pub struct Peer {
     _process: Process,
     /// The processes that are its own, without instances.
     pub pids: Vec<u32>,
-    base: u16,
-}
-
-impl Peer {
-    /// Where it listens, by [`TCP`], [`DEFERRED`] or [`UNIX`].
-    pub fn port(&self, kind: u16) -> u16 {
-        // smoothserve is the same for both.
-        match (self.name, kind) {
-            ("smoothserve", DEFERRED) => self.base + TCP,
-            _ => self.base + kind,
-        }
-    }
+    pub ports: Ports,
 }
 
 /// All of them, smoothserve first. They end when this is dropped.
@@ -63,8 +54,8 @@ pub struct Peers {
 impl Peers {
     /// Starts them. The programs of smoothserve and the upstream are in one folder.
     pub fn start(programs: &Path) -> anyhow::Result<Peers> {
-        for base in BASES {
-            for port in base..base + 3 {
+        for ports in PORTS {
+            for port in ports.tcp..=ports.unix {
                 let taken = TcpStream::connect(("127.0.0.1", port)).is_ok();
                 ensure!(
                     !taken,
@@ -77,15 +68,22 @@ impl Peers {
             folder: tempfile::tempdir()?,
             programs: programs.to_owned(),
         };
-        peers.start_smoothserve()?;
-        let tcp = peers.instances("tcp")?;
-        let unix = peers.instances("unix")?;
-        peers.start_nginx(&tcp, &unix)?;
-        peers.start_haproxy(&tcp, &unix)?;
+        let mut services = services();
+        peers.start_smoothserve(&mut services)?;
+        peers.start_nginx(&services)?;
+        peers.start_haproxy(&services)?;
         for peer in &peers.peers {
-            for kind in [TCP, DEFERRED, UNIX] {
-                let listens = || TcpStream::connect(("127.0.0.1", peer.port(kind))).is_ok();
-                wait_until(peer.name, listens)?;
+            let Ports {
+                tcp,
+                deferred,
+                unix,
+            } = peer.ports;
+            for port in [tcp, deferred, unix] {
+                for host in HOSTS {
+                    ask_once(port, host, "/", 0).with_context(|| {
+                        format!("{} on port {port}, asked for {host}", peer.name)
+                    })?;
+                }
             }
         }
         Ok(peers)
@@ -95,23 +93,16 @@ impl Peers {
         self.folder.path().join(name)
     }
 
-    fn start_smoothserve(&mut self) -> anyhow::Result<()> {
-        let [base, ..] = BASES;
+    /// Starts it, and learns where its instances are.
+    fn start_smoothserve(&mut self, services: &mut [Service]) -> anyhow::Result<()> {
+        let [ports, ..] = PORTS;
         let upstream = self.programs.join("upstream");
-        let user = match rustix::process::geteuid().is_root() {
-            true => "user: root\n",
-            false => "",
-        };
-        for (name, port, bind) in [
-            ("tcp", base + TCP, ""),
-            ("unix", base + UNIX, "bind: unix\n"),
-        ] {
-            let file = self.path(&format!("services/{name}.yaml"));
-            fs::create_dir_all(file.parent().context("it is in a folder")?)?;
-            let text = format!(
-                "name: {name}\nserver_name: {HOST}\nport: {port}\nexecutable_path: {}\ninstance_count: {INSTANCES}\n{bind}{user}",
-                upstream.display()
-            );
+        let is_root = rustix::process::geteuid().is_root();
+        fs::create_dir(self.path("services"))?;
+        for service in &*services {
+            let file = self.path(&format!("services/{}.yaml", service.name));
+            let text =
+                configs::smoothserve(service, ports, instance_count(service), &upstream, is_root);
             fs::write(file, text)?;
         }
         let folder = self.folder.path().display().to_string();
@@ -133,11 +124,7 @@ impl Peers {
         wait_until("smoothserve", || {
             let is_worker = |pid: &u32| command_line(*pid).starts_with("smoothserve proxy");
             worker = process.tree().into_iter().find(is_worker);
-            let ready = |service| {
-                self.instances(service)
-                    .is_ok_and(|found| found.len() == INSTANCES)
-            };
-            worker.is_some() && ready("tcp") && ready("unix")
+            worker.is_some() && self.find_instances(services).unwrap_or_default()
         })?;
         let worker = worker.context("it has one")?;
         let moved = Command::new("taskset")
@@ -154,7 +141,7 @@ impl Peers {
             name: "smoothserve",
             pids: vec![process.pid(), worker],
             _process: process,
-            base,
+            ports,
         });
         Ok(())
     }
@@ -171,119 +158,102 @@ impl Peers {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// The addresses of the ready instances of a service.
-    fn instances(&self, service: &str) -> anyhow::Result<Vec<String>> {
+    /// Puts down the addresses of the instances that are ready, and tells whether these are all.
+    fn find_instances(&self, services: &mut [Service]) -> anyhow::Result<bool> {
         let status: serde_json::Value =
             serde_json::from_str(&self.smoothctl(&["status", "--json"])?)?;
-        let instances = status["services"][service]["instances"].as_array();
-        let instances = instances.context("no such service")?.iter();
-        let ready = instances.filter(|instance| instance["state"] == "ready");
-        let addresses =
-            ready.filter_map(|instance| instance["address"].as_str().map(str::to_owned));
-        Ok(addresses.collect())
+        for service in &mut *services {
+            let instances = status["services"][&service.name]["instances"].as_array();
+            let instances = instances.context("no such service")?.iter();
+            let ready = instances.filter(|instance| instance["state"] == "ready");
+            let addresses =
+                ready.filter_map(|instance| instance["address"].as_str().map(str::to_owned));
+            service.addresses = addresses.collect();
+        }
+        let mut services = services.iter();
+        Ok(services.all(|service| service.addresses.len() == instance_count(service)))
     }
 
-    fn start_nginx(&mut self, tcp: &[String], unix: &[String]) -> anyhow::Result<()> {
-        let base = BASES[1];
-        let servers = |addresses: &[String], scheme: &str| -> String {
-            let lines = addresses
-                .iter()
-                .map(|address| format!("server {scheme}{address}; "));
-            lines.collect()
-        };
-        let server = |listen: String, upstream: &str| {
-            format!(
-                "server {{ {listen} server_name {HOST}; location / {{ proxy_pass http://{upstream}; \
-                 proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
-                 proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; \
-                 proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Forwarded-Host $http_host; }} }}\n"
-            )
-        };
-        let keep = "keepalive 256; keepalive_requests 1000000000;";
-        let user = match rustix::process::geteuid().is_root() {
-            true => "user root;",
-            false => "",
-        };
-        let text = format!(
-            "{user} daemon off; worker_processes 1; pid {pid}; error_log {log};\n\
-             worker_rlimit_nofile 20000; events {{ worker_connections 16384; }}\n\
-             http {{ access_log off; keepalive_requests 1000000000; client_max_body_size 0;\n\
-             client_body_temp_path {temp}; proxy_temp_path {temp}; fastcgi_temp_path {temp}; uwsgi_temp_path {temp}; \
-             scgi_temp_path {temp};\n\
-             upstream tcp {{ least_conn; {tcp_servers} {keep} }}\n\
-             upstream unix {{ least_conn; {unix_servers} {keep} }}\n{tcp_server}{deferred_server}{unix_server} }}\n",
-            pid = self.path("nginx.pid").display(),
-            log = self.path("nginx.error").display(),
-            temp = self.path("nginx.temp").display(),
-            tcp_servers = servers(tcp, ""),
-            unix_servers = servers(unix, "unix:"),
-            tcp_server = server(format!("listen {};", base + TCP), "tcp"),
-            deferred_server = server(format!("listen {} deferred;", base + DEFERRED), "tcp"),
-            unix_server = server(format!("listen {};", base + UNIX), "unix"),
-        );
+    fn start_nginx(&mut self, services: &[Service]) -> anyhow::Result<()> {
+        let [_, ports, _] = PORTS;
         let config = self.path("nginx.conf");
-        fs::write(&config, text)?;
-        let config = config.display().to_string();
-        self.start_peer("nginx", Path::new("nginx"), &["-c", &config], base)
+        fs::write(&config, configs::nginx(&self.setting(ports, services)))?;
+        let arguments = ["-c", &config.display().to_string()];
+        // It has a master besides its worker.
+        self.start_peer("nginx", &arguments, ports, 2)
     }
 
-    fn start_haproxy(&mut self, tcp: &[String], unix: &[String]) -> anyhow::Result<()> {
-        let base = BASES[2];
-        let backend = |name: &str, addresses: &[String], scheme: &str| {
-            let numbered = addresses.iter().enumerate();
-            let servers: String = numbered
-                .map(|(number, address)| format!(" server s{number} {scheme}{address}\n"))
-                .collect();
-            format!(
-                "backend {name}\n balance leastconn\n option forwardfor\n \
-                 http-request set-header X-Forwarded-Proto http\n \
-                 http-request set-header X-Forwarded-Host %[req.hdr(host)]\n{servers}"
-            )
-        };
-        let frontend = |name: &str, binds: String, backend: &str| {
-            format!("frontend {name}\n{binds} use_backend {backend} if {{ hdr(host) -i {HOST} }}\n")
-        };
-        let text = format!(
-            "global\n nbthread 1\n maxconn 9000\n\
-             defaults\n mode http\n http-reuse always\n timeout connect 1s\n timeout client 60s\n timeout server 60s\n \
-             timeout http-request 15s\n{}{}{}{}",
-            frontend(
-                "tcp_front",
-                format!(
-                    " bind :{}\n bind :{} defer-accept\n",
-                    base + TCP,
-                    base + DEFERRED
-                ),
-                "tcp"
-            ),
-            frontend("unix_front", format!(" bind :{}\n", base + UNIX), "unix"),
-            backend("tcp", tcp, ""),
-            backend("unix", unix, "unix@"),
-        );
+    fn start_haproxy(&mut self, services: &[Service]) -> anyhow::Result<()> {
+        let [.., ports] = PORTS;
+        let Haproxy { config: text, maps } = configs::haproxy(&self.setting(ports, services));
+        for (name, map) in maps {
+            fs::write(self.path(name), map)?;
+        }
         let config = self.path("haproxy.cfg");
         fs::write(&config, text)?;
-        let config = config.display().to_string();
-        self.start_peer("HAProxy", Path::new("haproxy"), &["-f", &config], base)
+        let arguments = ["-f", &config.display().to_string()];
+        self.start_peer("HAProxy", &arguments, ports, 1)
     }
 
+    fn setting<'a>(&'a self, ports: Ports, services: &'a [Service]) -> Setting<'a> {
+        Setting {
+            ports,
+            workers: 1,
+            folder: self.folder.path(),
+            descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
+            is_root: rustix::process::geteuid().is_root(),
+            services,
+        }
+    }
+
+    /// Starts the program of this name, in small letters, and waits for so many processes.
     fn start_peer(
         &mut self,
         name: &'static str,
-        program: &Path,
         arguments: &[&str],
-        base: u16,
+        ports: Ports,
+        processes: usize,
     ) -> anyhow::Result<()> {
         let log = self.path(&format!("{name}.log"));
-        let process = Process::start(Some(PROXY_CORE), program, arguments, &log)?;
-        let listens = || TcpStream::connect(("127.0.0.1", base)).is_ok();
-        wait_until(name, listens).with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
-        let pids = process.tree();
+        let program = name.to_ascii_lowercase();
+        let process = Process::start(Some(PROXY_CORE), Path::new(&program), arguments, &log)?;
+        let mut pids = Vec::new();
+        wait_until(name, || {
+            pids = process.tree();
+            pids.len() == processes && TcpStream::connect(("127.0.0.1", ports.tcp)).is_ok()
+        })
+        .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
         self.peers.push(Peer {
             name,
             _process: process,
             pids,
-            base,
+            ports,
         });
         Ok(())
+    }
+}
+
+/// What there is, without the addresses that are not known yet.
+fn services() -> Vec<Service> {
+    let service = |name: &str, host, kind| Service {
+        name: name.to_owned(),
+        host,
+        addresses: Vec::new(),
+        kind,
+    };
+    let of_host = |host: &'static str| match host.split_once('.') {
+        Some((name, _)) if host != HOST => vec![service(name, host, Kind::Other)],
+        _ => vec![
+            service("tcp", host, Kind::Tcp),
+            service("unix", host, Kind::Unix),
+        ],
+    };
+    HOSTS.into_iter().flat_map(of_host).collect()
+}
+
+fn instance_count(service: &Service) -> usize {
+    match service.kind {
+        Kind::Tcp | Kind::Unix => INSTANCES,
+        Kind::Other => 1,
     }
 }

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use nix::time::ClockId;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long anything may take to start or to end.
@@ -99,20 +100,15 @@ pub fn command_line(pid: u32) -> String {
     String::from_utf8_lossy(&words).replace('\0', " ")
 }
 
-/// The CPU time that processes have used, those included that they have waited for.
+/// The CPU time that processes have used, in all their threads, also those that have ended.
 pub fn cpu_time(pids: &[u32]) -> anyhow::Result<Duration> {
-    let ticks_a_second = rustix::param::clock_ticks_per_second();
-    let mut ticks = 0;
+    let mut sum = Duration::ZERO;
     for pid in pids {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, fields) = stat.rsplit_once(')').context("a strange stat")?;
-        // utime and stime are the 14th and 15th of all, of which two were before the parenthesis.
-        let times = fields.split_ascii_whitespace().skip(11).take(2);
-        for time in times {
-            ticks += time.parse::<u64>()?;
-        }
+        // Exact to the nanosecond, where proc(5) counts ticks of 10 ms.
+        let clock = ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(pid.cast_signed()))?;
+        sum += Duration::from(clock.now()?);
     }
-    Ok(Duration::from_nanos(ticks * 1_000_000_000 / ticks_a_second))
+    Ok(sum)
 }
 
 /// Their memory: what is theirs alone, and their part of what they share. In KiB.
@@ -135,4 +131,27 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_finer_than_a_tick_and_of_all_threads() {
+        let own = [std::process::id()];
+        let before = cpu_time(&own).unwrap();
+        let thread = thread::spawn(|| {
+            let mut number = 1_u64;
+            for _ in 0..1000 {
+                number = std::hint::black_box(number.wrapping_mul(3));
+            }
+        });
+        thread.join().unwrap();
+        let used = cpu_time(&own).unwrap() - before;
+        assert!(used > Duration::ZERO, "{used:?}");
+        assert!(cpu_time(&[own[0], own[0]]).unwrap() >= 2 * before);
+        // No process has a number above 2^22.
+        assert!(cpu_time(&[(1 << 22) + 1]).is_err());
+    }
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::load::{Moderate, Outcome, Wrk};
-use crate::peers::{DEFERRED, HOST, Peer, Peers, TCP, UNIX};
+use crate::configs::{HOST, Ports};
+use crate::load::{Moderate, Outcome, Wrk, ask_once};
+use crate::peers::{Peer, Peers};
 use crate::process::{cpu_time, memory, wait_until};
 use crate::report::{Measured, Report, Row};
 
@@ -21,6 +22,12 @@ const SECONDS: u64 = 2;
 const THOUGHTFUL: usize = 32;
 
 const IDLE: usize = 10_000;
+
+/// One of a proxy's ports.
+type Port = fn(Ports) -> u16;
+const TCP: Port = |ports| ports.tcp;
+const DEFERRED: Port = |ports| ports.deferred;
+const UNIX: Port = |ports| ports.unix;
 
 const GET: Wrk = Wrk {
     connections: 64,
@@ -77,7 +84,7 @@ pub fn all(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         connections: 32,
         ..GET
     });
-    for (name, kind, load, most) in [
+    for (name, port, load, most) in [
         ("GET, 64 connections", TCP, get("/", 64), [0.92, 0.92]),
         ("GET, 256 connections", TCP, get("/", 256), [0.92, 0.92]),
         ("GET, equal moderate load", TCP, Load::Moderate, [1.0, 0.9]),
@@ -88,7 +95,7 @@ pub fn all(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         ("the same, all deferred", DEFERRED, close, [1.0, 1.0]),
         ("GET, unix sockets", UNIX, get("/", 64), [0.88, 0.88]),
     ] {
-        report.rows.push(measure(peers, name, kind, load, most)?);
+        report.rows.push(measure(peers, name, port, load, most)?);
     }
     report.notes.push(system_calls(peers)?);
     report.notes.push(idle_memory(peers)?);
@@ -100,14 +107,14 @@ pub fn all(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
 fn measure(
     peers: &Peers,
     name: &'static str,
-    kind: u16,
+    port: Port,
     load: Load,
     most: [f64; 2],
 ) -> anyhow::Result<Row> {
     eprintln!("{name}");
     if let Load::Wrk(wrk) = load {
         for peer in &peers.peers {
-            check(peer, kind, wrk)?;
+            ask_once(port(peer.ports), HOST, wrk.path, wrk.body).context(peer.name)?;
         }
     }
     let mut rounds = Vec::new();
@@ -117,7 +124,7 @@ fn measure(
             let index = (turn + round) % peers.peers.len();
             let peer = &peers.peers[index];
             let before = cpu_time(&peer.pids)?;
-            let outcome = load.run(peer.port(kind))?;
+            let outcome = load.run(port(peer.ports))?;
             let used = cpu_time(&peer.pids)? - before;
             ensure!(outcome.requests > 0, "{} answers nothing", peer.name);
             measured[index] = Some(Measured {
@@ -130,36 +137,6 @@ fn measure(
         }
     }
     Ok(Row { name, most, rounds })
-}
-
-/// One request by hand: a proxy that is fast because it gives wrong answers is not to be measured.
-fn check(peer: &Peer, kind: u16, wrk: Wrk) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(("127.0.0.1", peer.port(kind)))?;
-    let method = match wrk.body {
-        0 => "GET",
-        _ => "POST",
-    };
-    let body = vec![b'x'; wrk.body];
-    write!(
-        stream,
-        "{method} {} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-        wrk.path, wrk.body
-    )?;
-    stream.write_all(&body)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
-    let (head, body) = answer.split_at(end.context("no head")? + 4);
-    let wanted = wrk.path.trim_start_matches('/').parse().unwrap_or(6);
-    ensure!(
-        head.starts_with(b"HTTP/1.1 200 ")
-            && body.len() == wanted
-            && body.iter().all(|&x| x == b'x'),
-        "{}: a wrong answer of {} bytes",
-        peer.name,
-        body.len()
-    );
-    Ok(())
 }
 
 fn smoothserve(peers: &Peers) -> &Peer {
@@ -182,7 +159,7 @@ fn system_calls(peers: &Peers) -> anyhow::Result<String> {
         let status = std::fs::read_to_string(format!("/proc/{worker}/status"));
         status.is_ok_and(|status| status.contains(&format!("TracerPid:\t{}\n", tracer.id())))
     })?;
-    let outcome = GET.run(peer.port(TCP), SECONDS)?;
+    let outcome = GET.run(peer.ports.tcp, SECONDS)?;
     let pid = rustix::process::Pid::from_child(&tracer);
     rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
     tracer.wait()?;
@@ -201,7 +178,7 @@ fn system_calls(peers: &Peers) -> anyhow::Result<String> {
 /// Restarts, one after the other, under a moderate load.
 fn rotations(peers: &Peers) -> anyhow::Result<String> {
     eprintln!("rotations");
-    let port = smoothserve(peers).port(TCP);
+    let port = smoothserve(peers).ports.tcp;
     let mut ratios = Vec::new();
     let (mut errors, mut restarts) = (0, 0);
     for _ in 0..ROUNDS {
@@ -240,7 +217,7 @@ fn idle_memory(peers: &Peers) -> anyhow::Result<String> {
         let before = memory(&peer.pids)?;
         let mut connections = Vec::new();
         for _ in 0..count {
-            let mut stream = TcpStream::connect(("127.0.0.1", peer.port(TCP)))?;
+            let mut stream = TcpStream::connect(("127.0.0.1", peer.ports.tcp))?;
             // A proxy may have as many as it wants, and lets this one wait.
             stream.set_read_timeout(Some(Duration::from_secs(1)))?;
             write!(stream, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;

@@ -52,6 +52,7 @@ pub(super) fn between(first: &Service, second: &Service) -> Vec<Conflict> {
         addresses(first, second),
         security(first, second),
         sites(first, second),
+        proxy_protocol(first, second),
         ranges(first, second),
         proxy_in_range(first, second, "start_instance_port"),
         proxy_in_range(second, first, "port"),
@@ -142,6 +143,23 @@ fn sites(first: &Service, second: &Service) -> Finding {
         named(second)
     );
     Some(("server_name", message))
+}
+
+/// What a connection begins with is known before it is known which service it is for.
+fn proxy_protocol(first: &Service, second: &Service) -> Finding {
+    let (listen, _) = pairs(first, second).find(|(a, b)| a == b)?;
+    let (with, without) = match (first.proxy_protocol, second.proxy_protocol) {
+        (true, false) => (first, second),
+        (false, true) => (second, first),
+        _ => return None,
+    };
+    let message = format!(
+        "port {} is with `proxy_protocol` for {} and without for {}; give it to both or neither",
+        listen.port,
+        named(with),
+        named(without)
+    );
+    Some(("proxy_protocol", message))
 }
 
 /// The listeners of both that share a port.

@@ -17,6 +17,8 @@ pub const GLOBAL_KEYS: &[&str] = &[
     "SubConfigDir",
     "default_user",
     "trusted_proxies",
+    "forwarded",
+    "max_connections",
     "CommandPort",
     "ProxyAddr",
     "log",
@@ -34,6 +36,8 @@ pub(super) struct Global {
     pub(super) services_dir_named: bool,
     pub(super) default_user: String,
     pub(super) trusted_proxies: Vec<IpNet>,
+    pub(super) forwarded: bool,
+    pub(super) max_connections: Option<u32>,
 }
 
 impl Global {
@@ -44,6 +48,8 @@ impl Global {
             services_dir_named: false,
             default_user: DEFAULT_USER.to_owned(),
             trusted_proxies: Vec::new(),
+            forwarded: false,
+            max_connections: None,
         }
     }
 }
@@ -115,6 +121,14 @@ fn fill(
     if let Some(networks) = fields.get("trusted_proxies", report, value::networks) {
         global.trusted_proxies = networks.value;
     }
+    if let Some(forwarded) = fields.get("forwarded", report, value::boolean) {
+        global.forwarded = forwarded.value;
+    }
+    let connections = fields.get("max_connections", report, |node, key, report| {
+        let text = value::text(node, key, report)?;
+        value::number(node.at, &text, key, 1..=10_000_000, report)
+    });
+    global.max_connections = connections.map(|most| most.value);
     let unused: Vec<&str> = UNUSED_KEYS
         .iter()
         .copied()

@@ -258,7 +258,7 @@ fn parse_percent(text: &str) -> Option<u32> {
 }
 
 /// Bytes, or what a letter behind the number makes of them, each 1024 times the one before it.
-fn parse_size(text: &str) -> Option<u64> {
+pub(super) fn parse_size(text: &str) -> Option<u64> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: u64 = match &text[number.len()..] {
         "" | "B" => 1,

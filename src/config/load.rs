@@ -109,6 +109,8 @@ fn config(global: Global, drafts: Vec<Draft>, notes: Vec<String>) -> Config {
     Config {
         default_user: global.default_user,
         trusted_proxies: global.trusted_proxies,
+        forwarded: global.forwarded,
+        max_connections: global.max_connections,
         services,
         notes,
     }
@@ -183,6 +185,13 @@ fn read_service(
     };
     let root = raw::parse(&source).map_err(|fault| vec![fault])?;
     let mut draft = service::read(source, root, notes)?;
+    if draft.service.proxy_protocol && global.trusted_proxies.is_empty() {
+        let line = draft.mark("proxy_protocol").line;
+        notes.push(format!(
+            "{}:{line}: `proxy_protocol` without `trusted_proxies`: all connections are refused",
+            file.display()
+        ));
+    }
     let missing = match against {
         Against::Machine => machine::missing(&draft.service, &global.default_user),
         Against::Nothing => Vec::new(),

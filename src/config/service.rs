@@ -19,6 +19,11 @@ pub const SERVICE_KEYS: &[&str] = &[
     "port",
     "tls",
     "listen_address",
+    "proxy_protocol",
+    "strip_prefix",
+    "max_request_body",
+    "response_timeout",
+    "queue_timeout",
     "server_ip",
     "start_instance_port",
     "instance_count",
@@ -37,6 +42,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "delay_running_time",
     "start_timeout",
     "drain_timeout",
+    "tunnel_drain_timeout",
     "stop_timeout",
     "stop_signal",
     "rollout",
@@ -55,6 +61,7 @@ const MAX_LISTEN: usize = 256;
 const DELAY_UPDATE_TIME: Duration = Duration::from_secs(1);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+const TUNNEL_DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a file says, before it is compared with the other files and with the machine.
@@ -132,12 +139,16 @@ impl Reader<'_> {
         let mut ports = ports.unwrap_or_default();
         let tls = self.tls(&ports);
         ports.extend(tls.iter().flat_map(|tls| &tls.ports));
+        let strip_prefix = self.strip_prefix(&sites);
         let listen = self.listen(&ports);
+        let proxy_protocol = self.get("proxy_protocol", value::boolean);
+        let handling = self.handling();
         let instance_count = self.get("instance_count", value::count).unwrap_or(1);
         let auto_restart = self.get("auto_restart", value::boolean).unwrap_or(false);
         let delay_update_time = self.get("delay_update_time", value::duration);
         let (delay_running_time, start_timeout) = self.start_times();
         let drain_timeout = self.get("drain_timeout", value::duration);
+        let tunnel_drain_timeout = self.get("tunnel_drain_timeout", value::duration);
         let stop_timeout = self.get("stop_timeout", value::duration);
         let rollout = self.rollout();
         let base = executable
@@ -154,11 +165,14 @@ impl Reader<'_> {
             enabled,
             sites,
             tls,
+            strip_prefix,
             listen: if listen.is_empty() {
                 return None;
             } else {
                 listen
             },
+            proxy_protocol: proxy_protocol.unwrap_or(false),
+            handling,
             instance_count,
             process,
             auto_restart,
@@ -167,6 +181,7 @@ impl Reader<'_> {
             delay_running_time,
             start_timeout,
             drain_timeout: drain_timeout.unwrap_or(DRAIN_TIMEOUT),
+            tunnel_drain_timeout: tunnel_drain_timeout.unwrap_or(TUNNEL_DRAIN_TIMEOUT),
             stop_timeout: stop_timeout.unwrap_or(STOP_TIMEOUT),
             rollout,
         })

@@ -113,7 +113,7 @@ fn check_name(whole: &str, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn parse_path(text: &str) -> Result<String, String> {
+pub(super) fn parse_path(text: &str) -> Result<String, String> {
     if text.contains('*') {
         return Err(format!(
             "`{text}` is no path: it is a prefix by itself, so leave the `*` out"

@@ -254,6 +254,7 @@ mod tests {
             state: InstanceState::Ready,
             since: SystemTime::now() - Duration::from_secs(130),
             in_flight: 3,
+            tunnels: 0,
             requests: 12,
             fault: None,
         };

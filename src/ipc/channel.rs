@@ -244,6 +244,7 @@ mod tests {
         let service = crate::ipc::Service {
             name: "x".repeat(100),
             running: true,
+            handling: crate::ipc::Handling::default(),
             endpoints: Vec::new(),
         };
         let table = ToWorker::Table(Table {

@@ -38,6 +38,11 @@ impl Counts {
         self.by_worker.values().map(|counts| counts.in_flight).sum()
     }
 
+    /// Tunnels to it.
+    pub fn tunnels(&self) -> u32 {
+        self.by_worker.values().map(|counts| counts.tunnels).sum()
+    }
+
     /// Requests that it was chosen for.
     pub fn requests(&self) -> u64 {
         let now: u64 = self.by_worker.values().map(|counts| counts.requests).sum();

@@ -402,10 +402,11 @@ impl Instance {
                 State::Starting { .. } => InstanceState::Starting,
                 State::Ready { .. } => InstanceState::Ready,
                 State::Draining { .. } => InstanceState::Draining,
-                State::Stopping { .. } => InstanceState::Stopping,
+                State::Closing { .. } | State::Stopping { .. } => InstanceState::Stopping,
             },
             since: self.since,
             in_flight: self.counts.in_flight(),
+            tunnels: self.counts.tunnels(),
             requests: self.counts.requests(),
             fault: self.fault.clone(),
         }

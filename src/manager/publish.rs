@@ -47,12 +47,7 @@ impl Manager {
 
     fn build_table(&mut self) -> bool {
         let views = self.services.values().map(Service::view);
-        let mut table = table::build(
-            views,
-            &self.listeners,
-            &self.certificates,
-            &self.config.trusted_proxies,
-        );
+        let mut table = table::build(views, &self.listeners, &self.certificates, &self.config);
         table.number = self.table.number;
         // The first one is new even if nothing is in it: a worker serves once it has one.
         let is_new = table.number == 0 || table != self.table;

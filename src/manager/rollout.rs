@@ -8,7 +8,9 @@
 //! for generations with the same content). The **good** target is the last one that proved itself; its executable is
 //! kept open by the shell, so it can always be started again.
 //!
-//! An instance lives `Starting → Ready → Draining → Stopping` and is then gone; it never moves back. Each slot
+//! An instance lives `Starting → Ready → Draining → Closing → Stopping` and is then gone; it never moves back. It is
+//! `Closing` only if it has tunnels when it is told to stop: as long as they are open, but no longer than
+//! `tunnel_drain_timeout`, it can end them itself. Then they are cut off, and `stop_timeout` begins. Each slot
 //! `1..=count` is to hold one ready instance that fits the target:
 //!
 //! * A slot with neither a starting nor a ready instance is **missing**: one is started, after the backoff of its
@@ -80,6 +82,9 @@ pub struct Policy {
     pub start_timeout: Duration,
     /// The most time in draining.
     pub drain_timeout: Duration,
+    /// The most time in closing.
+    #[serde(default)]
+    pub tunnel_drain_timeout: Duration,
     /// The most time in stopping before SIGKILL.
     pub stop_timeout: Duration,
     /// [`SOAK`], but shorter in tests.
@@ -93,8 +98,10 @@ pub enum Event {
     Desire(Desired),
     /// A starting instance showed its readiness.
     Ready(InstanceId),
-    /// The worker has no connection to a draining instance and will not open one.
+    /// The worker has no connection to a draining instance and will not open one, but for its tunnels.
     Idle(InstanceId),
+    /// Whether an instance has tunnels.
+    Tunnels(InstanceId, bool),
     /// The process is gone, or could not be made.
     Exited(InstanceId),
     /// Stop rolling out the newest target and go back to the good one.
@@ -149,6 +156,8 @@ pub struct Instance {
     pub target: Target,
     /// Where it is in its life.
     pub state: State,
+    /// It has tunnels, as far as is known.
+    pub tunnels: bool,
 }
 
 /// Where an instance is in its life.
@@ -167,6 +176,8 @@ pub enum State {
     },
     /// It gets no new requests.
     Draining { deadline: Instant },
+    /// It was told to stop, and ends its tunnels.
+    Closing { deadline: Instant },
     /// It was told to stop; `kill_at` is empty once it was killed.
     Stopping { kill_at: Option<Instant> },
 }
@@ -217,6 +228,7 @@ impl Reconciler {
             Event::Desire(desired) => self.desire(desired),
             Event::Ready(id) => self.seen_ready(id),
             Event::Idle(id) => self.idle(id, now, &mut actions),
+            Event::Tunnels(id, tunnels) => self.count_tunnels(id, tunnels),
             Event::Exited(id) => self.exited(id, now, &mut actions),
             Event::Cancel => self.cancel(),
             Event::Tick => {}
@@ -237,7 +249,9 @@ impl Reconciler {
                     not_before,
                     ..
                 } => Some(not_before),
-                State::Starting { deadline, .. } | State::Draining { deadline } => Some(deadline),
+                State::Starting { deadline, .. }
+                | State::Draining { deadline }
+                | State::Closing { deadline } => Some(deadline),
                 State::Ready { soak_until, .. } => soak_until,
                 State::Stopping { kill_at } => kill_at,
             });
@@ -321,6 +335,13 @@ impl Reconciler {
         }
     }
 
+    fn count_tunnels(&mut self, id: InstanceId, tunnels: bool) {
+        let mut instances = self.instances.iter_mut();
+        if let Some(instance) = instances.find(|instance| instance.id == id) {
+            instance.tunnels = tunnels;
+        }
+    }
+
     fn exited(&mut self, id: InstanceId, now: Instant, actions: &mut Vec<Action>) {
         let Some(index) = self.instances.iter().position(|instance| instance.id == id) else {
             return;
@@ -331,7 +352,7 @@ impl Reconciler {
                 self.failed(&instance, Failure::ExitedBeforeReady, now, actions)
             }
             State::Ready { .. } => self.failed(&instance, Failure::Crashed, now, actions),
-            State::Draining { .. } | State::Stopping { .. } => {}
+            State::Draining { .. } | State::Closing { .. } | State::Stopping { .. } => {}
         }
     }
 
@@ -346,7 +367,11 @@ impl Reconciler {
     fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for index in 0..self.instances.len() {
             let Instance {
-                id, target, state, ..
+                id,
+                target,
+                state,
+                tunnels,
+                ..
             } = self.instances[index];
             match state {
                 State::Starting {
@@ -374,6 +399,10 @@ impl Reconciler {
                     self.proven |= target == self.target;
                 }
                 State::Draining { deadline } if deadline <= now => self.stop(id, now, actions),
+                State::Closing { deadline } if deadline <= now || !tunnels => {
+                    let kill_at = Some(now + self.desired.policy.stop_timeout);
+                    self.instances[index].state = State::Stopping { kill_at };
+                }
                 State::Stopping { kill_at: Some(at) } if at <= now => {
                     self.instances[index].state = State::Stopping { kill_at: None };
                     actions.push(Action::Kill(id));
@@ -416,6 +445,7 @@ impl Reconciler {
             slot,
             target,
             state,
+            ..
         } = *instance;
         let record = self.slots.entry(slot).or_default();
         if matches!(state, State::Ready { since, .. } if since + backoff::RECOVERED_AFTER <= now) {
@@ -511,7 +541,7 @@ impl Reconciler {
     /// Replaces the next slot whose instance does not fit, when all slots are ready and nothing else is under way.
     fn rotate(&mut self, now: Instant, next_id: &mut InstanceId, actions: &mut Vec<Action>) {
         let busy = self.instances.iter().any(|instance| match instance.state {
-            State::Starting { .. } | State::Draining { .. } => true,
+            State::Starting { .. } | State::Draining { .. } | State::Closing { .. } => true,
             State::Ready { soak_until, .. } => soak_until.is_some(),
             // One that does not even die of SIGKILL must not hold everything up.
             State::Stopping { kill_at } => kill_at.is_some(),
@@ -568,6 +598,7 @@ impl Reconciler {
             slot,
             target,
             state,
+            tunnels: false,
         });
         if let Some(slot) = self.slots.get_mut(&slot) {
             slot.retry_at = None;
@@ -588,10 +619,16 @@ impl Reconciler {
     }
 
     fn stop(&mut self, id: InstanceId, now: Instant, actions: &mut Vec<Action>) {
-        let kill_at = now + self.desired.policy.stop_timeout;
-        if let Some(state) = self.state_mut(id) {
-            *state = State::Stopping {
-                kill_at: Some(kill_at),
+        let policy = &self.desired.policy;
+        let deadline = now + policy.tunnel_drain_timeout;
+        let kill_at = now + policy.stop_timeout;
+        let mut instances = self.instances.iter_mut();
+        if let Some(instance) = instances.find(|instance| instance.id == id) {
+            instance.state = match instance.tunnels && deadline > now {
+                true => State::Closing { deadline },
+                false => State::Stopping {
+                    kill_at: Some(kill_at),
+                },
             };
             actions.push(Action::Stop(id));
         }

@@ -318,7 +318,10 @@ impl Service {
                 }
                 instance.fault = fault;
             }
-            News::Counts(worker, counts) => instance.counts.count(worker, counts),
+            News::Counts(worker, counts) => {
+                instance.counts.count(worker, counts);
+                self.look_at_tunnels(id, world);
+            }
             News::Exited(how) => {
                 instance.ended = Some(how);
                 self.step(rollout::Event::Exited(id), world);
@@ -333,9 +336,25 @@ impl Service {
     }
 
     /// A worker has ended; what it counted is history.
-    pub fn worker_gone(&mut self, worker: u32) {
+    pub fn worker_gone(&mut self, worker: u32, world: &mut World) {
         for instance in self.instances.values_mut() {
             instance.counts.gone(worker);
+        }
+        let ids: Vec<InstanceId> = self.instances.keys().copied().collect();
+        for id in ids {
+            self.look_at_tunnels(id, world);
+        }
+    }
+
+    /// Takes in whether an instance has tunnels, if that has changed.
+    fn look_at_tunnels(&mut self, id: InstanceId, world: &mut World) {
+        let Some(instance) = self.instances.get(&id) else {
+            return;
+        };
+        let tunnels = instance.counts.tunnels() > 0;
+        let mut held = self.core.instances().iter();
+        if held.any(|held| held.id == id && held.tunnels != tunnels) {
+            self.step(rollout::Event::Tunnels(id, tunnels), world);
         }
     }
 
@@ -492,6 +511,8 @@ impl Service {
                 State::Starting { .. } => EndpointState::Probing,
                 State::Ready { .. } => EndpointState::Active,
                 State::Draining { .. } => EndpointState::Draining,
+                State::Closing { .. } => EndpointState::Draining,
+                State::Stopping { .. } if held.tunnels => EndpointState::Cut,
                 // It was never routed, or it has drained.
                 State::Stopping { .. } => EndpointState::Draining,
             };
@@ -570,6 +591,7 @@ fn desired(spec: &config::Service, running: bool, target: Target) -> Desired {
             delay_running_time: spec.delay_running_time,
             start_timeout: spec.start_timeout,
             drain_timeout: spec.drain_timeout,
+            tunnel_drain_timeout: spec.tunnel_drain_timeout,
             stop_timeout: spec.stop_timeout,
             soak: rollout::SOAK,
         },

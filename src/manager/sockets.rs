@@ -1,7 +1,10 @@
-//! What the kernel tells about listening sockets, in proc_net(5) and proc_pid_fd(5).
+//! What the kernel tells about listening sockets, in sock_diag(7) and proc_pid_fd(5).
 //!
 //! A probe that was answered shows that somebody listens. These tell whether it is the instance: between the choice of a
 //! port and its use another program may have taken it, and a socket that is passed on answers by the kernel alone.
+
+mod proc_net;
+mod sock_diag;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,75 +14,46 @@ use super::notify::with_ancestors;
 
 /// How many connections wait to be accepted at an address.
 pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
-    let table = match address {
-        SocketAddr::V4(_) => "/proc/self/net/tcp",
-        SocketAddr::V6(_) => "/proc/self/net/tcp6",
+    let family = match address {
+        SocketAddr::V4(_) => Family::V4,
+        SocketAddr::V6(_) => Family::V6,
     };
-    let mut rows = listening(table)?.into_iter();
-    let found = rows.find(|row| row.address == Some(address.ip()) && row.port == address.port());
+    let mut sockets = listening(family, address.port())?.into_iter();
+    let found = sockets.find(|socket| socket.address == Some(address.ip()));
     found
-        .map(|row| row.queue)
+        .map(|socket| socket.queue)
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "nobody listens there"))
 }
 
 /// Whether one of the processes of an instance listens on a port. Where that cannot be seen it is taken for granted.
 pub fn listens(pid: u32, port: u16) -> bool {
-    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-    // A kernel may have no IPv6.
-    let rows = tables
-        .iter()
-        .filter_map(|table| listening(table).ok())
-        .flatten();
-    let sockets: BTreeSet<String> = rows
-        .filter(|row| row.port == port)
-        .map(|row| format!("socket:[{}]", row.inode))
+    let families = [Family::V4, Family::V6].into_iter();
+    let sockets = families.flat_map(|family| listening(family, port).unwrap_or_default());
+    let sockets: BTreeSet<String> = sockets
+        .map(|socket| format!("socket:[{}]", socket.inode))
         .collect();
     holds(pid, &sockets).unwrap_or(true)
         || others(pid).any(|other| holds(other, &sockets).unwrap_or(false))
 }
 
-struct Row {
+/// A listening socket.
+#[derive(Debug, PartialEq, Eq)]
+struct Listening {
     address: Option<IpAddr>,
-    port: u16,
+    /// How many connections wait to be accepted.
     queue: u32,
     inode: u64,
 }
 
-/// The listening sockets of a table.
-fn listening(table: &str) -> io::Result<Vec<Row>> {
-    const LISTEN: &str = "0A";
-    let text = std::fs::read_to_string(table)?;
-    let row = |line: &str| {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        if *words.get(3)? != LISTEN {
-            return None;
-        }
-        let (address, port) = words[1].rsplit_once(':')?;
-        Some(Row {
-            address: ip(address),
-            port: u16::from_str_radix(port, 16).ok()?,
-            queue: u32::from_str_radix(words[4].split_once(':')?.1, 16).ok()?,
-            inode: words.get(9)?.parse().ok()?,
-        })
-    };
-    Ok(text.lines().filter_map(row).collect())
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
 }
 
-/// An address as the kernel prints it: words of 32 bits in its own byte order.
-fn ip(digits: &str) -> Option<IpAddr> {
-    let word = |at: usize| {
-        let word = u32::from_str_radix(digits.get(at..at + 8)?, 16).ok()?;
-        Some(word.to_ne_bytes())
-    };
-    match digits.len() {
-        8 => Some(IpAddr::from(word(0)?)),
-        32 => {
-            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
-            let bytes: [u8; 16] = words.concat().try_into().ok()?;
-            Some(IpAddr::from(bytes))
-        }
-        _ => None,
-    }
+/// The sockets that listen on a port. A kernel may know nothing of sock_diag(7), or not of IPv6.
+fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
+    sock_diag::listening(family, port).or_else(|_| proc_net::listening(family, port))
 }
 
 fn holds(pid: u32, sockets: &BTreeSet<String>) -> io::Result<bool> {
@@ -121,6 +95,25 @@ mod tests {
             assert_eq!(queue_length(address).unwrap(), 2);
             socket.accept().unwrap();
             assert_eq!(queue_length(address).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn both_sources_tell_the_same() {
+        for (any, family) in [
+            ("127.0.0.1:0", Family::V4),
+            ("[::1]:0", Family::V6),
+            ("[::]:0", Family::V6),
+        ] {
+            let socket = TcpListener::bind(any).unwrap();
+            let address = socket.local_addr().unwrap();
+            let to = SocketAddr::new("::1".parse().unwrap(), address.port());
+            let to = if family == Family::V6 { to } else { address };
+            let _waiting = std::net::TcpStream::connect(to).unwrap();
+            let told = sock_diag::listening(family, address.port()).unwrap();
+            assert_eq!(told, proc_net::listening(family, address.port()).unwrap());
+            assert_eq!((told[0].address, told[0].queue), (Some(address.ip()), 1));
+            assert_eq!(sock_diag::listening(family, 1).unwrap(), []);
         }
     }
 

@@ -193,6 +193,9 @@ pub struct InstanceStatus {
     pub since: SystemTime,
     /// Requests that it is working on.
     pub in_flight: u32,
+    /// Tunnels to it.
+    #[serde(default)]
+    pub tunnels: u32,
     /// Requests that it was chosen for.
     pub requests: u64,
     /// Why the health check holds it out of the balance.

@@ -1,8 +1,6 @@
 //! Builds the worker's table from the services. Pure.
 
-use std::collections::BTreeMap;
-
-use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::certificates::Certificates;
 use super::listeners::Listeners;
@@ -26,10 +24,11 @@ pub fn build<'a>(
     views: impl IntoIterator<Item = View<'a>>,
     listeners: &Listeners,
     certificates: &Certificates,
-    trusted_proxies: &[IpNet],
+    config: &config::Config,
 ) -> Table {
     let mut routes: BTreeMap<ListenerId, Vec<Route>> = BTreeMap::new();
     let mut tls: BTreeMap<ListenerId, Vec<CertificateId>> = BTreeMap::new();
+    let mut behind_proxies = BTreeSet::new();
     let mut services = Vec::new();
     for view in views {
         let service = services.len();
@@ -45,6 +44,9 @@ pub fn build<'a>(
                 let ids = tls.entry(listener.id).or_default();
                 add(ids, view.spec, certificates);
             }
+            if view.spec.proxy_protocol {
+                behind_proxies.insert(listener.id);
+            }
             let sites = view.spec.sites.iter();
             routes
                 .entry(listener.id)
@@ -52,12 +54,14 @@ pub fn build<'a>(
                 .extend(sites.map(|site| Route {
                     host: site.host.clone(),
                     path: site.path.clone(),
+                    strip: view.spec.strip_prefix.count(site),
                     service,
                 }));
         }
         services.push(Service {
             name: view.spec.name.clone(),
             running: view.running,
+            handling: view.spec.handling,
             endpoints: view.endpoints,
         });
     }
@@ -67,12 +71,15 @@ pub fn build<'a>(
             id: listener.id,
             address: listener.address,
             tls: tls.remove(&listener.id),
+            proxy_protocol: behind_proxies.contains(&listener.id),
             routes: routes.remove(&listener.id).unwrap_or_default(),
         })
         .collect();
     Table {
         number: 0,
-        trusted_proxies: trusted_proxies.to_vec(),
+        trusted_proxies: config.trusted_proxies.clone(),
+        forwarded: config.forwarded,
+        max_connections: config.max_connections,
         listeners,
         services,
     }

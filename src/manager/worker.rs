@@ -65,6 +65,8 @@ pub struct Worker {
     certificates: BTreeSet<CertificateId>,
     /// Pings in a row that it has not answered.
     pub unanswered: u32,
+    /// Draining, it has nothing left but tunnels.
+    pub only_tunnels: bool,
     pidfd: Rc<Pidfd>,
     outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
 }
@@ -176,6 +178,7 @@ impl Worker {
             idle: BTreeSet::new(),
             certificates: BTreeSet::new(),
             unanswered: 0,
+            only_tunnels: false,
             pidfd,
             outgoing,
         }
@@ -208,9 +211,14 @@ impl Worker {
     }
 
     /// Lets it serve what it has accepted, and end.
-    pub fn drain(&mut self, idle: Duration, limit: Duration) {
+    pub fn drain(&mut self, idle: Duration, limit: Duration, tunnels: Duration) {
         self.draining = true;
-        self.send(ToWorker::Drain { idle, limit }, None);
+        let message = ToWorker::Drain {
+            idle,
+            limit,
+            tunnels,
+        };
+        self.send(message, None);
     }
 
     /// Ends it at once.

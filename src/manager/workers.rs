@@ -152,9 +152,9 @@ impl Workers {
     }
 
     /// Lets all of them serve what they have accepted, and end.
-    pub fn drain_all(&mut self, limit: Duration) {
+    pub fn drain_all(&mut self, limit: Duration, tunnels: Duration) {
         for worker in &mut self.workers {
-            worker.drain(IDLE_GRACE, limit);
+            worker.drain(IDLE_GRACE, limit, tunnels);
         }
         self.changed = true;
     }
@@ -162,6 +162,11 @@ impl Workers {
     /// Ends all of them.
     pub fn kill(&self) {
         self.workers.iter().for_each(Worker::kill);
+    }
+
+    /// Whether none has anything left but tunnels.
+    fn have_only_tunnels(&self) -> bool {
+        self.workers.iter().all(|worker| worker.only_tunnels)
     }
 
     /// Whether no worker can have a connection to an endpoint that drains.
@@ -262,6 +267,10 @@ impl Manager {
                 worker.idle.insert(endpoint);
                 self.look_at_idle(endpoint);
             }
+            FromWorker::OnlyTunnels => {
+                worker.only_tunnels = true;
+                self.look_at_end();
+            }
             FromWorker::Counts { endpoints, .. } => {
                 for counts in endpoints {
                     self.instance(counts.id.0, News::Counts(generation, counts));
@@ -280,6 +289,7 @@ impl Manager {
     /// The worker of this generation has taken over.
     fn drain_older_than(&mut self, generation: u32) {
         let limit = self.drain_limit();
+        let tunnels = self.tunnel_limit();
         let older = self
             .workers
             .workers
@@ -291,7 +301,7 @@ impl Manager {
                 pid = worker.pid,
                 "worker replaced, the old one drains"
             );
-            worker.drain(IDLE_GRACE, limit);
+            worker.drain(IDLE_GRACE, limit, tunnels);
             self.workers.changed = true;
         }
     }
@@ -305,9 +315,9 @@ impl Manager {
             return;
         };
         self.workers.changed = true;
-        self.services
-            .values_mut()
-            .for_each(|service| service.worker_gone(generation));
+        for service in self.services.values_mut() {
+            service.worker_gone(generation, &mut self.world);
+        }
         // The others may have been waiting for this one's word alone.
         let waiting = self.workers.workers.iter().flat_map(|worker| &worker.idle);
         let waiting: BTreeSet<EndpointId> = waiting.copied().collect();
@@ -323,7 +333,14 @@ impl Manager {
                 tracing::info!(status = ending, "worker ended");
                 self.stop_instances();
             }
-            _ => {}
+            _ => self.look_at_end(),
+        }
+    }
+
+    /// Instances have the time of their tunnels to end these, so they are told to stop when nothing else is left.
+    fn look_at_end(&mut self) {
+        if self.phase == Phase::DrainingWorkers && self.workers.have_only_tunnels() {
+            self.stop_instances();
         }
     }
 

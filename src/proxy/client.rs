@@ -28,6 +28,7 @@ use super::headers::{Persistence, Sender};
 use super::http1::{Refusal, Version};
 use super::listener::Listener;
 use super::parcel::Parcel;
+use super::proxy_protocol::{Header, NoHeader};
 use super::request::{LONGEST_HEAD, Request};
 use super::stream::Stream;
 use super::thread::Thread;
@@ -39,6 +40,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a head may take from its first byte on.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long a trusted proxy may take to say whose connection it is. It does so at once, unless a segment is lost.
+const PROXY_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long, and how much, is read from a client that has got its last response.
 const LINGER_LIMIT: Duration = Duration::from_secs(5);
@@ -85,6 +89,9 @@ pub(crate) async fn serve(
         peer,
         address: peer.ip().to_string().into(),
     };
+    if client.listener.has_proxy_protocol() && !Box::pin(client.read_proxy_header()).await {
+        return;
+    }
     loop {
         client.skip_empty_lines();
         if client.buffer.is_empty() && !client.has_more().await {
@@ -104,6 +111,41 @@ pub(crate) async fn serve(
 }
 
 impl Client {
+    /// Learns from a trusted proxy whose connection this is. False if the connection is to be closed.
+    async fn read_proxy_header(&mut self) -> bool {
+        if !self.thread.trusts(self.peer.ip()) {
+            tracing::debug!(client_addr = %self.peer, "connection refused, it is not from a trusted proxy");
+            return false;
+        }
+        self.timer.set(PROXY_LIMIT);
+        let header = loop {
+            match Header::parse(self.buffer.unread()) {
+                Ok(Some(header)) => break header,
+                Ok(None) => {}
+                Err(error) => {
+                    self.listener.log_no_header(self.peer, error);
+                    return false;
+                }
+            }
+            let received = self.timer.limit(self.buffer.fill(&self.stream)).await;
+            match received {
+                Some(Ok(count)) if count > 0 => {}
+                // Whoever only looks whether the port is open sends nothing.
+                _ if self.buffer.is_empty() => return false,
+                _ => {
+                    self.listener.log_no_header(self.peer, NoHeader::CUT);
+                    return false;
+                }
+            }
+        };
+        self.buffer.consume(header.length);
+        if let Some(source) = header.source {
+            self.peer = source;
+            self.address = source.ip().to_string().into();
+        }
+        true
+    }
+
     /// Awaits the next bytes. False if the wait is over without.
     async fn has_more(&mut self) -> bool {
         self.timer.set(IDLE_LIMIT);
@@ -186,6 +228,7 @@ impl Client {
             address: &self.address,
             secure: self.stream.is_secure(),
             trusted: self.thread.trusts(self.peer.ip()),
+            forwarded: self.thread.sets_forwarded(),
         };
         Request::admit(&mut self.buffer, &self.listener, sender)
     }

@@ -35,7 +35,11 @@ const COUNTS_INTERVAL: Duration = Duration::from_millis(200);
 const COUNTS_INTERVAL_PER_ENDPOINT: Duration = Duration::from_micros(200);
 
 /// How a worker drains that is told to by a signal, which knows no times.
-const SIGNAL_DRAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+const SIGNAL_DRAIN: DrainTimes = DrainTimes {
+    idle: Duration::from_secs(1),
+    limit: Duration::from_secs(30),
+    tunnels: Duration::from_secs(30),
+};
 
 /// The wait after the control socket failed to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -71,8 +75,18 @@ pub(crate) struct Control {
     reports: mpsc::UnboundedReceiver<Report>,
 }
 
+/// The times of [`ToWorker::Drain`].
+struct DrainTimes {
+    idle: Duration,
+    limit: Duration,
+    tunnels: Duration,
+}
+
 struct Drain {
     until: Instant,
+    tunnels_until: Instant,
+    /// The manager knows that nothing else is left.
+    only_tunnels: bool,
     /// The threads that still have listeners.
     accepting: BTreeSet<usize>,
 }
@@ -109,14 +123,15 @@ impl Control {
         let mut signals = Signals::new()?;
         while !self.is_drained() {
             let next_counts = self.next_counts;
-            let until = self.drain.as_ref().map(|drain| drain.until);
+            self.tell_only_tunnels();
+            let until = self.drain_end();
             tokio::select! {
                 manager = accept(&socket) => self.greet(manager),
                 message = receive(&mut self.manager) => self.hear(message).await,
                 Some(report) = self.reports.recv() => self.note(report)?,
                 Some((endpoint, finding)) = self.findings.recv() => self.find(endpoint, finding),
                 () = sleep_until(next_counts), if self.manager.is_some() => self.count(),
-                () = signals.drain() => self.drain(SIGNAL_DRAIN.0, SIGNAL_DRAIN.1, "signal"),
+                () = signals.drain() => self.drain(&SIGNAL_DRAIN, "signal"),
                 () = wait_until(until) => {
                     tracing::warn!(connections = self.threads.connections(), "drain time is over, cutting off what is left");
                     break;
@@ -129,6 +144,9 @@ impl Control {
 
     /// A manager has connected: it takes the place of the one before, and is told how things stand.
     fn greet(&mut self, socket: std::os::unix::net::UnixStream) {
+        if let Some(drain) = &mut self.drain {
+            drain.only_tunnels = false;
+        }
         match Manager::greet(socket) {
             Ok(manager) => self.manager = Some(manager),
             Err(error) => {
@@ -141,7 +159,8 @@ impl Control {
         self.counted = None;
         self.next_counts = Instant::now();
         let acknowledged = self.ledger.acknowledged();
-        let mut messages = Vec::new();
+        // What is said of idleness is read by them.
+        let mut messages = vec![self.counts()];
         if acknowledged > 0 {
             messages.push(FromWorker::Acknowledged(acknowledged));
         }
@@ -187,7 +206,18 @@ impl Control {
                 }
             }
             Ok(ToWorker::Table(table)) => self.take_over(table).await,
-            Ok(ToWorker::Drain { idle, limit }) => self.drain(idle, limit, "manager"),
+            Ok(ToWorker::Drain {
+                idle,
+                limit,
+                tunnels,
+            }) => {
+                let times = DrainTimes {
+                    idle,
+                    limit,
+                    tunnels,
+                };
+                self.drain(&times, "manager");
+            }
             Ok(ToWorker::Ping(number)) => {
                 self.ping = (number, (0..self.threads.count()).collect());
                 for thread in 0..self.threads.count() {
@@ -219,11 +249,12 @@ impl Control {
         }
         self.certificates.keep(&named);
         let table = self.table.clone();
+        self.threads.limit_connections(table.max_connections);
         self.probers.follow(&table).await;
         self.forget_findings(&table);
         let drained = table
             .endpoints()
-            .filter(|(_, state)| *state == EndpointState::Draining);
+            .filter(|(_, state)| *state >= EndpointState::Draining);
         self.ledger
             .sent(table.number, drained.map(|(spec, _)| spec.id));
         let opened = self.sockets.follow(&table);
@@ -262,6 +293,9 @@ impl Control {
             }
             Event::Idle { endpoint, table } => {
                 if self.ledger.idle(thread, endpoint, table) {
+                    if self.has_tunnels(endpoint) {
+                        self.say(self.counts());
+                    }
                     self.say(FromWorker::Idle(endpoint));
                 }
             }
@@ -330,6 +364,51 @@ impl Control {
         }
     }
 
+    /// How things stand at this moment.
+    fn counts(&self) -> FromWorker {
+        let endpoints = self.table.endpoints();
+        FromWorker::Counts {
+            connections: self.threads.connections(),
+            endpoints: endpoints.map(|(spec, _)| spec.counts()).collect(),
+        }
+    }
+
+    fn has_tunnels(&self, endpoint: EndpointId) -> bool {
+        let mut endpoints = self.table.endpoints();
+        endpoints.any(|(spec, _)| spec.id == endpoint && spec.counts().tunnels > 0)
+    }
+
+    fn tunnels(&self) -> u32 {
+        let endpoints = self.table.endpoints();
+        endpoints.map(|(spec, _)| spec.counts().tunnels).sum()
+    }
+
+    /// When whatever is left is cut off.
+    fn drain_end(&self) -> Option<Instant> {
+        let drain = self.drain.as_ref()?;
+        Some(match self.tunnels() {
+            0 => drain.until,
+            _ => drain.until.max(drain.tunnels_until),
+        })
+    }
+
+    /// Says once that only tunnels are left, or that no more is waited for than them.
+    fn tell_only_tunnels(&mut self) {
+        let Some(drain) = self.drain.as_ref().filter(|drain| !drain.only_tunnels) else {
+            return;
+        };
+        let is_over = drain.until <= Instant::now();
+        let accepts = !drain.accepting.is_empty();
+        let tunnels = self.tunnels();
+        let alone = !accepts && self.threads.connections() <= tunnels;
+        if tunnels > 0 && (alone || is_over) && self.manager.is_some() {
+            self.say(FromWorker::OnlyTunnels);
+            if let Some(drain) = &mut self.drain {
+                drain.only_tunnels = true;
+            }
+        }
+    }
+
     fn say_counts(&mut self) {
         if let Some((connections, endpoints)) = self.counted.clone() {
             self.say(FromWorker::Counts {
@@ -340,15 +419,20 @@ impl Control {
     }
 
     /// Begins to drain. Told so again, it only takes the new limit.
-    fn drain(&mut self, idle: Duration, limit: Duration, by: &'static str) {
-        let until = Instant::now() + limit;
+    fn drain(&mut self, times: &DrainTimes, by: &'static str) {
+        let idle = times.idle;
+        let until = Instant::now() + times.limit;
+        let tunnels_until = Instant::now() + times.tunnels;
         if let Some(drain) = &mut self.drain {
             drain.until = until;
+            drain.tunnels_until = tunnels_until;
             return;
         }
         tracing::info!(by, connections = self.threads.connections(), "draining");
         self.drain = Some(Drain {
             until,
+            tunnels_until,
+            only_tunnels: false,
             accepting: (0..self.threads.count()).collect(),
         });
         self.sockets = Sockets::default();

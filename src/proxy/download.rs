@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::buffer::Buffer;
 use super::error::ProxyError;
 use super::exchange::{End, Flow, Upload, receive};
-use super::headers::{Persistence, delivery, write_interim, write_response};
+use super::headers::{Persistence, delivery, write_interim, write_response, write_switch};
 use super::http1::{Decoder, Encoding, Framing, Malformed, ResponseHead, Spans, Version, slots};
 use super::parcel::Parcel;
 use super::stream::Stream;
@@ -51,6 +51,8 @@ pub(crate) struct Response {
 /// A head that was read and written.
 enum Head {
     Interim,
+    /// HTTP ends here.
+    Switch,
     Final {
         response: Response,
         framing: Framing,
@@ -71,6 +73,7 @@ pub(crate) async fn download(
     let (mut response, framing) = loop {
         match read_head(flow, instance, buffer, client, reply, &closing, &mut out).await? {
             Head::Final { response, framing } => break (response, framing),
+            Head::Switch => return Err(End::Switched { head: out }),
             Head::Interim if interims == MOST_INTERIMS => {
                 return Err(flow.fail(Malformed("too many interim responses")));
             }
@@ -202,7 +205,20 @@ fn translate_interim(
     out: &mut Vec<u8>,
 ) -> Result<Head, Malformed> {
     if head.status == 101 {
-        return Err(Malformed("an upgrade that nobody asked for"));
+        let asked = flow
+            .upgrade
+            .as_deref()
+            .ok_or(Malformed("an upgrade that nobody asked for"))?;
+        let protocol = head.upgrade().ok_or(Malformed("an upgrade to nothing"))?;
+        // What would be the end of the request, and what the beginning of the tunnel?
+        if flow.upload.get() != Upload::Done {
+            return Err(Malformed("an upgrade before the end of the request"));
+        }
+        if !protocol.eq_ignore_ascii_case(asked) {
+            return Err(Malformed("an upgrade to another protocol"));
+        }
+        write_switch(head, protocol, out);
+        return Ok(Head::Switch);
     }
     let told_already = head.status == 100 && flow.permitted.get();
     if reply.version == Version::Http11 && !told_already {
@@ -268,7 +284,9 @@ async fn send_body(
         let parcel = Parcel::framed(out, encoding, buffer.unread(), data, trailers);
         if !parcel.is_empty() {
             flow.committed.set(true);
+            flow.delivering.set(true);
             let sent = parcel.send(client, || flow.note_moved()).await;
+            flow.delivering.set(false);
             sent.map_err(|_| End::Abandoned)?;
         }
         out.clear();

@@ -5,7 +5,8 @@
 //! back. A [`Claim`] is one request on its way through the endpoint: choosing it and counting it are one step, since a
 //! thread does nothing else in between, and the count goes down when the claim is dropped. The thread that marks an
 //! endpoint draining closes its idle connections in the same step, so from then on only claims hold connections to it.
-//! When the last claim goes, the thread reports the endpoint idle. That report is true only if whoever holds a claim
+//! When the last claim goes, the thread reports the endpoint idle. A claim that has become a tunnel is not waited for: it
+//! is counted on its own, and lives until it ends by itself or a table cuts it off. That report is true only if whoever holds a claim
 //! drops the connection **before** the claim: [`Claim::give_back`] sees to it, and a type that holds both must declare
 //! the connection first.
 
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::stream::Stream;
@@ -52,6 +54,7 @@ pub(crate) struct Spec {
 #[repr(align(128))]
 struct Counters {
     in_flight: AtomicU32,
+    tunnels: AtomicU32,
     requests: AtomicU64,
     failures: AtomicU64,
 }
@@ -80,11 +83,13 @@ impl Spec {
         let mut counts = EndpointCounts {
             id: self.id,
             in_flight: 0,
+            tunnels: 0,
             requests: 0,
             failures: 0,
         };
         for counters in &self.counters {
             counts.in_flight += counters.in_flight.load(Relaxed);
+            counts.tunnels += counters.tunnels.load(Relaxed);
             counts.requests += counters.requests.load(Relaxed);
             counts.failures += counters.failures.load(Relaxed);
         }
@@ -97,6 +102,9 @@ pub(crate) struct Endpoint {
     spec: Arc<Spec>,
     reporter: Reporter,
     draining: Cell<bool>,
+    /// Tunnels are to end.
+    cut: Cell<bool>,
+    cuts: Notify,
     /// The newest at the end; it is taken first, so that the others can grow old.
     idle: RefCell<Vec<Idle>>,
     penalised_until: Cell<Option<Instant>>,
@@ -121,6 +129,8 @@ impl Endpoint {
             spec,
             reporter,
             draining: Cell::new(false),
+            cut: Cell::new(false),
+            cuts: Notify::new(),
             idle: RefCell::default(),
             penalised_until: Cell::default(),
         }
@@ -154,7 +164,10 @@ impl Endpoint {
         counters
             .requests
             .store(counters.requests.load(Relaxed).wrapping_add(1), Relaxed);
-        Claim { endpoint: self }
+        Claim {
+            endpoint: self,
+            tunnel: false,
+        }
     }
 
     /// From now on nobody claims it. Says so if it is idle, also when it was draining before.
@@ -164,6 +177,17 @@ impl Endpoint {
         if self.in_flight() == 0 {
             self.reporter.idle(self.id());
         }
+    }
+
+    /// Ends the tunnels to it, which was drained before.
+    pub(crate) fn cut(&self) {
+        self.cut.set(true);
+        self.cuts.notify_waiters();
+    }
+
+    /// Whether a request or a tunnel holds a connection to it.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.in_flight() > 0 || self.counters().tunnels.load(Relaxed) > 0
     }
 
     /// Closes idle connections that are too old or that the instance has closed.
@@ -194,6 +218,7 @@ impl Endpoint {
 /// Drop the connection before the claim.
 pub(crate) struct Claim {
     endpoint: Rc<Endpoint>,
+    tunnel: bool,
 }
 
 impl Claim {
@@ -252,6 +277,32 @@ impl Claim {
         result
     }
 
+    /// The request has become a tunnel, and is not in flight any more.
+    pub(crate) fn become_tunnel(&mut self) {
+        if !self.tunnel {
+            self.tunnel = true;
+            add(&self.endpoint.counters().tunnels, 1);
+            self.end_request();
+        }
+    }
+
+    /// Resolves when tunnels are to end.
+    pub(crate) async fn cut(&self) {
+        let cuts = self.endpoint.cuts.notified();
+        if !self.endpoint.cut.get() {
+            cuts.await;
+        }
+    }
+
+    fn end_request(&self) {
+        let in_flight = &self.endpoint.counters().in_flight;
+        let left = in_flight.load(Relaxed) - 1;
+        in_flight.store(left, Relaxed);
+        if left == 0 && self.endpoint.draining.get() {
+            self.endpoint.reporter.idle(self.id());
+        }
+    }
+
     /// Counts that the endpoint failed this request after the connection stood: no response, or a broken one.
     pub(crate) fn count_failure(&self) {
         let failures = &self.endpoint.counters().failures;
@@ -261,11 +312,11 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let in_flight = &self.endpoint.counters().in_flight;
-        let left = in_flight.load(Relaxed) - 1;
-        in_flight.store(left, Relaxed);
-        if left == 0 && self.endpoint.draining.get() {
-            self.endpoint.reporter.idle(self.id());
+        if self.tunnel {
+            let tunnels = &self.endpoint.counters().tunnels;
+            tunnels.store(tunnels.load(Relaxed) - 1, Relaxed);
+        } else {
+            self.end_request();
         }
     }
 }
@@ -410,6 +461,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_tunnel_is_not_waited_for_but_can_be_cut() {
+        let mut fixture = Fixture::new();
+        let mut claim = fixture.claim();
+        fixture.endpoint.drain();
+        assert!(!fixture.is_reported_idle());
+        claim.become_tunnel();
+        assert!(fixture.is_reported_idle());
+        let counts = fixture.endpoint.spec.counts();
+        assert_eq!((counts.in_flight, counts.tunnels), (0, 1));
+        assert!(fixture.endpoint.is_in_use());
+        let cutting = async { fixture.endpoint.cut() };
+        tokio::join!(claim.cut(), cutting);
+        claim.cut().await;
+        drop(claim);
+        assert!(!fixture.endpoint.is_in_use());
+        assert!(!fixture.is_reported_idle(), "it is said once");
+    }
+
+    #[tokio::test]
     async fn counters_count() {
         let fixture = Fixture::new();
         let held = fixture.claim();
@@ -419,6 +489,7 @@ mod tests {
         let expected = EndpointCounts {
             id: ID,
             in_flight: 1,
+            tunnels: 0,
             requests: 2,
             failures: 1,
         };

@@ -16,6 +16,9 @@ pub(crate) enum ProxyError {
     /// The body is not what the head announced.
     #[error("request body: {0}")]
     Body(#[from] FramingError),
+    /// The body is longer than the service wants it.
+    #[error("the request body is larger than max_request_body")]
+    BodyTooLarge,
     /// The client was too slow.
     #[error("the client did not send its request in time")]
     RequestTimeout,
@@ -49,6 +52,7 @@ impl ProxyError {
             ProxyError::Refused(Refusal::Bad(_)) | ProxyError::Body(_) => {
                 (400, "Bad Request", "The request is malformed.\n")
             }
+            ProxyError::BodyTooLarge => (413, "Content Too Large", "The request is too large.\n"),
             ProxyError::Refused(Refusal::TargetTooLong) => {
                 (414, "URI Too Long", "The address is too long.\n")
             }

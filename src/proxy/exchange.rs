@@ -14,11 +14,14 @@
 //!   nothing, it is told to go on.
 //! * A client that has sent all it wants to send and closed its side still gets its response; one that has reset the
 //!   connection ends the exchange.
-//! * Time runs out when neither direction has moved anything for [`STALL_LIMIT`].
+//! * An instance that changes the protocol, as the client has asked it to, ends the exchange; a tunnel follows.
+//! * Time runs out when neither direction has moved anything: for the service's `response_timeout` if it is the instance
+//!   that is waited for, and for [`STALL_LIMIT`] if it is the client.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -31,7 +34,7 @@ use super::stream::Stream;
 use super::upload::upload;
 use super::upstream::Upstream;
 
-/// How long nothing may move.
+/// How long a client may neither send nor take anything, while one of that is waited for.
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// How an exchange ended.
@@ -55,6 +58,11 @@ pub(crate) enum End {
         /// Only a reset can tell the client, because for it the response ends with the connection.
         reset: bool,
     },
+    /// The instance speaks the other protocol that the client has asked for.
+    Switched {
+        /// The response that says so, which the client has not got yet.
+        head: Vec<u8>,
+    },
     /// The client does not want it any more.
     Abandoned,
 }
@@ -74,8 +82,12 @@ pub(crate) struct Flow {
     pub(crate) heard: Cell<bool>,
     /// A byte of the response was sent, or may have been.
     pub(crate) committed: Cell<bool>,
+    /// It is the client that is waited for, to take more of the response.
+    pub(crate) delivering: Cell<bool>,
     /// For the client the response ends with the connection.
     pub(crate) until_close: Cell<bool>,
+    /// The protocol that the client wants to change to.
+    pub(crate) upgrade: Option<Rc<[u8]>>,
 }
 
 /// How far the request is.
@@ -90,7 +102,7 @@ pub(crate) enum Upload {
 }
 
 impl Flow {
-    fn new(awaits_permission: bool) -> Flow {
+    fn new(awaits_permission: bool, upgrade: Option<Rc<[u8]>>) -> Flow {
         Flow {
             moved: Cell::new(true),
             sent: Cell::new(false),
@@ -99,7 +111,9 @@ impl Flow {
             upload: Cell::new(Upload::Sending),
             heard: Cell::new(false),
             committed: Cell::new(false),
+            delivering: Cell::new(false),
             until_close: Cell::new(false),
+            upgrade,
         }
     }
 
@@ -121,6 +135,14 @@ impl Flow {
         }
     }
 
+    /// How long it may take until something moves again.
+    fn limit(&self, response_timeout: Duration) -> Duration {
+        match self.delivering.get() || self.upload.get() == Upload::Receiving {
+            true => STALL_LIMIT,
+            false => response_timeout,
+        }
+    }
+
     fn time_out(&self) -> End {
         self.fail(match self.upload.get() {
             Upload::Receiving => ProxyError::RequestTimeout,
@@ -134,8 +156,9 @@ pub(crate) async fn exchange(
     client: &mut Client,
     request: &mut Request,
     upstream: &mut Upstream,
+    response_timeout: Duration,
 ) -> End {
-    let flow = Flow::new(request.outgoing.awaits_permission);
+    let flow = Flow::new(request.outgoing.awaits_permission, request.upgrade.clone());
     let (reply, outgoing) = (request.reply, &mut request.outgoing);
     let Upstream { stream, buffer } = upstream;
     let Client {
@@ -192,7 +215,7 @@ pub(crate) async fn exchange(
             }
         }
         if flow.moved.take() {
-            timer.set(STALL_LIMIT);
+            timer.set(flow.limit(response_timeout));
         }
         if timer.poll_expired(cx).is_ready() {
             return Poll::Ready(flow.time_out());

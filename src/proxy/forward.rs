@@ -2,7 +2,7 @@
 //!
 //! # Which failures lead to another try
 //! * No connection: any request goes to another instance, at once while there is one that was not tried, and then after
-//!   growing pauses, for [`SEARCH_LIMIT`] in all.
+//!   growing pauses, for the service's `queue_timeout` in all.
 //! * A connection on which not a byte of the request could be sent: the same, since no instance has seen it.
 //! * A connection that ended after something was sent and before anything was received: the instance may have acted on
 //!   the request. It is sent again only once, only if its method is idempotent, and only if all that was sent of it is
@@ -20,11 +20,9 @@ use super::error::ProxyError;
 use super::exchange::{End, exchange};
 use super::request::Request;
 use super::service::Service;
+use super::tunnel::tunnel;
 use super::upstream::Upstream;
 use crate::ipc::EndpointId;
-
-/// How long instances are tried that cannot be connected to.
-const SEARCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// The pause after all instances were tried once; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -37,15 +35,19 @@ pub(crate) async fn forward(
     request: &mut Request,
 ) -> Result<Next, ProxyError> {
     let service = request.service.clone().ok_or(ProxyError::UnknownHost)?;
+    if request.outgoing.is_too_large() {
+        return Err(ProxyError::BodyTooLarge);
+    }
     let mut search = Search::new(&service, request.outgoing.is_repeatable());
     let mut repeated = false;
+    let limit = service.handling().response_timeout;
     loop {
         let Some(lease) = client.unless_reset(search.lease()).await else {
             return Ok(Next::Close);
         };
         let mut lease = lease?;
         request.instance = Some(lease.claim.id());
-        match exchange(client, request, &mut lease.upstream).await {
+        match exchange(client, request, &mut lease.upstream, limit).await {
             End::Answered { reusable, response } => {
                 if reusable {
                     let Lease {
@@ -76,6 +78,13 @@ pub(crate) async fn forward(
                 lease.claim.count_failure();
                 client.log_cut(request);
                 return Ok(if reset { Next::Reset } else { Next::Close });
+            }
+            End::Switched { head } => {
+                let Lease {
+                    upstream, claim, ..
+                } = &mut lease;
+                claim.become_tunnel();
+                return Ok(Box::pin(tunnel(client, upstream, claim, head)).await);
             }
             End::Abandoned => return Ok(Next::Close),
         }
@@ -169,7 +178,7 @@ impl Search<'_> {
         self.tried.push(claim.id());
         let until = match &self.failed {
             Some((_, until)) => *until,
-            None => Instant::now() + SEARCH_LIMIT,
+            None => Instant::now() + self.service.handling().queue_timeout,
         };
         self.failed = Some((error, until));
     }

@@ -1,9 +1,10 @@
 //! Heads as they are passed on: written anew, field by field, without what concerns one connection only (RFC 9110,
 //! section 7.6.1), and with what an instance should know about the client.
 //!
-//! `X-Forwarded-For`, `-Proto` and `-Host` are always set. What the client itself says of that kind, in these fields
-//! or in others that programs read for the same purpose, is believed only from trusted peers and never passed on
-//! otherwise.
+//! `X-Forwarded-For`, `-Proto` and `-Host` are always set, `Forwarded` (RFC 7239) where it is wanted, and
+//! `X-Forwarded-Prefix` where the instance does not get the beginning of the path. What the client itself says of that
+//! kind, in these fields or in others that programs read for the same purpose, is believed only from trusted peers and
+//! never passed on otherwise.
 
 use super::http1::{
     Field, Framing, Kind, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
@@ -18,6 +19,8 @@ pub(crate) struct Sender<'a> {
     pub(crate) secure: bool,
     /// Whether its word about who is behind it is taken.
     pub(crate) trusted: bool,
+    /// Whether an instance is told by `Forwarded`, too.
+    pub(crate) forwarded: bool,
 }
 
 /// What is said about the connection to a client.
@@ -33,7 +36,11 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mu
         out,
         &[
             head.method.as_bytes(),
-            b" ",
+            match head.prefix.is_empty() || head.target.starts_with('/') {
+                true => b" ",
+                // Nothing of the path is left, or only a query.
+                false => b" /",
+            },
             head.target.as_bytes(),
             b" HTTP/1.1\r\n",
         ],
@@ -45,6 +52,8 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mu
             Kind::Trailer => head.framing == Framing::Chunked,
             Kind::Expect => head.expects_continue,
             Kind::ForwardedOther => sender.trusted,
+            Kind::Forwarded => sender.trusted && !sender.forwarded,
+            Kind::ForwardedPrefix => sender.trusted && head.prefix.is_empty(),
             _ => false,
         };
         if keep {
@@ -53,7 +62,13 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mu
     }
     put_forwarded(head, sender, out);
     if head.takes_trailers {
-        put(out, &[b"TE: trailers\r\nConnection: TE\r\n"]);
+        put(out, &[b"TE: trailers\r\n"]);
+    }
+    match (head.upgrade, head.takes_trailers) {
+        (Some(protocol), true) => put_upgrade(b"TE, Upgrade", protocol, out),
+        (Some(protocol), false) => put_upgrade(b"Upgrade", protocol, out),
+        (None, true) => put(out, &[b"Connection: TE\r\n"]),
+        (None, false) => {}
     }
     put_framing(head.framing, out);
     put(out, &[b"\r\n"]);
@@ -84,6 +99,37 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
             b"\r\n",
         ],
     );
+    if sender.forwarded {
+        put(out, &[b"Forwarded: "]);
+        for field in incoming(Kind::Forwarded) {
+            put(out, &[field.value, b", "]);
+        }
+        put_element(head.host, sender.address, out);
+    }
+    if !head.prefix.is_empty() {
+        put(out, &[b"X-Forwarded-Prefix: "]);
+        // What the proxy in front has taken away stood before that.
+        for field in incoming(Kind::ForwardedPrefix) {
+            put(
+                out,
+                &[field.value.strip_suffix(b"/").unwrap_or(field.value)],
+            );
+        }
+        put(out, &[head.prefix.as_bytes(), b"\r\n"]);
+    }
+}
+
+/// What `Forwarded` has of one hop (RFC 7239, section 4). What is a token, or could be none, is left as it is; nothing
+/// of it can contain a quotation mark.
+fn put_element(host: &[u8], address: &str, out: &mut Vec<u8>) {
+    match address.contains(':') {
+        true => put(out, &[b"for=\"[", address.as_bytes(), b"]\""]),
+        false => put(out, &[b"for=", address.as_bytes()]),
+    }
+    if !host.is_empty() {
+        put(out, &[b";host=\"", host, b"\""]);
+    }
+    put(out, &[b";proto=http\r\n"]);
 }
 
 /// Writes the head of a response for a client; `framing` is how the body is delivered there.
@@ -119,6 +165,18 @@ pub(crate) fn write_response(
 
 /// Writes a response that another one follows.
 pub(crate) fn write_interim(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
+    put_interim_fields(head, out);
+    put(out, &[b"\r\n"]);
+}
+
+/// Writes the response that HTTP ends with on this connection.
+pub(crate) fn write_switch(head: &ResponseHead<'_>, protocol: &[u8], out: &mut Vec<u8>) {
+    put_interim_fields(head, out);
+    put_upgrade(b"Upgrade", protocol, out);
+    put(out, &[b"\r\n"]);
+}
+
+fn put_interim_fields(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
     put_status(head, out);
     for field in &head.fields {
         let nominated = head.nominates && is_nominated(field.name, &head.fields);
@@ -126,7 +184,19 @@ pub(crate) fn write_interim(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
             put_field(out, field);
         }
     }
-    put(out, &[b"\r\n"]);
+}
+
+fn put_upgrade(connection: &[u8], protocol: &[u8], out: &mut Vec<u8>) {
+    put(
+        out,
+        &[
+            b"Connection: ",
+            connection,
+            b"\r\nUpgrade: ",
+            protocol,
+            b"\r\n",
+        ],
+    );
 }
 
 /// How a body reaches a client: the same way if the client knows it.
@@ -208,16 +278,71 @@ mod tests {
             .unwrap();
         let mut out = Vec::new();
         let address = "192.0.2.1";
-        write_request(
-            &head,
-            Sender {
-                address,
-                secure: false,
-                trusted,
-            },
-            &mut out,
-        );
+        let sender = Sender {
+            address,
+            secure: false,
+            trusted,
+            forwarded: false,
+        };
+        write_request(&head, sender, &mut out);
         String::from_utf8(out).unwrap()
+    }
+
+    fn forwarded(fields: &str, address: &str, trusted: bool) -> String {
+        let head = format!("GET / HTTP/1.0\r\n{fields}\r\n");
+        let mut slots = slots();
+        let head = RequestHead::parse(head.as_bytes(), &mut slots)
+            .unwrap()
+            .unwrap();
+        let mut out = Vec::new();
+        let sender = Sender {
+            address,
+            secure: false,
+            trusted,
+            forwarded: true,
+        };
+        write_request(&head, sender, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let mut lines = text.split("\r\n");
+        let mut found = lines
+            .by_ref()
+            .filter(|line| line.to_lowercase().starts_with("forwarded:"));
+        let field = found.next().unwrap().to_owned();
+        assert_eq!(found.next(), None);
+        field
+    }
+
+    #[test]
+    fn forwarded_has_an_element_for_each_hop() {
+        let theirs = "Forwarded: for=1.1.1.1;proto=https\r\nforwarded: for=unknown, for=_x\r\n";
+        for (fields, address, trusted, field) in [
+            (
+                "",
+                "192.0.2.1",
+                false,
+                "Forwarded: for=192.0.2.1;proto=http",
+            ),
+            (
+                "Host: a.example:8080\r\n",
+                "2001:db8::1",
+                false,
+                "Forwarded: for=\"[2001:db8::1]\";host=\"a.example:8080\";proto=http",
+            ),
+            (
+                theirs,
+                "192.0.2.1",
+                false,
+                "Forwarded: for=192.0.2.1;proto=http",
+            ),
+            (
+                theirs,
+                "192.0.2.1",
+                true,
+                "Forwarded: for=1.1.1.1;proto=https, for=unknown, for=_x, for=192.0.2.1;proto=http",
+            ),
+        ] {
+            assert_eq!(forwarded(fields, address, trusted), field);
+        }
     }
 
     fn response(head: &str, version: Version, persistence: Persistence) -> String {
@@ -242,6 +367,38 @@ mod tests {
              X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: h\r\n\
              TE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn only_the_wish_for_one_other_protocol_is_passed_on() {
+        for (fields, expected) in [
+            (
+                "Connection: keep-alive, upgrade\nUpgrade: websocket\n",
+                "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+            ),
+            (
+                "Connection: TE, Upgrade\nTE: trailers\nUpgrade: a/1\n",
+                "TE: trailers\r\nConnection: TE, Upgrade\r\nUpgrade: a/1\r\n",
+            ),
+            ("Connection: Upgrade\n", ""),
+            ("Upgrade: websocket\n", ""),
+            (
+                "Connection: Upgrade, HTTP2-Settings\nUpgrade: H2C\nHTTP2-Settings: x\n",
+                "",
+            ),
+            ("Connection: Upgrade\nUpgrade: websocket, h2c\n", ""),
+            ("Connection: Upgrade\nUpgrade: websocket\nUpgrade: a\n", ""),
+            ("Connection: Upgrade, close\nUpgrade: websocket\n", ""),
+        ] {
+            let request = request(&format!("GET / HTTP/1.1\nHost: h\n{fields}\n"), false);
+            let added = request.split_once("X-Forwarded-Host: h\r\n").unwrap().1;
+            assert_eq!(added, format!("{expected}\r\n"), "{fields}");
+        }
+        let with_body =
+            "POST / HTTP/1.1\nHost: h\nConnection: Upgrade\nUpgrade: a\nContent-Length: 1\n\n";
+        assert!(!request(with_body, false).contains("Upgrade"));
+        let old = "GET / HTTP/1.0\nHost: h\nConnection: Upgrade\nUpgrade: a\n\n";
+        assert!(!request(old, false).contains("Upgrade"));
     }
 
     #[test]

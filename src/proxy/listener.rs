@@ -21,6 +21,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::proxy_protocol::NoHeader;
 use super::router::Router;
 use super::service::Service;
 use super::thread::Thread;
@@ -46,6 +47,8 @@ pub(crate) struct Listener {
     mode: Cell<Mode>,
     changed: Notify,
     routes: RefCell<Routes>,
+    /// When it may be logged again that a connection did not begin as it should.
+    quiet_until: Cell<Option<Instant>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +57,16 @@ enum Mode {
     Finishing,
 }
 
-/// A router and the thread's services, in the order in which the router counts them.
+/// What becomes of the connections.
 #[derive(Clone, Default)]
 pub(crate) struct Routes {
     /// Its connections are TLS's.
     pub(crate) tls: Option<Tls>,
     pub(crate) router: Arc<Router>,
+    /// The thread's, in the order in which the router counts them.
     pub(crate) services: Rc<[Rc<Service>]>,
+    /// A proxy in front says whose they are.
+    pub(crate) proxy_protocol: bool,
 }
 
 impl Listener {
@@ -71,14 +77,31 @@ impl Listener {
             mode: Cell::new(Mode::Open),
             changed: Notify::new(),
             routes: RefCell::new(routes),
+            quiet_until: Cell::new(None),
         }
     }
 
-    /// The service for a host without its port, in any case, and a path without its query.
-    pub(crate) fn route(&self, host: &[u8], path: &[u8]) -> Option<Rc<Service>> {
+    /// The service for a host without its port, in any case, and a path without its query, and how many bytes of the
+    /// path it does not get.
+    pub(crate) fn route(&self, host: &[u8], path: &[u8]) -> Option<(Rc<Service>, usize)> {
         let routes = self.routes.borrow();
-        let index = routes.router.find(host, path)?;
-        Some(routes.services[index].clone())
+        let destination = routes.router.find(host, path)?;
+        let service = routes.services[destination.service].clone();
+        Some((service, destination.strip))
+    }
+
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub(crate) fn has_proxy_protocol(&self) -> bool {
+        self.routes.borrow().proxy_protocol
+    }
+
+    /// A trusted proxy has sent something else.
+    pub(crate) fn log_no_header(&self, peer: SocketAddr, error: NoHeader) {
+        let now = Instant::now();
+        if self.quiet_until.get().is_none_or(|until| now >= until) {
+            self.quiet_until.set(Some(now + LOG_INTERVAL));
+            tracing::warn!(listener = %self.address, client_addr = %peer, %error, "connection refused");
+        }
     }
 
     /// How its next connection is to be secured, if it is.
@@ -132,7 +155,11 @@ impl Listener {
                 Batch::Full => {
                     if Instant::now() >= quiet_until {
                         quiet_until = Instant::now() + LOG_INTERVAL;
-                        tracing::warn!(listener = %self.address, "connection limit reached");
+                        tracing::warn!(
+                            listener = %self.address,
+                            connections = thread.most_connections(),
+                            "connection limit reached, further clients wait (max_connections)"
+                        );
                     }
                     tokio::time::sleep(FULL_PAUSE).await;
                 }

@@ -95,7 +95,7 @@ impl Probers {
     pub(crate) async fn follow(&mut self, table: &Table) {
         let wanted: HashMap<EndpointId, (&Arc<Spec>, EndpointState)> = table
             .endpoints()
-            .filter(|(_, state)| *state != EndpointState::Draining)
+            .filter(|(_, state)| *state < EndpointState::Draining)
             .map(|(spec, state)| (spec.id, (spec, state)))
             .collect();
         let unwanted = self.tasks.extract_if(|id, prober| {
@@ -128,7 +128,7 @@ fn spawn(
 ) -> JoinHandle<()> {
     match state {
         EndpointState::Probing => tokio::task::spawn_local(await_readiness(spec, findings)),
-        EndpointState::Active | EndpointState::Draining => {
+        EndpointState::Active | EndpointState::Draining | EndpointState::Cut => {
             tokio::task::spawn_local(watch_health(spec, findings))
         }
     }

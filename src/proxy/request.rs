@@ -25,6 +25,8 @@ pub(crate) struct Request {
     pub(crate) instance: Option<EndpointId>,
     pub(crate) reply: Reply,
     pub(crate) outgoing: Outgoing,
+    /// The protocol that the client wants to change to.
+    pub(crate) upgrade: Option<Rc<[u8]>>,
 }
 
 impl Request {
@@ -41,16 +43,21 @@ impl Request {
         sender: Sender<'_>,
     ) -> Result<Option<Request>, Refusal> {
         let mut slots = slots();
-        let Some(head) = RequestHead::parse(buffer.unread(), &mut slots)? else {
+        let Some(mut head) = RequestHead::parse(buffer.unread(), &mut slots)? else {
             return Ok(None);
         };
         if head.length > LONGEST_HEAD {
             return Err(Refusal::HeadTooLarge);
         }
+        let routed = listener.route(head.host_name(), head.path());
+        let service = routed.map(|(service, strip)| {
+            head.strip(strip);
+            service
+        });
         let mut bytes = Vec::with_capacity(head.length + ADDED);
         write_request(&head, sender, &mut bytes);
         let mut request = Request {
-            service: listener.route(head.host_name(), head.path()),
+            service,
             instance: None,
             reply: Reply {
                 to_head: head.method == "HEAD",
@@ -58,7 +65,12 @@ impl Request {
                 keep_alive: head.keep_alive,
             },
             outgoing: Outgoing::new(bytes, head.framing, head.is_idempotent()),
+            upgrade: head.upgrade.map(Rc::from),
         };
+        let limits = request.service.as_ref().map(|service| service.handling());
+        if let Some(most) = limits.and_then(|limits| limits.max_request_body) {
+            request.outgoing.limit_body(most, head.framing);
+        }
         let (expects_continue, length) = (head.expects_continue, head.length);
         buffer.consume(length);
         // A client that has not waited needs no permission.
@@ -96,6 +108,7 @@ mod tests {
                 address: "192.0.2.1",
                 secure: false,
                 trusted: false,
+                forwarded: false,
             };
             let request = Request::admit(&mut buffer, &listener, sender).ok()??;
             Some(request.outgoing.into_bytes())

@@ -18,10 +18,19 @@ pub(crate) struct Router {
     any: Paths,
 }
 
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Destination {
+    /// The index of the service.
+    pub(crate) service: usize,
+    /// How much of the path it does not get.
+    pub(crate) strip: usize,
+}
+
 /// The path prefixes of one host, without a slash at the end, so that `/` is the empty one.
 #[derive(Debug, Default)]
 struct Paths {
-    services: HashMap<Box<[u8]>, usize>,
+    destinations: HashMap<Box<[u8]>, Destination>,
     longest: usize,
 }
 
@@ -46,7 +55,7 @@ impl Router {
                 }
                 Host::Any => &mut router.any,
             };
-            if !paths.insert(&route.path, route.service) {
+            if !paths.insert(route) {
                 return Err(Clash {
                     host: route.host.clone(),
                     path: route.path.clone(),
@@ -56,8 +65,8 @@ impl Router {
         Ok(router)
     }
 
-    /// The service for a host without its port, in any case, and a path without its query.
-    pub(crate) fn find(&self, host: &[u8], path: &[u8]) -> Option<usize> {
+    /// Where a request goes that is for a host without its port, in any case, and a path without its query.
+    pub(crate) fn find(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
         let host = host.strip_suffix(b".").unwrap_or(host);
         if host.iter().any(u8::is_ascii_uppercase) {
             self.find_lower_case(&host.to_ascii_lowercase(), path)
@@ -66,7 +75,7 @@ impl Router {
         }
     }
 
-    fn find_lower_case(&self, host: &[u8], path: &[u8]) -> Option<usize> {
+    fn find_lower_case(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
         self.exact
             .get(host)
             .and_then(|paths| paths.find(path))
@@ -74,7 +83,7 @@ impl Router {
             .or_else(|| self.any.find(path))
     }
 
-    fn find_subdomain(&self, host: &[u8], path: &[u8]) -> Option<usize> {
+    fn find_subdomain(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
         if self.subdomains.is_empty() {
             return None;
         }
@@ -86,24 +95,28 @@ impl Router {
 }
 
 impl Paths {
-    fn insert(&mut self, path: &str, service: usize) -> bool {
-        let path = key(path.trim_end_matches('/'));
+    fn insert(&mut self, route: &Route) -> bool {
+        let path = key(route.path.trim_end_matches('/'));
         self.longest = self.longest.max(path.len());
-        self.services.insert(path, service).is_none()
+        let destination = Destination {
+            service: route.service,
+            strip: route.strip.min(path.len()),
+        };
+        self.destinations.insert(path, destination).is_none()
     }
 
-    fn find(&self, path: &[u8]) -> Option<usize> {
+    fn find(&self, path: &[u8]) -> Option<Destination> {
         if self.longest > 0 {
             let last = path.len().min(self.longest);
             let found = (1..=last)
                 .rev()
                 .filter(|&end| end == path.len() || path[end] == b'/')
-                .find_map(|end| self.services.get(&path[..end]));
-            if let Some(&service) = found {
-                return Some(service);
+                .find_map(|end| self.destinations.get(&path[..end]));
+            if let Some(&destination) = found {
+                return Some(destination);
             }
         }
-        self.services.get(&b""[..]).copied()
+        self.destinations.get(&b""[..]).copied()
     }
 }
 
@@ -121,6 +134,7 @@ mod tests {
         Route {
             host,
             path: path.to_owned(),
+            strip: 0,
             service,
         }
     }
@@ -158,7 +172,8 @@ mod tests {
             ("", "*", 0),
         ] {
             let found = router.find(host.as_bytes(), path.as_bytes());
-            assert_eq!(found, Some(service), "{host} {path}");
+            let destination = Destination { service, strip: 0 };
+            assert_eq!(found, Some(destination), "{host} {path}");
         }
     }
 
@@ -240,7 +255,7 @@ mod tests {
                 .collect();
             let router = Router::try_new(&routes).unwrap();
             prop_assert_eq!(
-                router.find(host.as_bytes(), path.as_bytes()),
+                router.find(host.as_bytes(), path.as_bytes()).map(|found| found.service),
                 find_naively(&routes, &host, &path)
             );
         }

@@ -3,15 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::endpoint::{Claim, Endpoint};
-use crate::ipc::EndpointId;
-
-/// How long a request may wait for an endpoint.
-const HOLD_LIMIT: Duration = Duration::from_secs(10);
+use crate::ipc::{EndpointId, Handling};
 
 /// How many requests may wait, per service and thread.
 const MOST_HELD: usize = 1024;
@@ -20,6 +16,7 @@ const MOST_HELD: usize = 1024;
 pub(crate) struct Service {
     name: String,
     running: Cell<bool>,
+    handling: Cell<Handling>,
     /// The active ones.
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     /// Where the next choice begins, so that equals take turns.
@@ -46,6 +43,7 @@ impl Service {
         Service {
             name,
             running: Cell::new(false),
+            handling: Cell::default(),
             endpoints: RefCell::default(),
             next: Cell::default(),
             held: RefCell::default(),
@@ -59,6 +57,16 @@ impl Service {
     /// False for a service that was stopped or removed: a request that finds no endpoint need not wait for one.
     pub(crate) fn running(&self) -> bool {
         self.running.get()
+    }
+
+    /// How its requests are treated.
+    pub(crate) fn handling(&self) -> Handling {
+        self.handling.get()
+    }
+
+    /// Takes over what a table says of that.
+    pub(crate) fn set_handling(&self, handling: Handling) {
+        self.handling.set(handling);
     }
 
     /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and counts the request in. One
@@ -85,7 +93,7 @@ impl Service {
             return Err(NoEndpoint::Stopped);
         }
         let answered = self.enqueue()?;
-        match tokio::time::timeout(HOLD_LIMIT, answered).await {
+        match tokio::time::timeout(self.handling().queue_timeout, answered).await {
             Ok(answer) => answer.unwrap_or(Err(NoEndpoint::Stopped)),
             Err(_) => Err(NoEndpoint::TimedOut),
         }
@@ -125,6 +133,7 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use tokio::sync::mpsc;
     use tokio::time::Instant;
@@ -244,10 +253,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_held_request_waits_no_longer_than_the_limit() {
         let service = service(0..0);
-        let start = Instant::now();
-        let result = service.hold().await;
-        assert_eq!(result.err(), Some(NoEndpoint::TimedOut));
-        assert_eq!(start.elapsed().as_secs(), HOLD_LIMIT.as_secs());
+        for seconds in [10, 3, 0] {
+            let limit = Duration::from_secs(seconds);
+            let start = Instant::now();
+            let result = service.hold().await;
+            assert_eq!(result.err(), Some(NoEndpoint::TimedOut));
+            assert_eq!(start.elapsed().as_secs(), limit.as_secs());
+            service.set_handling(Handling {
+                queue_timeout: Duration::from_secs(seconds.saturating_sub(7)),
+                ..Handling::default()
+            });
+        }
     }
 
     #[tokio::test(start_paused = true)]

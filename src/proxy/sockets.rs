@@ -114,6 +114,7 @@ mod tests {
 
     fn table(listeners: &[ListenerId]) -> Table {
         let listener = |&id: &ListenerId| Listener {
+            proxy_protocol: false,
             id,
             address: ([127, 0, 0, 1], 80).into(),
             tls: None,

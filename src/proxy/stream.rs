@@ -13,7 +13,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_socket_linger, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -30,6 +32,11 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long the reset of a fresh connection may go unnoticed.
 const BLIND: Duration = Duration::from_secs(1);
+
+/// A silent peer is asked for a sign of life after this time, then at this interval, and so often.
+const PEER_IDLE: Duration = Duration::from_secs(60);
+const PEER_ASKED: Duration = Duration::from_secs(15);
+const PEER_ASKED_MOST: u32 = 4;
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -261,6 +268,20 @@ impl Stream {
             Stream::Unix(_) => Ok(()),
             Stream::Secure(secure) => secure.reset_on_close(),
             _ => self.with(|socket| Ok(set_socket_linger(socket, Some(Duration::ZERO))?)),
+        }
+    }
+
+    /// Makes the kernel notice a peer that is gone without a word, though nothing is sent.
+    pub(crate) fn watch_peer(&self) -> io::Result<()> {
+        match self {
+            // The kernel itself would have ended the connection.
+            Stream::Unix(_) => Ok(()),
+            _ => self.with(|socket| {
+                set_tcp_keepidle(socket, PEER_IDLE)?;
+                set_tcp_keepintvl(socket, PEER_ASKED)?;
+                set_tcp_keepcnt(socket, PEER_ASKED_MOST)?;
+                Ok(set_socket_keepalive(socket, true)?)
+            }),
         }
     }
 

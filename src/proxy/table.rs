@@ -9,13 +9,15 @@ use ipnet::IpNet;
 use super::endpoint::Spec;
 use super::router::{Clash, Router};
 use super::tls::{Certificates, Tls};
-use crate::ipc::{self, CertificateId, EndpointId, EndpointState, ListenerId};
+use crate::ipc::{self, CertificateId, EndpointId, EndpointState, Handling, ListenerId};
 
 /// All that a thread needs to know.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) number: u64,
     pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) forwarded: bool,
+    pub(crate) max_connections: Option<u32>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) services: Vec<Service>,
 }
@@ -24,6 +26,7 @@ pub(crate) struct Table {
 pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     pub(crate) address: SocketAddr,
+    pub(crate) proxy_protocol: bool,
     /// Its services are indices into [`Table::services`].
     pub(crate) router: Arc<Router>,
     /// Its connections are TLS's.
@@ -35,6 +38,7 @@ pub(crate) struct Service {
     /// Unique in the table; it is the same service as one of that name in another table.
     pub(crate) name: String,
     pub(crate) running: bool,
+    pub(crate) handling: Handling,
     pub(crate) endpoints: Vec<(Arc<Spec>, EndpointState)>,
 }
 
@@ -87,12 +91,15 @@ impl Table {
                 id: listener.id,
                 address: listener.address,
                 tls: tls.transpose().map_err(Fault::UnknownCertificate)?,
+                proxy_protocol: listener.proxy_protocol,
                 router: Arc::new(Router::try_new(&listener.routes)?),
             });
         }
         Ok(Table {
             number: table.number,
             trusted_proxies: table.trusted_proxies,
+            forwarded: table.forwarded,
+            max_connections: table.max_connections,
             listeners,
             services: self.succeed_services(table.services, threads)?,
         })
@@ -137,6 +144,7 @@ impl Table {
             result.push(Service {
                 name: service.name,
                 running: service.running,
+                handling: service.handling,
                 endpoints,
             });
         }
@@ -188,6 +196,7 @@ mod tests {
         ipc::Service {
             name: name.to_owned(),
             running: true,
+            handling: Handling::default(),
             endpoints,
         }
     }
@@ -196,12 +205,14 @@ mod tests {
         let route = |&service: &usize| Route {
             host: Host::Exact(format!("{service}.example")),
             path: "/".to_owned(),
+            strip: 0,
             service,
         };
         ipc::Listener {
             id: ListenerId(id),
             address: ([127, 0, 0, 1], 80).into(),
             tls: None,
+            proxy_protocol: false,
             routes: services.iter().map(route).collect(),
         }
     }

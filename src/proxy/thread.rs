@@ -127,9 +127,19 @@ impl Thread {
         table.trusted_proxies.iter().any(|net| net.contains(&ip))
     }
 
+    /// Whether instances are told by `Forwarded`, too, who has sent a request.
+    pub(crate) fn sets_forwarded(&self) -> bool {
+        self.table.borrow().forwarded
+    }
+
     /// Whether the worker has as many connections as it may.
     pub(crate) fn is_full(&self) -> bool {
         self.threads.are_full()
+    }
+
+    /// How many client connections the worker may have.
+    pub(crate) fn most_connections(&self) -> u32 {
+        self.threads.most_connections()
     }
 
     /// Gives a connection, just accepted, to the thread with the fewest.
@@ -182,6 +192,7 @@ impl Thread {
             tls: listener.tls.clone(),
             router: listener.router.clone(),
             services: services.collect(),
+            proxy_protocol: listener.proxy_protocol,
         };
         let listener = Listener::new(listener.id, listener.address, routes);
         listener.finish();
@@ -251,17 +262,22 @@ impl Thread {
                     EndpointState::Active if endpoint.is_draining() => {}
                     EndpointState::Active => active.push(endpoint.clone()),
                     EndpointState::Draining => drained.push(endpoint.clone()),
+                    EndpointState::Cut => {
+                        endpoint.cut();
+                        drained.push(endpoint.clone());
+                    }
                 }
                 endpoints.insert(spec.id, endpoint);
             }
             let known = self.services.borrow_mut().remove(&service.name);
             let view = known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())));
+            view.set_handling(service.handling);
             view.update(service.running, active);
             services.insert(service.name.clone(), view.clone());
             in_order.push(view);
         }
         for (id, removed) in before {
-            if removed.in_flight() > 0 {
+            if removed.is_in_use() {
                 endpoints.insert(id, removed.clone());
             }
             drained.push(removed);
@@ -281,6 +297,7 @@ impl Thread {
                 tls: listener.tls.clone(),
                 router: listener.router.clone(),
                 services: services.clone(),
+                proxy_protocol: listener.proxy_protocol,
             };
             let view = match before.remove(&listener.id) {
                 Some(known) => {
@@ -388,9 +405,11 @@ mod tests {
                 id: ListenerId(1),
                 address: ([127, 0, 0, 1], 80).into(),
                 tls: None,
+                proxy_protocol: false,
                 routes: vec![Route {
                     host: Host::Any,
                     path: "/".to_owned(),
+                    strip: 0,
                     service: 0,
                 }],
             });
@@ -400,9 +419,11 @@ mod tests {
                 services: vec![ipc::Service {
                     name: "shop".to_owned(),
                     running: true,
+                    handling: ipc::Handling::default(),
                     endpoints: endpoint.into_iter().collect(),
                 }],
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+                ..ipc::Table::default()
             };
             let certificates = tls::Certificates::new().unwrap();
             let table = self
@@ -474,7 +495,7 @@ mod tests {
         let listener = fixture.thread.listeners.borrow()[&ListenerId(1)].clone();
         fixture.apply(false, Some(EndpointState::Active));
         assert!(listener.closing());
-        let service = listener.route(b"a.example", b"/").unwrap();
+        let (service, _) = listener.route(b"a.example", b"/").unwrap();
         assert!(Rc::ptr_eq(&service, &fixture.service()));
     }
 
@@ -494,7 +515,7 @@ mod tests {
         fixture.apply(false, Some(EndpointState::Active));
         let listener = fixture.thread.removed_listener(&handover).unwrap();
         assert!(listener.closing());
-        let service = listener.route(b"a.example", b"/").unwrap();
+        let (service, _) = listener.route(b"a.example", b"/").unwrap();
         assert!(Rc::ptr_eq(&service, &fixture.service()));
     }
 

@@ -68,7 +68,9 @@ pub(crate) enum Event {
 pub(crate) struct Threads {
     loads: Box<[Load]>,
     commands: Box<[mpsc::UnboundedSender<Command>]>,
-    most_connections: u32,
+    /// There are no descriptors for more connections.
+    possible_connections: u32,
+    most_connections: AtomicU32,
 }
 
 #[derive(Default)]
@@ -82,12 +84,13 @@ impl Threads {
     /// For as many threads as there are senders.
     pub(crate) fn new(
         commands: Vec<mpsc::UnboundedSender<Command>>,
-        most_connections: u32,
+        possible_connections: u32,
     ) -> Threads {
         Threads {
             loads: commands.iter().map(|_| Load::default()).collect(),
             commands: commands.into(),
-            most_connections,
+            possible_connections,
+            most_connections: AtomicU32::new(possible_connections),
         }
     }
 
@@ -113,9 +116,20 @@ impl Threads {
         self.loads[thread].table.store(table, Ordering::Release);
     }
 
+    /// How many client connections the worker may have.
+    pub(crate) fn most_connections(&self) -> u32 {
+        self.most_connections.load(Ordering::Relaxed)
+    }
+
+    /// From now on it may have so many, if there can be so many; those that are open stay.
+    pub(crate) fn limit_connections(&self, most: Option<u32>) {
+        let most = most.unwrap_or(u32::MAX).min(self.possible_connections);
+        self.most_connections.store(most, Ordering::Relaxed);
+    }
+
     /// Whether the worker has as many connections as it may.
     pub(crate) fn are_full(&self) -> bool {
-        self.connections() >= self.most_connections
+        self.connections() >= self.most_connections()
     }
 
     /// The thread with the fewest connections that has a table at least as new as `thread`; `thread` itself among equals.
@@ -218,5 +232,10 @@ mod tests {
         assert!(threads.are_full());
         drop(third);
         assert_eq!(threads.connections(), 2);
+        for (limit, most) in [(Some(2), 2), (Some(9), 3), (None, 3)] {
+            threads.limit_connections(limit);
+            assert_eq!(threads.most_connections(), most);
+            assert_eq!(threads.are_full(), most == 2);
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::task::Poll;
 
 use super::buffer::Buffer;
+use super::error::ProxyError;
 use super::exchange::{End, Flow, Upload, receive};
 use super::http1::{Decoder, Encoding, Framing, FramingError, Spans};
 use super::parcel::{GATHERED, Parcel};
@@ -28,6 +29,10 @@ pub(crate) struct Outgoing {
     repeatable: bool,
     /// Something was sent that is not in `bytes` any more.
     forgotten: bool,
+    /// Bytes that the body may still have.
+    room: u64,
+    /// It has more than it may. What is left of it in the buffer is no other request.
+    too_large: bool,
     /// A piece of the body was decoded, but is still in the buffer because it is not sent yet.
     behind: bool,
 }
@@ -47,13 +52,37 @@ impl Outgoing {
             awaits_permission: false,
             repeatable,
             forgotten: false,
+            room: u64::MAX,
+            too_large: false,
             behind: false,
         }
     }
 
+    /// So many bytes may the body have.
+    pub(crate) fn limit_body(&mut self, most: u64, framing: Framing) {
+        self.room = most;
+        self.too_large = matches!(framing, Framing::Length(length) if length > most);
+    }
+
+    /// Whether there is no use in sending any of it.
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.too_large
+    }
+
+    /// Decodes what is at the beginning of a piece of the body.
+    fn decode(&mut self, input: &[u8], data: &mut Spans) -> Result<usize, ProxyError> {
+        let consumed = self.body.decode(input, data)?;
+        let Some(room) = self.room.checked_sub(data.len() as u64) else {
+            self.too_large = true;
+            return Err(ProxyError::BodyTooLarge);
+        };
+        self.room = room;
+        Ok(consumed)
+    }
+
     /// Whether all of it has been taken out of the buffer, so that what comes next is another request.
     pub(crate) fn is_received(&self) -> bool {
-        self.body.is_end() && !self.behind
+        self.body.is_end() && !self.behind && !self.too_large
     }
 
     /// Whether the method allows a second try.
@@ -73,7 +102,7 @@ impl Outgoing {
     }
 
     /// Adds what has already come of the body.
-    fn gather(&mut self, buffer: &mut Buffer) -> Result<(), FramingError> {
+    fn gather(&mut self, buffer: &mut Buffer) -> Result<(), ProxyError> {
         while !self.body.is_end() && !buffer.is_empty() {
             let room = GATHERED.saturating_sub(self.bytes.len());
             if room == 0 {
@@ -81,7 +110,7 @@ impl Outgoing {
             }
             let input = &buffer.unread()[..room.min(buffer.unread().len())];
             let mut data = Spans::default();
-            let consumed = self.body.decode(input, &mut data)?;
+            let consumed = self.decode(input, &mut data)?;
             self.keep(&data, buffer);
             buffer.consume(consumed);
         }
@@ -104,9 +133,9 @@ impl Outgoing {
         buffer: &mut Buffer,
         instance: &Stream,
         moved: impl Fn(),
-    ) -> Result<io::Result<()>, FramingError> {
+    ) -> Result<io::Result<()>, ProxyError> {
         let mut data = Spans::default();
-        let consumed = self.body.decode(buffer.unread(), &mut data)?;
+        let consumed = self.decode(buffer.unread(), &mut data)?;
         if self.can_be_repeated() && self.has_room_for(&data) {
             let from = self.bytes.len();
             self.keep(&data, buffer);

@@ -17,7 +17,7 @@ impl RouteTable {
 
     /// The index of the service for a host without its port and a path without its query.
     pub fn find(&self, host: &[u8], path: &[u8]) -> Option<usize> {
-        self.0.find(host, path)
+        self.0.find(host, path).map(|found| found.service)
     }
 }
 
@@ -31,6 +31,7 @@ pub fn rewrite_request(bytes: &[u8], out: &mut Vec<u8>) -> bool {
         address: "192.0.2.1",
         secure: false,
         trusted: false,
+        forwarded: false,
     };
     write_request(&head, sender, out);
     true

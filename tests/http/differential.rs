@@ -271,6 +271,14 @@ fn odd_chunk(mut body: &[u8]) -> Option<&'static str> {
             return Some("white space behind a size");
         }
         let size = usize::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok()?;
+        if size == 0 {
+            let trailers = &body[end + 1..];
+            let bare = |pair: &[u8]| pair[0] != b'\r' && pair[1] == b'\n';
+            return trailers
+                .windows(2)
+                .any(bare)
+                .then_some("a line of the trailer section that ends with LF alone");
+        }
         body = body.get(end + 2 + size + 2..)?;
     }
 }

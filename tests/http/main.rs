@@ -1,6 +1,8 @@
 //! HTTP through the real worker process, to the byte.
 
 mod differential;
+mod front;
+mod handling;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;
@@ -10,3 +12,4 @@ mod races;
 mod refusals;
 mod retries;
 mod transfer;
+mod tunnels;

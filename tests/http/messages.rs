@@ -49,7 +49,7 @@ async fn requests_reach_the_instance_rewritten() {
             ),
         ),
         (
-            "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: x-hop, Upgrade\r\nX-Hop: 1\r\nUpgrade: websocket\r\n\
+            "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: x-hop, Upgrade\r\nX-Hop: 1\r\nUpgrade: h2c\r\n\
              Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nTE: gzip\r\nX-Forwarded-For: 6.6.6.6\r\n\
              Forwarded: for=6.6.6.6\r\nX_Forwarded_For: 6.6.6.6\r\nCookie: c\r\n\r\n",
             format!("GET / HTTP/1.1\r\nHost: a.example\r\nCookie: c\r\n{forwarded}\r\n"),

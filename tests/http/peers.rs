@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use smoothserve::ipc::{
-    Address, Endpoint, EndpointId, EndpointState, Host, Listener, ListenerId, Probe, Route,
-    Service, Table,
+    Address, Endpoint, EndpointId, EndpointState, Handling, Host, Listener, ListenerId, Probe,
+    Route, Service, Table,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,15 +42,19 @@ impl Stage {
         let route = |host| Route {
             host,
             path: "/".to_owned(),
+            strip: 0,
             service: 0,
         };
         let table = Table {
             number: 1,
             trusted_proxies,
+            forwarded: false,
+            max_connections: None,
             listeners: vec![Listener {
                 id: ListenerId(1),
                 address,
                 tls: None,
+                proxy_protocol: false,
                 routes: vec![
                     route(Host::Exact("a.example".to_owned())),
                     route(Host::Subdomain("any".to_owned())),
@@ -60,6 +64,7 @@ impl Stage {
             services: vec![Service {
                 name: "shop".to_owned(),
                 running: true,
+                handling: Handling::default(),
                 endpoints: endpoints.collect(),
             }],
         };
@@ -71,6 +76,15 @@ impl Stage {
             address,
             instances: started,
         }
+    }
+
+    /// Makes this the state of all instances.
+    pub(crate) async fn set_state(&mut self, state: EndpointState) {
+        self.table.number += 1;
+        for endpoint in &mut self.table.services[0].endpoints {
+            endpoint.state = state;
+        }
+        self.manager.apply(&self.table).await;
     }
 
     pub(crate) async fn connect(&self) -> Peer {
@@ -135,7 +149,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn new(stream: TcpStream) -> Peer {
+    pub(crate) fn new(stream: TcpStream) -> Peer {
         Peer {
             stream,
             received: Vec::new(),

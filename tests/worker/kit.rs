@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use smoothserve::ipc::{
-    Address, Channel, Endpoint, EndpointId, EndpointState, FromWorker, Host, Listener, ListenerId,
-    Probe, Receiver, Route, Sender, Service, Table, ToWorker,
+    Address, Channel, Endpoint, EndpointId, EndpointState, FromWorker, Handling, Host, Listener,
+    ListenerId, Probe, Receiver, Route, Sender, Service, Table, ToWorker,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -270,6 +270,7 @@ pub(crate) fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
     Service {
         name: name.to_owned(),
         running: true,
+        handling: Handling::default(),
         endpoints,
     }
 }
@@ -279,9 +280,11 @@ pub(crate) fn listener(id: u32, address: SocketAddr, service: usize) -> Listener
     let route = Route {
         host: Host::Any,
         path: "/".to_owned(),
+        strip: 0,
         service,
     };
     Listener {
+        proxy_protocol: false,
         id: ListenerId(id),
         address,
         tls: None,

@@ -85,9 +85,7 @@ async fn a_new_manager_takes_over_and_is_told_how_things_stand() {
         .await;
     first.wait_for_message(&probed(ONE, Ok(()))).await;
     let mut second = worker.connect().await;
-    for _ in 0..3 {
-        second.next().await;
-    }
+    second.wait_for_message(&probed(ONE, Ok(()))).await;
     assert_eq!(
         second.log[1..],
         [
@@ -297,6 +295,7 @@ fn drain(idle: Duration) -> ToWorker {
     ToWorker::Drain {
         idle,
         limit: PATIENCE,
+        tunnels: PATIENCE,
     }
 }
 
@@ -393,6 +392,7 @@ async fn draining_closes_idle_connections_and_cuts_off_at_the_limit() {
         .send(ToWorker::Drain {
             idle: Duration::from_millis(100),
             limit: Duration::from_secs(1),
+            tunnels: Duration::from_secs(1),
         })
         .await;
     idle.closed().await;

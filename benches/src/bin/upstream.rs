@@ -20,11 +20,13 @@ use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 /// The listener among the connections, which are counted from 1.
 const LISTENER: u64 = 0;
 
+/// Bytes of an answer.
+const LONGEST: usize = 100 << 20;
+
 fn main() -> anyhow::Result<()> {
     let listener = listen()?;
-    let answers: HashMap<usize, Vec<u8>> = [0, 6, 102_400, 10_485_760]
-        .map(|length| (length, answer(length)))
-        .into();
+    // Made when they are first asked for: to start must cost next to nothing.
+    let mut answers = HashMap::new();
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
     epoll::add(
         &epoll,
@@ -48,7 +50,7 @@ fn main() -> anyhow::Result<()> {
                 epoll::add(&epoll, &socket, EventData::new_u64(newest), EventFlags::IN)?;
                 connections.insert(newest, Connection::new(socket));
             } else if let Some(connection) = connections.get_mut(&number) {
-                match connection.go_on(&answers) {
+                match connection.go_on(&mut answers) {
                     Some(wanted) if wanted == connection.wanted => {}
                     Some(wanted) => {
                         connection.wanted = wanted;
@@ -82,9 +84,10 @@ fn listen() -> anyhow::Result<OwnedFd> {
 fn answer(length: usize) -> Vec<u8> {
     let mut answer = format!(
         "HTTP/1.1 200 OK\r\nServer: upstream\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n"
-    );
-    answer.extend(std::iter::repeat_n('x', length));
-    answer.into_bytes()
+    )
+    .into_bytes();
+    answer.resize(answer.len() + length, b'x');
+    answer
 }
 
 struct Connection {
@@ -111,7 +114,7 @@ impl Connection {
 
     /// Does what can be done without waiting, and tells what is to be waited for. `None` is the end: the client has closed,
     /// or sent something that this program does not know.
-    fn go_on(&mut self, answers: &HashMap<usize, Vec<u8>>) -> Option<EventFlags> {
+    fn go_on(&mut self, answers: &mut HashMap<usize, Vec<u8>>) -> Option<EventFlags> {
         if self.sending.is_none() {
             match read(&self.socket, spare_capacity(&mut self.received)) {
                 Ok(0) => return None,
@@ -121,7 +124,8 @@ impl Connection {
         }
         loop {
             if let Some((length, sent)) = self.sending {
-                let rest = &answers.get(&length)?[sent..];
+                let answer = answers.entry(length).or_insert_with(|| answer(length));
+                let rest = &answer[sent..];
                 match send(&self.socket, rest, SendFlags::NOSIGNAL) {
                     Ok(count) if count == rest.len() => self.sending = None,
                     Ok(count) => self.sending = Some((length, sent + count)),
@@ -156,7 +160,7 @@ fn understand(head: &[u8]) -> Option<(usize, usize)> {
     let path = head.split(' ').nth(1)?.strip_prefix('/')?;
     let length = match path {
         "" => 6,
-        path => path.parse().ok()?,
+        path => path.parse().ok().filter(|&length| length <= LONGEST)?,
     };
     let body = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;

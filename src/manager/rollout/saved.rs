@@ -26,6 +26,8 @@ struct SavedInstance {
     slot: u32,
     target: Target,
     stage: Stage,
+    #[serde(default)]
+    tunnels: bool,
 }
 
 /// A [`State`] without its times.
@@ -39,6 +41,8 @@ pub enum Stage {
     Ready,
     /// It gets no new requests.
     Draining,
+    /// It was told to stop, and ends its tunnels.
+    Closing,
     /// It was told to stop.
     Stopping,
 }
@@ -51,6 +55,7 @@ impl Reconciler {
             slot: instance.slot,
             target: instance.target,
             stage: instance.state.stage(),
+            tunnels: instance.tunnels,
         });
         Saved {
             desired: self.desired.clone(),
@@ -68,6 +73,7 @@ impl Reconciler {
             id: instance.id,
             slot: instance.slot,
             target: instance.target,
+            tunnels: instance.tunnels,
             state: match instance.stage {
                 Stage::Starting => State::Starting {
                     ready: false,
@@ -84,6 +90,9 @@ impl Reconciler {
                 },
                 Stage::Draining => State::Draining {
                     deadline: now + policy.drain_timeout,
+                },
+                Stage::Closing => State::Closing {
+                    deadline: now + policy.tunnel_drain_timeout,
                 },
                 Stage::Stopping => State::Stopping {
                     kill_at: Some(now + policy.stop_timeout),
@@ -117,6 +126,7 @@ impl State {
             } => Stage::Soaking,
             State::Ready { .. } => Stage::Ready,
             State::Draining { .. } => Stage::Draining,
+            State::Closing { .. } => Stage::Closing,
             State::Stopping { .. } => Stage::Stopping,
         }
     }

@@ -11,6 +11,7 @@ fn policy(in_place: bool) -> Policy {
         delay_running_time: Duration::ZERO,
         start_timeout: Duration::from_secs(60),
         drain_timeout: Duration::from_secs(30),
+        tunnel_drain_timeout: Duration::from_secs(40),
         stop_timeout: Duration::from_secs(10),
         soak: SOAK,
     }
@@ -81,9 +82,19 @@ impl World {
                     self.quiescent.contains(id) || deadline <= self.now
                 }
                 // Drained and over its drain time in one step would need a drain time of zero.
-                Some(State::Ready { .. } | State::Stopping { .. }) | None => false,
+                Some(State::Ready { .. } | State::Closing { .. } | State::Stopping { .. })
+                | None => false,
             };
             assert!(allowed, "stopped {id} from {was:?} by {event:?}");
+        }
+        for new in self.core.instances() {
+            let old = before.instances.iter().find(|old| old.id == new.id);
+            if let (Some(old), State::Stopping { .. }) = (old, new.state)
+                && let State::Closing { deadline } = old.state
+            {
+                let over = !new.tunnels || deadline <= self.now;
+                assert!(over, "tunnels of {new:?} were cut by {event:?}");
+            }
         }
         for instance in self.core.instances() {
             if instance.is_ready() {
@@ -310,6 +321,55 @@ fn an_instance_that_is_not_ready_in_time_is_stopped_and_then_killed() {
     assert!(world.log.contains(&Action::Kill(1)));
 }
 
+/// An instance with tunnels that was told to stop.
+fn closing() -> (World, InstanceId) {
+    let mut world = World::new(1, false);
+    world.settle();
+    let id = world.core.instances()[0].id;
+    world.send(Event::Tunnels(id, true));
+    world.desire(|desired| desired.running = false);
+    assert!(!world.log.contains(&Action::Stop(id)), "it has requests");
+    world.send(Event::Idle(id));
+    assert!(world.log.contains(&Action::Stop(id)));
+    (world, id)
+}
+
+#[test]
+fn tunnels_have_their_own_time_and_then_the_instance_has_its_own() {
+    let (mut world, id) = closing();
+    world.pass(Duration::from_millis(39_999));
+    let state = |world: &World| world.core.instances()[0].state.stage();
+    assert_eq!(state(&world), Stage::Closing);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(state(&world), Stage::Stopping);
+    world.send(Event::Tunnels(id, false));
+    world.pass(Duration::from_millis(9_999));
+    assert!(!world.log.contains(&Action::Kill(id)));
+    world.pass(Duration::from_millis(1));
+    assert!(world.log.contains(&Action::Kill(id)));
+}
+
+#[test]
+fn the_end_of_the_last_tunnel_ends_their_time() {
+    let (mut world, id) = closing();
+    world.pass(Duration::from_secs(5));
+    world.send(Event::Tunnels(id, false));
+    world.pass(Duration::from_secs(10));
+    assert!(world.log.contains(&Action::Kill(id)));
+    world.send(Event::Exited(id));
+    assert!(world.core.converged());
+}
+
+#[test]
+fn tunnels_survive_another_manager() {
+    let (mut world, id) = closing();
+    world.core = Reconciler::restore(world.core.save(), world.now);
+    world.pass(Duration::from_secs(39));
+    assert_eq!(world.core.instances()[0].state.stage(), Stage::Closing);
+    world.pass(Duration::from_secs(11));
+    assert!(world.log.contains(&Action::Kill(id)));
+}
+
 #[test]
 fn race_16_a_crash_in_the_middle_of_a_rotation_is_repaired_first() {
     let mut world = World::new(3, false);
@@ -462,6 +522,7 @@ enum Step {
     Crash(usize),
     GoIdle(usize),
     Exit(usize),
+    Tunnels(usize, bool),
     Pass(u64),
     Cancel,
     /// The manager ends and another takes over; of the instances that had not become ready, this one never was.
@@ -477,6 +538,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<usize>().prop_map(Step::Crash),
         6 => any::<usize>().prop_map(Step::GoIdle),
         6 => any::<usize>().prop_map(Step::Exit),
+        4 => (any::<usize>(), any::<bool>()).prop_map(|(which, tunnels)| Step::Tunnels(which, tunnels)),
         4 => (0u64..70_000).prop_map(Step::Pass),
         1 => Just(Step::Cancel),
         2 => any::<usize>().prop_map(Step::TakeOver),
@@ -507,10 +569,18 @@ impl World {
                     .for_each(|instance| self.send(Event::Idle(instance.id)));
             }
             Step::Exit(which) => {
-                let stopping = self.pick(which, |state| matches!(state, State::Stopping { .. }));
+                let stopping = self.pick(which, |state| {
+                    matches!(state, State::Closing { .. } | State::Stopping { .. })
+                });
                 stopping
                     .into_iter()
                     .for_each(|instance| self.send(Event::Exited(instance.id)));
+            }
+            Step::Tunnels(which, tunnels) => {
+                // No new one once it drains.
+                let live = self.pick(which, |state| !tunnels || state.is_ready());
+                live.into_iter()
+                    .for_each(|instance| self.send(Event::Tunnels(instance.id, tunnels)));
             }
             Step::Pass(milliseconds) => self.pass(Duration::from_millis(milliseconds)),
             Step::Cancel => self.send(Event::Cancel),

@@ -50,6 +50,9 @@ impl Service {
                 (State::Draining { .. }, _) => {
                     format!("draining, {} in flight", instance.counts.in_flight())
                 }
+                (State::Closing { .. }, _) => {
+                    format!("stopping, {} tunnels open", instance.counts.tunnels())
+                }
                 (State::Stopping { .. }, _) => "stopping".to_owned(),
             };
             Some(format!("{} {what}", instance.label))
@@ -103,6 +106,7 @@ impl Service {
                     .as_ref()
                     .map_or(SystemTime::UNIX_EPOCH, |failure| failure.at),
                 in_flight: 0,
+                tunnels: 0,
                 requests: 0,
                 fault: None,
             }

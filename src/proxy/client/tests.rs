@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::*;
-use crate::ipc::{Address, EndpointId, Host, ListenerId, Probe, Route};
+use crate::ipc::{Address, EndpointId, Handling, Host, ListenerId, Probe, Route};
 use crate::proxy::endpoint::{Endpoint, Spec};
 use crate::proxy::listener::Routes;
 use crate::proxy::router::Router;
@@ -17,6 +17,7 @@ use crate::proxy::threads::{Reporter, Threads};
 struct Fixture {
     client: TcpStream,
     instance: Option<TcpListener>,
+    service: Rc<Service>,
     begin: Instant,
 }
 
@@ -40,12 +41,14 @@ impl Fixture {
         let route = Route {
             host: Host::Any,
             path: "/".to_owned(),
+            strip: 0,
             service: 0,
         };
         let routes = Routes {
             tls: None,
             router: Router::try_new(&[route]).unwrap().into(),
-            services: [service].into(),
+            services: [service.clone()].into(),
+            proxy_protocol: false,
         };
         let socket = TcpListener::bind(SocketAddr::from(any)).await.unwrap();
         let address = socket.local_addr().unwrap();
@@ -59,6 +62,7 @@ impl Fixture {
         Fixture {
             client,
             instance,
+            service,
             begin: Instant::now(),
         }
     }
@@ -130,6 +134,38 @@ async fn an_instance_has_60_seconds_to_respond() {
         assert_eq!((status(&response), seconds), ("504", 60));
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_may_give_its_instances_another_time_to_respond_but_not_its_clients() {
+    for limit in [5, 300] {
+        local(async {
+            let mut fixture = Fixture::new(true).await;
+            fixture.service.set_handling(Handling {
+                response_timeout: Duration::from_secs(limit),
+                ..Handling::default()
+            });
+            fixture.send("GET / HTTP/1.0\r\n\r\n").await;
+            let _silent = fixture.receive_request().await;
+            let (response, seconds) = fixture.receive_all().await;
+            assert_eq!((status(&response), seconds), ("504", limit));
+        })
+        .await;
+        local(async {
+            let mut fixture = Fixture::new(true).await;
+            fixture.service.set_handling(Handling {
+                response_timeout: Duration::from_secs(limit),
+                ..Handling::default()
+            });
+            fixture
+                .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+                .await;
+            let _silent = fixture.receive_request().await;
+            let (response, seconds) = fixture.receive_all().await;
+            assert_eq!((status(&response), seconds), ("408", 60));
+        })
+        .await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,6 +28,7 @@ pub fn check(input: &[u8]) {
         address: ADDRESS,
         secure: false,
         trusted: flags & 1 != 0,
+        forwarded: false,
     };
     let whole = pass(sent, Pieces::WHOLE, sender);
     let cut = pass(sent, pieces, sender);
@@ -101,15 +102,27 @@ fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: Sender<'_>)
     assert_eq!(seen.body, passed.body.data);
     assert_passed_on(&seen);
     assert_eq!(seen.values("host").count(), 1);
-    let connection = seen.values("connection").chain(seen.values("te"));
-    let connection: Vec<_> = connection.collect();
-    assert!(connection.is_empty() || connection == [&b"TE"[..], b"trailers"]);
+    let about_connection = ["connection", "te", "upgrade"].map(|name| {
+        let values: Vec<_> = seen.values(name).collect();
+        assert!(values.len() <= 1, "{name}: {values:?}");
+        values.first().copied()
+    });
+    match about_connection {
+        [None, None, None] => {}
+        [Some(b"TE"), Some(b"trailers"), None] => {}
+        [Some(b"TE, Upgrade"), Some(b"trailers"), Some(protocol)]
+        | [Some(b"Upgrade"), None, Some(protocol)] => {
+            assert!(!protocol.eq_ignore_ascii_case(b"h2c"));
+            assert!(seen.body.is_empty());
+        }
+        other => panic!("{other:?}"),
+    }
     let known: Vec<_> = seen.values("x-forwarded-for").collect();
     assert_eq!(known.len(), 1);
     for (name, value) in &seen.fields {
         let name = name.to_ascii_lowercase();
-        let hop = is_hop_by_hop(&name) && name != "connection" && name != "te";
-        assert!(!hop, "{name}");
+        let checked = ["connection", "te", "upgrade"].contains(&&*name);
+        assert!(checked || !is_hop_by_hop(&name), "{name}");
         if sender.trusted {
             continue;
         }

@@ -20,9 +20,11 @@ pub(crate) enum Kind {
     TransferEncoding,
     ContentLength,
     Expect,
+    Forwarded,
     ForwardedFor,
     ForwardedProto,
     ForwardedHost,
+    ForwardedPrefix,
     /// Says something else about who is on the other side of a proxy.
     ForwardedOther,
     /// One of the above written with `_` for `-`. Many frameworks take the two for the same (RFC 3875, section 4.1.18),
@@ -44,7 +46,7 @@ impl Kind {
             9 => one_of(
                 name,
                 &[
-                    ("forwarded", Kind::ForwardedOther),
+                    ("forwarded", Kind::Forwarded),
                     ("x-real-ip", Kind::ForwardedOther),
                 ],
             ),
@@ -71,6 +73,7 @@ impl Kind {
                     ("x-forwarded-proto", Kind::ForwardedProto),
                 ],
             ),
+            18 => one_of(name, &[("x-forwarded-prefix", Kind::ForwardedPrefix)]),
             _ => Kind::Other,
         };
         let kind = match kind {
@@ -145,6 +148,15 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
+/// The protocol of the only `Upgrade` field, if it is only one.
+pub(super) fn one_upgrade<'b>(fields: &[Field<'b>]) -> Option<&'b [u8]> {
+    let mut upgrades = fields.iter().filter(|field| field.kind == Kind::Upgrade);
+    let value = upgrades.next()?.value;
+    let mut protocols = tokens(value);
+    let protocol = protocols.next()?;
+    (upgrades.next().is_none() && protocols.next().is_none()).then_some(protocol)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,8 +166,8 @@ mod tests {
         assert_eq!(Kind::of("HOST"), Kind::Host);
         assert_eq!(Kind::of("Transfer-Encoding"), Kind::TransferEncoding);
         assert_eq!(Kind::of("x-forwarded-For"), Kind::ForwardedFor);
-        assert_eq!(Kind::of("X-Forwarded-Prefix"), Kind::ForwardedOther);
-        assert_eq!(Kind::of("Forwarded"), Kind::ForwardedOther);
+        assert_eq!(Kind::of("X-Forwarded-Prefix"), Kind::ForwardedPrefix);
+        assert_eq!(Kind::of("Forwarded"), Kind::Forwarded);
         assert_eq!(Kind::of("X-Forwarded"), Kind::Other);
         assert_eq!(Kind::of("Accept"), Kind::Other);
     }

@@ -1,6 +1,6 @@
 //! The head of a request: parsed, and checked for whatever could be read in two ways.
 
-use super::fields::{Field, Kind, tokens};
+use super::fields::{Field, Kind, one_upgrade, tokens};
 use super::{Framing, Slots, content_length};
 
 /// Fields of a request, at most.
@@ -36,6 +36,8 @@ pub(crate) struct RequestHead<'b> {
     pub(crate) method: &'b str,
     /// The target in origin-form, or `*`.
     pub(crate) target: &'b str,
+    /// What stood before that and is not for the instance to know.
+    pub(crate) prefix: &'b str,
     /// The host of the target, with its port if it has one. Empty if the client named none.
     pub(crate) host: &'b [u8],
     pub(crate) version: Version,
@@ -46,6 +48,8 @@ pub(crate) struct RequestHead<'b> {
     pub(crate) expects_continue: bool,
     /// Whether the client says that it takes trailers.
     pub(crate) takes_trailers: bool,
+    /// The protocol that the client wants to change to, unless it is none that can be passed on.
+    pub(crate) upgrade: Option<&'b [u8]>,
     /// Whether `Connection` names other fields.
     pub(crate) nominates: bool,
     pub(crate) fields: Vec<Field<'b>>,
@@ -90,12 +94,14 @@ impl<'b> RequestHead<'b> {
         Ok(Some(RequestHead {
             method,
             target,
+            prefix: "",
             host,
             version,
             framing: checked.framing,
             keep_alive: checked.keep_alive,
             expects_continue: checked.expects_continue,
             takes_trailers: checked.takes_trailers,
+            upgrade: checked.upgrade,
             nominates: checked.nominates,
             fields: checked.fields,
             length,
@@ -106,6 +112,16 @@ impl<'b> RequestHead<'b> {
     pub(crate) fn path(&self) -> &'b [u8] {
         let target = self.target.as_bytes();
         target.split(|&byte| byte == b'?').next().unwrap_or(target)
+    }
+
+    /// Takes so many bytes away from the beginning of the path.
+    pub(crate) fn strip(&mut self, count: usize) {
+        if count > 0
+            && let Some((prefix, target)) = self.target.split_at_checked(count)
+        {
+            self.prefix = prefix;
+            self.target = target;
+        }
     }
 
     /// The host without its port.
@@ -129,6 +145,7 @@ struct Checked<'b> {
     keep_alive: bool,
     expects_continue: bool,
     takes_trailers: bool,
+    upgrade: Option<&'b [u8]>,
     nominates: bool,
     fields: Vec<Field<'b>>,
 }
@@ -143,6 +160,7 @@ impl<'b> Checked<'b> {
         let mut keep_alive = version == Version::Http11;
         let mut expects_continue = false;
         let mut takes_trailers = false;
+        let mut upgrades = false;
         let mut nominated = 0;
         for &httparse::Header { name, value } in headers {
             let kind = Kind::of(name);
@@ -174,6 +192,7 @@ impl<'b> Checked<'b> {
                         } else if token.eq_ignore_ascii_case(b"keep-alive") {
                             keep_alive = true;
                         } else {
+                            upgrades |= token.eq_ignore_ascii_case(b"upgrade");
                             nominated += 1;
                         }
                     }
@@ -206,10 +225,28 @@ impl<'b> Checked<'b> {
             // RFC 9110, section 10.1.1: not from HTTP/1.0, and not without content.
             expects_continue: expects_continue && has_body && version == Version::Http11,
             takes_trailers: takes_trailers && version == Version::Http11,
+            // What follows a body would be the new protocol's or the old one's, depending on who reads.
+            upgrade: protocol(&fields)
+                .filter(|_| upgrades && !has_body && !close && version == Version::Http11),
             nominates: nominated > 0,
             fields,
         })
     }
+}
+
+/// The one protocol of an `Upgrade` field. HTTP/2 is none that a tunnel could be made of: it would take the requests in
+/// it past everything that is done here.
+fn protocol<'b>(fields: &[Field<'b>]) -> Option<&'b [u8]> {
+    let is_known = |protocol: &&[u8]| {
+        let name = protocol.split(|&byte| byte == b'/').next();
+        let is_http = |name: &[u8]| {
+            [&b"h2c"[..], b"h2", b"http"]
+                .iter()
+                .any(|http| name.eq_ignore_ascii_case(http))
+        };
+        !protocol.is_empty() && !name.is_some_and(is_http)
+    };
+    one_upgrade(fields).filter(is_known)
 }
 
 fn refusal(error: httparse::Error, bytes: &[u8]) -> Refusal {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::fields::{Field, Kind, tokens};
+use super::fields::{Field, Kind, one_upgrade, tokens};
 use super::{Framing, Slots, Version, content_length};
 
 /// Fields of a response, at most.
@@ -79,6 +79,16 @@ impl<'b> ResponseHead<'b> {
     /// Whether another response to the same request follows.
     pub(crate) fn is_interim(&self) -> bool {
         self.status < 200
+    }
+
+    /// The protocol that a 101 changes to, if it says so properly.
+    pub(crate) fn upgrade(&self) -> Option<&'b [u8]> {
+        let mut connection = self.fields.iter();
+        let upgrades = connection.any(|field| {
+            let is_upgrade = |token: &[u8]| token.eq_ignore_ascii_case(b"upgrade");
+            field.kind == Kind::Connection && tokens(field.value).any(is_upgrade)
+        });
+        one_upgrade(&self.fields).filter(|_| upgrades)
     }
 
     fn check(

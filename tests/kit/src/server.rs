@@ -326,6 +326,8 @@ pub struct Instance {
     pub state: String,
     /// Requests that it is working on.
     pub in_flight: u64,
+    /// Connections to it that have changed their protocol.
+    pub tunnels: u64,
 }
 
 impl Status {

@@ -1,0 +1,351 @@
+//! What each proxy is told, so that all do the same: what smoothserve does as it ships.
+//!
+//! They look the host up among several, choose the instance with the fewest requests, keep connections to it open, set
+//! `X-Forwarded-*`, log nothing for a request, and never write a body to disk.
+
+use std::path::Path;
+
+/// The hosts that all know, each with instances of its own.
+pub const HOSTS: [&str; 5] = [
+    "shop.example",
+    "blog.example",
+    HOST,
+    "api.example",
+    "docs.example",
+];
+
+/// The one that is asked for.
+pub const HOST: &str = "bench.example";
+
+/// Client connections that each takes at least, besides those to instances.
+const CONNECTIONS: u64 = 10_500;
+
+/// The ports of a proxy.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    /// Before instances on TCP ports,
+    pub tcp: u16,
+    /// with the kernel keeping a connection to itself until its request is there, as smoothserve always has it,
+    pub deferred: u16,
+    /// and before instances on unix sockets.
+    pub unix: u16,
+}
+
+/// The instances of one host.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// smoothserve's name for it.
+    pub name: String,
+    pub host: &'static str,
+    /// `ADDRESS:PORT` or the path of a socket.
+    pub addresses: Vec<String>,
+    /// Which of the ports are for it.
+    pub kind: Kind,
+}
+
+/// What of a proxy leads to a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Tcp,
+    Unix,
+    /// All ports. Nobody asks for it: the other hosts are there to be told apart.
+    Other,
+}
+
+/// What a configuration depends on.
+#[derive(Debug)]
+pub struct Setting<'a> {
+    pub ports: Ports,
+    /// Processes or threads that forward.
+    pub workers: usize,
+    /// Where files may be written.
+    pub folder: &'a Path,
+    /// The descriptors that a process may have.
+    pub descriptors: u64,
+    pub is_root: bool,
+    pub services: &'a [Service],
+}
+
+/// A file of smoothserve's, for a service without its instances.
+pub fn smoothserve(
+    service: &Service,
+    ports: Ports,
+    instances: usize,
+    program: &Path,
+    is_root: bool,
+) -> String {
+    let (listen, bind) = match service.kind {
+        Kind::Tcp => (ports.tcp.to_string(), "port"),
+        Kind::Unix => (ports.unix.to_string(), "unix"),
+        Kind::Other => (format!("[{}, {}]", ports.tcp, ports.unix), "port"),
+    };
+    let user = if is_root { "user: root\n" } else { "" };
+    format!(
+        "name: {}\nserver_name: {}\nport: {listen}\nexecutable_path: {}\ninstance_count: {instances}\nbind: {bind}\n{user}",
+        service.name,
+        service.host,
+        program.display()
+    )
+}
+
+/// `nginx.conf`. Its buffers hold as much as HAProxy's and smoothserve's do, and what does not fit waits in the instance.
+pub fn nginx(setting: &Setting<'_>) -> String {
+    let Setting {
+        ports,
+        workers,
+        descriptors,
+        ..
+    } = *setting;
+    let file = |name: &str| setting.folder.join(name).display().to_string();
+    let temp = file("nginx.temp");
+    let upstream = |service: &Service| {
+        let scheme = match service.kind {
+            Kind::Unix => "unix:",
+            Kind::Tcp | Kind::Other => "",
+        };
+        let addresses = service.addresses.iter();
+        let servers: String = addresses
+            .map(|address| format!(" server {scheme}{address};"))
+            .collect();
+        format!(
+            "upstream {} {{ least_conn;{servers} keepalive 256; keepalive_requests 1000000000; }}\n",
+            service.name
+        )
+    };
+    // An option is given once for a port, in the first of its servers.
+    let server = |service: &Service| {
+        let listen = match service.kind {
+            Kind::Tcp => format!("listen {}; listen {} deferred;", ports.tcp, ports.deferred),
+            Kind::Unix => format!("listen {};", ports.unix),
+            Kind::Other => format!(
+                "listen {}; listen {}; listen {};",
+                ports.tcp, ports.deferred, ports.unix
+            ),
+        };
+        format!(
+            "server {{ {listen} server_name {}; location / {{ proxy_pass http://{}; }} }}\n",
+            service.host, service.name
+        )
+    };
+    let upstreams: String = setting.services.iter().map(upstream).collect();
+    let servers: String = setting.services.iter().map(server).collect();
+    format!(
+        "{user} daemon off; worker_processes {workers}; pid {pid}; error_log {log};\n\
+         worker_rlimit_nofile {descriptors}; events {{ worker_connections {connections}; }}\n\
+         http {{ access_log off; keepalive_requests 1000000000; client_max_body_size 0;\n\
+         client_body_temp_path {temp}; proxy_temp_path {temp}; fastcgi_temp_path {temp}; uwsgi_temp_path {temp}; \
+         scgi_temp_path {temp};\n\
+         proxy_buffers 16 16k; proxy_buffer_size 16k; proxy_busy_buffers_size 64k; proxy_max_temp_file_size 0;\n\
+         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;\n\
+         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme; \
+         proxy_set_header X-Forwarded-Host $http_host;\n\
+         {upstreams}{servers}}}\n",
+        user = if setting.is_root { "user root;" } else { "" },
+        pid = file("nginx.pid"),
+        log = file("nginx.error"),
+        connections = CONNECTIONS.min(descriptors),
+    )
+}
+
+/// The files of HAProxy: `haproxy.cfg`, and the map of hosts before each kind of instance.
+#[derive(Debug)]
+pub struct Haproxy {
+    pub config: String,
+    /// The name of each map, and what is in it.
+    pub maps: [(&'static str, String); 2],
+}
+
+/// What HAProxy is told.
+pub fn haproxy(setting: &Setting<'_>) -> Haproxy {
+    let Setting { ports, workers, .. } = *setting;
+    let backend = |service: &Service| {
+        let scheme = match service.kind {
+            Kind::Unix => "unix@",
+            Kind::Tcp | Kind::Other => "",
+        };
+        let numbered = service.addresses.iter().enumerate();
+        let servers: String = numbered
+            .map(|(number, address)| format!(" server s{number} {scheme}{address}\n"))
+            .collect();
+        format!(
+            "backend {}\n balance leastconn\n option forwardfor\n \
+             http-request set-header X-Forwarded-Proto http\n \
+             http-request set-header X-Forwarded-Host %[req.hdr(host)]\n{servers}",
+            service.name
+        )
+    };
+    let frontend = |name: &str, map: &str, binds: &str| {
+        format!(
+            "frontend {name}\n{binds} use_backend %[req.hdr(host),lower,map_str({})]\n",
+            setting.folder.join(map).display()
+        )
+    };
+    let map = |kind: Kind| -> String {
+        let services = setting.services.iter();
+        let known = services.filter(|service| service.kind == kind || service.kind == Kind::Other);
+        known
+            .map(|service| format!("{} {}\n", service.host, service.name))
+            .collect()
+    };
+    let backends: String = setting.services.iter().map(backend).collect();
+    // A connection needs one descriptor on each side.
+    let connections = CONNECTIONS.min(setting.descriptors.saturating_sub(200) / 2);
+    let config = format!(
+        "global\n nbthread {workers}\n maxconn {connections}\n\
+         defaults\n mode http\n http-reuse always\n timeout connect 1s\n timeout client 60s\n timeout server 60s\n \
+         timeout http-request 15s\n timeout http-keep-alive 75s\n{}{}{backends}",
+        frontend(
+            "tcp_front",
+            "tcp.map",
+            &format!(
+                " bind :{}\n bind :{} defer-accept\n",
+                ports.tcp, ports.deferred
+            )
+        ),
+        frontend(
+            "unix_front",
+            "unix.map",
+            &format!(" bind :{}\n", ports.unix)
+        ),
+    );
+    Haproxy {
+        config,
+        maps: [("tcp.map", map(Kind::Tcp)), ("unix.map", map(Kind::Unix))],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORTS: Ports = Ports {
+        tcp: 1,
+        deferred: 2,
+        unix: 3,
+    };
+
+    fn services() -> Vec<Service> {
+        let service = |name: &str, host, kind, addresses: &[&str]| Service {
+            name: name.to_owned(),
+            host,
+            addresses: addresses.iter().copied().map(str::to_owned).collect(),
+            kind,
+        };
+        vec![
+            service("tcp", HOST, Kind::Tcp, &["127.0.0.1:81", "127.0.0.1:82"]),
+            service("unix", HOST, Kind::Unix, &["/run/a", "/run/b"]),
+            service("shop", "shop.example", Kind::Other, &["127.0.0.1:83"]),
+        ]
+    }
+
+    fn setting(services: &[Service]) -> Setting<'_> {
+        Setting {
+            ports: PORTS,
+            workers: 2,
+            folder: Path::new("/tmp/x"),
+            descriptors: 20_000,
+            is_root: true,
+            services,
+        }
+    }
+
+    #[track_caller]
+    fn assert_says(text: &str, all: &[&str]) {
+        for wanted in all {
+            assert!(text.contains(wanted), "{wanted} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn nginx_balances_keeps_connections_and_never_writes_a_body_to_disk() {
+        let text = nginx(&setting(&services()));
+        let upstream =
+            "upstream tcp { least_conn; server 127.0.0.1:81; server 127.0.0.1:82; keepalive 256;";
+        assert_says(
+            &text,
+            &[
+                upstream,
+                "upstream unix { least_conn; server unix:/run/a; server unix:/run/b;",
+                "worker_processes 2;",
+                "worker_connections 10500;",
+                "worker_rlimit_nofile 20000;",
+                "access_log off;",
+                "proxy_buffers 16 16k;",
+                "proxy_max_temp_file_size 0;",
+                "proxy_http_version 1.1;",
+                "proxy_set_header Connection \"\";",
+                "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;",
+                "proxy_set_header X-Forwarded-Proto $scheme;",
+                "proxy_set_header X-Forwarded-Host $http_host;",
+            ],
+        );
+    }
+
+    #[test]
+    fn nginx_tells_hosts_apart_on_each_port() {
+        let text = nginx(&setting(&services()));
+        let proxied = |name: &str| format!("location / {{ proxy_pass http://{name}; }}");
+        assert_says(
+            &text,
+            &[
+                &format!(
+                    "listen 1; listen 2 deferred; server_name {HOST}; {}",
+                    proxied("tcp")
+                ),
+                &format!("listen 3; server_name {HOST}; {}", proxied("unix")),
+                &format!(
+                    "listen 1; listen 2; listen 3; server_name shop.example; {}",
+                    proxied("shop")
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn haproxy_balances_reuses_connections_and_forwards_who_asked() {
+        let text = haproxy(&setting(&services())).config;
+        assert_says(
+            &text,
+            &[
+                "nbthread 2\n",
+                // Two descriptors each, and some to spare.
+                "maxconn 9900\n",
+                "http-reuse always\n",
+                "backend tcp\n balance leastconn\n option forwardfor\n",
+                "set-header X-Forwarded-Proto http\n",
+                "set-header X-Forwarded-Host %[req.hdr(host)]\n server s0 127.0.0.1:81\n server s1 127.0.0.1:82\n",
+                "server s0 unix@/run/a\n server s1 unix@/run/b\n",
+                " bind :1\n bind :2 defer-accept\n",
+            ],
+        );
+        assert!(!text.contains("log"), "a log for each request");
+    }
+
+    #[test]
+    fn haproxy_looks_hosts_up_in_a_map() {
+        let Haproxy { config, maps } = haproxy(&setting(&services()));
+        let lookup = |map| format!("use_backend %[req.hdr(host),lower,map_str(/tmp/x/{map})]\n");
+        assert_says(&config, &[&lookup("tcp.map"), &lookup("unix.map")]);
+        let [tcp, unix] = maps;
+        assert_eq!(tcp, ("tcp.map", format!("{HOST} tcp\nshop.example shop\n")));
+        assert_eq!(
+            unix,
+            ("unix.map", format!("{HOST} unix\nshop.example shop\n"))
+        );
+    }
+
+    #[test]
+    fn smoothserve_reads_what_it_is_told() {
+        for (service, listen) in services().iter().zip(["1", "3", "[1, 3]"]) {
+            let text = smoothserve(service, PORTS, 4, Path::new("/usr/bin/true"), true);
+            assert_says(
+                &text,
+                &[
+                    &format!("server_name: {}\n", service.host),
+                    &format!("port: {listen}\n"),
+                    "instance_count: 4\n",
+                ],
+            );
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The header with which a proxy in front tells whose connection it passes on: the PROXY protocol of haproxy.org
+//! (`proxy-protocol.txt`), versions 1 and 2. Pure.
+//!
+//! A header stands before the first byte of the client, once a connection. Only who is trusted is asked for one, and
+//! who is asked must send it: what begins otherwise is never taken for a request.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+/// What version 2 begins with. No request of HTTP or TLS does.
+const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// Signature, version and command, family and protocol, and the length of the rest.
+const FIXED: usize = 16;
+
+/// Version 1, with the end of its line.
+const LONGEST_LINE: usize = 107;
+
+/// A header of version 2, with all that is added to the addresses.
+const LONGEST: usize = 4 << 10;
+
+/// A whole header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Bytes that it takes.
+    pub(crate) length: usize,
+    /// Who has connected to the proxy in front; `None` if it speaks for itself, or of somebody without an IP address.
+    pub(crate) source: Option<SocketAddr>,
+}
+
+/// What is there is no header, whatever may follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no PROXY header: {0}")]
+pub(crate) struct NoHeader(&'static str);
+
+impl NoHeader {
+    /// The connection has ended, or too much time has passed.
+    pub(crate) const CUT: NoHeader = NoHeader("it is not whole");
+}
+
+impl Header {
+    /// Reads the header that the bytes begin with; `None` if its end is not there yet.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
+        let begins = |signature: &[u8]| {
+            let common = bytes.len().min(signature.len());
+            bytes[..common] == signature[..common]
+        };
+        if begins(SIGNATURE) {
+            parse_binary(bytes)
+        } else if begins(b"PROXY ") {
+            parse_line(bytes)
+        } else {
+            Err(NoHeader("it begins otherwise"))
+        }
+    }
+}
+
+fn parse_line(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
+    let window = &bytes[..bytes.len().min(LONGEST_LINE)];
+    let Some(end) = window.windows(2).position(|pair| pair == b"\r\n") else {
+        return match window.len() {
+            LONGEST_LINE => Err(NoHeader("the line is too long")),
+            _ => Ok(None),
+        };
+    };
+    let line = std::str::from_utf8(&window[..end]).map_err(|_| NoHeader("not ASCII"))?;
+    let words: Vec<&str> = line.split(' ').collect();
+    let source = match words[1..] {
+        // Nothing that follows this word means anything.
+        ["UNKNOWN", ..] => None,
+        ["TCP4", from, to, from_port, to_port] => {
+            Some(endpoint::<Ipv4Addr>([from, to], [from_port, to_port])?)
+        }
+        ["TCP6", from, to, from_port, to_port] => {
+            Some(endpoint::<Ipv6Addr>([from, to], [from_port, to_port])?)
+        }
+        _ => return Err(NoHeader("not the words of version 1")),
+    };
+    Ok(Some(Header {
+        length: end + 2,
+        source,
+    }))
+}
+
+/// The source, if both ends are addresses of this kind.
+fn endpoint<A: FromStr + Into<IpAddr>>(
+    addresses: [&str; 2],
+    ports: [&str; 2],
+) -> Result<SocketAddr, NoHeader> {
+    let address = |text: &str| text.parse::<A>().map_err(|_| NoHeader("no address"));
+    let [source, _] = [address(addresses[0])?, address(addresses[1])?];
+    let [port, _] = [parse_port(ports[0])?, parse_port(ports[1])?];
+    Ok(canonical(source.into(), port))
+}
+
+fn parse_port(text: &str) -> Result<u16, NoHeader> {
+    let plain = text == "0" || !text.starts_with(['0', '+']);
+    let port = text.parse().ok().filter(|_| plain);
+    port.ok_or(NoHeader("no port"))
+}
+
+fn parse_binary(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
+    let Some((fixed, rest)) = bytes.split_first_chunk::<FIXED>() else {
+        return Ok(None);
+    };
+    let [.., version_and_command, family, high, low] = *fixed;
+    let is_local = match version_and_command {
+        0x20 => true,
+        0x21 => false,
+        _ => return Err(NoHeader("neither a version nor a command that is known")),
+    };
+    let addressed = usize::from(u16::from_be_bytes([high, low]));
+    let length = FIXED + addressed;
+    if length > LONGEST {
+        return Err(NoHeader("it is too long"));
+    }
+    if family >> 4 > 3 || family & 0xf > 2 {
+        return Err(NoHeader("a family or protocol that nobody knows"));
+    }
+    let Some(rest) = rest.get(..addressed) else {
+        return Ok(None);
+    };
+    let source = match (is_local, family) {
+        (false, 0x11) => Some(source::<4>(rest)?),
+        (false, 0x21) => Some(source::<16>(rest)?),
+        // The connection is to be served; who it is from is not said.
+        _ => None,
+    };
+    Ok(Some(Header { length, source }))
+}
+
+/// The first of two addresses of `N` bytes and two ports. What follows them is of no interest.
+fn source<const N: usize>(rest: &[u8]) -> Result<SocketAddr, NoHeader>
+where
+    IpAddr: From<[u8; N]>,
+{
+    let short = NoHeader("it has no room for its addresses");
+    let rest = rest.get(..2 * N + 4).ok_or(short)?;
+    let address: [u8; N] = rest[..N].try_into().map_err(|_| short)?;
+    let port = u16::from_be_bytes([rest[2 * N], rest[2 * N + 1]]);
+    Ok(canonical(address.into(), port))
+}
+
+fn canonical(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address.to_canonical(), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn binary(version_and_command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+        let mut bytes = SIGNATURE.to_vec();
+        bytes.extend([version_and_command, family]);
+        bytes.extend((rest.len() as u16).to_be_bytes());
+        bytes.extend(rest);
+        bytes
+    }
+
+    fn v4() -> Vec<u8> {
+        [&[192, 0, 2, 1, 198, 51, 100, 7][..], &[0x1f, 0x90, 0, 80]].concat()
+    }
+
+    fn v6(source: Ipv6Addr) -> Vec<u8> {
+        [&source.octets()[..], &[0; 16], &[0x1f, 0x90, 0, 80]].concat()
+    }
+
+    /// Parses the whole, and sees to it that no beginning of it is taken for all, or for nothing.
+    fn source_of(header: &[u8]) -> Option<SocketAddr> {
+        for end in 0..header.len() {
+            assert_eq!(Header::parse(&header[..end]), Ok(None), "{end} bytes");
+        }
+        let with_more = [header, b"GET / HTTP/1.1\r\n\r\n"].concat();
+        let parsed = Header::parse(&with_more).unwrap().unwrap();
+        assert_eq!(parsed.length, header.len());
+        parsed.source
+    }
+
+    #[test]
+    fn lines_of_version_1() {
+        for (line, source) in [
+            (
+                "PROXY TCP4 192.0.2.1 198.51.100.7 8080 80",
+                Some("192.0.2.1:8080"),
+            ),
+            (
+                "PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535",
+                Some("255.255.255.255:65535"),
+            ),
+            (
+                "PROXY TCP6 2001:db8::1 ::1 8080 0",
+                Some("[2001:db8::1]:8080"),
+            ),
+            (
+                "PROXY TCP6 ::ffff:192.0.2.1 ::1 8080 80",
+                Some("192.0.2.1:8080"),
+            ),
+            ("PROXY UNKNOWN", None),
+            (
+                "PROXY UNKNOWN ffff:f:f:f:f:f:f:ffff ffff:f:f:f:f:f:f:f 65535 65535",
+                None,
+            ),
+        ] {
+            let expected = source.map(|source| source.parse().unwrap());
+            assert_eq!(source_of(format!("{line}\r\n").as_bytes()), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_of_version_1() {
+        let long = format!("PROXY UNKNOWN {}", "x".repeat(LONGEST_LINE));
+        for line in [
+            "GET / HTTP/1.1",
+            "proxy TCP4 192.0.2.1 198.51.100.7 8080 80",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 8080",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 8080 80 ",
+            "PROXY TCP4  192.0.2.1 198.51.100.7 8080 80",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 8080 65536",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 08080 80",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 +8080 80",
+            "PROXY TCP4 192.0.2.1 198.51.100.7 -1 80",
+            "PROXY TCP4 192.0.2.1.1 198.51.100.7 8080 80",
+            "PROXY TCP4 192.0.2.1 localhost 8080 80",
+            "PROXY TCP4 2001:db8::1 ::1 8080 80",
+            "PROXY TCP6 192.0.2.1 198.51.100.7 8080 80",
+            "PROXY TCP5 192.0.2.1 198.51.100.7 8080 80",
+            "PROXY UDP4 192.0.2.1 198.51.100.7 8080 80",
+            "PROXY ",
+            &long,
+        ] {
+            let line = format!("{line}\r\n");
+            assert!(Header::parse(line.as_bytes()).is_err(), "{line:?}");
+        }
+        assert!(Header::parse(b"PROXY TCP4 \xff\r\n").is_err());
+    }
+
+    #[test]
+    fn headers_of_version_2() {
+        let four: Option<SocketAddr> = Some("192.0.2.1:8080".parse().unwrap());
+        assert_eq!(source_of(&binary(0x21, 0x11, &v4())), four);
+        let address: Ipv6Addr = "2001:db8::1".parse().unwrap();
+        let six = Some(SocketAddr::new(address.into(), 8080));
+        assert_eq!(source_of(&binary(0x21, 0x21, &v6(address))), six);
+        let mapped = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped();
+        assert_eq!(source_of(&binary(0x21, 0x21, &v6(mapped))), four);
+        // With a TLV behind the addresses, PP2_TYPE_NOOP and two that do not fit.
+        let with_more = [&v4()[..], &[4, 0, 1, 0, 0x20, 0xff, 0xff]].concat();
+        assert_eq!(source_of(&binary(0x21, 0x11, &with_more)), four);
+        // LOCAL, unspecified, datagrams and unix sockets.
+        assert_eq!(source_of(&binary(0x20, 0x00, b"")), None);
+        assert_eq!(source_of(&binary(0x20, 0x11, &v4())), None);
+        assert_eq!(source_of(&binary(0x21, 0x00, b"anything")), None);
+        assert_eq!(source_of(&binary(0x21, 0x12, &v4())), None);
+        assert_eq!(source_of(&binary(0x21, 0x31, &[0; 216])), None);
+    }
+
+    #[test]
+    fn what_is_no_header_of_version_2() {
+        for header in [
+            binary(0x11, 0x11, &v4()),
+            binary(0x31, 0x11, &v4()),
+            binary(0x22, 0x11, &v4()),
+            binary(0x21, 0x41, &v4()),
+            binary(0x21, 0x13, &v4()),
+            binary(0x21, 0x11, &v4()[..11]),
+            binary(0x21, 0x21, &v4()),
+            binary(0x21, 0x11, &[0; LONGEST]),
+        ] {
+            assert!(Header::parse(&header).is_err(), "{}", header.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_is_no_longer_than_what_is_there(
+            version in 0..3,
+            command: u8,
+            family: u8,
+            length: u16,
+            rest: Vec<u8>,
+            text in "(PROXY )?[A-Z0-9.: ]{0,120}\r\n",
+        ) {
+            let bytes = match version {
+                0 => rest,
+                1 => text.into_bytes(),
+                _ => {
+                    let mut bytes = SIGNATURE.to_vec();
+                    bytes.extend([command, family]);
+                    bytes.extend(length.to_be_bytes());
+                    bytes.extend(rest);
+                    bytes
+                }
+            };
+            if let Ok(Some(header)) = Header::parse(&bytes) {
+                prop_assert!((1..=bytes.len().min(LONGEST)).contains(&header.length));
+                // What follows changes nothing.
+                prop_assert_eq!(Header::parse(&bytes[..header.length]), Ok(Some(header)));
+            }
+        }
+
+        #[test]
+        fn every_address_comes_back(address: IpAddr, port: u16) {
+            let source = canonical(address, port);
+            let (word, family, rest) = match address {
+                IpAddr::V4(address) => ("TCP4", 0x11, [&address.octets()[..], &[0; 4]].concat()),
+                IpAddr::V6(address) => ("TCP6", 0x21, [&address.octets()[..], &[0; 16]].concat()),
+            };
+            let line = format!("PROXY {word} {address} {address} {port} 1\r\n");
+            let parsed = Header::parse(line.as_bytes()).unwrap().unwrap();
+            prop_assert_eq!(parsed.source, Some(source));
+            let rest = [&rest[..], &port.to_be_bytes(), &[0; 2]].concat();
+            let parsed = Header::parse(&binary(0x21, family, &rest)).unwrap().unwrap();
+            prop_assert_eq!(parsed.source, Some(source));
+        }
+    }
+}

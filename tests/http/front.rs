@@ -1,0 +1,253 @@
+//! A load balancer in front of the worker, which says by the PROXY protocol whose connections it passes on.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+
+use tokio::net::TcpSocket;
+
+use crate::peers::{Peer, Stage};
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+const RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+
+/// A listener with the PROXY protocol, and who is trusted.
+async fn stage(trusted: &str) -> Stage {
+    let mut stage = Stage::trusting(1, vec![trusted.parse().unwrap()]).await;
+    stage.table.number += 1;
+    stage.table.listeners[0].proxy_protocol = true;
+    let table = stage.table.clone();
+    stage.manager.apply(&table).await;
+    stage
+}
+
+/// Who the instance is told has sent the request, which it then answers.
+async fn serve(stage: &mut Stage) -> String {
+    let mut instance = stage.accept().await;
+    let head = instance.receive_head().await;
+    instance.send(RESPONSE).await;
+    let mut lines = head.lines();
+    let told = lines.find_map(|line| line.strip_prefix("X-Forwarded-For: "));
+    told.unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_says_whose_the_connection_is() {
+    let mut stage = stage("127.0.0.0/8").await;
+    let v2 = |family: u8, rest: &[u8]| {
+        let fixed = [0x21, family, 0, rest.len() as u8];
+        [&b"\r\n\r\n\0\r\nQUIT\n"[..], &fixed, rest].concat()
+    };
+    let six = [&[0x20, 1, 0xd, 0xb8][..], &[0; 11], &[1], &[0; 20]].concat();
+    let cases = [
+        (
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 5000 80\r\n".to_vec(),
+            "192.0.2.1",
+        ),
+        (
+            b"PROXY TCP6 2001:db8::1 ::1 5000 80\r\n".to_vec(),
+            "2001:db8::1",
+        ),
+        (b"PROXY UNKNOWN\r\n".to_vec(), "127.0.0.1"),
+        (
+            v2(0x11, &[192, 0, 2, 1, 0, 0, 0, 0, 1, 2, 0, 80]),
+            "192.0.2.1",
+        ),
+        (v2(0x21, &six), "2001:db8::1"),
+        (v2(0x00, &[]), "127.0.0.1"),
+    ];
+    for (header, told) in cases {
+        let whole = [&header, REQUEST.as_bytes()].concat();
+        // Cut in the middle of the header, at its end, and not at all.
+        for cut in [header.len() / 2, header.len(), whole.len()] {
+            let mut client = stage.send(&whole[..cut]).await;
+            client.send(&whole[cut..]).await;
+            assert_eq!(serve(&mut stage).await, told);
+            assert!(client.receive_rest().await.ends_with("\r\n\r\nhello"));
+        }
+    }
+}
+
+/// The client behind the balancer is not trusted, though the balancer is.
+#[tokio::test]
+async fn what_the_client_of_a_trusted_proxy_says_of_itself_is_not_believed() {
+    let mut stage = stage("127.0.0.0/8").await;
+    let _client = stage
+        .send(
+            "PROXY TCP4 192.0.2.1 192.0.2.2 5000 80\r\n\
+             GET / HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n",
+        )
+        .await;
+    assert_eq!(serve(&mut stage).await, "192.0.2.1");
+}
+
+#[tokio::test]
+async fn connections_that_do_not_begin_so_are_closed() {
+    let stage = stage("127.0.0.0/8").await;
+    for begin in [
+        REQUEST,
+        "PROXY TCP4 192.0.2.1 192.0.2.2 5000 80x\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        "\r\n\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    ] {
+        let (received, _) = stage.send(begin).await.receive_all().await;
+        assert_eq!(received, "", "{begin:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_header_from_somebody_who_is_not_trusted_closes_the_connection() {
+    let stage = stage("192.0.2.0/24").await;
+    let header = "PROXY TCP4 192.0.2.1 192.0.2.2 5000 80\r\n";
+    let mut client = stage.send(format!("{header}{REQUEST}")).await;
+    assert_eq!(client.receive_all().await.0, "");
+}
+
+/// Without the PROXY protocol its header is no request.
+#[tokio::test]
+async fn a_header_that_was_not_asked_for_is_refused() {
+    let stage = Stage::trusting(1, vec!["127.0.0.0/8".parse().unwrap()]).await;
+    let header = "PROXY TCP4 192.0.2.1 192.0.2.2 5000 80\r\n";
+    let mut client = stage.send(format!("{header}{REQUEST}")).await;
+    let response = client.receive_rest().await;
+    assert!(response.starts_with("HTTP/1.1 400 "), "{response}");
+}
+
+#[tokio::test]
+async fn curl_is_understood() {
+    let mut stage = stage("127.0.0.0/8").await;
+    let curl = Command::new("curl")
+        .args(["--silent", "--max-time", "20", "--haproxy-protocol"])
+        .args(["--header", "Host: a.example"])
+        .arg(format!("http://{}/", stage.address))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("curl is installed, see scripts/install-needs");
+    assert_eq!(serve(&mut stage).await, "127.0.0.1");
+    let output = tokio::task::spawn_blocking(|| curl.wait_with_output());
+    let output = output.await.unwrap().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"hello");
+}
+
+/// HAProxy, which passes connections on to an address.
+struct Balancer {
+    process: Child,
+    address: SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl Balancer {
+    fn start(target: SocketAddr, option: &str) -> Balancer {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("haproxy.cfg");
+        let text = format!(
+            "global\n maxconn 100\ndefaults\n mode tcp\n timeout connect 10s\n timeout client 20s\n timeout server 20s\n\
+             listen front\n bind fd@0\n server back {target} {option}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let process = Command::new("haproxy")
+            .args(["-db", "-f"])
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .stdin(Stdio::from(OwnedFd::from(socket)))
+            .spawn()
+            .expect("HAProxy is installed, see scripts/install-needs");
+        Balancer {
+            process,
+            address,
+            _directory: directory,
+        }
+    }
+
+    /// Connects as a client that has this address.
+    async fn connect(&self, from: [u8; 4]) -> Peer {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        Peer::new(socket.connect(self.address).await.unwrap())
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn haproxy_is_understood() {
+    for option in [
+        "send-proxy",
+        "send-proxy-v2",
+        "send-proxy-v2 proxy-v2-options unique-id,crc32c",
+    ] {
+        let mut stage = stage("127.0.0.1/32").await;
+        let balancer = Balancer::start(stage.address, option);
+        let mut client = balancer.connect([127, 0, 0, 2]).await;
+        client.send(REQUEST).await;
+        assert_eq!(serve(&mut stage).await, "127.0.0.2", "{option}");
+        let response = client.receive_rest().await;
+        assert!(response.ends_with("\r\n\r\nhello"), "{response}");
+    }
+}
+
+#[tokio::test]
+async fn forwarded_is_set_where_it_is_wanted() {
+    let mut stage = Stage::trusting(1, vec!["127.0.0.2/32".parse().unwrap()]).await;
+    stage.table.number += 1;
+    stage.table.forwarded = true;
+    let table = stage.table.clone();
+    stage.manager.apply(&table).await;
+    let ours = "for=127.0.0.1;host=\"a.example\";proto=http";
+    let theirs = "Forwarded: for=\"[2001:db8::1]\";proto=https";
+    let request = format!("GET / HTTP/1.1\r\nHost: a.example\r\n{theirs}\r\n\r\n");
+    let _client = stage.send(&request).await;
+    let mut instance = stage.accept().await;
+    let head = instance.receive_head().await;
+    assert!(
+        head.contains(&format!("\r\nForwarded: {ours}\r\n")),
+        "{head}"
+    );
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let mut trusted = Peer::new(socket.connect(stage.address).await.unwrap());
+    trusted.send(&request).await;
+    let ours = ours.replace("127.0.0.1", "127.0.0.2");
+    let head = stage.accept().await.receive_head().await;
+    assert!(
+        head.contains(&format!("\r\n{theirs}, {ours}\r\n")),
+        "{head}"
+    );
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_wait_until_one_ends() {
+    let mut stage = Stage::new(1).await;
+    stage.table.number += 1;
+    stage.table.max_connections = Some(2);
+    let table = stage.table.clone();
+    stage.manager.apply(&table).await;
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let mut first = stage.send(request("/first")).await;
+    let mut instance = stage.accept().await;
+    instance.receive_head().await;
+    instance.send(answer).await;
+    first.receive_head().await;
+    let mut second = stage.send(request("/second")).await;
+    assert!(instance.receive_head().await.starts_with("GET /second "));
+    instance.send(answer).await;
+    second.receive_head().await;
+    let mut third = stage.send(request("/third")).await;
+    first.send(request("/again")).await;
+    assert!(instance.receive_head().await.starts_with("GET /again "));
+    instance.send(answer).await;
+    first.receive_head().await;
+    drop(first);
+    assert!(instance.receive_head().await.starts_with("GET /third "));
+    instance.send(answer).await;
+    assert_eq!(third.receive_head().await, answer);
+}
