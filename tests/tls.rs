@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use smoothserve_kit::{Home, Smoothserve, free_port, programs};
+use smoothserve_kit::{Home, Smoothserve, free_port, programs, write};
 
 /// Runs a program that has to succeed, and returns what it says.
 #[track_caller]
@@ -169,6 +169,28 @@ async fn requests_come_over_tls_of_both_versions() {
     .to_lowercase();
     assert!(headers.contains("x-forwarded-proto: http\n"), "{headers}");
     scene.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_balancer_in_front_says_whose_connection_it_passes_on_before_the_handshake() {
+    let home = Home::new();
+    let (port, plain) = (free_port(), free_port());
+    let pair = Pair::new(&home, "pair", "DNS:shop.example");
+    let lines = format!("{}proxy_protocol: true\n", tls(&pair, port));
+    home.add_shop("shop", plain, &lines);
+    write(
+        &home.config().join("smoothserve.yaml"),
+        "default_user: nobody\ntrusted_proxies: 127.0.0.1\nforwarded: true\n",
+    );
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    let header = ["--haproxy-protocol"];
+    let headers = curl(&pair, "shop.example", port, "/headers", &header).to_lowercase();
+    assert!(headers.contains("x-forwarded-proto: https"), "{headers}");
+    let element = "forwarded: for=127.0.0.1;host=\"shop.example";
+    assert!(headers.contains(element), "{headers}");
+    assert!(headers.contains(";proto=https"), "{headers}");
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -17,8 +17,11 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+
+use rustls::ServerConfig;
 
 use super::buffer::Buffer;
 use super::error::{ProxyError, write_error};
@@ -33,6 +36,7 @@ use super::request::{LONGEST_HEAD, Request};
 use super::stream::Stream;
 use super::thread::Thread;
 use super::timer::Timer;
+use super::tls;
 use super::turn;
 
 /// How long a connection may wait for its next request.
@@ -92,6 +96,12 @@ pub(crate) async fn serve(
     if client.listener.has_proxy_protocol() && !Box::pin(client.read_proxy_header()).await {
         return;
     }
+    if let Some(config) = client.listener.tls() {
+        client = match Box::pin(client.secure(config)).await {
+            Some(client) => client,
+            None => return,
+        };
+    }
     loop {
         client.skip_empty_lines();
         if client.buffer.is_empty() && !client.has_more().await {
@@ -144,6 +154,17 @@ impl Client {
             self.address = source.ip().to_string().into();
         }
         true
+    }
+
+    /// Does the handshake of TLS. `None` if the connection is to be closed.
+    async fn secure(mut self, config: Arc<ServerConfig>) -> Option<Client> {
+        match tls::accept(self.stream, &mut self.buffer, config).await {
+            Ok(stream) => Some(Client { stream, ..self }),
+            Err(error) => {
+                tracing::debug!(client_addr = %self.peer, %error, "TLS handshake failed");
+                None
+            }
+        }
     }
 
     /// Awaits the next bytes. False if the wait is over without.

@@ -23,6 +23,12 @@ pub(crate) struct Sender<'a> {
     pub(crate) forwarded: bool,
 }
 
+impl Sender<'_> {
+    fn scheme(&self) -> &'static [u8] {
+        if self.secure { b"https" } else { b"http" }
+    }
+}
+
 /// What is said about the connection to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Persistence {
@@ -88,7 +94,7 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
         &[sender.address.as_bytes(), b"\r\nX-Forwarded-Proto: "],
     );
     let proto = incoming(Kind::ForwardedProto).next();
-    let own: &[u8] = if sender.secure { b"https" } else { b"http" };
+    let own = sender.scheme();
     put(out, &[proto.map_or(own, |field| field.value), b"\r\n"]);
     let host = incoming(Kind::ForwardedHost).next();
     put(
@@ -104,7 +110,7 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
         for field in incoming(Kind::Forwarded) {
             put(out, &[field.value, b", "]);
         }
-        put_element(head.host, sender.address, out);
+        put_element(head.host, sender, out);
     }
     if !head.prefix.is_empty() {
         put(out, &[b"X-Forwarded-Prefix: "]);
@@ -121,7 +127,8 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
 
 /// What `Forwarded` has of one hop (RFC 7239, section 4). What is a token, or could be none, is left as it is; nothing
 /// of it can contain a quotation mark.
-fn put_element(host: &[u8], address: &str, out: &mut Vec<u8>) {
+fn put_element(host: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) {
+    let address = sender.address;
     match address.contains(':') {
         true => put(out, &[b"for=\"[", address.as_bytes(), b"]\""]),
         false => put(out, &[b"for=", address.as_bytes()]),
@@ -129,7 +136,7 @@ fn put_element(host: &[u8], address: &str, out: &mut Vec<u8>) {
     if !host.is_empty() {
         put(out, &[b";host=\"", host, b"\""]);
     }
-    put(out, &[b";proto=http\r\n"]);
+    put(out, &[b";proto=", sender.scheme(), b"\r\n"]);
 }
 
 /// Writes the head of a response for a client; `framing` is how the body is delivered there.

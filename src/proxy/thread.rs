@@ -30,7 +30,6 @@ use super::service::Service;
 use super::stream::Stream;
 use super::table::Table;
 use super::threads::{Command, Event, Handover, Open, Report, Reporter, Threads};
-use super::tls;
 use super::turn;
 use crate::ipc::{EndpointId, EndpointState, ListenerId};
 
@@ -214,16 +213,6 @@ impl Thread {
         let thread = self.clone();
         tokio::task::spawn_local(async move {
             let _counted = counted;
-            let stream = match listener.tls() {
-                None => stream,
-                Some(config) => match Box::pin(tls::accept(stream, config)).await {
-                    Ok(stream) => stream,
-                    Err(error) => {
-                        tracing::debug!(client_addr = %peer, %error, "TLS handshake failed");
-                        return;
-                    }
-                },
-            };
             client::serve(stream, peer, listener, thread).await;
         });
     }
@@ -370,6 +359,7 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tls::Certificates;
     use super::*;
     use crate::ipc::{self, Address, Host, Probe, Route};
 
@@ -425,7 +415,7 @@ mod tests {
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
                 ..ipc::Table::default()
             };
-            let certificates = tls::Certificates::new().unwrap();
+            let certificates = Certificates::new().unwrap();
             let table = self
                 .table
                 .succeed(table, |_| true, &certificates, 1)

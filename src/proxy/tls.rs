@@ -28,6 +28,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection};
 use tokio::time::timeout;
 
+use super::buffer::Buffer;
 use super::stream::Stream;
 use crate::ipc::{self, CertificateId};
 
@@ -182,8 +183,12 @@ impl fmt::Debug for Secure {
     }
 }
 
-/// Does the handshake.
-pub(crate) async fn accept(socket: Stream, config: Arc<ServerConfig>) -> io::Result<Stream> {
+/// Does the handshake. What has come already is in `received`.
+pub(crate) async fn accept(
+    socket: Stream,
+    received: &mut Buffer,
+    config: Arc<ServerConfig>,
+) -> io::Result<Stream> {
     let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
     session.set_buffer_limit(Some(MOST_ENCRYPTED));
     let secure = Secure {
@@ -193,6 +198,12 @@ pub(crate) async fn accept(socket: Stream, config: Arc<ServerConfig>) -> io::Res
         sending: Cell::new(0),
         aborted: Cell::new(false),
     };
+    while !received.is_empty() {
+        let mut session = secure.session.borrow_mut();
+        let count = session.read_tls(&mut received.unread())?;
+        received.consume(count);
+        secure.decrypt(&mut session)?;
+    }
     match timeout(HANDSHAKE_LIMIT, poll_fn(|cx| secure.poll_handshake(cx))).await {
         Ok(result) => result?,
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
@@ -288,16 +299,21 @@ impl Secure {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
             result => result?,
         };
+        Poll::Ready(self.decrypt(session).map(|()| count))
+    }
+
+    /// Decrypts what was read.
+    fn decrypt(&self, session: &mut ServerConnection) -> io::Result<()> {
         match session.process_new_packets() {
             Ok(state) => self.decrypted.set(state.plaintext_bytes_to_read() > 0),
             Err(error) => {
                 // The alert, which says why.
                 let _ = session.write_tls(&mut AtOnce(&self.socket));
                 self.aborted.set(true);
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }
-        Poll::Ready(Ok(count))
+        Ok(())
     }
 
     /// Writes all that is encrypted.
