@@ -26,6 +26,7 @@ mod forward;
 pub mod fuzz;
 mod headers;
 mod http1;
+mod http2;
 mod ledger;
 mod listener;
 mod manager;

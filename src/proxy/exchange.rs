@@ -161,13 +161,8 @@ pub(crate) async fn exchange(
     let flow = Flow::new(request.outgoing.awaits_permission, request.upgrade.clone());
     let (reply, outgoing) = (request.reply, &mut request.outgoing);
     let Upstream { stream, buffer } = upstream;
-    let Client {
-        listener,
-        thread,
-        timer,
-        ..
-    } = client;
-    let closing = || thread.draining() || listener.closing();
+    let Client { peer, timer, .. } = client;
+    let closing = || peer.closing();
     let mut reset = pin!(client.stream.reset());
     let mut up = pin!(upload(
         &flow,

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
+use super::http2::H2Stream;
 use super::tls::Secure;
 use crate::ipc::Address;
 
@@ -44,6 +45,8 @@ pub(crate) enum Stream {
     Accepted(Accepted),
     /// An accepted one with TLS on it.
     Secure(Box<Secure>),
+    /// One stream of a connection with HTTP/2, which speaks HTTP/1.1 here.
+    Http2(Box<H2Stream>),
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -129,7 +132,21 @@ impl Stream {
 
     /// Whether the peer alone can read what is sent.
     pub(crate) fn is_secure(&self) -> bool {
-        matches!(self, Stream::Secure(_))
+        match self {
+            Stream::Secure(_) => true,
+            Stream::Http2(stream) => stream.is_secure(),
+            _ => false,
+        }
+    }
+
+    /// Whether TLS was told to go on with HTTP/2.
+    pub(crate) fn agreed_on_http2(&self) -> bool {
+        matches!(self, Stream::Secure(secure) if secure.agreed_on_http2())
+    }
+
+    /// Whether the one response that a stream is for was sent.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(self, Stream::Http2(stream) if stream.is_answered())
     }
 
     /// What lies below TLS, if there is any.
@@ -177,8 +194,10 @@ impl Stream {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if let Stream::Secure(secure) = self {
-            return secure.poll_receive(cx, buffer);
+        match self {
+            Stream::Secure(secure) => return secure.poll_receive(cx, buffer),
+            Stream::Http2(stream) => return stream.poll_receive(cx, buffer),
+            _ => {}
         }
         loop {
             ready!(self.poll_read_ready(cx))?;
@@ -201,8 +220,10 @@ impl Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Stream::Secure(secure) = self {
-            return secure.poll_send(cx, slices);
+        match self {
+            Stream::Secure(secure) => return secure.poll_send(cx, slices),
+            Stream::Http2(stream) => return stream.poll_send(cx, slices),
+            _ => {}
         }
         loop {
             ready!(self.poll_write_ready(cx))?;
@@ -237,6 +258,7 @@ impl Stream {
                 None => return,
             },
             Stream::Secure(_) => return,
+            Stream::Http2(stream) => return stream.reset().await,
             Stream::Tcp(stream) => stream.ready(Interest::ERROR).await,
             Stream::Unix(stream) => stream.ready(Interest::ERROR).await,
         };
@@ -246,8 +268,11 @@ impl Stream {
 
     /// Whether there is nothing to read, not even an end, as the kernel knows it at this moment.
     pub(crate) fn is_quiet(&self) -> bool {
-        if let Stream::Secure(secure) = self {
-            return secure.is_quiet();
+        match self {
+            Stream::Secure(secure) => return secure.is_quiet(),
+            // Its one request is there from the beginning.
+            Stream::Http2(_) => return true,
+            _ => {}
         }
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let received = self.with(|socket| Ok(recv(socket, &mut [0; 1], flags)?));
@@ -256,8 +281,10 @@ impl Stream {
 
     /// Tells the peer that nothing more will be sent.
     pub(crate) fn finish(&self) -> io::Result<()> {
-        if let Stream::Secure(secure) = self {
-            return secure.finish();
+        match self {
+            Stream::Secure(secure) => return secure.finish(),
+            Stream::Http2(stream) => return stream.finish(),
+            _ => {}
         }
         self.with(|socket| Ok(shutdown(socket, Shutdown::Write)?))
     }
@@ -267,6 +294,8 @@ impl Stream {
         match self {
             Stream::Unix(_) => Ok(()),
             Stream::Secure(secure) => secure.reset_on_close(),
+            // It is one unless the response has ended.
+            Stream::Http2(_) => Ok(()),
             _ => self.with(|socket| Ok(set_socket_linger(socket, Some(Duration::ZERO))?)),
         }
     }
@@ -276,6 +305,8 @@ impl Stream {
         match self {
             // The kernel itself would have ended the connection.
             Stream::Unix(_) => Ok(()),
+            // It is done for the connection.
+            Stream::Http2(_) => Ok(()),
             _ => self.with(|socket| {
                 set_tcp_keepidle(socket, PEER_IDLE)?;
                 set_tcp_keepintvl(socket, PEER_ASKED)?;
@@ -293,6 +324,7 @@ impl Stream {
                 None => stream.with_fresh(|socket| act(socket.as_fd())),
             },
             Stream::Secure(secure) => secure.socket().with(act),
+            Stream::Http2(_) => Err(io::ErrorKind::Unsupported.into()),
             Stream::Tcp(stream) => act(stream.as_fd()),
             Stream::Unix(stream) => act(stream.as_fd()),
         }
@@ -303,7 +335,7 @@ impl Stream {
         match self {
             Stream::Accepted(stream) => stream.register().map(drop),
             Stream::Secure(secure) => secure.socket().register(),
-            Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
+            Stream::Http2(_) | Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
         }
     }
 
@@ -321,6 +353,7 @@ impl Stream {
                 secure.socket().forget(interest);
                 Ok(())
             }
+            Stream::Http2(_) => Ok(()),
             Stream::Tcp(stream) => stream.try_io(interest, would_block),
             Stream::Unix(stream) => stream.try_io(interest, would_block),
         };
@@ -331,7 +364,7 @@ impl Stream {
         match self {
             Stream::Accepted(stream) => stream.try_read(buffer),
             // Encrypted bytes are of no use to anybody but the session.
-            Stream::Secure(_) => Err(io::ErrorKind::Unsupported.into()),
+            Stream::Secure(_) | Stream::Http2(_) => Err(io::ErrorKind::Unsupported.into()),
             Stream::Tcp(stream) => stream.try_read(buffer),
             Stream::Unix(stream) => stream.try_read(buffer),
         }
@@ -341,7 +374,7 @@ impl Stream {
     pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match (self, slices) {
             (Stream::Accepted(stream), slices) => stream.try_write(slices),
-            (Stream::Secure(_), _) => Err(io::ErrorKind::Unsupported.into()),
+            (Stream::Secure(_) | Stream::Http2(_), _) => Err(io::ErrorKind::Unsupported.into()),
             (Stream::Tcp(stream), [slice]) => stream.try_write(slice),
             (Stream::Tcp(stream), slices) => stream.try_write_vectored(slices),
             (Stream::Unix(stream), [slice]) => stream.try_write(slice),
@@ -357,6 +390,7 @@ impl Stream {
                 false => stream.register()?.poll_read_ready(cx),
             },
             Stream::Secure(secure) => secure.poll_read_ready(cx),
+            Stream::Http2(stream) => stream.poll_read_ready(cx),
             Stream::Tcp(stream) => stream.poll_read_ready(cx),
             Stream::Unix(stream) => stream.poll_read_ready(cx),
         }
@@ -370,6 +404,7 @@ impl Stream {
                 false => stream.register()?.poll_write_ready(cx),
             },
             Stream::Secure(secure) => secure.socket().poll_write_ready(cx),
+            Stream::Http2(_) => Poll::Ready(Ok(())),
             Stream::Tcp(stream) => stream.poll_write_ready(cx),
             Stream::Unix(stream) => stream.poll_write_ready(cx),
         }

@@ -48,6 +48,7 @@ pub(crate) struct Thread {
     accepting: RefCell<JoinSet<io::Result<()>>>,
     draining: Cell<bool>,
     idle_over: Cell<bool>,
+    drain_begins: Notify,
     idle_ends: Notify,
 }
 
@@ -103,6 +104,7 @@ impl Thread {
             accepting: RefCell::default(),
             draining: Cell::new(false),
             idle_over: Cell::new(false),
+            drain_begins: Notify::new(),
             idle_ends: Notify::new(),
         }
     }
@@ -110,6 +112,14 @@ impl Thread {
     /// Whether the worker drains: every connection is to end with its next response.
     pub(crate) fn draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// Resolves when the worker drains.
+    pub(crate) async fn drain_begins(&self) {
+        let begins = self.drain_begins.notified();
+        if !self.draining.get() {
+            begins.await;
+        }
     }
 
     /// Resolves when the worker drains and idle connections have had their time for one more request.
@@ -319,6 +329,7 @@ impl Thread {
         if self.draining.replace(true) {
             return;
         }
+        self.drain_begins.notify_waiters();
         for listener in self.listeners.borrow().values() {
             listener.finish();
         }

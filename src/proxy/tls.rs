@@ -36,7 +36,9 @@ use crate::ipc::{self, CertificateId};
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The protocols that are offered, the one that is liked best first.
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+const PROTOCOLS: [&[u8]; 2] = [HTTP2, b"http/1.1"];
+
+const HTTP2: &[u8] = b"h2";
 
 /// So much is encrypted at a time, which is what a large piece of a buffer holds, and what goes around it.
 const MOST_ENCRYPTED: usize = 144 << 10;
@@ -214,6 +216,10 @@ pub(crate) async fn accept(
 impl Secure {
     pub(crate) fn socket(&self) -> &Stream {
         &self.socket
+    }
+
+    pub(crate) fn agreed_on_http2(&self) -> bool {
+        self.session.borrow().alpn_protocol() == Some(HTTP2)
     }
 
     fn poll_handshake(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
