@@ -37,7 +37,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::ipc::{Handling, Host};
+use crate::ipc::{Handling, Host, Protocol};
 
 pub use conflict::{Conflict, conflicts};
 pub use fault::{Fault, Faults, Position};
@@ -206,6 +206,9 @@ pub struct Process {
     pub start_instance_port: Option<u16>,
     /// How an instance listens.
     pub bind: Bind,
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// How an instance shows that it is ready.
     pub ready: Ready,
     /// The signal that asks it to stop, as a number.

@@ -214,6 +214,9 @@ pub struct Endpoint {
     pub id: EndpointId,
     /// Where it listens.
     pub address: Address,
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// What to do with it.
     pub state: EndpointState,
     /// How to ask it whether it is ready, and later whether it is healthy.
@@ -227,6 +230,17 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A unix stream socket.
     Unix(PathBuf),
+}
+
+/// What an instance speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 from the first byte, without TLS.
+    H2c,
 }
 
 /// The part of an instance's life that the worker takes part in. It only ever moves down this list.

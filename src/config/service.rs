@@ -35,6 +35,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "user",
     "group",
     "bind",
+    "upstream_protocol",
     "ready",
     "auto_restart",
     "watch_files",

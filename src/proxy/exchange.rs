@@ -51,6 +51,8 @@ pub(crate) enum End {
         /// Whether a byte of the request was sent.
         sent: bool,
     },
+    /// The instance has said that it has not begun with the request, and will not.
+    Refused,
     /// No byte of a response was sent to the client.
     Failed(ProxyError),
     /// The response ended in the middle.

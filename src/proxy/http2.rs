@@ -18,6 +18,9 @@
 
 mod cork;
 mod head;
+mod incoming;
+mod instance;
+mod outgoing;
 mod stream;
 
 use std::cell::Cell;
@@ -38,6 +41,7 @@ use super::request::LONGEST_HEAD;
 use super::stream::Stream;
 use super::timer::Timer;
 use cork::{Cork, Corked};
+pub(crate) use instance::{Connection as InstanceConnection, H2cStream, is_refusal};
 pub(crate) use stream::H2Stream;
 
 /// What every client that speaks HTTP/2 begins with.

@@ -21,12 +21,12 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
-use super::http2::H2Stream;
+use super::http2::{H2Stream, H2cStream};
 use super::tls::Secure;
 use crate::ipc::Address;
 
 /// An instance on this machine that does not accept within this time is as good as gone.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 /// The wait for room in the queue of a unix socket.
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
@@ -47,6 +47,8 @@ pub(crate) enum Stream {
     Secure(Box<Secure>),
     /// One stream of a connection with HTTP/2, which speaks HTTP/1.1 here.
     Http2(Box<H2Stream>),
+    /// One stream of a connection with HTTP/2 to an instance, the same way.
+    H2c(Box<H2cStream>),
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -197,6 +199,7 @@ impl Stream {
         match self {
             Stream::Secure(secure) => return secure.poll_receive(cx, buffer),
             Stream::Http2(stream) => return stream.poll_receive(cx, buffer),
+            Stream::H2c(stream) => return stream.poll_receive(cx, buffer),
             _ => {}
         }
         loop {
@@ -223,6 +226,7 @@ impl Stream {
         match self {
             Stream::Secure(secure) => return secure.poll_send(cx, slices),
             Stream::Http2(stream) => return stream.poll_send(cx, slices),
+            Stream::H2c(stream) => return stream.poll_send(cx, slices),
             _ => {}
         }
         loop {
@@ -257,7 +261,7 @@ impl Stream {
                 Some(stream) => stream.ready(Interest::ERROR).await,
                 None => return,
             },
-            Stream::Secure(_) => return,
+            Stream::Secure(_) | Stream::H2c(_) => return,
             Stream::Http2(stream) => return stream.reset().await,
             Stream::Tcp(stream) => stream.ready(Interest::ERROR).await,
             Stream::Unix(stream) => stream.ready(Interest::ERROR).await,
@@ -271,7 +275,7 @@ impl Stream {
         match self {
             Stream::Secure(secure) => return secure.is_quiet(),
             // Its one request is there from the beginning.
-            Stream::Http2(_) => return true,
+            Stream::Http2(_) | Stream::H2c(_) => return true,
             _ => {}
         }
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -284,6 +288,7 @@ impl Stream {
         match self {
             Stream::Secure(secure) => return secure.finish(),
             Stream::Http2(stream) => return stream.finish(),
+            Stream::H2c(_) => return Ok(()),
             _ => {}
         }
         self.with(|socket| Ok(shutdown(socket, Shutdown::Write)?))
@@ -294,8 +299,8 @@ impl Stream {
         match self {
             Stream::Unix(_) => Ok(()),
             Stream::Secure(secure) => secure.reset_on_close(),
-            // It is one unless the response has ended.
-            Stream::Http2(_) => Ok(()),
+            // It is one unless everything was sent.
+            Stream::Http2(_) | Stream::H2c(_) => Ok(()),
             _ => self.with(|socket| Ok(set_socket_linger(socket, Some(Duration::ZERO))?)),
         }
     }
@@ -306,7 +311,7 @@ impl Stream {
             // The kernel itself would have ended the connection.
             Stream::Unix(_) => Ok(()),
             // It is done for the connection.
-            Stream::Http2(_) => Ok(()),
+            Stream::Http2(_) | Stream::H2c(_) => Ok(()),
             _ => self.with(|socket| {
                 set_tcp_keepidle(socket, PEER_IDLE)?;
                 set_tcp_keepintvl(socket, PEER_ASKED)?;
@@ -324,7 +329,7 @@ impl Stream {
                 None => stream.with_fresh(|socket| act(socket.as_fd())),
             },
             Stream::Secure(secure) => secure.socket().with(act),
-            Stream::Http2(_) => Err(io::ErrorKind::Unsupported.into()),
+            Stream::Http2(_) | Stream::H2c(_) => Err(io::ErrorKind::Unsupported.into()),
             Stream::Tcp(stream) => act(stream.as_fd()),
             Stream::Unix(stream) => act(stream.as_fd()),
         }
@@ -335,7 +340,7 @@ impl Stream {
         match self {
             Stream::Accepted(stream) => stream.register().map(drop),
             Stream::Secure(secure) => secure.socket().register(),
-            Stream::Http2(_) | Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
+            Stream::Http2(_) | Stream::H2c(_) | Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
         }
     }
 
@@ -353,7 +358,7 @@ impl Stream {
                 secure.socket().forget(interest);
                 Ok(())
             }
-            Stream::Http2(_) => Ok(()),
+            Stream::Http2(_) | Stream::H2c(_) => Ok(()),
             Stream::Tcp(stream) => stream.try_io(interest, would_block),
             Stream::Unix(stream) => stream.try_io(interest, would_block),
         };
@@ -364,7 +369,9 @@ impl Stream {
         match self {
             Stream::Accepted(stream) => stream.try_read(buffer),
             // Encrypted bytes are of no use to anybody but the session.
-            Stream::Secure(_) | Stream::Http2(_) => Err(io::ErrorKind::Unsupported.into()),
+            Stream::Secure(_) | Stream::Http2(_) | Stream::H2c(_) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
             Stream::Tcp(stream) => stream.try_read(buffer),
             Stream::Unix(stream) => stream.try_read(buffer),
         }
@@ -374,7 +381,9 @@ impl Stream {
     pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match (self, slices) {
             (Stream::Accepted(stream), slices) => stream.try_write(slices),
-            (Stream::Secure(_) | Stream::Http2(_), _) => Err(io::ErrorKind::Unsupported.into()),
+            (Stream::Secure(_) | Stream::Http2(_) | Stream::H2c(_), _) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
             (Stream::Tcp(stream), [slice]) => stream.try_write(slice),
             (Stream::Tcp(stream), slices) => stream.try_write_vectored(slices),
             (Stream::Unix(stream), [slice]) => stream.try_write(slice),
@@ -391,6 +400,7 @@ impl Stream {
             },
             Stream::Secure(secure) => secure.poll_read_ready(cx),
             Stream::Http2(stream) => stream.poll_read_ready(cx),
+            Stream::H2c(stream) => stream.poll_read_ready(cx),
             Stream::Tcp(stream) => stream.poll_read_ready(cx),
             Stream::Unix(stream) => stream.poll_read_ready(cx),
         }
@@ -404,7 +414,7 @@ impl Stream {
                 false => stream.register()?.poll_write_ready(cx),
             },
             Stream::Secure(secure) => secure.socket().poll_write_ready(cx),
-            Stream::Http2(_) => Poll::Ready(Ok(())),
+            Stream::Http2(_) | Stream::H2c(_) => Poll::Ready(Ok(())),
             Stream::Tcp(stream) => stream.poll_write_ready(cx),
             Stream::Unix(stream) => stream.poll_write_ready(cx),
         }

@@ -134,10 +134,12 @@ impl Table {
                         let ipc::Endpoint {
                             id,
                             address,
+                            protocol,
                             state,
                             probe,
                         } = endpoint;
-                        (Arc::new(Spec::new(id, address, probe, threads)), state)
+                        let spec = Spec::new(id, address, probe, threads).speaking(protocol);
+                        (Arc::new(spec), state)
                     }
                 });
             }
@@ -181,13 +183,14 @@ fn succeed_state(before: EndpointState, endpoint: &ipc::Endpoint, service: &str)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::{Address, Host, Probe, Route};
+    use crate::ipc::{Address, Host, Probe, Protocol, Route};
 
     fn endpoint(id: u64, state: EndpointState) -> ipc::Endpoint {
         ipc::Endpoint {
             id: EndpointId(id),
             address: Address::Unix(format!("/run/{id}").into()),
             state,
+            protocol: Protocol::default(),
             probe: Probe::Connect,
         }
     }

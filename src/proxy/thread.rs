@@ -372,7 +372,7 @@ impl Drop for Counted {
 mod tests {
     use super::super::tls::Certificates;
     use super::*;
-    use crate::ipc::{self, Address, Host, Probe, Route};
+    use crate::ipc::{self, Address, Host, Probe, Protocol, Route};
 
     const ID: EndpointId = EndpointId(1);
 
@@ -400,6 +400,7 @@ mod tests {
                 id: ID,
                 address: Address::Unix("/nonexistent".into()),
                 state,
+                protocol: Protocol::default(),
                 probe: Probe::Connect,
             });
             let listener = listens.then(|| ipc::Listener {

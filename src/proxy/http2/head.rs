@@ -6,11 +6,13 @@ use std::hash::{BuildHasher, Hasher};
 use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::response;
+use http::uri::{Scheme, Uri};
+use http::{Method, Request, Response, StatusCode};
 
-use super::super::http1::{Kind, ResponseHead};
+use super::super::http1::{Kind, RequestHead, ResponseHead};
 
-/// What the body of a request is written as.
+/// What a body is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Body {
     /// There is none, or its length was announced, or it is no body but a tunnel.
@@ -95,23 +97,83 @@ fn websocket_key() -> String {
     format!("{}A==", &digits[..21])
 }
 
+/// The request for an instance, from the form for one that speaks HTTP/1.1.
+pub(super) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(head.method.as_bytes()).ok()?;
+    *request.uri_mut() = Uri::builder()
+        .scheme(Scheme::HTTP)
+        // HTTP/1.0 can do without.
+        .authority(if head.host.is_empty() {
+            b"localhost"
+        } else {
+            head.host
+        })
+        .path_and_query(head.target)
+        .build()
+        .ok()?;
+    let fields = request.headers_mut();
+    fields.reserve(head.fields.len());
+    for field in &head.fields {
+        if field.kind != Kind::Host && (field.kind == Kind::Te || !is_of_connection(field.kind)) {
+            let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+            fields.append(name, HeaderValue::from_bytes(field.value).ok()?);
+        }
+    }
+    Some(request)
+}
+
+/// Writes the head of a response as an instance that speaks HTTP/1.1 would have.
+pub(super) fn write_response(
+    parts: &response::Parts,
+    is_end: bool,
+    to_head: bool,
+    out: &mut Vec<u8>,
+) -> Body {
+    put(
+        out,
+        &[b"HTTP/1.1 ", parts.status.as_str().as_bytes(), b" \r\n"],
+    );
+    for (name, value) in &parts.headers {
+        put_field(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    let has_no_body = to_head || matches!(parts.status.as_u16(), 204 | 304);
+    let form = match parts.headers.contains_key(header::CONTENT_LENGTH) || has_no_body {
+        true => Body::Plain,
+        false if is_end => {
+            put_field(out, b"Content-Length", b"0");
+            Body::Plain
+        }
+        false => {
+            put_field(out, b"Transfer-Encoding", b"chunked");
+            Body::Chunked
+        }
+    };
+    put(out, &[b"\r\n"]);
+    form
+}
+
+/// What HTTP/2 says by other means.
+fn is_of_connection(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Connection
+            | Kind::KeepAlive
+            | Kind::ProxyConnection
+            | Kind::Te
+            | Kind::Upgrade
+            | Kind::TransferEncoding
+    )
+}
+
 /// The head of a response, from the form for a client of HTTP/1.1.
-pub(super) fn response(head: &ResponseHead<'_>) -> Option<Response<()>> {
+pub(super) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
     let fields = response.headers_mut();
     fields.reserve(head.fields.len());
     for field in &head.fields {
-        let of_connection = matches!(
-            field.kind,
-            Kind::Connection
-                | Kind::KeepAlive
-                | Kind::ProxyConnection
-                | Kind::Te
-                | Kind::Upgrade
-                | Kind::TransferEncoding
-        );
-        if !of_connection {
+        if !is_of_connection(field.kind) {
             let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
             fields.append(name, HeaderValue::from_bytes(field.value).ok()?);
         }
@@ -121,7 +183,7 @@ pub(super) fn response(head: &ResponseHead<'_>) -> Option<Response<()>> {
 
 /// The response that opens a tunnel, from the 101 for a client of HTTP/1.1.
 pub(super) fn tunnel_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
-    let mut response = response(head)?;
+    let mut response = client_response(head)?;
     *response.status_mut() = StatusCode::OK;
     // It answers the key, which the client knows nothing of.
     response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
