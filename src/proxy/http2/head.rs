@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
+use bytes::BytesMut;
 use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -10,7 +11,7 @@ use http::response;
 use http::uri::{Scheme, Uri};
 use http::{Method, Request, Response, StatusCode};
 
-use super::super::http1::{Kind, RequestHead, ResponseHead};
+use super::super::http1::{Field, Kind, RequestHead, ResponseHead};
 
 /// What a body is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,14 +113,9 @@ pub(super) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
         .path_and_query(head.target)
         .build()
         .ok()?;
-    let fields = request.headers_mut();
-    fields.reserve(head.fields.len());
-    for field in &head.fields {
-        if field.kind != Kind::Host && (field.kind == Kind::Te || !is_of_connection(field.kind)) {
-            let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-            fields.append(name, HeaderValue::from_bytes(field.value).ok()?);
-        }
-    }
+    put_fields(request.headers_mut(), &head.fields, |kind| {
+        kind != Kind::Host && (kind == Kind::Te || !is_of_connection(kind))
+    })?;
     Some(request)
 }
 
@@ -153,6 +149,25 @@ pub(super) fn write_response(
     form
 }
 
+/// Adds these fields. Their values share one piece of memory.
+fn put_fields(
+    to: &mut HeaderMap,
+    fields: &[Field<'_>],
+    is_kept: impl Fn(Kind) -> bool,
+) -> Option<()> {
+    let kept = || fields.iter().filter(|field| is_kept(field.kind));
+    let mut values = BytesMut::with_capacity(kept().map(|field| field.value.len()).sum());
+    kept().for_each(|field| values.extend_from_slice(field.value));
+    let mut values = values.freeze();
+    to.reserve(fields.len());
+    for field in kept() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let value = values.split_to(field.value.len());
+        to.append(name, HeaderValue::from_maybe_shared(value).ok()?);
+    }
+    Some(())
+}
+
 /// What HTTP/2 says by other means.
 fn is_of_connection(kind: Kind) -> bool {
     matches!(
@@ -170,14 +185,9 @@ fn is_of_connection(kind: Kind) -> bool {
 pub(super) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
-    let fields = response.headers_mut();
-    fields.reserve(head.fields.len());
-    for field in &head.fields {
-        if !is_of_connection(field.kind) {
-            let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-            fields.append(name, HeaderValue::from_bytes(field.value).ok()?);
-        }
-    }
+    put_fields(response.headers_mut(), &head.fields, |kind| {
+        !is_of_connection(kind)
+    })?;
     Some(response)
 }
 
