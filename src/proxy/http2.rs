@@ -170,8 +170,10 @@ impl Serving {
             }
         }
         let blocked = self.corked.poll_push(cx)?.is_pending();
-        // Streams may be silent for as long as they like, but what they have to say must be taken.
-        if self.connection.has_streams() && (self.corked.has_moved() || !blocked) {
+        if !self.connection.has_streams() {
+            self.corked.release();
+        } else if self.corked.has_moved() || !blocked {
+            // Streams may be silent for as long as they like, but what they have to say must be taken.
             self.timer.set(IDLE_LIMIT);
         }
         if self.timer.poll_expired(cx).is_ready() {
@@ -204,7 +206,8 @@ impl Serving {
         let mut client = Client::new(Stream::Http2(Box::new(stream)), self.peer.clone());
         let record = self.record.clone();
         tokio::task::spawn_local(async move {
-            client.serve_stream().await;
+            // On the heap by itself, because a task is moved several times until it is there.
+            Box::pin(client.serve_stream()).await;
             let count = match client.stream.is_answered() {
                 true => &record.answered,
                 false => &record.wasted,

@@ -57,10 +57,17 @@ impl Corked {
             }
             self.moved.set(true);
         }
-        // A connection may be idle for a long time, and one that is not asks the allocator only.
-        *collected = Vec::new();
+        collected.clear();
         self.sent.set(0);
         Poll::Ready(Ok(()))
+    }
+
+    /// A connection without requests may be so for a long time.
+    pub(super) fn release(&self) {
+        let mut collected = self.collected.borrow_mut();
+        if collected.is_empty() {
+            *collected = Vec::new();
+        }
     }
 
     /// Whether anything was sent since this was asked last.
@@ -95,14 +102,13 @@ impl AsyncRead for Cork {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut received = self.0.received.borrow_mut();
-        if !received.is_empty() {
-            let count = received.unread().len().min(buffer.remaining());
-            buffer.put_slice(&received.unread()[..count]);
-            received.consume(count);
-            return Poll::Ready(Ok(()));
+        // By way of a buffer, because the one that is given would have to be cleared first.
+        if received.is_empty() {
+            ready!(received.poll_fill(&self.0.stream, cx))?;
         }
-        let count = ready!(self.0.stream.poll_receive(cx, buffer.initialize_unfilled()))?;
-        buffer.advance(count);
+        let count = received.unread().len().min(buffer.remaining());
+        buffer.put_slice(&received.unread()[..count]);
+        received.consume(count);
         Poll::Ready(Ok(()))
     }
 }
