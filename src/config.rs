@@ -25,6 +25,7 @@ mod service;
 mod site;
 mod source;
 mod strip_prefix;
+mod tls;
 mod value;
 
 use std::collections::BTreeMap;
@@ -36,7 +37,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::ipc::{Handling, Host};
+use crate::ipc::{Handling, Host, Protocol};
 
 pub use conflict::{Conflict, conflicts};
 pub use fault::{Fault, Faults, Position};
@@ -45,6 +46,7 @@ pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use load::{check, load, load_files, load_partial};
 pub use service::SERVICE_KEYS;
 pub use strip_prefix::StripPrefix;
+pub use tls::TLS_KEYS;
 
 /// The file beside the folder of services.
 pub const FILE: &str = "smoothserve.yaml";
@@ -84,10 +86,13 @@ pub struct Service {
     pub enabled: bool,
     /// What requests it gets: every host and path on every listening address.
     pub sites: Vec<Site>,
+    /// Its certificate, if it has one, and the ports that it is for.
+    #[serde(default)]
+    pub tls: Option<Tls>,
     /// What of their paths its instances do not get.
     #[serde(default)]
     pub strip_prefix: StripPrefix,
-    /// Where the proxy listens for it.
+    /// Where the proxy listens for it, with TLS or without.
     pub listen: Vec<Listen>,
     /// Whether a proxy in front says there whose connections it passes on.
     #[serde(default)]
@@ -118,6 +123,37 @@ pub struct Service {
     pub stop_timeout: Duration,
     /// How instances are replaced.
     pub rollout: Rollout,
+}
+
+/// A certificate with its key, and where clients are served with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// A file in PEM: the service's own certificate, then those of the authorities between it and the root.
+    pub certificate: PathBuf,
+    /// A file in PEM.
+    pub key: PathBuf,
+    /// Those of the service's ports that have TLS.
+    pub ports: Vec<u16>,
+}
+
+impl Tls {
+    /// For no port yet.
+    pub fn new(certificate: PathBuf, key: PathBuf) -> Tls {
+        Tls {
+            certificate,
+            key,
+            ports: Vec::new(),
+        }
+    }
+}
+
+impl Service {
+    /// Whether it has TLS on this port.
+    pub fn has_tls_on(&self, port: u16) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.ports.contains(&port))
+    }
 }
 
 /// A host and a path prefix.
@@ -170,6 +206,9 @@ pub struct Process {
     pub start_instance_port: Option<u16>,
     /// How an instance listens.
     pub bind: Bind,
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// How an instance shows that it is ready.
     pub ready: Ready,
     /// The signal that asks it to stop, as a number.

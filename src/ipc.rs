@@ -28,6 +28,9 @@ pub use handling::Handling;
 pub enum ToWorker {
     /// A listening socket, sent with its file descriptor before the first table that names it.
     Listener(ListenerId),
+    /// A certificate with its key, sent before the first table that names it. A worker forgets one that the table it takes
+    /// does not name.
+    Certificate(Certificate),
     /// The whole table to use from now on.
     Table(Table),
     /// Accept nothing more, serve what was accepted, then exit with status 0.
@@ -95,6 +98,33 @@ pub struct ListenerId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EndpointId(pub u64);
 
+/// Names a certificate and its key by their digest: another content is another certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CertificateId(pub [u8; 32]);
+
+/// A certificate as a worker gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Its name.
+    pub id: CertificateId,
+    /// The hosts that it is for, in lower case, also `*.example`.
+    pub names: Vec<String>,
+    /// DER, the server's own first.
+    pub chain: Vec<Vec<u8>>,
+    /// DER.
+    pub key: Secret,
+}
+
+/// Bytes that are never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 /// All that a worker knows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Table {
@@ -114,6 +144,14 @@ pub struct Table {
     pub services: Vec<Service>,
 }
 
+impl Table {
+    /// All that its listeners need.
+    pub fn certificates(&self) -> impl Iterator<Item = CertificateId> {
+        let certificates = self.listeners.iter().flat_map(|listener| &listener.tls);
+        certificates.flatten().copied()
+    }
+}
+
 /// One listening socket and what is behind it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listener {
@@ -121,6 +159,8 @@ pub struct Listener {
     pub id: ListenerId,
     /// The address it is bound to, for messages.
     pub address: SocketAddr,
+    /// With TLS: the certificates, sent before, the first of which is for clients that name no host or another one.
+    pub tls: Option<Vec<CertificateId>>,
     /// Whether each connection has to come from a trusted proxy and to begin with a header of the PROXY protocol.
     #[serde(default)]
     pub proxy_protocol: bool,
@@ -174,6 +214,9 @@ pub struct Endpoint {
     pub id: EndpointId,
     /// Where it listens.
     pub address: Address,
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// What to do with it.
     pub state: EndpointState,
     /// How to ask it whether it is ready, and later whether it is healthy.
@@ -187,6 +230,17 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A unix stream socket.
     Unix(PathBuf),
+}
+
+/// What an instance speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 from the first byte, without TLS.
+    H2c,
 }
 
 /// The part of an instance's life that the worker takes part in. It only ever moves down this list.

@@ -18,6 +18,7 @@
 //! started again, it just ends.
 
 mod backoff;
+mod certificates;
 mod commands;
 mod counts;
 pub mod dbus;
@@ -55,6 +56,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::certificates::Certificates;
 use self::executable::Executable;
 use self::instance::News;
 use self::jobs::Jobs;
@@ -176,6 +178,7 @@ struct Manager {
     config: Config,
     services: BTreeMap<String, Service>,
     listeners: Listeners,
+    certificates: Certificates,
     workers: Workers,
     /// As last sent.
     table: Table,
@@ -258,6 +261,7 @@ impl Manager {
             },
             services: BTreeMap::new(),
             listeners: Listeners::new(given.tcp_sockets()),
+            certificates: Certificates::default(),
             table: Table::default(),
             watcher,
             snapshots,
@@ -285,6 +289,7 @@ impl Manager {
             );
         }
         self.adopt_listeners(bound, &wanted);
+        self.read_certificates(&config);
         self.start_worker();
         let mut plans = Vec::new();
         let mut failures = Vec::new();

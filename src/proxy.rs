@@ -26,6 +26,7 @@ mod forward;
 pub mod fuzz;
 mod headers;
 mod http1;
+mod http2;
 mod ledger;
 mod listener;
 mod manager;
@@ -42,6 +43,7 @@ mod table;
 mod thread;
 mod threads;
 mod timer;
+mod tls;
 mod tunnel;
 mod turn;
 mod upload;
@@ -65,6 +67,7 @@ use tokio::sync::mpsc;
 use control::{Control, ControlError};
 use sandbox::{Confinement, SandboxError};
 use threads::Threads;
+use tls::Certificates;
 
 /// More threads than this never help.
 const MOST_THREADS: usize = 256;
@@ -103,6 +106,9 @@ pub enum WorkerError {
     /// It could do more than it should.
     #[error("cannot confine the proxy worker: {0}")]
     Sandbox(#[from] SandboxError),
+    /// There is no randomness, or the like.
+    #[error("cannot prepare for TLS: {0}")]
+    Cryptography(#[source] rustls::Error),
     /// The system refused something.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -163,13 +169,14 @@ impl Worker {
             })?);
         }
         drop(report);
+        let certificates = Certificates::new().map_err(WorkerError::Cryptography)?;
         sandbox::seal(&self.confinement)?;
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
             let control_socket = UnixListener::from_std(self.control_socket)?;
-            let control = Control::new(shared, reports);
+            let control = Control::new(shared, certificates, reports);
             control.run(control_socket).await.map_err(WorkerError::from)
         })?;
         for (index, thread) in running.into_iter().enumerate() {

@@ -13,7 +13,7 @@ use smoothserve::config::{
     self, Amount, Bind, Config, Faults, Limits, Listen, Nofile, Process, ProcessLimits, Ready,
     Rollout, ScopeLimits, Service, Site, StripPrefix, load, load_partial,
 };
-use smoothserve::ipc::{Handling, Host};
+use smoothserve::ipc::{Handling, Host, Protocol};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -77,6 +77,7 @@ fn the_files_of_the_original_load_unchanged() {
                 host: Host::Exact("local.example.com".into()),
                 path: "/center".into()
             }],
+            tls: None,
             listen: vec![Listen {
                 address: None,
                 port: 8020
@@ -97,6 +98,7 @@ fn the_files_of_the_original_load_unchanged() {
                 address: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 start_instance_port: Some(8021),
                 bind: Bind::Port,
+                protocol: Protocol::Http1,
                 ready: Ready::Tcp,
                 stop_signal: 15,
                 limits: Limits::default(),

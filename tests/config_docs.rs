@@ -119,6 +119,7 @@ fn what_the_example_shows_as_default_is_the_default() {
     let plain = load_one("");
     // These are choices, not defaults.
     shown.listen = plain.listen.clone();
+    shown.tls = None;
     shown.process.environment = plain.process.environment.clone();
     shown.process.environment_file = None;
     shown.process.environment_file_optional = false;

@@ -50,6 +50,7 @@ pub(super) fn between(first: &Service, second: &Service) -> Vec<Conflict> {
     }
     [
         addresses(first, second),
+        security(first, second),
         sites(first, second),
         proxy_protocol(first, second),
         ranges(first, second),
@@ -107,6 +108,23 @@ fn addresses(first: &Service, second: &Service) -> Finding {
         named(first),
         place(b),
         named(second)
+    );
+    Some((key, message))
+}
+
+/// A port has TLS for all, or for none: what a client says first decides nothing.
+fn security(first: &Service, second: &Service) -> Finding {
+    let (_, b) = pairs(first, second)
+        .find(|(a, b)| first.has_tls_on(a.port) != second.has_tls_on(b.port))?;
+    let (key, with, without) = match second.has_tls_on(b.port) {
+        true => ("tls", second, first),
+        false => ("port", first, second),
+    };
+    let message = format!(
+        "port {} has TLS for {} and none for {}; take another port for one",
+        b.port,
+        named(with),
+        named(without)
     );
     Some((key, message))
 }

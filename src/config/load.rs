@@ -196,6 +196,12 @@ fn read_service(
         Against::Machine => machine::missing(&draft.service, &global.default_user),
         Against::Nothing => Vec::new(),
     };
+    if against == Against::Machine {
+        for (key, message) in super::tls::remarks(&draft.service) {
+            let at = draft.mark(key);
+            notes.push(format!("{}:{}: {message}", file.display(), at.line));
+        }
+    }
     for (key, message) in missing {
         let at = draft.mark(key);
         if draft.service.enabled {

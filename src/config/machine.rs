@@ -37,6 +37,9 @@ pub(super) fn missing(service: &Service, default_user: &str) -> Vec<Missing> {
     if let Some(group) = &process.group {
         check("group", known(Database::Group, group));
     }
+    if let Some((key, message)) = super::tls::missing(service) {
+        check(key, Err(message));
+    }
     check("server_ip", local("server_ip", process.address));
     let mut addresses: Vec<IpAddr> = service.listen.iter().filter_map(|l| l.address).collect();
     addresses.dedup();

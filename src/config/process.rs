@@ -9,6 +9,7 @@ use super::fields::{At, Report, nearest, shorten};
 use super::raw::Node;
 use super::service::Reader;
 use super::{Bind, Process, Ready, value};
+use crate::ipc::Protocol;
 
 /// Signals by the names that people know, with and without `SIG`.
 const SIGNALS: &[(&str, Signal)] = &[
@@ -50,6 +51,7 @@ impl Reader<'_> {
             address: self.server_ip(),
             start_instance_port: self.get("start_instance_port", value::port),
             bind,
+            protocol: self.protocol(),
             ready: self.ready(),
             stop_signal: self.stop_signal(),
             limits: self.limits(),
@@ -84,6 +86,14 @@ impl Reader<'_> {
             value::choice(node, key, report, &choices)
         };
         self.get("bind", choices).unwrap_or(Bind::Port)
+    }
+
+    fn protocol(&mut self) -> Protocol {
+        let choices = |node: &Node, key: &str, report: &mut Report<'_>| {
+            let choices = [("http1", Protocol::Http1), ("h2c", Protocol::H2c)];
+            value::choice(node, key, report, &choices)
+        };
+        self.get("upstream_protocol", choices).unwrap_or_default()
     }
 
     fn args(&mut self, bind: Bind) -> Vec<String> {

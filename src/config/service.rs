@@ -17,6 +17,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "enabled",
     "server_name",
     "port",
+    "tls",
     "listen_address",
     "proxy_protocol",
     "strip_prefix",
@@ -34,6 +35,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "user",
     "group",
     "bind",
+    "upstream_protocol",
     "ready",
     "auto_restart",
     "watch_files",
@@ -123,7 +125,7 @@ pub(super) struct Reader<'s> {
     fields: Fields,
     /// Of the file; relative paths begin here.
     pub(super) folder: PathBuf,
-    marks: BTreeMap<&'static str, Position>,
+    pub(super) marks: BTreeMap<&'static str, Position>,
     pub(super) report: Report<'s>,
 }
 
@@ -135,8 +137,11 @@ impl Reader<'_> {
         let executable = self.path_needed("executable_path");
         let enabled = self.get("enabled", value::boolean).unwrap_or(true);
         let sites = self.sites();
+        let mut ports = ports.unwrap_or_default();
+        let tls = self.tls(&ports);
+        ports.extend(tls.iter().flat_map(|tls| &tls.ports));
         let strip_prefix = self.strip_prefix(&sites);
-        let listen = self.listen(&ports.unwrap_or_default());
+        let listen = self.listen(&ports);
         let proxy_protocol = self.get("proxy_protocol", value::boolean);
         let handling = self.handling();
         let instance_count = self.get("instance_count", value::count).unwrap_or(1);
@@ -160,6 +165,7 @@ impl Reader<'_> {
             file: file.to_owned(),
             enabled,
             sites,
+            tls,
             strip_prefix,
             listen: if listen.is_empty() {
                 return None;
@@ -227,7 +233,11 @@ impl Reader<'_> {
     }
 
     fn ports(&mut self) -> Option<Vec<u16>> {
-        let ports = self.need("port", value::ports)?.value;
+        // With TLS it may be the only kind of port.
+        let ports = match self.fields.key("tls") {
+            Some(_) => self.get_at("port", value::ports)?.value,
+            None => self.need("port", value::ports)?.value,
+        };
         let mut seen: Vec<u16> = ports.iter().map(|port| port.value).collect();
         seen.sort_unstable();
         seen.dedup();

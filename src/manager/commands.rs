@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::certificates::Certificates;
 use super::jobs::Goal;
 use super::listeners::{BindError, Bound, Keeper};
 use super::service::{Plan, Reason, Service};
@@ -61,9 +62,15 @@ impl Manager {
                 Err(error) => faults.push(format!("{}: {error}", spec.file.display())),
             }
         }
+        let specs = config.services.values().map(|spec| &**spec);
+        let (certificates, unread) = Certificates::read(specs);
+        for (spec, fault) in unread.iter().filter(|(spec, _)| spec.enabled) {
+            faults.push(format!("{}: {fault}", spec.file.display()));
+        }
         if !faults.is_empty() {
             return Err(refused(faults.join("\n")));
         }
+        self.certificates = certificates;
         self.adopt_listeners(bound, &wanted);
         let parts = self.adopt(config, plans);
         tracing::info!(
@@ -75,6 +82,20 @@ impl Manager {
             .world
             .jobs
             .begin(JobKind::Reload, "", parts, Instant::now()))
+    }
+
+    /// Reads what there is where nothing can be refused any more.
+    pub(super) fn read_certificates(&mut self, config: &Config) {
+        let specs = config.services.values().map(|spec| &**spec);
+        let (certificates, unread) = Certificates::read(specs.filter(|spec| spec.enabled));
+        for (spec, fault) in unread {
+            tracing::error!(
+                service = spec.name,
+                error = %fault,
+                "certificate not read, its ports with TLS are of no use"
+            );
+        }
+        self.certificates = certificates;
     }
 
     /// Makes a configuration and the plans for its services the current ones. Returns what there is to wait for.
@@ -304,6 +325,12 @@ impl Manager {
                 return;
             }
         };
+        let (certificates, unread) = Certificates::read([&*spec]);
+        if let Some((_, fault)) = unread.first() {
+            tracing::error!(service = name, error = %fault, "changed files not applied");
+            return;
+        }
+        self.certificates.extend(certificates);
         let service = self.services.get_mut(name).expect("looked up above");
         let goal = service.apply(plan, &mut self.world);
         if let Some(goal) = goal {

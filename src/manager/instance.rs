@@ -27,7 +27,7 @@ use super::rollout::{self, Failure, InstanceId, State};
 use super::status::{InstanceState, InstanceStatus};
 use super::unix_socket;
 use crate::config::{Bind, Ready};
-use crate::ipc::{Address, EndpointCounts, Probe};
+use crate::ipc::{Address, EndpointCounts, Probe, Protocol};
 use crate::launch::Order;
 use crate::systemd::units::Units;
 
@@ -323,6 +323,11 @@ impl Instance {
     /// The number of its process.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(|process| process.pid)
+    }
+
+    /// What it speaks.
+    pub fn protocol(&self) -> Protocol {
+        self.deployment.process.protocol
     }
 
     /// How the worker asks it; nothing while only the instance itself says when it is ready.

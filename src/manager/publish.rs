@@ -36,7 +36,7 @@ impl Manager {
             self.write_state();
         }
         if has_new_table {
-            self.workers.send_table(&self.table);
+            self.workers.send_table(&self.table, &self.certificates);
         }
         for permit in self.world.permits.drain(..) {
             // One that was killed meanwhile needs none.
@@ -47,7 +47,7 @@ impl Manager {
 
     fn build_table(&mut self) -> bool {
         let views = self.services.values().map(Service::view);
-        let mut table = table::build(views, &self.listeners, &self.config);
+        let mut table = table::build(views, &self.listeners, &self.certificates, &self.config);
         table.number = self.table.number;
         // The first one is new even if nothing is in it: a worker serves once it has one.
         let is_new = table.number == 0 || table != self.table;

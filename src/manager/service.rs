@@ -519,6 +519,7 @@ impl Service {
             Some(ipc::Endpoint {
                 id: EndpointId(held.id),
                 address: instance.address.clone(),
+                protocol: instance.protocol(),
                 state,
                 probe: instance.probe().unwrap_or(Probe::Connect),
             })

@@ -62,6 +62,7 @@ impl Manager {
         self.world
             .default_user
             .clone_from(&state.config.default_user);
+        self.read_certificates(&state.config);
         self.config = state.config;
         self.world.ports.claim(&self.config);
         for error in self.listeners.restore(state.listeners) {

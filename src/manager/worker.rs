@@ -20,9 +20,12 @@ use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
+use super::certificates::Certificates;
 use super::pidfd::Pidfd;
 use crate::config::ScopeLimits;
-use crate::ipc::{self, Channel, ChannelError, EndpointId, FromWorker, ToWorker};
+use crate::ipc::{
+    self, CertificateId, Channel, ChannelError, EndpointId, FromWorker, Table, ToWorker,
+};
 use crate::systemd::units::{Scope, Units};
 
 /// A worker closes its connection by ending, at once after its last word.
@@ -58,6 +61,8 @@ pub struct Worker {
     pub serving: bool,
     /// The endpoints that it says it has no connection to, and will have none.
     pub idle: BTreeSet<EndpointId>,
+    /// The certificates of the last table that it was sent.
+    certificates: BTreeSet<CertificateId>,
     /// Pings in a row that it has not answered.
     pub unanswered: u32,
     /// Draining, it has nothing left but tunnels.
@@ -171,6 +176,7 @@ impl Worker {
             draining,
             serving: false,
             idle: BTreeSet::new(),
+            certificates: BTreeSet::new(),
             unanswered: 0,
             only_tunnels: false,
             pidfd,
@@ -190,6 +196,18 @@ impl Worker {
     /// Queues a message. When the worker is gone it is dropped: the next worker gets the whole state anyway.
     pub fn send(&self, message: ToWorker, descriptor: Option<OwnedFd>) {
         let _ = self.outgoing.send((message, descriptor));
+    }
+
+    /// Sends a table, after the certificates in it that the worker has not got.
+    pub fn send_table(&mut self, table: &Table, certificates: &Certificates) {
+        let named: BTreeSet<CertificateId> = table.certificates().collect();
+        for id in named.difference(&self.certificates) {
+            if let Some(certificate) = certificates.message(*id) {
+                self.send(ToWorker::Certificate(certificate.clone()), None);
+            }
+        }
+        self.certificates = named;
+        self.send(ToWorker::Table(table.clone()), None);
     }
 
     /// Lets it serve what it has accepted, and end.

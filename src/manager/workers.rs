@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::certificates::Certificates;
 use super::instance::News;
 use super::listeners::Listener;
 use super::worker::{self, Worker};
@@ -116,13 +117,13 @@ impl Workers {
     }
 
     /// Sends a table to all of them: those that drain have to know which endpoints do.
-    pub fn send_table(&mut self, table: &Table) {
+    pub fn send_table(&mut self, table: &Table, certificates: &Certificates) {
         let services = table.services.iter();
         let endpoints = services.flat_map(|service| &service.endpoints);
         let endpoints: BTreeSet<EndpointId> = endpoints.map(|endpoint| endpoint.id).collect();
         for worker in &mut self.workers {
             worker.idle.retain(|id| endpoints.contains(id));
-            worker.send(ToWorker::Table(table.clone()), None);
+            worker.send_table(table, certificates);
         }
     }
 
@@ -214,11 +215,11 @@ impl Manager {
     }
 
     /// Before the first table is made there is nothing to send.
-    fn send_table_to_new(&self) {
-        if let Some(worker) = self.workers.workers.last()
+    fn send_table_to_new(&mut self) {
+        if let Some(worker) = self.workers.workers.last_mut()
             && self.table.number > 0
         {
-            worker.send(ToWorker::Table(self.table.clone()), None);
+            worker.send_table(&self.table, &self.certificates);
         }
     }
 

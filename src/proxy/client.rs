@@ -17,8 +17,11 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+
+use rustls::ServerConfig;
 
 use super::buffer::Buffer;
 use super::error::{ProxyError, write_error};
@@ -26,6 +29,7 @@ use super::exchange::STALL_LIMIT;
 use super::forward::forward;
 use super::headers::{Persistence, Sender};
 use super::http1::{Refusal, Version};
+use super::http2;
 use super::listener::Listener;
 use super::parcel::Parcel;
 use super::proxy_protocol::{Header, NoHeader};
@@ -33,10 +37,11 @@ use super::request::{LONGEST_HEAD, Request};
 use super::stream::Stream;
 use super::thread::Thread;
 use super::timer::Timer;
+use super::tls;
 use super::turn;
 
 /// How long a connection may wait for its next request.
-const IDLE_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a head may take from its first byte on.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
@@ -45,19 +50,24 @@ const HEAD_LIMIT: Duration = Duration::from_secs(15);
 const PROXY_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long, and how much, is read from a client that has got its last response.
-const LINGER_LIMIT: Duration = Duration::from_secs(5);
-const MOST_LINGERED: usize = 256 << 10;
+pub(crate) const LINGER_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const MOST_LINGERED: usize = 256 << 10;
 
 /// One client connection.
 pub(crate) struct Client {
     pub(crate) stream: Stream,
     pub(crate) buffer: Buffer,
     pub(crate) timer: Timer,
+    pub(crate) peer: Rc<Peer>,
+}
+
+/// Who is on the other side, and which side that is.
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    /// The IP address as instances are told it.
+    text: Box<str>,
     pub(crate) listener: Rc<Listener>,
     pub(crate) thread: Rc<Thread>,
-    peer: SocketAddr,
-    /// The address of the peer as instances are told it.
-    address: Box<str>,
 }
 
 /// What becomes of a connection after a request.
@@ -80,17 +90,21 @@ pub(crate) async fn serve(
     listener: Rc<Listener>,
     thread: Rc<Thread>,
 ) {
-    let mut client = Client {
-        stream,
-        buffer: Buffer::default(),
-        timer: Timer::new(IDLE_LIMIT),
-        listener,
-        thread,
-        peer,
-        address: peer.ip().to_string().into(),
-    };
-    if client.listener.has_proxy_protocol() && !Box::pin(client.read_proxy_header()).await {
+    let mut client = Client::new(stream, Rc::new(Peer::new(peer, listener, thread)));
+    if client.peer.listener.has_proxy_protocol() && !Box::pin(client.read_proxy_header()).await {
         return;
+    }
+    if let Some(config) = client.peer.listener.tls() {
+        client = match Box::pin(client.secure(config)).await {
+            Some(client) => client,
+            None => return,
+        };
+    }
+    if client.buffer.is_empty() && !client.has_more().await {
+        return;
+    }
+    if client.stream.agreed_on_http2() || http2::is_preface(client.buffer.unread()) {
+        return Box::pin(http2::serve(client)).await;
     }
     loop {
         client.skip_empty_lines();
@@ -110,11 +124,41 @@ pub(crate) async fn serve(
     }
 }
 
+impl Peer {
+    fn new(address: SocketAddr, listener: Rc<Listener>, thread: Rc<Thread>) -> Peer {
+        Peer {
+            address,
+            text: address.ip().to_string().into(),
+            listener,
+            thread,
+        }
+    }
+
+    /// Whether the connection is to end with the present response.
+    pub(crate) fn closing(&self) -> bool {
+        self.thread.draining() || self.listener.closing()
+    }
+}
+
 impl Client {
+    pub(crate) fn new(stream: Stream, peer: Rc<Peer>) -> Client {
+        Client {
+            stream,
+            buffer: Buffer::default(),
+            timer: Timer::new(IDLE_LIMIT),
+            peer,
+        }
+    }
+
+    /// Serves the one request of a stream of HTTP/2. How the stream ends is its own matter.
+    pub(crate) async fn serve_stream(&mut self) {
+        self.serve_request().await;
+    }
+
     /// Learns from a trusted proxy whose connection this is. False if the connection is to be closed.
     async fn read_proxy_header(&mut self) -> bool {
-        if !self.thread.trusts(self.peer.ip()) {
-            tracing::debug!(client_addr = %self.peer, "connection refused, it is not from a trusted proxy");
+        if !self.peer.thread.trusts(self.peer.address.ip()) {
+            tracing::debug!(client_addr = %self.peer.address, "connection refused, it is not from a trusted proxy");
             return false;
         }
         self.timer.set(PROXY_LIMIT);
@@ -123,7 +167,7 @@ impl Client {
                 Ok(Some(header)) => break header,
                 Ok(None) => {}
                 Err(error) => {
-                    self.listener.log_no_header(self.peer, error);
+                    self.peer.listener.log_no_header(self.peer.address, error);
                     return false;
                 }
             }
@@ -133,23 +177,38 @@ impl Client {
                 // Whoever only looks whether the port is open sends nothing.
                 _ if self.buffer.is_empty() => return false,
                 _ => {
-                    self.listener.log_no_header(self.peer, NoHeader::CUT);
+                    self.peer
+                        .listener
+                        .log_no_header(self.peer.address, NoHeader::CUT);
                     return false;
                 }
             }
         };
         self.buffer.consume(header.length);
         if let Some(source) = header.source {
-            self.peer = source;
-            self.address = source.ip().to_string().into();
+            let Peer {
+                listener, thread, ..
+            } = &*self.peer;
+            self.peer = Rc::new(Peer::new(source, listener.clone(), thread.clone()));
         }
         true
+    }
+
+    /// Does the handshake of TLS. `None` if the connection is to be closed.
+    async fn secure(mut self, config: Arc<ServerConfig>) -> Option<Client> {
+        match tls::accept(self.stream, &mut self.buffer, config).await {
+            Ok(stream) => Some(Client { stream, ..self }),
+            Err(error) => {
+                tracing::debug!(client_addr = %self.peer.address, %error, "TLS handshake failed");
+                None
+            }
+        }
     }
 
     /// Awaits the next bytes. False if the wait is over without.
     async fn has_more(&mut self) -> bool {
         self.timer.set(IDLE_LIMIT);
-        let mut drained = pin!(self.thread.drain_idle());
+        let mut drained = pin!(self.peer.thread.drain_idle());
         poll_fn(|cx| {
             if let Poll::Ready(received) = self.buffer.poll_fill(&self.stream, cx) {
                 return Poll::Ready(received.is_ok_and(|count| count > 0));
@@ -225,16 +284,12 @@ impl Client {
 
     fn admit(&mut self) -> Result<Option<Request>, Refusal> {
         let sender = Sender {
-            address: &self.address,
-            trusted: self.thread.trusts(self.peer.ip()),
-            forwarded: self.thread.sets_forwarded(),
+            address: &self.peer.text,
+            secure: self.stream.is_secure(),
+            trusted: self.peer.thread.trusts(self.peer.address.ip()),
+            forwarded: self.peer.thread.sets_forwarded(),
         };
-        Request::admit(&mut self.buffer, &self.listener, sender)
-    }
-
-    /// Whether the connection is to end with the present response.
-    fn closing(&self) -> bool {
-        self.thread.draining() || self.listener.closing()
+        Request::admit(&mut self.buffer, &self.peer.listener, sender)
     }
 
     /// What follows a response that has told the client so much.
@@ -267,7 +322,7 @@ impl Client {
 
     /// Answers something that is no request. Where the next one would begin is unknown.
     async fn refuse(&mut self, error: ProxyError) -> Next {
-        tracing::debug!(client_addr = %self.peer, %error, "request refused");
+        tracing::debug!(client_addr = %self.peer.address, %error, "request refused");
         let mut out = Vec::new();
         write_error(&error, false, Version::Http11, Persistence::Close, &mut out);
         self.send(&out, Next::Linger).await
@@ -278,12 +333,12 @@ impl Client {
         let service = request.service_name();
         let id = request.instance.map(|id| id.0);
         if error.is_failure() {
-            tracing::warn!(service, id, client_addr = %self.peer, %error, "request failed");
+            tracing::warn!(service, id, client_addr = %self.peer.address, %error, "request failed");
         } else {
-            tracing::debug!(service, client_addr = %self.peer, %error, "request refused");
+            tracing::debug!(service, client_addr = %self.peer.address, %error, "request refused");
         }
         let reply = request.reply;
-        let keep_alive = reply.keep_alive && request.outgoing.is_received() && !self.closing();
+        let keep_alive = reply.keep_alive && request.outgoing.is_received() && !self.peer.closing();
         let told = match keep_alive {
             true => Persistence::KeepAlive,
             false => Persistence::Close,
@@ -297,7 +352,7 @@ impl Client {
     pub(crate) fn log_cut(&self, request: &Request) {
         let service = request.service_name();
         let id = request.instance.map(|id| id.0);
-        tracing::warn!(service, id, client_addr = %self.peer, "response cut off");
+        tracing::warn!(service, id, client_addr = %self.peer.address, "response cut off");
     }
 
     async fn send(&mut self, bytes: &[u8], next: Next) -> Next {

@@ -25,6 +25,7 @@ use super::probe::{Finding, Probers};
 use super::sockets::Sockets;
 use super::table::Table;
 use super::threads::{Command, Event, Report, Threads};
+use super::tls::Certificates;
 use crate::ipc::{self, EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker};
 
 /// The least time between two reports of the counters...
@@ -56,6 +57,7 @@ pub(crate) struct Control {
     threads: Arc<Threads>,
     table: Arc<Table>,
     sockets: Sockets,
+    certificates: Certificates,
     ledger: Ledger,
     probers: Probers,
     /// The probing endpoints that have answered.
@@ -91,11 +93,16 @@ struct Drain {
 
 impl Control {
     /// `reports` is where `threads` report to.
-    pub(crate) fn new(threads: Arc<Threads>, reports: mpsc::UnboundedReceiver<Report>) -> Control {
+    pub(crate) fn new(
+        threads: Arc<Threads>,
+        certificates: Certificates,
+        reports: mpsc::UnboundedReceiver<Report>,
+    ) -> Control {
         let (found, findings) = mpsc::unbounded_channel();
         Control {
             table: Arc::default(),
             sockets: Sockets::default(),
+            certificates,
             ledger: Ledger::new(threads.count()),
             threads,
             probers: Probers::new(found),
@@ -193,6 +200,11 @@ impl Control {
                     tracing::error!(listener = id.0, %error, "listening socket refused");
                 }
             }
+            Ok(ToWorker::Certificate(certificate)) => {
+                if let Err(error) = self.certificates.add(certificate) {
+                    tracing::error!(%error, "certificate refused");
+                }
+            }
             Ok(ToWorker::Table(table)) => self.take_over(table).await,
             Ok(ToWorker::Drain {
                 idle,
@@ -226,13 +238,16 @@ impl Control {
         let sockets = &self.sockets;
         // A draining worker gets no sockets and needs none.
         let is_known = |id| draining || sockets.contains(id);
-        match self.table.succeed(table, is_known, self.threads.count()) {
+        let named: BTreeSet<_> = table.certificates().collect();
+        let (certificates, threads) = (&self.certificates, self.threads.count());
+        match self.table.succeed(table, is_known, certificates, threads) {
             Ok(table) => self.table = Arc::new(table),
             Err(error) => {
                 tracing::error!(%error, "table refused");
                 return;
             }
         }
+        self.certificates.keep(&named);
         let table = self.table.clone();
         self.threads.limit_connections(table.max_connections);
         self.probers.follow(&table).await;

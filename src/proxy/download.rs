@@ -10,6 +10,7 @@ use super::error::ProxyError;
 use super::exchange::{End, Flow, Upload, receive};
 use super::headers::{Persistence, delivery, write_interim, write_response, write_switch};
 use super::http1::{Decoder, Encoding, Framing, Malformed, ResponseHead, Spans, Version, slots};
+use super::http2::is_refusal;
 use super::parcel::Parcel;
 use super::stream::Stream;
 use super::turn;
@@ -124,6 +125,7 @@ async fn read_head(
             return Err(flow.fail(Malformed("head too large")));
         }
         match receive_or_permit(flow, instance, buffer, client).await? {
+            Err(error) if is_refusal(&error) => return Err(End::Refused),
             Ok(0) | Err(_) if !flow.heard.get() => {
                 return Err(End::Unanswered { sent: true });
             }

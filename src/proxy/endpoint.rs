@@ -17,13 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
+use super::http2::InstanceConnection;
 use super::stream::Stream;
 use super::threads::Reporter;
 use super::upstream::Upstream;
-use crate::ipc::{Address, EndpointCounts, EndpointId, Probe};
+use crate::ipc::{Address, EndpointCounts, EndpointId, Probe, Protocol};
 
 /// How long a connection to an instance may lie idle: shorter than any server's own limit, so that it is we who close.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
@@ -42,6 +43,7 @@ const PENALTY: Duration = Duration::from_secs(1);
 pub(crate) struct Spec {
     pub(crate) id: EndpointId,
     pub(crate) address: Address,
+    pub(crate) protocol: Protocol,
     pub(crate) probe: Probe,
     /// Set by the health check: gets requests only when all endpoints of the service are out.
     out: AtomicBool,
@@ -64,10 +66,16 @@ impl Spec {
         Spec {
             id,
             address,
+            protocol: Protocol::default(),
             probe,
             out: AtomicBool::new(false),
             counters: (0..threads).map(|_| Counters::default()).collect(),
         }
+    }
+
+    /// It speaks this.
+    pub(crate) fn speaking(self, protocol: Protocol) -> Spec {
+        Spec { protocol, ..self }
     }
 
     pub(crate) fn is_out(&self) -> bool {
@@ -107,7 +115,30 @@ pub(crate) struct Endpoint {
     cuts: Notify,
     /// The newest at the end; it is taken first, so that the others can grow old.
     idle: RefCell<Vec<Idle>>,
+    /// Those that many requests can use at a time.
+    shared: Shared,
     penalised_until: Cell<Option<Instant>>,
+}
+
+/// The connections of HTTP/2.
+#[derive(Default)]
+struct Shared {
+    connections: RefCell<Vec<InstanceConnection>>,
+    /// How many there have been.
+    opened: Cell<u64>,
+    /// One is opened at a time, for the next one who wants one may find room on it.
+    opening: Mutex<()>,
+}
+
+impl Shared {
+    /// A request on one that has room for it.
+    fn request(&self) -> Option<Stream> {
+        let connections = self.connections.borrow();
+        let connection = connections
+            .iter()
+            .find(|connection| connection.has_room())?;
+        Some(connection.request())
+    }
 }
 
 struct Idle {
@@ -132,6 +163,7 @@ impl Endpoint {
             cut: Cell::new(false),
             cuts: Notify::new(),
             idle: RefCell::default(),
+            shared: Shared::default(),
             penalised_until: Cell::default(),
         }
     }
@@ -174,6 +206,7 @@ impl Endpoint {
     pub(crate) fn drain(&self) {
         self.draining.set(true);
         drop(self.idle.take());
+        drop(self.shared.connections.take());
         if self.in_flight() == 0 {
             self.reporter.idle(self.id());
         }
@@ -195,6 +228,8 @@ impl Endpoint {
         self.idle
             .borrow_mut()
             .retain_mut(|idle| now < idle.until && idle.upstream.is_reusable());
+        let mut shared = self.shared.connections.borrow_mut();
+        shared.retain(|connection| connection.is_wanted(now, IDLE_LIMIT));
     }
 
     fn is_penalised(&self) -> bool {
@@ -232,8 +267,11 @@ impl Claim {
         &self.endpoint.spec.address
     }
 
-    /// The idle connection that was used last and is still good.
+    /// The idle connection that was used last and is still good, or a place on one that has some.
     pub(crate) fn take_idle(&self) -> Option<Upstream> {
+        if self.endpoint.spec.protocol == Protocol::H2c {
+            return self.endpoint.shared.request().map(Upstream::new);
+        }
         let mut idle = self.endpoint.idle.borrow_mut();
         if idle.is_empty() {
             return None;
@@ -254,7 +292,9 @@ impl Claim {
             IDLE_LIMIT.min(announced.saturating_sub(IDLE_MARGIN))
         });
         let mut idle = self.endpoint.idle.borrow_mut();
-        if !self.endpoint.draining.get() && !limit.is_zero() && idle.len() < MOST_IDLE {
+        let exclusive = self.endpoint.spec.protocol == Protocol::Http1;
+        let kept = exclusive && !limit.is_zero() && idle.len() < MOST_IDLE;
+        if kept && !self.endpoint.draining.get() {
             let until = Instant::now() + limit;
             idle.push(Idle { upstream, until });
         }
@@ -263,7 +303,10 @@ impl Claim {
 
     /// Opens a new connection. A failure is counted, and for a moment the endpoint is chosen only if there is no other.
     pub(crate) async fn connect(&self) -> io::Result<Stream> {
-        let result = Stream::connect(self.address()).await;
+        let result = match self.endpoint.spec.protocol {
+            Protocol::Http1 => Stream::connect(self.address()).await,
+            Protocol::H2c => self.connect_shared().await,
+        };
         match &result {
             Ok(_) => self.endpoint.penalised_until.set(None),
             Err(error) if is_ours(error) => {}
@@ -275,6 +318,29 @@ impl Claim {
             }
         }
         result
+    }
+
+    async fn connect_shared(&self) -> io::Result<Stream> {
+        let Shared {
+            connections,
+            opened,
+            opening,
+        } = &self.endpoint.shared;
+        let before = opened.get();
+        let _turn = opening.lock().await;
+        if opened.get() != before
+            && let Some(request) = self.endpoint.shared.request()
+        {
+            return Ok(request);
+        }
+        let stream = Stream::connect(self.address()).await?;
+        let connection = InstanceConnection::open(stream).await?;
+        let request = connection.request();
+        opened.set(opened.get() + 1);
+        if !self.endpoint.draining.get() {
+            connections.borrow_mut().push(connection);
+        }
+        Ok(request)
     }
 
     /// The request has become a tunnel, and is not in flight any more.

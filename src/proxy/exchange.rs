@@ -51,6 +51,8 @@ pub(crate) enum End {
         /// Whether a byte of the request was sent.
         sent: bool,
     },
+    /// The instance has said that it has not begun with the request, and will not.
+    Refused,
     /// No byte of a response was sent to the client.
     Failed(ProxyError),
     /// The response ended in the middle.
@@ -161,13 +163,8 @@ pub(crate) async fn exchange(
     let flow = Flow::new(request.outgoing.awaits_permission, request.upgrade.clone());
     let (reply, outgoing) = (request.reply, &mut request.outgoing);
     let Upstream { stream, buffer } = upstream;
-    let Client {
-        listener,
-        thread,
-        timer,
-        ..
-    } = client;
-    let closing = || thread.draining() || listener.closing();
+    let Client { peer, timer, .. } = client;
+    let closing = || peer.closing();
     let mut reset = pin!(client.stream.reset());
     let mut up = pin!(upload(
         &flow,

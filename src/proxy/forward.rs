@@ -2,7 +2,8 @@
 //!
 //! # Which failures lead to another try
 //! * No connection: any request goes to another instance, at once while there is one that was not tried, and then after
-//!   growing pauses, for the service's `queue_timeout` in all.
+//!   growing pauses, for the service's `queue_timeout` in all. So does one that an instance has refused in a way that says that it
+//!   has not begun with it, as HTTP/2 can, if all that was sent is still at hand.
 //! * A connection on which not a byte of the request could be sent: the same, since no instance has seen it.
 //! * A connection that ended after something was sent and before anything was received: the instance may have acted on
 //!   the request. It is sent again only once, only if its method is idempotent, and only if all that was sent of it is
@@ -60,6 +61,10 @@ pub(crate) async fn forward(
             End::Unanswered { sent: false } => {
                 search.note_unsent(lease);
             }
+            End::Refused if !request.outgoing.is_forgotten() => {
+                search.note_failure(&lease.claim, io::ErrorKind::ConnectionRefused.into());
+            }
+            End::Refused => return Err(ProxyError::NoResponse),
             End::Unanswered { sent: true } => {
                 lease.claim.count_failure();
                 if repeated || !request.outgoing.can_be_repeated() {

@@ -8,6 +8,7 @@
 //! An input is one byte of flags, three bytes that say how the rest is cut into pieces (see [`Pieces`]), and the bytes
 //! that the other side sends.
 
+mod proxy_header;
 mod reader;
 mod request;
 mod response;
@@ -15,6 +16,7 @@ mod response;
 use super::http1::{Decoder, Encoding, Framing, FramingError, Spans};
 use reader::Message;
 
+pub use proxy_header::check as proxy_header;
 pub use request::check as request;
 pub use response::check as response;
 
@@ -185,6 +187,14 @@ mod tests {
             }
         }
         assert!(count > 0, "no corpus");
+    }
+
+    #[test]
+    fn the_corpus_of_proxy_headers_holds() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/proxy_header");
+        for entry in std::fs::read_dir(corpus).unwrap() {
+            super::proxy_header(&std::fs::read(entry.unwrap().path()).unwrap());
+        }
     }
 
     #[test]

@@ -15,10 +15,18 @@ use super::http1::{
 pub(crate) struct Sender<'a> {
     /// The IP address, in text.
     pub(crate) address: &'a str,
+    /// Whether it came over TLS.
+    pub(crate) secure: bool,
     /// Whether its word about who is behind it is taken.
     pub(crate) trusted: bool,
     /// Whether an instance is told by `Forwarded`, too.
     pub(crate) forwarded: bool,
+}
+
+impl Sender<'_> {
+    fn scheme(&self) -> &'static [u8] {
+        if self.secure { b"https" } else { b"http" }
+    }
 }
 
 /// What is said about the connection to a client.
@@ -86,7 +94,8 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
         &[sender.address.as_bytes(), b"\r\nX-Forwarded-Proto: "],
     );
     let proto = incoming(Kind::ForwardedProto).next();
-    put(out, &[proto.map_or(b"http", |field| field.value), b"\r\n"]);
+    let own = sender.scheme();
+    put(out, &[proto.map_or(own, |field| field.value), b"\r\n"]);
     let host = incoming(Kind::ForwardedHost).next();
     put(
         out,
@@ -101,7 +110,7 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
         for field in incoming(Kind::Forwarded) {
             put(out, &[field.value, b", "]);
         }
-        put_element(head.host, sender.address, out);
+        put_element(head.host, sender, out);
     }
     if !head.prefix.is_empty() {
         put(out, &[b"X-Forwarded-Prefix: "]);
@@ -118,7 +127,8 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
 
 /// What `Forwarded` has of one hop (RFC 7239, section 4). What is a token, or could be none, is left as it is; nothing
 /// of it can contain a quotation mark.
-fn put_element(host: &[u8], address: &str, out: &mut Vec<u8>) {
+fn put_element(host: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) {
+    let address = sender.address;
     match address.contains(':') {
         true => put(out, &[b"for=\"[", address.as_bytes(), b"]\""]),
         false => put(out, &[b"for=", address.as_bytes()]),
@@ -126,7 +136,7 @@ fn put_element(host: &[u8], address: &str, out: &mut Vec<u8>) {
     if !host.is_empty() {
         put(out, &[b";host=\"", host, b"\""]);
     }
-    put(out, &[b";proto=http\r\n"]);
+    put(out, &[b";proto=", sender.scheme(), b"\r\n"]);
 }
 
 /// Writes the head of a response for a client; `framing` is how the body is delivered there.
@@ -277,6 +287,7 @@ mod tests {
         let address = "192.0.2.1";
         let sender = Sender {
             address,
+            secure: false,
             trusted,
             forwarded: false,
         };
@@ -293,6 +304,7 @@ mod tests {
         let mut out = Vec::new();
         let sender = Sender {
             address,
+            secure: false,
             trusted,
             forwarded: true,
         };

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
+use rustls::ServerConfig;
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ use super::proxy_protocol::NoHeader;
 use super::router::Router;
 use super::service::Service;
 use super::thread::Thread;
+use super::tls::Tls;
 use crate::ipc::ListenerId;
 
 /// Connections accepted in one go before other tasks of the thread get their turn.
@@ -58,6 +60,8 @@ enum Mode {
 /// What becomes of the connections.
 #[derive(Clone, Default)]
 pub(crate) struct Routes {
+    /// Its connections are TLS's.
+    pub(crate) tls: Option<Tls>,
     pub(crate) router: Arc<Router>,
     /// The thread's, in the order in which the router counts them.
     pub(crate) services: Rc<[Rc<Service>]>,
@@ -98,6 +102,12 @@ impl Listener {
             self.quiet_until.set(Some(now + LOG_INTERVAL));
             tracing::warn!(listener = %self.address, client_addr = %peer, %error, "connection refused");
         }
+    }
+
+    /// How its next connection is to be secured, if it is.
+    pub(crate) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let routes = self.routes.borrow();
+        routes.tls.as_ref().map(|tls| tls.config.clone())
     }
 
     /// Whether connections are to end with their next response.

@@ -17,9 +17,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::endpoint::Spec;
+use super::http2::InstanceConnection;
 use super::stream::Stream;
 use super::table::Table;
-use crate::ipc::{Address, EndpointId, EndpointState, Probe};
+use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
 
 /// The wait before the first probe of a new endpoint; it doubles after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -139,7 +140,7 @@ async fn await_readiness(spec: Arc<Spec>, findings: mpsc::UnboundedSender<(Endpo
     loop {
         sleep(pause).await;
         pause = LONGEST_PAUSE.min(pause * 2);
-        let (finding, last) = match probe(&spec.address, &spec.probe).await {
+        let (finding, last) = match probe(&spec).await {
             Ok(()) => (Finding::Ready, true),
             Err(fault) => (Finding::NotReady(fault), false),
         };
@@ -156,7 +157,7 @@ async fn watch_health(spec: Arc<Spec>, findings: mpsc::UnboundedSender<(Endpoint
     let mut health = Health::default();
     loop {
         ticks.tick().await;
-        let answer = probe(&spec.address, &spec.probe).await;
+        let answer = probe(&spec).await;
         if let Some(finding) = health.observe(answer) {
             spec.set_out(health.out);
             if findings.send((spec.id, finding)).is_err() {
@@ -202,8 +203,9 @@ impl Health {
 }
 
 /// Asks once. The error is in words for a person.
-async fn probe(address: &Address, probe: &Probe) -> Result<(), String> {
-    match timeout(PROBE_LIMIT, ask(address, probe)).await {
+async fn probe(spec: &Spec) -> Result<(), String> {
+    let Spec { address, probe, .. } = spec;
+    match timeout(PROBE_LIMIT, ask(spec)).await {
         Ok(answer) => answer,
         Err(_) => Err(match probe {
             Probe::Connect => format!("connect to {address}: no answer within {PROBE_LIMIT:?}"),
@@ -212,21 +214,26 @@ async fn probe(address: &Address, probe: &Probe) -> Result<(), String> {
     }
 }
 
-async fn ask(address: &Address, probe: &Probe) -> Result<(), String> {
-    let mut stream = Stream::connect(address)
+async fn ask(spec: &Spec) -> Result<(), String> {
+    let address = &spec.address;
+    let stream = Stream::connect(address)
         .await
         .map_err(|error| format!("connect to {address}: {}", in_words(&error)))?;
-    match probe {
+    match &spec.probe {
         Probe::Connect => Ok(()),
-        Probe::Http(path) => get(&mut stream, path)
+        Probe::Http(path) => get(stream, spec.protocol, path)
             .await
             .map_err(|fault| format!("GET {path}: {fault}")),
     }
 }
 
-async fn get(stream: &mut Stream, path: &str) -> Result<(), String> {
+async fn get(mut stream: Stream, protocol: Protocol, path: &str) -> Result<(), String> {
     if !path.starts_with('/') || path.bytes().any(|byte| !byte.is_ascii_graphic()) {
         return Err("not a path".to_owned());
+    }
+    if protocol == Protocol::H2c {
+        let connection = InstanceConnection::open(stream).await;
+        stream = connection.map_err(|error| in_words(&error))?.request();
     }
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: smoothserve-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
@@ -235,8 +242,8 @@ async fn get(stream: &mut Stream, path: &str) -> Result<(), String> {
         .write_all(request.as_bytes())
         .await
         .map_err(|error| in_words(&error))?;
-    let status = read_status(stream).await?;
-    let _ = timeout(DRAIN_LIMIT, drain(stream)).await;
+    let status = read_status(&mut stream).await?;
+    let _ = timeout(DRAIN_LIMIT, drain(&mut stream)).await;
     match status {
         200..=399 => Ok(()),
         _ => Err(format!("status {status}")),
@@ -292,6 +299,12 @@ mod tests {
     use tokio::net::{TcpListener, UnixListener};
 
     use super::*;
+    use crate::ipc::Address;
+
+    async fn asked(address: &Address, how: &Probe) -> Result<(), String> {
+        let spec = Spec::new(EndpointId(1), address.clone(), how.clone(), 1);
+        probe(&spec).await
+    }
 
     /// Answers every connection with this, and keeps it open if told so.
     async fn serve(listener: TcpListener, answer: &'static str, keep_open: bool) {
@@ -312,10 +325,10 @@ mod tests {
     async fn ask_http(answer: &'static str, keep_open: bool) -> Result<(), String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = Address::Tcp(listener.local_addr().unwrap());
-        let asked = Probe::Http("/health".to_owned());
+        let wanted = Probe::Http("/health".to_owned());
         tokio::select! {
             () = serve(listener, answer, keep_open) => unreachable!(),
-            result = probe(&address, &asked) => result,
+            result = asked(&address, &wanted) => result,
         }
     }
 
@@ -351,7 +364,7 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let result = probe(&Address::Tcp(address), &Probe::Connect).await;
+        let result = asked(&Address::Tcp(address), &Probe::Connect).await;
         let fault = format!("connect to {address}: connection refused");
         assert_eq!(result, Err(fault));
     }
@@ -362,9 +375,9 @@ mod tests {
         let path = directory.path().join("socket");
         let _listener = UnixListener::bind(&path).unwrap();
         let address = Address::Unix(path);
-        assert_eq!(probe(&address, &Probe::Connect).await, Ok(()));
+        assert_eq!(asked(&address, &Probe::Connect).await, Ok(()));
         assert_eq!(
-            probe(&address, &Probe::Http("/".to_owned())).await,
+            asked(&address, &Probe::Http("/".to_owned())).await,
             Err("GET /: no answer within 2s".to_owned())
         );
     }
@@ -375,7 +388,7 @@ mod tests {
         let path = directory.path().join("socket");
         let _listener = UnixListener::bind(&path).unwrap();
         let smuggled = Probe::Http("/ HTTP/1.1\r\nX: y".to_owned());
-        assert!(probe(&Address::Unix(path), &smuggled).await.is_err());
+        assert!(asked(&Address::Unix(path), &smuggled).await.is_err());
     }
 
     #[test]

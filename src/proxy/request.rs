@@ -106,6 +106,7 @@ mod tests {
             let listener = Listener::new(ListenerId(1), address, Routes::default());
             let sender = Sender {
                 address: "192.0.2.1",
+                secure: false,
                 trusted: false,
                 forwarded: false,
             };

@@ -117,6 +117,7 @@ mod tests {
             proxy_protocol: false,
             id,
             address: ([127, 0, 0, 1], 80).into(),
+            tls: None,
             router: Arc::new(Router::default()),
         };
         Table {

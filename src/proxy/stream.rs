@@ -21,10 +21,12 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
+use super::http2::{H2Stream, H2cStream};
+use super::tls::Secure;
 use crate::ipc::Address;
 
 /// An instance on this machine that does not accept within this time is as good as gone.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 /// The wait for room in the queue of a unix socket.
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
@@ -41,6 +43,12 @@ const PEER_ASKED_MOST: u32 = 4;
 #[derive(Debug)]
 pub(crate) enum Stream {
     Accepted(Accepted),
+    /// An accepted one with TLS on it.
+    Secure(Box<Secure>),
+    /// One stream of a connection with HTTP/2, which speaks HTTP/1.1 here.
+    Http2(Box<H2Stream>),
+    /// One stream of a connection with HTTP/2 to an instance, the same way.
+    H2c(Box<H2cStream>),
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -124,6 +132,33 @@ impl Stream {
         Stream::Accepted(Accepted::new(socket))
     }
 
+    /// Whether the peer alone can read what is sent.
+    pub(crate) fn is_secure(&self) -> bool {
+        match self {
+            Stream::Secure(_) => true,
+            Stream::Http2(stream) => stream.is_secure(),
+            _ => false,
+        }
+    }
+
+    /// Whether TLS was told to go on with HTTP/2.
+    pub(crate) fn agreed_on_http2(&self) -> bool {
+        matches!(self, Stream::Secure(secure) if secure.agreed_on_http2())
+    }
+
+    /// Whether the one response that a stream is for was sent.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(self, Stream::Http2(stream) if stream.is_answered())
+    }
+
+    /// What lies below TLS, if there is any.
+    fn socket(&self) -> &Stream {
+        match self {
+            Stream::Secure(secure) => secure.socket(),
+            plain => plain,
+        }
+    }
+
     /// Connects within [`CONNECT_LIMIT`]. A TCP connection sends without delay.
     pub(crate) async fn connect(address: &Address) -> io::Result<Stream> {
         match timeout(CONNECT_LIMIT, Stream::open(address)).await {
@@ -161,6 +196,12 @@ impl Stream {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Secure(secure) => return secure.poll_receive(cx, buffer),
+            Stream::Http2(stream) => return stream.poll_receive(cx, buffer),
+            Stream::H2c(stream) => return stream.poll_receive(cx, buffer),
+            _ => {}
+        }
         loop {
             ready!(self.poll_read_ready(cx))?;
             match self.try_read(buffer) {
@@ -182,6 +223,12 @@ impl Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Secure(secure) => return secure.poll_send(cx, slices),
+            Stream::Http2(stream) => return stream.poll_send(cx, slices),
+            Stream::H2c(stream) => return stream.poll_send(cx, slices),
+            _ => {}
+        }
         loop {
             ready!(self.poll_write_ready(cx))?;
             match self.try_write(slices) {
@@ -199,20 +246,23 @@ impl Stream {
 
     /// Resolves when the peer has reset the connection, not when it has merely sent all it wants to send.
     pub(crate) async fn reset(&self) {
-        if let Stream::Accepted(stream) = self
+        let this = self.socket();
+        if let Stream::Accepted(stream) = this
             && stream.registered.get().is_none()
         {
             // Most answers come sooner, and the reactor need not hear of the connection for this.
             sleep(BLIND).await;
-            if self.register().is_err() {
+            if this.register().is_err() {
                 return;
             }
         }
-        let ready = match self {
+        let ready = match this {
             Stream::Accepted(stream) => match stream.registered.get() {
                 Some(stream) => stream.ready(Interest::ERROR).await,
                 None => return,
             },
+            Stream::Secure(_) | Stream::H2c(_) => return,
+            Stream::Http2(stream) => return stream.reset().await,
             Stream::Tcp(stream) => stream.ready(Interest::ERROR).await,
             Stream::Unix(stream) => stream.ready(Interest::ERROR).await,
         };
@@ -222,6 +272,12 @@ impl Stream {
 
     /// Whether there is nothing to read, not even an end, as the kernel knows it at this moment.
     pub(crate) fn is_quiet(&self) -> bool {
+        match self {
+            Stream::Secure(secure) => return secure.is_quiet(),
+            // Its one request is there from the beginning.
+            Stream::Http2(_) | Stream::H2c(_) => return true,
+            _ => {}
+        }
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let received = self.with(|socket| Ok(recv(socket, &mut [0; 1], flags)?));
         received.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
@@ -229,6 +285,12 @@ impl Stream {
 
     /// Tells the peer that nothing more will be sent.
     pub(crate) fn finish(&self) -> io::Result<()> {
+        match self {
+            Stream::Secure(secure) => return secure.finish(),
+            Stream::Http2(stream) => return stream.finish(),
+            Stream::H2c(_) => return Ok(()),
+            _ => {}
+        }
         self.with(|socket| Ok(shutdown(socket, Shutdown::Write)?))
     }
 
@@ -236,6 +298,9 @@ impl Stream {
     pub(crate) fn reset_on_close(&self) -> io::Result<()> {
         match self {
             Stream::Unix(_) => Ok(()),
+            Stream::Secure(secure) => secure.reset_on_close(),
+            // It is one unless everything was sent.
+            Stream::Http2(_) | Stream::H2c(_) => Ok(()),
             _ => self.with(|socket| Ok(set_socket_linger(socket, Some(Duration::ZERO))?)),
         }
     }
@@ -245,6 +310,8 @@ impl Stream {
         match self {
             // The kernel itself would have ended the connection.
             Stream::Unix(_) => Ok(()),
+            // It is done for the connection.
+            Stream::Http2(_) | Stream::H2c(_) => Ok(()),
             _ => self.with(|socket| {
                 set_tcp_keepidle(socket, PEER_IDLE)?;
                 set_tcp_keepintvl(socket, PEER_ASKED)?;
@@ -261,6 +328,8 @@ impl Stream {
                 Some(socket) => act(socket.as_fd()),
                 None => stream.with_fresh(|socket| act(socket.as_fd())),
             },
+            Stream::Secure(secure) => secure.socket().with(act),
+            Stream::Http2(_) | Stream::H2c(_) => Err(io::ErrorKind::Unsupported.into()),
             Stream::Tcp(stream) => act(stream.as_fd()),
             Stream::Unix(stream) => act(stream.as_fd()),
         }
@@ -270,7 +339,8 @@ impl Stream {
     fn register(&self) -> io::Result<()> {
         match self {
             Stream::Accepted(stream) => stream.register().map(drop),
-            Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
+            Stream::Secure(secure) => secure.socket().register(),
+            Stream::Http2(_) | Stream::H2c(_) | Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
         }
     }
 
@@ -284,6 +354,11 @@ impl Stream {
                     Ok(())
                 }
             },
+            Stream::Secure(secure) => {
+                secure.socket().forget(interest);
+                Ok(())
+            }
+            Stream::Http2(_) | Stream::H2c(_) => Ok(()),
             Stream::Tcp(stream) => stream.try_io(interest, would_block),
             Stream::Unix(stream) => stream.try_io(interest, would_block),
         };
@@ -293,15 +368,22 @@ impl Stream {
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Accepted(stream) => stream.try_read(buffer),
+            // Encrypted bytes are of no use to anybody but the session.
+            Stream::Secure(_) | Stream::Http2(_) | Stream::H2c(_) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
             Stream::Tcp(stream) => stream.try_read(buffer),
             Stream::Unix(stream) => stream.try_read(buffer),
         }
     }
 
     /// Writes what fits; `WouldBlock` if nothing does.
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match (self, slices) {
             (Stream::Accepted(stream), slices) => stream.try_write(slices),
+            (Stream::Secure(_) | Stream::Http2(_) | Stream::H2c(_), _) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
             (Stream::Tcp(stream), [slice]) => stream.try_write(slice),
             (Stream::Tcp(stream), slices) => stream.try_write_vectored(slices),
             (Stream::Unix(stream), [slice]) => stream.try_write(slice),
@@ -316,6 +398,9 @@ impl Stream {
                 true => Poll::Ready(Ok(())),
                 false => stream.register()?.poll_read_ready(cx),
             },
+            Stream::Secure(secure) => secure.poll_read_ready(cx),
+            Stream::Http2(stream) => stream.poll_read_ready(cx),
+            Stream::H2c(stream) => stream.poll_read_ready(cx),
             Stream::Tcp(stream) => stream.poll_read_ready(cx),
             Stream::Unix(stream) => stream.poll_read_ready(cx),
         }
@@ -328,6 +413,8 @@ impl Stream {
                 true => Poll::Ready(Ok(())),
                 false => stream.register()?.poll_write_ready(cx),
             },
+            Stream::Secure(secure) => secure.socket().poll_write_ready(cx),
+            Stream::Http2(_) | Stream::H2c(_) => Poll::Ready(Ok(())),
             Stream::Tcp(stream) => stream.poll_write_ready(cx),
             Stream::Unix(stream) => stream.poll_write_ready(cx),
         }

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::endpoint::Spec;
 use super::router::{Clash, Router};
-use crate::ipc::{self, EndpointId, EndpointState, Handling, ListenerId};
+use super::tls::{Certificates, Tls};
+use crate::ipc::{self, CertificateId, EndpointId, EndpointState, Handling, ListenerId};
 
 /// All that a thread needs to know.
 #[derive(Debug, Default)]
@@ -28,6 +29,8 @@ pub(crate) struct Listener {
     pub(crate) proxy_protocol: bool,
     /// Its services are indices into [`Table::services`].
     pub(crate) router: Arc<Router>,
+    /// Its connections are TLS's.
+    pub(crate) tls: Option<Tls>,
 }
 
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub(crate) struct Service {
 pub(crate) enum Fault {
     #[error("listener {0:?} was never received")]
     UnknownListener(ListenerId),
+    #[error("certificate {0:?} was never received")]
+    UnknownCertificate(CertificateId),
     #[error("listener {0:?} is named twice")]
     ListenerTwice(ListenerId),
     #[error("a route of listener {0:?} names a service that is not there")]
@@ -63,6 +68,7 @@ impl Table {
         &self,
         table: ipc::Table,
         is_known: impl Fn(ListenerId) -> bool,
+        certificates: &Certificates,
         threads: usize,
     ) -> Result<Table, Fault> {
         let mut listeners = Vec::with_capacity(table.listeners.len());
@@ -78,9 +84,13 @@ impl Table {
             if listener.routes.iter().any(|route| route.service >= count) {
                 return Err(Fault::UnknownService(listener.id));
             }
+            let before = self.listeners.iter().find(|known| known.id == listener.id);
+            let before = before.and_then(|known| known.tls.as_ref());
+            let tls = listener.tls.map(|ids| certificates.listener(ids, before));
             listeners.push(Listener {
                 id: listener.id,
                 address: listener.address,
+                tls: tls.transpose().map_err(Fault::UnknownCertificate)?,
                 proxy_protocol: listener.proxy_protocol,
                 router: Arc::new(Router::try_new(&listener.routes)?),
             });
@@ -124,10 +134,12 @@ impl Table {
                         let ipc::Endpoint {
                             id,
                             address,
+                            protocol,
                             state,
                             probe,
                         } = endpoint;
-                        (Arc::new(Spec::new(id, address, probe, threads)), state)
+                        let spec = Spec::new(id, address, probe, threads).speaking(protocol);
+                        (Arc::new(spec), state)
                     }
                 });
             }
@@ -171,13 +183,14 @@ fn succeed_state(before: EndpointState, endpoint: &ipc::Endpoint, service: &str)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::{Address, Host, Probe, Route};
+    use crate::ipc::{Address, Host, Probe, Protocol, Route};
 
     fn endpoint(id: u64, state: EndpointState) -> ipc::Endpoint {
         ipc::Endpoint {
             id: EndpointId(id),
             address: Address::Unix(format!("/run/{id}").into()),
             state,
+            protocol: Protocol::default(),
             probe: Probe::Connect,
         }
     }
@@ -201,6 +214,7 @@ mod tests {
         ipc::Listener {
             id: ListenerId(id),
             address: ([127, 0, 0, 1], 80).into(),
+            tls: None,
             proxy_protocol: false,
             routes: services.iter().map(route).collect(),
         }
@@ -215,8 +229,12 @@ mod tests {
         }
     }
 
+    fn certificates() -> Certificates {
+        Certificates::new().unwrap()
+    }
+
     fn compile(table: ipc::Table) -> Result<Table, Fault> {
-        Table::default().succeed(table, |id| id.0 < 10, 1)
+        Table::default().succeed(table, |id| id.0 < 10, &certificates(), 1)
     }
 
     #[test]
@@ -267,7 +285,9 @@ mod tests {
             (Probing, Draining),
         ] {
             let next = table(vec![], vec![service("a", vec![endpoint(1, sent)])]);
-            current = current.succeed(next, |_| false, 1).unwrap();
+            current = current
+                .succeed(next, |_| false, &certificates(), 1)
+                .unwrap();
             assert_eq!(current.state(EndpointId(1)), Some(kept), "after {sent:?}");
         }
     }
@@ -282,7 +302,9 @@ mod tests {
         let mut moved = endpoint(1, EndpointState::Active);
         moved.address = Address::Unix("/elsewhere".into());
         let second = table(vec![], vec![service("b", vec![moved])]);
-        let second = first.succeed(second, |_| false, 1).unwrap();
+        let second = first
+            .succeed(second, |_| false, &certificates(), 1)
+            .unwrap();
         let (before, _) = first.endpoints().next().unwrap();
         let (after, _) = second.endpoints().next().unwrap();
         assert!(Arc::ptr_eq(before, after));

@@ -48,6 +48,7 @@ pub(crate) struct Thread {
     accepting: RefCell<JoinSet<io::Result<()>>>,
     draining: Cell<bool>,
     idle_over: Cell<bool>,
+    drain_begins: Notify,
     idle_ends: Notify,
 }
 
@@ -103,6 +104,7 @@ impl Thread {
             accepting: RefCell::default(),
             draining: Cell::new(false),
             idle_over: Cell::new(false),
+            drain_begins: Notify::new(),
             idle_ends: Notify::new(),
         }
     }
@@ -110,6 +112,14 @@ impl Thread {
     /// Whether the worker drains: every connection is to end with its next response.
     pub(crate) fn draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// Resolves when the worker drains.
+    pub(crate) async fn drain_begins(&self) {
+        let begins = self.drain_begins.notified();
+        if !self.draining.get() {
+            begins.await;
+        }
     }
 
     /// Resolves when the worker drains and idle connections have had their time for one more request.
@@ -188,6 +198,7 @@ impl Thread {
             known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())))
         });
         let routes = Routes {
+            tls: listener.tls.clone(),
             router: listener.router.clone(),
             services: services.collect(),
             proxy_protocol: listener.proxy_protocol,
@@ -282,6 +293,7 @@ impl Thread {
         let mut listeners = HashMap::with_capacity(table.listeners.len());
         for listener in &table.listeners {
             let routes = Routes {
+                tls: listener.tls.clone(),
                 router: listener.router.clone(),
                 services: services.clone(),
                 proxy_protocol: listener.proxy_protocol,
@@ -317,6 +329,7 @@ impl Thread {
         if self.draining.replace(true) {
             return;
         }
+        self.drain_begins.notify_waiters();
         for listener in self.listeners.borrow().values() {
             listener.finish();
         }
@@ -357,8 +370,9 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tls::Certificates;
     use super::*;
-    use crate::ipc::{self, Address, Host, Probe, Route};
+    use crate::ipc::{self, Address, Host, Probe, Protocol, Route};
 
     const ID: EndpointId = EndpointId(1);
 
@@ -386,11 +400,13 @@ mod tests {
                 id: ID,
                 address: Address::Unix("/nonexistent".into()),
                 state,
+                protocol: Protocol::default(),
                 probe: Probe::Connect,
             });
             let listener = listens.then(|| ipc::Listener {
                 id: ListenerId(1),
                 address: ([127, 0, 0, 1], 80).into(),
+                tls: None,
                 proxy_protocol: false,
                 routes: vec![Route {
                     host: Host::Any,
@@ -411,7 +427,11 @@ mod tests {
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
                 ..ipc::Table::default()
             };
-            let table = self.table.succeed(table, |_| true, 1).unwrap();
+            let certificates = Certificates::new().unwrap();
+            let table = self
+                .table
+                .succeed(table, |_| true, &certificates, 1)
+                .unwrap();
             self.table = Arc::new(table);
             self.thread.apply(self.table.clone(), Vec::new());
         }

@@ -7,7 +7,7 @@ use std::task::Poll;
 use super::buffer::Buffer;
 use super::error::ProxyError;
 use super::exchange::{End, Flow, Upload, receive};
-use super::http1::{Decoder, Encoding, Framing, FramingError, Spans};
+use super::http1::{Decoder, Encoding, Framing, FramingError, Refusal, Spans};
 use super::parcel::{GATHERED, Parcel};
 use super::stream::Stream;
 
@@ -95,6 +95,11 @@ impl Outgoing {
         self.repeatable && !self.forgotten
     }
 
+    /// Whether something was sent that is not at hand any more.
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.forgotten
+    }
+
     /// What the instance gets first.
     #[cfg(test)]
     pub(crate) fn into_bytes(self) -> Vec<u8> {
@@ -180,11 +185,10 @@ pub(crate) async fn upload(
     if !outgoing.awaits_permission {
         outgoing.gather(buffer).map_err(|error| flow.fail(error))?;
     }
-    if Parcel::plain(&outgoing.bytes)
-        .send(instance, moved)
-        .await
-        .is_err()
-    {
+    if let Err(error) = Parcel::plain(&outgoing.bytes).send(instance, moved).await {
+        if error.kind() == io::ErrorKind::InvalidInput {
+            return Err(flow.fail(Refusal::Bad("it cannot be said in HTTP/2")));
+        }
         if !flow.sent.get() {
             return Err(End::Unanswered { sent: false });
         }

@@ -29,6 +29,7 @@ pub fn rewrite_request(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     };
     let sender = Sender {
         address: "192.0.2.1",
+        secure: false,
         trusted: false,
         forwarded: false,
     };

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use smoothserve::ipc::{
     Address, Endpoint, EndpointId, EndpointState, Handling, Host, Listener, ListenerId, Probe,
-    Route, Service, Table,
+    Protocol, Route, Service, Table,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,6 +53,7 @@ impl Stage {
             listeners: vec![Listener {
                 id: ListenerId(1),
                 address,
+                tls: None,
                 proxy_protocol: false,
                 routes: vec![
                     route(Host::Exact("a.example".to_owned())),
@@ -122,6 +123,7 @@ impl Instance {
             id: EndpointId(id),
             address: Address::Tcp(self.socket.local_addr().unwrap()),
             state: EndpointState::Active,
+            protocol: Protocol::default(),
             probe: Probe::Connect,
         }
     }

@@ -73,7 +73,7 @@ async fn requests_that_could_mean_two_things_are_refused() {
         ),
         ("hello\r\n\r\n", "400"),
         ("\x16\x03\x01\x02\0\x01\0\x01\r\n\r\n", "400"),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "505"),
+        ("PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "505"),
         (
             "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n",
             "501",

@@ -11,7 +11,7 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
-use smoothserve::ipc::{Address, Endpoint, EndpointId, EndpointState, Probe};
+use smoothserve::ipc::{Address, Endpoint, EndpointId, EndpointState, Probe, Protocol};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -134,6 +134,7 @@ async fn transfer(instance: Address, largest: usize) {
         id: EndpointId(1),
         address: instance,
         state: EndpointState::Active,
+        protocol: Protocol::default(),
         probe: Probe::Connect,
     };
     let services = vec![kit::service("shop", vec![endpoint])];

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use smoothserve::ipc::{
     Address, Channel, Endpoint, EndpointId, EndpointState, FromWorker, Handling, Host, Listener,
-    ListenerId, Probe, Receiver, Route, Sender, Service, Table, ToWorker,
+    ListenerId, Probe, Protocol, Receiver, Route, Sender, Service, Table, ToWorker,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -262,6 +262,7 @@ pub(crate) fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> En
         id: EndpointId(id),
         address: Address::Tcp(instance.address),
         state,
+        protocol: Protocol::default(),
         probe: Probe::Connect,
     }
 }
@@ -287,6 +288,7 @@ pub(crate) fn listener(id: u32, address: SocketAddr, service: usize) -> Listener
         proxy_protocol: false,
         id: ListenerId(id),
         address,
+        tls: None,
         routes: vec![route],
     }
 }

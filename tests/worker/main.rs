@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kit::*;
 use smoothserve::ipc::EndpointState::{Active, Draining, Probing};
-use smoothserve::ipc::{EndpointId, FromWorker, Probe, Table, ToWorker};
+use smoothserve::ipc::{EndpointId, FromWorker, Probe, Protocol, Table, ToWorker};
 
 const ONE: EndpointId = EndpointId(1);
 
@@ -57,6 +57,7 @@ async fn a_new_endpoint_is_probed_until_it_answers() {
         id: ONE,
         address: smoothserve::ipc::Address::Tcp(address),
         state,
+        protocol: Protocol::default(),
         probe: Probe::Http("/health".to_owned()),
     };
     let probing = table(1, vec![], vec![service("shop", vec![one(Probing)])]);

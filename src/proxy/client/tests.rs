@@ -45,6 +45,7 @@ impl Fixture {
             service: 0,
         };
         let routes = Routes {
+            tls: None,
             router: Router::try_new(&[route]).unwrap().into(),
             services: [service.clone()].into(),
             proxy_protocol: false,

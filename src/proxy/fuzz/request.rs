@@ -26,6 +26,7 @@ pub fn check(input: &[u8]) {
     };
     let sender = Sender {
         address: ADDRESS,
+        secure: false,
         trusted: flags & 1 != 0,
         forwarded: false,
     };

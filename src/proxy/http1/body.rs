@@ -57,6 +57,14 @@ impl Spans {
         true
     }
 
+    /// Without room for any data.
+    pub(crate) fn full() -> Spans {
+        Spans {
+            count: Spans::MOST,
+            ..Spans::default()
+        }
+    }
+
     /// Bytes of data.
     pub(crate) fn len(&self) -> usize {
         self.length
@@ -118,7 +126,9 @@ impl Decoder {
             State::Length { left } => {
                 let length =
                     usize::try_from(*left).map_or(input.len(), |left| left.min(input.len()));
-                spans.push(0, length);
+                if !spans.push(0, length) {
+                    return Ok(0);
+                }
                 *left -= length as u64;
                 Ok(length)
             }

@@ -1,0 +1,62 @@
+//! The certificates that are in use, as they were when they were last read.
+//!
+//! They are read when a configuration is planned, and kept until the next one that is good. So what lies on disk may be
+//! broken for a while, or of two files one may be newer than the other, without anybody noticing. Keys are kept here and
+//! in the workers, and nowhere else.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::certificate::{Certificate, Fault};
+use crate::config::{Service, Tls};
+use crate::ipc::{self, CertificateId};
+
+/// By the paths of the certificate and the key.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    known: BTreeMap<(PathBuf, PathBuf), Arc<Certificate>>,
+}
+
+fn place(tls: &Tls) -> (PathBuf, PathBuf) {
+    (tls.certificate.clone(), tls.key.clone())
+}
+
+impl Certificates {
+    /// What these services need, with what cannot be read of it.
+    pub fn read<'a>(
+        services: impl IntoIterator<Item = &'a Service>,
+    ) -> (Certificates, Vec<(&'a Service, Fault)>) {
+        let mut certificates = Certificates::default();
+        let mut faults = Vec::new();
+        for service in services {
+            let Some(tls) = &service.tls else { continue };
+            if certificates.known.contains_key(&place(tls)) {
+                continue;
+            }
+            match Certificate::read(tls) {
+                Ok(certificate) => {
+                    certificates.known.insert(place(tls), Arc::new(certificate));
+                }
+                Err(fault) => faults.push((service, fault)),
+            }
+        }
+        (certificates, faults)
+    }
+
+    /// The one of a service.
+    pub fn get(&self, service: &Service) -> Option<&Arc<Certificate>> {
+        self.known.get(&place(service.tls.as_ref()?))
+    }
+
+    /// What a worker gets.
+    pub fn message(&self, id: CertificateId) -> Option<&ipc::Certificate> {
+        let mut messages = self.known.values().map(|known| &known.message);
+        messages.find(|message| message.id == id)
+    }
+
+    /// Takes another's in, those of the same places in the stead of what is known.
+    pub fn extend(&mut self, others: Certificates) {
+        self.known.extend(others.known);
+    }
+}

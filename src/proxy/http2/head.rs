@@ -1,0 +1,412 @@
+//! Heads between HTTP/2 and HTTP/1.1. Pure.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+
+use bytes::BytesMut;
+use h2::ext::Protocol;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::response;
+use http::uri::{Scheme, Uri};
+use http::{Method, Request, Response, StatusCode};
+
+use super::super::http1::{Field, Kind, RequestHead, ResponseHead};
+
+/// What a body is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    /// There is none, or its length was announced, or it is no body but a tunnel.
+    Plain,
+    Chunked,
+}
+
+/// Whether the request is to open a tunnel (RFC 8441).
+pub(super) fn asks_for_tunnel(parts: &Parts) -> bool {
+    parts.method == Method::CONNECT && parts.extensions.get::<Protocol>().is_some()
+}
+
+/// Writes the head of a request as a client of HTTP/1.1 would have. It is parsed like any other afterwards, so nothing is checked
+/// here.
+pub(super) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) -> Body {
+    let protocol = parts.extensions.get::<Protocol>();
+    let tunnel = asks_for_tunnel(parts);
+    let authority = parts.uri.authority().map(|authority| authority.as_str());
+    let (method, target) = match parts.uri.path_and_query() {
+        Some(target) if tunnel => ("GET", target.as_str()),
+        Some(target) => (parts.method.as_str(), target.as_str()),
+        None if parts.method == Method::CONNECT => ("CONNECT", authority.unwrap_or_default()),
+        None => (parts.method.as_str(), ""),
+    };
+    put(
+        out,
+        &[method.as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"],
+    );
+    let hosts = parts.headers.get_all(header::HOST);
+    if let Some(authority) = authority {
+        put_field(out, b"Host", authority.as_bytes());
+    }
+    // Another host than the authority is one too many.
+    for host in hosts {
+        if authority.is_none_or(|authority| authority.as_bytes() != host.as_bytes()) {
+            put_field(out, b"Host", host.as_bytes());
+        }
+    }
+    for (name, value) in &parts.headers {
+        if name != header::HOST && name != header::COOKIE {
+            put_field(out, name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    put_cookies(&parts.headers, out);
+    let body = match (tunnel, protocol) {
+        (true, Some(protocol)) => {
+            put_field(out, b"Connection", b"Upgrade");
+            put_field(out, b"Upgrade", protocol.as_str().as_bytes());
+            if protocol.as_str().eq_ignore_ascii_case("websocket") {
+                put_field(out, b"Sec-WebSocket-Key", websocket_key().as_bytes());
+            }
+            Body::Plain
+        }
+        _ if has_body && !parts.headers.contains_key(header::CONTENT_LENGTH) => {
+            put_field(out, b"Transfer-Encoding", b"chunked");
+            Body::Chunked
+        }
+        _ => Body::Plain,
+    };
+    put(out, &[b"\r\n"]);
+    body
+}
+
+/// They may come in pieces, which are one field for HTTP/1.1 (RFC 9113, section 8.2.3).
+fn put_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
+    let mut cookies = fields.get_all(header::COOKIE).iter();
+    let Some(first) = cookies.next() else {
+        return;
+    };
+    put(out, &[b"Cookie: ", first.as_bytes()]);
+    for cookie in cookies {
+        put(out, &[b"; ", cookie.as_bytes()]);
+    }
+    put(out, &[b"\r\n"]);
+}
+
+/// A nonce of 16 bytes in base64 (RFC 6455, section 4.1), which HTTP/2 does without. It only has to be another one each time.
+fn websocket_key() -> String {
+    let random = || RandomState::new().build_hasher().finish();
+    // Hexadecimal digits are some of base64's. The last digit that counts has two bits only.
+    let digits = format!("{:016x}{:016x}", random(), random());
+    format!("{}A==", &digits[..21])
+}
+
+/// The request for an instance, from the form for one that speaks HTTP/1.1.
+pub(super) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(head.method.as_bytes()).ok()?;
+    *request.uri_mut() = Uri::builder()
+        .scheme(Scheme::HTTP)
+        // HTTP/1.0 can do without.
+        .authority(if head.host.is_empty() {
+            b"localhost"
+        } else {
+            head.host
+        })
+        .path_and_query(head.target)
+        .build()
+        .ok()?;
+    put_fields(request.headers_mut(), &head.fields, |kind| {
+        kind != Kind::Host && (kind == Kind::Te || !is_of_connection(kind))
+    })?;
+    Some(request)
+}
+
+/// Writes the head of a response as an instance that speaks HTTP/1.1 would have.
+pub(super) fn write_response(
+    parts: &response::Parts,
+    is_end: bool,
+    to_head: bool,
+    out: &mut Vec<u8>,
+) -> Body {
+    put(
+        out,
+        &[b"HTTP/1.1 ", parts.status.as_str().as_bytes(), b" \r\n"],
+    );
+    for (name, value) in &parts.headers {
+        put_field(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    let has_no_body = to_head || matches!(parts.status.as_u16(), 204 | 304);
+    let form = match parts.headers.contains_key(header::CONTENT_LENGTH) || has_no_body {
+        true => Body::Plain,
+        false if is_end => {
+            put_field(out, b"Content-Length", b"0");
+            Body::Plain
+        }
+        false => {
+            put_field(out, b"Transfer-Encoding", b"chunked");
+            Body::Chunked
+        }
+    };
+    put(out, &[b"\r\n"]);
+    form
+}
+
+/// Adds these fields. Their values share one piece of memory.
+fn put_fields(
+    to: &mut HeaderMap,
+    fields: &[Field<'_>],
+    is_kept: impl Fn(Kind) -> bool,
+) -> Option<()> {
+    let kept = || fields.iter().filter(|field| is_kept(field.kind));
+    let mut values = BytesMut::with_capacity(kept().map(|field| field.value.len()).sum());
+    kept().for_each(|field| values.extend_from_slice(field.value));
+    let mut values = values.freeze();
+    to.reserve(fields.len());
+    for field in kept() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let value = values.split_to(field.value.len());
+        to.append(name, HeaderValue::from_maybe_shared(value).ok()?);
+    }
+    Some(())
+}
+
+/// What HTTP/2 says by other means.
+fn is_of_connection(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Connection
+            | Kind::KeepAlive
+            | Kind::ProxyConnection
+            | Kind::Te
+            | Kind::Upgrade
+            | Kind::TransferEncoding
+    )
+}
+
+/// The head of a response, from the form for a client of HTTP/1.1.
+pub(super) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
+    put_fields(response.headers_mut(), &head.fields, |kind| {
+        !is_of_connection(kind)
+    })?;
+    Some(response)
+}
+
+/// The response that opens a tunnel, from the 101 for a client of HTTP/1.1.
+pub(super) fn tunnel_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
+    let mut response = client_response(head)?;
+    *response.status_mut() = StatusCode::OK;
+    // It answers the key, which the client knows nothing of.
+    response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+    Some(response)
+}
+
+/// Trailers, from lines that each end with CRLF.
+pub(super) fn trailers(lines: &[u8]) -> Option<HeaderMap> {
+    let mut fields = HeaderMap::new();
+    for line in lines.split(|&byte| byte == b'\n') {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let colon = line.iter().position(|&byte| byte == b':')?;
+        let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?;
+        fields.append(name, value);
+    }
+    Some(fields)
+}
+
+/// Writes trailers as lines.
+pub(super) fn write_trailers(fields: &HeaderMap, out: &mut Vec<u8>) {
+    for (name, value) in fields {
+        put_field(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+}
+
+fn put_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    put(out, &[name, b": ", value, b"\r\n"]);
+}
+
+fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::super::http1::{Framing, RequestHead, ResponseHead, slots};
+    use super::*;
+
+    fn parts(method: &str, uri: &str, fields: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().method(method).uri(uri);
+        for &(name, value) in fields {
+            request = request.header(name, value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn written(parts: &Parts, has_body: bool) -> String {
+        let mut out = Vec::new();
+        write_request(parts, has_body, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn requests_as_a_client_of_http_1_would_have_written_them() {
+        for (method, fields, has_body, expected) in [
+            (
+                "GET",
+                &[][..],
+                false,
+                "GET /a?b HTTP/1.1\r\nHost: h:1\r\n\r\n",
+            ),
+            (
+                "POST",
+                &[("content-length", "3")],
+                true,
+                "POST /a?b HTTP/1.1\r\nHost: h:1\r\ncontent-length: 3\r\n\r\n",
+            ),
+            (
+                "POST",
+                &[("te", "trailers")],
+                true,
+                "POST /a?b HTTP/1.1\r\nHost: h:1\r\nte: trailers\r\nTransfer-Encoding: chunked\r\n\r\n",
+            ),
+            (
+                "GET",
+                &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2")],
+                false,
+                "GET /a?b HTTP/1.1\r\nHost: h:1\r\nx: y\r\nCookie: a=1; b=2\r\n\r\n",
+            ),
+            (
+                "GET",
+                &[("host", "h:1")],
+                false,
+                "GET /a?b HTTP/1.1\r\nHost: h:1\r\n\r\n",
+            ),
+        ] {
+            let parts = parts(method, "https://h:1/a?b", fields);
+            assert_eq!(written(&parts, has_body), expected);
+        }
+    }
+
+    #[test]
+    fn another_host_than_the_authority_is_refused_by_the_parser() {
+        let parts = parts("GET", "https://a/", &[("host", "b")]);
+        let text = written(&parts, false);
+        assert!(RequestHead::parse(text.as_bytes(), &mut slots()).is_err());
+    }
+
+    #[test]
+    fn a_websocket_is_asked_for_in_the_way_of_http_1() {
+        let mut parts = parts(
+            "CONNECT",
+            "https://h/chat",
+            &[("sec-websocket-version", "13")],
+        );
+        parts.extensions.insert(Protocol::from_static("websocket"));
+        let text = written(&parts, true);
+        assert!(
+            text.starts_with("GET /chat HTTP/1.1\r\nHost: h\r\n"),
+            "{text}"
+        );
+        let mut slots = slots();
+        let head = RequestHead::parse(text.as_bytes(), &mut slots)
+            .unwrap()
+            .unwrap();
+        assert_eq!(head.upgrade, Some(&b"websocket"[..]));
+        assert_eq!(head.framing, Framing::None);
+        let (one, other) = (websocket_key(), websocket_key());
+        assert_ne!(one, other);
+        assert!(one.len() == 24 && one.ends_with("A=="), "{one}");
+    }
+
+    #[test]
+    fn responses_lose_what_concerns_a_connection_of_http_1() {
+        let text =
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\nX: y\r\n\r\n";
+        let mut slots = slots();
+        let head = ResponseHead::parse(text.as_bytes(), false, &mut slots)
+            .unwrap()
+            .unwrap();
+        let response = client_response(&head).unwrap();
+        let fields: Vec<_> = response.headers().iter().collect();
+        assert_eq!(
+            fields,
+            [(
+                &HeaderName::from_static("x"),
+                &HeaderValue::from_static("y")
+            )]
+        );
+    }
+
+    #[test]
+    fn responses_of_instances_are_framed_by_what_they_announce() {
+        for (status, length, is_end, to_head, expected) in [
+            (200, Some("5"), false, false, Framing::Length(5)),
+            (200, None, false, false, Framing::Chunked),
+            (200, None, true, false, Framing::Length(0)),
+            (200, Some("5"), true, true, Framing::None),
+            (200, None, true, true, Framing::None),
+            (204, None, true, false, Framing::None),
+            (304, None, true, false, Framing::None),
+        ] {
+            let mut response = Response::builder().status(status);
+            if let Some(length) = length {
+                response = response.header("content-length", length);
+            }
+            let (parts, ()) = response.body(()).unwrap().into_parts();
+            let mut out = Vec::new();
+            write_response(&parts, is_end, to_head, &mut out);
+            let mut slots = slots();
+            let head = ResponseHead::parse(&out, to_head, &mut slots)
+                .unwrap()
+                .unwrap();
+            assert_eq!((head.status, head.framing), (status, expected));
+            assert_eq!(head.size, out.len());
+        }
+    }
+
+    #[test]
+    fn trailers_of_both_forms() {
+        let fields = trailers(b"grpc-status: 0\r\nx: a b\r\n").unwrap();
+        assert_eq!(fields["grpc-status"], "0");
+        assert_eq!(fields["x"], "a b");
+        let mut out = Vec::new();
+        write_trailers(&fields, &mut out);
+        assert_eq!(out, b"grpc-status: 0\r\nx: a b\r\n");
+        assert_eq!(trailers(b""), Some(HeaderMap::new()));
+        assert_eq!(trailers(b"no colon\r\n"), None);
+    }
+
+    proptest! {
+        /// Whatever a client puts into a head, the parser sees one request that ends where the text does, or none.
+        #[test]
+        fn a_request_is_one_request(
+            method in "[A-Z!#$%&'*+.^_`|~-]{1,8}",
+            target in "/[!-~]{0,12}",
+            fields in prop::collection::vec(("[!#$%&'*+.^_`|~0-9a-z-]{1,12}", "[ -~\t\u{80}-\u{ff}]{0,12}"), 0..8),
+            has_body: bool,
+        ) {
+            let Ok(uri) = Uri::builder().scheme("https").authority("h").path_and_query(target).build() else {
+                return Ok(());
+            };
+            let mut request = Request::builder().method(&*method).uri(uri);
+            for (name, value) in &fields {
+                request = request.header(name, value);
+            }
+            let Ok(request) = request.body(()) else {
+                return Ok(());
+            };
+            let mut out = Vec::new();
+            write_request(&request.into_parts().0, has_body, &mut out);
+            let mut slots = slots();
+            if let Ok(head) = RequestHead::parse(&out, &mut slots) {
+                prop_assert_eq!(head.map(|head| head.length), Some(out.len()));
+            }
+        }
+    }
+}

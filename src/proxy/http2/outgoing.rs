@@ -1,0 +1,88 @@
+//! A body on its way into a stream of HTTP/2, out of its framing in HTTP/1.1.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use h2::SendStream;
+use http::HeaderMap;
+
+use super::super::http1::{Decoder, Spans};
+use super::head;
+
+/// Bytes of a body that may be sent beyond what the peer has room for; they are kept until it has. A piece of framing is shorter.
+const SLACK: usize = 32;
+
+/// Takes something from the beginning of a body, which these bytes are a piece of, and sends its data.
+pub(super) fn poll_take(
+    send: &mut SendStream<Bytes>,
+    body: &mut Decoder,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let malformed = |_| io::Error::from(io::ErrorKind::InvalidData);
+    // Framing needs no room, and where the end is all that is left, there may never be any.
+    let framing = body.decode(bytes, &mut Spans::full()).map_err(malformed)?;
+    if body.is_end() {
+        let trailers = head::trailers(body.trailers()).ok_or(io::ErrorKind::InvalidData)?;
+        match trailers.is_empty() {
+            true => send.send_data(Bytes::new(), true),
+            false => send.send_trailers(trailers),
+        }
+        .map_err(io::Error::other)?;
+        return Poll::Ready(Ok(framing));
+    }
+    let rest = &bytes[framing..];
+    let room = match rest.is_empty() {
+        true => return Poll::Ready(Ok(framing)),
+        false => match poll_room(send, cx, rest.len()) {
+            Poll::Pending if framing > 0 => return Poll::Ready(Ok(framing)),
+            room => ready!(room)?,
+        },
+    };
+    let rest = &rest[..rest.len().min(room + SLACK)];
+    let mut spans = Spans::default();
+    let count = body.decode(rest, &mut spans).map_err(malformed)?;
+    let mut data = BytesMut::with_capacity(spans.len());
+    spans.of(rest).for_each(|span| data.extend_from_slice(span));
+    let trailers = match body.is_end() {
+        true => head::trailers(body.trailers()).ok_or(io::ErrorKind::InvalidData)?,
+        false => HeaderMap::new(),
+    };
+    let last = body.is_end() && trailers.is_empty();
+    send.send_data(data.freeze(), last)
+        .map_err(io::Error::other)?;
+    if !trailers.is_empty() {
+        send.send_trailers(trailers).map_err(io::Error::other)?;
+    }
+    Poll::Ready(Ok(framing + count))
+}
+
+/// Takes something of a tunnel.
+pub(super) fn poll_take_plain(
+    send: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let room = ready!(poll_room(send, cx, bytes.len()))?;
+    let count = room.min(bytes.len());
+    let data = Bytes::copy_from_slice(&bytes[..count]);
+    send.send_data(data, false).map_err(io::Error::other)?;
+    Poll::Ready(Ok(count))
+}
+
+/// Waits for room for up to so many bytes.
+fn poll_room(
+    send: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+    wanted: usize,
+) -> Poll<io::Result<usize>> {
+    send.reserve_capacity(wanted);
+    match send.capacity() {
+        0 => match ready!(send.poll_capacity(cx)) {
+            Some(room) => Poll::Ready(room.map_err(io::Error::other)),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        },
+        room => Poll::Ready(Ok(room)),
+    }
+}

@@ -1,0 +1,208 @@
+//! One stream of HTTP/2 as the rest of the worker sees it: a connection of HTTP/1.1 with one request on it.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request};
+
+use super::super::http1::{Decoder, ResponseHead, slots};
+use super::incoming::Incoming;
+use super::{head, outgoing};
+
+/// The stream.
+pub(crate) struct H2Stream {
+    incoming: RefCell<Incoming>,
+    response: RefCell<Response>,
+    secure: bool,
+}
+
+impl fmt::Debug for H2Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("H2Stream")
+    }
+}
+
+impl H2Stream {
+    pub(super) fn new(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        secure: bool,
+    ) -> H2Stream {
+        let (parts, body) = request.into_parts();
+        let mut text = Vec::with_capacity(512);
+        let form = head::write_request(&parts, !body.is_end_stream(), &mut text);
+        let response = Response {
+            to_head: parts.method == Method::HEAD,
+            tunnel: head::asks_for_tunnel(&parts),
+            respond,
+            state: State::Head,
+        };
+        H2Stream {
+            incoming: RefCell::new(Incoming::new(text, form, body)),
+            response: RefCell::new(response),
+            secure,
+        }
+    }
+
+    pub(crate) fn is_secure(&self) -> bool {
+        self.secure
+    }
+
+    /// Whether the client has got, or will get, all of a response.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(self.response.borrow().state, State::Done)
+    }
+
+    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.incoming.borrow_mut().poll_read_ready(cx)
+    }
+
+    pub(crate) fn poll_receive(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.incoming.borrow_mut().poll_receive(cx, buffer)
+    }
+
+    pub(crate) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut response = self.response.borrow_mut();
+        let mut taken = 0;
+        for slice in slices {
+            let mut rest: &[u8] = slice;
+            while !rest.is_empty() {
+                match response.poll_take(cx, rest) {
+                    Poll::Ready(Ok(count)) => {
+                        taken += count;
+                        rest = &rest[count..];
+                    }
+                    Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
+                    other => return other,
+                }
+            }
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Resolves when the client has given up, or the connection has ended.
+    pub(crate) async fn reset(&self) {
+        poll_fn(|cx| {
+            let response = &mut *self.response.borrow_mut();
+            match &mut response.state {
+                State::Head => response.respond.poll_reset(cx).map(drop),
+                State::Body { send, .. } | State::Tunnel { send } => send.poll_reset(cx).map(drop),
+                State::Done => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
+    /// Tells the client that nothing more will be sent.
+    pub(crate) fn finish(&self) -> io::Result<()> {
+        let mut response = self.response.borrow_mut();
+        if let State::Tunnel { send } = &mut response.state {
+            send.send_data(Bytes::new(), true)
+                .map_err(io::Error::other)?;
+            response.state = State::Done;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for H2Stream {
+    /// A response that has not come to its end must not look as if it had.
+    fn drop(&mut self) {
+        let response = self.response.get_mut();
+        match &mut response.state {
+            State::Head => response.respond.send_reset(Reason::INTERNAL_ERROR),
+            State::Body { send, .. } | State::Tunnel { send } => {
+                send.send_reset(Reason::INTERNAL_ERROR);
+            }
+            State::Done => {}
+        }
+    }
+}
+
+/// The response.
+struct Response {
+    to_head: bool,
+    /// The client has asked for a tunnel.
+    tunnel: bool,
+    respond: SendResponse<Bytes>,
+    state: State,
+}
+
+enum State {
+    /// A head is to come.
+    Head,
+    Body {
+        send: SendStream<Bytes>,
+        body: Decoder,
+    },
+    Tunnel {
+        send: SendStream<Bytes>,
+    },
+    /// The whole response is on its way.
+    Done,
+}
+
+impl Response {
+    /// Takes something from the beginning of these bytes, which are not empty.
+    fn poll_take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.state {
+            State::Head => Poll::Ready(self.take_head(bytes)),
+            State::Body { send, body } => {
+                let count = ready!(outgoing::poll_take(send, body, cx, bytes))?;
+                if body.is_end() {
+                    self.state = State::Done;
+                }
+                Poll::Ready(Ok(count))
+            }
+            State::Tunnel { send } => outgoing::poll_take_plain(send, cx, bytes),
+            State::Done => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    /// Heads come whole.
+    fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut slots = slots();
+        let head = ResponseHead::parse(bytes, self.to_head, &mut slots);
+        let head = head.ok().flatten().ok_or(io::ErrorKind::InvalidData)?;
+        let switches = head.status == 101;
+        if switches && !self.tunnel {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let response = match switches {
+            true => head::tunnel_response(&head),
+            false => head::client_response(&head),
+        };
+        let response = response.ok_or(io::ErrorKind::InvalidData)?;
+        if switches {
+            let send = self.respond.send_response(response, false);
+            let send = send.map_err(io::Error::other)?;
+            self.state = State::Tunnel { send };
+        } else if head.is_interim() {
+            let sent = self.respond.send_informational(response);
+            sent.map_err(io::Error::other)?;
+        } else {
+            let body = Decoder::new(head.framing);
+            let send = self.respond.send_response(response, body.is_end());
+            let send = send.map_err(io::Error::other)?;
+            self.state = match body.is_end() {
+                true => State::Done,
+                false => State::Body { send, body },
+            };
+        }
+        Ok(head.size)
+    }
+}
