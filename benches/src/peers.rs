@@ -36,7 +36,7 @@ pub const TOGETHER: Cores = Cores {
 };
 
 /// The instances of the host that is asked for. The others have one each.
-const INSTANCES: usize = 4;
+pub const INSTANCES: usize = 4;
 
 /// The ports of smoothserve, which is the same for deferred connections, of nginx and of HAProxy.
 const PORTS: [Ports; 3] = [ports(18610, 0), ports(18620, 1), ports(18630, 1)];
@@ -173,6 +173,22 @@ impl Peers {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "smoothctl {arguments:?}: {said}");
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Starts an instance that smoothserve does not know.
+    pub fn start_stranger(&self, number: u32) -> anyhow::Result<Process> {
+        let socket = format!(
+            "SOCKET={}",
+            self.path(&format!("stranger-{number}")).display()
+        );
+        let upstream = self.programs.join("upstream").display().to_string();
+        let log = self.path("strangers.log");
+        Process::start(
+            self.cores.others,
+            Path::new("env"),
+            &[&socket, &upstream],
+            &log,
+        )
     }
 
     /// Puts down the addresses of the instances that are ready, and tells whether these are all.

@@ -230,9 +230,9 @@ impl Report {
     }
 
     /// A row about a ratio that smoothserve has to itself.
-    pub fn ratio(&mut self, name: &str, ratio: f64, gate: Gate) {
-        let verdict = gate.on_ratio(ratio);
-        let (must, go_for) = limits(Some(gate));
+    pub fn ratio(&mut self, name: &str, ratio: f64, gate: Option<Gate>) {
+        let verdict = gate.map_or("", |gate| gate.on_ratio(ratio));
+        let (must, go_for) = limits(gate);
         self.say(&format!(
             "| {name} | {ratio:.2}{verdict} | {must} | {go_for} | – | – |"
         ));

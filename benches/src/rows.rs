@@ -10,7 +10,7 @@ use crate::clients::{AT_ONCE, Clients, Moderate, Own};
 use crate::configs::{HOST, Ports};
 use crate::idle::{self, Count};
 use crate::load::{Outcome, Wrk, ask_once};
-use crate::peers::{APART, Peer, Peers, TOGETHER};
+use crate::peers::{APART, INSTANCES, Peer, Peers, TOGETHER};
 use crate::process::{cpu_time, others_share};
 use crate::report::{Gate, Measured, Report, Rounds, median};
 use crate::trace;
@@ -257,33 +257,68 @@ fn rotations(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         unreachable!("there are three");
     };
     let (cores, port) = (peers.cores.others, smoothserve.ports.tcp);
-    let (mut ratios, mut steady_p99, mut rotating_p99) = (Vec::new(), Vec::new(), Vec::new());
+    let mut rounds = Vec::new();
     let (mut errors, mut restarts) = (0, 0);
     for _ in 0..Load::Moderate.rounds() {
         let (steady, _) = Load::Moderate.run(cores, port)?;
         let load = Moderate::start(cores, port, THOUGHTFUL);
         let begin = Instant::now();
+        let mut count = 0;
         while begin.elapsed() < MODERATE_TIME {
             peers.smoothctl(&["restart", "tcp"])?;
-            restarts += 1;
+            count += 1;
         }
         let (rotating, _) = load.stop()?;
-        ratios.push(rotating.p99 / steady.p99);
-        steady_p99.push(steady.p99);
-        rotating_p99.push(rotating.p99);
-        errors += rotating.errors + steady.errors;
+        let load = Moderate::start(cores, port, THOUGHTFUL);
+        start_and_end(peers, count)?;
+        let (control, _) = load.stop()?;
+        rounds.push([steady, rotating, control].map(|outcome| outcome.p99));
+        errors += rotating.errors + steady.errors + control.errors;
+        restarts += count;
     }
+    let ratio = |which: usize, to: usize| {
+        median(
+            rounds
+                .iter()
+                .map(|round| round[which] / round[to])
+                .collect(),
+        )
+    };
+    let p99 = |which: usize| median(rounds.iter().map(|round| round[which]).collect());
     report.absolutes();
+    let gate = Gate::new(1.3, 1.1);
+    report.ratio("p99 during rotations / steady p99", ratio(1, 0), Some(gate));
     report.ratio(
-        "p99 during rotations / steady p99",
-        median(ratios),
-        Gate::new(1.3, 1.1),
+        "p99 with as many bare processes / steady p99",
+        ratio(2, 0),
+        None,
+    );
+    report.ratio(
+        "p99 during rotations / with bare processes",
+        ratio(1, 2),
+        None,
     );
     report.note(&format!(
-        "{restarts} restarts of all instances, one after the other, under the moderate load: {errors} errors; p99 {:.0} µs \
-         before, {:.0} µs meanwhile.",
-        median(steady_p99),
-        median(rotating_p99)
+        "{restarts} restarts of all {INSTANCES} instances, one after the other, under the moderate load: {errors} errors. As \
+         many processes that nobody asks for anything, started and ended while nothing is restarted, show what the starting \
+         itself does to a machine of two cores. p99 {:.0} µs steady, {:.0} µs during rotations, {:.0} µs with bare processes.",
+        p99(0),
+        p99(1),
+        p99(2)
     ));
+    Ok(())
+}
+
+/// Starts and ends as many instances as so many restarts do, evenly, with which smoothserve has nothing to do.
+fn start_and_end(peers: &Peers, restarts: u32) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let count = restarts * u32::try_from(INSTANCES)?;
+    let mut before = None;
+    for number in 0..count {
+        // One is there while the next one starts, as in a rotation.
+        let next = peers.start_stranger(number)?;
+        drop(before.replace(next));
+        thread::sleep((MODERATE_TIME * number / count).saturating_sub(begin.elapsed()));
+    }
     Ok(())
 }

@@ -2,14 +2,13 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, ensure};
 use rustix::process::{Resource, getrlimit};
 
 use super::scene::{Cores, Scene, Service};
-use crate::peers::LOAD_CORE;
-use crate::process::cpu_time;
+use crate::peers::APART;
+use crate::process::{cpu_time, on_cores};
 use crate::report::median;
 
 /// Rounds that count; one more goes before them to warm up.
@@ -199,15 +198,15 @@ fn load(column: &Column) -> anyhow::Result<(u64, u64, f64)> {
         hosts = hosts.join(",")
     );
     std::fs::write(script.path(), text)?;
-    let output = Command::new("taskset")
-        .args(["-c", &LOAD_CORE.to_string(), "wrk", "-t1"])
+    let output = on_cores(APART.others, "wrk")
+        .arg("-t1")
         .arg(format!("-c{}", column.connections))
         .arg(format!("-d{SECONDS}s"))
         .arg("-s")
         .arg(script.path())
         .arg(format!("http://127.0.0.1:{}", column.port))
         .output()
-        .context("wrk, and taskset of util-linux, are installed by `make bench-growth`")?;
+        .context("wrk is installed by `make bench-growth`")?;
     ensure!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout)?;
     let figures = said.lines().find_map(|line| line.strip_prefix("figures"));

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use super::scene::{Cores, Scene, Service};
+use crate::clients::Moderate;
 use crate::configs::HOST;
-use crate::load::Moderate;
+use crate::peers::TOGETHER;
 use crate::process::{cpu_time, memory};
 use crate::report::median;
 
@@ -153,10 +154,10 @@ fn under_reloads(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow
     let mut ratios = Vec::new();
     let (mut reloads, mut errors) = (0, 0);
     for round in 0..3 {
-        let load = Moderate::start(PORT, CLIENTS);
+        let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
         thread::sleep(STEADY);
-        let steady = load.stop()?;
-        let load = Moderate::start(PORT, CLIENTS);
+        let (steady, _) = load.stop()?;
+        let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
         let begin = Instant::now();
         while begin.elapsed() < STEADY {
             let mut service = services[services.len() - 1].clone();
@@ -165,7 +166,7 @@ fn under_reloads(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow
             scene.smoothctl(&["reload", "--no-block"])?;
             reloads += 1;
         }
-        let reloading = load.stop()?;
+        let (reloading, _) = load.stop()?;
         ratios.push(reloading.p99 / steady.p99);
         errors += steady.errors + reloading.errors;
     }
@@ -185,18 +186,18 @@ fn under_reloads(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow
 fn rollout(scene: &Scene, services: usize) -> anyhow::Result<String> {
     const OTHER: &str = "shop-0001";
     let before = others(scene, OTHER)?;
-    let load = Moderate::start(PORT, CLIENTS);
+    let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
     let worker = cpu_time(&[scene.worker])?;
     thread::sleep(STEADY);
     let steady_cpu = cpu_time(&[scene.worker])? - worker;
-    let steady = load.stop()?;
-    let load = Moderate::start(PORT, CLIENTS);
+    let (steady, _) = load.stop()?;
+    let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
     let [manager, worker] = [scene.manager(), scene.worker].map(|pid| cpu_time(&[pid]));
     let (manager, worker) = (manager?, worker?);
     scene.smoothctl(&["restart", OTHER])?;
     let manager = cpu_time(&[scene.manager()])? - manager;
     let rolling_cpu = cpu_time(&[scene.worker])? - worker;
-    let rolling = load.stop()?;
+    let (rolling, _) = load.stop()?;
     let after = others(scene, OTHER)?;
     ensure!(before.len() == services - 1 && after.len() == before.len());
     let replaced = before

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::peers::{LOAD_CORE, PROXY_CORE};
-use crate::process::{Process, command_line, cpu_time, wait_until};
+use crate::peers::{APART, TOGETHER};
+use crate::process::{Process, command_line, cpu_time, move_to, wait_until};
 
 /// A file of `services/`.
 #[derive(Debug, Clone)]
@@ -77,8 +77,11 @@ impl Scene {
             "none",
         ];
         let begin = Instant::now();
-        let core = (cores == Cores::WorkerAlone).then_some(LOAD_CORE);
-        let process = Process::start(core, &programs.join("smoothserve"), &arguments, &log)?;
+        let own = match cores {
+            Cores::Shared => TOGETHER.others,
+            Cores::WorkerAlone => APART.others,
+        };
+        let process = Process::start(own, &programs.join("smoothserve"), &arguments, &log)?;
         let instances: usize = services.iter().map(|service| service.instances).sum();
         let mut start = Start::default();
         wait_until("all instances", || {
@@ -94,11 +97,7 @@ impl Scene {
         let worker = process.tree().into_iter().find(is_worker);
         let worker = worker.context("it has no worker")?;
         if cores == Cores::WorkerAlone {
-            let core = PROXY_CORE.to_string();
-            let moved = Command::new("taskset")
-                .args(["-a", "-c", "-p", &core, &worker.to_string()])
-                .output()?;
-            ensure!(moved.status.success(), "{moved:?}");
+            move_to(APART.proxy, worker)?;
         }
         Ok(Scene {
             folder,

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use smoothserve::ipc::{
-    Address, Channel, Endpoint, EndpointId, EndpointState, FromWorker, Host, Listener, ListenerId,
-    Probe, Receiver, Route, Sender, Service, Table, ToWorker,
+    Address, Channel, Endpoint, EndpointId, EndpointState, FromWorker, Handling, Host, Listener,
+    ListenerId, Probe, Protocol, Receiver, Route, Sender, Service, Table, ToWorker,
 };
 
+use crate::clients::Moderate;
 use crate::configs::HOST;
-use crate::load::Moderate;
+use crate::peers::TOGETHER;
 use crate::process::{cpu_time, memory};
 use crate::report::median;
 
@@ -67,12 +68,12 @@ fn row(programs: &Path, services: usize) -> anyhow::Result<String> {
     let mut used = Vec::new();
     let (mut before, mut meanwhile, mut ratios, mut errors) = (vec![], vec![], vec![], 0);
     for _ in 0..ROUNDS {
-        let load = Moderate::start(PORT, CLIENTS);
+        let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
         let cpu = worker.cpu()?;
         thread::sleep(STEADY);
         let idle_cpu = worker.cpu()? - cpu;
-        let steady = load.stop()?;
-        let load = Moderate::start(PORT, CLIENTS);
+        let (steady, _) = load.stop()?;
+        let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
         let (begin, cpu) = (Instant::now(), worker.cpu()?);
         let mut applied = 0;
         while begin.elapsed() < STEADY {
@@ -81,7 +82,7 @@ fn row(programs: &Path, services: usize) -> anyhow::Result<String> {
             thread::sleep(PAUSE);
         }
         let of_tables = worker.cpu()? - cpu;
-        let changing = load.stop()?;
+        let (changing, _) = load.stop()?;
         let share = begin.elapsed().as_secs_f64() / STEADY.as_secs_f64();
         used.push((of_tables.as_secs_f64() - idle_cpu.as_secs_f64() * share) / f64::from(applied));
         ratios.push(changing.p99 / steady.p99);
@@ -119,28 +120,33 @@ fn tables(services: usize, number: u64) -> Table {
     let route = |service: usize, host: String| Route {
         host: Host::Exact(host),
         path: "/".to_owned(),
+        strip: 0,
         service,
     };
     let routes = (0..services).flat_map(|service| hosts(service).map(|host| route(service, host)));
     let service = |index: usize| Service {
         name: format!("customer-{index:04}"),
         running: true,
+        handling: Handling::default(),
         endpoints: vec![Endpoint {
             id: EndpointId(index as u64 + 1),
             address: Address::Tcp(SocketAddr::from(([127, 0, 0, 1], INSTANCE))),
+            protocol: Protocol::Http1,
             state: EndpointState::Active,
             probe: Probe::Connect,
         }],
     };
     Table {
         number,
-        trusted_proxies: Vec::new(),
         listeners: vec![Listener {
             id: ListenerId(1),
             address: SocketAddr::from(([127, 0, 0, 1], PORT)),
+            tls: None,
+            proxy_protocol: false,
             routes: routes.collect(),
         }],
         services: (0..services).map(service).collect(),
+        ..Table::default()
     }
 }
 
