@@ -90,7 +90,8 @@ pub fn measure(peer: &Peer, connections: usize) -> anyhow::Result<Memory> {
 fn used(port: u16) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(REST))?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;
+    // In one piece: HAProxy acknowledges the first of several late, and the kernel waits for that with the next.
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes())?;
     // It is so small that it comes in one piece.
     let mut answer = [0; 1024];
     let count = stream.read(&mut answer)?;
