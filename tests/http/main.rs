@@ -1,15 +1,20 @@
 //! HTTP through the real worker process, to the byte.
 
 mod differential;
+mod frames;
 mod front;
 mod handling;
+mod http2_attacks;
+mod http2_smuggling;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;
 mod messages;
 mod peers;
 mod races;
+mod recorder;
 mod refusals;
 mod retries;
+mod smuggling;
 mod transfer;
 mod tunnels;
