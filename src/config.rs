@@ -48,6 +48,9 @@ pub use service::SERVICE_KEYS;
 pub use strip_prefix::StripPrefix;
 pub use tls::TLS_KEYS;
 
+/// The port of https.
+const HTTPS: u16 = 443;
+
 /// The file beside the folder of services.
 pub const FILE: &str = "smoothserve.yaml";
 
@@ -144,6 +147,12 @@ impl Tls {
             key,
             ports: Vec::new(),
         }
+    }
+
+    /// The port that is not named in addresses, or else the first.
+    pub fn main_port(&self) -> Option<u16> {
+        let usual = self.ports.iter().find(|port| **port == HTTPS);
+        usual.or(self.ports.first()).copied()
     }
 }
 

@@ -8,7 +8,9 @@ use tokio::time::timeout;
 use super::buffer::Buffer;
 use super::error::ProxyError;
 use super::exchange::{End, Flow, Upload, receive};
-use super::headers::{Persistence, delivery, write_interim, write_response, write_switch};
+use super::headers::{
+    HSTS, Persistence, add_hsts, delivery, write_interim, write_response, write_switch,
+};
 use super::http1::{Decoder, Encoding, Framing, Malformed, ResponseHead, Spans, Version, slots};
 use super::http2::is_refusal;
 use super::parcel::Parcel;
@@ -34,6 +36,8 @@ pub(crate) struct Reply {
     pub(crate) version: Version,
     /// Whether the client means to send another request.
     pub(crate) keep_alive: bool,
+    /// For how long a browser is to come with TLS only.
+    pub(crate) hsts: Option<Duration>,
 }
 
 /// A response that the client has got.
@@ -252,6 +256,11 @@ fn translate_final(
         false => Persistence::Close,
     };
     write_response(head, reply.version, framing, persistence, out);
+    if let Some(time) = reply.hsts
+        && !head.has(HSTS)
+    {
+        add_hsts(time, out);
+    }
     flow.until_close.set(framing == Framing::UntilClose);
     Head::Final {
         response: Response {

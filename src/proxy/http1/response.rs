@@ -76,6 +76,13 @@ impl<'b> ResponseHead<'b> {
         Ok(Some(head))
     }
 
+    /// Whether it has a field of this name, which is in small letters.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.fields
+            .iter()
+            .any(|field| field.name.eq_ignore_ascii_case(name))
+    }
+
     /// Whether another response to the same request follows.
     pub(crate) fn is_interim(&self) -> bool {
         self.status < 200
