@@ -7,6 +7,7 @@ use crate::frames::{
     ACK, CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE,
     Outcome, PING, PRIORITY, RST_STREAM, SETTINGS, WHOLE, WINDOW_UPDATE, block, frame, get,
 };
+use crate::recorder::BIG;
 use crate::smuggling::Scene;
 
 /// In KiB: far less than what an attack sends or asks for, and more than what the allocator keeps.
@@ -199,9 +200,7 @@ async fn priority_flood() {
 /// Asks for as much as it may, for large answers.
 async fn ask_for_much(client: &mut Client) {
     for stream in streams(MOST_STREAMS) {
-        client
-            .send(&frame(HEADERS, WHOLE, stream, &get("/big")))
-            .await;
+        client.send(&frame(HEADERS, WHOLE, stream, &get(BIG))).await;
     }
 }
 

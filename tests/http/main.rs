@@ -15,6 +15,8 @@ mod races;
 mod recorder;
 mod refusals;
 mod retries;
+mod slow;
 mod smuggling;
+mod streams;
 mod transfer;
 mod tunnels;

@@ -12,6 +12,10 @@ use tokio::time::timeout;
 use crate::kit::PATIENCE;
 use crate::peers::Instance;
 
+/// What is answered with so many bytes.
+pub(crate) const BIG: &str = "/big";
+pub(crate) const BIG_LENGTH: usize = 20 << 20;
+
 /// What the instance has received.
 #[derive(Clone)]
 pub(crate) struct Recorder {
@@ -63,6 +67,7 @@ impl Recorder {
             let mut piece = Vec::new();
             let received = stream.read_buf(&mut piece).await.unwrap_or(0);
             let mut answers = String::new();
+            let mut bytes_to_come = 0;
             {
                 let mut record = self.record();
                 record.begun -= usize::from(!unread.is_empty());
@@ -71,6 +76,9 @@ impl Recorder {
                 while let Some((request, length)) = record.read(&unread) {
                     unread.drain(..length);
                     write!(answers, "{}", Answer(&request)).unwrap();
+                    if request.ends_with(BIG) {
+                        bytes_to_come = BIG_LENGTH;
+                    }
                     record.requests.push(request);
                 }
                 record.begun += usize::from(!unread.is_empty() && received > 0);
@@ -79,6 +87,14 @@ impl Recorder {
             let is_good = self.record().faults.is_empty();
             if received == 0 || !is_good || stream.write_all(answers.as_bytes()).await.is_err() {
                 return;
+            }
+            while bytes_to_come > 0 {
+                let piece = [b'x'; 32 << 10];
+                let count = piece.len().min(bytes_to_come);
+                if stream.write_all(&piece[..count]).await.is_err() {
+                    return;
+                }
+                bytes_to_come -= count;
             }
         }
     }
@@ -146,19 +162,14 @@ impl Record {
     }
 }
 
-/// The response to a request: it names it in a field and in its body. That to `/big` is that.
+/// The response to a request: it names it in a field and in its body. To [`BIG`] it is the head alone.
 struct Answer<'a>(&'a str);
 
 impl std::fmt::Display for Answer<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Answer(echo) = self;
-        if echo.ends_with("/big") {
-            let body = "x".repeat(20 << 20);
-            let length = body.len();
-            return write!(
-                f,
-                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
-            );
+        if echo.ends_with(BIG) {
+            return write!(f, "HTTP/1.1 200 OK\r\nContent-Length: {BIG_LENGTH}\r\n\r\n");
         }
         let length = echo.len();
         write!(

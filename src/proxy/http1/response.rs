@@ -76,11 +76,11 @@ impl<'b> ResponseHead<'b> {
         Ok(Some(head))
     }
 
-    /// Whether it has a field of this name, which is in small letters.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.fields
-            .iter()
-            .any(|field| field.name.eq_ignore_ascii_case(name))
+    /// The value of the first field of this name, in any case.
+    pub(crate) fn get(&self, name: &str) -> Option<&'b [u8]> {
+        let mut fields = self.fields.iter();
+        let field = fields.find(|field| field.name.eq_ignore_ascii_case(name))?;
+        Some(field.value)
     }
 
     /// Whether another response to the same request follows.
