@@ -120,6 +120,7 @@ fn what_the_example_shows_as_default_is_the_default() {
     // These are choices, not defaults.
     shown.listen = plain.listen.clone();
     shown.tls = None;
+    shown.handling.hsts = None;
     shown.process.environment = plain.process.environment.clone();
     shown.process.environment_file = None;
     shown.process.environment_file_optional = false;

@@ -27,6 +27,8 @@ pub(crate) struct Request {
     pub(crate) outgoing: Outgoing,
     /// The protocol that the client wants to change to.
     pub(crate) upgrade: Option<Rc<[u8]>>,
+    /// Where the client is to ask instead.
+    pub(crate) redirect: Option<Box<str>>,
 }
 
 impl Request {
@@ -63,13 +65,20 @@ impl Request {
                 to_head: head.method == "HEAD",
                 version: head.version,
                 keep_alive: head.keep_alive,
+                hsts: None,
             },
             outgoing: Outgoing::new(bytes, head.framing, head.is_idempotent()),
             upgrade: head.upgrade.map(Rc::from),
+            redirect: None,
         };
         let limits = request.service.as_ref().map(|service| service.handling());
         if let Some(most) = limits.and_then(|limits| limits.max_request_body) {
             request.outgoing.limit_body(most, head.framing);
+        }
+        if sender.secure {
+            request.reply.hsts = limits.and_then(|limits| limits.hsts);
+        } else if let Some(port) = limits.and_then(|limits| limits.redirect_https) {
+            request.redirect = Some(place_with_tls(&head, port)?);
         }
         let (expects_continue, length) = (head.expects_continue, head.length);
         buffer.consume(length);
@@ -77,6 +86,21 @@ impl Request {
         request.outgoing.awaits_permission = expects_continue && buffer.is_empty();
         Ok(Some(request))
     }
+}
+
+/// The address of the same over TLS, on this port.
+fn place_with_tls(head: &RequestHead<'_>, port: u16) -> Result<Box<str>, Refusal> {
+    let host = std::str::from_utf8(head.host_name()).unwrap_or_default();
+    if host.is_empty() {
+        return Err(Refusal::Bad("no Host"));
+    }
+    let port = match port {
+        443 => String::new(),
+        port => format!(":{port}"),
+    };
+    let path = [head.prefix, head.target].concat();
+    let path = if path == "*" { "/" } else { &path };
+    Ok(format!("https://{host}{port}{path}").into())
 }
 
 #[cfg(test)]

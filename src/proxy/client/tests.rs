@@ -187,6 +187,37 @@ async fn a_body_may_take_long_but_not_stand_still() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_next_event_of_a_stream_comes_when_it_comes() {
+    for (head, cut_off_after) in [
+        (
+            "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked",
+            None,
+        ),
+        ("content-type: Text/Event-Stream; charset=utf-8", None),
+        (
+            "Content-Type: text/plain\r\nTransfer-Encoding: chunked",
+            Some(60),
+        ),
+    ] {
+        local(async {
+            let mut fixture = Fixture::new(true).await;
+            let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+            fixture.send(request).await;
+            let mut instance = fixture.receive_request().await;
+            let head = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
+            instance.write_all(head.as_bytes()).await.unwrap();
+            if cut_off_after.is_none() {
+                tokio::time::sleep(Duration::from_secs(10_000)).await;
+                drop(instance);
+            }
+            let (_, seconds) = fixture.receive_all().await;
+            assert_eq!(seconds, cut_off_after.unwrap_or(10_000));
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_response_that_stands_still_is_cut_off() {
     local(async {
         let mut fixture = Fixture::new(true).await;
