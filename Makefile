@@ -42,12 +42,12 @@ demo: install-needs ## Run an example service under load, deploy and restart it,
 	@./target/release/examples/demo
 
 bench: ## Measure smoothserve beside nginx and HAProxy, which are installed, and write benches/RESULTS.md
-	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk
+	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk h2load:nghttp2-client openssl:openssl
 	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
 	./target/release/bench all benches/RESULTS.md
 
 bench-quick: ## The first row of it alone
-	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk
+	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk openssl:openssl
 	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
 	./target/release/bench quick
 

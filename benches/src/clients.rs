@@ -1,5 +1,7 @@
 //! Clients that ask in time: each sends a request every 2 to 6 ms, whether the proxy before it is fast or slow.
 //!
+//! Some ask at once instead, when they have their answer, and some send messages through a tunnel.
+//!
 //! So all proxies are offered the same, drawn from the same seed. An answer that comes after its client's next request was
 //! to be sent delays that, and the delay counts as latency of the next. One thread serves all clients. It counts its own
 //! CPU time, and how late it sends, so that it can be seen how much of what it measures is its own.
@@ -69,7 +71,8 @@ impl Moderate {
             stay_on(cores)?;
             // Real clients do not compete with the proxy for its cores. Only root may go first, though.
             let _ = setpriority_process(None, -20);
-            Clients::connect(port, connections)?.ask(EVERY, |_| stop.load(Ordering::Relaxed))
+            Clients::connect(port, connections, Talk::Http)?
+                .ask(EVERY, |_| stop.load(Ordering::Relaxed))
         });
         Moderate { enough, thread }
     }
@@ -81,11 +84,55 @@ impl Moderate {
     }
 }
 
+/// What is sent on a connection again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Talk {
+    /// Requests.
+    Http,
+    /// Messages of 64 bytes, masked as those of clients are, which come back through a WebSocket as they are.
+    Echo,
+}
+
+impl Talk {
+    fn request(self) -> Vec<u8> {
+        match self {
+            Talk::Http => format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").into_bytes(),
+            Talk::Echo => [&[0x82, 0x80 | 64, 0, 0, 0, 0][..], &[b'x'; 64]].concat(),
+        }
+    }
+
+    fn is_answer(self, answer: &[u8]) -> bool {
+        match self {
+            Talk::Http => {
+                answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"\r\n\r\nxxxxxx")
+            }
+            Talk::Echo => answer == self.request(),
+        }
+    }
+}
+
+/// Sends messages through tunnels for so long, on these cores.
+pub fn echo(
+    cores: &'static [usize],
+    port: u16,
+    connections: usize,
+    time: Duration,
+) -> anyhow::Result<Outcome> {
+    let clients = thread::spawn(move || {
+        stay_on(cores)?;
+        let begin = Instant::now();
+        Clients::connect(port, connections, Talk::Echo)?.ask(AT_ONCE, |_| begin.elapsed() > time)
+    });
+    let (outcome, _) = clients.join().expect("it does not panic")?;
+    Ok(outcome)
+}
+
 /// Connections that stay open.
 #[derive(Debug)]
 pub struct Clients {
     port: u16,
-    request: String,
+    talk: Talk,
+    request: Vec<u8>,
     epoll: OwnedFd,
     timer: OwnedFd,
     connections: Vec<Connection>,
@@ -104,7 +151,7 @@ struct Connection {
 
 impl Clients {
     /// Opens them.
-    pub fn connect(port: u16, connections: usize) -> anyhow::Result<Clients> {
+    pub fn connect(port: u16, connections: usize, talk: Talk) -> anyhow::Result<Clients> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
         // Edges only, so that it need not be read.
@@ -112,7 +159,8 @@ impl Clients {
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), flags)?;
         let mut clients = Clients {
             port,
-            request: format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"),
+            talk,
+            request: talk.request(),
             epoll,
             timer,
             connections: Vec::new(),
@@ -131,8 +179,11 @@ impl Clients {
     }
 
     fn open(&self, index: usize) -> anyhow::Result<TcpStream> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_nodelay(true)?;
+        if self.talk == Talk::Echo {
+            open_tunnel(&mut stream)?;
+        }
         stream.set_nonblocking(true)?;
         let data = EventData::new_u64(u64::try_from(index)?);
         epoll::add(&self.epoll, &stream, data, EventFlags::IN)?;
@@ -188,7 +239,7 @@ impl Clients {
                 let index = usize::try_from(event.data.u64())?;
                 let connection = &mut self.connections[index];
                 let was_resting = connection.answered.replace(now).is_some();
-                match connection.receive() {
+                match connection.receive(self.talk) {
                     Ok(()) => latencies.record(micros(now - connection.begin)?)?,
                     Err(error) => {
                         eprintln!("{error:#}");
@@ -230,27 +281,45 @@ impl Clients {
 
 impl Connection {
     /// Tells whether it could have been sent when it was due.
-    fn send(&mut self, request: &str, due: Instant, now: Instant) -> bool {
+    fn send(&mut self, request: &[u8], due: Instant, now: Instant) -> bool {
         let was_free = self.answered.take().is_none_or(|answered| answered <= due);
         self.due = due;
         self.begin = if was_free { now } else { due };
         // A connection that is broken is readable, and seen there.
-        let _ = self.stream.write_all(request.as_bytes());
+        let _ = self.stream.write_all(request);
         was_free
     }
 
-    fn receive(&mut self) -> anyhow::Result<()> {
+    fn receive(&mut self, talk: Talk) -> anyhow::Result<()> {
         let mut answer = [0; 4096];
         // It is so small that it comes in one piece.
         let count = self.stream.read(&mut answer)?;
         let answer = &answer[..count];
         ensure!(
-            answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"\r\n\r\nxxxxxx"),
+            talk.is_answer(answer),
             "a strange answer: {:?}",
             String::from_utf8_lossy(answer)
         );
         Ok(())
     }
+}
+
+/// Asks for a WebSocket.
+fn open_tunnel(stream: &mut TcpStream) -> anyhow::Result<()> {
+    let request = format!(
+        "GET /echo HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut answer = [0; 1024];
+    let count = stream.read(&mut answer)?;
+    let answer = &answer[..count];
+    ensure!(
+        answer.starts_with(b"HTTP/1.1 101 ") && answer.ends_with(b"\r\n\r\n"),
+        "no tunnel: {}",
+        answer.escape_ascii()
+    );
+    Ok(())
 }
 
 fn own_cpu_time() -> Duration {
@@ -289,7 +358,7 @@ mod tests {
 
     #[test]
     fn as_many_requests_are_sent_as_are_enough_and_those_that_fail_are_counted() {
-        let mut clients = Clients::connect(server(), 3).unwrap();
+        let mut clients = Clients::connect(server(), 3, Talk::Http).unwrap();
         let (outcome, own) = clients.ask(AT_ONCE, |asked| asked >= 100).unwrap();
         assert_eq!((outcome.requests, outcome.errors), (99, 1));
         assert!(own.busy > 0.0, "{own:?}");
@@ -300,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_client_does_not_ask_before_its_time() {
-        let mut clients = Clients::connect(server(), 2).unwrap();
+        let mut clients = Clients::connect(server(), 2, Talk::Http).unwrap();
         let (outcome, _) = clients.ask(5000..5001, |asked| asked >= 10).unwrap();
         assert_eq!((outcome.requests, outcome.errors), (9, 1));
         assert!(outcome.seconds >= 0.025, "{outcome:?}");

@@ -27,6 +27,7 @@ pub struct Wrk {
     /// Bytes of a POST.
     pub body: usize,
     pub close: bool,
+    pub secure: bool,
 }
 
 /// Has wrk print its figures, the times in microseconds.
@@ -53,10 +54,11 @@ impl Wrk {
         if self.close {
             command.args(["-H", "Connection: close"]);
         }
+        let scheme = if self.secure { "https" } else { "http" };
         let output = command
             .arg("-s")
             .arg(script.path())
-            .arg(format!("http://127.0.0.1:{port}{}", self.path))
+            .arg(format!("{scheme}://127.0.0.1:{port}{}", self.path))
             .output()
             .context("wrk, and taskset of util-linux, are installed by `make bench`")?;
         ensure!(output.status.success(), "{output:?}");
@@ -80,6 +82,50 @@ fn understand(text: &str) -> anyhow::Result<Outcome> {
         p50,
         p99,
         errors: errors as u64,
+    })
+}
+
+/// HTTP/2 over TLS, as h2load is told it.
+#[derive(Debug, Clone, Copy)]
+pub struct H2load {
+    pub connections: usize,
+    /// Requests at a time on each.
+    pub streams: usize,
+}
+
+impl H2load {
+    /// Runs it on these cores against a port.
+    pub fn run(&self, cores: &[usize], port: u16, seconds: u64) -> anyhow::Result<Outcome> {
+        let output = on_cores(cores, "h2load")
+            .arg(format!("-c{}", self.connections))
+            .arg(format!("-m{}", self.streams))
+            .arg(format!("-D{seconds}"))
+            .args(["-H", &format!(":authority: {HOST}")])
+            .arg(format!("https://127.0.0.1:{port}/"))
+            .output()
+            .context("h2load, of nghttp2-client, is installed by `make bench`")?;
+        ensure!(output.status.success(), "{output:?}");
+        understand_h2load(&String::from_utf8_lossy(&output.stdout), seconds)
+    }
+}
+
+/// Reads what h2load prints. It knows no percentiles.
+fn understand_h2load(text: &str, seconds: u64) -> anyhow::Result<Outcome> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("requests: "));
+    let line = line.context("h2load gives no figures")?;
+    let figure = |of: &str| -> anyhow::Result<u64> {
+        let mut figures = line.split(", ").filter_map(|figure| figure.split_once(' '));
+        let figure = figures.find_map(|(figure, what)| (what == of).then_some(figure));
+        Ok(figure.context("strange figures of h2load")?.parse()?)
+    };
+    Ok(Outcome {
+        requests: figure("succeeded")?,
+        seconds: seconds as f64,
+        p50: f64::NAN,
+        p99: f64::NAN,
+        errors: figure("failed")? + figure("errored")? + figure("timeout")?,
     })
 }
 
@@ -124,6 +170,11 @@ mod tests {
             errors: 13,
         };
         assert_eq!(understand(text).unwrap(), outcome);
+        let text = "finished in 2.00s, 9 req/s, 1KB/s\n\
+                    requests: 21 total, 20 started, 19 done, 18 succeeded, 1 failed, 2 errored, 3 timeout\n";
+        let outcome = understand_h2load(text, 2).unwrap();
+        assert_eq!((outcome.requests, outcome.errors), (18, 6));
+        assert!(understand_h2load("", 2).is_err());
         assert!(understand("unable to connect").is_err());
         assert!(understand("figures\t1").is_err());
     }

@@ -8,6 +8,7 @@
 mod clients;
 mod configs;
 mod growth;
+mod handshakes;
 mod idle;
 mod load;
 mod peers;
@@ -22,8 +23,7 @@ use anyhow::{Context, bail};
 
 use report::Report;
 
-const USAGE: &str =
-    "usage: bench quick | bench latency | bench all RESULTS.md | bench growth RESULTS.md";
+const USAGE: &str = "usage: bench quick | bench latency | bench protocols | bench all RESULTS.md | bench growth RESULTS.md";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,6 +33,7 @@ fn main() -> anyhow::Result<()> {
     let mut report = Report::default();
     match arguments.as_slice() {
         ["quick"] => rows::quick(programs, &mut report)?,
+        ["protocols"] => rows::other_protocols(programs, &mut report)?,
         ["latency"] => rows::latency(programs, &mut report)?,
         ["all", results] => {
             report.title()?;

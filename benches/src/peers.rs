@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use rustix::process::{Resource, getrlimit};
 
-use crate::configs::{self, HOST, HOSTS, Haproxy, Kind, Ports, Service, Setting};
+use crate::configs::{self, Certificate, HOST, HOSTS, Haproxy, Kind, Ports, Service, Setting};
 use crate::load::ask_once;
 use crate::process::{Process, command_line, move_to, wait_until};
 
@@ -46,6 +46,7 @@ const fn ports(base: u16, deferred: u16) -> Ports {
         tcp: base,
         deferred: base + deferred,
         unix: base + 2,
+        tls: base + 3,
     }
 }
 
@@ -73,6 +74,9 @@ pub struct Peers {
     pub cores: Cores,
     pub peers: Vec<Peer>,
     folder: tempfile::TempDir,
+    /// The folder of a certificate and its key, and a file in it that has both.
+    pair: PathBuf,
+    both: PathBuf,
     programs: PathBuf,
 }
 
@@ -80,7 +84,7 @@ impl Peers {
     /// Starts them. The programs of smoothserve and the upstream are in one folder.
     pub fn start(cores: Cores, programs: &Path) -> anyhow::Result<Peers> {
         for ports in PORTS {
-            for port in ports.tcp..=ports.unix {
+            for port in ports.tcp..=ports.tls {
                 let taken = TcpStream::connect(("127.0.0.1", port)).is_ok();
                 ensure!(
                     !taken,
@@ -88,12 +92,17 @@ impl Peers {
                 );
             }
         }
+        let folder = tempfile::tempdir()?;
+        let pair = folder.path().join("pair");
         let mut peers = Peers {
             cores,
             peers: Vec::new(),
-            folder: tempfile::tempdir()?,
+            both: pair.join("both.pem"),
+            pair,
+            folder,
             programs: programs.to_owned(),
         };
+        peers.make_certificate()?;
         let mut services = services();
         peers.start_smoothserve(&mut services)?;
         peers.start_nginx(&services)?;
@@ -103,6 +112,7 @@ impl Peers {
                 tcp,
                 deferred,
                 unix,
+                tls: _,
             } = peer.ports;
             for port in [tcp, deferred, unix] {
                 for host in HOSTS {
@@ -113,6 +123,34 @@ impl Peers {
             }
         }
         Ok(peers)
+    }
+
+    /// One that signs itself, but no others.
+    fn make_certificate(&self) -> anyhow::Result<()> {
+        fs::create_dir(&self.pair)?;
+        let (certificate, key) = (self.certificate(), self.pair.join("privkey.pem"));
+        let output = Command::new("openssl")
+            .args(["req", "-x509", "-nodes", "-newkey", "ec", "-days", "100"])
+            .args(["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=bench"])
+            .args(["-addext", &format!("subjectAltName=DNS:{HOST}")])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .output()
+            .context("openssl is installed by `make bench`")?;
+        ensure!(output.status.success(), "{output:?}");
+        fs::write(
+            &self.both,
+            fs::read_to_string(&certificate)? + &fs::read_to_string(&key)?,
+        )?;
+        Ok(())
+    }
+
+    /// The certificate of all of them.
+    pub fn certificate(&self) -> PathBuf {
+        self.pair.join("fullchain.pem")
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -127,8 +165,18 @@ impl Peers {
         fs::create_dir(self.path("services"))?;
         for service in &*services {
             let file = self.path(&format!("services/{}.yaml", service.name));
-            let text =
-                configs::smoothserve(service, ports, instance_count(service), &upstream, is_root);
+            let certificate = Certificate {
+                folder: &self.pair,
+                file: &self.both,
+            };
+            let text = configs::smoothserve(
+                service,
+                ports,
+                instance_count(service),
+                &upstream,
+                certificate,
+                is_root,
+            );
             fs::write(file, text)?;
         }
         let folder = self.folder.path().display().to_string();
@@ -236,6 +284,10 @@ impl Peers {
             descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             is_root: rustix::process::geteuid().is_root(),
             services,
+            certificate: Certificate {
+                folder: &self.pair,
+                file: &self.both,
+            },
         }
     }
 

@@ -96,9 +96,12 @@ impl Comparison {
         cells
     }
 
+    /// Not every load knows every figure.
     fn ratios(&self) -> String {
-        let [nginx, haproxy] = self.ratios;
-        format!(" {nginx:.2} / {haproxy:.2} |")
+        match self.ratios {
+            [nginx, haproxy] if nginx.is_nan() || haproxy.is_nan() => " – |".to_owned(),
+            [nginx, haproxy] => format!(" {nginx:.2} / {haproxy:.2} |"),
+        }
     }
 }
 

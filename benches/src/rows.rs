@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::clients::{AT_ONCE, Clients, Moderate, Own};
+use crate::clients::{self, AT_ONCE, Clients, Moderate, Own, Talk};
 use crate::configs::{HOST, Ports};
+use crate::handshakes;
 use crate::idle::{self, Count};
-use crate::load::{Outcome, Wrk, ask_once};
+use crate::load::{H2load, Outcome, Wrk, ask_once};
 use crate::peers::{APART, INSTANCES, Peer, Peers, TOGETHER};
 use crate::process::{cpu_time, others_share};
 use crate::report::{Gate, Measured, Report, Rounds, median};
@@ -29,40 +30,56 @@ type Port = fn(Ports) -> u16;
 const TCP: Port = |ports| ports.tcp;
 const DEFERRED: Port = |ports| ports.deferred;
 const UNIX: Port = |ports| ports.unix;
+const TLS: Port = |ports| ports.tls;
 
 const GET: Wrk = Wrk {
     connections: 64,
     path: "/",
     body: 0,
     close: false,
+    secure: false,
 };
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
 enum Load {
     Wrk(Wrk),
+    H2load(H2load),
+    Handshakes { resumed: bool },
+    Echo,
     Moderate,
 }
+
+/// How long a round of all but that takes.
+const ROUND_SECONDS: u64 = 2;
+const ROUND: Duration = Duration::from_secs(ROUND_SECONDS);
 
 impl Load {
     /// Rounds that count; one more goes before them to warm up. Few are slow, so more are needed to know how slow these are.
     fn rounds(self) -> usize {
         match self {
-            Load::Wrk(_) => 5,
             Load::Moderate => 9,
+            Load::Wrk(_) | Load::H2load(_) | Load::Handshakes { .. } | Load::Echo => 5,
         }
     }
 
-    fn run(self, cores: &'static [usize], port: u16) -> anyhow::Result<(Outcome, Option<Own>)> {
-        match self {
-            Load::Wrk(wrk) => Ok((wrk.run(cores, port, 2)?, None)),
+    fn run(self, peers: &Peers, port: u16) -> anyhow::Result<(Outcome, Option<Own>)> {
+        let cores = peers.cores.others;
+        let outcome = match self {
+            Load::Wrk(wrk) => wrk.run(cores, port, ROUND_SECONDS)?,
+            Load::H2load(h2load) => h2load.run(cores, port, ROUND_SECONDS)?,
+            Load::Handshakes { resumed } => {
+                handshakes::run(cores, port, ROUND, &peers.certificate(), resumed)?
+            }
+            Load::Echo => clients::echo(cores, port, GET.connections, ROUND)?,
             Load::Moderate => {
                 let load = Moderate::start(cores, port, THOUGHTFUL);
                 thread::sleep(MODERATE_TIME);
                 let (outcome, own) = load.stop()?;
-                Ok((outcome, Some(own)))
+                return Ok((outcome, Some(own)));
             }
-        }
+        };
+        Ok((outcome, None))
     }
 }
 
@@ -73,6 +90,13 @@ pub fn quick(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     small_get(&peers, report)
 }
 
+/// TLS, HTTP/2 and WebSockets alone.
+pub fn other_protocols(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(APART, programs)?;
+    report.works();
+    protocols(&peers, report)
+}
+
 /// All that `make bench` measures.
 pub fn all(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(APART, programs)?;
@@ -81,6 +105,10 @@ pub fn all(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     report.works();
     small_get(&peers, report)?;
     other_work(&peers, report)?;
+    report
+        .note("The same with TLS 1.3 and certificates of ECDSA on P-256, and of other protocols.");
+    report.works();
+    protocols(&peers, report)?;
     report.absolutes();
     system_calls(&peers, report)?;
     drop(peers);
@@ -133,8 +161,58 @@ fn other_work(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn protocols(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let get = |path, connections| {
+        Load::Wrk(Wrk {
+            connections,
+            path,
+            secure: true,
+            ..GET
+        })
+    };
+    let h2load = |connections, streams| {
+        Load::H2load(H2load {
+            connections,
+            streams,
+        })
+    };
+    let full = Load::Handshakes { resumed: false };
+    let resumed = Load::Handshakes { resumed: true };
+    for (name, port, load, must) in [
+        ("TLS: a GET with a handshake each", TLS, full, 0.55),
+        ("TLS: the same, resumed", TLS, resumed, 0.55),
+        ("TLS: GET, 64 connections", TLS, get("/", 64), 0.8),
+        ("TLS: GET, 100 KiB", TLS, get("/102400", 32), 0.6),
+        ("TLS: GET, 10 MiB", TLS, get("/10485760", 8), 0.6),
+        (
+            "HTTP/2: GET, 64 connections, one stream",
+            TLS,
+            h2load(64, 1),
+            0.9,
+        ),
+        (
+            "HTTP/2: GET, 8 connections, 32 streams",
+            TLS,
+            h2load(8, 32),
+            0.9,
+        ),
+        (
+            "WebSocket: an echo of 64 bytes, 64 connections",
+            TCP,
+            Load::Echo,
+            1.0,
+        ),
+    ] {
+        let rounds = measure(peers, port, load).context(name)?;
+        report.work(name, &rounds, [Gate::new(must, must); 2]);
+    }
+    Ok(())
+}
+
 fn measure(peers: &Peers, port: Port, load: Load) -> anyhow::Result<Rounds> {
-    if let Load::Wrk(wrk) = load {
+    if let Load::Wrk(wrk) = load
+        && !wrk.secure
+    {
         for peer in &peers.peers {
             ask_once(port(peer.ports), HOST, wrk.path, wrk.body).context(peer.name)?;
         }
@@ -147,7 +225,7 @@ fn measure(peers: &Peers, port: Port, load: Load) -> anyhow::Result<Rounds> {
             let peer = &peers.peers[index];
             let others = others_share()?;
             let before = cpu_time(&peer.pids)?;
-            let (outcome, own) = load.run(peers.cores.others, port(peer.ports))?;
+            let (outcome, own) = load.run(peers, port(peer.ports))?;
             let used = cpu_time(&peer.pids)? - before;
             ensure!(outcome.requests > 0, "{} answers nothing", peer.name);
             measured[index] = Some(Measured {
@@ -179,7 +257,7 @@ fn each(peers: &Peers, figure: impl Fn(&Peer) -> anyhow::Result<f64>) -> anyhow:
 /// For a request on a connection that stays open, when more wait.
 fn system_calls(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let count = |peer: &Peer, port: Port| {
-        let mut clients = Clients::connect(port(peer.ports), GET.connections)?;
+        let mut clients = Clients::connect(port(peer.ports), GET.connections, Talk::Http)?;
         let mut ask = |count| clients.ask(AT_ONCE, |asked| asked >= count);
         // So that all connections are open, those to the instances, too.
         ask(TRACED / 10)?;
@@ -260,7 +338,7 @@ fn rotations(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let mut rounds = Vec::new();
     let (mut errors, mut restarts) = (0, 0);
     for _ in 0..Load::Moderate.rounds() {
-        let (steady, _) = Load::Moderate.run(cores, port)?;
+        let (steady, _) = Load::Moderate.run(peers, port)?;
         let load = Moderate::start(cores, port, THOUGHTFUL);
         let begin = Instant::now();
         let mut count = 0;
