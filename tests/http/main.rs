@@ -5,6 +5,7 @@ mod frames;
 mod front;
 mod handling;
 mod http2_attacks;
+mod http2_end;
 mod http2_smuggling;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
