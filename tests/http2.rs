@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Output;
 
 use rustix::process::Signal;
-use smoothserve_kit::{Home, PATIENCE, Smoothserve, free_port, programs, write};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::time::timeout;
+use smoothserve_kit::node::Node;
+use smoothserve_kit::{Home, Smoothserve, free_port, programs, write};
+use tokio::process::Command;
 
 const HOST: &str = "shop.example";
 
@@ -54,6 +53,15 @@ impl Scene {
 
     fn path(&self, name: &str) -> PathBuf {
         self.server.home.path().join(name)
+    }
+
+    /// Load that Node makes.
+    async fn load(&self, mode: &str, more: &[&str]) -> Node {
+        let port = match mode {
+            "h2c" => self.plain,
+            _ => self.secure,
+        };
+        Node::load(mode, port, &self.authority, more).await
     }
 
     /// Curl over HTTP/2, or what `more` makes of it.
@@ -160,144 +168,13 @@ async fn many_requests_share_few_connections() {
     scene.server.stop().await;
 }
 
-/// Several connections with several requests at a time on each, whose bodies come back as they were sent. A GOAWAY is obeyed:
-/// what was begun goes on, what is new goes over a new connection, or, with `end`, is not begun at all.
-const CLIENT: &str = r#"
-const http2 = require('http2'), https = require('https'), net = require('net'), tls = require('tls');
-const crypto = require('crypto'), fs = require('fs');
-const [mode, port, authority, end] = process.argv.slice(1);
-const host = 'shop.example';
-const secured = { host: '127.0.0.1', port, servername: host, ca: fs.readFileSync(authority) };
-let served = 0, connections = 0, begun = false, done = false;
-
-function fail(why) {
-    console.log('failed: ' + (why.stack || why));
-    process.exit(1);
-}
-
-function connect(lane) {
-    const dial = () => mode === 'h2' ? tls.connect({ ...secured, ALPNProtocols: ['h2'] }) : net.connect(port, '127.0.0.1');
-    const session = http2.connect(`${mode === 'h2' ? 'https' : 'http'}://${host}:${port}`, { createConnection: dial });
-    session.on('goaway', () => { lane.leaves = true; });
-    session.on('error', fail);
-    connections += 1;
-    return session;
-}
-
-function begin(lane, length) {
-    const head = { ':method': 'POST', ':path': '/echo', 'content-length': length };
-    if (!lane.session || lane.session.closed || lane.session.destroyed) lane.session = connect(lane);
-    return lane.session.request(head);
-}
-
-const agent = new https.Agent({ ...secured, keepAlive: true, maxSockets: 16 });
-
-function exchange(lane, body) {
-    return new Promise((answered) => {
-        const chunks = [];
-        const whole = () => {
-            if (!Buffer.concat(chunks).equals(body)) fail('other bytes');
-            served += 1;
-            answered();
-        };
-        if (mode === 'https') {
-            const headers = { host, 'content-length': body.length };
-            const request = https.request({ agent, method: 'POST', path: '/echo', headers }, (response) => {
-                if (response.statusCode !== 200) fail('status ' + response.statusCode);
-                response.on('data', (chunk) => chunks.push(chunk)).on('end', whole).on('error', fail);
-            });
-            request.on('error', fail).end(body);
-        } else {
-            const request = begin(lane, body.length);
-            // Node itself refuses what it has not sent yet when the GOAWAY comes.
-            const refused = (error) => {
-                if (!lane.leaves || request.rstCode !== http2.constants.NGHTTP2_REFUSED_STREAM) fail(error);
-                answered(end ? undefined : exchange(lane, body));
-            };
-            request.on('response', (head) => { if (head[':status'] !== 200) fail('status ' + head[':status']); });
-            request.on('data', (chunk) => chunks.push(chunk)).on('end', whole).on('error', refused);
-            request.end(body);
-        }
-    });
-}
-
-async function run(lane, number) {
-    while (!done && !(end && lane.leaves)) {
-        number = (number * 7919) % 65521;
-        await exchange(lane, crypto.randomBytes(1 + number));
-        if (served >= 100 && !begun) { begun = true; console.log('begun'); }
-    }
-}
-
-process.stdin.on('end', () => { done = true; }).resume();
-const lanes = [...Array(4)].map(() => ({}));
-Promise.all(lanes.flatMap((lane, l) => [...Array(4)].map((_, s) => run(lane, 1 + 4 * l + s)))).then(() => {
-    console.log(`served ${served > 100} ${connections > 4}`);
-    process.exit(0);
-});
-"#;
-
-/// A client, in the middle of its work.
-struct Client {
-    process: Child,
-    stdin: Option<ChildStdin>,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Client {
-    async fn start(scene: &Scene, mode: &str, more: &[&str]) -> Client {
-        let port = match mode {
-            "h2c" => scene.plain,
-            _ => scene.secure,
-        };
-        let mut client = Client::run(CLIENT, |node| {
-            node.args([mode, &port.to_string()])
-                .arg(&scene.authority)
-                .args(more);
-        });
-        assert_eq!(client.next().await, "begun");
-        client
-    }
-
-    fn run(script: &str, arguments: impl FnOnce(&mut Command)) -> Client {
-        let mut node = Command::new("node");
-        node.args(["-e", script, "--"]);
-        arguments(&mut node);
-        let mut process = node
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("node, of nodejs");
-        Client {
-            stdin: process.stdin.take(),
-            lines: BufReader::new(process.stdout.take().unwrap()).lines(),
-            process,
-        }
-    }
-
-    async fn next(&mut self) -> String {
-        let line = timeout(PATIENCE, self.lines.next_line()).await;
-        let line = line.expect("it goes on").unwrap();
-        line.expect("it says something")
-    }
-
-    /// Lets it end what it has begun, and returns what it says in the end.
-    async fn stop(mut self) -> String {
-        drop(self.stdin.take());
-        let last = self.next().await;
-        assert!(self.process.wait().await.unwrap().success(), "{last}");
-        last
-    }
-}
-
 #[tokio::test]
 async fn nothing_is_lost_by_restarts_and_reloads() {
     let scene = Scene::new().await;
     let before = scene.server.running("shop").await;
     let mut clients = Vec::new();
     for mode in ["h2", "h2c", "https"] {
-        clients.push(Client::start(&scene, mode, &[]).await);
+        clients.push(scene.load(mode, &[]).await);
     }
     for _ in 0..2 {
         scene.server.ok(&["restart", "shop"]).await;
@@ -310,9 +187,7 @@ async fn nothing_is_lost_by_restarts_and_reloads() {
     let after = scene.server.running("shop").await;
     assert!(after.pids().iter().all(|pid| !before.pids().contains(pid)));
     for client in clients {
-        // Not one connection was closed for all that.
-        let last = client.stop().await;
-        assert!(last.starts_with("served true"), "{last}");
+        client.nothing_is_lost().await;
     }
     scene.server.stop().await;
 }
@@ -322,12 +197,12 @@ async fn nothing_is_lost_by_the_end() {
     let mut scene = Scene::new().await;
     let mut clients = Vec::new();
     for mode in ["h2", "h2c"] {
-        clients.push(Client::start(&scene, mode, &["end"]).await);
+        clients.push(scene.load(mode, &["end"]).await);
     }
     scene.server.signal(Signal::TERM);
     for mut client in clients {
         assert_eq!(client.next().await, "served true false");
-        assert!(client.process.wait().await.unwrap().success());
+        client.ended().await;
     }
     assert!(scene.server.ended().await.success());
 }
@@ -407,9 +282,7 @@ async fn a_websocket_is_a_stream_and_gets_the_goodbye_of_its_instance() {
     let server = Smoothserve::start(programs!(), home).await;
     server.running("shop").await;
     server.running("plain").await;
-    let mut socket = Client::run(SOCKET, |node| {
-        node.arg(port.to_string());
-    });
+    let mut socket = Node::run(SOCKET, &[&port.to_string()]);
     assert_eq!(socket.next().await, "open");
     server
         .until("it is counted as a tunnel", |status| {
@@ -419,9 +292,7 @@ async fn a_websocket_is_a_stream_and_gets_the_goodbye_of_its_instance() {
         .await;
     server.ok(&["restart", "shop"]).await;
     assert_eq!(socket.next().await, "goodbye 1001");
-    let mut refused = Client::run(SOCKET, |node| {
-        node.arg(plain.to_string());
-    });
+    let mut refused = Node::run(SOCKET, &[&plain.to_string()]);
     assert_eq!(refused.next().await, "status 404");
     server.stop().await;
 }
