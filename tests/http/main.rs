@@ -21,3 +21,4 @@ mod smuggling;
 mod streams;
 mod transfer;
 mod tunnels;
+mod varnishtest;
