@@ -5,6 +5,7 @@ mod frames;
 mod front;
 mod handling;
 mod http2_attacks;
+mod http2_end;
 mod http2_smuggling;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
@@ -20,3 +21,4 @@ mod smuggling;
 mod streams;
 mod transfer;
 mod tunnels;
+mod varnishtest;
