@@ -59,7 +59,7 @@ impl Load {
     fn rounds(self) -> usize {
         match self {
             Load::Moderate => 9,
-            Load::Wrk(_) | Load::H2load(_) | Load::Handshakes { .. } | Load::Echo => 5,
+            Load::Wrk(_) | Load::H2load(_) | Load::Handshakes { .. } | Load::Echo => 7,
         }
     }
 
