@@ -95,7 +95,7 @@ install: ## Install what `make build` has built, with its units (DESTDIR=, prefi
 	install -D -m 644 -t $(datadir)/dbus-1/system.d systemd/org.smoothserve1.conf
 	install -D -m 644 -t $(datadir)/dbus-1/system-services systemd/org.smoothserve1.service
 	install -D -m 644 -t $(datadir)/polkit-1/actions systemd/org.smoothserve1.policy
-	install -D -m 644 -t $(datadir)/doc/smoothserve README.md docs/configuration.md docs/dbus.md docs/logging.md docs/security.md
+	install -D -m 644 -t $(datadir)/doc/smoothserve README.md docs/configuration.md docs/dbus.md docs/http.md docs/logging.md docs/security.md
 	install -D -m 644 -t $(datadir)/doc/smoothserve/examples services/example.yaml services/python.yaml
 	install -D -m 644 -t $(datadir)/man/man1 $(addprefix $(MANUAL)/,smoothctl.1 smoothtool.1)
 	install -D -m 644 -t $(datadir)/man/man5 $(addprefix $(MANUAL)/,smoothserve.yaml.5 org.smoothserve1.5)

@@ -408,6 +408,34 @@ async fn whoever_comes_without_tls_is_sent_there_and_told_to_stay() {
 }
 
 #[tokio::test]
+async fn a_trusted_balancer_that_has_taken_tls_off_is_not_sent_there() {
+    let home = Home::new();
+    let (port, plain) = (free_port(), free_port());
+    let pair = Pair::new(&home, "pair", "DNS:shop.example");
+    let lines = format!("{}redirect_https: true\nhsts: 1d\n", tls(&pair, port));
+    home.add_shop("shop", plain, &lines);
+    write(
+        &home.config().join("smoothserve.yaml"),
+        "default_user: nobody\ntrusted_proxies: 127.0.0.1\n",
+    );
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    let url = format!("http://127.0.0.1:{plain}/hello");
+    let ask = |proto: &str| {
+        let proto = format!("X-Forwarded-Proto: {proto}");
+        let fields = ["-H", "Host: shop.example", "-H", &proto];
+        let options = ["-sSi", "--max-time", "20", "--noproxy", "*", &url];
+        run("curl", &[&options[..], &fields].concat()).to_lowercase()
+    };
+    let answer = ask("https");
+    assert!(answer.ends_with("hello\n"), "{answer}");
+    assert!(answer.contains("max-age=86400\r\n"), "{answer}");
+    let answer = ask("http");
+    assert!(answer.starts_with("http/1.1 308 "), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_certificate_that_ends_soon_is_shown() {
     let home = Home::new();
     let (port, plain) = (free_port(), free_port());

@@ -31,6 +31,16 @@ impl Sender<'_> {
     }
 }
 
+/// Whether the client itself asks over TLS, which a proxy in front may have taken off.
+pub(crate) fn is_secure(head: &RequestHead<'_>, sender: Sender<'_>) -> bool {
+    let mut fields = head.fields.iter();
+    let said = fields.find(|field| field.kind == Kind::ForwardedProto && !field.value.is_empty());
+    match said.filter(|_| sender.trusted) {
+        Some(field) => field.value.eq_ignore_ascii_case(b"https"),
+        None => sender.secure,
+    }
+}
+
 /// What is said about the connection to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Persistence {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::buffer::Buffer;
 use super::download::Reply;
-use super::headers::{Sender, write_request};
+use super::headers::{Sender, is_secure, write_request};
 use super::http1::{Refusal, RequestHead, slots};
 use super::listener::Listener;
 use super::service::Service;
@@ -71,14 +71,20 @@ impl Request {
             upgrade: head.upgrade.map(Rc::from),
             redirect: None,
         };
-        let limits = request.service.as_ref().map(|service| service.handling());
-        if let Some(most) = limits.and_then(|limits| limits.max_request_body) {
+        let handling = request.service.as_ref().map(|service| service.handling());
+        let handling = handling.unwrap_or_default();
+        if let Some(most) = handling.max_request_body {
             request.outgoing.limit_body(most, head.framing);
         }
-        if sender.secure {
-            request.reply.hsts = limits.and_then(|limits| limits.hsts);
-        } else if let Some(port) = limits.and_then(|limits| limits.redirect_https) {
-            request.redirect = Some(place_with_tls(&head, port)?);
+        if handling.hsts.is_some() || handling.redirect_https.is_some() {
+            match is_secure(&head, sender) {
+                true => request.reply.hsts = handling.hsts,
+                false => {
+                    let place = handling.redirect_https;
+                    let place = place.map(|port| place_with_tls(&head, port));
+                    request.redirect = place.transpose()?;
+                }
+            }
         }
         let (expects_continue, length) = (head.expects_continue, head.length);
         buffer.consume(length);

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::client;
+use super::client::{self, Client, Peer};
 use super::endpoint::Endpoint;
 use super::listener::{Listener, Routes};
 use super::service::Service;
@@ -219,11 +219,11 @@ impl Thread {
             open: Some(open),
             thread: self.clone(),
         };
-        let stream = Stream::accepted(stream);
-        let thread = self.clone();
+        let peer = Rc::new(Peer::new(peer, listener, self.clone()));
+        let client = Box::new(Client::new(Stream::accepted(stream), peer));
         tokio::task::spawn_local(async move {
             let _counted = counted;
-            client::serve(stream, peer, listener, thread).await;
+            client::serve(client).await;
         });
     }
 
