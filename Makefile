@@ -8,7 +8,7 @@ prefix = /usr
 BIN = target/release
 MANUAL = target/manual
 
-.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny
+.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 32
@@ -42,14 +42,19 @@ demo: install-needs ## Run an example service under load, deploy and restart it,
 	@./target/release/examples/demo
 
 bench: ## Measure smoothserve beside nginx and HAProxy, which are installed, and write benches/RESULTS.md
-	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk
+	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk h2load:nghttp2-client openssl:openssl
 	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
 	./target/release/bench all benches/RESULTS.md
 
 bench-quick: ## The first row of it alone
-	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk
+	./scripts/install-needs nginx:nginx-light haproxy:haproxy wrk:wrk openssl:openssl
 	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
 	./target/release/bench quick
+
+bench-growth: ## Measure what becomes of the costs with many hosts, services, instances and connections
+	./scripts/install-needs wrk:wrk
+	$(CARGO) build --release --locked --package smoothserve --package smoothserve-bench --bins
+	./target/release/bench growth benches/RESULTS.md
 
 fuzz: FUZZ_SECONDS = 60
 fuzz: ## Look for input that the proxy misreads, with each fuzz target for so long (FUZZ_SECONDS=)
@@ -90,7 +95,7 @@ install: ## Install what `make build` has built, with its units (DESTDIR=, prefi
 	install -D -m 644 -t $(datadir)/dbus-1/system.d systemd/org.smoothserve1.conf
 	install -D -m 644 -t $(datadir)/dbus-1/system-services systemd/org.smoothserve1.service
 	install -D -m 644 -t $(datadir)/polkit-1/actions systemd/org.smoothserve1.policy
-	install -D -m 644 -t $(datadir)/doc/smoothserve README.md docs/configuration.md docs/dbus.md docs/logging.md docs/security.md
+	install -D -m 644 -t $(datadir)/doc/smoothserve README.md docs/configuration.md docs/dbus.md docs/http.md docs/logging.md docs/security.md
 	install -D -m 644 -t $(datadir)/doc/smoothserve/examples services/example.yaml services/python.yaml
 	install -D -m 644 -t $(datadir)/man/man1 $(addprefix $(MANUAL)/,smoothctl.1 smoothtool.1)
 	install -D -m 644 -t $(datadir)/man/man5 $(addprefix $(MANUAL)/,smoothserve.yaml.5 org.smoothserve1.5)

@@ -23,7 +23,7 @@ use crate::ipc::{self, CertificateId, Host, Secret};
 const LONGEST: u64 = 256 << 10;
 
 /// How long before its end a certificate should have been renewed.
-const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+pub const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// What cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -134,13 +134,26 @@ impl Certificate {
         }
     }
 
+    /// When it is valid no more.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Says so if it should have been renewed by now.
+    pub fn end_is_near(&self, now: SystemTime) -> Option<String> {
+        match self.invalidity(now) {
+            Some(invalid) => Some(invalid),
+            None if self.not_after < now + SOON => {
+                let date = httpdate::fmt_http_date(self.not_after);
+                Some(format!("expires soon: {date}"))
+            }
+            None => None,
+        }
+    }
+
     /// What should be looked after, though it can be used: it will expire soon, or is not for all hosts of a service.
     pub fn remarks(&self, sites: &[Site], now: SystemTime) -> Vec<String> {
-        let mut remarks = Vec::new();
-        if self.invalidity(now).is_none() && self.not_after < now + SOON {
-            let date = httpdate::fmt_http_date(self.not_after);
-            remarks.push(format!("expires soon: {date}"));
-        }
+        let mut remarks = Vec::from_iter(self.end_is_near(now));
         let mut uncovered: Vec<String> = sites
             .iter()
             .filter(|site| !self.covers(&site.host))

@@ -48,6 +48,9 @@ pub use service::SERVICE_KEYS;
 pub use strip_prefix::StripPrefix;
 pub use tls::TLS_KEYS;
 
+/// The port of https.
+const HTTPS: u16 = 443;
+
 /// The file beside the folder of services.
 pub const FILE: &str = "smoothserve.yaml";
 
@@ -66,7 +69,7 @@ pub struct Config {
     /// Whether instances are told by `Forwarded`, too, who has sent a request.
     #[serde(default)]
     pub forwarded: bool,
-    /// Client connections that are open at the same time. `None`: as many as there can be.
+    /// Client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
     /// By name.
@@ -144,6 +147,12 @@ impl Tls {
             key,
             ports: Vec::new(),
         }
+    }
+
+    /// The port that is not named in addresses, or else the first.
+    pub fn main_port(&self) -> Option<u16> {
+        let usual = self.ports.iter().find(|port| **port == HTTPS);
+        usual.or(self.ports.first()).copied()
     }
 }
 

@@ -35,3 +35,9 @@ pub const INSTANCE_UNHEALTHY: &str = "fd6a04e2dcae4869a670712e0339bd13";
 pub const WORKER_ENDED: &str = "6d3f9d7b628940678a9b4ef197ede74e";
 /// A new proxy worker serves in the place of an old one, which ends what it has begun.
 pub const WORKER_REPLACED: &str = "ad78ada3dcca452a9d84001dc8f82368";
+/// A certificate was replaced on disk, and clients get the new one.
+pub const CERTIFICATE_RENEWED: &str = "594be86e6cb740b8a20bb4e88679f7bc";
+/// A certificate was replaced on disk by one that cannot be used.
+pub const CERTIFICATE_REFUSED: &str = "bce30c1944e44d88932ac2b4e8609938";
+/// A certificate should have been renewed by now.
+pub const CERTIFICATE_EXPIRES: &str = "56efeff9203c49ad9654866e132c6761";

@@ -135,7 +135,7 @@ pub struct Table {
     /// Whether instances are told by `Forwarded`, too, who has sent a request.
     #[serde(default)]
     pub forwarded: bool,
-    /// Client connections that are open at the same time. `None`: as many as there can be.
+    /// Client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
     /// What to accept on. A listener that is missing here is closed; its connections end with their current request.

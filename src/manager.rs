@@ -73,7 +73,7 @@ use crate::events;
 use crate::ipc::Table;
 use crate::systemd::given::Given;
 use crate::systemd::units::Units;
-use crate::watch::Watcher;
+use crate::watch::{Changed, Watcher};
 
 /// Between two looks at whether the workers are stuck, and two signs of life to systemd.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -89,6 +89,9 @@ pub struct Options {
     pub bus: dbus::Bus,
 }
 
+/// Between two reminders that a certificate is to be renewed.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Something that happened.
 #[derive(Debug)]
 enum Event {
@@ -102,8 +105,8 @@ enum Event {
     Diagnosed(Diagnosis),
     /// systemd has said whether this process is to be started again once it has ended.
     Restarting(bool),
-    /// The files of a service have changed and are quiet again.
-    FilesChanged(String),
+    /// On disk, and is quiet again.
+    Changed(Changed),
     /// A process says that it is ready.
     SaidReady(u32),
 }
@@ -315,6 +318,8 @@ impl Manager {
     ) -> anyhow::Result<()> {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // What is read at the start is remarked upon then.
+        let mut reminder = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
         while !self.ended() {
             tokio::select! {
                 Some(request) = requests.recv() => {
@@ -331,6 +336,7 @@ impl Manager {
                 }
                 signal = signals.next() => self.signal(signal),
                 () = until(self.deadline()) => self.tick(),
+                _ = reminder.tick() => self.remind_of_certificates(),
                 _ = heartbeat.tick() => {
                     self.workers.beat();
                     self.world.supervision.beat();
@@ -361,7 +367,8 @@ impl Manager {
             Event::Restarting(true) if self.phase == Phase::Serving => self.phase = Phase::Leaving,
             Event::Restarting(false) if self.phase == Phase::Serving => self.begin_end(),
             Event::Restarting(_) => {}
-            Event::FilesChanged(service) => self.files_changed(&service),
+            Event::Changed(Changed::Files(service)) => self.files_changed(&service),
+            Event::Changed(Changed::Certificate(service)) => self.certificate_changed(&service),
             Event::SaidReady(pid) => self.said_ready(pid),
         }
     }
@@ -484,8 +491,8 @@ impl Manager {
 fn watch_files(reports: Reports) -> std::io::Result<Watcher> {
     let (watcher, mut changed) = Watcher::new()?;
     tokio::task::spawn_local(async move {
-        while let Some(service) = changed.recv().await {
-            let _ = reports.send(Event::FilesChanged(service));
+        while let Some(changed) = changed.recv().await {
+            let _ = reports.send(Event::Changed(changed));
         }
     });
     Ok(watcher)

@@ -1,4 +1,4 @@
-//! Tells which services' files have changed and are quiet again.
+//! Tells which services' files have changed, or their certificates, and are quiet again.
 //!
 //! # Theory of operation
 //! A thread of its own owns the watches, since it walks through folders and that must not hold the manager up. It knows for
@@ -40,38 +40,69 @@ const RENEWAL: Duration = Duration::from_millis(100);
 /// How often services are told whose files cannot all be watched.
 const POLL: Duration = Duration::from_secs(10);
 
+/// A certificate and its key are replaced one after the other.
+const CERTIFICATE_QUIET: Duration = Duration::from_secs(1);
+
 /// Watches files until it is dropped.
 #[derive(Debug)]
 pub struct Watcher {
     inbox: Inbox,
 }
 
+/// What may have changed, of the service of this name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Changed {
+    /// Its own file, its executable, what it watches.
+    Files(String),
+    /// Its certificate, or the key.
+    Certificate(String),
+}
+
+impl Changed {
+    fn service(&self) -> &str {
+        match self {
+            Changed::Files(name) | Changed::Certificate(name) => name,
+        }
+    }
+}
+
 /// What is watched for one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Subject {
-    name: String,
-    executable: PathBuf,
-    /// Its own file, the environment file, and `watch_files`.
+    what: Changed,
+    executable: Option<PathBuf>,
     files: Vec<PathBuf>,
     quiet: Duration,
 }
 
 impl Subject {
-    fn new(service: &Service) -> Subject {
+    fn files(service: &Service) -> Subject {
         let mut files = vec![service.file.clone()];
         files.extend(service.process.environment_file.clone());
         files.extend(service.watch_files.iter().cloned());
         Subject {
-            name: service.name.clone(),
-            executable: service.process.executable.clone(),
+            what: Changed::Files(service.name.clone()),
+            executable: Some(service.process.executable.clone()),
             files,
             quiet: service.delay_update_time,
         }
     }
 
+    fn certificate(service: &Service) -> Option<Subject> {
+        let tls = service.tls.as_ref()?;
+        Some(Subject {
+            what: Changed::Certificate(service.name.clone()),
+            executable: None,
+            files: vec![tls.certificate.clone(), tls.key.clone()],
+            quiet: CERTIFICATE_QUIET,
+        })
+    }
+
     fn places(&self) -> BTreeSet<Place> {
         let mut places = BTreeSet::new();
-        places::of_executable(&self.executable, &mut places);
+        if let Some(executable) = &self.executable {
+            places::of_executable(executable, &mut places);
+        }
         for file in &self.files {
             places::of_file(file, &mut places);
         }
@@ -80,8 +111,8 @@ impl Subject {
 }
 
 impl Watcher {
-    /// Starts the thread. The receiver gets the names of services whose files may have changed.
-    pub fn new() -> io::Result<(Watcher, mpsc::Receiver<String>)> {
+    /// Starts the thread. The receiver gets what may have changed.
+    pub fn new() -> io::Result<(Watcher, mpsc::Receiver<Changed>)> {
         let inbox = Inbox::default();
         let events = inbox.clone();
         let notify = INotifyWatcher::new(
@@ -107,11 +138,14 @@ impl Watcher {
         Ok((Watcher { inbox }, receiver))
     }
 
-    /// Watches the files of these services and of no other. Each one that is new or has other files than before is told
-    /// once, so that no change is lost that came before.
+    /// Watches the certificates of these services, the files of those with `auto_restart`, and no others. What is new or has
+    /// other files than before is told once, so that no change is lost that came before.
     pub fn set<'a>(&self, services: impl IntoIterator<Item = &'a Service>) {
-        self.inbox
-            .declare(services.into_iter().map(Subject::new).collect());
+        let subjects = services.into_iter().flat_map(|service| {
+            let files = service.auto_restart.then(|| Subject::files(service));
+            files.into_iter().chain(Subject::certificate(service))
+        });
+        self.inbox.declare(subjects.collect());
     }
 }
 
@@ -186,7 +220,7 @@ struct Watching {
     interests: HashMap<PathBuf, Interest>,
     /// When stale places are looked up.
     renew_at: Option<Instant>,
-    names: mpsc::Sender<String>,
+    names: mpsc::Sender<Changed>,
 }
 
 impl Watching {
@@ -242,13 +276,13 @@ impl Watching {
 
     /// Keeps what is declared as before, and begins with the rest.
     fn declare(&mut self, subjects: Vec<Subject>, now: Instant) {
-        let mut before: HashMap<String, Watched> = self
+        let mut before: HashMap<Changed, Watched> = self
             .services
             .drain(..)
-            .map(|service| (service.subject.name.clone(), service))
+            .map(|service| (service.subject.what.clone(), service))
             .collect();
         for subject in subjects {
-            let kept = before.remove(&subject.name);
+            let kept = before.remove(&subject.what);
             let kept = kept.filter(|service| service.subject == subject);
             self.services.push(kept.unwrap_or_else(|| Watched {
                 subject,
@@ -313,8 +347,8 @@ impl Watching {
             service.poll_at = match (outcome, service.poll_at) {
                 (Some(Outcome::Failed(_)), Some(at)) => Some(at),
                 (Some(Outcome::Failed(error)), None) => {
-                    let (service, seconds) = (&service.subject.name, POLL.as_secs());
-                    tracing::warn!(%service, %error, seconds, "cannot watch all files, looking at them regularly");
+                    let (service, seconds) = (service.subject.what.service(), POLL.as_secs());
+                    tracing::warn!(service, %error, seconds, "cannot watch all files, looking at them regularly");
                     Some(now + POLL)
                 }
                 (Some(Outcome::Moved) | None, _) => None,
@@ -370,7 +404,7 @@ impl Watching {
     }
 
     /// Tells the services whose time has come. The error: nobody listens any more.
-    fn tell(&mut self) -> Result<(), mpsc::error::SendError<String>> {
+    fn tell(&mut self) -> Result<(), mpsc::error::SendError<Changed>> {
         let now = Instant::now();
         let mut polled = false;
         for service in &mut self.services {
@@ -386,7 +420,7 @@ impl Watching {
             // While changes are seen, their own time is the right one.
             if due || poll && service.changes.is_none() {
                 service.changes = None;
-                self.names.blocking_send(service.subject.name.clone())?;
+                self.names.blocking_send(service.subject.what.clone())?;
             }
         }
         if polled && self.renew_at.is_none() {

@@ -225,6 +225,8 @@ fn how_requests_are_treated() {
         max_request_body: Some(1536 << 20),
         response_timeout: Duration::from_secs(120),
         queue_timeout: Duration::ZERO,
+        redirect_https: None,
+        hsts: None,
     };
     assert_eq!(found, expected);
     assert_eq!(
@@ -234,6 +236,9 @@ fn how_requests_are_treated() {
     for (line, fault) in [
         ("max_request_body: lots", "`max_request_body` is `lots`"),
         ("max_request_body: -1", "`max_request_body` is `-1`"),
+        ("hsts: 3651d", "`hsts` is `3651d`"),
+        ("hsts: 1d", "`hsts` without `tls`"),
+        ("redirect_https: true", "`redirect_https` without `tls`"),
         ("response_timeout: 0", "`response_timeout` is 0"),
     ] {
         let text = format!("name: x\nport: 80\nexecutable_path: ../app\n{line}\n");

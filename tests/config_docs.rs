@@ -120,6 +120,7 @@ fn what_the_example_shows_as_default_is_the_default() {
     // These are choices, not defaults.
     shown.listen = plain.listen.clone();
     shown.tls = None;
+    shown.handling.hsts = None;
     shown.process.environment = plain.process.environment.clone();
     shown.process.environment_file = None;
     shown.process.environment_file_optional = false;
@@ -128,4 +129,35 @@ fn what_the_example_shows_as_default_is_the_default() {
     shown.process.group = None;
     shown.process.limits = Limits::default();
     assert_eq!(shown, plain);
+}
+
+#[test]
+fn the_lines_that_the_readme_shows_are_good() {
+    let readme = read("README.md");
+    let (_, chapter) = readme.split_once("\n## What a service may say\n").unwrap();
+    let chapter = chapter.split("\n## ").next().unwrap();
+    let rows = chapter.lines().filter_map(|line| line.strip_prefix("| `"));
+    let lines: Vec<&str> = rows.map(|row| row.split_once('`').unwrap().0).collect();
+    assert!(lines.len() > 10);
+    for line in lines {
+        // What needs it has it, and a prefix is there to be taken away.
+        let more = match line.split_once(':').unwrap().0 {
+            "redirect_https" | "hsts" => "tls: {certificate: /etc/tls}\n",
+            "strip_prefix" => "server_name: example.org/shop\n",
+            _ => "",
+        };
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("services")).unwrap();
+        let text =
+            format!("name: x\nenabled: false\nport: 80\nexecutable_path: /srv/x\n{more}{line}\n");
+        fs::write(dir.path().join("services/x.yaml"), text).unwrap();
+        fs::write(
+            dir.path().join("smoothserve.yaml"),
+            "trusted_proxies: 10.0.0.0/8\n",
+        )
+        .unwrap();
+        if let Err(faults) = load(dir.path()) {
+            panic!("{line}: {faults}");
+        }
+    }
 }

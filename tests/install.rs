@@ -39,6 +39,7 @@ const INSTALLED: &str = "\
 /usr/share/doc/smoothserve/dbus.md 644
 /usr/share/doc/smoothserve/examples/example.yaml 644
 /usr/share/doc/smoothserve/examples/python.yaml 644
+/usr/share/doc/smoothserve/http.md 644
 /usr/share/doc/smoothserve/logging.md 644
 /usr/share/doc/smoothserve/security.md 644
 /usr/share/fish/vendor_completions.d/smoothctl.fish 644

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -324,6 +325,134 @@ async fn a_certificate_is_renewed_under_an_open_connection() {
     let after = scene.server.running("shop").await;
     assert_eq!(after.pids(), before.pids());
     scene.server.stop().await;
+}
+
+/// As certbot does it: the names are symlinks to the newest of several.
+#[tokio::test]
+async fn a_certificate_is_renewed_by_itself_when_the_files_change() {
+    let home = Home::new();
+    let (port, plain) = (free_port(), free_port());
+    let names = "DNS:shop.example";
+    let (old, new) = (Pair::new(&home, "1", names), Pair::new(&home, "2", names));
+    let live = Pair(home.path().join("live"));
+    fs::create_dir(&live.0).unwrap();
+    let links = [
+        (old.certificate(), new.certificate(), live.certificate()),
+        (old.key(), new.key(), live.key()),
+    ];
+    for (old, _, link) in &links {
+        symlink(old, link).unwrap();
+    }
+    home.add_shop("shop", plain, &tls(&live, port));
+    let server = Smoothserve::start(programs!(), home).await;
+    let before = server.running("shop").await;
+    assert_eq!(given(port, Some("shop.example")), old.fingerprint());
+    let next = server.home.path().join("next");
+    for (_, new, link) in &links {
+        symlink(new, &next).unwrap();
+        fs::rename(&next, link).unwrap();
+    }
+    server.says("certificate renewed").await;
+    // The proxy is told in the same breath, but takes it in when it comes to it.
+    while given(port, Some("shop.example")) != new.fingerprint() {}
+    fs::write(new.key(), "no key\n").unwrap();
+    server.says("changed certificate not taken").await;
+    assert_eq!(given(port, Some("shop.example")), new.fingerprint());
+    let after = server.running("shop").await;
+    assert_eq!(after.pids(), before.pids());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_comes_without_tls_is_sent_there_and_told_to_stay() {
+    let home = Home::new();
+    let (port, plain) = (free_port(), free_port());
+    let pair = Pair::new(&home, "pair", "DNS:shop.example");
+    let lines = format!("{}redirect_https: true\nhsts: 365d\n", tls(&pair, port));
+    home.add_shop("shop", plain, &lines);
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    let plain_address = format!("shop.example:{plain}:127.0.0.1");
+    let secure_address = format!("shop.example:{port}:127.0.0.1");
+    let ask = |target: &str, more: &[&str]| {
+        let url = format!("http://shop.example:{plain}{target}");
+        let certificate = pair.certificate();
+        let arguments = [
+            "-sSi",
+            "--max-time",
+            "20",
+            "--noproxy",
+            "*",
+            "--cacert",
+            &certificate,
+            "--resolve",
+            &plain_address,
+            "--resolve",
+            &secure_address,
+            &url,
+        ];
+        run("curl", &[&arguments, more].concat())
+    };
+    let place = |target: &str| format!("\r\nLocation: https://shop.example:{port}{target}\r\n");
+    let hsts = "\r\nstrict-transport-security: max-age=31536000\r\n";
+    let answer = ask("/a%20b?c=d&e", &[]);
+    assert!(answer.starts_with("HTTP/1.1 308 "), "{answer}");
+    assert!(answer.contains(&place("/a%20b?c=d&e")), "{answer}");
+    assert!(!answer.to_lowercase().contains(hsts), "{answer}");
+    // A body is sent again, there.
+    let answer = ask("/echo", &["--location", "--data-binary", "is kept"]);
+    assert!(answer.contains(&place("/echo")), "{answer}");
+    assert!(answer.to_lowercase().contains(hsts), "{answer}");
+    assert!(answer.ends_with("is kept"), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_trusted_balancer_that_has_taken_tls_off_is_not_sent_there() {
+    let home = Home::new();
+    let (port, plain) = (free_port(), free_port());
+    let pair = Pair::new(&home, "pair", "DNS:shop.example");
+    let lines = format!("{}redirect_https: true\nhsts: 1d\n", tls(&pair, port));
+    home.add_shop("shop", plain, &lines);
+    write(
+        &home.config().join("smoothserve.yaml"),
+        "default_user: nobody\ntrusted_proxies: 127.0.0.1\n",
+    );
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    let url = format!("http://127.0.0.1:{plain}/hello");
+    let ask = |proto: &str| {
+        let proto = format!("X-Forwarded-Proto: {proto}");
+        let fields = ["-H", "Host: shop.example", "-H", &proto];
+        let options = ["-sSi", "--max-time", "20", "--noproxy", "*", &url];
+        run("curl", &[&options[..], &fields].concat()).to_lowercase()
+    };
+    let answer = ask("https");
+    assert!(answer.ends_with("hello\n"), "{answer}");
+    assert!(answer.contains("max-age=86400\r\n"), "{answer}");
+    let answer = ask("http");
+    assert!(answer.starts_with("http/1.1 308 "), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_ends_soon_is_shown() {
+    let home = Home::new();
+    let (port, plain) = (free_port(), free_port());
+    let pair = Pair::new(&home, "pair", "DNS:shop.example");
+    pair.renew("DNS:shop.example", &["-days", "10"]);
+    home.add_shop("shop", plain, &tls(&pair, port));
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    let status = server.ok(&["status"]).await;
+    let warning = "shop: the certificate expires in 9d";
+    assert!(status.contains(warning), "{status}");
+    assert!(server.log().contains("expires soon: "), "{}", server.log());
+    pair.renew("DNS:shop.example", &["-days", "100"]);
+    server.ok(&["reload"]).await;
+    let status = server.ok(&["status"]).await;
+    assert!(!status.contains("certificate"), "{status}");
+    server.stop().await;
 }
 
 #[tokio::test]

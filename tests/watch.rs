@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smoothserve::config::{self, Service};
-use smoothserve::watch::Watcher;
+use smoothserve::watch::{Changed, Watcher};
 use tokio::sync::mpsc::Receiver;
 
 /// Long enough for any machine.
@@ -22,7 +22,7 @@ struct Place {
     dir: tempfile::TempDir,
     services: Vec<Arc<Service>>,
     watcher: Watcher,
-    told: Receiver<String>,
+    told: Receiver<Changed>,
 }
 
 impl Place {
@@ -41,13 +41,13 @@ impl Place {
         fs::create_dir_all(path("conf/services")).unwrap();
         let shop = format!(
             "name: shop\nport: 80\nserver_name: shop\nexecutable_path: {}\n\
-             environment_file: -{}\nwatch_files: [view, config/a.toml]\ndelay_update_time: 150ms\n",
+             environment_file: -{}\nwatch_files: [view, config/a.toml]\ndelay_update_time: 150ms\nauto_restart: true\n",
             path("current/app").display(),
             path("env").display()
         );
         fs::write(path("conf/services/shop.yaml"), shop).unwrap();
         let other = format!(
-            "name: other\nport: 80\nserver_name: other\nexecutable_path: {}\ndelay_update_time: 150ms\n",
+            "name: other\nport: 80\nserver_name: other\nexecutable_path: {}\ndelay_update_time: 150ms\nauto_restart: true\n",
             path("sentinel").display()
         );
         fs::write(path("conf/services/other.yaml"), other).unwrap();
@@ -72,10 +72,14 @@ impl Place {
         self.dir.path().join(name)
     }
 
+    /// The service whose files have changed.
     async fn next(&mut self) -> String {
         let next = tokio::time::timeout(LIMIT, self.told.recv()).await;
-        next.expect("nothing was told")
-            .expect("the watcher has ended")
+        let next = next.expect("nothing was told");
+        match next.expect("the watcher has ended") {
+            Changed::Files(name) => name,
+            other @ Changed::Certificate(_) => panic!("{other:?}"),
+        }
     }
 
     /// Waits until everything that is under way has been told: a change of the other service comes last, because the
@@ -97,7 +101,7 @@ impl Place {
         loop {
             let next = tokio::time::timeout(LIMIT, self.told.recv()).await;
             match next.unwrap_or_else(|_| panic!("{what} was not told")) {
-                Some(name) if name == "shop" => break,
+                Some(Changed::Files(name)) if name == "shop" => break,
                 Some(_) => {}
                 None => panic!("the watcher has ended"),
             }

@@ -27,8 +27,10 @@ pub struct Ports {
     pub tcp: u16,
     /// with the kernel keeping a connection to itself until its request is there, as smoothserve always has it,
     pub deferred: u16,
-    /// and before instances on unix sockets.
+    /// and before instances on unix sockets;
     pub unix: u16,
+    /// the first with TLS, HTTP/2 if the client speaks it.
+    pub tls: u16,
 }
 
 /// The instances of one host.
@@ -52,6 +54,15 @@ pub enum Kind {
     Other,
 }
 
+/// What every proxy has on its ports with TLS.
+#[derive(Debug, Clone, Copy)]
+pub struct Certificate<'a> {
+    /// A folder with both as `fullchain.pem` and `privkey.pem`,
+    pub folder: &'a Path,
+    /// and a file with both.
+    pub file: &'a Path,
+}
+
 /// What a configuration depends on.
 #[derive(Debug)]
 pub struct Setting<'a> {
@@ -64,6 +75,7 @@ pub struct Setting<'a> {
     pub descriptors: u64,
     pub is_root: bool,
     pub services: &'a [Service],
+    pub certificate: Certificate<'a>,
 }
 
 /// A file of smoothserve's, for a service without its instances.
@@ -72,10 +84,18 @@ pub fn smoothserve(
     ports: Ports,
     instances: usize,
     program: &Path,
+    certificate: Certificate<'_>,
     is_root: bool,
 ) -> String {
+    let folder = certificate.folder.display();
     let (listen, bind) = match service.kind {
-        Kind::Tcp => (ports.tcp.to_string(), "port"),
+        Kind::Tcp => (
+            format!(
+                "{}\ntls: {{certificate: {folder}, port: {}}}",
+                ports.tcp, ports.tls
+            ),
+            "port",
+        ),
         Kind::Unix => (ports.unix.to_string(), "unix"),
         Kind::Other => (format!("[{}, {}]", ports.tcp, ports.unix), "port"),
     };
@@ -115,7 +135,10 @@ pub fn nginx(setting: &Setting<'_>) -> String {
     // An option is given once for a port, in the first of its servers.
     let server = |service: &Service| {
         let listen = match service.kind {
-            Kind::Tcp => format!("listen {}; listen {} deferred;", ports.tcp, ports.deferred),
+            Kind::Tcp => format!(
+                "listen {}; listen {} deferred; listen {} ssl http2;",
+                ports.tcp, ports.deferred, ports.tls
+            ),
             Kind::Unix => format!("listen {};", ports.unix),
             Kind::Other => format!(
                 "listen {}; listen {}; listen {};",
@@ -136,7 +159,10 @@ pub fn nginx(setting: &Setting<'_>) -> String {
          client_body_temp_path {temp}; proxy_temp_path {temp}; fastcgi_temp_path {temp}; uwsgi_temp_path {temp}; \
          scgi_temp_path {temp};\n\
          proxy_buffers 16 16k; proxy_buffer_size 16k; proxy_busy_buffers_size 64k; proxy_max_temp_file_size 0;\n\
-         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;\n\
+         ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_session_cache shared:all:10m;\n\
+         map $http_upgrade $kept {{ default \"\"; websocket upgrade; }}\n\
+         proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $kept; \
+         proxy_set_header Host $host;\n\
          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_set_header X-Forwarded-Proto $scheme; \
          proxy_set_header X-Forwarded-Host $http_host;\n\
          {upstreams}{servers}}}\n",
@@ -144,6 +170,8 @@ pub fn nginx(setting: &Setting<'_>) -> String {
         pid = file("nginx.pid"),
         log = file("nginx.error"),
         connections = CONNECTIONS.min(descriptors),
+        certificate = setting.certificate.folder.join("fullchain.pem").display(),
+        key = setting.certificate.folder.join("privkey.pem").display(),
     )
 }
 
@@ -169,7 +197,7 @@ pub fn haproxy(setting: &Setting<'_>) -> Haproxy {
             .collect();
         format!(
             "backend {}\n balance leastconn\n option forwardfor\n \
-             http-request set-header X-Forwarded-Proto http\n \
+             http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]\n \
              http-request set-header X-Forwarded-Host %[req.hdr(host)]\n{servers}",
             service.name
         )
@@ -198,8 +226,11 @@ pub fn haproxy(setting: &Setting<'_>) -> Haproxy {
             "tcp_front",
             "tcp.map",
             &format!(
-                " bind :{}\n bind :{} defer-accept\n",
-                ports.tcp, ports.deferred
+                " bind :{}\n bind :{} defer-accept\n bind :{} ssl crt {} alpn h2,http/1.1\n",
+                ports.tcp,
+                ports.deferred,
+                ports.tls,
+                setting.certificate.file.display()
             )
         ),
         frontend(
@@ -222,7 +253,15 @@ mod tests {
         tcp: 1,
         deferred: 2,
         unix: 3,
+        tls: 4,
     };
+
+    fn certificate() -> Certificate<'static> {
+        Certificate {
+            folder: Path::new("/tmp/x/pair"),
+            file: Path::new("/tmp/x/pair/both.pem"),
+        }
+    }
 
     fn services() -> Vec<Service> {
         let service = |name: &str, host, kind, addresses: &[&str]| Service {
@@ -246,6 +285,7 @@ mod tests {
             descriptors: 20_000,
             is_root: true,
             services,
+            certificate: certificate(),
         }
     }
 
@@ -273,7 +313,9 @@ mod tests {
                 "proxy_buffers 16 16k;",
                 "proxy_max_temp_file_size 0;",
                 "proxy_http_version 1.1;",
-                "proxy_set_header Connection \"\";",
+                "map $http_upgrade $kept { default \"\"; websocket upgrade; }",
+                "proxy_set_header Connection $kept;",
+                "ssl_certificate /tmp/x/pair/fullchain.pem; ssl_certificate_key /tmp/x/pair/privkey.pem;",
                 "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;",
                 "proxy_set_header X-Forwarded-Proto $scheme;",
                 "proxy_set_header X-Forwarded-Host $http_host;",
@@ -289,7 +331,7 @@ mod tests {
             &text,
             &[
                 &format!(
-                    "listen 1; listen 2 deferred; server_name {HOST}; {}",
+                    "listen 1; listen 2 deferred; listen 4 ssl http2; server_name {HOST}; {}",
                     proxied("tcp")
                 ),
                 &format!("listen 3; server_name {HOST}; {}", proxied("unix")),
@@ -315,7 +357,7 @@ mod tests {
                 "set-header X-Forwarded-Proto http\n",
                 "set-header X-Forwarded-Host %[req.hdr(host)]\n server s0 127.0.0.1:81\n server s1 127.0.0.1:82\n",
                 "server s0 unix@/run/a\n server s1 unix@/run/b\n",
-                " bind :1\n bind :2 defer-accept\n",
+                " bind :1\n bind :2 defer-accept\n bind :4 ssl crt /tmp/x/pair/both.pem alpn h2,http/1.1\n",
             ],
         );
         assert!(!text.contains("log"), "a log for each request");
@@ -336,8 +378,10 @@ mod tests {
 
     #[test]
     fn smoothserve_reads_what_it_is_told() {
-        for (service, listen) in services().iter().zip(["1", "3", "[1, 3]"]) {
-            let text = smoothserve(service, PORTS, 4, Path::new("/usr/bin/true"), true);
+        let with_tls = "1\ntls: {certificate: /tmp/x/pair, port: 4}";
+        for (service, listen) in services().iter().zip([with_tls, "3", "[1, 3]"]) {
+            let program = Path::new("/usr/bin/true");
+            let text = smoothserve(service, PORTS, 4, program, certificate(), true);
             assert_says(
                 &text,
                 &[

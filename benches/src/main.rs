@@ -5,21 +5,25 @@
 //! goes on with the machine concerns all three of a round. CPU time comes first: it is what a request costs, whatever the
 //! machine can do at the moment.
 
+mod clients;
 mod configs;
+mod growth;
+mod handshakes;
+mod idle;
 mod load;
 mod peers;
 mod process;
 mod report;
 mod rows;
+mod trace;
 
 use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use peers::Peers;
 use report::Report;
 
-const USAGE: &str = "usage: bench quick | bench all RESULTS.md";
+const USAGE: &str = "usage: bench quick | bench latency | bench protocols | bench all RESULTS.md | bench growth RESULTS.md";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -28,13 +32,16 @@ fn main() -> anyhow::Result<()> {
     let programs = own.parent().context("it is in a folder")?;
     let mut report = Report::default();
     match arguments.as_slice() {
-        ["quick"] => rows::quick(&Peers::start(programs)?, &mut report)?,
+        ["quick"] => rows::quick(programs, &mut report)?,
+        ["protocols"] => rows::other_protocols(programs, &mut report)?,
+        ["latency"] => rows::latency(programs, &mut report)?,
         ["all", results] => {
-            rows::all(&Peers::start(programs)?, &mut report)?;
-            std::fs::write(Path::new(results), report.markdown()?)?;
+            report.title()?;
+            rows::all(programs, &mut report)?;
+            report.save(Path::new(results))?;
         }
+        ["growth", results] => return growth::run(programs, Path::new(results)),
         _ => bail!(USAGE),
     }
-    println!("\n{}", report.tables());
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The three proxies, before the same instances: those that smoothserve has started.
 //!
-//! Each has one worker on a core of its own; [`crate::configs`] is what it does there.
+//! What each does is in [`crate::configs`].
 
 use std::fs;
 use std::net::TcpStream;
@@ -10,16 +10,33 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use rustix::process::{Resource, getrlimit};
 
-use crate::configs::{self, HOST, HOSTS, Haproxy, Kind, Ports, Service, Setting};
+use crate::configs::{self, Certificate, HOST, HOSTS, Haproxy, Kind, Ports, Service, Setting};
 use crate::load::ask_once;
-use crate::process::{Process, command_line, wait_until};
+use crate::process::{Process, command_line, move_to, wait_until};
 
-/// Where the proxies are; the load and the instances have the other core.
-pub const PROXY_CORE: usize = 0;
-pub const LOAD_CORE: usize = 1;
+/// Who runs where.
+#[derive(Debug, Clone, Copy)]
+pub struct Cores {
+    /// Each proxy has a worker for each of these.
+    pub proxy: &'static [usize],
+    /// The instances, and who asks.
+    pub others: &'static [usize],
+}
+
+/// The proxy has one to itself: that tells what it can do with it.
+pub const APART: Cores = Cores {
+    proxy: &[0],
+    others: &[1],
+};
+
+/// Nobody has one to himself: that tells what is felt on a machine of two.
+pub const TOGETHER: Cores = Cores {
+    proxy: &[0, 1],
+    others: &[0, 1],
+};
 
 /// The instances of the host that is asked for. The others have one each.
-const INSTANCES: usize = 4;
+pub const INSTANCES: usize = 4;
 
 /// The ports of smoothserve, which is the same for deferred connections, of nginx and of HAProxy.
 const PORTS: [Ports; 3] = [ports(18610, 0), ports(18620, 1), ports(18630, 1)];
@@ -29,6 +46,7 @@ const fn ports(base: u16, deferred: u16) -> Ports {
         tcp: base,
         deferred: base + deferred,
         unix: base + 2,
+        tls: base + 3,
     }
 }
 
@@ -38,24 +56,35 @@ pub struct Peer {
     pub name: &'static str,
     /// It ends with this.
     _process: Process,
-    /// The processes that are its own, without instances.
+    /// The processes that are its own, without instances. Those that forward are the last.
     pub pids: Vec<u32>,
     pub ports: Ports,
+}
+
+impl Peer {
+    /// The process that forwards, if there is one core for it.
+    pub fn worker(&self) -> u32 {
+        *self.pids.last().expect("it has a process")
+    }
 }
 
 /// All of them, smoothserve first. They end when this is dropped.
 #[derive(Debug)]
 pub struct Peers {
+    pub cores: Cores,
     pub peers: Vec<Peer>,
     folder: tempfile::TempDir,
+    /// The folder of a certificate and its key, and a file in it that has both.
+    pair: PathBuf,
+    both: PathBuf,
     programs: PathBuf,
 }
 
 impl Peers {
     /// Starts them. The programs of smoothserve and the upstream are in one folder.
-    pub fn start(programs: &Path) -> anyhow::Result<Peers> {
+    pub fn start(cores: Cores, programs: &Path) -> anyhow::Result<Peers> {
         for ports in PORTS {
-            for port in ports.tcp..=ports.unix {
+            for port in ports.tcp..=ports.tls {
                 let taken = TcpStream::connect(("127.0.0.1", port)).is_ok();
                 ensure!(
                     !taken,
@@ -63,11 +92,17 @@ impl Peers {
                 );
             }
         }
+        let folder = tempfile::tempdir()?;
+        let pair = folder.path().join("pair");
         let mut peers = Peers {
+            cores,
             peers: Vec::new(),
-            folder: tempfile::tempdir()?,
+            both: pair.join("both.pem"),
+            pair,
+            folder,
             programs: programs.to_owned(),
         };
+        peers.make_certificate()?;
         let mut services = services();
         peers.start_smoothserve(&mut services)?;
         peers.start_nginx(&services)?;
@@ -77,6 +112,7 @@ impl Peers {
                 tcp,
                 deferred,
                 unix,
+                tls: _,
             } = peer.ports;
             for port in [tcp, deferred, unix] {
                 for host in HOSTS {
@@ -87,6 +123,34 @@ impl Peers {
             }
         }
         Ok(peers)
+    }
+
+    /// One that signs itself, but no others.
+    fn make_certificate(&self) -> anyhow::Result<()> {
+        fs::create_dir(&self.pair)?;
+        let (certificate, key) = (self.certificate(), self.pair.join("privkey.pem"));
+        let output = Command::new("openssl")
+            .args(["req", "-x509", "-nodes", "-newkey", "ec", "-days", "100"])
+            .args(["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=bench"])
+            .args(["-addext", &format!("subjectAltName=DNS:{HOST}")])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .output()
+            .context("openssl is installed by `make bench`")?;
+        ensure!(output.status.success(), "{output:?}");
+        fs::write(
+            &self.both,
+            fs::read_to_string(&certificate)? + &fs::read_to_string(&key)?,
+        )?;
+        Ok(())
+    }
+
+    /// The certificate of all of them.
+    pub fn certificate(&self) -> PathBuf {
+        self.pair.join("fullchain.pem")
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -101,8 +165,18 @@ impl Peers {
         fs::create_dir(self.path("services"))?;
         for service in &*services {
             let file = self.path(&format!("services/{}.yaml", service.name));
-            let text =
-                configs::smoothserve(service, ports, instance_count(service), &upstream, is_root);
+            let certificate = Certificate {
+                folder: &self.pair,
+                file: &self.both,
+            };
+            let text = configs::smoothserve(
+                service,
+                ports,
+                instance_count(service),
+                &upstream,
+                certificate,
+                is_root,
+            );
             fs::write(file, text)?;
         }
         let folder = self.folder.path().display().to_string();
@@ -116,10 +190,10 @@ impl Peers {
             "--bus",
             "none",
         ];
-        // All that it starts is where it is; its worker is moved afterwards.
+        // All that it starts is where it is, and its worker has as many threads as there are cores; that is moved afterwards.
         let log = self.path("smoothserve.log");
         let program = self.programs.join("smoothserve");
-        let process = Process::start(Some(LOAD_CORE), &program, &arguments, &log)?;
+        let process = Process::start(self.cores.others, &program, &arguments, &log)?;
         let mut worker = None;
         wait_until("smoothserve", || {
             let is_worker = |pid: &u32| command_line(*pid).starts_with("smoothserve proxy");
@@ -127,16 +201,7 @@ impl Peers {
             worker.is_some() && self.find_instances(services).unwrap_or_default()
         })?;
         let worker = worker.context("it has one")?;
-        let moved = Command::new("taskset")
-            .args([
-                "-a",
-                "-c",
-                "-p",
-                &PROXY_CORE.to_string(),
-                &worker.to_string(),
-            ])
-            .output()?;
-        ensure!(moved.status.success(), "{moved:?}");
+        move_to(self.cores.proxy, worker)?;
         self.peers.push(Peer {
             name: "smoothserve",
             pids: vec![process.pid(), worker],
@@ -156,6 +221,22 @@ impl Peers {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "smoothctl {arguments:?}: {said}");
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Starts an instance that smoothserve does not know.
+    pub fn start_stranger(&self, number: u32) -> anyhow::Result<Process> {
+        let socket = format!(
+            "SOCKET={}",
+            self.path(&format!("stranger-{number}")).display()
+        );
+        let upstream = self.programs.join("upstream").display().to_string();
+        let log = self.path("strangers.log");
+        Process::start(
+            self.cores.others,
+            Path::new("env"),
+            &[&socket, &upstream],
+            &log,
+        )
     }
 
     /// Puts down the addresses of the instances that are ready, and tells whether these are all.
@@ -179,8 +260,8 @@ impl Peers {
         let config = self.path("nginx.conf");
         fs::write(&config, configs::nginx(&self.setting(ports, services)))?;
         let arguments = ["-c", &config.display().to_string()];
-        // It has a master besides its worker.
-        self.start_peer("nginx", &arguments, ports, 2)
+        // It has a master besides its workers.
+        self.start_peer("nginx", &arguments, ports, 1 + self.cores.proxy.len())
     }
 
     fn start_haproxy(&mut self, services: &[Service]) -> anyhow::Result<()> {
@@ -198,11 +279,15 @@ impl Peers {
     fn setting<'a>(&'a self, ports: Ports, services: &'a [Service]) -> Setting<'a> {
         Setting {
             ports,
-            workers: 1,
+            workers: self.cores.proxy.len(),
             folder: self.folder.path(),
             descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             is_root: rustix::process::geteuid().is_root(),
             services,
+            certificate: Certificate {
+                folder: &self.pair,
+                file: &self.both,
+            },
         }
     }
 
@@ -216,7 +301,7 @@ impl Peers {
     ) -> anyhow::Result<()> {
         let log = self.path(&format!("{name}.log"));
         let program = name.to_ascii_lowercase();
-        let process = Process::start(Some(PROXY_CORE), Path::new(&program), arguments, &log)?;
+        let process = Process::start(self.cores.proxy, Path::new(&program), arguments, &log)?;
         let mut pids = Vec::new();
         wait_until(name, || {
             pids = process.tree();

@@ -1,5 +1,6 @@
 //! Processes: started, looked at in proc(5), and ended.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::time::ClockId;
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// How long anything may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,22 +22,15 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it on one core, or on all of them. What it says goes to a file.
+    /// Starts it on these cores. What it says goes to a file.
     pub fn start(
-        core: Option<usize>,
+        cores: &[usize],
         program: &Path,
         arguments: &[&str],
         log: &Path,
     ) -> anyhow::Result<Process> {
         let log = fs::File::create(log)?;
-        let mut command = match core {
-            Some(core) => {
-                let mut command = Command::new("taskset");
-                command.args(["-c", &core.to_string()]).arg(program);
-                command
-            }
-            None => Command::new(program),
-        };
+        let mut command = on_cores(cores, program);
         let child = command
             .args(arguments)
             .stdin(Stdio::null())
@@ -79,13 +74,48 @@ impl Drop for Process {
     }
 }
 
+/// A command that will run on these cores.
+pub fn on_cores(cores: &[usize], program: impl AsRef<OsStr>) -> Command {
+    let cores: Vec<_> = cores.iter().map(usize::to_string).collect();
+    let mut command = Command::new("taskset");
+    command.args(["-c", &cores.join(",")]).arg(program);
+    command
+}
+
+/// Moves this thread to these cores.
+pub fn stay_on(cores: &[usize]) -> anyhow::Result<()> {
+    Ok(sched_setaffinity(None, &cpu_set(cores))?)
+}
+
+/// Moves all threads of a process.
+pub fn move_to(cores: &[usize], pid: u32) -> anyhow::Result<()> {
+    for thread in threads(pid)? {
+        sched_setaffinity(Pid::from_raw(thread.cast_signed()), &cpu_set(cores))?;
+    }
+    Ok(())
+}
+
+fn cpu_set(cores: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|&core| set.set(core));
+    set
+}
+
+/// The threads of a process.
+pub fn threads(pid: u32) -> anyhow::Result<Vec<u32>> {
+    let mut threads = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        threads.push(thread?.file_name().to_string_lossy().parse()?);
+    }
+    Ok(threads)
+}
+
 fn children(pid: u32) -> Vec<u32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let lists =
-        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    // It may end while it is looked at.
+    let threads = threads(pid).unwrap_or_default().into_iter();
+    let lists = threads.filter_map(|thread| {
+        fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).ok()
+    });
     lists
         .flat_map(|list| {
             let pids = list.split_ascii_whitespace();
@@ -109,6 +139,27 @@ pub fn cpu_time(pids: &[u32]) -> anyhow::Result<Duration> {
         sum += Duration::from(clock.now()?);
     }
     Ok(sum)
+}
+
+/// The share of all cores that is used at the moment, when nothing here uses any.
+pub fn others_share() -> anyhow::Result<f64> {
+    let idle_and_all = || -> anyhow::Result<(u64, u64)> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let words = stat.lines().next().context("an empty stat")?;
+        let ticks: Vec<u64> = words
+            .split_ascii_whitespace()
+            .skip(1)
+            .map(str::parse)
+            .collect::<Result<_, _>>()?;
+        let idle = ticks.get(3..5).context("a strange stat")?;
+        // The last two are part of others.
+        Ok((idle.iter().sum(), ticks.iter().take(8).sum()))
+    };
+    let (idle_before, all_before) = idle_and_all()?;
+    thread::sleep(Duration::from_millis(200));
+    let (idle, all) = idle_and_all()?;
+    let all = (all - all_before).max(1) as f64;
+    Ok(1.0 - (idle - idle_before) as f64 / all)
 }
 
 /// Their memory: what is theirs alone, and their part of what they share. In KiB.

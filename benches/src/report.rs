@@ -1,14 +1,52 @@
 //! What is made of the figures.
 
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context;
 
+use crate::clients::Own;
 use crate::load::Outcome;
 
-/// The gates have this tolerance.
+/// Medians of ratios have this tolerance in what they must be.
 const TOLERANCE: f64 = 1.05;
+
+const EXPLANATION: &str = "Written by `make bench`, which says how. Ratios are medians of the ratios of the rounds of one \
+                           run, smoothserve to nginx / smoothserve to HAProxy; smaller is better, except for requests a \
+                           second. Lists are of smoothserve, nginx, HAProxy. A figure is what it must be, within 5 % if it \
+                           is a ratio (✓), or even what was gone for (✓✓), or neither (✗).";
+
+/// The most that a figure may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Gate {
+    pub must: f64,
+    pub go_for: f64,
+}
+
+impl Gate {
+    /// A shorter way to write it.
+    pub const fn new(must: f64, go_for: f64) -> Gate {
+        Gate { must, go_for }
+    }
+
+    /// The verdict on what was counted, and so is exact.
+    fn on_count(self, figure: f64) -> &'static str {
+        match figure {
+            figure if figure <= self.go_for => " ✓✓",
+            figure if figure <= self.must => " ✓",
+            _ => " ✗",
+        }
+    }
+
+    fn on_ratio(self, figure: f64) -> &'static str {
+        match figure <= self.must * TOLERANCE {
+            true => self.on_count(figure.min(self.must)),
+            false => " ✗",
+        }
+    }
+}
 
 /// One proxy in one round.
 #[derive(Debug, Clone, Copy)]
@@ -16,117 +54,313 @@ pub struct Measured {
     /// Microseconds of CPU time for a request.
     pub cpu: f64,
     pub outcome: Outcome,
+    /// What the clients themselves were, if that was counted.
+    pub own: Option<Own>,
+    /// The share of the machine that others used just before.
+    pub others: f64,
 }
 
-/// A row of the table.
-#[derive(Debug)]
-pub struct Row {
-    pub name: &'static str,
-    /// The most that the CPU time is to be of that of nginx, and of HAProxy.
-    pub most: [f64; 2],
-    /// smoothserve, nginx and HAProxy in each.
-    pub rounds: Vec<Vec<Measured>>,
+/// smoothserve, nginx and HAProxy in each.
+pub type Rounds = Vec<[Measured; 3]>;
+
+/// smoothserve beside both.
+#[derive(Debug, PartialEq)]
+struct Comparison {
+    ratios: [f64; 2],
+    figures: [f64; 3],
 }
 
-/// All that was measured.
+impl Comparison {
+    fn of(rounds: &[[Measured; 3]], figure: impl Fn(&Measured) -> f64) -> Comparison {
+        let of = |which: &dyn Fn(&[Measured; 3]) -> f64| median(rounds.iter().map(which).collect());
+        Comparison {
+            ratios: [1, 2].map(|peer| of(&|round| figure(&round[0]) / figure(&round[peer]))),
+            figures: [0, 1, 2].map(|peer| of(&|round| figure(&round[peer]))),
+        }
+    }
+
+    /// The cells of a table: the ratios with the verdicts, the gates, the figures.
+    fn judged(&self, gates: [Option<Gate>; 2]) -> String {
+        let mut cells = String::new();
+        for (ratio, gate) in self.ratios.iter().zip(gates) {
+            let verdict = gate.map_or("", |gate| gate.on_ratio(*ratio));
+            let _ = write!(cells, " {ratio:.2}{verdict} |");
+        }
+        for of in [|gate: Gate| gate.must, |gate: Gate| gate.go_for] {
+            let limits =
+                gates.map(|gate| gate.map_or("–".to_owned(), |gate| format!("{:.2}", of(gate))));
+            let _ = write!(cells, " {} |", limits.join(" / "));
+        }
+        let figures = self.figures.map(|figure| format!("{figure:.1}"));
+        let _ = write!(cells, " {} |", figures.join(", "));
+        cells
+    }
+
+    /// Not every load knows every figure.
+    fn ratios(&self) -> String {
+        match self.ratios {
+            [nginx, haproxy] if nginx.is_nan() || haproxy.is_nan() => " – |".to_owned(),
+            [nginx, haproxy] => format!(" {nginx:.2} / {haproxy:.2} |"),
+        }
+    }
+}
+
+/// All that is said, which is Markdown, and readable on a terminal, too.
 #[derive(Debug, Default)]
 pub struct Report {
-    pub rows: Vec<Row>,
-    pub notes: Vec<String>,
-}
-
-impl Row {
-    /// The median of the ratios of smoothserve to nginx (1) or to HAProxy (2).
-    fn ratio(&self, peer: usize, figure: impl Fn(&Measured) -> f64) -> f64 {
-        let ratio = |round: &Vec<Measured>| figure(&round[0]) / figure(&round[peer]);
-        median(self.rounds.iter().map(ratio).collect())
-    }
-
-    fn median(&self, peer: usize, figure: impl Fn(&Measured) -> f64) -> f64 {
-        median(
-            self.rounds
-                .iter()
-                .map(|round| figure(&round[peer]))
-                .collect(),
-        )
-    }
-
-    fn line(&self) -> String {
-        let both = |figure: fn(&Measured) -> f64| {
-            let [nginx, haproxy] = [1, 2].map(|peer| self.ratio(peer, figure));
-            format!("{nginx:.2} / {haproxy:.2}")
-        };
-        let cpu = |measured: &Measured| measured.cpu;
-        let holds = [1, 2]
-            .into_iter()
-            .all(|peer| self.ratio(peer, cpu) <= self.most[peer - 1] * TOLERANCE);
-        let errors: u64 = self
-            .rounds
-            .iter()
-            .flatten()
-            .map(|one| one.outcome.errors)
-            .sum();
-        let [own, nginx, haproxy] = [0, 1, 2].map(|peer| self.median(peer, cpu));
-        let [nginx_most, haproxy_most] = self.most;
-        format!(
-            "| {} | {} | {nginx_most:.2} / {haproxy_most:.2} {} | {own:.1}, {nginx:.1}, {haproxy:.1} | {} | {} | {} | {errors} |\n",
-            self.name,
-            both(cpu),
-            if holds { "✓" } else { "✗" },
-            both(|measured| measured.outcome.requests as f64 / measured.outcome.seconds),
-            both(|measured| measured.outcome.p50),
-            both(|measured| measured.outcome.p99),
-        )
-    }
+    text: String,
 }
 
 impl Report {
-    /// What a person reads on a terminal, which is Markdown, too.
-    pub fn tables(&self) -> String {
-        let mut text = "| work | CPU a request / nginx, HAProxy | must be ≤ | µs: smoothserve, nginx, HAProxy | requests a second \
-                        | p50 | p99 | errors |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n"
-            .to_owned();
-        text.extend(self.rows.iter().map(Row::line));
-        for note in &self.notes {
-            let _ = write!(text, "\n{note}\n");
-        }
-        text
+    /// Says something at once, so that one can see how far it is.
+    fn say(&mut self, line: &str) {
+        println!("{line}");
+        self.text.push_str(line);
+        self.text.push('\n');
     }
 
-    /// The file of results.
-    pub fn markdown(&self) -> anyhow::Result<String> {
-        let said = |program: &str, arguments: &[&str]| -> anyhow::Result<String> {
-            let output = Command::new(program).args(arguments).output();
-            let output = output.with_context(|| format!("cannot run {program}"))?;
-            // nginx says it on stderr.
-            let text = [output.stdout, output.stderr].concat();
-            let text = String::from_utf8_lossy(&text).into_owned();
-            Ok(text.lines().next().unwrap_or_default().trim().to_owned())
-        };
-        Ok(format!(
-            "# Results\n\nWritten by `make bench`, which says how. Each figure is the median of the ratios of the rounds of one run, \
-             smoothserve to nginx / smoothserve to HAProxy; smaller is better, except for requests a second. A gate is met \
-             (✓) within 5 %.\n\nOn {}, of commit {}: {}; {}; {}; {}; {}.\n\n{}",
-            said("date", &["-u", "+%Y-%m-%d"])?,
-            said("git", &["describe", "--always", "--dirty"])?,
+    /// What was measured with what.
+    pub fn title(&mut self) -> anyhow::Result<()> {
+        let versions = [
             said("uname", &["-sr"])?,
             said("nginx", &["-v"])?,
             said("haproxy", &["-v"])?,
+            said("wrk", &["-v"])?,
             said("rustc", &["-V"])?,
-            said(
-                "sh",
-                &[
-                    "-c",
-                    "grep -m1 'model name' /proc/cpuinfo | cut -d: -f2; nproc"
-                ]
-            )?,
-            self.tables()
-        ))
+            format!(
+                "{}, {} cores",
+                said(
+                    "sh",
+                    &["-c", "grep -m1 'model name' /proc/cpuinfo | cut -d: -f2"]
+                )?,
+                said("nproc", &["--all"])?
+            ),
+        ];
+        let date = said("date", &["-u", "+%Y-%m-%d"])?;
+        let commit = said("git", &["describe", "--always", "--dirty"])?;
+        self.say(&format!("# Results\n\n{EXPLANATION}\n"));
+        self.say(&format!(
+            "On {date}, of commit {commit}: {}.",
+            versions.join("; ")
+        ));
+        Ok(())
     }
+
+    /// A text of its own.
+    pub fn note(&mut self, text: &str) {
+        self.say(&format!("\n{text}"));
+    }
+
+    /// Begins a table of [`Report::work`].
+    pub fn works(&mut self) {
+        self.say(
+            "\n| work | CPU a request / nginx | / HAProxy | must ≤ | go for ≤ | µs | requests a second | p50 | p99 | errors \
+             | others' CPU |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        );
+    }
+
+    /// A row about as much work as a proxy can do.
+    pub fn work(&mut self, name: &str, rounds: &Rounds, gates: [Gate; 2]) {
+        let compare = |figure: fn(&Measured) -> f64| Comparison::of(rounds, figure);
+        self.say(&format!(
+            "| {name} |{}{}{}{} {} | {} |",
+            compare(|one| one.cpu).judged(gates.map(Some)),
+            compare(|one| one.outcome.requests as f64 / one.outcome.seconds).ratios(),
+            compare(|one| one.outcome.p50).ratios(),
+            compare(|one| one.outcome.p99).ratios(),
+            errors(rounds),
+            others(rounds),
+        ));
+    }
+
+    /// Begins a table of [`Report::comparison`].
+    pub fn comparisons(&mut self) {
+        self.say(
+            "\n| figure | / nginx | / HAProxy | must ≤ | go for ≤ | figures |\n| --- | --- | --- | --- | --- | --- |",
+        );
+    }
+
+    /// A row about one figure of all three.
+    pub fn comparison(
+        &mut self,
+        name: &str,
+        rounds: &Rounds,
+        figure: fn(&Measured) -> f64,
+        gates: [Option<Gate>; 2],
+    ) {
+        let cells = Comparison::of(rounds, figure).judged(gates);
+        self.say(&format!("| {name} |{cells}"));
+    }
+
+    /// The same of what was measured once.
+    pub fn single(&mut self, name: &str, figures: [f64; 3], gates: [Option<Gate>; 2]) {
+        let [own, nginx, haproxy] = figures;
+        let comparison = Comparison {
+            ratios: [own / nginx, own / haproxy],
+            figures,
+        };
+        self.say(&format!("| {name} |{}", comparison.judged(gates)));
+    }
+
+    /// What the rounds of a latency say about themselves.
+    pub fn circumstances(&mut self, rounds: &Rounds) {
+        let owns: Vec<Own> = rounds.iter().flatten().filter_map(|one| one.own).collect();
+        self.note(&format!(
+            "The clients used {:.0} % of a core, and sent one request in a hundred more than {:.0} µs late. \
+             Errors: {}. Others' CPU: {}.",
+            100.0 * median(owns.iter().map(|own| own.busy).collect()),
+            median(owns.iter().map(|own| own.late).collect()),
+            errors(rounds),
+            others(rounds),
+        ));
+    }
+
+    /// Begins a table of [`Report::count`] and [`Report::ratio`].
+    pub fn absolutes(&mut self) {
+        self.say(
+            "\n| figure | smoothserve | must ≤ | go for ≤ | nginx | HAProxy |\n| --- | --- | --- | --- | --- | --- |",
+        );
+    }
+
+    /// A row about what was counted.
+    pub fn count(&mut self, name: &str, figures: [f64; 3], gate: Option<Gate>) {
+        let [own, nginx, haproxy] = figures;
+        let verdict = gate.map_or("", |gate| gate.on_count(own));
+        let (must, go_for) = limits(gate);
+        self.say(&format!(
+            "| {name} | {own:.2}{verdict} | {must} | {go_for} | {nginx:.2} | {haproxy:.2} |"
+        ));
+    }
+
+    /// A row about a ratio that smoothserve has to itself.
+    pub fn ratio(&mut self, name: &str, ratio: f64, gate: Option<Gate>) {
+        let verdict = gate.map_or("", |gate| gate.on_ratio(ratio));
+        let (must, go_for) = limits(gate);
+        self.say(&format!(
+            "| {name} | {ratio:.2}{verdict} | {must} | {go_for} | – | – |"
+        ));
+    }
+
+    /// Puts it into the file of results, in place of what was said there before.
+    pub fn save(&self, file: &Path) -> anyhow::Result<()> {
+        let before = fs::read_to_string(file).unwrap_or_default();
+        let text = replace(&before, &self.text);
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+/// What follows the first heading of the second level, or the first comment, is somebody else's, and stays.
+fn replace(before: &str, own: &str) -> String {
+    let lines = before.split_inclusive('\n');
+    let rest = lines.skip_while(|line| !line.starts_with("## ") && !line.starts_with("<!--"));
+    let rest: String = rest.collect();
+    match rest.as_str() {
+        "" => own.to_owned(),
+        rest => format!("{own}\n{rest}"),
+    }
+}
+
+/// The first line that a program prints.
+fn said(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    // nginx says it on stderr.
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+fn limits(gate: Option<Gate>) -> (String, String) {
+    let none = || "–".to_owned();
+    match gate {
+        Some(gate) => (format!("{:.2}", gate.must), format!("{:.2}", gate.go_for)),
+        None => (none(), none()),
+    }
+}
+
+fn errors(rounds: &Rounds) -> String {
+    let sum = |peer: usize| rounds.iter().map(|round| round[peer].outcome.errors).sum();
+    let [own, nginx, haproxy]: [u64; 3] = [0, 1, 2].map(sum);
+    format!("{own}, {nginx}, {haproxy}")
+}
+
+fn others(rounds: &Rounds) -> String {
+    let all = rounds.iter().flatten().map(|one| one.others);
+    let mean = all.sum::<f64>() / (3 * rounds.len()) as f64;
+    format!("{:.0} %", 100.0 * mean)
 }
 
 /// Of an odd number of figures the one in the middle.
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GATE: Gate = Gate::new(1.0, 0.8);
+
+    fn measured(cpu: f64) -> Measured {
+        Measured {
+            cpu,
+            outcome: Outcome {
+                requests: 100,
+                seconds: 1.0,
+                p50: 1.0,
+                p99: 2.0,
+                errors: 1,
+            },
+            own: None,
+            others: 0.5,
+        }
+    }
+
+    #[test]
+    fn only_ratios_that_must_be_something_have_a_tolerance() {
+        let verdicts = [0.8, 0.81, 1.0, 1.05, 1.06];
+        assert_eq!(
+            verdicts.map(|ratio| GATE.on_ratio(ratio)),
+            [" ✓✓", " ✓", " ✓", " ✓", " ✗"]
+        );
+        assert_eq!(
+            verdicts.map(|count| GATE.on_count(count)),
+            [" ✓✓", " ✓", " ✓", " ✗", " ✗"]
+        );
+    }
+
+    #[test]
+    fn a_ratio_is_the_median_of_those_of_the_rounds() {
+        // The machine is ten times slower in one round, and something concerns one proxy alone in another.
+        let rounds = [[1.0, 2.0, 4.0], [10.0, 20.0, 40.0], [3.0, 2.0, 4.0]];
+        let rounds: Rounds = rounds.map(|round| round.map(measured)).into();
+        let comparison = Comparison::of(&rounds, |one| one.cpu);
+        assert_eq!(
+            comparison,
+            Comparison {
+                ratios: [0.5, 0.25],
+                figures: [3.0, 2.0, 4.0]
+            }
+        );
+        assert_eq!(
+            comparison.judged([Some(GATE), None]),
+            " 0.50 ✓✓ | 0.25 | 1.00 / – | 0.80 / – | 3.0, 2.0, 4.0 |"
+        );
+        assert_eq!(errors(&rounds), "3, 3, 3");
+        assert_eq!(others(&rounds), "50 %");
+    }
+
+    #[test]
+    fn what_people_have_written_stays() {
+        let own = "# Results\n\nnew\n";
+        assert_eq!(replace("", own), own);
+        assert_eq!(replace("# Results\n\nold\n", own), own);
+        for kept in ["## Profile\n\ntext\n", "<!-- growth -->\n## Growth\n"] {
+            let before = format!("# Results\n\nold\n\n{kept}");
+            let after = replace(&before, own);
+            assert_eq!(after, format!("{own}\n{kept}"));
+            assert_eq!(replace(&after, own), after);
+        }
+    }
 }

@@ -1,243 +1,402 @@
 //! What is measured.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::process::Command;
+use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use crate::clients::{self, AT_ONCE, Clients, Moderate, Own, Talk};
 use crate::configs::{HOST, Ports};
-use crate::load::{Moderate, Outcome, Wrk, ask_once};
-use crate::peers::{Peer, Peers};
-use crate::process::{cpu_time, memory, wait_until};
-use crate::report::{Measured, Report, Row};
+use crate::handshakes;
+use crate::idle::{self, Count};
+use crate::load::{H2load, Outcome, Wrk, ask_once};
+use crate::peers::{APART, INSTANCES, Peer, Peers, TOGETHER};
+use crate::process::{cpu_time, others_share};
+use crate::report::{Gate, Measured, Report, Rounds, median};
+use crate::trace;
 
-/// Rounds that count; one more goes before them to warm up.
-const ROUNDS: usize = 5;
-const SECONDS: u64 = 2;
-
-/// Connections of the moderate load.
+/// Connections of the moderate load: 8,000 requests a second.
 const THOUGHTFUL: usize = 32;
 
-const IDLE: usize = 10_000;
+/// How long a round of it takes.
+const MODERATE_TIME: Duration = Duration::from_secs(3);
+
+/// Requests whose system calls are counted.
+const TRACED: u64 = 20_000;
 
 /// One of a proxy's ports.
 type Port = fn(Ports) -> u16;
 const TCP: Port = |ports| ports.tcp;
 const DEFERRED: Port = |ports| ports.deferred;
 const UNIX: Port = |ports| ports.unix;
+const TLS: Port = |ports| ports.tls;
 
 const GET: Wrk = Wrk {
     connections: 64,
     path: "/",
     body: 0,
     close: false,
+    secure: false,
 };
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
 enum Load {
     Wrk(Wrk),
+    H2load(H2load),
+    Handshakes { resumed: bool },
+    Echo,
     Moderate,
 }
 
+/// How long a round of all but that takes.
+const ROUND_SECONDS: u64 = 2;
+const ROUND: Duration = Duration::from_secs(ROUND_SECONDS);
+
 impl Load {
-    fn run(self, port: u16) -> anyhow::Result<Outcome> {
+    /// Rounds that count; one more goes before them to warm up. Few are slow, so more are needed to know how slow these are.
+    fn rounds(self) -> usize {
         match self {
-            Load::Wrk(wrk) => wrk.run(port, SECONDS),
-            Load::Moderate => {
-                let load = Moderate::start(port, THOUGHTFUL);
-                thread::sleep(Duration::from_secs(SECONDS));
-                load.stop()
-            }
+            Load::Moderate => 9,
+            Load::Wrk(_) | Load::H2load(_) | Load::Handshakes { .. } | Load::Echo => 7,
         }
+    }
+
+    fn run(self, peers: &Peers, port: u16) -> anyhow::Result<(Outcome, Option<Own>)> {
+        let cores = peers.cores.others;
+        let outcome = match self {
+            Load::Wrk(wrk) => wrk.run(cores, port, ROUND_SECONDS)?,
+            Load::H2load(h2load) => h2load.run(cores, port, ROUND_SECONDS)?,
+            Load::Handshakes { resumed } => {
+                handshakes::run(cores, port, ROUND, &peers.certificate(), resumed)?
+            }
+            Load::Echo => clients::echo(cores, port, GET.connections, ROUND)?,
+            Load::Moderate => {
+                let load = Moderate::start(cores, port, THOUGHTFUL);
+                thread::sleep(MODERATE_TIME);
+                let (outcome, own) = load.stop()?;
+                return Ok((outcome, Some(own)));
+            }
+        };
+        Ok((outcome, None))
     }
 }
 
 /// The first row alone.
-pub fn quick(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
-    let row = measure(
-        peers,
-        "GET, 64 connections",
-        TCP,
-        Load::Wrk(GET),
-        [0.92, 0.92],
-    )?;
-    report.rows.push(row);
+pub fn quick(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(APART, programs)?;
+    report.works();
+    small_get(&peers, report)
+}
+
+/// TLS, HTTP/2 and WebSockets alone.
+pub fn other_protocols(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(APART, programs)?;
+    report.works();
+    protocols(&peers, report)
+}
+
+/// All that `make bench` measures.
+pub fn all(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(APART, programs)?;
+    report
+        .note("One worker each, with a core to itself; the instances and wrk have the other core.");
+    report.works();
+    small_get(&peers, report)?;
+    other_work(&peers, report)?;
+    report
+        .note("The same with TLS 1.3 and certificates of ECDSA on P-256, and of other protocols.");
+    report.works();
+    protocols(&peers, report)?;
+    report.absolutes();
+    system_calls(&peers, report)?;
+    drop(peers);
+    idle_memory(&Peers::start(APART, programs)?, report)?;
+    latency(programs, report)
+}
+
+fn small_get(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let rounds = measure(peers, TCP, Load::Wrk(GET))?;
+    report.work("GET, 64 connections", &rounds, SMALL_GET);
     Ok(())
 }
 
-/// All rows. The figures are the most that the CPU time may be of that of nginx and HAProxy.
-pub fn all(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+const SMALL_GET: [Gate; 2] = [Gate::new(0.92, 0.85); 2];
+
+fn other_work(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let get = |path, connections| Wrk {
+        connections,
+        path,
+        ..GET
+    };
+    let post = Wrk { body: 4096, ..GET };
+    let close = Wrk {
+        close: true,
+        connections: 32,
+        ..GET
+    };
+    let bodies = Gate::new(0.95, 0.85);
+    for (name, port, wrk, gates) in [
+        ("GET, 256 connections", TCP, get("/", 256), SMALL_GET),
+        ("GET, 100 KiB", TCP, get("/102400", 32), [bodies; 2]),
+        ("GET, 10 MiB", TCP, get("/10485760", 8), [bodies; 2]),
+        ("POST, 4 KiB", TCP, post, [bodies; 2]),
+        (
+            "GET, a connection each",
+            TCP,
+            close,
+            [Gate::new(0.9, 0.8); 2],
+        ),
+        (
+            "the same, all deferred",
+            DEFERRED,
+            close,
+            [Gate::new(1.0, 0.8); 2],
+        ),
+        ("GET, unix sockets", UNIX, GET, [Gate::new(0.88, 0.8); 2]),
+    ] {
+        report.work(name, &measure(peers, port, Load::Wrk(wrk))?, gates);
+    }
+    Ok(())
+}
+
+fn protocols(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let get = |path, connections| {
         Load::Wrk(Wrk {
             connections,
             path,
+            secure: true,
             ..GET
         })
     };
-    let post = Load::Wrk(Wrk { body: 4096, ..GET });
-    let close = Load::Wrk(Wrk {
-        close: true,
-        connections: 32,
-        ..GET
-    });
-    for (name, port, load, most) in [
-        ("GET, 64 connections", TCP, get("/", 64), [0.92, 0.92]),
-        ("GET, 256 connections", TCP, get("/", 256), [0.92, 0.92]),
-        ("GET, equal moderate load", TCP, Load::Moderate, [1.0, 0.9]),
-        ("GET, 100 KiB", TCP, get("/102400", 32), [0.95, 0.95]),
-        ("GET, 10 MiB", TCP, get("/10485760", 8), [0.95, 0.95]),
-        ("POST, 4 KiB", TCP, post, [0.95, 0.95]),
-        ("GET, a connection each", TCP, close, [0.9, 0.9]),
-        ("the same, all deferred", DEFERRED, close, [1.0, 1.0]),
-        ("GET, unix sockets", UNIX, get("/", 64), [0.88, 0.88]),
+    let h2load = |connections, streams| {
+        Load::H2load(H2load {
+            connections,
+            streams,
+        })
+    };
+    let full = Load::Handshakes { resumed: false };
+    let resumed = Load::Handshakes { resumed: true };
+    for (name, port, load, must) in [
+        ("TLS: a GET with a handshake each", TLS, full, 0.55),
+        ("TLS: the same, resumed", TLS, resumed, 0.55),
+        ("TLS: GET, 64 connections", TLS, get("/", 64), 0.8),
+        ("TLS: GET, 100 KiB", TLS, get("/102400", 32), 0.6),
+        ("TLS: GET, 10 MiB", TLS, get("/10485760", 8), 0.6),
+        (
+            "HTTP/2: GET, 64 connections, one stream",
+            TLS,
+            h2load(64, 1),
+            0.9,
+        ),
+        (
+            "HTTP/2: GET, 8 connections, 32 streams",
+            TLS,
+            h2load(8, 32),
+            0.9,
+        ),
+        (
+            "WebSocket: an echo of 64 bytes, 64 connections",
+            TCP,
+            Load::Echo,
+            1.0,
+        ),
     ] {
-        report.rows.push(measure(peers, name, port, load, most)?);
+        let rounds = measure(peers, port, load).context(name)?;
+        report.work(name, &rounds, [Gate::new(must, must); 2]);
     }
-    report.notes.push(system_calls(peers)?);
-    report.notes.push(idle_memory(peers)?);
-    // The last, since it leaves nginx and HAProxy without the instances that they know.
-    report.notes.push(rotations(peers)?);
     Ok(())
 }
 
-fn measure(
-    peers: &Peers,
-    name: &'static str,
-    port: Port,
-    load: Load,
-    most: [f64; 2],
-) -> anyhow::Result<Row> {
-    eprintln!("{name}");
-    if let Load::Wrk(wrk) = load {
+fn measure(peers: &Peers, port: Port, load: Load) -> anyhow::Result<Rounds> {
+    if let Load::Wrk(wrk) = load
+        && !wrk.secure
+    {
         for peer in &peers.peers {
             ask_once(port(peer.ports), HOST, wrk.path, wrk.body).context(peer.name)?;
         }
     }
     let mut rounds = Vec::new();
-    for round in 0..=ROUNDS {
-        let mut measured = vec![None; peers.peers.len()];
-        for turn in 0..peers.peers.len() {
-            let index = (turn + round) % peers.peers.len();
+    for round in 0..=load.rounds() {
+        let mut measured = [None; 3];
+        for turn in 0..measured.len() {
+            let index = (turn + round) % measured.len();
             let peer = &peers.peers[index];
+            let others = others_share()?;
             let before = cpu_time(&peer.pids)?;
-            let outcome = load.run(port(peer.ports))?;
+            let (outcome, own) = load.run(peers, port(peer.ports))?;
             let used = cpu_time(&peer.pids)? - before;
             ensure!(outcome.requests > 0, "{} answers nothing", peer.name);
             measured[index] = Some(Measured {
                 cpu: used.as_secs_f64() * 1e6 / outcome.requests as f64,
                 outcome,
+                own,
+                others,
             });
         }
         if round > 0 {
-            rounds.push(measured.into_iter().flatten().collect());
+            let [Some(own), Some(nginx), Some(haproxy)] = measured else {
+                unreachable!("each had its turn");
+            };
+            rounds.push([own, nginx, haproxy]);
         }
     }
-    Ok(Row { name, most, rounds })
+    Ok(rounds)
 }
 
-fn smoothserve(peers: &Peers) -> &Peer {
-    &peers.peers[0]
-}
-
-/// System calls of the worker for a request on a connection that stays open.
-fn system_calls(peers: &Peers) -> anyhow::Result<String> {
-    eprintln!("system calls");
-    let peer = smoothserve(peers);
-    let worker = peer.pids[1].to_string();
-    let counts = tempfile::NamedTempFile::new()?;
-    let mut tracer = Command::new("strace")
-        .args(["-f", "-c", "-U", "calls,name", "-p", &worker, "-o"])
-        .arg(counts.path())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .context("strace is installed by `make bench`")?;
-    wait_until("strace", || {
-        let status = std::fs::read_to_string(format!("/proc/{worker}/status"));
-        status.is_ok_and(|status| status.contains(&format!("TracerPid:\t{}\n", tracer.id())))
-    })?;
-    let outcome = GET.run(peer.ports.tcp, SECONDS)?;
-    let pid = rustix::process::Pid::from_child(&tracer);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
-    tracer.wait()?;
-    let counts = std::fs::read_to_string(counts.path())?;
-    let total = counts
-        .lines()
-        .find(|line| line.trim_end().ends_with("total"));
-    let total = total.and_then(|line| line.split_ascii_whitespace().next());
-    let total: f64 = total.context("strace counts nothing")?.parse()?;
-    Ok(format!(
-        "System calls for a GET on a connection that stays open: **{:.2}** (must ≤ 4.1).",
-        total / outcome.requests as f64
-    ))
-}
-
-/// Restarts, one after the other, under a moderate load.
-fn rotations(peers: &Peers) -> anyhow::Result<String> {
-    eprintln!("rotations");
-    let port = smoothserve(peers).ports.tcp;
-    let mut ratios = Vec::new();
-    let (mut errors, mut restarts) = (0, 0);
-    for _ in 0..ROUNDS {
-        let steady = Load::Moderate.run(port)?;
-        let load = Moderate::start(port, THOUGHTFUL);
-        for _ in 0..3 {
-            peers.smoothctl(&["restart", "tcp"])?;
-            restarts += 1;
-        }
-        let rotating = load.stop()?;
-        ratios.push(rotating.p99 / steady.p99);
-        errors += rotating.errors + steady.errors;
+/// A figure of each proxy.
+fn each(peers: &Peers, figure: impl Fn(&Peer) -> anyhow::Result<f64>) -> anyhow::Result<[f64; 3]> {
+    let mut figures = [0.0; 3];
+    for (result, peer) in figures.iter_mut().zip(&peers.peers) {
+        *result = figure(peer).context(peer.name)?;
     }
-    Ok(format!(
-        "p99 while all instances are being replaced again and again, against the p99 before, under moderate load: **{:.2}** \
-         (must ≤ 1.3); {restarts} restarts, {errors} errors.",
-        crate::report::median(ratios)
-    ))
+    Ok(figures)
 }
 
-/// What connections cost that do nothing.
-fn idle_memory(peers: &Peers) -> anyhow::Result<String> {
-    eprintln!("idle connections");
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let most = limit.maximum.unwrap_or(u64::MAX);
-    rustix::process::setrlimit(
-        rustix::process::Resource::Nofile,
-        rustix::process::Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    )?;
-    let count = IDLE.min(usize::try_from(most)? - 100);
-    let mut texts = Vec::new();
+/// For a request on a connection that stays open, when more wait.
+fn system_calls(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let count = |peer: &Peer, port: Port| {
+        let mut clients = Clients::connect(port(peer.ports), GET.connections, Talk::Http)?;
+        let mut ask = |count| clients.ask(AT_ONCE, |asked| asked >= count);
+        // So that all connections are open, those to the instances, too.
+        ask(TRACED / 10)?;
+        let calls = trace::system_calls(peer.worker(), || {
+            let (outcome, _) = ask(TRACED)?;
+            ensure!(outcome.requests == TRACED, "{} errors", outcome.errors);
+            Ok(())
+        })?;
+        Ok(calls as f64 / TRACED as f64)
+    };
+    let figures = each(peers, |peer| count(peer, TCP))?;
+    report.count("system calls a GET", figures, Some(Gate::new(4.1, 4.0)));
+    let figures = each(peers, |peer| count(peer, UNIX))?;
+    report.count("system calls a GET, unix sockets", figures, None);
+    Ok(())
+}
+
+/// What connections cost on which nothing happens.
+fn idle_memory(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let Count { connections, why } = idle::count()?;
+    let mut measured = Vec::new();
     for peer in &peers.peers {
-        let before = memory(&peer.pids)?;
-        let mut connections = Vec::new();
-        for _ in 0..count {
-            let mut stream = TcpStream::connect(("127.0.0.1", peer.ports.tcp))?;
-            // A proxy may have as many as it wants, and lets this one wait.
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            write!(stream, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;
-            let mut answer = [0; 1024];
-            match stream.read(&mut answer) {
-                Ok(_) if answer.starts_with(b"HTTP/1.1 200 ") => connections.push(stream),
-                _ => break,
-            }
-        }
-        let after = memory(&peer.pids)?;
-        texts.push(format!(
-            "{} {:.1} MiB with {} of them ({:.1} MiB before)",
-            peer.name,
-            after as f64 / 1024.0,
-            connections.len(),
-            before as f64 / 1024.0
-        ));
+        measured.push(idle::measure(peer, connections).context(peer.name)?);
     }
-    Ok(format!(
-        "Memory with {count} idle connections: {} (must ≤ 1.1 of nginx).",
-        texts.join(", ")
-    ))
+    let [own, nginx, haproxy] = measured[..] else {
+        unreachable!("there are three");
+    };
+    let all = [own, nginx, haproxy];
+    report.note(&format!(
+        "Memory (Pss) with {connections} idle connections, each of which has had an answer ({why})."
+    ));
+    report.comparisons();
+    report.single(
+        "in all, MiB",
+        all.map(|memory| memory.with as f64 / 1024.0),
+        [Some(Gate::new(1.1, 1.0)), None],
+    );
+    report.single(
+        "before, MiB",
+        all.map(|memory| memory.without as f64 / 1024.0),
+        [None, None],
+    );
+    report.single(
+        "bytes a connection",
+        all.map(|memory| {
+            memory.with.saturating_sub(memory.without) as f64 * 1024.0 / connections as f64
+        }),
+        [None, None],
+    );
+    Ok(())
+}
+
+/// What is felt under moderate load.
+pub fn latency(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peers = Peers::start(TOGETHER, programs)?;
+    report.note(&format!(
+        "Moderate load: {THOUGHTFUL} clients, each of which asks every 2 to 6 ms. Two workers each; proxies, instances and \
+         clients run where they like."
+    ));
+    let rounds = measure(&peers, TCP, Load::Moderate)?;
+    report.comparisons();
+    let cpu = [Gate::new(1.0, 0.85), Gate::new(0.9, 0.85)];
+    report.comparison("CPU a request, µs", &rounds, |one| one.cpu, cpu.map(Some));
+    report.comparison("p50, µs", &rounds, |one| one.outcome.p50, [None, None]);
+    let p99 = [Some(Gate::new(1.05, 0.8)), None];
+    report.comparison("p99, µs", &rounds, |one| one.outcome.p99, p99);
+    report.circumstances(&rounds);
+    // The last, since it leaves nginx and HAProxy without the instances that they know.
+    rotations(&peers, report)
+}
+
+/// Restarts, one after the other.
+fn rotations(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
+    let [smoothserve, ..] = &peers.peers[..] else {
+        unreachable!("there are three");
+    };
+    let (cores, port) = (peers.cores.others, smoothserve.ports.tcp);
+    let mut rounds = Vec::new();
+    let (mut errors, mut restarts) = (0, 0);
+    for _ in 0..Load::Moderate.rounds() {
+        let (steady, _) = Load::Moderate.run(peers, port)?;
+        let load = Moderate::start(cores, port, THOUGHTFUL);
+        let begin = Instant::now();
+        let mut count = 0;
+        while begin.elapsed() < MODERATE_TIME {
+            peers.smoothctl(&["restart", "tcp"])?;
+            count += 1;
+        }
+        let (rotating, _) = load.stop()?;
+        let load = Moderate::start(cores, port, THOUGHTFUL);
+        start_and_end(peers, count)?;
+        let (control, _) = load.stop()?;
+        rounds.push([steady, rotating, control].map(|outcome| outcome.p99));
+        errors += rotating.errors + steady.errors + control.errors;
+        restarts += count;
+    }
+    let ratio = |which: usize, to: usize| {
+        median(
+            rounds
+                .iter()
+                .map(|round| round[which] / round[to])
+                .collect(),
+        )
+    };
+    let p99 = |which: usize| median(rounds.iter().map(|round| round[which]).collect());
+    report.absolutes();
+    let gate = Gate::new(1.3, 1.1);
+    report.ratio("p99 during rotations / steady p99", ratio(1, 0), Some(gate));
+    report.ratio(
+        "p99 with as many bare processes / steady p99",
+        ratio(2, 0),
+        None,
+    );
+    report.ratio(
+        "p99 during rotations / with bare processes",
+        ratio(1, 2),
+        None,
+    );
+    report.note(&format!(
+        "{restarts} restarts of all {INSTANCES} instances, one after the other, under the moderate load: {errors} errors. As \
+         many processes that nobody asks for anything, started and ended while nothing is restarted, show what the starting \
+         itself does to a machine of two cores. p99 {:.0} µs steady, {:.0} µs during rotations, {:.0} µs with bare processes.",
+        p99(0),
+        p99(1),
+        p99(2)
+    ));
+    Ok(())
+}
+
+/// Starts and ends as many instances as so many restarts do, evenly, with which smoothserve has nothing to do.
+fn start_and_end(peers: &Peers, restarts: u32) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let count = restarts * u32::try_from(INSTANCES)?;
+    let mut before = None;
+    for number in 0..count {
+        // One is there while the next one starts, as in a rotation.
+        let next = peers.start_stranger(number)?;
+        drop(before.replace(next));
+        thread::sleep((MODERATE_TIME * number / count).saturating_sub(begin.elapsed()));
+    }
+    Ok(())
 }

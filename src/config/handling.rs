@@ -1,14 +1,16 @@
 //! The keys that say how requests are treated.
 
+use std::time::Duration;
+
 use super::fields::{At, Report, shorten};
 use super::raw::Node;
 use super::service::Reader;
-use super::{limits, value};
+use super::{Tls, limits, value};
 use crate::ipc::Handling;
 
 impl Reader<'_> {
-    /// All of them.
-    pub(super) fn handling(&mut self) -> Handling {
+    /// All of them. `plain`: whether there are ports without TLS.
+    pub(super) fn handling(&mut self, tls: Option<&Tls>, plain: bool) -> Handling {
         let mut handling = Handling::default();
         if let Some(most) = self.get("max_request_body", body) {
             handling.max_request_body = most;
@@ -23,7 +25,38 @@ impl Reader<'_> {
         if let Some(limit) = self.get("queue_timeout", value::duration) {
             handling.queue_timeout = limit;
         }
+        handling.redirect_https = self.redirect_https(tls, plain);
+        handling.hsts = self.hsts(tls);
         handling
+    }
+
+    fn redirect_https(&mut self, tls: Option<&Tls>, plain: bool) -> Option<u16> {
+        let redirect = self.get_at("redirect_https", value::boolean)?;
+        if !redirect.value {
+            return None;
+        }
+        match tls {
+            _ if !plain => {
+                let message = "`redirect_https` without `port`: nobody comes without TLS; add the port, or remove this";
+                self.report.at(redirect.at, message);
+                None
+            }
+            Some(tls) => tls.main_port(),
+            None => {
+                let message = "`redirect_https` without `tls`: there is nowhere to send anybody";
+                self.report.at(redirect.at, message);
+                None
+            }
+        }
+    }
+
+    fn hsts(&mut self, tls: Option<&Tls>) -> Option<Duration> {
+        let hsts = self.get_at("hsts", value::long_duration)?;
+        if tls.is_none() {
+            let message = "`hsts` without `tls`: browsers believe it only over TLS";
+            self.report.at(hsts.at, message);
+        }
+        Some(hsts.value)
     }
 }
 

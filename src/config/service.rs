@@ -18,6 +18,8 @@ pub const SERVICE_KEYS: &[&str] = &[
     "server_name",
     "port",
     "tls",
+    "redirect_https",
+    "hsts",
     "listen_address",
     "proxy_protocol",
     "strip_prefix",
@@ -139,11 +141,12 @@ impl Reader<'_> {
         let sites = self.sites();
         let mut ports = ports.unwrap_or_default();
         let tls = self.tls(&ports);
+        let has_plain = !ports.is_empty();
         ports.extend(tls.iter().flat_map(|tls| &tls.ports));
         let strip_prefix = self.strip_prefix(&sites);
         let listen = self.listen(&ports);
         let proxy_protocol = self.get("proxy_protocol", value::boolean);
-        let handling = self.handling();
+        let handling = self.handling(tls.as_ref(), has_plain);
         let instance_count = self.get("instance_count", value::count).unwrap_or(1);
         let auto_restart = self.get("auto_restart", value::boolean).unwrap_or(false);
         let delay_update_time = self.get("delay_update_time", value::duration);

@@ -6,14 +6,11 @@ use super::fault::Position;
 use super::fields::{At, Fields, Report};
 use super::raw::{Node, Value};
 use super::service::Reader;
-use super::{Service, Tls, join, value};
+use super::{HTTPS, Service, Tls, join, value};
 use crate::certificate::{self, Certificate};
 
 /// Every key below `tls`.
 pub const TLS_KEYS: &[&str] = &["certificate", "key", "port"];
-
-/// The port of https.
-const PORT: u16 = 443;
 
 /// What stands below `tls`.
 struct Section {
@@ -39,7 +36,7 @@ fn section(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Section> {
         || {
             vec![At {
                 at: node.at,
-                value: PORT,
+                value: HTTPS,
             }]
         },
         |ports| ports.value,

@@ -16,6 +16,8 @@ use super::raw::{Node, Value};
 /// No time in a configuration is longer.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
+const MAX_LONG_DURATION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+
 /// Longer values are no names, paths or arguments.
 const MAX_TEXT: usize = 32 * 1024;
 
@@ -195,23 +197,32 @@ pub(super) fn ports(node: &Node, key: &str, report: &mut Report<'_>) -> Option<V
 /// `30s`, `500ms`, `1m30s`, or plain seconds, `2.5`.
 pub(super) fn duration(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Duration> {
     let text = text(node, key, report)?;
-    match parse_duration(&text) {
-        Some(duration) if duration <= MAX_DURATION => Some(duration),
-        Some(_) => {
-            report.at(node.at, format!("`{key}` is longer than a day"));
-            None
-        }
-        None => {
-            let shown = shorten(&text);
-            report.at(
-                node.at,
-                format!(
-                    "`{key}` is `{shown}`; give a time such as 30s, 500ms, 2m or plain seconds"
-                ),
-            );
-            None
-        }
+    let Some(duration) = parse_duration(&text) else {
+        let shown = shorten(&text);
+        let message =
+            format!("`{key}` is `{shown}`; give a time such as 30s, 500ms, 2m or plain seconds");
+        report.at(node.at, message);
+        return None;
+    };
+    if duration > MAX_DURATION {
+        report.at(node.at, format!("`{key}` is longer than a day"));
+        return None;
     }
+    Some(duration)
+}
+
+/// A time of days rather than of seconds.
+pub(super) fn long_duration(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Duration> {
+    let text = text(node, key, report)?;
+    let duration = parse_duration(&text).filter(|duration| *duration <= MAX_LONG_DURATION);
+    if duration.is_none() {
+        let shown = shorten(&text);
+        let message = format!(
+            "`{key}` is `{shown}`; give a time such as 365d or 12h, or plain seconds, up to 3650d"
+        );
+        report.at(node.at, message);
+    }
+    duration
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {
@@ -232,6 +243,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
             "s" | "sec" => 1.0,
             "m" | "min" => 60.0,
             "h" => 3600.0,
+            "d" => 86_400.0,
             _ => return None,
         };
         let part = Duration::try_from_secs_f64(parse_decimal(amount)? * seconds).ok()?;

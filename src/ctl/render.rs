@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::certificate;
 use crate::manager::status::{
     InstanceState, InstanceStatus, JobKind, JobState, JobStatus, ServiceState, ServiceStatus,
     Snapshot,
@@ -44,6 +45,13 @@ pub(super) fn overview(snapshot: &Snapshot) -> String {
             text += &format!("\n{name}: {} ago: {}\n", age(error.at), error.message);
         }
     }
+    let certificates = snapshot
+        .services
+        .iter()
+        .filter_map(|(name, service)| Some((name, certificate(service)?)));
+    for (name, words) in certificates {
+        text += &format!("\n{name}: {words}\n");
+    }
     for job in snapshot
         .jobs
         .values()
@@ -78,6 +86,9 @@ fn one(name: &str, service: &ServiceStatus) -> String {
     ] {
         text += &format!("  {label:<11} {value}\n");
     }
+    if let Some(words) = certificate(service) {
+        text += &format!("  {:<11} {words}\n", "warning");
+    }
     if let Some(error) = &service.last_error {
         text += &format!(
             "  {:<11} {} ago: {}\n",
@@ -96,6 +107,7 @@ fn one(name: &str, service: &ServiceStatus) -> String {
         "STATE",
         "SINCE",
         "IN FLIGHT",
+        "TUNNELS",
         "REQUESTS",
         "GENERATION",
     ];
@@ -104,7 +116,7 @@ fn one(name: &str, service: &ServiceStatus) -> String {
     text + "\n" + &table(&rows)
 }
 
-fn row(name: &str, instance: &InstanceStatus) -> [String; 8] {
+fn row(name: &str, instance: &InstanceStatus) -> [String; 9] {
     let state = match &instance.fault {
         Some(fault) => format!("{} (unhealthy: {fault})", instance_state(instance.state)),
         None => instance_state(instance.state).to_owned(),
@@ -121,9 +133,20 @@ fn row(name: &str, instance: &InstanceStatus) -> [String; 8] {
         state,
         age(instance.since),
         instance.in_flight.to_string(),
+        instance.tunnels.to_string(),
         instance.requests.to_string(),
         instance.generation.to_string(),
     ]
+}
+
+/// What there is to say about a certificate that should have been renewed by now.
+fn certificate(service: &ServiceStatus) -> Option<String> {
+    let expires = service.certificate_expires?.0;
+    match expires.duration_since(SystemTime::now()) {
+        Ok(left) if left > certificate::SOON => None,
+        Ok(left) => Some(format!("the certificate expires in {}", span(left))),
+        Err(_) => Some(format!("the certificate expired {} ago", age(expires))),
+    }
 }
 
 /// What a running job is doing: `restart shop 1/3: shop/2 starting`.
@@ -208,15 +231,19 @@ fn instance_state(state: InstanceState) -> &'static str {
 
 /// `5s`, `12min`, `3h`, `9d`
 fn age(since: SystemTime) -> String {
-    let age = SystemTime::now()
-        .duration_since(since)
-        .unwrap_or(Duration::ZERO)
-        .as_secs();
-    match age {
-        0..60 => format!("{age}s"),
-        60..3600 => format!("{}min", age / 60),
-        3600..86_400 => format!("{}h", age / 3600),
-        _ => format!("{}d", age / 86_400),
+    span(
+        SystemTime::now()
+            .duration_since(since)
+            .unwrap_or(Duration::ZERO),
+    )
+}
+
+fn span(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3600 => format!("{}min", seconds / 60),
+        seconds @ 3600..86_400 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86_400),
     }
 }
 
@@ -242,7 +269,7 @@ fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manager::status::Failure;
+    use crate::manager::status::{Failure, Moment};
 
     fn snapshot() -> Snapshot {
         let instance = InstanceStatus {
@@ -254,7 +281,7 @@ mod tests {
             state: InstanceState::Ready,
             since: SystemTime::now() - Duration::from_secs(130),
             in_flight: 3,
-            tunnels: 0,
+            tunnels: 1,
             requests: 12,
             fault: None,
         };
@@ -272,6 +299,7 @@ mod tests {
                 at: SystemTime::now(),
                 message: "shop/2 exited with status 1".into(),
             }),
+            certificate_expires: Some(Moment(SystemTime::now() + Duration::from_secs(864_100))),
         };
         let job = JobStatus {
             kind: JobKind::Restart,
@@ -299,6 +327,8 @@ shop     degraded  1/2    3          20        *:80    shop.example _
 
 shop: 0s ago: shop/2 exited with status 1
 
+shop: the certificate expires in 10d
+
 restart shop 1/2: shop/2 starting
 
 1 service, 1/2 instances ready
@@ -316,10 +346,11 @@ shop: degraded, 1/2 instances ready
   generation  2
   requests    20
   crashes     1
+  warning     the certificate expires in 10d
   last error  0s ago: shop/2 exited with status 1
 
-INSTANCE  PID  ADDRESS         STATE  SINCE  IN FLIGHT  REQUESTS  GENERATION
-shop/1    77   127.0.0.1:9001  ready  2min   3          12        2
+INSTANCE  PID  ADDRESS         STATE  SINCE  IN FLIGHT  TUNNELS  REQUESTS  GENERATION
+shop/1    77   127.0.0.1:9001  ready  2min   3          1        12        2
 ";
         assert_eq!(services(&snapshot(), &["shop".to_owned()]), expected);
     }

@@ -14,6 +14,10 @@ pub struct Handling {
     pub response_timeout: Duration,
     /// How long a request may wait for an instance that takes it.
     pub queue_timeout: Duration,
+    /// The port with TLS that requests without it are sent to.
+    pub redirect_https: Option<u16>,
+    /// For how long browsers are told to come with TLS only.
+    pub hsts: Option<Duration>,
 }
 
 impl Default for Handling {
@@ -22,6 +26,8 @@ impl Default for Handling {
             max_request_body: None,
             response_timeout: Duration::from_secs(60),
             queue_timeout: Duration::from_secs(10),
+            redirect_https: None,
+            hsts: None,
         }
     }
 }

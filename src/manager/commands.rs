@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::certificates::Certificates;
 use super::jobs::Goal;
@@ -345,6 +345,62 @@ impl Manager {
         self.watch_files();
     }
 
+    /// Takes in that the certificate of a service has changed, and nothing else.
+    pub(super) fn certificate_changed(&mut self, name: &str) {
+        let known = self
+            .services
+            .get(name)
+            .filter(|service| !service.is_removed());
+        let Some(spec) = known.map(|service| service.spec().clone()) else {
+            return;
+        };
+        let refuse = |error: &str| {
+            tracing::error!(
+                message_id = events::CERTIFICATE_REFUSED,
+                service = name,
+                error,
+                "changed certificate not taken"
+            );
+        };
+        let (read, unread) = Certificates::read([&*spec]);
+        if let Some((_, fault)) = unread.first() {
+            return refuse(&fault.to_string());
+        }
+        let Some(certificate) = read.get(&spec) else {
+            return;
+        };
+        let before = self.certificates.get(&spec);
+        if before.is_some_and(|before| before.message.id == certificate.message.id) {
+            return;
+        }
+        if let Some(invalid) = certificate.invalidity(SystemTime::now()) {
+            return refuse(&format!("it {invalid}"));
+        }
+        tracing::info!(
+            message_id = events::CERTIFICATE_RENEWED,
+            service = name,
+            "certificate renewed"
+        );
+        self.certificates.extend(read);
+        self.world.changed.insert(name.to_owned());
+    }
+
+    /// Says which certificates should have been renewed by now.
+    pub(super) fn remind_of_certificates(&self) {
+        let now = SystemTime::now();
+        for (name, service) in &self.services {
+            let certificate = self.certificates.get(service.spec());
+            if let Some(note) = certificate.and_then(|certificate| certificate.end_is_near(now)) {
+                tracing::warn!(
+                    message_id = events::CERTIFICATE_EXPIRES,
+                    service = name,
+                    note,
+                    "certificate expires soon"
+                );
+            }
+        }
+    }
+
     /// The service's file as it is now, if that can be applied to this service alone; otherwise as it was.
     fn changed_spec(&self, service: &Service) -> Arc<config::Service> {
         let name = &service.spec().name;
@@ -386,7 +442,7 @@ impl Manager {
         let watched = self
             .services
             .values()
-            .filter(|service| !service.is_removed() && service.spec().auto_restart);
+            .filter(|service| !service.is_removed());
         self.watcher.set(watched.map(|service| &**service.spec()));
     }
 

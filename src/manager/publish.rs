@@ -97,7 +97,7 @@ impl Manager {
             uid: rustix::process::geteuid().as_raw(),
             journal: journal::is_behind(std::io::stderr()),
             services: services
-                .map(|(name, service)| (name.clone(), service.status()))
+                .map(|(name, service)| (name.clone(), service.status(&self.certificates)))
                 .collect(),
             jobs: self.world.jobs.status(),
         };

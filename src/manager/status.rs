@@ -130,7 +130,14 @@ pub struct ServiceStatus {
     pub requests: u64,
     /// The last thing that went wrong, with its cause, and when.
     pub last_error: Option<Failure>,
+    /// When the certificate that is in use ends, of a service with TLS.
+    #[serde(default)]
+    pub certificate_expires: Option<Moment>,
 }
+
+/// A time; in JSON in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Moment(#[serde(with = "seconds")] pub SystemTime);
 
 impl ServiceStatus {
     /// Instances that get requests.

@@ -83,14 +83,9 @@ pub(crate) enum Next {
     Reset,
 }
 
-/// Serves one client connection to its end.
-pub(crate) async fn serve(
-    stream: Stream,
-    peer: SocketAddr,
-    listener: Rc<Listener>,
-    thread: Rc<Thread>,
-) {
-    let mut client = Client::new(stream, Rc::new(Peer::new(peer, listener, thread)));
+/// Serves one client connection to its end. It is on the heap because a task has memory for what it is given and for what it
+/// works with, and this would be both.
+pub(crate) async fn serve(mut client: Box<Client>) {
     if client.peer.listener.has_proxy_protocol() && !Box::pin(client.read_proxy_header()).await {
         return;
     }
@@ -104,7 +99,7 @@ pub(crate) async fn serve(
         return;
     }
     if client.stream.agreed_on_http2() || http2::is_preface(client.buffer.unread()) {
-        return Box::pin(http2::serve(client)).await;
+        return Box::pin(http2::serve(*client)).await;
     }
     loop {
         client.skip_empty_lines();
@@ -125,7 +120,7 @@ pub(crate) async fn serve(
 }
 
 impl Peer {
-    fn new(address: SocketAddr, listener: Rc<Listener>, thread: Rc<Thread>) -> Peer {
+    pub(crate) fn new(address: SocketAddr, listener: Rc<Listener>, thread: Rc<Thread>) -> Peer {
         Peer {
             address,
             text: address.ip().to_string().into(),
@@ -195,9 +190,14 @@ impl Client {
     }
 
     /// Does the handshake of TLS. `None` if the connection is to be closed.
-    async fn secure(mut self, config: Arc<ServerConfig>) -> Option<Client> {
+    async fn secure(mut self: Box<Self>, config: Arc<ServerConfig>) -> Option<Box<Client>> {
         match tls::accept(self.stream, &mut self.buffer, config).await {
-            Ok(stream) => Some(Client { stream, ..self }),
+            Ok(stream) => Some(Box::new(Client {
+                stream,
+                buffer: self.buffer,
+                timer: self.timer,
+                peer: self.peer,
+            })),
             Err(error) => {
                 tracing::debug!(client_addr = %self.peer.address, %error, "TLS handshake failed");
                 None

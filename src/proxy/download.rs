@@ -8,7 +8,9 @@ use tokio::time::timeout;
 use super::buffer::Buffer;
 use super::error::ProxyError;
 use super::exchange::{End, Flow, Upload, receive};
-use super::headers::{Persistence, delivery, write_interim, write_response, write_switch};
+use super::headers::{
+    HSTS, Persistence, add_hsts, delivery, write_interim, write_response, write_switch,
+};
 use super::http1::{Decoder, Encoding, Framing, Malformed, ResponseHead, Spans, Version, slots};
 use super::http2::is_refusal;
 use super::parcel::Parcel;
@@ -34,6 +36,8 @@ pub(crate) struct Reply {
     pub(crate) version: Version,
     /// Whether the client means to send another request.
     pub(crate) keep_alive: bool,
+    /// For how long a browser is to come with TLS only.
+    pub(crate) hsts: Option<Duration>,
 }
 
 /// A response that the client has got.
@@ -82,6 +86,10 @@ pub(crate) async fn download(
         }
         send_interim(flow, client, &mut out).await?;
     };
+    // A client that is gone without a word is found by the kernel, if nothing is sent to it for long.
+    if flow.events.get() && client.watch_peer().is_err() {
+        return Err(End::Abandoned);
+    }
     let encoding = match delivery(framing, reply.version) {
         Framing::Chunked => Encoding::Chunked,
         Framing::None | Framing::Length(_) | Framing::UntilClose => Encoding::Plain,
@@ -252,7 +260,13 @@ fn translate_final(
         false => Persistence::Close,
     };
     write_response(head, reply.version, framing, persistence, out);
+    if let Some(time) = reply.hsts
+        && head.get(HSTS).is_none()
+    {
+        add_hsts(time, out);
+    }
     flow.until_close.set(framing == Framing::UntilClose);
+    flow.events.set(is_event_stream(head));
     Head::Final {
         response: Response {
             persistence,
@@ -262,6 +276,15 @@ fn translate_final(
         },
         framing: head.framing,
     }
+}
+
+/// Whether these are server-sent events, of which nobody knows when the next one comes.
+fn is_event_stream(head: &ResponseHead<'_>) -> bool {
+    let is_endless = matches!(head.framing, Framing::Chunked | Framing::UntilClose);
+    is_endless
+        && head
+            .get("content-type")
+            .is_some_and(|kind| kind.to_ascii_lowercase().starts_with(b"text/event-stream"))
 }
 
 /// Sends the head, which is in `out`, and the body as it comes.

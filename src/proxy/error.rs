@@ -22,6 +22,9 @@ pub(crate) enum ProxyError {
     /// The client was too slow.
     #[error("the client did not send its request in time")]
     RequestTimeout,
+    /// The service wants requests over TLS only; there it is.
+    #[error("the service is asked over TLS")]
+    NeedsTls(Box<str>),
     /// No service has this host and path here.
     #[error("no service for this host and path")]
     UnknownHost,
@@ -74,6 +77,7 @@ impl ProxyError {
                 "Request Timeout",
                 "The request did not arrive in time.\n",
             ),
+            ProxyError::NeedsTls(_) => (308, "Permanent Redirect", "This is to be had over TLS.\n"),
             ProxyError::UnknownHost => (404, "Not Found", "There is nothing at this address.\n"),
             ProxyError::NoEndpoint(_) => (
                 503,
@@ -122,6 +126,9 @@ pub(crate) fn write_error(
     );
     if status == 503 {
         out.extend_from_slice(b"Retry-After: 1\r\n");
+    }
+    if let ProxyError::NeedsTls(place) = error {
+        let _ = write!(out, "Location: {place}\r\n");
     }
     put_persistence(persistence, version, out);
     out.extend_from_slice(b"\r\n");

@@ -16,7 +16,8 @@
 //!   connection ends the exchange.
 //! * An instance that changes the protocol, as the client has asked it to, ends the exchange; a tunnel follows.
 //! * Time runs out when neither direction has moved anything: for the service's `response_timeout` if it is the instance
-//!   that is waited for, and for [`STALL_LIMIT`] if it is the client.
+//!   that is waited for, and for [`STALL_LIMIT`] if it is the client. Between two events of an event stream, which come when
+//!   they come, it does not run out ([`EVENT_LIMIT`]).
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -36,6 +37,9 @@ use super::upstream::Upstream;
 
 /// How long a client may neither send nor take anything, while one of that is waited for.
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long an instance may have no event to send.
+const EVENT_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How an exchange ended.
 #[derive(Debug)]
@@ -86,6 +90,8 @@ pub(crate) struct Flow {
     pub(crate) committed: Cell<bool>,
     /// It is the client that is waited for, to take more of the response.
     pub(crate) delivering: Cell<bool>,
+    /// The response is an event stream.
+    pub(crate) events: Cell<bool>,
     /// For the client the response ends with the connection.
     pub(crate) until_close: Cell<bool>,
     /// The protocol that the client wants to change to.
@@ -114,6 +120,7 @@ impl Flow {
             heard: Cell::new(false),
             committed: Cell::new(false),
             delivering: Cell::new(false),
+            events: Cell::new(false),
             until_close: Cell::new(false),
             upgrade,
         }
@@ -141,6 +148,7 @@ impl Flow {
     fn limit(&self, response_timeout: Duration) -> Duration {
         match self.delivering.get() || self.upload.get() == Upload::Receiving {
             true => STALL_LIMIT,
+            false if self.events.get() => EVENT_LIMIT,
             false => response_timeout,
         }
     }

@@ -36,6 +36,9 @@ pub(crate) async fn forward(
     request: &mut Request,
 ) -> Result<Next, ProxyError> {
     let service = request.service.clone().ok_or(ProxyError::UnknownHost)?;
+    if let Some(place) = request.redirect.take() {
+        return Err(ProxyError::NeedsTls(place));
+    }
     if request.outgoing.is_too_large() {
         return Err(ProxyError::BodyTooLarge);
     }

@@ -6,6 +6,8 @@
 //! kind, in these fields or in others that programs read for the same purpose, is believed only from trusted peers and
 //! never passed on otherwise.
 
+use std::time::Duration;
+
 use super::http1::{
     Field, Framing, Kind, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
 };
@@ -26,6 +28,16 @@ pub(crate) struct Sender<'a> {
 impl Sender<'_> {
     fn scheme(&self) -> &'static [u8] {
         if self.secure { b"https" } else { b"http" }
+    }
+}
+
+/// Whether the client itself asks over TLS, which a proxy in front may have taken off.
+pub(crate) fn is_secure(head: &RequestHead<'_>, sender: Sender<'_>) -> bool {
+    let mut fields = head.fields.iter();
+    let said = fields.find(|field| field.kind == Kind::ForwardedProto && !field.value.is_empty());
+    match said.filter(|_| sender.trusted) {
+        Some(field) => field.value.eq_ignore_ascii_case(b"https"),
+        None => sender.secure,
     }
 }
 
@@ -168,6 +180,17 @@ pub(crate) fn write_response(
     put_framing(framing, out);
     put_persistence(persistence, version, out);
     put(out, &[b"\r\n"]);
+}
+
+/// What tells browsers to come with TLS only (RFC 6797).
+pub(crate) const HSTS: &str = "strict-transport-security";
+
+/// Adds it to the head of a response that is written.
+pub(crate) fn add_hsts(time: Duration, out: &mut Vec<u8>) {
+    out.truncate(out.len() - b"\r\n".len());
+    put(out, &[b"Strict-Transport-Security: max-age="]);
+    put_decimal(time.as_secs(), out);
+    put(out, &[b"\r\n\r\n"]);
 }
 
 /// Writes a response that another one follows.

@@ -34,7 +34,7 @@ const BATCH: usize = 64;
 /// The pause after the process or the system ran out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// The pause while the worker has as many connections as it may.
+/// The pause while there are as many connections as there may be.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often the same trouble is logged.
@@ -181,7 +181,7 @@ enum Batch {
     More,
     /// The queue is empty.
     Empty,
-    /// The worker has as many connections as it may.
+    /// It has as many connections as it may.
     Full,
     /// No descriptor, no memory, or worse.
     Failed(io::Error),
@@ -222,7 +222,7 @@ impl Acceptor {
     fn accept_batch(&self, thread: &Rc<Thread>, listener: &Rc<Listener>) -> Batch {
         for _ in 0..BATCH {
             let accepted = match listener.mode.get() {
-                Mode::Open if thread.is_full() => return Batch::Full,
+                Mode::Open if thread.is_full(listener.id) => return Batch::Full,
                 Mode::Open => self
                     .socket
                     .try_io(Interest::READABLE, |socket| socket.accept()),
@@ -335,7 +335,7 @@ mod tests {
             }
             tokio::time::sleep(FULL_PAUSE * 2).await;
             assert_eq!(threads.connections(), 2);
-            assert!(thread.is_full());
+            assert!(thread.is_full(ListenerId(1)));
             // Two end, the third takes their place and stays.
             clients.drain(..2);
             tokio::time::sleep(FULL_PAUSE * 2).await;

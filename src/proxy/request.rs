@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::buffer::Buffer;
 use super::download::Reply;
-use super::headers::{Sender, write_request};
+use super::headers::{Sender, is_secure, write_request};
 use super::http1::{Refusal, RequestHead, slots};
 use super::listener::Listener;
 use super::service::Service;
@@ -27,6 +27,8 @@ pub(crate) struct Request {
     pub(crate) outgoing: Outgoing,
     /// The protocol that the client wants to change to.
     pub(crate) upgrade: Option<Rc<[u8]>>,
+    /// Where the client is to ask instead.
+    pub(crate) redirect: Option<Box<str>>,
 }
 
 impl Request {
@@ -63,13 +65,26 @@ impl Request {
                 to_head: head.method == "HEAD",
                 version: head.version,
                 keep_alive: head.keep_alive,
+                hsts: None,
             },
             outgoing: Outgoing::new(bytes, head.framing, head.is_idempotent()),
             upgrade: head.upgrade.map(Rc::from),
+            redirect: None,
         };
-        let limits = request.service.as_ref().map(|service| service.handling());
-        if let Some(most) = limits.and_then(|limits| limits.max_request_body) {
+        let handling = request.service.as_ref().map(|service| service.handling());
+        let handling = handling.unwrap_or_default();
+        if let Some(most) = handling.max_request_body {
             request.outgoing.limit_body(most, head.framing);
+        }
+        if handling.hsts.is_some() || handling.redirect_https.is_some() {
+            match is_secure(&head, sender) {
+                true => request.reply.hsts = handling.hsts,
+                false => {
+                    let place = handling.redirect_https;
+                    let place = place.map(|port| place_with_tls(&head, port));
+                    request.redirect = place.transpose()?;
+                }
+            }
         }
         let (expects_continue, length) = (head.expects_continue, head.length);
         buffer.consume(length);
@@ -77,6 +92,21 @@ impl Request {
         request.outgoing.awaits_permission = expects_continue && buffer.is_empty();
         Ok(Some(request))
     }
+}
+
+/// The address of the same over TLS, on this port.
+fn place_with_tls(head: &RequestHead<'_>, port: u16) -> Result<Box<str>, Refusal> {
+    let host = std::str::from_utf8(head.host_name()).unwrap_or_default();
+    if host.is_empty() {
+        return Err(Refusal::Bad("no Host"));
+    }
+    let port = match port {
+        443 => String::new(),
+        port => format!(":{port}"),
+    };
+    let path = [head.prefix, head.target].concat();
+    let path = if path == "*" { "/" } else { &path };
+    Ok(format!("https://{host}{port}{path}").into())
 }
 
 #[cfg(test)]

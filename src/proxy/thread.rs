@@ -23,7 +23,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::client;
+use super::client::{self, Client, Peer};
 use super::endpoint::Endpoint;
 use super::listener::{Listener, Routes};
 use super::service::Service;
@@ -141,12 +141,12 @@ impl Thread {
         self.table.borrow().forwarded
     }
 
-    /// Whether the worker has as many connections as it may.
-    pub(crate) fn is_full(&self) -> bool {
-        self.threads.are_full()
+    /// Whether a listener has as many connections as it may.
+    pub(crate) fn is_full(&self, listener: ListenerId) -> bool {
+        self.threads.are_full(listener)
     }
 
-    /// How many client connections the worker may have.
+    /// How many client connections a listener may have.
     pub(crate) fn most_connections(&self) -> u32 {
         self.threads.most_connections()
     }
@@ -163,7 +163,7 @@ impl Thread {
             true => self.reporter.thread(),
             false => self.threads.least_loaded(self.reporter.thread()),
         };
-        let open = Open::new(self.threads.clone(), target);
+        let open = Open::new(self.threads.clone(), target, listener.id());
         if target == self.reporter.thread() {
             self.serve(stream, peer, listener.clone(), open);
             return;
@@ -219,11 +219,11 @@ impl Thread {
             open: Some(open),
             thread: self.clone(),
         };
-        let stream = Stream::accepted(stream);
-        let thread = self.clone();
+        let peer = Rc::new(Peer::new(peer, listener, self.clone()));
+        let client = Box::new(Client::new(Stream::accepted(stream), peer));
         tokio::task::spawn_local(async move {
             let _counted = counted;
-            client::serve(stream, peer, listener, thread).await;
+            client::serve(client).await;
         });
     }
 
@@ -512,7 +512,7 @@ mod tests {
             peer,
             listener: ListenerId(1),
             table: fixture.table.clone(),
-            open: Open::new(fixture.thread.threads.clone(), 0),
+            open: Open::new(fixture.thread.threads.clone(), 0, ListenerId(1)),
         };
         fixture.apply(false, Some(EndpointState::Active));
         let listener = fixture.thread.removed_listener(&handover).unwrap();

@@ -1,11 +1,13 @@
 //! What the threads of a worker are to one another: their loads, and the messages between them.
 
 use std::cell::Cell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -69,8 +71,11 @@ pub(crate) struct Threads {
     loads: Box<[Load]>,
     commands: Box<[mpsc::UnboundedSender<Command>]>,
     /// There are no descriptors for more connections.
-    possible_connections: u32,
-    most_connections: AtomicU32,
+    most_connections: u32,
+    /// So that one port cannot take them all.
+    most_of_listener: AtomicU32,
+    /// Open connections of each listener that has any. Looked at once a connection, not once a request.
+    of_listeners: Mutex<HashMap<ListenerId, u32>>,
 }
 
 #[derive(Default)]
@@ -84,13 +89,14 @@ impl Threads {
     /// For as many threads as there are senders.
     pub(crate) fn new(
         commands: Vec<mpsc::UnboundedSender<Command>>,
-        possible_connections: u32,
+        most_connections: u32,
     ) -> Threads {
         Threads {
             loads: commands.iter().map(|_| Load::default()).collect(),
             commands: commands.into(),
-            possible_connections,
-            most_connections: AtomicU32::new(possible_connections),
+            most_connections,
+            most_of_listener: AtomicU32::new(most_connections),
+            of_listeners: Mutex::default(),
         }
     }
 
@@ -116,20 +122,27 @@ impl Threads {
         self.loads[thread].table.store(table, Ordering::Release);
     }
 
-    /// How many client connections the worker may have.
+    /// How many client connections a listener may have.
     pub(crate) fn most_connections(&self) -> u32 {
-        self.most_connections.load(Ordering::Relaxed)
+        self.most_of_listener.load(Ordering::Relaxed)
     }
 
-    /// From now on it may have so many, if there can be so many; those that are open stay.
+    /// From now on a listener may have so many, if there can be so many; those that are open stay.
     pub(crate) fn limit_connections(&self, most: Option<u32>) {
-        let most = most.unwrap_or(u32::MAX).min(self.possible_connections);
-        self.most_connections.store(most, Ordering::Relaxed);
+        let most = most.unwrap_or(u32::MAX).min(self.most_connections);
+        self.most_of_listener.store(most, Ordering::Relaxed);
     }
 
-    /// Whether the worker has as many connections as it may.
-    pub(crate) fn are_full(&self) -> bool {
-        self.connections() >= self.most_connections()
+    /// Whether the listener, or the worker, has as many connections as it may.
+    pub(crate) fn are_full(&self, listener: ListenerId) -> bool {
+        let of_listener = self.of_listeners().get(&listener).copied();
+        of_listener.unwrap_or(0) >= self.most_connections()
+            || self.connections() >= self.most_connections
+    }
+
+    fn of_listeners(&self) -> MutexGuard<'_, HashMap<ListenerId, u32>> {
+        let counts = self.of_listeners.lock();
+        counts.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The thread with the fewest connections that has a table at least as new as `thread`; `thread` itself among equals.
@@ -145,18 +158,24 @@ impl Threads {
     }
 }
 
-/// An open client connection, counted for its thread.
+/// An open client connection, counted for its thread and its listener.
 pub(crate) struct Open {
     threads: Arc<Threads>,
     thread: usize,
+    listener: ListenerId,
 }
 
 impl Open {
-    pub(crate) fn new(threads: Arc<Threads>, thread: usize) -> Open {
+    pub(crate) fn new(threads: Arc<Threads>, thread: usize, listener: ListenerId) -> Open {
         threads.loads[thread]
             .connections
             .fetch_add(1, Ordering::AcqRel);
-        Open { threads, thread }
+        *threads.of_listeners().entry(listener).or_default() += 1;
+        Open {
+            threads,
+            thread,
+            listener,
+        }
     }
 }
 
@@ -165,6 +184,12 @@ impl Drop for Open {
         self.threads.loads[self.thread]
             .connections
             .fetch_sub(1, Ordering::AcqRel);
+        if let Entry::Occupied(mut count) = self.threads.of_listeners().entry(self.listener) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
@@ -214,28 +239,44 @@ impl Reporter {
 mod tests {
     use super::*;
 
+    const FIRST: ListenerId = ListenerId(1);
+    const SECOND: ListenerId = ListenerId(2);
+
+    fn threads(most_connections: u32) -> Arc<Threads> {
+        let senders = (0..3).map(|_| mpsc::unbounded_channel().0).collect();
+        Arc::new(Threads::new(senders, most_connections))
+    }
+
     #[test]
     fn a_connection_goes_to_the_thread_with_the_fewest_that_knows_its_listener() {
-        let senders = (0..3).map(|_| mpsc::unbounded_channel().0).collect();
-        let threads = Arc::new(Threads::new(senders, 3));
+        let threads = threads(3);
         assert_eq!(threads.least_loaded(1), 1);
-        let _first = Open::new(threads.clone(), 1);
-        let _second = Open::new(threads.clone(), 0);
+        let _first = Open::new(threads.clone(), 1, FIRST);
+        let _second = Open::new(threads.clone(), 0, FIRST);
         assert_eq!(threads.least_loaded(1), 2);
         threads.applied(1, 5);
         assert_eq!(threads.least_loaded(1), 1);
         threads.applied(0, 5);
         threads.applied(2, 6);
         assert_eq!(threads.least_loaded(1), 2);
-        assert!(!threads.are_full());
-        let third = Open::new(threads.clone(), 2);
-        assert!(threads.are_full());
-        drop(third);
-        assert_eq!(threads.connections(), 2);
+    }
+
+    #[test]
+    fn a_listener_has_its_share_of_the_connections_that_there_can_be() {
+        let threads = threads(3);
+        let first = Open::new(threads.clone(), 0, FIRST);
+        let _second = Open::new(threads.clone(), 1, FIRST);
+        let full = || [FIRST, SECOND].map(|listener| threads.are_full(listener));
+        assert_eq!(full(), [false, false]);
+        threads.limit_connections(Some(2));
+        assert_eq!(full(), [true, false]);
+        drop(first);
+        assert_eq!(full(), [false, false]);
+        let _others = [0, 1].map(|thread| Open::new(threads.clone(), thread, SECOND));
+        assert_eq!(full(), [true, true], "there are no more");
         for (limit, most) in [(Some(2), 2), (Some(9), 3), (None, 3)] {
             threads.limit_connections(limit);
             assert_eq!(threads.most_connections(), most);
-            assert_eq!(threads.are_full(), most == 2);
         }
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -48,7 +48,7 @@ pub(crate) struct Certificates {
     known: HashMap<CertificateId, Certificate>,
     /// Shared by all listeners and threads, and kept over all tables. It changes its keys by itself.
     tickets: Arc<dyn ProducesTickets>,
-    provider: Arc<rustls::crypto::CryptoProvider>,
+    provider: Arc<CryptoProvider>,
 }
 
 struct Certificate {
@@ -69,7 +69,7 @@ impl Certificates {
         Ok(Certificates {
             known: HashMap::new(),
             tickets: aws_lc_rs::Ticketer::new()?,
-            provider: Arc::new(aws_lc_rs::default_provider()),
+            provider: Arc::new(provider()),
         })
     }
 
@@ -114,6 +114,7 @@ impl Certificates {
             .expect("the provider has suites for both")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(resolver));
+        config.ignore_client_order = true;
         config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
         config.ticketer = self.tickets.clone();
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -122,6 +123,17 @@ impl Certificates {
             config: Arc::new(config),
         })
     }
+}
+
+/// What is liked best comes first, whatever the client likes: of ciphers that all are good enough, the one that processors are
+/// best at. Browsers have the same one first, but OpenSSL's clients do not.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| {
+        let name = suite.suite().as_str().unwrap_or_default();
+        !name.contains("AES_128_GCM")
+    });
+    provider
 }
 
 /// Finds the certificate for a name: the name itself, then `*` in the place of its first label, then the default.

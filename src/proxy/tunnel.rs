@@ -25,7 +25,6 @@ use super::endpoint::Claim;
 use super::exchange::STALL_LIMIT;
 use super::parcel::Parcel;
 use super::stream::Stream;
-use super::turn;
 use super::upstream::Upstream;
 
 /// Sends the head of the response, and from then on whatever comes from either side, until both have ended.
@@ -108,7 +107,6 @@ async fn pass(from: &Stream, buffer: &mut Buffer, to: &Stream, moved: impl Fn())
         if buffer.is_empty() && buffer.fill(from).await? == 0 {
             return to.finish();
         }
-        turn::pass().await;
         Parcel::plain(buffer.unread()).send(to, &moved).await?;
         let count = buffer.unread().len();
         buffer.consume(count);

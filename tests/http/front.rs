@@ -4,8 +4,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
-use tokio::net::TcpSocket;
+use smoothserve::ipc::ListenerId;
+use tokio::net::{TcpSocket, TcpStream};
 
+use crate::kit::listen;
 use crate::peers::{Peer, Stage};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
@@ -242,6 +244,20 @@ async fn connections_above_the_limit_wait_until_one_ends() {
     instance.send(answer).await;
     second.receive_head().await;
     let mut third = stage.send(request("/third")).await;
+    // Another port has its own.
+    let (socket, address) = listen();
+    stage.manager.send_listener(2, &socket).await;
+    stage.table.number += 1;
+    let mut other = stage.table.listeners[0].clone();
+    (other.id, other.address) = (ListenerId(2), address);
+    stage.table.listeners.push(other);
+    let table = stage.table.clone();
+    stage.manager.apply(&table).await;
+    let mut other = Peer::new(TcpStream::connect(address).await.unwrap());
+    other.send(request("/other")).await;
+    assert!(instance.receive_head().await.starts_with("GET /other "));
+    instance.send(answer).await;
+    other.receive_head().await;
     first.send(request("/again")).await;
     assert!(instance.receive_head().await.starts_with("GET /again "));
     instance.send(answer).await;

@@ -1,15 +1,24 @@
 //! HTTP through the real worker process, to the byte.
 
 mod differential;
+mod frames;
 mod front;
 mod handling;
+mod http2_attacks;
+mod http2_end;
+mod http2_smuggling;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;
 mod messages;
 mod peers;
 mod races;
+mod recorder;
 mod refusals;
 mod retries;
+mod slow;
+mod smuggling;
+mod streams;
 mod transfer;
 mod tunnels;
+mod varnishtest;

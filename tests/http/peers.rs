@@ -15,7 +15,7 @@ use crate::kit::{Manager, PATIENCE, Worker, listen};
 
 /// A worker with one service for `a.example` and `*.any`, and the instances of it.
 pub(crate) struct Stage {
-    _worker: Worker,
+    worker: Worker,
     pub(crate) manager: Manager,
     pub(crate) table: Table,
     pub(crate) address: SocketAddr,
@@ -70,12 +70,23 @@ impl Stage {
         };
         manager.apply(&table).await;
         Stage {
-            _worker: worker,
+            worker,
             manager,
             table,
             address,
             instances: started,
         }
+    }
+
+    /// KiB that the worker has in memory for itself.
+    pub(crate) fn worker_memory(&self) -> u64 {
+        let pid = self.worker.pid();
+        let rollup =
+            std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero()));
+        let rollup = rollup.unwrap();
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let figure = line.unwrap().trim().trim_end_matches(" kB");
+        figure.parse().unwrap()
     }
 
     /// Makes this the state of all instances.
@@ -130,16 +141,19 @@ impl Instance {
 
     /// The next connection on which anything comes: the health check's send nothing.
     pub(crate) async fn accept(&mut self) -> Peer {
-        let accept = async {
-            loop {
-                let (stream, _) = self.socket.accept().await.unwrap();
-                let mut byte = [0];
-                if matches!(stream.peek(&mut byte).await, Ok(1)) {
-                    return Peer::new(stream);
-                }
+        let accept = timeout(PATIENCE, self.accept_at_leisure()).await;
+        accept.expect("a connection comes")
+    }
+
+    /// The same, whenever it may come.
+    pub(crate) async fn accept_at_leisure(&mut self) -> Peer {
+        loop {
+            let (stream, _) = self.socket.accept().await.unwrap();
+            let mut byte = [0];
+            if matches!(stream.peek(&mut byte).await, Ok(1)) {
+                return Peer::new(stream);
             }
-        };
-        timeout(PATIENCE, accept).await.expect("a connection comes")
+        }
     }
 }
 
@@ -160,6 +174,17 @@ impl Peer {
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let send = self.stream.write_all(bytes.as_ref());
         timeout(PATIENCE, send).await.expect("it is taken").unwrap();
+    }
+
+    /// Sends to somebody who may not want it.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let send = self.stream.write_all(bytes);
+        timeout(PATIENCE, send).await.expect("it is taken")
+    }
+
+    /// Says that nothing will follow, if anybody is still there to hear it.
+    pub(crate) async fn finish(&mut self) {
+        let _ = self.stream.shutdown().await;
     }
 
     /// Sends, and says that nothing will follow.

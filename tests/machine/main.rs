@@ -12,5 +12,7 @@ mod ports;
 mod readme;
 mod sandbox;
 mod scene;
+mod secure;
 mod supervision;
 mod survival;
+mod tunnels;

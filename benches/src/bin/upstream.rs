@@ -1,7 +1,7 @@
 //! The service behind the proxies: answers as cheaply as it can, so that what is measured is the proxy.
 //!
 //! Listens on `PORT` of 127.0.0.1 or on the path `SOCKET`. `GET /` gives a few bytes, `GET /N` gives N bytes; a `POST`
-//! with a `Content-Length` is read to its end. It asks the kernel only for what it waits for: a server that wants to hear
+//! with a `Content-Length` is read to its end; on `/echo` it changes the protocol, and returns what comes. It asks the kernel only for what it waits for: a server that wants to hear
 //! of room for more as well is woken whenever a proxy reads from a unix socket.
 
 use std::collections::HashMap;
@@ -99,6 +99,7 @@ struct Connection {
     body: Option<(usize, usize)>,
     /// The answer that is being sent, and how much of it was.
     sending: Option<(usize, usize)>,
+    echoes: bool,
 }
 
 impl Connection {
@@ -109,6 +110,7 @@ impl Connection {
             received: Vec::with_capacity(16 << 10),
             body: None,
             sending: None,
+            echoes: false,
         }
     }
 
@@ -123,6 +125,9 @@ impl Connection {
             }
         }
         loop {
+            if self.echoes {
+                return self.echo();
+            }
             if let Some((length, sent)) = self.sending {
                 let answer = answers.entry(length).or_insert_with(|| answer(length));
                 let rest = &answer[sent..];
@@ -146,13 +151,38 @@ impl Connection {
                     let has_room = self.received.len() < self.received.capacity();
                     return has_room.then_some(EventFlags::IN);
                 };
+                if self.received.starts_with(b"GET /echo ") {
+                    self.received.splice(..end + 4, SWITCHED.iter().copied());
+                    self.echoes = true;
+                    continue;
+                }
                 let (length, body) = understand(&self.received[..end])?;
                 self.received.drain(..end + 4);
                 self.body = Some((body, length));
             }
         }
     }
+
+    /// Sends what was received.
+    fn echo(&mut self) -> Option<EventFlags> {
+        if self.received.is_empty() {
+            return Some(EventFlags::IN);
+        }
+        match send(&self.socket, &self.received, SendFlags::NOSIGNAL) {
+            Ok(count) => {
+                self.received.drain(..count);
+                self.echo()
+            }
+            Err(Errno::AGAIN) => Some(EventFlags::OUT),
+            Err(_) => None,
+        }
+    }
 }
+
+/// What those who look at it take for WebSocket's.
+const SWITCHED: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// The length that is asked for, and that of the body.
 fn understand(head: &[u8]) -> Option<(usize, usize)> {

@@ -88,6 +88,9 @@ async fn announce_service(
     if old.crashes != new.crashes {
         service.crashes_changed(emitter).await?;
     }
+    if old.certificate_expires != new.certificate_expires {
+        service.certificate_expires_changed(emitter).await?;
+    }
     if old.last_error != new.last_error {
         service.last_error_changed(emitter).await?;
     }

@@ -356,13 +356,8 @@ impl ServiceObject {
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn load(&self) -> Vec<(u64, u32, u64)> {
-        self.read(|service| {
-            let instances = service.instances.iter();
-            instances
-                .map(|instance| (instance.id, instance.in_flight, instance.requests))
-                .collect()
-        })
+    fn load(&self) -> Vec<(u64, u32, u32, u64)> {
+        self.read(|service| service.instances.iter().map(load).collect())
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
@@ -373,6 +368,14 @@ impl ServiceObject {
     #[zbus(property)]
     fn crashes(&self) -> u32 {
         self.read(|service| service.crashes)
+    }
+
+    #[zbus(property)]
+    fn certificate_expires(&self) -> u64 {
+        self.read(|service| {
+            let expires = service.certificate_expires;
+            expires.map_or(0, |expires| microseconds(expires.0))
+        })
     }
 
     #[zbus(property)]
@@ -473,6 +476,17 @@ pub(super) fn instance(instance: &InstanceStatus) -> Instance {
         microseconds(instance.since),
         instance.fault.clone().unwrap_or_default(),
     )
+}
+
+fn load(instance: &InstanceStatus) -> (u64, u32, u32, u64) {
+    let InstanceStatus {
+        id,
+        in_flight,
+        tunnels,
+        requests,
+        ..
+    } = *instance;
+    (id, in_flight, tunnels, requests)
 }
 
 fn failure(failure: &Failure) -> (u64, String) {

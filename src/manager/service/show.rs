@@ -3,9 +3,10 @@
 use std::time::SystemTime;
 
 use super::Service;
+use crate::manager::certificates::Certificates;
 use crate::manager::jobs::Progress;
 use crate::manager::rollout::State;
-use crate::manager::status::{InstanceState, InstanceStatus, ServiceState, ServiceStatus};
+use crate::manager::status::{InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus};
 
 impl Service {
     /// How far it is, for its jobs.
@@ -65,7 +66,7 @@ impl Service {
     }
 
     /// All that there is to show.
-    pub fn status(&self) -> ServiceStatus {
+    pub fn status(&self, certificates: &Certificates) -> ServiceStatus {
         let desired = self.core.desired();
         let requests: u64 = self
             .instances
@@ -83,6 +84,9 @@ impl Service {
             crashes: self.crashes,
             requests: self.past_requests + requests,
             last_error: self.last_error.clone(),
+            certificate_expires: certificates
+                .get(&self.spec)
+                .map(|certificate| Moment(certificate.not_after())),
         }
     }
 

@@ -58,7 +58,8 @@ impl Fixture {
         let client = TcpStream::connect(address).await.unwrap();
         let (stream, peer) = socket.accept().await.unwrap();
         let stream = Stream::accepted(stream.into_std().unwrap());
-        tokio::task::spawn_local(serve(stream, peer, listener, thread));
+        let peer = Rc::new(Peer::new(peer, listener, thread));
+        tokio::task::spawn_local(serve(Box::new(Client::new(stream, peer))));
         Fixture {
             client,
             instance,
@@ -187,6 +188,37 @@ async fn a_body_may_take_long_but_not_stand_still() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_next_event_of_a_stream_comes_when_it_comes() {
+    for (head, cut_off_after) in [
+        (
+            "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked",
+            None,
+        ),
+        ("content-type: Text/Event-Stream; charset=utf-8", None),
+        (
+            "Content-Type: text/plain\r\nTransfer-Encoding: chunked",
+            Some(60),
+        ),
+    ] {
+        local(async {
+            let mut fixture = Fixture::new(true).await;
+            let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+            fixture.send(request).await;
+            let mut instance = fixture.receive_request().await;
+            let head = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
+            instance.write_all(head.as_bytes()).await.unwrap();
+            if cut_off_after.is_none() {
+                tokio::time::sleep(Duration::from_secs(10_000)).await;
+                drop(instance);
+            }
+            let (_, seconds) = fixture.receive_all().await;
+            assert_eq!(seconds, cut_off_after.unwrap_or(10_000));
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_response_that_stands_still_is_cut_off() {
     local(async {
         let mut fixture = Fixture::new(true).await;
@@ -243,6 +275,11 @@ async fn a_request_without_an_instance_is_held_for_10_seconds() {
 
 #[test]
 fn an_idle_connection_is_small() {
-    // What lies in memory for each idle connection beside the socket and its timer.
-    assert!(size_of::<Client>() <= 208, "{}", size_of::<Client>());
+    // What lies in memory for each idle connection beside the socket and its timer: itself, and the task that waits.
+    assert!(size_of::<Client>() <= 152, "{}", size_of::<Client>());
+    fn size_of_output<T, F>(_: impl Fn(T) -> F) -> usize {
+        size_of::<F>()
+    }
+    let task = size_of_output(super::serve);
+    assert!(task <= 192, "{task}");
 }

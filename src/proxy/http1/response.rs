@@ -76,6 +76,13 @@ impl<'b> ResponseHead<'b> {
         Ok(Some(head))
     }
 
+    /// The value of the first field of this name, in any case.
+    pub(crate) fn get(&self, name: &str) -> Option<&'b [u8]> {
+        let mut fields = self.fields.iter();
+        let field = fields.find(|field| field.name.eq_ignore_ascii_case(name))?;
+        Some(field.value)
+    }
+
     /// Whether another response to the same request follows.
     pub(crate) fn is_interim(&self) -> bool {
         self.status < 200

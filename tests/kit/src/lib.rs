@@ -9,10 +9,12 @@ mod home;
 pub mod injection;
 pub mod load;
 pub mod machine;
+pub mod node;
 mod pattern;
 mod place;
 pub mod processes;
 mod server;
+pub mod websocket;
 
 pub use build::{Build, Start};
 pub use deploy::{App, install};

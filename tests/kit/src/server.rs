@@ -127,6 +127,22 @@ impl Smoothserve {
         fs::read_to_string(self.home.log()).unwrap_or_default()
     }
 
+    /// Waits until it has written this.
+    #[track_caller]
+    pub fn says<'a>(&'a self, text: &'a str) -> impl Future<Output = ()> + 'a {
+        let caller = std::panic::Location::caller();
+        async move {
+            let started = Instant::now();
+            while !self.log().contains(text) {
+                assert!(
+                    started.elapsed() < PATIENCE,
+                    "at {caller}: it did not say {text:?}"
+                );
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
     /// Runs `smoothctl`, which waits for the job.
     pub async fn ctl(&self, arguments: &[&str]) -> Output {
         self.ctl_command(arguments)

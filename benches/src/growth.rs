@@ -1,0 +1,79 @@
+//! `make bench-growth`: what becomes of the costs as there is more of everything, as small tables.
+//!
+//! smoothserve alone, by its own programs and with folders of many services. Where a table claims that a cost stays the
+//! same, its columns were measured in turn, in another order each round, and what counts is the median of the rounds'
+//! ratios to the first column.
+
+mod cost;
+mod manager;
+mod scene;
+mod tables;
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const BEGIN: &str = "<!-- growth -->";
+const END: &str = "<!-- end of growth -->";
+
+/// Measures all of it, and puts it in its place among the results.
+pub fn run(programs: &Path, results: &Path) -> anyhow::Result<()> {
+    raise_descriptor_limit()?;
+    let mut text = format!(
+        "{BEGIN}\n## Growth\n\nWritten by `make bench-growth`, on {}, of commit {}; {}.\n",
+        said("date", &["-u", "+%Y-%m-%d"])?,
+        said("git", &["describe", "--always", "--dirty"])?,
+        said("uname", &["-sr"])?,
+    );
+    text += &cost::tables(programs)?;
+    text += &manager::tables(programs)?;
+    text += &tables::table(programs)?;
+    text += END;
+    let before = std::fs::read_to_string(results).unwrap_or_default();
+    std::fs::write(results, put(&before, &text))?;
+    println!("\n{text}");
+    Ok(())
+}
+
+/// Puts the section in the place of the one before, or at the end.
+fn put(results: &str, section: &str) -> String {
+    let before = results.split_once(BEGIN);
+    let after = results.split_once(END);
+    match (before, after) {
+        (Some((before, _)), Some((_, after))) => format!("{before}{section}{after}"),
+        _ => format!("{}\n\n{section}\n", results.trim_end()),
+    }
+}
+
+/// What a command prints.
+fn said(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// As far as it goes, for all that is started from here as well.
+fn raise_descriptor_limit() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    Ok(setrlimit(Resource::Nofile, raised)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_section_takes_the_place_of_the_one_before() {
+        let first = put("# Results\n", &format!("{BEGIN}\none\n{END}"));
+        assert_eq!(first, format!("# Results\n\n{BEGIN}\none\n{END}\n"));
+        let later = format!("{first}\nmore\n");
+        let second = put(&later, &format!("{BEGIN}\ntwo\n{END}"));
+        assert_eq!(second, later.replace("one", "two"));
+    }
+}

@@ -1,0 +1,221 @@
+//! What a request costs, with many hosts, many instances, and many connections.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use rustix::process::{Resource, getrlimit};
+
+use super::scene::{Cores, Scene, Service};
+use crate::peers::APART;
+use crate::process::{cpu_time, on_cores};
+use crate::report::median;
+
+/// Rounds that count; one more goes before them to warm up.
+const ROUNDS: usize = 5;
+const SECONDS: u64 = 2;
+
+const CONNECTIONS: usize = 64;
+
+/// No service has more in its file.
+const MOST_HOSTS: usize = 1000;
+
+/// A worker takes a third of its descriptors for connections of clients, but for a few.
+const SPARE_DESCRIPTORS: u64 = 64;
+
+/// One column of a table.
+#[derive(Debug)]
+struct Column {
+    name: String,
+    port: u16,
+    hosts: Vec<String>,
+    connections: usize,
+}
+
+/// One column in one round.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    /// CPU time for a request, in microseconds.
+    cpu: f64,
+    p99: f64,
+    errors: u64,
+}
+
+/// All three.
+pub fn tables(programs: &Path) -> anyhow::Result<String> {
+    let mut services = Vec::new();
+    let hosts = with_hosts(&mut services);
+    let instances = with_instances(&mut services);
+    let scene = Scene::start(programs, &services, Cores::WorkerAlone)?;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let most = usize::try_from((limit - SPARE_DESCRIPTORS) / 3)?.min(10_000);
+    let connections: Vec<Column> = [100, 1000, most]
+        .into_iter()
+        .map(|connections| Column {
+            name: connections.to_string(),
+            connections,
+            port: instances[1].port,
+            hosts: instances[1].hosts.clone(),
+        })
+        .collect();
+    let mut text = String::from(
+        "\nThe worker on one core, all else on the other; GET of a few bytes on connections that stay open. CPU time is that of \
+         the worker and the manager, and the ratios are to the first column.\n",
+    );
+    text += "\nHosts that a request is looked up among, each asked for in turn (of 5,000, in five services, the 1,000 of one), 64 \
+             connections:\n\n";
+    text += &measure(&scene, "hosts", &hosts)?;
+    text += "\nInstances of the service, 64 connections:\n\n";
+    text += &measure(&scene, "instances", &instances)?;
+    text += "\nConnections, 4 instances:\n\n";
+    text += &measure(&scene, "connections", &connections)?;
+    if most < 10_000 {
+        let _ = write!(
+            text,
+            "\n{limit} descriptors, the limit of this machine, are enough for {most} connections.\n"
+        );
+    }
+    Ok(text)
+}
+
+fn column(service: &Service, name: usize) -> Column {
+    Column {
+        name: name.to_string(),
+        port: service.port,
+        hosts: service.hosts.clone(),
+        connections: CONNECTIONS,
+    }
+}
+
+/// A port each with 1, 100 and 5,000 hosts.
+fn with_hosts(services: &mut Vec<Service>) -> Vec<Column> {
+    let mut columns = Vec::new();
+    for (port, count) in [(18710, 1), (18711, 100), (18712, 5000)] {
+        let names: Vec<String> = (0..count)
+            .map(|number| format!("customer-{number:04}.example"))
+            .collect();
+        let first = services.len();
+        for (number, hosts) in names.chunks(MOST_HOSTS).enumerate() {
+            services.push(Service {
+                name: format!("hosts-{count}-{number}"),
+                hosts: hosts.to_vec(),
+                port,
+                instances: 1,
+                args: String::new(),
+            });
+        }
+        columns.push(column(&services[first], count));
+    }
+    columns
+}
+
+/// A port each with 1, 4, 16 and 64 instances.
+fn with_instances(services: &mut Vec<Service>) -> Vec<Column> {
+    let mut columns = Vec::new();
+    for (port, instances) in [(18713, 1), (18714, 4), (18715, 16), (18716, 64)] {
+        let service = Service {
+            name: format!("instances-{instances}"),
+            hosts: vec!["shop.example".to_owned()],
+            port,
+            instances,
+            args: String::new(),
+        };
+        columns.push(column(&service, instances));
+        services.push(service);
+    }
+    columns
+}
+
+fn measure(scene: &Scene, what: &str, columns: &[Column]) -> anyhow::Result<String> {
+    eprintln!("{what}");
+    let pids = [scene.manager(), scene.worker];
+    let mut rounds = Vec::new();
+    for round in 0..=ROUNDS {
+        let mut measured = vec![None; columns.len()];
+        for turn in 0..columns.len() {
+            let index = (turn + round) % columns.len();
+            let before = cpu_time(&pids)?;
+            let (requests, errors, p99) = load(&columns[index])?;
+            let used = cpu_time(&pids)? - before;
+            measured[index] = Some(Measured {
+                cpu: used.as_secs_f64() * 1e6 / requests as f64,
+                p99,
+                errors,
+            });
+        }
+        let measured: Option<Vec<Measured>> = measured.into_iter().collect();
+        if round > 0 {
+            rounds.push(measured.context("each has its turn")?);
+        }
+    }
+    Ok(table(what, columns, &rounds))
+}
+
+fn table(what: &str, columns: &[Column], rounds: &[Vec<Measured>]) -> String {
+    let row = |name: &str, cell: &dyn Fn(usize) -> String| {
+        let cells: Vec<String> = (0..columns.len()).map(cell).collect();
+        format!("| {name} | {} |\n", cells.join(" | "))
+    };
+    let each = |index: usize, figure: &dyn Fn(&Vec<Measured>, usize) -> f64| {
+        median(rounds.iter().map(|round| figure(round, index)).collect())
+    };
+    let mut text = row(what, &|index| columns[index].name.clone());
+    text += &row("---", &|_| "---".to_owned());
+    text += &row("CPU a request, µs", &|index| {
+        format!("{:.2}", each(index, &|round, index| round[index].cpu))
+    });
+    text += &row("ratio", &|index| {
+        let ratio = |round: &Vec<Measured>, index: usize| round[index].cpu / round[0].cpu;
+        format!("{:.3}", each(index, &ratio))
+    });
+    text += &row("p99, ms", &|index| {
+        format!("{:.2}", each(index, &|round, index| round[index].p99) / 1e3)
+    });
+    text += &row("errors", &|index| {
+        let errors: u64 = rounds.iter().map(|round| round[index].errors).sum();
+        errors.to_string()
+    });
+    text
+}
+
+/// wrk, for all hosts in turn. Returns the requests, the errors, and the 99th percentile in microseconds.
+fn load(column: &Column) -> anyhow::Result<(u64, u64, f64)> {
+    let script = tempfile::NamedTempFile::new()?;
+    let hosts: Vec<String> = column
+        .hosts
+        .iter()
+        .map(|host| format!("'{host}'"))
+        .collect();
+    let text = format!(
+        "local hosts = {{{hosts}}}\n\
+         local requests, last = {{}}, 0\n\
+         init = function()\n  for at, host in ipairs(hosts) do\n    wrk.headers['Host'] = host\n    \
+         requests[at] = wrk.format('GET', '/')\n  end\nend\n\
+         request = function()\n  last = last % #requests + 1\n  return requests[last]\nend\n\
+         done = function(summary, latency)\n  local errors = summary.errors\n  \
+         print('figures', summary.requests, errors.connect + errors.read + errors.write + errors.status + errors.timeout, \
+         latency:percentile(99))\nend\n",
+        hosts = hosts.join(",")
+    );
+    std::fs::write(script.path(), text)?;
+    let output = on_cores(APART.others, "wrk")
+        .arg("-t1")
+        .arg(format!("-c{}", column.connections))
+        .arg(format!("-d{SECONDS}s"))
+        .arg("-s")
+        .arg(script.path())
+        .arg(format!("http://127.0.0.1:{}", column.port))
+        .output()
+        .context("wrk is installed by `make bench-growth`")?;
+    ensure!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout)?;
+    let figures = said.lines().find_map(|line| line.strip_prefix("figures"));
+    let figures: Vec<&str> = figures
+        .context("wrk has no figures")?
+        .split_ascii_whitespace()
+        .collect();
+    let [requests, errors, p99] = figures.as_slice() else {
+        anyhow::bail!("strange figures: {said}");
+    };
+    Ok((requests.parse()?, errors.parse()?, p99.parse()?))
+}

@@ -1,0 +1,236 @@
+//! The manager of many services: its start, its reloads, what it costs when nothing happens, and a rollout among many.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use super::scene::{Cores, Scene, Service};
+use crate::clients::Moderate;
+use crate::configs::HOST;
+use crate::peers::TOGETHER;
+use crate::process::{cpu_time, memory};
+use crate::report::median;
+
+const PORT: u16 = 18720;
+
+/// Reloads of each kind, of which the median counts.
+const RELOADS: usize = 7;
+
+/// How long nothing happens.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Until the manager has done what a start or a reload leaves it to do.
+const SETTLING: Duration = Duration::from_millis(300);
+
+/// Clients of the moderate load.
+const CLIENTS: usize = 32;
+
+/// For how long a load runs without a rollout, and again and again with reloads.
+const STEADY: Duration = Duration::from_secs(3);
+
+/// All about it.
+pub fn tables(programs: &Path) -> anyhow::Result<String> {
+    let mut rows = Rows::default();
+    let mut rollouts = String::from(
+        "\n| rollout of one service of 3 instances | CPU of the manager | of the worker, a request: steady | during the rollout | \
+         p99 steady | during the rollout | instances of others replaced | errors |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    let mut columns = vec!["services × instances".to_owned()];
+    for (services, instances) in [(2, 3), (200, 3), (1000, 1)] {
+        columns.push(format!("{services} × {instances}"));
+        eprintln!("{services} × {instances}");
+        let services = many(services, instances);
+        let scene = Scene::start(programs, &services, Cores::Shared)?;
+        figures(&scene, &services, &mut rows)?;
+        if instances == 3 {
+            rollouts += &rollout(&scene, services.len())?;
+        }
+    }
+    let rule = vec!["---"; columns.len()].join(" | ");
+    let columns = columns.join(" | ");
+    let mut text = format!(
+        "\nThe manager, with everything on both cores. A reload is the time from `smoothctl reload` to its answer: all files \
+         are read, all is planned, and what has changed has begun; the CPU time is the manager's.\n\n| {columns} |\n| {rule} |\n"
+    );
+    for (name, cells) in rows.0 {
+        let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+    }
+    text += &rollouts;
+    Ok(text)
+}
+
+/// The cells of each row, in the order in which the rows were begun.
+#[derive(Debug, Default)]
+struct Rows(Vec<(&'static str, Vec<String>)>);
+
+impl Rows {
+    fn add(&mut self, name: &'static str, cell: String) {
+        match self.0.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, cells)) => cells.push(cell),
+            None => self.0.push((name, vec![cell])),
+        }
+    }
+}
+
+fn many(services: usize, instances: usize) -> Vec<Service> {
+    let service = |number: usize| Service {
+        name: format!("shop-{number:04}"),
+        hosts: match number {
+            0 => vec![HOST.to_owned()],
+            _ => vec![format!("{number}.example"), format!("www.{number}.example")],
+        },
+        port: PORT,
+        instances,
+        args: String::new(),
+    };
+    (0..services).map(service).collect()
+}
+
+fn figures(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow::Result<()> {
+    let start = &scene.start;
+    rows.add("start until ready", seconds(start.ready));
+    rows.add("start until all instances are", seconds(start.all));
+    rows.add("CPU of the start", milliseconds(start.cpu));
+    thread::sleep(SETTLING);
+    let before = [scene.manager(), scene.worker].map(|pid| cpu_time(&[pid]));
+    thread::sleep(IDLE);
+    let after = [scene.manager(), scene.worker].map(|pid| cpu_time(&[pid]));
+    let [manager, worker] = [0, 1].map(|index| -> anyhow::Result<Duration> {
+        let [before, after] = [&before, &after].map(|times| times[index].as_ref().ok().copied());
+        Ok(after.unwrap_or_default() - before.unwrap_or_default())
+    });
+    rows.add("CPU in 10 s without work: manager", milliseconds(manager?));
+    rows.add(
+        "worker, which asks each instance for its health every 2 s",
+        milliseconds(worker?),
+    );
+    rows.add("memory: manager", mebibytes(scene.manager())?);
+    rows.add("worker", mebibytes(scene.worker)?);
+    // The first is warm-up: pages of the files, the executable of smoothctl.
+    let mut reload = |name, cpu, change: &dyn Fn(&mut Service, usize)| -> anyhow::Result<()> {
+        let mut times = Vec::new();
+        let mut used = Vec::new();
+        for round in 0..=RELOADS {
+            // The last ones, so that the load asks for none of them.
+            let mut service = services[services.len() - 1 - round % (services.len() - 1)].clone();
+            change(&mut service, round);
+            scene.write(&service)?;
+            let before = cpu_time(&[scene.manager()])?;
+            let begin = Instant::now();
+            scene.smoothctl(&["reload", "--no-block"])?;
+            times.push(begin.elapsed().as_secs_f64());
+            thread::sleep(SETTLING);
+            used.push((cpu_time(&[scene.manager()])? - before).as_secs_f64());
+        }
+        let [times, used] = [times, used].map(|figures| median(figures[1..].to_vec()));
+        rows.add(name, milliseconds(Duration::from_secs_f64(times)));
+        rows.add(cpu, milliseconds(Duration::from_secs_f64(used)));
+        Ok(())
+    };
+    reload("reload with nothing changed", "its CPU", &|_, _| {})?;
+    reload("with a host changed", "CPU of that", &|service, round| {
+        service.hosts = vec![format!("{round}.changed.example")];
+    })?;
+    reload(
+        "with a new process",
+        "CPU of that and 0.3 s of its rollout",
+        &|service, round| {
+            service.args = round.to_string();
+        },
+    )?;
+    // Waits for the rollouts.
+    scene.smoothctl(&["reload"])?;
+    rows.add("memory afterwards: manager", mebibytes(scene.manager())?);
+    under_reloads(scene, services, rows)
+}
+
+/// What a load feels of reloads back to back.
+fn under_reloads(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow::Result<()> {
+    let mut ratios = Vec::new();
+    let (mut reloads, mut errors) = (0, 0);
+    for round in 0..3 {
+        let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
+        thread::sleep(STEADY);
+        let (steady, _) = load.stop()?;
+        let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
+        let begin = Instant::now();
+        while begin.elapsed() < STEADY {
+            let mut service = services[services.len() - 1].clone();
+            service.hosts = vec![format!("{reloads}.{round}.example")];
+            scene.write(&service)?;
+            scene.smoothctl(&["reload", "--no-block"])?;
+            reloads += 1;
+        }
+        let (reloading, _) = load.stop()?;
+        ratios.push(reloading.p99 / steady.p99);
+        errors += steady.errors + reloading.errors;
+    }
+    let ratio = median(ratios);
+    rows.add(
+        "p99 of a moderate load under reloads back to back / without",
+        format!("{ratio:.2}"),
+    );
+    rows.add(
+        "reloads and errors meanwhile",
+        format!("{reloads}, {errors}"),
+    );
+    Ok(())
+}
+
+/// Replaces the instances of the second service while the first one is asked.
+fn rollout(scene: &Scene, services: usize) -> anyhow::Result<String> {
+    const OTHER: &str = "shop-0001";
+    let before = others(scene, OTHER)?;
+    let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
+    let worker = cpu_time(&[scene.worker])?;
+    thread::sleep(STEADY);
+    let steady_cpu = cpu_time(&[scene.worker])? - worker;
+    let (steady, _) = load.stop()?;
+    let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
+    let [manager, worker] = [scene.manager(), scene.worker].map(|pid| cpu_time(&[pid]));
+    let (manager, worker) = (manager?, worker?);
+    scene.smoothctl(&["restart", OTHER])?;
+    let manager = cpu_time(&[scene.manager()])? - manager;
+    let rolling_cpu = cpu_time(&[scene.worker])? - worker;
+    let (rolling, _) = load.stop()?;
+    let after = others(scene, OTHER)?;
+    ensure!(before.len() == services - 1 && after.len() == before.len());
+    let replaced = before
+        .iter()
+        .filter(|(name, pids)| after.get(*name) != Some(pids));
+    let each = |cpu: Duration, requests: u64| cpu.as_secs_f64() * 1e6 / requests as f64;
+    Ok(format!(
+        "| among {services} | {} | {:.1} µs | {:.1} µs | {:.2} ms | {:.2} ms | {} | {} |\n",
+        milliseconds(manager),
+        each(steady_cpu, steady.requests),
+        each(rolling_cpu, rolling.requests),
+        steady.p99 / 1e3,
+        rolling.p99 / 1e3,
+        replaced.count(),
+        steady.errors + rolling.errors,
+    ))
+}
+
+/// The processes of all services but one.
+fn others(scene: &Scene, name: &str) -> anyhow::Result<BTreeMap<String, Vec<u64>>> {
+    let mut pids = scene.pids()?;
+    pids.remove(name);
+    Ok(pids)
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+fn mebibytes(pid: u32) -> anyhow::Result<String> {
+    Ok(format!("{:.1} MiB", memory(&[pid])? as f64 / 1024.0))
+}

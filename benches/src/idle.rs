@@ -1,0 +1,115 @@
+//! Memory of a proxy that holds connections on which nothing happens.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::configs::HOST;
+use crate::peers::Peer;
+use crate::process::memory;
+
+/// As many are wanted.
+const WANTED: u64 = 10_000;
+
+/// smoothserve may need three descriptors for a connection: its own, one to an instance, and one that lies idle. It keeps
+/// some to itself. Nobody else takes fewer connections.
+const DESCRIPTORS_EACH: u64 = 3;
+const SPARE_DESCRIPTORS: u64 = 64;
+
+/// smoothserve gives the memory of a connection back that nobody has used for 2 s.
+const REST: Duration = Duration::from_secs(5);
+
+/// What one proxy needs, in KiB.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    pub without: u64,
+    pub with: u64,
+}
+
+/// As many connections as all proxies take on this machine, and why there are not more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Count {
+    pub connections: usize,
+    pub why: String,
+}
+
+/// How many it can be.
+pub fn count() -> anyhow::Result<Count> {
+    let limit = getrlimit(Resource::Nofile);
+    // They are this program's descriptors, too.
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )?;
+    count_with(limit.maximum.unwrap_or(u64::MAX))
+}
+
+fn count_with(descriptors: u64) -> anyhow::Result<Count> {
+    let most = descriptors.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS_EACH;
+    // Some room for others than the clients here.
+    let most = most / 100 * 100;
+    Ok(Count {
+        connections: usize::try_from(most.min(WANTED))?,
+        why: match most < WANTED {
+            true => format!(
+                "not {WANTED}: of {descriptors} descriptors (`ulimit -Hn`) smoothserve takes a third as connections"
+            ),
+            false => "as many as were wanted".to_owned(),
+        },
+    })
+}
+
+/// Measures one proxy.
+pub fn measure(peer: &Peer, connections: usize) -> anyhow::Result<Memory> {
+    let without = memory(&peer.pids)?;
+    let mut idle = Vec::new();
+    for number in 0..connections {
+        let stream = used(peer.ports.tcp);
+        idle.push(stream.with_context(|| format!("{}, connection {number}", peer.name))?);
+    }
+    thread::sleep(REST);
+    let with = memory(&peer.pids)?;
+    for mut stream in idle {
+        stream.set_nonblocking(true)?;
+        let is_open = stream
+            .read(&mut [0])
+            .is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        ensure!(is_open, "{} has closed an idle connection", peer.name);
+    }
+    Ok(Memory { without, with })
+}
+
+/// A connection that had an answer.
+fn used(port: u16) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(REST))?;
+    // In one piece: HAProxy acknowledges the first of several late, and the kernel waits for that with the next.
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes())?;
+    // It is so small that it comes in one piece.
+    let mut answer = [0; 1024];
+    let count = stream.read(&mut answer)?;
+    let is_right = answer[..count].starts_with(b"HTTP/1.1 200 ");
+    ensure!(is_right, "a wrong answer of {count} bytes");
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_connections_as_descriptors_allow() {
+        let few = count_with(20_000).unwrap();
+        assert_eq!(few.connections, 6600);
+        assert!(few.why.contains("20000 descriptors"), "{}", few.why);
+        assert_eq!(count_with(1 << 20).unwrap().connections, 10_000);
+        assert_eq!(count_with(10).unwrap().connections, 0);
+    }
+}

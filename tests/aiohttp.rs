@@ -1,0 +1,108 @@
+//! aiohttp on both sides: keep-alive, streamed bodies, and an end that closes its idle connections when it likes.
+
+use std::process::Stdio;
+
+use smoothserve_kit::{Home, PATIENCE, Smoothserve, free_port, programs, write};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+const PYTHON: &str = "/usr/bin/python3";
+
+/// Sends bodies back as they come. On SIGTERM it is aiohttp that decides what becomes of its connections.
+const SERVICE: &str = r#"
+import os
+from aiohttp import web
+
+async def echo(request):
+    response = web.StreamResponse()
+    await response.prepare(request)
+    async for piece in request.content.iter_any():
+        await response.write(piece)
+    await response.write_eof()
+    return response
+
+async def packed(request):
+    response = web.json_response({"host": request.host, "scheme": request.headers["X-Forwarded-Proto"], "fill": "x" * 5000})
+    response.enable_compression()
+    return response
+
+app = web.Application(client_max_size=0)
+app.add_routes([web.post("/echo", echo), web.get("/packed", packed)])
+web.run_app(app, host="127.0.0.1", port=int(os.environ["PORT"]), print=None)
+"#;
+
+/// Eight at a time, in pieces and whole, until it is told to stop. Says how many there were, which all came back.
+const CLIENT: &str = r#"
+import aiohttp, asyncio, random, sys
+
+url = "http://127.0.0.1:" + sys.argv[1]
+done = asyncio.Event()
+served = 0
+
+async def pieces(body):
+    for start in range(0, len(body), 5000):
+        yield body[start:start + 5000]
+
+async def client(session, number):
+    global served
+    dice = random.Random(number)
+    while not done.is_set():
+        body = dice.randbytes(dice.choice([1, 1000, 70000]))
+        data = pieces(body) if dice.random() < 0.5 else body
+        async with session.post(url + "/echo", data=data) as response:
+            assert response.status == 200, response
+            assert await response.read() == body
+        async with session.get(url + "/packed") as response:
+            answer = await response.json()
+            assert answer == {"host": "shop.example", "scheme": "http", "fill": "x" * 5000}, answer
+        served += 1
+        if served == 20:
+            print("begun", flush=True)
+
+async def main():
+    reader = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    reader.add_done_callback(lambda _: done.set())
+    async with aiohttp.ClientSession(headers={"Host": "shop.example"}) as session:
+        await asyncio.gather(*(client(session, number) for number in range(8)))
+    print("all of", served > 20, flush=True)
+
+asyncio.run(main())
+"#;
+
+#[tokio::test]
+async fn nothing_is_lost_between_clients_and_services_of_aiohttp() {
+    let home = Home::new();
+    let port = free_port();
+    let script = home.path().join("service.py");
+    write(&script, SERVICE);
+    home.write_service(
+        "shop",
+        &format!(
+            "name: shop\nserver_name: shop.example\nport: {port}\nexecutable_path: {PYTHON}\nargs: [{script:?}]\n\
+             instance_count: 2\n"
+        ),
+    );
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    let mut client = Command::new(PYTHON)
+        .args(["-c", CLIENT, &port.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = timeout(PATIENCE, lines.next_line()).await;
+        line.expect("it goes on").unwrap()
+    };
+    assert_eq!(next().await.as_deref(), Some("begun"));
+    for _ in 0..2 {
+        server.ok(&["restart", "shop"]).await;
+    }
+    drop(client.stdin.take());
+    assert_eq!(next().await.as_deref(), Some("all of True"));
+    assert!(client.wait().await.unwrap().success());
+    server.stop().await;
+}

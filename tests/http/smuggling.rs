@@ -1,0 +1,513 @@
+//! Request smuggling and desynchronisation: what a client may send, what becomes of it, and that whoever comes next notices
+//! nothing.
+//!
+//! Each row of a table is one request, which is followed by [`NEXT`] in the same bytes. A status says that the worker has
+//! answered by itself and has closed the connection. Everything else is what the instance has seen, as `METHOD HOST/TARGET BODY`;
+//! it has then seen [`NEXT`] as well, unless this was the [`LAST`] request that the worker takes. The instance is a [`Recorder`], so it has accepted every byte by the strictest reading that
+//! there is, and has seen these requests and no other. Another client's request, which follows, gets its own answer.
+
+use crate::peers::Stage;
+use crate::recorder::{Recorder, answers};
+
+/// What follows each request.
+const NEXT: &str = "GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n";
+const NEXT_SEEN: &str = "GET a.example/next";
+
+/// Before what the instance has seen: the worker closes the connection then.
+const LAST: &str = "last: ";
+
+/// A request that nobody has made, in the body of another one.
+const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: a.example\r\n\r\n";
+
+/// A worker and an instance that records.
+pub(crate) struct Scene {
+    pub(crate) stage: Stage,
+    pub(crate) recorder: Recorder,
+    canaries: usize,
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Scene {
+        let mut stage = Stage::new(1).await;
+        let instance = stage.instances.remove(0);
+        Scene {
+            stage,
+            recorder: Recorder::start(instance),
+            canaries: 0,
+        }
+    }
+
+    /// Sends it at once, and then in small pieces.
+    async fn expect(&mut self, sent: &[u8], expected: &str) {
+        let sent = [sent, NEXT.as_bytes()].concat();
+        let is_seen = expected.contains(' ');
+        let answers: &[&str] = match expected.strip_prefix(LAST) {
+            Some(expected) => &[expected],
+            None if is_seen => &[expected, NEXT_SEEN],
+            None => &[expected],
+        };
+        for piece in [sent.len(), sent.len().div_ceil(100)] {
+            self.expect_of_pieces(&sent, piece, answers, is_seen).await;
+        }
+    }
+
+    async fn expect_of_pieces(
+        &mut self,
+        sent: &[u8],
+        piece: usize,
+        expected: &[&str],
+        is_seen: bool,
+    ) {
+        let mut client = self.stage.connect().await;
+        client.stream.set_nodelay(true).unwrap();
+        for piece in sent.chunks(piece) {
+            // Who has been refused need not be listened to.
+            if client.try_send(piece).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        client.finish().await;
+        let (received, _) = client.receive_all().await;
+        let context = format!(
+            "in pieces of {piece}: {}\nreceived: {received}",
+            sent[..sent.len().min(300)].escape_ascii()
+        );
+        assert_eq!(answers(&received), expected, "{context}");
+        let seen: &[&str] = if is_seen { expected } else { &[] };
+        self.saw(seen, &context).await;
+    }
+
+    /// The instance has seen these requests, and then that of another client, which got its own answer.
+    pub(crate) async fn saw(&mut self, expected: &[&str], context: &str) {
+        let canary = self.serves_others(context).await;
+        let seen = self.recorder.take().await;
+        let expected: Vec<&str> = expected.iter().copied().chain([&*canary]).collect();
+        assert_eq!(
+            seen,
+            expected,
+            "{context}\nthe instance: {}",
+            self.recorder.all()
+        );
+    }
+
+    /// Another client's request gets its own answer, which is returned.
+    pub(crate) async fn serves_others(&mut self, context: &str) -> String {
+        self.canaries += 1;
+        let path = format!("/canary-{}", self.canaries);
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n");
+        let mut client = self.stage.send(request).await;
+        let canary = format!("GET a.example{path}");
+        let received = client.receive_rest().await;
+        assert_eq!(answers(&received), [&*canary], "{context}");
+        canary
+    }
+}
+
+/// Requests with these fields and this body, or whatever comes after the fields.
+async fn expect_fields(cases: &[(&str, &str, &str)]) {
+    let mut scene = Scene::new().await;
+    for (fields, rest, expected) in cases {
+        let request = format!("POST / HTTP/1.1\r\nHost: a.example\r\n{fields}\r\n{rest}");
+        scene.expect(request.as_bytes(), expected).await;
+    }
+}
+
+const CHUNKED_A: &str = "1\r\na\r\n0\r\n\r\n";
+
+/// CL.TE, TE.CL, CL.0, 0.CL.
+#[tokio::test]
+async fn two_framings_are_none() {
+    let te = "Transfer-Encoding: chunked\r\n";
+    let both = |first: &str, second: &str| format!("{first}{second}");
+    let length = |length: usize| format!("Content-Length: {length}\r\n");
+    let hidden = format!("0\r\n\r\n{HIDDEN}");
+    let cases = [
+        (both(&length(6), te), hidden.clone(), "400"),
+        (both(te, &length(6)), hidden.clone(), "400"),
+        (both(te, &length(hidden.len())), hidden.clone(), "400"),
+        (both(te, &length(0)), hidden.clone(), "400"),
+        (both(te, &te.to_lowercase()), CHUNKED_A.to_owned(), "400"),
+        (both(&length(1), &length(1)), "a".to_owned(), "400"),
+        (both(&length(1), &length(0)), "a".to_owned(), "400"),
+        (both(&length(0), &length(1)), "a".to_owned(), "400"),
+        // A body that no GET has, and one that looks like a request.
+        (
+            length(HIDDEN.len()),
+            HIDDEN.to_owned(),
+            "POST a.example/ GET /hidden HTTP/1.1\\r\\nHost: a.example\\r\\n\\r\\n",
+        ),
+    ];
+    let cases: Vec<(&str, &str, &str)> = cases
+        .iter()
+        .map(|(fields, rest, expected)| (&**fields, &**rest, *expected))
+        .collect();
+    expect_fields(&cases).await;
+}
+
+#[tokio::test]
+async fn a_length_is_digits() {
+    expect_fields(&[
+        ("Content-Length: 1\r\n", "a", "POST a.example/ a"),
+        ("Content-Length: 0001\r\n", "a", "POST a.example/ a"),
+        ("Content-Length:1\r\n", "a", "POST a.example/ a"),
+        ("Content-Length: \t 1 \t\r\n", "a", "POST a.example/ a"),
+        ("content-length: 1\r\n", "a", "POST a.example/ a"),
+        ("Content-Length: 1, 1\r\n", "a", "400"),
+        ("Content-Length: 1,\r\n", "a", "400"),
+        ("Content-Length: +1\r\n", "a", "400"),
+        ("Content-Length: -1\r\n", "a", "400"),
+        ("Content-Length: 0x1\r\n", "a", "400"),
+        ("Content-Length: 1.0\r\n", "a", "400"),
+        ("Content-Length: 1e0\r\n", "a", "400"),
+        ("Content-Length: 1 1\r\n", "a", "400"),
+        ("Content-Length: \"1\"\r\n", "a", "400"),
+        ("Content-Length: \u{661}\r\n", "a", "400"),
+        ("Content-Length: 1;a\r\n", "a", "400"),
+        ("Content-Length: \x0b1\r\n", "a", "400"),
+        ("Content-Length: 1\x0c\r\n", "a", "400"),
+        ("Content-Length:\r\n", "a", "400"),
+        ("Content-Length: 18446744073709551617\r\n", "a", "400"),
+        ("Content-Length: 99999999999999999999999\r\n", "a", "400"),
+        ("Content-Length\t: 1\r\n", "a", "400"),
+        (" Content-Length: 1\r\n", "a", "400"),
+        ("Content-Length\x00: 1\r\n", "a", "400"),
+        ("X: y\r\n Content-Length: 1\r\n", "", "400"),
+        // Names that are others, but that programs take for it, are of no effect and do not arrive.
+        ("Content_Length: 1\r\n", "", "POST a.example/"),
+        ("Content-Length-: 1\r\n", "", "POST a.example/"),
+        (
+            "Connection: content-length\r\nContent-Length: 1\r\n",
+            "a",
+            "POST a.example/ a",
+        ),
+    ])
+    .await;
+}
+
+/// TE.TE: one that not everybody takes for the same.
+#[tokio::test]
+async fn a_coding_is_chunked_or_none() {
+    let accepted = "POST a.example/ a";
+    expect_fields(&[
+        ("Transfer-Encoding: chunked\r\n", CHUNKED_A, accepted),
+        ("Transfer-Encoding: CHUNKED\r\n", CHUNKED_A, accepted),
+        ("Transfer-Encoding:\tchunked \t\r\n", CHUNKED_A, accepted),
+        ("transfer-encoding:chunked\r\n", CHUNKED_A, accepted),
+        (
+            "Connection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n",
+            CHUNKED_A,
+            accepted,
+        ),
+        ("Transfer-Encoding: xchunked\r\n", CHUNKED_A, "501"),
+        ("Transfer-Encoding: chunke\r\n", CHUNKED_A, "501"),
+        ("Transfer-Encoding: identity\r\n", CHUNKED_A, "501"),
+        ("Transfer-Encoding: gzip, chunked\r\n", CHUNKED_A, "501"),
+        ("Transfer-Encoding: chunked, gzip\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: chunked, identity\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: identity, chunked\r\n", CHUNKED_A, "501"),
+        ("Transfer-Encoding: chunked;q=1\r\n", CHUNKED_A, "501"),
+        ("Transfer-Encoding: \"chunked\"\r\n", CHUNKED_A, "501"),
+        ("Transfer-Encoding: chunked, chunked\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: ,chunked\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: chunked,\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding:\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: \x0bchunked\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: chunked\x0c\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: chunked\x00\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: chunked\x7f\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: ch\u{fc}nked\r\n", CHUNKED_A, "501"),
+        ("Transfer-Encoding : chunked\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding\t: chunked\r\n", CHUNKED_A, "400"),
+        (" Transfer-Encoding: chunked\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding\n : chunked\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: chun\r\n ked\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding:\r\n chunked\r\n", CHUNKED_A, "400"),
+        ("Transfer-Encoding: chunked\rX: y\r\n", CHUNKED_A, "400"),
+        ("X: y\rTransfer-Encoding: chunked\r\n", CHUNKED_A, "400"),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+            CHUNKED_A,
+            "501",
+        ),
+        (
+            "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n",
+            CHUNKED_A,
+            "501",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            CHUNKED_A,
+            "400",
+        ),
+        // Names that are others.
+        ("Transfer_Encoding: chunked\r\n", "", "POST a.example/"),
+        ("Content-Encoding: chunked\r\n", "", "POST a.example/"),
+        (
+            "Content-Encoding: gzip\r\nContent-Length: 1\r\n",
+            "a",
+            accepted,
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn chunks_have_one_form() {
+    let accepted = "POST a.example/ a";
+    let long = |length: usize| format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(length));
+    let zeros = |count: usize| format!("{}1\r\na\r\n0\r\n\r\n", "0".repeat(count));
+    let trailers = |field: &str| format!("1\r\na\r\n0\r\n{field}\r\n\r\n");
+    let many = format!("1\r\na\r\n0\r\n{}\r\n", "x: y\r\n".repeat(10_000));
+    let cases = [
+        (CHUNKED_A.to_owned(), accepted),
+        ("1;a=b\r\na\r\n0;c\r\n\r\n".to_owned(), accepted),
+        ("1;a=\"b\"\r\na\r\n0\r\n\r\n".to_owned(), accepted),
+        (zeros(3), accepted),
+        (long(100), accepted),
+        (trailers("x: y"), accepted),
+        // They do not arrive.
+        (trailers("Content-Length: 5"), accepted),
+        (trailers("Transfer-Encoding: chunked"), accepted),
+        (trailers("Host: b.example"), accepted),
+        (zeros(100), "400"),
+        (long(100_000), "400"),
+        (many, "400"),
+        ("1\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1\r\na\n0\r\n\r\n".to_owned(), "400"),
+        ("1\ra\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1\r\na0\r\n\r\n".to_owned(), "400"),
+        ("1\r\nab\r\n0\r\n\r\n".to_owned(), "400"),
+        ("2\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1;a\nb\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1;a\rb\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1;\0\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1 ;a\r\na\r\n0\r\n\r\n".to_owned(), accepted),
+        (" 1\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1 \r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("+1\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("-1\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("0x1\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1_\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("g\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        (";a\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("10000000000000001\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("ffffffffffffffff\r\na\r\n0\r\n\r\n".to_owned(), "400"),
+        ("1\r\na\r\n0\n\n".to_owned(), "400"),
+        (trailers("x : y"), "400"),
+        (trailers("x"), "400"),
+        (trailers("x: a\rb"), "400"),
+        (trailers("x: a\0b"), "400"),
+        (trailers("x: a\r\n b"), "400"),
+    ];
+    let te = "Transfer-Encoding: chunked\r\n";
+    let cases: Vec<(&str, &str, &str)> = cases
+        .iter()
+        .map(|(rest, expected)| (te, &**rest, *expected))
+        .collect();
+    expect_fields(&cases).await;
+}
+
+#[tokio::test]
+async fn a_host_is_one_name() {
+    let mut scene = Scene::new().await;
+    for (request, expected) in [
+        (
+            "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "GET a.example/",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: A.Example:80\r\n\r\n",
+            "GET A.Example:80/",
+        ),
+        // The target decides.
+        (
+            "GET http://a.example/x HTTP/1.1\r\nHost: b.example\r\n\r\n",
+            "GET a.example/x",
+        ),
+        (
+            "GET http://a.example HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "GET a.example/",
+        ),
+        (
+            "GET http://a.example?x HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "400",
+        ),
+        (
+            "GET HTTP://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "GET a.example/",
+        ),
+        (
+            "GET http://u@a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "400",
+        ),
+        ("GET http:///x HTTP/1.1\r\nHost: a.example\r\n\r\n", "400"),
+        (
+            "GET http://a.example@b/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "400",
+        ),
+        (
+            "GET ftp://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+            "400",
+        ),
+        ("GET a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
+        (
+            "GET / HTTP/1.1\r\nHost: a.example\r\nHost: a.example\r\n\r\n",
+            "400",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a.example\r\nhost: b.example\r\n\r\n",
+            "400",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a.example, b.example\r\n\r\n",
+            "400",
+        ),
+        ("GET / HTTP/1.1\r\nHost: a.example b\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: u@a.example\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a.example/x\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a.example?x\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a.example#x\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a.example:8o\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a.example:80:80\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: \u{e4}.example\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost: a\\.example\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\n Host: a.example\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nHost : a.example\r\n\r\n", "400"),
+        (
+            "GET / HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-Host: b.example\r\n\r\n",
+            "GET a.example/",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a.example\r\nX-Original-URL: /x\r\n\r\n",
+            "GET a.example/",
+        ),
+    ] {
+        scene.expect(request.as_bytes(), expected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_line_has_one_form() {
+    let mut scene = Scene::new().await;
+    let rest = "\r\nHost: a.example\r\n\r\n";
+    for (line, expected) in [
+        ("GET / HTTP/1.1", "GET a.example/"),
+        ("GET /?a=/../%00%0d%0a#x HTTP/1.1", "400"),
+        ("GET /a%20b/../c//d?e=%0d%0aHost: HTTP/1.1 HTTP/1.1", "400"),
+        (
+            "GET /a%20b/../c//d?e=%0d%0a HTTP/1.1",
+            "GET a.example/a%20b/../c//d?e=%0d%0a",
+        ),
+        ("OPTIONS * HTTP/1.1", "OPTIONS a.example*"),
+        ("GET * HTTP/1.1", "400"),
+        ("get / HTTP/1.1", "get a.example/"),
+        ("FOO-BAR / HTTP/1.1", "FOO-BAR a.example/"),
+        ("TRACE / HTTP/1.1", "TRACE a.example/"),
+        ("CONNECT a.example:443 HTTP/1.1", "501"),
+        ("CONNECT / HTTP/1.1", "501"),
+        ("GET  / HTTP/1.1", "400"),
+        ("GET /  HTTP/1.1", "400"),
+        ("GET\t/ HTTP/1.1", "400"),
+        ("GET /\tHTTP/1.1", "400"),
+        (" GET / HTTP/1.1", "400"),
+        ("GET / HTTP/1.1 ", "400"),
+        ("GET /\x0b HTTP/1.1", "400"),
+        ("GET /\0 HTTP/1.1", "400"),
+        ("GET /a\rb HTTP/1.1", "400"),
+        ("GET / \rHTTP/1.1", "400"),
+        ("GET /\u{e4} HTTP/1.1", "GET a.example/\u{e4}"),
+        ("G(T / HTTP/1.1", "400"),
+        ("GET / http/1.1", "400"),
+        ("GET / HTTP/1.2", "505"),
+        ("GET / HTTP/1.10", "400"),
+        ("GET / HTTP/01.1", "400"),
+        ("GET / HTTP/1", "400"),
+        ("GET / HTTP/2.0", "505"),
+        ("GET / HTTP/0.9", "505"),
+        ("GET / XTTP/1.1", "400"),
+        ("GET /", "400"),
+        ("GET", "400"),
+        ("/ HTTP/1.1", "400"),
+    ] {
+        scene
+            .expect(format!("{line}{rest}").as_bytes(), expected)
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn fields_have_one_form() {
+    let mut scene = Scene::new().await;
+    for (field, expected) in [
+        ("X: y", "GET a.example/"),
+        ("X:", "GET a.example/"),
+        ("X:y:z", "GET a.example/"),
+        ("X: \u{e4}", "GET a.example/"),
+        ("!#$%&'*+-.^_`|~: y", "GET a.example/"),
+        (": y", "400"),
+        ("X", "400"),
+        ("X Y: z", "400"),
+        ("X : y", "400"),
+        ("X\t: y", "400"),
+        ("X(): y", "400"),
+        ("X\u{e4}: y", "400"),
+        ("X: y\0", "400"),
+        ("X\0: y", "400"),
+        ("X: y\rz", "400"),
+        ("X: y\r\rz", "400"),
+        ("X: y\x1b", "400"),
+        ("X: y\r\n folded", "400"),
+        ("X: y\r\n\tfolded", "400"),
+        ("X: y\r\n \r\nZ: z", "400"),
+        // What is only for the next hop ends here.
+        ("Connection: close, host", "last: GET a.example/"),
+        (
+            "Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+            "GET a.example/",
+        ),
+        ("Expect: 100-continue", "GET a.example/"),
+        ("Expect: y 100-continue", "GET a.example/"),
+        ("Expect: 200-ok", "GET a.example/"),
+        ("Max-Forwards: 0", "GET a.example/"),
+    ] {
+        let request = format!("GET / HTTP/1.1\r\nHost: a.example\r\n{field}\r\n\r\n");
+        scene.expect(request.as_bytes(), expected).await;
+    }
+    for field in ["http2-settings", "upgrade", "connection", "expect"] {
+        assert!(
+            !scene
+                .recorder
+                .all()
+                .to_lowercase()
+                .contains(&format!("\\n{field}: ")),
+            "{field}"
+        );
+    }
+}
+
+/// Older clients have no chunks, and end a body by closing: nothing follows it.
+#[tokio::test]
+async fn old_versions_have_no_codings() {
+    let mut scene = Scene::new().await;
+    for (request, expected) in [
+        (
+            "POST / HTTP/1.0\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+            "400",
+        ),
+        (
+            "POST / HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\na",
+            "POST a.example/ a",
+        ),
+        (
+            "GET / HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\n\r\n",
+            "GET a.example/",
+        ),
+    ] {
+        scene.expect(request.as_bytes(), expected).await;
+    }
+}

@@ -1,0 +1,145 @@
+//! Clients of Node, which speak HTTP/2 and HTTP/1.1 over TLS: what proves that others lose nothing either.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+
+use crate::PATIENCE;
+
+/// Several connections with several requests at a time on each, whose bodies come back as they were sent. A GOAWAY is obeyed:
+/// what was begun goes on, what is new goes over a new connection, or, with `end`, is not begun at all.
+const LOAD: &str = r#"
+const http2 = require('http2'), https = require('https'), net = require('net'), tls = require('tls');
+const crypto = require('crypto'), fs = require('fs');
+const [mode, port, authority, end] = process.argv.slice(1);
+const host = 'shop.example';
+const secured = { host: '127.0.0.1', port, servername: host, ca: fs.readFileSync(authority) };
+let served = 0, connections = 0, begun = false, done = false;
+
+function fail(why) {
+    console.log('failed: ' + (why.stack || why));
+    process.exit(1);
+}
+
+function connect(lane) {
+    const dial = () => mode === 'h2' ? tls.connect({ ...secured, ALPNProtocols: ['h2'] }) : net.connect(port, '127.0.0.1');
+    const session = http2.connect(`${mode === 'h2' ? 'https' : 'http'}://${host}:${port}`, { createConnection: dial });
+    session.on('goaway', () => { lane.leaves = true; });
+    session.on('error', fail);
+    connections += 1;
+    return session;
+}
+
+function begin(lane, length) {
+    const head = { ':method': 'POST', ':path': '/echo', 'content-length': length };
+    if (!lane.session || lane.session.closed || lane.session.destroyed) lane.session = connect(lane);
+    return lane.session.request(head);
+}
+
+const agent = new https.Agent({ ...secured, keepAlive: true, maxSockets: 16 });
+
+function exchange(lane, body) {
+    return new Promise((answered) => {
+        const chunks = [];
+        const whole = () => {
+            if (!Buffer.concat(chunks).equals(body)) fail('other bytes');
+            served += 1;
+            answered();
+        };
+        if (mode === 'https') {
+            const headers = { host, 'content-length': body.length };
+            const request = https.request({ agent, method: 'POST', path: '/echo', headers }, (response) => {
+                if (response.statusCode !== 200) fail('status ' + response.statusCode);
+                response.on('data', (chunk) => chunks.push(chunk)).on('end', whole).on('error', fail);
+            });
+            request.on('error', fail).end(body);
+        } else {
+            const request = begin(lane, body.length);
+            // Node itself refuses what it has not sent yet when the GOAWAY comes.
+            const refused = (error) => {
+                if (!lane.leaves || request.rstCode !== http2.constants.NGHTTP2_REFUSED_STREAM) fail(error);
+                answered(end ? undefined : exchange(lane, body));
+            };
+            request.on('response', (head) => { if (head[':status'] !== 200) fail('status ' + head[':status']); });
+            request.on('data', (chunk) => chunks.push(chunk)).on('end', whole).on('error', refused);
+            request.end(body);
+        }
+    });
+}
+
+async function run(lane, number) {
+    while (!done && !(end && lane.leaves)) {
+        number = (number * 7919) % 65521;
+        await exchange(lane, crypto.randomBytes(1 + number));
+        if (served >= 100 && !begun) { begun = true; console.log('begun'); }
+    }
+}
+
+process.stdin.on('end', () => { done = true; }).resume();
+const lanes = [...Array(4)].map(() => ({}));
+Promise.all(lanes.flatMap((lane, l) => [...Array(4)].map((_, s) => run(lane, 1 + 4 * l + s)))).then(() => {
+    console.log(`served ${served > 100} ${connections > 4}`);
+    process.exit(0);
+});
+"#;
+
+/// A script of Node that runs.
+pub struct Node {
+    process: Child,
+    stdin: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Node {
+    /// Runs a script with these arguments.
+    pub fn run(script: &str, arguments: &[&str]) -> Node {
+        let mut process = Command::new("node")
+            .args(["-e", script, "--"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("node, of nodejs");
+        Node {
+            stdin: process.stdin.take(),
+            lines: BufReader::new(process.stdout.take().expect("it is piped")).lines(),
+            process,
+        }
+    }
+
+    /// Load for `shop.example` on this port of this machine, in the middle of its work. The mode is `h2`, `https` (which is
+    /// HTTP/1.1 over TLS), or `h2c`; the certificates that are believed are in a file.
+    pub async fn load(mode: &str, port: u16, authority: &Path, more: &[&str]) -> Node {
+        let port = port.to_string();
+        let authority = authority.to_str().expect("a path of a test");
+        let arguments = [&[mode, &port, authority], more].concat();
+        let mut node = Node::run(LOAD, &arguments);
+        assert_eq!(node.next().await, "begun");
+        node
+    }
+
+    /// The next line that it says.
+    pub async fn next(&mut self) -> String {
+        let line = timeout(PATIENCE, self.lines.next_line()).await;
+        let line = line.expect("it goes on").expect("it can be read");
+        line.expect("it says something")
+    }
+
+    /// Waits until it has ended well.
+    pub async fn ended(&mut self) {
+        let status = self.process.wait().await.expect("it can be waited for");
+        assert!(status.success(), "{status}");
+    }
+
+    /// Ends the load, and checks that nothing was lost.
+    pub async fn nothing_is_lost(mut self) {
+        drop(self.stdin.take());
+        let last = self.next().await;
+        assert!(last.starts_with("served true"), "{last}");
+        self.ended().await;
+    }
+}
