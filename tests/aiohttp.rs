@@ -1,13 +1,7 @@
 //! aiohttp on both sides: keep-alive, streamed bodies, and an end that closes its idle connections when it likes.
 
-use std::process::Stdio;
-
-use smoothserve_kit::{Home, PATIENCE, Smoothserve, free_port, programs, write};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
-use tokio::time::timeout;
-
-const PYTHON: &str = "/usr/bin/python3";
+use smoothserve_kit::script::Script;
+use smoothserve_kit::{Home, Smoothserve, free_port, programs};
 
 /// Sends bodies back as they come. On SIGTERM it is aiohttp that decides what becomes of its connections.
 const SERVICE: &str = r#"
@@ -74,35 +68,14 @@ asyncio.run(main())
 async fn nothing_is_lost_between_clients_and_services_of_aiohttp() {
     let home = Home::new();
     let port = free_port();
-    let script = home.path().join("service.py");
-    write(&script, SERVICE);
-    home.write_service(
-        "shop",
-        &format!(
-            "name: shop\nserver_name: shop.example\nport: {port}\nexecutable_path: {PYTHON}\nargs: [{script:?}]\n\
-             instance_count: 2\n"
-        ),
-    );
+    home.add_python("shop", port, SERVICE, "instance_count: 2\n");
     let server = Smoothserve::start(programs!(), home).await;
     server.running("shop").await;
-    let mut client = Command::new(PYTHON)
-        .args(["-c", CLIENT, &port.to_string()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
-    let mut next = async || {
-        let line = timeout(PATIENCE, lines.next_line()).await;
-        line.expect("it goes on").unwrap()
-    };
-    assert_eq!(next().await.as_deref(), Some("begun"));
+    let mut client = Script::python(CLIENT, &[&port.to_string()]);
+    assert_eq!(client.next().await, "begun");
     for _ in 0..2 {
         server.ok(&["restart", "shop"]).await;
     }
-    drop(client.stdin.take());
-    assert_eq!(next().await.as_deref(), Some("all of True"));
-    assert!(client.wait().await.unwrap().success());
+    assert_eq!(client.finish().await, "all of True");
     server.stop().await;
 }

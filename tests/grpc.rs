@@ -1,12 +1,7 @@
 //! gRPC of a client and a service that nobody here wrote: HTTP/2 on both sides, with trailers and streams both ways.
 
-use std::process::Stdio;
-
-use smoothserve_kit::{Home, Smoothserve, free_port, programs, write};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
-
-const PYTHON: &str = "/usr/bin/python3";
+use smoothserve_kit::script::Script;
+use smoothserve_kit::{Home, Smoothserve, free_port, programs};
 
 /// Methods without generated code: messages are bytes.
 const SERVICE: &str = r#"
@@ -107,28 +102,12 @@ print("failed", failed, flush=True)
 async fn calls_and_conversations_go_through_a_rolling_restart() {
     let home = Home::new();
     let port = free_port();
-    let script = home.path().join("service.py");
-    write(&script, SERVICE);
-    home.write_service(
-        "shop",
-        &format!(
-            "name: shop\nserver_name: shop.example\nport: {port}\nexecutable_path: {PYTHON}\n\
-             args: [{}]\nenvironment: {{INSTANCE: '{{instance}}'}}\ninstance_count: 2\nupstream_protocol: h2c\n\
-             drain_timeout: 60s\n",
-            script.display()
-        ),
-    );
+    let lines = "environment: {INSTANCE: '{instance}'}\ninstance_count: 2\nupstream_protocol: h2c\ndrain_timeout: 60s\n";
+    home.add_python("shop", port, SERVICE, lines);
     let server = Smoothserve::start(programs!(), home).await;
     let before = server.running("shop").await;
-    let mut client = Command::new(PYTHON)
-        .args(["-c", CLIENT, &port.to_string()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
-    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("well"));
+    let mut client = Script::python(CLIENT, &[&port.to_string()]);
+    assert_eq!(client.next().await, "well");
     server.ok(&["restart", "--no-block", "shop"]).await;
     // The instance that has the conversation waits for its end.
     let old = before.pids();
@@ -138,12 +117,7 @@ async fn calls_and_conversations_go_through_a_rolling_restart() {
             pids.iter().any(|pid| !old.contains(pid))
         })
         .await;
-    drop(client.stdin.take());
-    assert_eq!(
-        lines.next_line().await.unwrap().as_deref(),
-        Some("failed []")
-    );
-    assert!(client.wait().await.unwrap().success());
+    assert_eq!(client.finish().await, "failed []");
     let after = server.running("shop").await;
     assert!(after.pids().iter().all(|pid| !old.contains(pid)));
     server.stop().await;

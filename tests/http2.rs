@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use rustix::process::Signal;
-use smoothserve_kit::node::Node;
+use smoothserve_kit::node::{self, nothing_is_lost};
+use smoothserve_kit::script::Script;
+use smoothserve_kit::websocket;
 use smoothserve_kit::{Home, Smoothserve, free_port, programs, write};
 use tokio::process::Command;
 
@@ -56,12 +58,12 @@ impl Scene {
     }
 
     /// Load that Node makes.
-    async fn load(&self, mode: &str, more: &[&str]) -> Node {
+    async fn load(&self, mode: &str, more: &[&str]) -> Script {
         let port = match mode {
             "h2c" => self.plain,
             _ => self.secure,
         };
-        Node::load(mode, port, &self.authority, more).await
+        node::load(mode, port, &self.authority, more).await
     }
 
     /// Curl over HTTP/2, or what `more` makes of it.
@@ -187,7 +189,7 @@ async fn nothing_is_lost_by_restarts_and_reloads() {
     let after = scene.server.running("shop").await;
     assert!(after.pids().iter().all(|pid| !before.pids().contains(pid)));
     for client in clients {
-        client.nothing_is_lost().await;
+        nothing_is_lost(client).await;
     }
     scene.server.stop().await;
 }
@@ -206,23 +208,6 @@ async fn nothing_is_lost_by_the_end() {
     }
     assert!(scene.server.ended().await.success());
 }
-
-/// Sends everything back, with a word before it that only this service knows.
-const SERVICE: &str = r#"
-import asyncio, os, signal, websockets
-
-async def echo(socket):
-    async for message in socket:
-        await socket.send("heard " + message)
-
-async def main():
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with websockets.serve(echo, "127.0.0.1", int(os.environ["PORT"])):
-        await stop.wait()
-
-asyncio.run(main())
-"#;
 
 /// A WebSocket as RFC 8441 has it, by hand above Node's HTTP/2. It says `open` when it has heard its first message back, then
 /// goes on, and ends with the code of the close frame.
@@ -254,7 +239,7 @@ session.on('remoteSettings', (settings) => {
             const payload = received.subarray(2, 2 + received[1]), kind = received[0];
             received = received.subarray(2 + received[1]);
             if (kind === 0x88) { console.log('goodbye ' + payload.readUInt16BE()); process.exit(0); }
-            if (payload.toString() !== 'heard ' + number) fail(payload.toString());
+            if (payload.toString() !== String(number)) fail(payload.toString());
             if (number === 0) console.log('open');
             number += 1;
             setTimeout(() => send(String(number)), 5);
@@ -268,21 +253,14 @@ session.on('remoteSettings', (settings) => {
 async fn a_websocket_is_a_stream_and_gets_the_goodbye_of_its_instance() {
     let home = Home::new();
     let port = free_port();
-    let script = home.path().join("echo.py");
-    write(&script, SERVICE);
-    home.write_service(
-        "shop",
-        &format!(
-            "name: shop\nserver_name: {HOST}\nport: {port}\nexecutable_path: /usr/bin/python3\nargs: [{script:?}]\n"
-        ),
-    );
+    home.add_python("shop", port, websocket::SERVICE, "");
     // An instance that knows of no WebSockets.
     let plain = free_port();
     home.add_shop("plain", plain, "");
     let server = Smoothserve::start(programs!(), home).await;
     server.running("shop").await;
     server.running("plain").await;
-    let mut socket = Node::run(SOCKET, &[&port.to_string()]);
+    let mut socket = Script::node(SOCKET, &[&port.to_string()]);
     assert_eq!(socket.next().await, "open");
     server
         .until("it is counted as a tunnel", |status| {
@@ -292,7 +270,7 @@ async fn a_websocket_is_a_stream_and_gets_the_goodbye_of_its_instance() {
         .await;
     server.ok(&["restart", "shop"]).await;
     assert_eq!(socket.next().await, "goodbye 1001");
-    let mut refused = Node::run(SOCKET, &[&plain.to_string()]);
+    let mut refused = Script::node(SOCKET, &[&plain.to_string()]);
     assert_eq!(refused.next().await, "status 404");
     server.stop().await;
 }

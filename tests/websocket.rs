@@ -1,23 +1,13 @@
 //! WebSockets of a client and a service that nobody here wrote, through everything that replaces instances.
 
-use std::path::Path;
-
 use rustix::process::Signal;
-use smoothserve_kit::websocket::{PYTHON, SERVICE, Talk};
-use smoothserve_kit::{Home, Smoothserve, client, free_port, local, programs, write};
+use smoothserve_kit::websocket::{SERVICE, talk};
+use smoothserve_kit::{Home, Smoothserve, client, free_port, local, programs};
 
 async fn serve(lines: &str) -> (Smoothserve, u16) {
-    assert!(Path::new(PYTHON).exists(), "this test needs {PYTHON}");
     let home = Home::new();
     let port = free_port();
-    let script = home.path().join("echo.py");
-    write(&script, SERVICE);
-    home.write_service(
-        "shop",
-        &format!(
-            "name: shop\nserver_name: shop.example\nport: {port}\nexecutable_path: {PYTHON}\nargs: [{script:?}]\n{lines}"
-        ),
-    );
+    home.add_python("shop", port, SERVICE, lines);
     let server = Smoothserve::start(programs!(), home).await;
     server.running("shop").await;
     (server, port)
@@ -26,7 +16,7 @@ async fn serve(lines: &str) -> (Smoothserve, u16) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_tunnel_gets_the_goodbye_of_its_instance() {
     let (mut server, port) = serve("instance_count: 2\n").await;
-    let mut talk = Talk::start(port).await;
+    let mut tunnels = talk(port).await;
     server
         .until("all tunnels are counted", |status| {
             let instances = &status.services["shop"].instances;
@@ -44,14 +34,14 @@ async fn every_tunnel_gets_the_goodbye_of_its_instance() {
         }
     });
     server.ok(&["restart", "shop"]).await;
-    assert_eq!(talk.next().await, "[1001] 20");
+    assert_eq!(tunnels.next().await, "[1001] 20");
     assert!(!ordinary.is_finished(), "{:?}", ordinary.await);
     ordinary.abort();
 
     // New ones go to the new instances, and the end of smoothserve is no other end for them.
-    let mut talk = Talk::start(port).await;
+    let mut tunnels = talk(port).await;
     server.signal(Signal::TERM);
-    assert_eq!(talk.next().await, "[1001] 20");
+    assert_eq!(tunnels.next().await, "[1001] 20");
     assert!(server.ended().await.success());
 }
 
@@ -59,8 +49,8 @@ async fn every_tunnel_gets_the_goodbye_of_its_instance() {
 async fn tunnels_that_their_instance_does_not_end_are_cut_off_in_the_end() {
     let lines = "environment: { STUBBORN: 1 }\ntunnel_drain_timeout: 1s\nstop_timeout: 1s\n";
     let (server, port) = serve(lines).await;
-    let mut talk = Talk::start(port).await;
+    let mut tunnels = talk(port).await;
     server.ok(&["restart", "shop"]).await;
-    assert_eq!(talk.next().await, "[1006] 20");
+    assert_eq!(tunnels.next().await, "[1006] 20");
     server.stop().await;
 }

@@ -8,7 +8,7 @@ use crate::frames::{
     Outcome, PING, PRIORITY, RST_STREAM, SETTINGS, WHOLE, WINDOW_UPDATE, block, frame, get,
 };
 use crate::recorder::BIG;
-use crate::smuggling::Scene;
+use crate::scene::Scene;
 
 /// In KiB: far less than what an attack sends or asks for, and more than what the allocator keeps.
 const MOST_GROWTH: u64 = 24 << 10;

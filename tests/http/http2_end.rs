@@ -7,7 +7,7 @@ use smoothserve::ipc::ToWorker;
 use crate::frames::{
     ACK, Client, DATA, END_STREAM, Frame, GOAWAY, HEADERS, PING, SETTINGS, WHOLE, frame, get,
 };
-use crate::smuggling::Scene;
+use crate::scene::Scene;
 
 const NO_ERROR: u32 = 0;
 

@@ -4,7 +4,7 @@
 use crate::frames::{
     Client, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, WHOLE, block, frame, get,
 };
-use crate::smuggling::Scene;
+use crate::scene::Scene;
 
 const PROTOCOL_ERROR: u32 = 1;
 

@@ -16,6 +16,7 @@ mod races;
 mod recorder;
 mod refusals;
 mod retries;
+mod scene;
 mod slow;
 mod smuggling;
 mod streams;

@@ -7,7 +7,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::peers::Peer;
 use crate::recorder::{BIG, BIG_LENGTH};
-use crate::smuggling::Scene;
+use crate::scene::Scene;
 
 /// KiB that the worker may need for each of these connections. Of a response that is not read it holds one buffer of 128 KiB;
 /// all else are a few KiB.

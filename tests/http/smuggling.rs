@@ -3,11 +3,11 @@
 //!
 //! Each row of a table is one request, which is followed by [`NEXT`] in the same bytes. A status says that the worker has
 //! answered by itself and has closed the connection. Everything else is what the instance has seen, as `METHOD HOST/TARGET BODY`;
-//! it has then seen [`NEXT`] as well, unless this was the [`LAST`] request that the worker takes. The instance is a [`Recorder`], so it has accepted every byte by the strictest reading that
+//! it has then seen [`NEXT`] as well, unless this was the [`LAST`] request that the worker takes. The instance is a [`Recorder`](crate::recorder::Recorder), so it has accepted every byte by the strictest reading that
 //! there is, and has seen these requests and no other. Another client's request, which follows, gets its own answer.
 
-use crate::peers::Stage;
-use crate::recorder::{Recorder, answers};
+use crate::recorder::answers;
+use crate::scene::Scene;
 
 /// What follows each request.
 const NEXT: &str = "GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n";
@@ -19,24 +19,7 @@ const LAST: &str = "last: ";
 /// A request that nobody has made, in the body of another one.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: a.example\r\n\r\n";
 
-/// A worker and an instance that records.
-pub(crate) struct Scene {
-    pub(crate) stage: Stage,
-    pub(crate) recorder: Recorder,
-    canaries: usize,
-}
-
 impl Scene {
-    pub(crate) async fn new() -> Scene {
-        let mut stage = Stage::new(1).await;
-        let instance = stage.instances.remove(0);
-        Scene {
-            stage,
-            recorder: Recorder::start(instance),
-            canaries: 0,
-        }
-    }
-
     /// Sends it at once, and then in small pieces.
     async fn expect(&mut self, sent: &[u8], expected: &str) {
         let sent = [sent, NEXT.as_bytes()].concat();
@@ -76,32 +59,6 @@ impl Scene {
         assert_eq!(answers(&received), expected, "{context}");
         let seen: &[&str] = if is_seen { expected } else { &[] };
         self.saw(seen, &context).await;
-    }
-
-    /// The instance has seen these requests, and then that of another client, which got its own answer.
-    pub(crate) async fn saw(&mut self, expected: &[&str], context: &str) {
-        let canary = self.serves_others(context).await;
-        let seen = self.recorder.take().await;
-        let expected: Vec<&str> = expected.iter().copied().chain([&*canary]).collect();
-        assert_eq!(
-            seen,
-            expected,
-            "{context}\nthe instance: {}",
-            self.recorder.all()
-        );
-    }
-
-    /// Another client's request gets its own answer, which is returned.
-    pub(crate) async fn serves_others(&mut self, context: &str) -> String {
-        self.canaries += 1;
-        let path = format!("/canary-{}", self.canaries);
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n");
-        let mut client = self.stage.send(request).await;
-        let canary = format!("GET a.example{path}");
-        let received = client.receive_rest().await;
-        assert_eq!(answers(&received), [&*canary], "{context}");
-        canary
     }
 }
 

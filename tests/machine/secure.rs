@@ -1,7 +1,7 @@
 //! TLS on the port of https, whose key only root can read.
 
 use smoothserve_kit::machine::{self, Machine};
-use smoothserve_kit::node::Node;
+use smoothserve_kit::node;
 use smoothserve_kit::programs;
 
 use crate::scene::{Scene, nothing_is_lost};
@@ -59,7 +59,7 @@ fn renewals_restarts_and_upgrades_lose_nothing_over_tls() {
         let plain = scene.load().await;
         let mut loads = Vec::new();
         for mode in ["h2", "https"] {
-            loads.push(Node::load(mode, HTTPS, &authority, &[]).await);
+            loads.push(node::load(mode, HTTPS, &authority, &[]).await);
         }
         let instances = scene.shop().pids();
         machine.run(&format!(
@@ -72,14 +72,14 @@ fn renewals_restarts_and_upgrades_lose_nothing_over_tls() {
         let h2 = loads.remove(0);
         // An idle connection of HTTP/1.1 that a client uses at the moment when it is closed is its own to open again, and
         // Node does not. HTTP/2 has words for that.
-        loads.remove(0).nothing_is_lost().await;
+        node::nothing_is_lost(loads.remove(0)).await;
         machine.install_smoothserve(&programs!());
         machine.run("systemctl restart smoothserve");
         machine.until(&format!("ls /proc/{worker} || echo gone"), |text| {
             text == "gone\n"
         });
         assert_eq!(shown(machine), installed(machine));
-        h2.nothing_is_lost().await;
+        node::nothing_is_lost(h2).await;
         machine.run("smoothctl restart shop");
         nothing_is_lost(plain).await;
     });

@@ -2,7 +2,8 @@
 
 use smoothserve_kit::machine;
 use smoothserve_kit::programs;
-use smoothserve_kit::websocket::{PYTHON, SERVICE, Talk};
+use smoothserve_kit::script::PYTHON;
+use smoothserve_kit::websocket::{SERVICE, talk};
 
 use crate::scene::{PORT, Scene};
 
@@ -19,7 +20,7 @@ fn tunnels_outlive_their_worker_and_get_the_goodbye_of_their_instance() {
         );
         machine.run("systemctl daemon-reload && systemctl enable --now smoothserve.socket smoothserve.service");
         scene.settled();
-        let mut old = Talk::start(PORT).await;
+        let mut old = talk(PORT).await;
         let (worker, instances) = (scene.worker(), scene.shop().pids());
         machine.install_smoothserve(&programs!());
         machine.run("systemctl restart smoothserve");
@@ -28,7 +29,7 @@ fn tunnels_outlive_their_worker_and_get_the_goodbye_of_their_instance() {
             |pids| pids.lines().any(|pid| pid != worker.to_string()),
         );
         // What is new goes by way of the new worker, what is old stays where it is: all are counted.
-        let mut new = Talk::start(PORT).await;
+        let mut new = talk(PORT).await;
         let count = |text: &str| {
             let status: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
             let instances = status["services"]["shop"]["instances"].as_array();
@@ -41,8 +42,8 @@ fn tunnels_outlive_their_worker_and_get_the_goodbye_of_their_instance() {
         assert_eq!(scene.shop().pids(), instances);
         machine.run(&format!("ls /proc/{worker}"));
         machine.run("smoothctl restart shop");
-        for talk in [&mut old, &mut new] {
-            assert_eq!(talk.next().await, "[1001] 20");
+        for tunnels in [&mut old, &mut new] {
+            assert_eq!(tunnels.next().await, "[1001] 20");
         }
         // With its last tunnel the old worker ends.
         machine.until(&format!("ls /proc/{worker} || echo gone"), |text| {

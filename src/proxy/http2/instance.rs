@@ -145,21 +145,7 @@ impl H2cStream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut taken = 0;
-        for slice in slices {
-            let mut rest: &[u8] = slice;
-            while !rest.is_empty() {
-                match self.poll_take(cx, rest) {
-                    Poll::Ready(Ok(count)) => {
-                        taken += count;
-                        rest = &rest[count..];
-                    }
-                    Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
-                    other => return other,
-                }
-            }
-        }
-        Poll::Ready(Ok(taken))
+        outgoing::poll_send(slices, |bytes| self.poll_take(cx, bytes))
     }
 
     fn poll_take(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

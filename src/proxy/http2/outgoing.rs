@@ -1,6 +1,6 @@
 //! A body on its way into a stream of HTTP/2, out of its framing in HTTP/1.1.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +12,28 @@ use super::head;
 
 /// Bytes of a body that may be sent beyond what the peer has room for; they are kept until it has. A piece of framing is shorter.
 const SLACK: usize = 32;
+
+/// Sends as much of these as there is room for. `poll_take` takes something from the beginning of what it is given.
+pub(super) fn poll_send(
+    slices: &[IoSlice<'_>],
+    mut poll_take: impl FnMut(&[u8]) -> Poll<io::Result<usize>>,
+) -> Poll<io::Result<usize>> {
+    let mut taken = 0;
+    for slice in slices {
+        let mut rest: &[u8] = slice;
+        while !rest.is_empty() {
+            match poll_take(rest) {
+                Poll::Ready(Ok(count)) => {
+                    taken += count;
+                    rest = &rest[count..];
+                }
+                Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
+                other => return other,
+            }
+        }
+    }
+    Poll::Ready(Ok(taken))
+}
 
 /// Takes something from the beginning of a body, which these bytes are a piece of, and sends its data.
 pub(super) fn poll_take(

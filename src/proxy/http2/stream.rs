@@ -77,21 +77,7 @@ impl H2Stream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut response = self.response.borrow_mut();
-        let mut taken = 0;
-        for slice in slices {
-            let mut rest: &[u8] = slice;
-            while !rest.is_empty() {
-                match response.poll_take(cx, rest) {
-                    Poll::Ready(Ok(count)) => {
-                        taken += count;
-                        rest = &rest[count..];
-                    }
-                    Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
-                    other => return other,
-                }
-            }
-        }
-        Poll::Ready(Ok(taken))
+        outgoing::poll_send(slices, |bytes| response.poll_take(cx, bytes))
     }
 
     /// Resolves when the client has given up, or the connection has ended.

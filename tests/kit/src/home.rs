@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::script::PYTHON;
 use crate::{App, Build};
 
 /// A folder that ends with the test.
@@ -91,6 +92,16 @@ impl Home {
                  {lines}"
             ),
         );
+    }
+
+    /// Writes a service in Python, for `shop.example` on this port, with further lines in its file.
+    pub fn add_python(&self, name: &str, port: u16, script: &str, lines: &str) {
+        let file = self.path().join(format!("{name}.py"));
+        write(&file, script);
+        let yaml = format!(
+            "name: {name}\nserver_name: shop.example\nport: {port}\nexecutable_path: {PYTHON}\nargs: [{file:?}]\n{lines}"
+        );
+        self.write_service(name, &yaml);
     }
 
     /// Removes the file of a service.

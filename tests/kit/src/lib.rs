@@ -13,6 +13,7 @@ pub mod node;
 mod pattern;
 mod place;
 pub mod processes;
+pub mod script;
 mod server;
 pub mod websocket;
 

@@ -1,13 +1,8 @@
-//! Clients of Node, which speak HTTP/2 and HTTP/1.1 over TLS: what proves that others lose nothing either.
+//! Load that Node makes, over HTTP/2 and over TLS: it proves that its requests are not lost either.
 
 use std::path::Path;
-use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::time::timeout;
-
-use crate::PATIENCE;
+use crate::script::Script;
 
 /// Several connections with several requests at a time on each, whose bodies come back as they were sent. A GOAWAY is obeyed:
 /// what was begun goes on, what is new goes over a new connection, or, with `end`, is not begun at all.
@@ -86,60 +81,18 @@ Promise.all(lanes.flatMap((lane, l) => [...Array(4)].map((_, s) => run(lane, 1 +
 });
 "#;
 
-/// A script of Node that runs.
-pub struct Node {
-    process: Child,
-    stdin: Option<ChildStdin>,
-    lines: Lines<BufReader<ChildStdout>>,
+/// Load for `shop.example` on this port of this machine, in the middle of its work. The mode is `h2`, `https` (which is HTTP/1.1
+/// over TLS), or `h2c`; the certificates that are believed are in a file.
+pub async fn load(mode: &str, port: u16, authority: &Path, more: &[&str]) -> Script {
+    let port = port.to_string();
+    let authority = authority.to_str().expect("a path of a test");
+    let mut load = Script::node(LOAD, &[&[mode, &port, authority], more].concat());
+    assert_eq!(load.next().await, "begun");
+    load
 }
 
-impl Node {
-    /// Runs a script with these arguments.
-    pub fn run(script: &str, arguments: &[&str]) -> Node {
-        let mut process = Command::new("node")
-            .args(["-e", script, "--"])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("node, of nodejs");
-        Node {
-            stdin: process.stdin.take(),
-            lines: BufReader::new(process.stdout.take().expect("it is piped")).lines(),
-            process,
-        }
-    }
-
-    /// Load for `shop.example` on this port of this machine, in the middle of its work. The mode is `h2`, `https` (which is
-    /// HTTP/1.1 over TLS), or `h2c`; the certificates that are believed are in a file.
-    pub async fn load(mode: &str, port: u16, authority: &Path, more: &[&str]) -> Node {
-        let port = port.to_string();
-        let authority = authority.to_str().expect("a path of a test");
-        let arguments = [&[mode, &port, authority], more].concat();
-        let mut node = Node::run(LOAD, &arguments);
-        assert_eq!(node.next().await, "begun");
-        node
-    }
-
-    /// The next line that it says.
-    pub async fn next(&mut self) -> String {
-        let line = timeout(PATIENCE, self.lines.next_line()).await;
-        let line = line.expect("it goes on").expect("it can be read");
-        line.expect("it says something")
-    }
-
-    /// Waits until it has ended well.
-    pub async fn ended(&mut self) {
-        let status = self.process.wait().await.expect("it can be waited for");
-        assert!(status.success(), "{status}");
-    }
-
-    /// Ends the load, and checks that nothing was lost.
-    pub async fn nothing_is_lost(mut self) {
-        drop(self.stdin.take());
-        let last = self.next().await;
-        assert!(last.starts_with("served true"), "{last}");
-        self.ended().await;
-    }
+/// Ends the load, and checks that nothing was lost.
+pub async fn nothing_is_lost(mut load: Script) {
+    let last = load.finish().await;
+    assert!(last.starts_with("served true"), "{last}");
 }

@@ -1,15 +1,6 @@
 //! A WebSocket client and a service that nobody here wrote: Python's `websockets`.
 
-use std::process::Stdio;
-
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
-use tokio::time::timeout;
-
-use crate::PATIENCE;
-
-/// What runs both.
-pub const PYTHON: &str = "/usr/bin/python3";
+use crate::script::Script;
 
 /// Sends everything back. On SIGTERM it says goodbye by close code 1001, unless it is to be stubborn.
 pub const SERVICE: &str = r#"
@@ -71,34 +62,9 @@ async def main():
 asyncio.run(main())
 "#;
 
-/// Tunnels in which somebody talks.
-pub struct Talk {
-    _client: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Talk {
-    /// 20 tunnels, all open.
-    pub async fn start(port: u16) -> Talk {
-        let mut client = Command::new(PYTHON)
-            .args(["-c", CLIENT, &port.to_string()])
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("python3");
-        let lines = BufReader::new(client.stdout.take().expect("it is piped")).lines();
-        let mut talk = Talk {
-            _client: client,
-            lines,
-        };
-        assert_eq!(talk.next().await, "open");
-        talk
-    }
-
-    /// The next line that the client says.
-    pub async fn next(&mut self) -> String {
-        let line = timeout(PATIENCE, self.lines.next_line()).await;
-        let line = line.expect("it goes on").expect("it can be read");
-        line.expect("the client goes on")
-    }
+/// 20 tunnels, all open.
+pub async fn talk(port: u16) -> Script {
+    let mut talk = Script::python(CLIENT, &[&port.to_string()]);
+    assert_eq!(talk.next().await, "open");
+    talk
 }
