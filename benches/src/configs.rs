@@ -354,7 +354,7 @@ mod tests {
                 "maxconn 9900\n",
                 "http-reuse always\n",
                 "backend tcp\n balance leastconn\n option forwardfor\n",
-                "set-header X-Forwarded-Proto http\n",
+                "set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]\n",
                 "set-header X-Forwarded-Host %[req.hdr(host)]\n server s0 127.0.0.1:81\n server s1 127.0.0.1:82\n",
                 "server s0 unix@/run/a\n server s1 unix@/run/b\n",
                 " bind :1\n bind :2 defer-accept\n bind :4 ssl crt /tmp/x/pair/both.pem alpn h2,http/1.1\n",
