@@ -2,7 +2,8 @@
 //!
 //! # Theory of operation
 //! A connection is idle until bytes come; then its requests are served one after the other, and the answers are sent in
-//! that order. The part that serves a request lives in memory of its own, so that an idle connection takes little.
+//! that order. The part that serves a request lives in memory of its own, so that an idle connection takes little, and
+//! one that stays idle is parked, which takes still less.
 //!
 //! How a connection ends:
 //! * While idle: when the client closes, after [`IDLE_LIMIT`], or when the worker drains and idle connections have had
@@ -18,7 +19,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use rustls::ServerConfig;
@@ -32,6 +33,7 @@ use super::http1::{Refusal, Version};
 use super::http2;
 use super::listener::Listener;
 use super::parcel::Parcel;
+use super::parking::PARK_AFTER;
 use super::proxy_protocol::{Header, NoHeader};
 use super::request::{LONGEST_HEAD, Request};
 use super::stream::Stream;
@@ -83,37 +85,62 @@ pub(crate) enum Next {
     Reset,
 }
 
-/// Serves one client connection to its end. It is on the heap because a task has memory for what it is given and for what it
-/// works with, and this would be both.
-pub(crate) async fn serve(mut client: Box<Client>) {
+/// How a wait for the next bytes ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waited {
+    /// They are there.
+    Received,
+    /// It was long.
+    Long,
+    /// There will be none, or they are not waited for.
+    Over,
+}
+
+/// Serves a new connection, to its end or until it is to be parked; then it is returned. It is on the heap because a task
+/// has memory for what it is given and for what it works with, and this would be both.
+pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
     if client.peer.listener.has_proxy_protocol() && !Box::pin(client.read_proxy_header()).await {
-        return;
+        return None;
     }
     if let Some(config) = client.peer.listener.tls() {
-        client = match Box::pin(client.secure(config)).await {
-            Some(client) => client,
-            None => return,
-        };
+        client = Box::pin(client.secure(config)).await?;
     }
-    if client.buffer.is_empty() && !client.has_more().await {
-        return;
+    if client.buffer.is_empty() && client.wait(IDLE_LIMIT).await != Waited::Received {
+        return None;
     }
     if client.stream.agreed_on_http2() || http2::is_preface(client.buffer.unread()) {
-        return Box::pin(http2::serve(*client)).await;
+        Box::pin(http2::serve(*client)).await;
+        return None;
     }
+    serve_requests(client).await
+}
+
+/// Serves the requests of a connection with HTTP/1, the same way.
+pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
+    let limit = match client.stream {
+        Stream::Accepted(_) => PARK_AFTER,
+        _ => IDLE_LIMIT,
+    };
     loop {
         client.skip_empty_lines();
-        if client.buffer.is_empty() && !client.has_more().await {
-            return;
+        if client.buffer.is_empty() {
+            match client.wait(limit).await {
+                Waited::Received => {}
+                Waited::Long if limit < IDLE_LIMIT => return Some(client),
+                Waited::Long | Waited::Over => return None,
+            }
         }
         match Box::pin(client.serve_request()).await {
             Next::Request => {}
-            Next::Close => return,
-            Next::Linger => return Box::pin(client.linger()).await,
+            Next::Close => return None,
+            Next::Linger => {
+                Box::pin(client.linger()).await;
+                return None;
+            }
             Next::Reset => {
                 // If that fails, the connection is gone already.
                 let _ = client.stream.reset_on_close();
-                return;
+                return None;
             }
         }
     }
@@ -205,21 +232,27 @@ impl Client {
         }
     }
 
-    /// Awaits the next bytes. False if the wait is over without.
-    async fn has_more(&mut self) -> bool {
-        self.timer.set(IDLE_LIMIT);
+    /// Awaits the next bytes.
+    async fn wait(&mut self, limit: Duration) -> Waited {
+        self.timer.set(limit);
         let mut drained = pin!(self.peer.thread.drain_idle());
         poll_fn(|cx| {
-            if let Poll::Ready(received) = self.buffer.poll_fill(&self.stream, cx) {
-                return Poll::Ready(received.is_ok_and(|count| count > 0));
-            }
-            let over =
-                drained.as_mut().poll(cx).is_ready() || self.timer.poll_expired(cx).is_ready();
-            match over {
-                // The reactor may not have heard of a request that is there already.
-                true => Poll::Ready(!self.stream.is_quiet()),
-                false => Poll::Pending,
-            }
+            let waited = if let Poll::Ready(received) = self.buffer.poll_fill(&self.stream, cx) {
+                return Poll::Ready(match received {
+                    Ok(count) if count > 0 => Waited::Received,
+                    _ => Waited::Over,
+                });
+            } else if drained.as_mut().poll(cx).is_ready() {
+                Waited::Over
+            } else {
+                ready!(self.timer.poll_expired(cx));
+                Waited::Long
+            };
+            // The reactor may not have heard of a request that is there already.
+            Poll::Ready(match self.stream.is_quiet() {
+                true => waited,
+                false => Waited::Received,
+            })
         })
         .await
     }

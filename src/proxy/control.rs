@@ -56,6 +56,8 @@ pub(crate) enum ControlError {
 pub(crate) struct Control {
     threads: Arc<Threads>,
     table: Arc<Table>,
+    /// Those before, as long as a thread may use them: none of the threads that serve is to be the one that clears them up.
+    replaced: Vec<Arc<Table>>,
     sockets: Sockets,
     certificates: Certificates,
     ledger: Ledger,
@@ -101,6 +103,7 @@ impl Control {
         let (found, findings) = mpsc::unbounded_channel();
         Control {
             table: Arc::default(),
+            replaced: Vec::new(),
             sockets: Sockets::default(),
             certificates,
             ledger: Ledger::new(threads.count()),
@@ -241,7 +244,9 @@ impl Control {
         let named: BTreeSet<_> = table.certificates().collect();
         let (certificates, threads) = (&self.certificates, self.threads.count());
         match self.table.succeed(table, is_known, certificates, threads) {
-            Ok(table) => self.table = Arc::new(table),
+            Ok(table) => self
+                .replaced
+                .push(std::mem::replace(&mut self.table, Arc::new(table))),
             Err(error) => {
                 tracing::error!(%error, "table refused");
                 return;
@@ -288,6 +293,7 @@ impl Control {
         match report.event {
             Event::Applied(table) => {
                 if let Some(table) = self.ledger.applied(thread, table) {
+                    self.replaced.retain(|replaced| replaced.number >= table);
                     self.say(FromWorker::Acknowledged(table));
                 }
             }

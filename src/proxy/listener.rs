@@ -9,7 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use super::proxy_protocol::NoHeader;
 use super::router::Router;
 use super::service::Service;
+use super::shared::Shared;
 use super::thread::Thread;
 use super::tls::Tls;
 use crate::ipc::ListenerId;
@@ -192,22 +193,9 @@ struct Acceptor {
     socket: AsyncFd<Shared>,
 }
 
-/// `AsyncFd` wants something that has a raw descriptor.
-struct Shared(Arc<OwnedFd>);
-
-impl AsRawFd for Shared {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 impl Acceptor {
-    #[allow(unsafe_code)]
     fn register(socket: Arc<OwnedFd>) -> io::Result<Acceptor> {
-        // SAFETY: the Arc keeps the descriptor open and the same for as long as the AsyncFd that owns the Arc lives,
-        // and nothing takes an OwnedFd out of an Arc that is still shared with it.
-        let socket =
-            unsafe { AsyncFd::register_with_interest(Shared(socket), Interest::READABLE)? };
+        let socket = Shared::register(socket)?;
         Ok(Acceptor { socket })
     }
 
@@ -223,12 +211,10 @@ impl Acceptor {
         for _ in 0..BATCH {
             let accepted = match listener.mode.get() {
                 Mode::Open if thread.is_full(listener.id) => return Batch::Full,
-                Mode::Open => self
-                    .socket
-                    .try_io(Interest::READABLE, |socket| socket.accept()),
+                Mode::Open => self.socket.try_io(Interest::READABLE, accept),
                 // What is in the queue counts, not what the reactor has heard of it, and all of it is taken: the queue
                 // is bounded, and the limit leaves room for it.
-                Mode::Finishing => self.socket.get_ref().accept(),
+                Mode::Finishing => accept(self.socket.get_ref()),
             };
             match accepted {
                 Ok((stream, peer)) => thread.place(stream, peer, listener),
@@ -241,16 +227,14 @@ impl Acceptor {
     }
 }
 
-impl Shared {
-    fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (socket, peer) = acceptfrom_with(&self.0, flags)?;
-        let peer = peer
-            .and_then(|peer| SocketAddr::try_from(peer).ok())
-            .ok_or(Errno::CONNABORTED)?;
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        Ok((TcpStream::from(socket), peer))
-    }
+fn accept(socket: &Shared) -> io::Result<(TcpStream, SocketAddr)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (socket, peer) = acceptfrom_with(socket, flags)?;
+    let peer = peer
+        .and_then(|peer| SocketAddr::try_from(peer).ok())
+        .ok_or(Errno::CONNABORTED)?;
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    Ok((TcpStream::from(socket), peer))
 }
 
 /// Errors of the one connection, which accept(2) tells to pass over.
@@ -286,7 +270,7 @@ mod tests {
         let threads = Threads::new(vec![mpsc::unbounded_channel().0], most_connections);
         let threads = Arc::new(threads);
         let reporter = Reporter::new(0, mpsc::unbounded_channel().0);
-        let thread = Rc::new(Thread::new(threads.clone(), reporter));
+        let thread = Rc::new(Thread::new(threads.clone(), reporter).unwrap());
         (thread, threads)
     }
 

@@ -27,10 +27,12 @@ pub(crate) struct Destination {
     pub(crate) strip: usize,
 }
 
-/// The path prefixes of one host, without a slash at the end, so that `/` is the empty one.
+/// The path prefixes of one host, without a slash at the end.
 #[derive(Debug, Default)]
 struct Paths {
-    destinations: HashMap<Box<[u8]>, Destination>,
+    /// For `/`, the only one that most hosts have.
+    root: Option<Destination>,
+    others: HashMap<Box<[u8]>, Destination>,
     longest: usize,
 }
 
@@ -96,13 +98,17 @@ impl Router {
 
 impl Paths {
     fn insert(&mut self, route: &Route) -> bool {
-        let path = key(route.path.trim_end_matches('/'));
+        let path = route.path.trim_end_matches('/');
         self.longest = self.longest.max(path.len());
         let destination = Destination {
             service: route.service,
             strip: route.strip.min(path.len()),
         };
-        self.destinations.insert(path, destination).is_none()
+        let before = match path {
+            "" => self.root.replace(destination),
+            path => self.others.insert(key(path), destination),
+        };
+        before.is_none()
     }
 
     fn find(&self, path: &[u8]) -> Option<Destination> {
@@ -111,12 +117,12 @@ impl Paths {
             let found = (1..=last)
                 .rev()
                 .filter(|&end| end == path.len() || path[end] == b'/')
-                .find_map(|end| self.destinations.get(&path[..end]));
+                .find_map(|end| self.others.get(&path[..end]));
             if let Some(&destination) = found {
                 return Some(destination);
             }
         }
-        self.destinations.get(&b""[..]).copied()
+        self.root
     }
 }
 

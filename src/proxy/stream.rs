@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{
     set_socket_keepalive, set_socket_linger, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
 };
@@ -130,6 +131,17 @@ impl Stream {
     /// A socket that was just accepted.
     pub(crate) fn accepted(socket: std::net::TcpStream) -> Stream {
         Stream::Accepted(Accepted::new(socket))
+    }
+
+    /// The socket of a client without TLS, of which the reactor no longer knows.
+    pub(crate) fn into_socket(self) -> Option<std::net::TcpStream> {
+        match self {
+            Stream::Accepted(stream) => match stream.registered.into_inner() {
+                Some(socket) => socket.into_std().ok(),
+                None => stream.fresh.into_inner(),
+            },
+            _ => None,
+        }
     }
 
     /// Whether the peer alone can read what is sent.
@@ -278,9 +290,7 @@ impl Stream {
             Stream::Http2(_) | Stream::H2c(_) => return true,
             _ => {}
         }
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        let received = self.with(|socket| Ok(recv(socket, &mut [0; 1], flags)?));
-        received.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.with(|socket| Ok(is_quiet(socket))).unwrap_or(false)
     }
 
     /// Tells the peer that nothing more will be sent.
@@ -419,6 +429,12 @@ impl Stream {
             Stream::Unix(stream) => stream.poll_write_ready(cx),
         }
     }
+}
+
+/// Whether there is nothing to read, not even an end, as the kernel knows it at this moment.
+pub(crate) fn is_quiet(socket: impl AsFd) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    recv(socket, &mut [0; 1], flags) == Err(Errno::WOULDBLOCK)
 }
 
 /// Where nobody listens on a port of the ephemeral range, the kernel may pick that very port as the source, and the

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::endpoint::Spec;
 use super::router::{Clash, Router};
 use super::tls::{Certificates, Tls};
-use crate::ipc::{self, CertificateId, EndpointId, EndpointState, Handling, ListenerId};
+use crate::ipc::{self, CertificateId, EndpointId, EndpointState, Handling, ListenerId, Route};
 
 /// All that a thread needs to know.
 #[derive(Debug, Default)]
@@ -19,7 +19,8 @@ pub(crate) struct Table {
     pub(crate) forwarded: bool,
     pub(crate) max_connections: Option<u32>,
     pub(crate) listeners: Vec<Listener>,
-    pub(crate) services: Vec<Service>,
+    /// Those that are the same in the table before, and of which nothing is drained, are shared with it.
+    pub(crate) services: Vec<Arc<Service>>,
 }
 
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     pub(crate) address: SocketAddr,
     pub(crate) proxy_protocol: bool,
+    /// What the router was made of.
+    pub(crate) routes: Vec<Route>,
     /// Its services are indices into [`Table::services`].
     pub(crate) router: Arc<Router>,
     /// Its connections are TLS's.
@@ -85,14 +88,21 @@ impl Table {
                 return Err(Fault::UnknownService(listener.id));
             }
             let before = self.listeners.iter().find(|known| known.id == listener.id);
-            let before = before.and_then(|known| known.tls.as_ref());
-            let tls = listener.tls.map(|ids| certificates.listener(ids, before));
+            let tls_before = before.and_then(|known| known.tls.as_ref());
+            let tls = listener
+                .tls
+                .map(|ids| certificates.listener(ids, tls_before));
+            let router = match before {
+                Some(known) if known.routes == listener.routes => known.router.clone(),
+                _ => Arc::new(Router::try_new(&listener.routes)?),
+            };
             listeners.push(Listener {
                 id: listener.id,
                 address: listener.address,
                 tls: tls.transpose().map_err(Fault::UnknownCertificate)?,
                 proxy_protocol: listener.proxy_protocol,
-                router: Arc::new(Router::try_new(&listener.routes)?),
+                routes: listener.routes,
+                router,
             });
         }
         Ok(Table {
@@ -109,7 +119,7 @@ impl Table {
         &self,
         services: Vec<ipc::Service>,
         threads: usize,
-    ) -> Result<Vec<Service>, Fault> {
+    ) -> Result<Vec<Arc<Service>>, Fault> {
         let before: HashMap<EndpointId, _> = self
             .endpoints()
             .map(|(spec, state)| (spec.id, (spec, state)))
@@ -143,11 +153,17 @@ impl Table {
                     }
                 });
             }
-            result.push(Service {
+            let service = Service {
                 name: service.name,
                 running: service.running,
                 handling: service.handling,
                 endpoints,
+            };
+            // Most changes leave most services where they were.
+            let before = self.services.get(result.len());
+            result.push(match before {
+                Some(before) if service.is_as(before) && !service.drains() => before.clone(),
+                _ => Arc::new(service),
             });
         }
         Ok(result)
@@ -164,6 +180,26 @@ impl Table {
         self.endpoints()
             .find(|(spec, _)| spec.id == id)
             .map(|(_, state)| state)
+    }
+}
+
+impl Service {
+    fn is_as(&self, other: &Service) -> bool {
+        self.name == other.name
+            && self.running == other.running
+            && self.handling == other.handling
+            && self.endpoints.len() == other.endpoints.len()
+            && self.endpoints.iter().zip(&other.endpoints).all(
+                |((spec, state), (other_spec, other_state))| {
+                    Arc::ptr_eq(spec, other_spec) && state == other_state
+                },
+            )
+    }
+
+    /// Whether the threads have to say when an endpoint of it is idle, which they do for each table.
+    fn drains(&self) -> bool {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.any(|(_, state)| *state >= EndpointState::Draining)
     }
 }
 
@@ -270,6 +306,36 @@ mod tests {
         }
         let clash = table(vec![listener(1, &[0, 0])], vec![service("a", vec![])]);
         assert!(matches!(compile(clash), Err(Fault::Clash(_))));
+    }
+
+    #[test]
+    fn what_stays_the_same_is_shared_unless_something_of_it_is_drained() {
+        use EndpointState::{Active, Draining};
+        let tables = |state, hosts: &[usize]| {
+            let others = vec![
+                service("b", vec![endpoint(2, Active)]),
+                service("c", vec![]),
+            ];
+            let services = [vec![service("a", vec![endpoint(1, state)])], others].concat();
+            table(vec![listener(1, hosts)], services)
+        };
+        let succeed = |before: &Table, table| {
+            let is_known = |_| true;
+            before.succeed(table, is_known, &certificates(), 1).unwrap()
+        };
+        let shared = |before: &Table, after: &Table| {
+            let services = before.services.iter().zip(&after.services);
+            let services: Vec<bool> = services.map(|(a, b)| Arc::ptr_eq(a, b)).collect();
+            let [before, after] = [before, after].map(|table| &table.listeners[0].router);
+            (services, Arc::ptr_eq(before, after))
+        };
+        let first = succeed(&Table::default(), tables(Active, &[0, 1]));
+        let second = succeed(&first, tables(Active, &[0, 1]));
+        assert_eq!(shared(&first, &second), (vec![true, true, true], true));
+        let third = succeed(&second, tables(Draining, &[1, 0]));
+        assert_eq!(shared(&second, &third), (vec![false, true, true], false));
+        let fourth = succeed(&third, tables(Draining, &[1, 0]));
+        assert_eq!(shared(&third, &fourth), (vec![false, true, true], true));
     }
 
     #[test]

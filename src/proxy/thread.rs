@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +24,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::client::{self, Client, Peer};
+use super::client::{self, Client, IDLE_LIMIT, Peer};
 use super::endpoint::Endpoint;
 use super::listener::{Listener, Routes};
+use super::parking::{PARK_AFTER, Parked, Parking};
 use super::service::Service;
 use super::stream::Stream;
 use super::table::Table;
@@ -43,9 +45,13 @@ pub(crate) struct Thread {
     table: RefCell<Arc<Table>>,
     listeners: RefCell<HashMap<ListenerId, Rc<Listener>>>,
     services: RefCell<HashMap<String, Rc<Service>>>,
-    /// Those of the table, and those no longer in it that still have requests in flight.
+    /// The same ones, as the table counts them.
+    in_order: RefCell<Rc<[Rc<Service>]>>,
     endpoints: RefCell<HashMap<EndpointId, Rc<Endpoint>>>,
+    /// Those no longer in the table that still have requests in flight.
+    removed_endpoints: RefCell<HashMap<EndpointId, Rc<Endpoint>>>,
     accepting: RefCell<JoinSet<io::Result<()>>>,
+    parking: Parking,
     draining: Cell<bool>,
     idle_over: Cell<bool>,
     drain_begins: Notify,
@@ -66,7 +72,8 @@ pub(crate) fn run(
         .event_interval(turn::LONGEST)
         .build_local(LocalOptions::default())?;
     runtime.block_on(async {
-        let thread = Rc::new(Thread::new(threads, reporter));
+        let thread = Rc::new(Thread::new(threads, reporter)?);
+        let mut parking = pin!(thread.watch_parked());
         let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
         loop {
             tokio::select! {
@@ -78,10 +85,11 @@ pub(crate) fn run(
                     Some(Command::Stop) | None => break,
                 },
                 _ = sweeps.tick() => thread.sweep(),
+                Err(error) = &mut parking => return Err(error),
             }
         }
-    });
-    Ok(())
+        Ok(())
+    })
 }
 
 struct ReportEnd(Reporter);
@@ -93,20 +101,23 @@ impl Drop for ReportEnd {
 }
 
 impl Thread {
-    pub(crate) fn new(threads: Arc<Threads>, reporter: Reporter) -> Thread {
-        Thread {
+    pub(crate) fn new(threads: Arc<Threads>, reporter: Reporter) -> io::Result<Thread> {
+        Ok(Thread {
             threads,
             reporter,
             table: RefCell::default(),
             listeners: RefCell::default(),
             services: RefCell::default(),
+            in_order: RefCell::default(),
             endpoints: RefCell::default(),
+            removed_endpoints: RefCell::default(),
             accepting: RefCell::default(),
+            parking: Parking::new()?,
             draining: Cell::new(false),
             idle_over: Cell::new(false),
             drain_begins: Notify::new(),
             idle_ends: Notify::new(),
-        }
+        })
     }
 
     /// Whether the worker drains: every connection is to end with its next response.
@@ -208,30 +219,93 @@ impl Thread {
         Some(Rc::new(listener))
     }
 
-    fn serve(
+    pub(crate) fn serve(
         self: &Rc<Self>,
         stream: std::net::TcpStream,
         peer: SocketAddr,
         listener: Rc<Listener>,
         open: Open,
     ) {
-        let counted = Counted {
+        let client = self.client(stream, peer, listener);
+        self.spawn(open, client::serve(client));
+    }
+
+    fn client(
+        self: &Rc<Self>,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        listener: Rc<Listener>,
+    ) -> Box<Client> {
+        let peer = Rc::new(Peer::new(peer, listener, self.clone()));
+        Box::new(Client::new(Stream::accepted(stream), peer))
+    }
+
+    /// Serves a connection by a task of its own, to the end of which it counts.
+    fn spawn(
+        self: &Rc<Self>,
+        open: Open,
+        service: impl Future<Output = Option<Box<Client>>> + 'static,
+    ) {
+        let mut counted = Counted {
             open: Some(open),
             thread: self.clone(),
         };
-        let peer = Rc::new(Peer::new(peer, listener, self.clone()));
-        let client = Box::new(Client::new(Stream::accepted(stream), peer));
         tokio::task::spawn_local(async move {
-            let _counted = counted;
-            client::serve(client).await;
+            if let Some(idle) = service.await
+                && let Some(open) = counted.open.take()
+            {
+                counted.thread.park(*idle, open);
+            }
+        });
+    }
+
+    /// Takes its task from a connection.
+    fn park(self: &Rc<Self>, idle: Client, open: Open) {
+        let Some(socket) = idle.stream.into_socket() else {
+            return;
+        };
+        let parked = Parked {
+            socket,
+            peer: idle.peer.address,
+            listener: idle.peer.listener.clone(),
+            open,
+            until: Instant::now() + (IDLE_LIMIT - PARK_AFTER),
+        };
+        if let Err(parked) = self.parking.park(parked) {
+            self.resume(parked);
+        }
+    }
+
+    /// Looks after the connections without a task.
+    pub(crate) async fn watch_parked(self: &Rc<Self>) -> io::Result<()> {
+        self.parking.watch(self).await
+    }
+
+    #[cfg(test)]
+    pub(crate) fn parked(&self) -> usize {
+        self.parking.len()
+    }
+
+    /// Gives a connection a task again.
+    pub(crate) fn resume(self: &Rc<Self>, parked: Parked) {
+        let client = self.client(parked.socket, parked.peer, parked.listener);
+        self.spawn(parked.open, client::serve_requests(client));
+    }
+
+    /// Ends a connection that has no task.
+    pub(crate) fn close(self: &Rc<Self>, parked: Parked) {
+        drop(parked.socket);
+        drop(Counted {
+            open: Some(parked.open),
+            thread: self.clone(),
         });
     }
 
     fn apply(self: &Rc<Self>, table: Arc<Table>, opened: Vec<(ListenerId, Arc<OwnedFd>)>) {
         self.reporter.follow(table.number);
-        let (services, drained) = self.apply_services(&table);
+        let before = self.table.replace(table.clone());
+        let (services, drained) = self.apply_services(&before, &table);
         self.apply_listeners(&table, services);
-        *self.table.borrow_mut() = table.clone();
         for (id, socket) in opened {
             self.open(id, socket);
         }
@@ -242,18 +316,38 @@ impl Thread {
         }
     }
 
-    /// Takes over the services and their endpoints. Returns the services in the order of the table, and the endpoints
-    /// that it drains or has removed, none of which can be claimed any more.
-    fn apply_services(&self, table: &Table) -> (Rc<[Rc<Service>]>, Vec<Rc<Endpoint>>) {
-        let mut before = self.endpoints.take();
-        let mut endpoints = HashMap::with_capacity(before.len());
-        let mut services = HashMap::with_capacity(table.services.len());
+    /// Takes over the services that are not the same as `before`, and their endpoints. Returns all services in the order of
+    /// the table, and the endpoints that it drains or has removed, none of which can be claimed any more.
+    fn apply_services(
+        &self,
+        before: &Table,
+        table: &Table,
+    ) -> (Rc<[Rc<Service>]>, Vec<Rc<Endpoint>>) {
+        let is_same = |index: usize| match (before.services.get(index), table.services.get(index)) {
+            (Some(before), Some(service)) => Arc::ptr_eq(before, service),
+            _ => false,
+        };
+        let mut services = self.services.borrow_mut();
+        let mut endpoints = self.endpoints.borrow_mut();
+        let mut views_before = HashMap::new();
+        let mut endpoints_before = self.removed_endpoints.take();
+        let changed = (0..before.services.len()).filter(|&index| !is_same(index));
+        for service in changed.map(|index| &before.services[index]) {
+            views_before.extend(services.remove_entry(&service.name));
+            let ids = service.endpoints.iter().map(|(spec, _)| spec.id);
+            endpoints_before.extend(ids.filter_map(|id| endpoints.remove_entry(&id)));
+        }
+        let in_order_before = self.in_order.take();
         let mut in_order = Vec::with_capacity(table.services.len());
         let mut drained = Vec::new();
-        for service in &table.services {
+        for (index, service) in table.services.iter().enumerate() {
+            if is_same(index) {
+                in_order.push(in_order_before[index].clone());
+                continue;
+            }
             let mut active = Vec::with_capacity(service.endpoints.len());
             for (spec, state) in &service.endpoints {
-                let endpoint = before
+                let endpoint = endpoints_before
                     .remove(&spec.id)
                     .unwrap_or_else(|| Rc::new(Endpoint::new(spec.clone(), self.reporter.clone())));
                 match state {
@@ -268,24 +362,22 @@ impl Thread {
                 }
                 endpoints.insert(spec.id, endpoint);
             }
-            let known = self.services.borrow_mut().remove(&service.name);
+            let known = views_before.remove(&service.name);
             let view = known.unwrap_or_else(|| Rc::new(Service::new(service.name.clone())));
             view.set_handling(service.handling);
             view.update(service.running, active);
-            services.insert(service.name.clone(), view.clone());
-            in_order.push(view);
+            in_order.push(view.clone());
+            services.insert(service.name.clone(), view);
         }
-        for (id, removed) in before {
-            if removed.is_in_use() {
-                endpoints.insert(id, removed.clone());
-            }
-            drained.push(removed);
-        }
-        *self.endpoints.borrow_mut() = endpoints;
-        for removed in self.services.replace(services).into_values() {
+        drained.extend(endpoints_before.values().cloned());
+        endpoints_before.retain(|_, removed| removed.is_in_use());
+        self.removed_endpoints.replace(endpoints_before);
+        for removed in views_before.into_values() {
             removed.update(false, Vec::new());
         }
-        (in_order.into(), drained)
+        let in_order: Rc<[Rc<Service>]> = in_order.into();
+        self.in_order.replace(in_order.clone());
+        (in_order, drained)
     }
 
     fn apply_listeners(&self, table: &Table, services: Rc<[Rc<Service>]>) {
@@ -325,7 +417,7 @@ impl Thread {
         }
     }
 
-    fn drain(self: &Rc<Self>, idle: Duration) {
+    pub(crate) fn drain(self: &Rc<Self>, idle: Duration) {
         if self.draining.replace(true) {
             return;
         }
@@ -361,8 +453,8 @@ struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        drop(self.open.take());
-        if self.thread.draining() {
+        // It may live on without a task.
+        if self.open.take().is_some() && self.thread.draining() {
             self.thread.reporter.send(Event::Empty);
         }
     }
@@ -370,6 +462,10 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::super::tls::Certificates;
     use super::*;
     use crate::ipc::{self, Address, Host, Probe, Protocol, Route};
@@ -386,7 +482,7 @@ mod tests {
         fn new() -> Fixture {
             let threads = Threads::new(vec![mpsc::unbounded_channel().0], 100);
             let (report, reports) = mpsc::unbounded_channel();
-            let thread = Thread::new(Arc::new(threads), Reporter::new(0, report));
+            let thread = Thread::new(Arc::new(threads), Reporter::new(0, report)).unwrap();
             Fixture {
                 thread: Rc::new(thread),
                 table: Arc::default(),
@@ -415,8 +511,7 @@ mod tests {
                     service: 0,
                 }],
             });
-            let table = ipc::Table {
-                number: self.table.number + 1,
+            self.take_over(ipc::Table {
                 listeners: listener.into_iter().collect(),
                 services: vec![ipc::Service {
                     name: "shop".to_owned(),
@@ -426,13 +521,36 @@ mod tests {
                 }],
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
                 ..ipc::Table::default()
+            });
+        }
+
+        /// Applies a table with these services, and no listener.
+        fn apply_services(&mut self, services: Services) {
+            let endpoint = |(id, state)| ipc::Endpoint {
+                id: EndpointId(id),
+                address: Address::Unix("/nonexistent".into()),
+                state,
+                protocol: Protocol::default(),
+                probe: Probe::Connect,
             };
+            let services = services.into_iter().map(|(name, endpoints)| ipc::Service {
+                name: name.to_string(),
+                running: true,
+                handling: ipc::Handling::default(),
+                endpoints: endpoints.into_iter().map(endpoint).collect(),
+            });
+            self.take_over(ipc::Table {
+                services: services.collect(),
+                ..ipc::Table::default()
+            });
+        }
+
+        fn take_over(&mut self, table: ipc::Table) {
+            let number = self.table.number + 1;
+            let table = ipc::Table { number, ..table };
             let certificates = Certificates::new().unwrap();
-            let table = self
-                .table
-                .succeed(table, |_| true, &certificates, 1)
-                .unwrap();
-            self.table = Arc::new(table);
+            let table = self.table.succeed(table, |_| true, &certificates, 1);
+            self.table = Arc::new(table.unwrap());
             self.thread.apply(self.table.clone(), Vec::new());
         }
 
@@ -488,6 +606,69 @@ mod tests {
         assert!(fixture.service().claim(&[]).is_none());
         drop(claim);
         assert!(fixture.events().contains(&idle(3)));
+    }
+
+    /// Services by their names, each with its endpoints by their ids.
+    type Services = Vec<(char, Vec<(u64, EndpointState)>)>;
+
+    /// In any order, each with some of the three endpoints that only it can have.
+    fn services() -> impl Strategy<Value = Services> {
+        let state = prop_oneof![
+            Just(EndpointState::Probing),
+            Just(EndpointState::Active),
+            Just(EndpointState::Active),
+            Just(EndpointState::Draining),
+        ];
+        let endpoints =
+            |first: u64| proptest::collection::btree_map(first..first + 3, state.clone(), 0..=3);
+        let service = |name: char, first| {
+            let endpoints = endpoints(first).prop_map(Vec::from_iter);
+            proptest::option::of(endpoints.prop_map(move |endpoints| (name, endpoints)))
+        };
+        let all = (service('a', 0), service('b', 3), service('c', 6));
+        all.prop_map(|(a, b, c)| [a, b, c].into_iter().flatten().collect::<Vec<_>>())
+            .prop_shuffle()
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_is_taken_over_by_its_differences_as_it_is(
+            tables in proptest::collection::vec(services(), 1..6)
+        ) {
+            let mut fixture = Fixture::new();
+            let mut views: HashMap<String, Rc<Service>> = HashMap::new();
+            for services in tables {
+                let before = fixture.table.clone();
+                fixture.apply_services(services);
+                let table = fixture.table.clone();
+                let mut after = HashMap::new();
+                for (index, service) in table.services.iter().enumerate() {
+                    let view = fixture.thread.in_order.borrow()[index].clone();
+                    prop_assert_eq!(view.name(), &service.name);
+                    if let Some(known) = views.get(&service.name) {
+                        prop_assert!(Rc::ptr_eq(known, &view));
+                    }
+                    let active = service.endpoints.iter();
+                    let active = active.filter(|(_, state)| *state == EndpointState::Active);
+                    let mut claimed = Vec::new();
+                    while let Some(claim) = view.claim(&claimed) {
+                        claimed.push(claim.id());
+                    }
+                    claimed.sort();
+                    prop_assert_eq!(claimed, Vec::from_iter(active.map(|(spec, _)| spec.id)));
+                    after.insert(service.name.clone(), view);
+                }
+                views = after;
+                let is_over = |id| table.state(id).is_none_or(|state| state >= EndpointState::Draining);
+                let of_both = before.endpoints().chain(table.endpoints());
+                let over: BTreeSet<_> = of_both.map(|(spec, _)| spec.id).filter(|&id| is_over(id)).collect();
+                let said = fixture.events().into_iter().filter_map(|event| match event {
+                    Event::Idle { endpoint, table: number } if number == table.number => Some(endpoint),
+                    _ => None,
+                });
+                prop_assert_eq!(said.collect::<BTreeSet<_>>(), over);
+            }
+        }
     }
 
     #[test]

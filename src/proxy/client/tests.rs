@@ -11,10 +11,11 @@ use crate::proxy::endpoint::{Endpoint, Spec};
 use crate::proxy::listener::Routes;
 use crate::proxy::router::Router;
 use crate::proxy::service::Service;
-use crate::proxy::threads::{Reporter, Threads};
+use crate::proxy::threads::{Open, Reporter, Threads};
 
 /// A client and a silent instance; `None` for a service without one.
 struct Fixture {
+    thread: Rc<Thread>,
     client: TcpStream,
     instance: Option<TcpListener>,
     service: Rc<Service>,
@@ -53,14 +54,16 @@ impl Fixture {
         let socket = TcpListener::bind(SocketAddr::from(any)).await.unwrap();
         let address = socket.local_addr().unwrap();
         let listener = Rc::new(Listener::new(ListenerId(1), address, routes));
-        let threads = Threads::new(vec![mpsc::unbounded_channel().0], 1);
-        let thread = Rc::new(Thread::new(threads.into(), reporter));
+        let threads = Arc::new(Threads::new(vec![mpsc::unbounded_channel().0], 1));
+        let thread = Rc::new(Thread::new(threads.clone(), reporter).unwrap());
         let client = TcpStream::connect(address).await.unwrap();
         let (stream, peer) = socket.accept().await.unwrap();
-        let stream = Stream::accepted(stream.into_std().unwrap());
-        let peer = Rc::new(Peer::new(peer, listener, thread));
-        tokio::task::spawn_local(serve(Box::new(Client::new(stream, peer))));
+        let watched = thread.clone();
+        tokio::task::spawn_local(async move { watched.watch_parked().await });
+        let open = Open::new(threads, 0, listener.id());
+        thread.serve(stream.into_std().unwrap(), peer, listener, open);
         Fixture {
+            thread,
             client,
             instance,
             service,
@@ -76,10 +79,7 @@ impl Fixture {
     async fn receive_request(&self) -> TcpStream {
         let socket = self.instance.as_ref().unwrap();
         let (mut stream, _) = socket.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
+        read_head(&mut stream).await;
         stream
     }
 
@@ -89,6 +89,13 @@ impl Fixture {
         self.client.read_to_end(&mut bytes).await.unwrap();
         let text = String::from_utf8(bytes).unwrap();
         (text, self.begin.elapsed().as_secs())
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
     }
 }
 
@@ -273,6 +280,73 @@ async fn a_request_without_an_instance_is_held_for_10_seconds() {
     .await;
 }
 
+/// Asks for something, and answers as the instance would.
+async fn exchange(fixture: &mut Fixture) {
+    fixture.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut instance = fixture.receive_request().await;
+    let response = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+    instance.write_all(response).await.unwrap();
+    let mut received = Vec::new();
+    while !received.ends_with(b"\r\n\r\nok") {
+        received.push(fixture.client.read_u8().await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_idle_for_long_is_parked_and_serves_its_next_request() {
+    local(async {
+        let mut fixture = Fixture::new(true).await;
+        for idle in [1, 10, 58, 58] {
+            exchange(&mut fixture).await;
+            assert_eq!(fixture.thread.parked(), 0);
+            tokio::time::sleep(Duration::from_secs(idle)).await;
+            assert_eq!(fixture.thread.parked() == 1, idle > 2, "{idle}");
+        }
+        exchange(&mut fixture).await;
+        let before = fixture.begin.elapsed().as_secs();
+        let (rest, end) = fixture.receive_all().await;
+        assert_eq!((rest.as_str(), end - before), ("", 60));
+        assert_eq!(fixture.thread.parked(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_connection_whose_client_goes_is_forgotten() {
+    local(async {
+        let mut fixture = Fixture::new(true).await;
+        exchange(&mut fixture).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(fixture.thread.parked(), 1);
+        fixture.client.shutdown().await.unwrap();
+        let (rest, end) = fixture.receive_all().await;
+        assert_eq!((rest.as_str(), end), ("", 5));
+        assert_eq!(fixture.thread.parked(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_connection_has_its_time_for_one_more_request_when_the_worker_drains() {
+    for asks in [true, false] {
+        local(async {
+            let mut fixture = Fixture::new(true).await;
+            exchange(&mut fixture).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(fixture.thread.parked(), 1);
+            fixture.thread.drain(Duration::from_secs(4));
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            if asks {
+                exchange(&mut fixture).await;
+            }
+            let (rest, end) = fixture.receive_all().await;
+            assert_eq!((rest.as_str(), end), ("", if asks { 8 } else { 9 }));
+            assert_eq!(fixture.thread.parked(), 0);
+        })
+        .await;
+    }
+}
+
 #[test]
 fn an_idle_connection_is_small() {
     // What lies in memory for each idle connection beside the socket and its timer: itself, and the task that waits.
@@ -281,5 +355,5 @@ fn an_idle_connection_is_small() {
         size_of::<F>()
     }
     let task = size_of_output(super::serve);
-    assert!(task <= 192, "{task}");
+    assert!(task <= 216, "{task}");
 }
