@@ -8,6 +8,9 @@ prefix = /usr
 BIN = target/release
 MANUAL = target/manual
 
+# What writes the manual. Not --release: it runs once, for a moment.
+MANUAL_WRITER ?= $(CARGO) run --locked --quiet --package smoothserve-manual --
+
 .PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny
 
 help: ## Show this list
@@ -19,8 +22,8 @@ check: install-needs ## Format, lint, and run every test
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) metadata --manifest-path fuzz/Cargo.toml --locked --format-version 1 >/dev/null
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
-	$(CARGO) build --workspace --examples --locked
-	$(MAKE) deb
+	$(CARGO) build --workspace --bins --examples --locked
+	MANUAL_WRITER=$(CURDIR)/target/debug/smoothserve-manual $(MAKE) deb
 	./scripts/run-tests
 
 check-fast: install-needs ## Run the tests that need no machine of their own
@@ -72,9 +75,8 @@ bench-instructions: ## Count the instructions of routing and rewriting, compare 
 build: manual ## Build the programs as they ship, and their manual
 	$(CARGO) build --release --locked --bins
 
-# Not --release: it runs once, for a moment.
 manual: ## Write the manual pages and the completions of the shells
-	$(CARGO) run --locked --quiet --package smoothserve-manual -- $(MANUAL)
+	$(MANUAL_WRITER) $(MANUAL)
 
 # Under DESTDIR, if that is given. Needs no root there; neither builds, since root should not, nor enables anything, which
 # is for a package to do.

@@ -23,7 +23,7 @@ use anyhow::{Context, bail};
 
 use report::Report;
 
-const USAGE: &str = "usage: bench quick | bench latency | bench protocols | bench all RESULTS.md | bench growth RESULTS.md";
+const USAGE: &str = "usage: bench quick | bench latency | bench rotations | bench protocols | bench all RESULTS.md | bench growth RESULTS.md";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,6 +34,7 @@ fn main() -> anyhow::Result<()> {
     match arguments.as_slice() {
         ["quick"] => rows::quick(programs, &mut report)?,
         ["protocols"] => rows::other_protocols(programs, &mut report)?,
+        ["rotations"] => rows::rotations_alone(programs, &mut report)?,
         ["latency"] => rows::latency(programs, &mut report)?,
         ["all", results] => {
             report.title()?;

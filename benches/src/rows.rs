@@ -329,6 +329,11 @@ pub fn latency(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     rotations(&peers, report)
 }
 
+/// What is felt of restarts alone.
+pub fn rotations_alone(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
+    rotations(&Peers::start(TOGETHER, programs)?, report)
+}
+
 /// Restarts, one after the other.
 fn rotations(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let [smoothserve, ..] = &peers.peers[..] else {

@@ -11,8 +11,8 @@ use smoothserve::systemd::given::Given;
 use smoothserve::{config, events, generator, launch, manager, proxy};
 
 fn main() -> ExitCode {
-    let role = match Smoothserve::try_parse_from(arguments()) {
-        Ok(arguments) => arguments.role,
+    let role = match role(arguments()) {
+        Ok(role) => role,
         Err(error) => {
             // Nothing is left to do about a terminal that is gone.
             let _ = error.print();
@@ -72,6 +72,14 @@ fn main() -> ExitCode {
             tracing::error!(message_id = events::FAILED, error, "smoothserve failed");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn role(arguments: Vec<OsString>) -> Result<Role, clap::Error> {
+    match arguments.as_slice() {
+        // It starts in the middle of traffic. clap would take a seventh of its time to prepare for all that could be said.
+        [_, role] if role == "launch" => Ok(Role::Launch),
+        _ => Smoothserve::try_parse_from(arguments).map(|arguments| arguments.role),
     }
 }
 

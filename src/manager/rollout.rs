@@ -19,8 +19,11 @@
 //! * A slot whose ready instance does not fit is **rotated**, one at a time. Start-first: a second instance starts in
 //!   the slot, and when it is ready the old one drains. In place: the old one drains and stops, which makes the slot
 //!   missing.
-//! * The first ready instance of a new version **soaks** beside the old one before that drains; then the version is
-//!   proven.
+//! * A ready instance of a target that is not reached yet **soaks** before the next thing happens, beside the old one if
+//!   the rotation is start-first: the first of a new version for long, after which the version is proven, every other for
+//!   a short **pause**. There is a pause, too, between the end of an old instance and the start of the next new one. So
+//!   what crashes at once has replaced nothing, and those who are being served are not crowded out by processes that
+//!   start and end.
 //! * If an instance of an unfinished target fails to start or crashes, the target is **given up**: the good one becomes
 //!   the target again, and slots that were already replaced are rotated back by the same rules. A version that has
 //!   nothing good before it is not given up but tried again with backoff.
@@ -45,6 +48,10 @@ pub use saved::{Saved, Stage};
 
 /// How long the first instance of a new version must live beside the old ones before those go.
 pub const SOAK: Duration = Duration::from_secs(5);
+
+/// How long nothing happens after a step of a rotation. To start a process and to end one takes some milliseconds from all
+/// others on the machine, which must stay rare among the many in which requests are served.
+pub const PAUSE: Duration = Duration::from_millis(200);
 
 /// Names an instance for ever.
 pub type InstanceId = u64;
@@ -87,8 +94,21 @@ pub struct Policy {
     pub tunnel_drain_timeout: Duration,
     /// The most time in stopping before SIGKILL.
     pub stop_timeout: Duration,
-    /// [`SOAK`], but shorter in tests.
+    /// [`SOAK`].
     pub soak: Duration,
+    /// [`PAUSE`].
+    #[serde(default)]
+    pub pause: Duration,
+}
+
+impl Policy {
+    /// How long an instance of a target that is not reached yet soaks.
+    fn soak(&self, proven: bool) -> Duration {
+        match proven {
+            true => self.pause,
+            false => self.soak,
+        }
+    }
 }
 
 /// Something that happened.
@@ -203,6 +223,8 @@ pub struct Reconciler {
     proven: bool,
     instances: Vec<Instance>,
     slots: BTreeMap<u32, Slot>,
+    /// The pause after the end of an old instance.
+    pause_until: Option<Instant>,
 }
 
 impl Reconciler {
@@ -218,6 +240,7 @@ impl Reconciler {
             proven: false,
             instances: Vec::new(),
             slots: BTreeMap::new(),
+            pause_until: None,
         }
     }
 
@@ -258,7 +281,7 @@ impl Reconciler {
         let retries = (1..=self.desired.count)
             .filter(|_| self.desired.running)
             .filter_map(|slot| self.slots.get(&slot)?.retry_at);
-        instances.chain(retries).min()
+        instances.chain(retries).chain(self.pause_until).min()
     }
 
     /// The instances, oldest first.
@@ -352,7 +375,9 @@ impl Reconciler {
                 self.failed(&instance, Failure::ExitedBeforeReady, now, actions)
             }
             State::Ready { .. } => self.failed(&instance, Failure::Crashed, now, actions),
-            State::Draining { .. } | State::Closing { .. } | State::Stopping { .. } => {}
+            State::Draining { .. } | State::Closing { .. } | State::Stopping { .. } => {
+                self.pause_until = Some(now + self.desired.policy.pause);
+            }
         }
     }
 
@@ -413,12 +438,14 @@ impl Reconciler {
         for slot in self.slots.values_mut() {
             slot.retry_at = slot.retry_at.filter(|&at| at > now);
         }
+        self.pause_until = self.pause_until.filter(|&at| at > now);
     }
 
     fn became_ready(&mut self, index: usize, now: Instant) {
         let target = self.instances[index].target;
-        let unproven = target == self.target && !self.proven && self.good.is_some();
-        let soak_until = unproven.then(|| now + self.desired.policy.soak);
+        let reached = self.good.is_none_or(|good| good == target);
+        let soaks = target == self.target && !reached;
+        let soak_until = soaks.then(|| now + self.desired.policy.soak(self.proven));
         self.instances[index].state = State::Ready {
             since: now,
             soak_until,
@@ -548,7 +575,7 @@ impl Reconciler {
         });
         let all_ready =
             (1..=self.desired.count).all(|slot| self.in_slot(slot).any(Instance::is_ready));
-        if busy || !all_ready {
+        if busy || !all_ready || self.pause_until.is_some() {
             return;
         }
         let next = (1..=self.desired.count).find_map(|slot| {

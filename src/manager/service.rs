@@ -595,6 +595,7 @@ fn desired(spec: &config::Service, running: bool, target: Target) -> Desired {
             tunnel_drain_timeout: spec.tunnel_drain_timeout,
             stop_timeout: spec.stop_timeout,
             soak: rollout::SOAK,
+            pause: rollout::PAUSE,
         },
     }
 }

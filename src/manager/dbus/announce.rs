@@ -22,7 +22,7 @@ pub(super) async fn announce(
         manager.get().await.status_changed(emitter).await?;
     }
     for (name, service) in &now.services {
-        if let Some(old) = before.services.get(name) {
+        if let Some(old) = before.services.get(name).filter(|old| *old != service) {
             announce_service(server, name, old, service).await?;
         }
     }
@@ -30,6 +30,7 @@ pub(super) async fn announce(
         let old = before.jobs.get(&id);
         match old {
             None => ManagerObject::job_new(emitter, path(job_path(id)), &job.service).await?,
+            Some(old) if old == job => {}
             Some(old) => announce_job(server, id, old, job).await?,
         }
         let was_running = old.is_none_or(|old| old.state == JobState::Running);

@@ -82,7 +82,7 @@ impl Reconciler {
                 },
                 Stage::Soaking => State::Ready {
                     since: now,
-                    soak_until: Some(now + policy.soak),
+                    soak_until: Some(now + policy.soak(saved.proven)),
                 },
                 Stage::Ready => State::Ready {
                     since: now,
@@ -106,6 +106,7 @@ impl Reconciler {
             good: saved.good,
             proven: saved.proven,
             slots: BTreeMap::new(),
+            pause_until: None,
         }
     }
 

@@ -14,6 +14,7 @@ fn policy(in_place: bool) -> Policy {
         tunnel_drain_timeout: Duration::from_secs(40),
         stop_timeout: Duration::from_secs(10),
         soak: SOAK,
+        pause: PAUSE,
     }
 }
 
@@ -212,6 +213,24 @@ impl World {
         panic!("does not settle: {:#?}", self.core);
     }
 
+    /// Nothing happens for a while.
+    fn pause(&mut self) {
+        let before = self.core.instances().to_vec();
+        self.pass(PAUSE - Duration::from_millis(1));
+        assert_eq!(self.core.instances(), before);
+        self.pass(Duration::from_millis(1));
+        assert_ne!(self.core.instances(), before);
+    }
+
+    /// What becomes of an old instance that is replaced.
+    fn drain_and_stop(&mut self, slot: u32) {
+        let old = self.pick(0, |state| matches!(state, State::Draining { .. }));
+        let old = old.unwrap();
+        assert_eq!((old.slot, old.target.generation), (slot, 1));
+        self.send(Event::Idle(old.id));
+        self.send(Event::Exited(old.id));
+    }
+
     fn generations(&self) -> Vec<u64> {
         let mut slots: Vec<(u32, u64)> = self
             .core
@@ -289,6 +308,32 @@ fn start_first_replaces_one_by_one_and_soaks_the_first_of_a_new_version() {
     );
     world.settle();
     assert_eq!(world.generations(), [2, 2]);
+}
+
+#[test]
+fn a_pause_follows_each_new_instance_and_each_old_one() {
+    for in_place in [false, true] {
+        let mut world = World::new(2, in_place);
+        world.settle();
+        world.deploy(false, false);
+        for slot in [1, 2] {
+            if in_place {
+                world.drain_and_stop(slot);
+            }
+            let new = world.pick(0, |state| matches!(state, State::Starting { .. }));
+            let new = new.unwrap();
+            assert_eq!(new.slot, slot);
+            world.come_up(new);
+            world.pause();
+            if !in_place {
+                world.drain_and_stop(slot);
+                if slot == 1 {
+                    world.pause();
+                }
+            }
+        }
+        assert!(world.core.converged());
+    }
 }
 
 #[test]
