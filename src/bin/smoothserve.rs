@@ -75,9 +75,10 @@ fn main() -> ExitCode {
     }
 }
 
+/// Understands the command line.
 fn role(arguments: Vec<OsString>) -> Result<Role, clap::Error> {
     match arguments.as_slice() {
-        // It starts in the middle of traffic. clap would take a seventh of its time to prepare for all that could be said.
+        // A launcher starts in the middle of traffic, and clap would take a seventh of its CPU time.
         [_, role] if role == "launch" => Ok(Role::Launch),
         _ => Smoothserve::try_parse_from(arguments).map(|arguments| arguments.role),
     }

@@ -94,20 +94,13 @@ pub struct Policy {
     pub tunnel_drain_timeout: Duration,
     /// The most time in stopping before SIGKILL.
     pub stop_timeout: Duration,
-    /// [`SOAK`].
-    pub soak: Duration,
-    /// [`PAUSE`].
-    #[serde(default)]
-    pub pause: Duration,
 }
 
-impl Policy {
-    /// How long an instance of a target that is not reached yet soaks.
-    fn soak(&self, proven: bool) -> Duration {
-        match proven {
-            true => self.pause,
-            false => self.soak,
-        }
+/// How long an instance of a target that is not reached yet soaks.
+fn soak(proven: bool) -> Duration {
+    match proven {
+        true => PAUSE,
+        false => SOAK,
     }
 }
 
@@ -376,7 +369,7 @@ impl Reconciler {
             }
             State::Ready { .. } => self.failed(&instance, Failure::Crashed, now, actions),
             State::Draining { .. } | State::Closing { .. } | State::Stopping { .. } => {
-                self.pause_until = Some(now + self.desired.policy.pause);
+                self.pause_until = Some(now + PAUSE);
             }
         }
     }
@@ -445,7 +438,7 @@ impl Reconciler {
         let target = self.instances[index].target;
         let reached = self.good.is_none_or(|good| good == target);
         let soaks = target == self.target && !reached;
-        let soak_until = soaks.then(|| now + self.desired.policy.soak(self.proven));
+        let soak_until = soaks.then(|| now + soak(self.proven));
         self.instances[index].state = State::Ready {
             since: now,
             soak_until,

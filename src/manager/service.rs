@@ -594,8 +594,6 @@ fn desired(spec: &config::Service, running: bool, target: Target) -> Desired {
             drain_timeout: spec.drain_timeout,
             tunnel_drain_timeout: spec.tunnel_drain_timeout,
             stop_timeout: spec.stop_timeout,
-            soak: rollout::SOAK,
-            pause: rollout::PAUSE,
         },
     }
 }

@@ -1,14 +1,14 @@
 //! The state of a rollout as it survives the manager.
 //!
-//! Moments mean nothing to another process, so times that run begin anew. How often a slot has failed is forgotten: a
-//! new manager tries at once.
+//! Moments mean nothing to another process, so times that run begin anew. How often a slot has failed is forgotten, and
+//! that an old instance has just ended: a new manager goes on at once.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Desired, Instance, InstanceId, Reconciler, State, Target};
+use super::{Desired, Instance, InstanceId, Reconciler, State, Target, soak};
 
 /// What is kept of a [`Reconciler`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ impl Reconciler {
                 },
                 Stage::Soaking => State::Ready {
                     since: now,
-                    soak_until: Some(now + policy.soak(saved.proven)),
+                    soak_until: Some(now + soak(saved.proven)),
                 },
                 Stage::Ready => State::Ready {
                     since: now,

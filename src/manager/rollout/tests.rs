@@ -13,8 +13,6 @@ fn policy(in_place: bool) -> Policy {
         drain_timeout: Duration::from_secs(30),
         tunnel_drain_timeout: Duration::from_secs(40),
         stop_timeout: Duration::from_secs(10),
-        soak: SOAK,
-        pause: PAUSE,
     }
 }
 
@@ -324,6 +322,8 @@ fn a_pause_follows_each_new_instance_and_each_old_one() {
             let new = new.unwrap();
             assert_eq!(new.slot, slot);
             world.come_up(new);
+            // Another manager begins it anew, and it is no longer than that.
+            world.core = Reconciler::restore(world.core.save(), world.now);
             world.pause();
             if !in_place {
                 world.drain_and_stop(slot);
