@@ -37,6 +37,18 @@ pub fn run(programs: &Path, results: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One part of it, only to be looked at.
+pub fn part(programs: &Path, name: &str) -> anyhow::Result<()> {
+    raise_descriptor_limit()?;
+    let text = match name {
+        "costs" => cost::tables(programs)?,
+        "manager" => manager::tables(programs)?,
+        _ => tables::table(programs)?,
+    };
+    println!("{text}");
+    Ok(())
+}
+
 /// Puts the section in the place of the one before, or at the end.
 fn put(results: &str, section: &str) -> String {
     let before = results.split_once(BEGIN);

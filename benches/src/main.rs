@@ -23,7 +23,8 @@ use anyhow::{Context, bail};
 
 use report::Report;
 
-const USAGE: &str = "usage: bench quick | bench latency | bench rotations | bench protocols | bench all RESULTS.md | bench growth RESULTS.md";
+const USAGE: &str = "usage: bench quick | bench latency | bench rotations | bench protocols | bench all RESULTS.md | \
+                     bench growth RESULTS.md | bench costs | bench manager | bench tables";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -42,6 +43,7 @@ fn main() -> anyhow::Result<()> {
             report.save(Path::new(results))?;
         }
         ["growth", results] => return growth::run(programs, Path::new(results)),
+        [part @ ("costs" | "manager" | "tables")] => return growth::part(programs, part),
         _ => bail!(USAGE),
     }
     Ok(())
