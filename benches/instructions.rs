@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
-use smoothserve::ipc::{Host, Route};
+use smoothserve::ipc::{Host, ListenerId, Route};
 use smoothserve::proxy::workload::{RouteTable, rewrite_request, rewrite_response};
 
 const CURL: &[u8] =
@@ -91,15 +91,16 @@ fn lookup(count: usize) -> Work {
     let hosts: Vec<String> = (0..count)
         .map(|number| format!("customer-{number:04}.example"))
         .collect();
-    let routes: Vec<Route> = hosts
+    let routes: Vec<(usize, Route)> = hosts
         .iter()
         .flat_map(|host| {
-            ["/", "/api"].map(|path| Route {
+            let route = |path: &str| Route {
+                listener: ListenerId(1),
                 host: Host::Exact(host.clone()),
                 path: path.to_owned(),
                 strip: 0,
-                service: 0,
-            })
+            };
+            ["/", "/api"].map(|path| (0, route(path)))
         })
         .collect();
     let table = RouteTable::try_new(&routes).expect("no two are the same");

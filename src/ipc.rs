@@ -1,7 +1,8 @@
 //! What the manager and the proxy worker say to each other.
 //!
-//! The manager sends whole, numbered, declarative route tables; the worker answers with acknowledgements, probe
-//! results, idleness and counts. Sending a table again is harmless, so after any interruption both sides just go on.
+//! The manager sends numbered, declarative route tables: a whole one first on every connection, and from then on what is
+//! different in the next one. The worker answers with acknowledgements, probe results, idleness and counts. Sending a
+//! whole table again is harmless, so after any interruption both sides just go on.
 //!
 //! # Quiescence
 //! An endpoint goes `Active → Draining` in some table. The worker reports [`FromWorker::Idle`] for it when every
@@ -12,16 +13,17 @@
 
 mod channel;
 mod handling;
+mod table;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, ChannelError, Receiver, Sender};
 pub use handling::Handling;
+pub use table::{Host, Listener, Route, Service, Table};
 
 /// A message from the manager to a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,7 +33,7 @@ pub enum ToWorker {
     /// A certificate with its key, sent before the first table that names it. A worker forgets one that the table it takes
     /// does not name.
     Certificate(Certificate),
-    /// The whole table to use from now on.
+    /// The table to use from now on.
     Table(Table),
     /// Accept nothing more, serve what was accepted, then exit with status 0.
     Drain {
@@ -59,6 +61,8 @@ pub enum FromWorker {
     },
     /// All threads use the table of this number.
     Acknowledged(u64),
+    /// The table of this number cannot be used, and is not. The next one has to be whole.
+    Refused(u64),
     /// The answer of one probe of an endpoint that is [`EndpointState::Probing`]: sent for the first success and for
     /// each failure before it.
     Probed {
@@ -125,90 +129,8 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// All that a worker knows.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Table {
-    /// Grows with each table; a worker ignores one that is not newer than what it has.
-    pub number: u64,
-    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
-    pub trusted_proxies: Vec<IpNet>,
-    /// Whether instances are told by `Forwarded`, too, who has sent a request.
-    #[serde(default)]
-    pub forwarded: bool,
-    /// Client connections of each listener at a time. `None`: as many as there can be.
-    #[serde(default)]
-    pub max_connections: Option<u32>,
-    /// What to accept on. A listener that is missing here is closed; its connections end with their current request.
-    pub listeners: Vec<Listener>,
-    /// The services, in the order that [`Route::service`] counts them.
-    pub services: Vec<Service>,
-}
-
-impl Table {
-    /// All that its listeners need.
-    pub fn certificates(&self) -> impl Iterator<Item = CertificateId> {
-        let certificates = self.listeners.iter().flat_map(|listener| &listener.tls);
-        certificates.flatten().copied()
-    }
-}
-
-/// One listening socket and what is behind it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Listener {
-    /// The socket, sent before.
-    pub id: ListenerId,
-    /// The address it is bound to, for messages.
-    pub address: SocketAddr,
-    /// With TLS: the certificates, sent before, the first of which is for clients that name no host or another one.
-    pub tls: Option<Vec<CertificateId>>,
-    /// Whether each connection has to come from a trusted proxy and to begin with a header of the PROXY protocol.
-    #[serde(default)]
-    pub proxy_protocol: bool,
-    /// Unordered; the longest host, then the longest path wins.
-    pub routes: Vec<Route>,
-}
-
-/// Requests for this host and path prefix go to this service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Route {
-    /// The host.
-    pub host: Host,
-    /// A prefix on segment borders, `/` for all: `/api` is for `/api`, `/api/` and `/api/x`, not for `/apix`.
-    pub path: String,
-    /// So many bytes of `path`, from its beginning, are not for the instance to know.
-    #[serde(default)]
-    pub strip: usize,
-    /// Index into [`Table::services`].
-    pub service: usize,
-}
-
-/// A host pattern, in lower case, without a port.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Host {
-    /// `a.example`
-    Exact(String),
-    /// `*.example`, here without the `*.`: any host with at least one label before it.
-    Subdomain(String),
-    /// `_`
-    Any,
-}
-
-/// One service as the worker sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Service {
-    /// Its name, for messages.
-    pub name: String,
-    /// False for a service that was stopped: its requests get 503 at once instead of being held.
-    pub running: bool,
-    /// How its requests are treated.
-    #[serde(default)]
-    pub handling: Handling,
-    /// Its instances.
-    pub endpoints: Vec<Endpoint>,
-}
-
 /// One instance of a service as the worker sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its name for ever.
     pub id: EndpointId,

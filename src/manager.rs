@@ -37,6 +37,7 @@ mod publish;
 mod rollout;
 pub(crate) mod run_dir;
 mod service;
+mod services;
 mod signals;
 mod sockets;
 mod state;
@@ -50,6 +51,7 @@ mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,8 +64,10 @@ use self::instance::News;
 use self::jobs::Jobs;
 use self::listeners::Listeners;
 use self::notify::Notify;
+use self::publish::Published;
 use self::rollout::InstanceId;
 use self::service::{Diagnosis, Reason, Service};
+use self::services::Services;
 use self::state::StateFile;
 use self::status::{Command, Handle, Request, Snapshot};
 use self::supervision::Supervision;
@@ -178,13 +182,14 @@ enum Phase {
 
 struct Manager {
     options: Options,
-    config: Config,
-    services: BTreeMap<String, Service>,
+    config: Arc<Config>,
+    services: Services,
     listeners: Listeners,
-    certificates: Certificates,
+    certificates: Rc<Certificates>,
     workers: Workers,
-    /// As last sent.
-    table: Table,
+    /// As last sent, whole.
+    table: Rc<Table>,
+    published: Published,
     state_file: StateFile,
     world: World,
     watcher: Watcher,
@@ -254,18 +259,19 @@ impl Manager {
                 default_user: String::new(),
             },
             options,
-            config: Config {
+            config: Arc::new(Config {
                 default_user: String::new(),
                 trusted_proxies: Vec::new(),
                 forwarded: false,
                 max_connections: None,
                 services: BTreeMap::new(),
                 notes: Vec::new(),
-            },
-            services: BTreeMap::new(),
+            }),
+            services: Services::default(),
             listeners: Listeners::new(given.tcp_sockets()),
-            certificates: Certificates::default(),
-            table: Table::default(),
+            certificates: Rc::default(),
+            table: Rc::default(),
+            published: Published::default(),
             watcher,
             snapshots,
             phase: Phase::Serving,
@@ -480,8 +486,11 @@ impl Manager {
 
     fn tick(&mut self) {
         let now = Instant::now();
-        for service in self.services.values_mut() {
-            if service.deadline().is_some_and(|at| at <= now) {
+        let is_due = |service: &Service| service.deadline().is_some_and(|at| at <= now);
+        let due = self.services.iter().filter(|(_, service)| is_due(service));
+        let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
+        for name in due {
+            if let Some(service) = self.services.get_mut(&name) {
                 service.tick(&mut self.world);
             }
         }

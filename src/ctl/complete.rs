@@ -69,10 +69,11 @@ fn services() -> Vec<CompletionCandidate> {
         .ok()
         .flatten()
         .unwrap_or_default();
-    let candidate = |(name, service)| {
+    let services = snapshot.services.iter();
+    let candidates = services.map(|(name, service)| {
         CompletionCandidate::new(name).help(Some(render::in_short(service).into()))
-    };
-    snapshot.services.iter().map(candidate).collect()
+    });
+    candidates.collect()
 }
 
 /// The state of the smoothserve that the command line is for, if it runs.

@@ -314,8 +314,8 @@ mod tests {
             summary: "1 service, 1/2 instances ready".into(),
             uid: 0,
             journal: true,
-            services: [("shop".to_owned(), service)].into(),
-            jobs: [(1, job)].into(),
+            services: [("shop".to_owned(), service.into())].into(),
+            jobs: [(1, job.into())].into(),
         }
     }
 

@@ -64,7 +64,7 @@ async fn end_of(client: &Client, id: u32, line: &mut Line) -> Result<JobStatus, 
             ));
         };
         if job.state != JobState::Running {
-            return Ok(job.clone());
+            return Ok((**job).clone());
         }
         line.show(&render::step(job));
         tokio::select! {

@@ -241,12 +241,13 @@ mod tests {
     #[tokio::test]
     async fn a_message_larger_than_the_socket_buffer_arrives_whole() {
         let (mut sender, mut receiver) = pair();
-        let service = crate::ipc::Service {
+        let service = Arc::new(crate::ipc::Service {
             name: "x".repeat(100),
             running: true,
             handling: crate::ipc::Handling::default(),
+            routes: Vec::new(),
             endpoints: Vec::new(),
-        };
+        });
         let table = ToWorker::Table(Table {
             number: 1,
             services: vec![service; 20_000],

@@ -13,7 +13,7 @@ use crate::config::{Service, Tls};
 use crate::ipc::{self, CertificateId};
 
 /// By the paths of the certificate and the key.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Certificates {
     known: BTreeMap<(PathBuf, PathBuf), Arc<Certificate>>,
 }

@@ -4,6 +4,7 @@
 //! nothing.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -70,7 +71,7 @@ impl Manager {
         if !faults.is_empty() {
             return Err(refused(faults.join("\n")));
         }
-        self.certificates = certificates;
+        self.certificates = certificates.into();
         self.adopt_listeners(bound, &wanted);
         let parts = self.adopt(config, plans);
         tracing::info!(
@@ -95,7 +96,7 @@ impl Manager {
                 "certificate not read, its ports with TLS are of no use"
             );
         }
-        self.certificates = certificates;
+        self.certificates = certificates.into();
     }
 
     /// Makes a configuration and the plans for its services the current ones. Returns what there is to wait for.
@@ -108,14 +109,18 @@ impl Manager {
             tracing::warn!(note, "configuration note");
         }
         self.world.default_user.clone_from(&config.default_user);
-        self.config = config;
+        self.config = config.into();
         self.world.ports.claim(&self.config);
         let mut parts = Vec::new();
-        for (name, service) in &mut self.services {
-            if !self.config.services.contains_key(name) && !service.is_removed() {
+        let gone = self.services.iter().filter(|(name, service)| {
+            !self.config.services.contains_key(*name) && !service.is_removed()
+        });
+        let gone: Vec<String> = gone.map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            if let Some(service) = self.services.get_mut(&name) {
                 tracing::info!(service = name, "removing service");
                 service.stop(true, &mut self.world);
-                parts.push((name.clone(), Goal::Stopped));
+                parts.push((name, Goal::Stopped));
             }
         }
         for (name, spec) in &self.config.services {
@@ -330,7 +335,7 @@ impl Manager {
             tracing::error!(service = name, error = %fault, "changed files not applied");
             return;
         }
-        self.certificates.extend(certificates);
+        Rc::make_mut(&mut self.certificates).extend(certificates);
         let service = self.services.get_mut(name).expect("looked up above");
         let goal = service.apply(plan, &mut self.world);
         if let Some(goal) = goal {
@@ -381,14 +386,14 @@ impl Manager {
             service = name,
             "certificate renewed"
         );
-        self.certificates.extend(read);
+        Rc::make_mut(&mut self.certificates).extend(read);
         self.world.changed.insert(name.to_owned());
     }
 
     /// Says which certificates should have been renewed by now.
     pub(super) fn remind_of_certificates(&self) {
         let now = SystemTime::now();
-        for (name, service) in &self.services {
+        for (name, service) in self.services.iter() {
             let certificate = self.certificates.get(service.spec());
             if let Some(note) = certificate.and_then(|certificate| certificate.end_is_near(now)) {
                 tracing::warn!(

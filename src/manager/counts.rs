@@ -26,6 +26,11 @@ impl Counts {
         self.by_worker.insert(worker, counts);
     }
 
+    /// Whether a worker has said so before.
+    pub fn has(&self, worker: u32, counts: &EndpointCounts) -> bool {
+        self.by_worker.get(&worker) == Some(counts)
+    }
+
     /// A worker is gone.
     pub fn gone(&mut self, worker: u32) {
         if let Some(counts) = self.by_worker.remove(&worker) {

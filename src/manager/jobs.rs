@@ -5,6 +5,7 @@
 //! when the service is wanted the other way round.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::status::{JobKind, JobState, JobStatus};
@@ -63,7 +64,14 @@ struct Job {
     service: String,
     parts: Vec<Part>,
     step: String,
-    end: Option<(JobState, Instant)>,
+    end: Option<End>,
+}
+
+/// What a job has come to; nothing of it changes any more.
+#[derive(Debug)]
+struct End {
+    at: Instant,
+    status: Arc<JobStatus>,
 }
 
 /// All jobs that run, and those that have ended a short time ago.
@@ -138,7 +146,7 @@ impl Jobs {
     /// Ends a running job, and names the services and generations that it was still working on.
     pub fn cancel(&mut self, id: u32, now: Instant) -> Option<Vec<(String, Goal)>> {
         let job = self.jobs.get_mut(&id).filter(|job| job.end.is_none())?;
-        job.end = Some((JobState::Canceled, now));
+        job.end(JobState::Canceled, now);
         let open = job.parts.iter().filter(|part| part.outcome.is_none());
         Some(open.map(|part| (part.service.clone(), part.goal)).collect())
     }
@@ -146,15 +154,23 @@ impl Jobs {
     /// Forgets jobs that ended long ago.
     pub fn forget(&mut self, now: Instant) {
         self.jobs
-            .retain(|_, job| job.end.is_none_or(|(_, at)| now < at + REMEMBERED));
+            .retain(|_, job| job.end.as_ref().is_none_or(|end| now < end.at + REMEMBERED));
     }
 
     /// How all of them stand.
-    pub fn status(&self) -> BTreeMap<u32, JobStatus> {
-        self.jobs
-            .iter()
-            .map(|(id, job)| (*id, job.status()))
-            .collect()
+    pub fn status(&self) -> BTreeMap<u32, Arc<JobStatus>> {
+        let status = |job: &Job| match &job.end {
+            Some(end) => end.status.clone(),
+            None => Arc::new(job.status(JobState::Running)),
+        };
+        let jobs = self.jobs.iter();
+        jobs.map(|(id, job)| (*id, status(job))).collect()
+    }
+
+    /// Whether a reload is not done yet.
+    pub fn are_reloading(&self) -> bool {
+        let mut jobs = self.jobs.values();
+        jobs.any(|job| job.kind == JobKind::Reload && job.end.is_none())
     }
 
     fn each_part(
@@ -208,7 +224,7 @@ impl Job {
         } else {
             JobState::Done
         };
-        self.end = Some((state, now));
+        self.end(state, now);
         match self.error() {
             Some(error) => {
                 tracing::error!(job = id, kind = ?self.kind, service = self.service, error, "job failed")
@@ -231,16 +247,18 @@ impl Job {
         (!errors.is_empty()).then(|| errors.join("\n"))
     }
 
-    fn status(&self) -> JobStatus {
+    fn end(&mut self, state: JobState, at: Instant) {
+        self.step.clear();
+        let status = Arc::new(self.status(state));
+        self.end = Some(End { at, status });
+    }
+
+    fn status(&self, state: JobState) -> JobStatus {
         JobStatus {
             kind: self.kind,
             service: self.service.clone(),
-            state: self.end.map_or(JobState::Running, |(state, _)| state),
-            step: if self.end.is_some() {
-                String::new()
-            } else {
-                self.step.clone()
-            },
+            state,
+            step: self.step.clone(),
             done: self.parts.iter().map(|part| part.done).sum(),
             total: self.parts.iter().map(|part| part.total).sum(),
             error: self.error(),

@@ -10,16 +10,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::World;
 use super::deployment::Deployment;
 use super::instance::{Instance, News};
 use super::jobs::Goal;
 use super::rollout::{self, Action, Desired, InstanceId, Policy, Reconciler, State, Target};
 use super::status;
-use super::{World, table};
 use crate::config;
 use crate::events;
 use crate::fingerprint::Fingerprint;
-use crate::ipc::{self, EndpointId, EndpointState, Probe};
+use crate::ipc::{self, EndpointCounts, EndpointId, EndpointState, Probe};
 pub use diagnosis::Diagnosis;
 pub use saved::Saved;
 
@@ -335,6 +335,12 @@ impl Service {
         }
     }
 
+    /// Whether this is what is known already.
+    pub fn has_counted(&self, worker: u32, counts: &EndpointCounts) -> bool {
+        let instance = self.instances.get(&counts.id.0);
+        instance.is_some_and(|instance| instance.counts.has(worker, counts))
+    }
+
     /// A worker has ended; what it counted is history.
     pub fn worker_gone(&mut self, worker: u32, world: &mut World) {
         for instance in self.instances.values_mut() {
@@ -499,8 +505,8 @@ impl Service {
         }
     }
 
-    /// Its part of the worker's table.
-    pub fn view(&self) -> table::View<'_> {
+    /// Its instances, as far as the worker is concerned with them.
+    pub fn endpoints(&self) -> Vec<ipc::Endpoint> {
         let endpoints = self.core.instances().iter().filter_map(|held| {
             let instance = self.instances.get(&held.id)?;
             let state = match held.state {
@@ -524,12 +530,7 @@ impl Service {
                 probe: instance.probe().unwrap_or(Probe::Connect),
             })
         });
-        table::View {
-            spec: &self.spec,
-            routed: self.is_routed(),
-            running: self.core.desired().running,
-            endpoints: endpoints.collect(),
-        }
+        endpoints.collect()
     }
 
     /// Forgets deployments that nothing runs and nothing can be started with any more, so that their executables are

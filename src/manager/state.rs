@@ -11,15 +11,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{InstanceId, listeners, service, worker};
 use crate::config::Config;
 
-/// All of it.
+/// All of it. When it is written, the large parts of it are text already, most of them from before.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct State<C = Arc<Config>, S = service::Saved> {
     /// The name of the next instance.
     pub next_id: InstanceId,
     /// The number of the last table.
@@ -31,9 +32,9 @@ pub struct State {
     /// What is listened on.
     pub listeners: listeners::Saved,
     /// As it was last applied.
-    pub config: Config,
+    pub config: C,
     /// By name; more than the configuration has while removed ones drain.
-    pub services: BTreeMap<String, service::Saved>,
+    pub services: BTreeMap<String, S>,
 }
 
 /// The file.
@@ -62,7 +63,7 @@ impl StateFile {
     }
 
     /// Writes it down, unless the file says so already.
-    pub fn write(&mut self, state: &State) -> io::Result<()> {
+    pub fn write<C: Serialize, S: Serialize>(&mut self, state: &State<C, S>) -> io::Result<()> {
         let text = serde_json::to_vec(state)?;
         if text == self.written {
             return Ok(());

@@ -93,7 +93,7 @@ pub enum CommandError {
 }
 
 /// The whole state at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// One line that sums it up: `3 services, 8/8 instances ready; rolling shop 2/3`.
     pub summary: String,
@@ -102,13 +102,13 @@ pub struct Snapshot {
     /// Its messages, and what its instances write, go to the journal.
     pub journal: bool,
     /// By name.
-    pub services: BTreeMap<String, ServiceStatus>,
+    pub services: BTreeMap<String, Arc<ServiceStatus>>,
     /// Running jobs, and for a minute those that have ended.
-    pub jobs: BTreeMap<u32, JobStatus>,
+    pub jobs: BTreeMap<u32, Arc<JobStatus>>,
 }
 
 /// A service in a snapshot.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceStatus {
     /// In one word.
     pub state: ServiceState,
@@ -136,7 +136,7 @@ pub struct ServiceStatus {
 }
 
 /// A time; in JSON in seconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment(#[serde(with = "seconds")] pub SystemTime);
 
 impl ServiceStatus {
@@ -181,7 +181,7 @@ pub enum ServiceState {
 }
 
 /// An instance in a snapshot.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceStatus {
     /// Names it for ever.
     pub id: u64,
@@ -226,7 +226,7 @@ pub enum InstanceState {
 }
 
 /// A job in a snapshot.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobStatus {
     /// What it does.
     pub kind: JobKind,

@@ -4,85 +4,71 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::certificates::Certificates;
 use super::listeners::Listeners;
+use super::service::Service;
 use crate::config;
-use crate::ipc::{CertificateId, Endpoint, Host, Listener, ListenerId, Route, Service, Table};
+use crate::ipc::{self, CertificateId, Host, Listener, ListenerId, Route};
 
-/// One service as it goes into the table.
-pub struct View<'a> {
-    /// Its configuration.
-    pub spec: &'a config::Service,
-    /// False for a service that is being removed: it gets no requests, but its endpoints still drain.
-    pub routed: bool,
-    /// False for a stopped one.
-    pub running: bool,
-    /// Its instances, as far as the worker is concerned with them.
-    pub endpoints: Vec<Endpoint>,
+/// A service's part of the table. One whose port could not be opened has no route on that port.
+pub fn part_of(service: &Service, listeners: &Listeners) -> ipc::Service {
+    let spec = service.spec();
+    let open = open_ports(service, listeners);
+    let routes = open.flat_map(|(_, listener)| {
+        spec.sites.iter().map(move |site| Route {
+            listener,
+            host: site.host.clone(),
+            path: site.path.clone(),
+            strip: spec.strip_prefix.count(site),
+        })
+    });
+    ipc::Service {
+        name: spec.name.clone(),
+        running: service.is_wanted(),
+        handling: spec.handling,
+        routes: routes.collect(),
+        endpoints: service.endpoints(),
+    }
 }
 
-/// The table without its number. A service whose port could not be opened has no route on that port.
-pub fn build<'a>(
-    views: impl IntoIterator<Item = View<'a>>,
+/// The part of the table that the services share.
+pub fn listeners<'a>(
+    services: impl IntoIterator<Item = &'a Service>,
     listeners: &Listeners,
     certificates: &Certificates,
-    config: &config::Config,
-) -> Table {
-    let mut routes: BTreeMap<ListenerId, Vec<Route>> = BTreeMap::new();
+) -> Vec<Listener> {
     let mut tls: BTreeMap<ListenerId, Vec<CertificateId>> = BTreeMap::new();
     let mut behind_proxies = BTreeSet::new();
-    let mut services = Vec::new();
-    for view in views {
-        let service = services.len();
-        let open = view
-            .spec
-            .listen
-            .iter()
-            .filter(|_| view.routed)
-            .filter_map(|listen| Some((listen, listeners.get(listen)?)));
-        for (listen, listener) in open {
-            if view.spec.has_tls_on(listen.port) {
+    for service in services {
+        let spec = service.spec();
+        for (listen, listener) in open_ports(service, listeners) {
+            if spec.has_tls_on(listen.port) {
                 // Even if there is none: then nobody gets a connection, rather than one without TLS.
-                let ids = tls.entry(listener.id).or_default();
-                add(ids, view.spec, certificates);
+                let ids = tls.entry(listener).or_default();
+                add(ids, spec, certificates);
             }
-            if view.spec.proxy_protocol {
-                behind_proxies.insert(listener.id);
+            if spec.proxy_protocol {
+                behind_proxies.insert(listener);
             }
-            let sites = view.spec.sites.iter();
-            routes
-                .entry(listener.id)
-                .or_default()
-                .extend(sites.map(|site| Route {
-                    host: site.host.clone(),
-                    path: site.path.clone(),
-                    strip: view.spec.strip_prefix.count(site),
-                    service,
-                }));
         }
-        services.push(Service {
-            name: view.spec.name.clone(),
-            running: view.running,
-            handling: view.spec.handling,
-            endpoints: view.endpoints,
-        });
     }
-    let listeners = listeners
-        .iter()
-        .map(|(_, listener)| Listener {
-            id: listener.id,
-            address: listener.address,
-            tls: tls.remove(&listener.id),
-            proxy_protocol: behind_proxies.contains(&listener.id),
-            routes: routes.remove(&listener.id).unwrap_or_default(),
-        })
-        .collect();
-    Table {
-        number: 0,
-        trusted_proxies: config.trusted_proxies.clone(),
-        forwarded: config.forwarded,
-        max_connections: config.max_connections,
-        listeners,
-        services,
-    }
+    let listeners = listeners.iter();
+    let listeners = listeners.map(|(_, listener)| Listener {
+        id: listener.id,
+        address: listener.address,
+        tls: tls.remove(&listener.id),
+        proxy_protocol: behind_proxies.contains(&listener.id),
+    });
+    listeners.collect()
+}
+
+/// Where a service has routes; nowhere if it gets no requests, but its instances may still drain.
+fn open_ports<'a>(
+    service: &'a Service,
+    listeners: &'a Listeners,
+) -> impl Iterator<Item = (config::Listen, ListenerId)> {
+    let ports = service.spec().listen.iter();
+    ports
+        .filter(|_| service.is_routed())
+        .filter_map(|listen| Some((*listen, listeners.get(listen)?.id)))
 }
 
 /// The first is the default: that of the service for any host, or else of the first service.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::service::Service;
@@ -70,7 +71,7 @@ impl Manager {
         }
         for (name, saved) in state.services {
             match Service::restore(saved, &mut executables, &mut self.world) {
-                Ok(service) => drop(self.services.insert(name, service)),
+                Ok(service) => self.services.insert(name, service),
                 Err(error) => {
                     tracing::error!(service = name, error = %error, "service cannot be taken over");
                 }
@@ -80,7 +81,7 @@ impl Manager {
             self.world.supervision.forget(name);
         }
         // From here on the table is the successor of the last one: nothing that was routed is missing in it.
-        self.table.number = state.table;
+        Rc::make_mut(&mut self.table).number = state.table;
         self.workers.number_on_from(state.worker_generation);
         state
             .workers

@@ -63,6 +63,8 @@ pub struct Worker {
     pub idle: BTreeSet<EndpointId>,
     /// The certificates of the last table that it was sent.
     certificates: BTreeSet<CertificateId>,
+    /// That table, if it is known to use it or to be about to: then the next is sent as what is different.
+    table: Option<Rc<Table>>,
     /// Pings in a row that it has not answered.
     pub unanswered: u32,
     /// Draining, it has nothing left but tunnels.
@@ -177,6 +179,7 @@ impl Worker {
             serving: false,
             idle: BTreeSet::new(),
             certificates: BTreeSet::new(),
+            table: None,
             unanswered: 0,
             only_tunnels: false,
             pidfd,
@@ -199,7 +202,7 @@ impl Worker {
     }
 
     /// Sends a table, after the certificates in it that the worker has not got.
-    pub fn send_table(&mut self, table: &Table, certificates: &Certificates) {
+    pub fn send_table(&mut self, table: &Rc<Table>, certificates: &Certificates) {
         let named: BTreeSet<CertificateId> = table.certificates().collect();
         for id in named.difference(&self.certificates) {
             if let Some(certificate) = certificates.message(*id) {
@@ -207,7 +210,16 @@ impl Worker {
             }
         }
         self.certificates = named;
-        self.send(ToWorker::Table(table.clone()), None);
+        let message = match self.table.replace(table.clone()) {
+            Some(before) => table.changes_since(&before),
+            None => (**table).clone(),
+        };
+        self.send(ToWorker::Table(message), None);
+    }
+
+    /// It has not taken a table, so that it lacks what the later ones go on from.
+    pub fn refuses_table(&mut self) {
+        self.table = None;
     }
 
     /// Lets it serve what it has accepted, and end.

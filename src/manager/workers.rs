@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::certificates::Certificates;
@@ -13,7 +14,7 @@ use super::listeners::Listener;
 use super::worker::{self, Worker};
 use super::{Event, Manager, Phase, Reports, backoff};
 use crate::events;
-use crate::ipc::{EndpointId, FromWorker, Table, ToWorker};
+use crate::ipc::{EndpointCounts, EndpointId, FromWorker, Table, ToWorker};
 use crate::systemd::units::Units;
 
 /// How long idle client connections are kept open for one more request when a worker drains.
@@ -117,7 +118,7 @@ impl Workers {
     }
 
     /// Sends a table to all of them: those that drain have to know which endpoints do.
-    pub fn send_table(&mut self, table: &Table, certificates: &Certificates) {
+    pub fn send_table(&mut self, table: &Rc<Table>, certificates: &Certificates) {
         let services = table.services.iter();
         let endpoints = services.flat_map(|service| &service.endpoints);
         let endpoints: BTreeSet<EndpointId> = endpoints.map(|endpoint| endpoint.id).collect();
@@ -273,10 +274,20 @@ impl Manager {
             }
             FromWorker::Counts { endpoints, .. } => {
                 for counts in endpoints {
-                    self.instance(counts.id.0, News::Counts(generation, counts));
+                    self.counts(generation, counts);
                 }
             }
+            FromWorker::Refused(_) => worker.refuses_table(),
             FromWorker::Pong(_) => worker.unanswered = 0,
+        }
+    }
+
+    /// Most counts are those of instances that nobody has asked for anything.
+    fn counts(&mut self, generation: u32, counts: EndpointCounts) {
+        let owner = self.world.owners.get(&counts.id.0);
+        let service = owner.and_then(|name| self.services.get(name));
+        if service.is_some_and(|service| !service.has_counted(generation, &counts)) {
+            self.instance(counts.id.0, News::Counts(generation, counts));
         }
     }
 

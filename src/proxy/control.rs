@@ -242,20 +242,21 @@ impl Control {
         // A draining worker gets no sockets and needs none.
         let is_known = |id| draining || sockets.contains(id);
         let named: BTreeSet<_> = table.certificates().collect();
+        let number = table.number;
         let (certificates, threads) = (&self.certificates, self.threads.count());
-        match self.table.succeed(table, is_known, certificates, threads) {
-            Ok(table) => self
-                .replaced
-                .push(std::mem::replace(&mut self.table, Arc::new(table))),
+        let table = match self.table.succeed(table, is_known, certificates, threads) {
+            Ok(table) => Arc::new(table),
             Err(error) => {
                 tracing::error!(%error, "table refused");
+                self.say(FromWorker::Refused(number));
                 return;
             }
-        }
+        };
+        let before = std::mem::replace(&mut self.table, table.clone());
         self.certificates.keep(&named);
-        let table = self.table.clone();
         self.threads.limit_connections(table.max_connections);
-        self.probers.follow(&table).await;
+        self.probers.follow(&before, &table).await;
+        self.replaced.push(before);
         self.forget_findings(&table);
         let drained = table
             .endpoints()
@@ -271,15 +272,9 @@ impl Control {
     }
 
     fn forget_findings(&mut self, table: &Table) {
-        let of_state = |wanted: EndpointState| {
-            let endpoints = table.endpoints();
-            let endpoints = endpoints.filter(move |(_, state)| *state == wanted);
-            endpoints.map(|(spec, _)| spec.id).collect::<BTreeSet<_>>()
-        };
-        let probing = of_state(EndpointState::Probing);
-        let active = of_state(EndpointState::Active);
-        self.ready.retain(|id| probing.contains(id));
-        self.faults.retain(|id, _| active.contains(id));
+        let is = |id: &EndpointId, state| table.state(*id) == Some(state);
+        self.ready.retain(|id| is(id, EndpointState::Probing));
+        self.faults.retain(|id, _| is(id, EndpointState::Active));
     }
 
     fn command(&self, thread: usize, command: Command) {

@@ -7,6 +7,7 @@
 //! before the data threads see that table, so that a probe can neither revive it nor spoil its quiescence.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::endpoint::Spec;
 use super::http2::InstanceConnection;
 use super::stream::Stream;
-use super::table::Table;
+use super::table::{Service, Table};
 use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
 
 /// The wait before the first probe of a new endpoint; it doubles after each.
@@ -92,34 +93,39 @@ impl Probers {
         }
     }
 
-    /// Probes what the table wants probed and nothing else. When this returns, the other probes have ended.
-    pub(crate) async fn follow(&mut self, table: &Table) {
-        let wanted: HashMap<EndpointId, (&Arc<Spec>, EndpointState)> = table
-            .endpoints()
-            .filter(|(_, state)| *state < EndpointState::Draining)
-            .map(|(spec, state)| (spec.id, (spec, state)))
-            .collect();
-        let unwanted = self.tasks.extract_if(|id, prober| {
-            wanted
-                .get(id)
-                .is_none_or(|(_, state)| *state != prober.state)
-        });
-        let unwanted: Vec<Prober> = unwanted.map(|(_, prober)| prober).collect();
-        for prober in &unwanted {
-            prober.task.abort();
+    /// Probes what the table wants probed and nothing else, having followed the one before. When this returns, the other
+    /// probes have ended.
+    pub(crate) async fn follow(&mut self, before: &Table, table: &Table) {
+        let difference = table.difference_from(before);
+        let mut unwanted = Vec::new();
+        for (spec, _) in endpoints(&difference.before) {
+            if let Entry::Occupied(known) = self.tasks.entry(spec.id)
+                && table.state(spec.id) != Some(known.get().state)
+            {
+                let prober = known.remove();
+                prober.task.abort();
+                unwanted.push(prober);
+            }
         }
         for prober in unwanted {
             // Aborted, or at its end already.
             let _ = prober.task.await;
         }
-        for (id, (spec, state)) in wanted {
+        let now = endpoints(&difference.now);
+        for (spec, state) in now.filter(|(_, state)| *state < EndpointState::Draining) {
             let findings = &self.findings;
-            self.tasks.entry(id).or_insert_with(|| Prober {
-                state,
-                task: spawn(spec.clone(), state, findings.clone()),
+            self.tasks.entry(spec.id).or_insert_with(|| Prober {
+                state: *state,
+                task: spawn(spec.clone(), *state, findings.clone()),
             });
         }
     }
+}
+
+fn endpoints(
+    services: &[(usize, Arc<Service>)],
+) -> impl Iterator<Item = &(Arc<Spec>, EndpointState)> {
+    services.iter().flat_map(|(_, service)| &service.endpoints)
 }
 
 fn spawn(

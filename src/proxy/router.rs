@@ -1,19 +1,25 @@
-//! Finds the service of a host and a path. Pure, immutable, shared by all threads.
+//! Finds the service of a host and a path. Pure, shared by all threads.
 //!
 //! Of all routes that match, the one with the longest host wins, and of those with the same host the one with the
 //! longest path: an exact host before any `*.host`, a longer `*.host` before a shorter one, `_` last. The cost of a
 //! lookup does not depend on the number of routes, and what a stranger sends cannot make it grow: no part of a host or
-//! a path is hashed that is longer than the longest one known.
+//! a path is hashed that is longer than the longest one that has been known.
+//!
+//! A router is changed by making another of it, which takes little more than what is different: see [`Hosts`].
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use hashbrown::HashTable;
 
 use crate::ipc::{Host, Route};
 
 /// The routes of one listener.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Router {
-    exact: HashMap<Box<[u8]>, Paths>,
-    subdomains: HashMap<Box<[u8]>, Paths>,
+    exact: Hosts,
+    subdomains: Hosts,
     longest_subdomain: usize,
     any: Paths,
 }
@@ -27,12 +33,31 @@ pub(crate) struct Destination {
     pub(crate) strip: usize,
 }
 
-/// The path prefixes of one host, without a slash at the end.
-#[derive(Debug, Default)]
+/// Hosts by their names, in parts, which a copy shares until it changes them.
+#[derive(Debug, Clone, Default)]
+struct Hosts {
+    hasher: RandomState,
+    /// [`PARTS`], or none.
+    parts: Vec<Arc<Part>>,
+}
+
+type Part = HashTable<(Box<[u8]>, Paths)>;
+
+/// So many that a change copies little, so few that a listener with one host is small.
+const PARTS: usize = 64;
+
+/// The path prefixes of one host. There may be many hosts, so it is small.
+#[derive(Debug, Clone, Default)]
 struct Paths {
     /// For `/`, the only one that most hosts have.
     root: Option<Destination>,
-    others: HashMap<Box<[u8]>, Destination>,
+    others: Option<Box<Prefixes>>,
+}
+
+/// All but `/`, without a slash at the end.
+#[derive(Debug, Clone, Default)]
+struct Prefixes {
+    destinations: HashMap<Box<[u8]>, Destination>,
     longest: usize,
 }
 
@@ -45,26 +70,33 @@ pub(crate) struct Clash {
 }
 
 impl Router {
-    /// Arranges the routes.
-    pub(crate) fn try_new(routes: &[Route]) -> Result<Router, Clash> {
-        let mut router = Router::default();
-        for route in routes {
-            let paths = match &route.host {
-                Host::Exact(host) => router.exact.entry(key(host)).or_default(),
-                Host::Subdomain(host) => {
-                    router.longest_subdomain = router.longest_subdomain.max(host.len());
-                    router.subdomains.entry(key(host)).or_default()
-                }
-                Host::Any => &mut router.any,
-            };
-            if !paths.insert(route) {
-                return Err(Clash {
-                    host: route.host.clone(),
-                    path: route.path.clone(),
-                });
+    /// Takes a route in that leads to the service of this index.
+    pub(crate) fn insert(&mut self, service: usize, route: &Route) -> Result<(), Clash> {
+        let paths = match &route.host {
+            Host::Exact(host) => self.exact.entry(host.as_bytes()),
+            Host::Subdomain(host) => {
+                self.longest_subdomain = self.longest_subdomain.max(host.len());
+                self.subdomains.entry(host.as_bytes())
             }
+            Host::Any => &mut self.any,
+        };
+        match paths.insert(service, route) {
+            true => Ok(()),
+            false => Err(Clash {
+                host: route.host.clone(),
+                path: route.path.clone(),
+            }),
         }
-        Ok(router)
+    }
+
+    /// Drops a route, if it is there.
+    pub(crate) fn remove(&mut self, route: &Route) {
+        let path = prefix(route);
+        match &route.host {
+            Host::Exact(host) => self.exact.remove(host.as_bytes(), path),
+            Host::Subdomain(host) => self.subdomains.remove(host.as_bytes(), path),
+            Host::Any => self.any.remove(path),
+        }
     }
 
     /// Where a request goes that is for a host without its port, in any case, and a path without its query.
@@ -86,7 +118,7 @@ impl Router {
     }
 
     fn find_subdomain(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
-        if self.subdomains.is_empty() {
+        if self.longest_subdomain == 0 {
             return None;
         }
         let first = host.len().saturating_sub(self.longest_subdomain + 1);
@@ -96,53 +128,127 @@ impl Router {
     }
 }
 
+impl Hosts {
+    fn get(&self, host: &[u8]) -> Option<&Paths> {
+        if self.parts.is_empty() {
+            return None;
+        }
+        let hash = self.hasher.hash_one(host);
+        let found = self.parts[part(hash)].find(hash, |(name, _)| **name == *host);
+        found.map(|(_, paths)| paths)
+    }
+
+    /// The paths of a host, which has none at first.
+    fn entry(&mut self, host: &[u8]) -> &mut Paths {
+        self.parts.resize_with(PARTS, Arc::default);
+        let hash = self.hasher.hash_one(host);
+        let part = Arc::make_mut(&mut self.parts[part(hash)]);
+        let hasher = |(name, _): &(Box<[u8]>, Paths)| self.hasher.hash_one(&**name);
+        let entry = part.entry(hash, |(name, _)| **name == *host, hasher);
+        let entry = entry.or_insert_with(|| (host.into(), Paths::default()));
+        &mut entry.into_mut().1
+    }
+
+    fn remove(&mut self, host: &[u8], path: &[u8]) {
+        if self.parts.is_empty() {
+            return;
+        }
+        let hash = self.hasher.hash_one(host);
+        let part = Arc::make_mut(&mut self.parts[part(hash)]);
+        if let Ok(mut entry) = part.find_entry(hash, |(name, _)| **name == *host) {
+            let (_, paths) = entry.get_mut();
+            paths.remove(path);
+            if paths.is_empty() {
+                entry.remove();
+            }
+        }
+    }
+}
+
+/// By bits of the hash that are of no other use in so small a table.
+fn part(hash: u64) -> usize {
+    (hash >> 32) as usize % PARTS
+}
+
 impl Paths {
-    fn insert(&mut self, route: &Route) -> bool {
-        let path = route.path.trim_end_matches('/');
-        self.longest = self.longest.max(path.len());
+    /// False if there was one for the same path.
+    fn insert(&mut self, service: usize, route: &Route) -> bool {
+        let path = prefix(route);
         let destination = Destination {
-            service: route.service,
+            service,
             strip: route.strip.min(path.len()),
         };
         let before = match path {
-            "" => self.root.replace(destination),
-            path => self.others.insert(key(path), destination),
+            b"" => self.root.replace(destination),
+            path => {
+                let others = self.others.get_or_insert_default();
+                others.longest = others.longest.max(path.len());
+                others.destinations.insert(path.into(), destination)
+            }
         };
         before.is_none()
     }
 
-    fn find(&self, path: &[u8]) -> Option<Destination> {
-        if self.longest > 0 {
-            let last = path.len().min(self.longest);
-            let found = (1..=last)
-                .rev()
-                .filter(|&end| end == path.len() || path[end] == b'/')
-                .find_map(|end| self.others.get(&path[..end]));
-            if let Some(&destination) = found {
-                return Some(destination);
-            }
+    fn remove(&mut self, path: &[u8]) {
+        match (path, &mut self.others) {
+            (b"", _) => self.root = None,
+            (path, Some(others)) => drop(others.destinations.remove(path)),
+            (_, None) => {}
         }
-        self.root
+        let others = self.others.take();
+        self.others = others.filter(|others| !others.destinations.is_empty());
+    }
+
+    fn is_empty(&self) -> bool {
+        self.root.is_none() && self.others.is_none()
+    }
+
+    fn find(&self, path: &[u8]) -> Option<Destination> {
+        let longer = self.others.as_ref().and_then(|others| others.find(path));
+        longer.or(self.root)
     }
 }
 
-fn key(text: &str) -> Box<[u8]> {
-    text.as_bytes().into()
+impl Prefixes {
+    fn find(&self, path: &[u8]) -> Option<Destination> {
+        let last = path.len().min(self.longest);
+        (1..=last)
+            .rev()
+            .filter(|&end| end == path.len() || path[end] == b'/')
+            .find_map(|end| self.destinations.get(&path[..end]).copied())
+    }
+}
+
+/// The path of a route, without a slash at the end.
+fn prefix(route: &Route) -> &[u8] {
+    route.path.trim_end_matches('/').as_bytes()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ipc::ListenerId;
 
-    fn route(host: Host, path: &str, service: usize) -> Route {
+    fn route(host: Host, path: &str) -> Route {
         Route {
+            listener: ListenerId(1),
             host,
             path: path.to_owned(),
             strip: 0,
-            service,
         }
+    }
+
+    /// Each is for a service of its own.
+    fn router(routes: &[Route]) -> Result<Router, Clash> {
+        let mut router = Router::default();
+        for (service, route) in routes.iter().enumerate() {
+            router.insert(service, route)?;
+        }
+        Ok(router)
     }
 
     fn exact(host: &str) -> Host {
@@ -155,12 +261,12 @@ mod tests {
 
     #[test]
     fn the_longest_host_then_the_longest_path_wins() {
-        let router = Router::try_new(&[
-            route(Host::Any, "/", 0),
-            route(subdomain("example"), "/", 1),
-            route(subdomain("b.example"), "/", 2),
-            route(exact("a.b.example"), "/api", 3),
-            route(exact("a.b.example"), "/api/v2", 4),
+        let router = router(&[
+            route(Host::Any, "/"),
+            route(subdomain("example"), "/"),
+            route(subdomain("b.example"), "/"),
+            route(exact("a.b.example"), "/api"),
+            route(exact("a.b.example"), "/api/v2"),
         ])
         .unwrap();
         for (host, path, service) in [
@@ -185,7 +291,7 @@ mod tests {
 
     #[test]
     fn what_no_route_matches_has_no_service() {
-        let router = Router::try_new(&[route(exact("a.example"), "/api", 0)]).unwrap();
+        let router = router(&[route(exact("a.example"), "/api")]).unwrap();
         assert_eq!(router.find(b"a.example", b"/"), None);
         assert_eq!(router.find(b"b.example", b"/api"), None);
         assert_eq!(Router::default().find(b"a.example", b"/"), None);
@@ -194,10 +300,10 @@ mod tests {
     #[test]
     fn two_routes_for_the_same_are_refused() {
         let routes = [
-            route(exact("a.example"), "/api", 0),
-            route(exact("a.example"), "/api/", 1),
+            route(exact("a.example"), "/api"),
+            route(exact("a.example"), "/api/"),
         ];
-        assert!(Router::try_new(&routes).is_err());
+        assert!(router(&routes).is_err());
     }
 
     /// Looks at every route.
@@ -218,12 +324,9 @@ mod tests {
             let on_border = prefix.is_empty() || rest.is_empty() || rest.starts_with('/');
             Some((host_rank?, on_border.then_some(prefix.len())?))
         };
-        let ranked = routes
-            .iter()
-            .filter_map(|route| Some((rank(route)?, route)));
-        ranked
-            .max_by_key(|(rank, _)| *rank)
-            .map(|(_, route)| route.service)
+        let ranked = routes.iter().enumerate();
+        let ranked = ranked.filter_map(|(index, route)| Some((rank(route)?, index)));
+        ranked.max().map(|(_, index)| index)
     }
 
     fn host_name() -> impl Strategy<Value = String> {
@@ -243,27 +346,51 @@ mod tests {
             .prop_map(|segments| format!("/{}", segments.join("/")))
     }
 
+    /// No two are for the same.
+    fn routes() -> impl Strategy<Value = Vec<Route>> {
+        let pairs = proptest::collection::vec((host(), path()), 0..12);
+        pairs.prop_map(|pairs| {
+            let mut seen = HashSet::new();
+            let routes = pairs.into_iter().map(|(host, path)| route(host, &path));
+            routes
+                .filter(|route| seen.insert((route.host.clone(), prefix(route).to_owned())))
+                .collect()
+        })
+    }
+
     proptest! {
         #[test]
         fn finds_what_a_search_through_all_routes_finds(
-            routes in proptest::collection::vec((host(), path()), 0..12),
+            routes in routes(),
             host in "[aAbB.]{0,9}",
             path in path(),
         ) {
-            let mut seen = std::collections::HashSet::new();
-            let routes: Vec<Route> = routes
-                .into_iter()
-                .filter(|(host, path)| {
-                    seen.insert((host.clone(), path.trim_end_matches('/').to_owned()))
-                })
-                .enumerate()
-                .map(|(service, (host, path))| route(host, &path, service))
-                .collect();
-            let router = Router::try_new(&routes).unwrap();
+            let router = router(&routes).unwrap();
             prop_assert_eq!(
                 router.find(host.as_bytes(), path.as_bytes()).map(|found| found.service),
                 find_naively(&routes, &host, &path)
             );
+        }
+
+        #[test]
+        fn a_changed_copy_finds_what_one_made_anew_finds(
+            before in routes(),
+            after in routes(),
+            asked in proptest::collection::vec(("[ab.]{0,9}", path()), 0..20),
+        ) {
+            let original = router(&before).unwrap();
+            let mut copy = original.clone();
+            before.iter().for_each(|route| copy.remove(route));
+            for (service, route) in after.iter().enumerate() {
+                copy.insert(service, route).unwrap();
+            }
+            for (router, routes) in [(original, before), (copy, after)] {
+                for (host, path) in &asked {
+                    let found = router.find(host.as_bytes(), path.as_bytes());
+                    let found = found.map(|found| found.service);
+                    prop_assert_eq!(found, find_naively(&routes, host, path));
+                }
+            }
         }
     }
 }

@@ -118,7 +118,6 @@ mod tests {
             id,
             address: ([127, 0, 0, 1], 80).into(),
             tls: None,
-            routes: Vec::new(),
             router: Arc::new(Router::default()),
         };
         Table {

@@ -19,8 +19,11 @@ pub(crate) struct Table {
     pub(crate) forwarded: bool,
     pub(crate) max_connections: Option<u32>,
     pub(crate) listeners: Vec<Listener>,
-    /// Those that are the same in the table before, and of which nothing is drained, are shared with it.
+    /// In the order of their names. Those that are the same in the table before, and of which nothing is drained, are shared
+    /// with it.
     pub(crate) services: Vec<Arc<Service>>,
+    /// The places of all endpoints: the index of the service, and in it.
+    pub(crate) places: HashMap<EndpointId, (usize, usize)>,
 }
 
 #[derive(Debug)]
@@ -28,34 +31,44 @@ pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     pub(crate) address: SocketAddr,
     pub(crate) proxy_protocol: bool,
-    /// What the router was made of.
-    pub(crate) routes: Vec<Route>,
     /// Its services are indices into [`Table::services`].
     pub(crate) router: Arc<Router>,
     /// Its connections are TLS's.
     pub(crate) tls: Option<Tls>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Service {
     /// Unique in the table; it is the same service as one of that name in another table.
     pub(crate) name: String,
     pub(crate) running: bool,
     pub(crate) handling: Handling,
+    pub(crate) routes: Vec<Route>,
     pub(crate) endpoints: Vec<(Arc<Spec>, EndpointState)>,
+}
+
+/// What a table does not share with the one before it: services and their indices.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    /// The services are the same by name, each where it was. Otherwise everything counts as different.
+    stay: bool,
+    pub(crate) before: Vec<(usize, Arc<Service>)>,
+    pub(crate) now: Vec<(usize, Arc<Service>)>,
 }
 
 /// Why a table cannot be used at all.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Fault {
+    #[error("it is made of table {0}, which is not in use")]
+    OtherBefore(u64),
     #[error("listener {0:?} was never received")]
     UnknownListener(ListenerId),
     #[error("certificate {0:?} was never received")]
     UnknownCertificate(CertificateId),
     #[error("listener {0:?} is named twice")]
     ListenerTwice(ListenerId),
-    #[error("a route of listener {0:?} names a service that is not there")]
-    UnknownService(ListenerId),
+    #[error("a route names listener {0:?}, which is not there")]
+    RouteWithoutListener(ListenerId),
     #[error("service {0:?} is named twice")]
     ServiceTwice(String),
     #[error("endpoint {0:?} is named twice")]
@@ -74,99 +87,205 @@ impl Table {
         certificates: &Certificates,
         threads: usize,
     ) -> Result<Table, Fault> {
-        let mut listeners = Vec::with_capacity(table.listeners.len());
-        let mut seen = HashSet::new();
-        for listener in table.listeners {
-            if !is_known(listener.id) {
-                return Err(Fault::UnknownListener(listener.id));
-            }
-            if !seen.insert(listener.id) {
-                return Err(Fault::ListenerTwice(listener.id));
-            }
-            let count = table.services.len();
-            if listener.routes.iter().any(|route| route.service >= count) {
-                return Err(Fault::UnknownService(listener.id));
-            }
-            let before = self.listeners.iter().find(|known| known.id == listener.id);
-            let tls_before = before.and_then(|known| known.tls.as_ref());
-            let tls = listener
-                .tls
-                .map(|ids| certificates.listener(ids, tls_before));
-            let router = match before {
-                Some(known) if known.routes == listener.routes => known.router.clone(),
-                _ => Arc::new(Router::try_new(&listener.routes)?),
-            };
-            listeners.push(Listener {
-                id: listener.id,
-                address: listener.address,
-                tls: tls.transpose().map_err(Fault::UnknownCertificate)?,
-                proxy_protocol: listener.proxy_protocol,
-                routes: listener.routes,
-                router,
-            });
+        if table.since != 0 && table.since != self.number {
+            return Err(Fault::OtherBefore(table.since));
         }
-        Ok(Table {
+        let mut successor = Table {
             number: table.number,
             trusted_proxies: table.trusted_proxies,
             forwarded: table.forwarded,
             max_connections: table.max_connections,
-            listeners,
-            services: self.succeed_services(table.services, threads)?,
-        })
-    }
-
-    fn succeed_services(
-        &self,
-        services: Vec<ipc::Service>,
-        threads: usize,
-    ) -> Result<Vec<Arc<Service>>, Fault> {
-        let before: HashMap<EndpointId, _> = self
-            .endpoints()
-            .map(|(spec, state)| (spec.id, (spec, state)))
-            .collect();
-        let mut names = HashSet::new();
-        let mut ids = HashSet::new();
-        let mut result = Vec::with_capacity(services.len());
-        for service in services {
-            if !names.insert(service.name.clone()) {
-                return Err(Fault::ServiceTwice(service.name));
-            }
-            let mut endpoints = Vec::with_capacity(service.endpoints.len());
-            for endpoint in service.endpoints {
-                if !ids.insert(endpoint.id) {
-                    return Err(Fault::EndpointTwice(endpoint.id));
-                }
-                endpoints.push(match before.get(&endpoint.id) {
-                    Some(&(spec, state)) => {
-                        (spec.clone(), succeed_state(state, &endpoint, &service.name))
-                    }
-                    None => {
-                        let ipc::Endpoint {
-                            id,
-                            address,
-                            protocol,
-                            state,
-                            probe,
-                        } = endpoint;
-                        let spec = Spec::new(id, address, probe, threads).speaking(protocol);
-                        (Arc::new(spec), state)
-                    }
-                });
-            }
-            let service = Service {
-                name: service.name,
-                running: service.running,
-                handling: service.handling,
-                endpoints,
+            listeners: Vec::with_capacity(table.listeners.len()),
+            services: match table.since {
+                0 => Vec::with_capacity(table.services.len()),
+                _ => self.services.clone(),
+            },
+            places: HashMap::new(),
+        };
+        successor.take_over_services(self, table.services, &table.removed, threads)?;
+        let difference = successor.difference_from(self);
+        successor.places = successor.places(self, &difference)?;
+        let mut routers = successor.routers(self, &table.listeners, &difference)?;
+        for listener in table.listeners {
+            let Some(router) = routers.remove(&listener.id) else {
+                return Err(Fault::ListenerTwice(listener.id));
             };
-            // Most changes leave most services where they were.
-            let before = self.services.get(result.len());
-            result.push(match before {
-                Some(before) if service.is_as(before) && !service.drains() => before.clone(),
-                _ => Arc::new(service),
+            if !is_known(listener.id) {
+                return Err(Fault::UnknownListener(listener.id));
+            }
+            let tls_before = self.listener(listener.id);
+            let tls_before = tls_before.and_then(|known| known.tls.as_ref());
+            let tls = listener
+                .tls
+                .map(|ids| certificates.listener(ids, tls_before));
+            successor.listeners.push(Listener {
+                id: listener.id,
+                address: listener.address,
+                tls: tls.transpose().map_err(Fault::UnknownCertificate)?,
+                proxy_protocol: listener.proxy_protocol,
+                router,
             });
         }
-        Ok(result)
+        Ok(successor)
+    }
+
+    /// Puts in what is different, and replaces what drains: of that the threads have to say for each table that it is idle.
+    fn take_over_services(
+        &mut self,
+        before: &Table,
+        changed: Vec<Arc<ipc::Service>>,
+        removed: &[String],
+        threads: usize,
+    ) -> Result<(), Fault> {
+        for name in removed {
+            if let Ok(index) = self.find(name) {
+                self.services.remove(index);
+            }
+        }
+        for service in self.services.iter_mut().filter(|service| service.drains()) {
+            *service = Arc::new((**service).clone());
+        }
+        let mut names = HashSet::with_capacity(changed.len());
+        for service in changed {
+            if !names.insert(service.name.clone()) {
+                return Err(Fault::ServiceTwice(service.name.clone()));
+            }
+            let service = before.successor_of(Arc::unwrap_or_clone(service), threads);
+            match self.find(&service.name) {
+                Ok(index) => self.services[index] = service,
+                Err(index) => self.services.insert(index, service),
+            }
+        }
+        Ok(())
+    }
+
+    /// The service of the next table, which is the one of this table if nothing of it is different.
+    fn successor_of(&self, service: ipc::Service, threads: usize) -> Arc<Service> {
+        let endpoints = service.endpoints.into_iter().map(|endpoint| {
+            if let Some((spec, state)) = self.endpoint(endpoint.id) {
+                return (spec.clone(), succeed_state(state, &endpoint, &service.name));
+            }
+            let ipc::Endpoint {
+                id,
+                address,
+                protocol,
+                state,
+                probe,
+            } = endpoint;
+            let spec = Spec::new(id, address, probe, threads).speaking(protocol);
+            (Arc::new(spec), state)
+        });
+        let endpoints = endpoints.collect();
+        let service = Service {
+            name: service.name,
+            running: service.running,
+            handling: service.handling,
+            routes: service.routes,
+            endpoints,
+        };
+        match self.find(&service.name).map(|index| &self.services[index]) {
+            Ok(before) if service.is_as(before) && !service.drains() => before.clone(),
+            _ => Arc::new(service),
+        }
+    }
+
+    /// The services that the table does not share with the one before it.
+    pub(crate) fn difference_from(&self, before: &Table) -> Difference {
+        let is_same = |(one, other): (&Arc<Service>, &Arc<Service>)| {
+            Arc::ptr_eq(one, other) || one.name == other.name
+        };
+        let mut pairs = before.services.iter().zip(&self.services);
+        let stay = before.services.len() == self.services.len() && pairs.all(is_same);
+        let of = |services: &[Arc<Service>], others: &[Arc<Service>]| {
+            let services = services.iter().enumerate();
+            let others = services.filter(|(index, service)| match others.get(*index) {
+                Some(other) if stay => !Arc::ptr_eq(service, other),
+                _ => true,
+            });
+            others
+                .map(|(index, service)| (index, service.clone()))
+                .collect()
+        };
+        Difference {
+            stay,
+            before: of(&before.services, &self.services),
+            now: of(&self.services, &before.services),
+        }
+    }
+
+    /// Where the endpoints are.
+    fn places(
+        &self,
+        before: &Table,
+        difference: &Difference,
+    ) -> Result<HashMap<EndpointId, (usize, usize)>, Fault> {
+        let mut places = HashMap::new();
+        if difference.stay {
+            places.clone_from(&before.places);
+            for (_, service) in &difference.before {
+                for (spec, _) in &service.endpoints {
+                    places.remove(&spec.id);
+                }
+            }
+        }
+        for (index, service) in &difference.now {
+            for (inner, (spec, _)) in service.endpoints.iter().enumerate() {
+                if places.insert(spec.id, (*index, inner)).is_some() {
+                    return Err(Fault::EndpointTwice(spec.id));
+                }
+            }
+        }
+        Ok(places)
+    }
+
+    /// The routers of the listeners, which share with those of `before` what is not different.
+    fn routers(
+        &self,
+        before: &Table,
+        listeners: &[ipc::Listener],
+        difference: &Difference,
+    ) -> Result<HashMap<ListenerId, Arc<Router>>, Fault> {
+        let known = before.listeners.iter().map(|listener| listener.id);
+        let stay = difference.stay && known.eq(listeners.iter().map(|listener| listener.id));
+        if !stay {
+            let mut routers = HashMap::with_capacity(listeners.len());
+            routers.extend(
+                listeners
+                    .iter()
+                    .map(|listener| (listener.id, Arc::default())),
+            );
+            insert(&mut routers, self.services.iter().enumerate())?;
+            return Ok(routers);
+        }
+        let known = before.listeners.iter();
+        let mut routers = known
+            .map(|known| (known.id, known.router.clone()))
+            .collect();
+        let pairs = difference.before.iter().zip(&difference.now);
+        let rerouted = pairs.filter(|((_, was), (_, is))| was.routes != is.routes);
+        let rerouted: Vec<_> = rerouted.collect();
+        for ((_, was), _) in &rerouted {
+            remove(&mut routers, was);
+        }
+        let now = rerouted.iter().map(|(_, (index, is))| (*index, is));
+        insert(&mut routers, now)?;
+        Ok(routers)
+    }
+
+    /// The index of a service, or the one that it would have.
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        self.services
+            .binary_search_by(|service| service.name.as_str().cmp(name))
+    }
+
+    fn listener(&self, id: ListenerId) -> Option<&Listener> {
+        self.listeners.iter().find(|listener| listener.id == id)
+    }
+
+    fn endpoint(&self, id: EndpointId) -> Option<(&Arc<Spec>, EndpointState)> {
+        let &(service, index) = self.places.get(&id)?;
+        let (spec, state) = &self.services[service].endpoints[index];
+        Some((spec, *state))
     }
 
     /// All endpoints of all services.
@@ -177,9 +296,7 @@ impl Table {
 
     /// The state of an endpoint, if the table has it.
     pub(crate) fn state(&self, id: EndpointId) -> Option<EndpointState> {
-        self.endpoints()
-            .find(|(spec, _)| spec.id == id)
-            .map(|(_, state)| state)
+        self.endpoint(id).map(|(_, state)| state)
     }
 }
 
@@ -188,6 +305,7 @@ impl Service {
         self.name == other.name
             && self.running == other.running
             && self.handling == other.handling
+            && self.routes == other.routes
             && self.endpoints.len() == other.endpoints.len()
             && self.endpoints.iter().zip(&other.endpoints).all(
                 |((spec, state), (other_spec, other_state))| {
@@ -200,6 +318,28 @@ impl Service {
     fn drains(&self) -> bool {
         let mut endpoints = self.endpoints.iter();
         endpoints.any(|(_, state)| *state >= EndpointState::Draining)
+    }
+}
+
+fn insert<'a>(
+    routers: &mut HashMap<ListenerId, Arc<Router>>,
+    services: impl Iterator<Item = (usize, &'a Arc<Service>)>,
+) -> Result<(), Fault> {
+    for (index, service) in services {
+        for route in &service.routes {
+            let router = routers.get_mut(&route.listener);
+            let router = router.ok_or(Fault::RouteWithoutListener(route.listener))?;
+            Arc::make_mut(router).insert(index, route)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(routers: &mut HashMap<ListenerId, Arc<Router>>, service: &Service) {
+    for route in &service.routes {
+        if let Some(router) = routers.get_mut(&route.listener) {
+            Arc::make_mut(router).remove(route);
+        }
     }
 }
 
@@ -231,28 +371,32 @@ mod tests {
         }
     }
 
+    /// It has one host, on the first listener.
     fn service(name: &str, endpoints: Vec<ipc::Endpoint>) -> ipc::Service {
+        at(&format!("{name}.example"), name, endpoints)
+    }
+
+    fn at(host: &str, name: &str, endpoints: Vec<ipc::Endpoint>) -> ipc::Service {
         ipc::Service {
             name: name.to_owned(),
             running: true,
             handling: Handling::default(),
+            routes: vec![Route {
+                listener: ListenerId(1),
+                host: Host::Exact(host.to_owned()),
+                path: "/".to_owned(),
+                strip: 0,
+            }],
             endpoints,
         }
     }
 
-    fn listener(id: u32, services: &[usize]) -> ipc::Listener {
-        let route = |&service: &usize| Route {
-            host: Host::Exact(format!("{service}.example")),
-            path: "/".to_owned(),
-            strip: 0,
-            service,
-        };
+    fn listener(id: u32) -> ipc::Listener {
         ipc::Listener {
             id: ListenerId(id),
             address: ([127, 0, 0, 1], 80).into(),
             tls: None,
             proxy_protocol: false,
-            routes: services.iter().map(route).collect(),
         }
     }
 
@@ -260,17 +404,33 @@ mod tests {
         ipc::Table {
             number: 1,
             listeners,
-            services,
+            services: services.into_iter().map(Arc::new).collect(),
             ..ipc::Table::default()
         }
+    }
+
+    /// With the first listener.
+    fn of(services: Vec<ipc::Service>) -> ipc::Table {
+        table(vec![listener(1)], services)
     }
 
     fn certificates() -> Certificates {
         Certificates::new().unwrap()
     }
 
+    fn succeed(before: &Table, table: ipc::Table) -> Result<Table, Fault> {
+        before.succeed(table, |id| id.0 < 10, &certificates(), 1)
+    }
+
     fn compile(table: ipc::Table) -> Result<Table, Fault> {
-        Table::default().succeed(table, |id| id.0 < 10, &certificates(), 1)
+        succeed(&Table::default(), table)
+    }
+
+    /// The name of the service of a host, on the first listener.
+    fn find<'a>(table: &'a Table, host: &str) -> Option<&'a str> {
+        let router = &table.listeners[0].router;
+        let found = router.find(host.as_bytes(), b"/")?;
+        Some(&table.services[found.service].name)
     }
 
     #[test]
@@ -278,50 +438,55 @@ mod tests {
         let active = |id| endpoint(id, EndpointState::Active);
         let faults = [
             (
-                table(vec![listener(10, &[])], vec![]),
+                table(vec![listener(10)], vec![]),
                 Fault::UnknownListener(ListenerId(10)),
             ),
             (
-                table(vec![listener(1, &[]), listener(1, &[])], vec![]),
+                table(vec![listener(1), listener(1)], vec![]),
                 Fault::ListenerTwice(ListenerId(1)),
             ),
             (
-                table(vec![listener(1, &[0, 1])], vec![service("a", vec![])]),
-                Fault::UnknownService(ListenerId(1)),
+                table(vec![listener(2)], vec![service("a", vec![])]),
+                Fault::RouteWithoutListener(ListenerId(1)),
             ),
             (
-                table(vec![], vec![service("a", vec![]), service("a", vec![])]),
+                of(vec![service("a", vec![]), service("a", vec![])]),
                 Fault::ServiceTwice("a".to_owned()),
             ),
             (
-                table(
-                    vec![],
-                    vec![service("a", vec![active(1)]), service("b", vec![active(1)])],
-                ),
+                of(vec![
+                    service("a", vec![active(1)]),
+                    service("b", vec![active(1)]),
+                ]),
                 Fault::EndpointTwice(EndpointId(1)),
+            ),
+            (
+                ipc::Table {
+                    since: 7,
+                    ..table(vec![], vec![])
+                },
+                Fault::OtherBefore(7),
             ),
         ];
         for (table, fault) in faults {
             assert_eq!(compile(table).unwrap_err(), fault);
         }
-        let clash = table(vec![listener(1, &[0, 0])], vec![service("a", vec![])]);
+        let clash = of(vec![
+            at("x.example", "a", vec![]),
+            at("x.example", "b", vec![]),
+        ]);
         assert!(matches!(compile(clash), Err(Fault::Clash(_))));
     }
 
     #[test]
     fn what_stays_the_same_is_shared_unless_something_of_it_is_drained() {
         use EndpointState::{Active, Draining};
-        let tables = |state, hosts: &[usize]| {
-            let others = vec![
+        let tables = |state, host: &str| {
+            of(vec![
+                at(host, "a", vec![endpoint(1, state)]),
                 service("b", vec![endpoint(2, Active)]),
                 service("c", vec![]),
-            ];
-            let services = [vec![service("a", vec![endpoint(1, state)])], others].concat();
-            table(vec![listener(1, hosts)], services)
-        };
-        let succeed = |before: &Table, table| {
-            let is_known = |_| true;
-            before.succeed(table, is_known, &certificates(), 1).unwrap()
+            ])
         };
         let shared = |before: &Table, after: &Table| {
             let services = before.services.iter().zip(&after.services);
@@ -329,13 +494,55 @@ mod tests {
             let [before, after] = [before, after].map(|table| &table.listeners[0].router);
             (services, Arc::ptr_eq(before, after))
         };
-        let first = succeed(&Table::default(), tables(Active, &[0, 1]));
-        let second = succeed(&first, tables(Active, &[0, 1]));
+        let first = compile(tables(Active, "x.example")).unwrap();
+        let second = succeed(&first, tables(Active, "x.example")).unwrap();
         assert_eq!(shared(&first, &second), (vec![true, true, true], true));
-        let third = succeed(&second, tables(Draining, &[1, 0]));
+        let third = succeed(&second, tables(Draining, "y.example")).unwrap();
         assert_eq!(shared(&second, &third), (vec![false, true, true], false));
-        let fourth = succeed(&third, tables(Draining, &[1, 0]));
+        let fourth = succeed(&third, tables(Draining, "y.example")).unwrap();
         assert_eq!(shared(&third, &fourth), (vec![false, true, true], true));
+        let nothing_else = ipc::Table {
+            number: 2,
+            since: 1,
+            ..of(vec![])
+        };
+        let fifth = succeed(&fourth, nothing_else).unwrap();
+        assert_eq!(shared(&fourth, &fifth), (vec![false, true, true], true));
+    }
+
+    #[test]
+    fn a_table_of_changes_leaves_the_rest_as_it_was() {
+        let active = |id| vec![endpoint(id, EndpointState::Active)];
+        let first = of(vec![
+            service("b", active(1)),
+            service("d", active(2)),
+            service("e", vec![]),
+        ]);
+        let first = compile(first).unwrap();
+        let changes = ipc::Table {
+            number: 2,
+            since: 1,
+            removed: vec!["e".to_owned(), "never-was".to_owned()],
+            ..of(vec![
+                service("c", vec![]),
+                at("moved.example", "d", active(2)),
+            ])
+        };
+        let second = succeed(&first, changes).unwrap();
+        let names = second.services.iter().map(|service| &*service.name);
+        assert!(names.eq(["b", "c", "d"]));
+        assert_eq!(find(&second, "b.example"), Some("b"));
+        assert_eq!(find(&second, "c.example"), Some("c"));
+        assert_eq!(find(&second, "moved.example"), Some("d"));
+        assert_eq!(find(&second, "d.example"), None);
+        assert_eq!(find(&second, "e.example"), None);
+        assert_eq!(second.state(EndpointId(2)), Some(EndpointState::Active));
+        let empty = ipc::Table {
+            number: 3,
+            ..table(vec![], vec![])
+        };
+        let third = succeed(&second, empty).unwrap();
+        assert!(third.services.is_empty() && third.state(EndpointId(2)).is_none());
     }
 
     #[test]
@@ -350,27 +557,19 @@ mod tests {
             (Active, Draining),
             (Probing, Draining),
         ] {
-            let next = table(vec![], vec![service("a", vec![endpoint(1, sent)])]);
-            current = current
-                .succeed(next, |_| false, &certificates(), 1)
-                .unwrap();
+            let next = of(vec![service("a", vec![endpoint(1, sent)])]);
+            current = succeed(&current, next).unwrap();
             assert_eq!(current.state(EndpointId(1)), Some(kept), "after {sent:?}");
         }
     }
 
     #[test]
     fn an_endpoint_keeps_its_address_and_its_counters() {
-        let first = table(
-            vec![],
-            vec![service("a", vec![endpoint(1, EndpointState::Active)])],
-        );
-        let first = compile(first).unwrap();
+        let first = service("a", vec![endpoint(1, EndpointState::Active)]);
+        let first = compile(of(vec![first])).unwrap();
         let mut moved = endpoint(1, EndpointState::Active);
         moved.address = Address::Unix("/elsewhere".into());
-        let second = table(vec![], vec![service("b", vec![moved])]);
-        let second = first
-            .succeed(second, |_| false, &certificates(), 1)
-            .unwrap();
+        let second = succeed(&first, of(vec![service("b", vec![moved])])).unwrap();
         let (before, _) = first.endpoints().next().unwrap();
         let (after, _) = second.endpoints().next().unwrap();
         assert!(Arc::ptr_eq(before, after));

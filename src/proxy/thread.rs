@@ -504,21 +504,22 @@ mod tests {
                 address: ([127, 0, 0, 1], 80).into(),
                 tls: None,
                 proxy_protocol: false,
-                routes: vec![Route {
-                    host: Host::Any,
-                    path: "/".to_owned(),
-                    strip: 0,
-                    service: 0,
-                }],
             });
+            let route = Route {
+                listener: ListenerId(1),
+                host: Host::Any,
+                path: "/".to_owned(),
+                strip: 0,
+            };
             self.take_over(ipc::Table {
                 listeners: listener.into_iter().collect(),
-                services: vec![ipc::Service {
+                services: vec![Arc::new(ipc::Service {
                     name: "shop".to_owned(),
                     running: true,
                     handling: ipc::Handling::default(),
+                    routes: listens.then_some(route).into_iter().collect(),
                     endpoints: endpoint.into_iter().collect(),
-                }],
+                })],
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
                 ..ipc::Table::default()
             });
@@ -537,10 +538,11 @@ mod tests {
                 name: name.to_string(),
                 running: true,
                 handling: ipc::Handling::default(),
+                routes: Vec::new(),
                 endpoints: endpoints.into_iter().map(endpoint).collect(),
             });
             self.take_over(ipc::Table {
-                services: services.collect(),
+                services: services.map(Arc::new).collect(),
                 ..ipc::Table::default()
             });
         }

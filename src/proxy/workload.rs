@@ -10,9 +10,13 @@ use crate::ipc::Route;
 pub struct RouteTable(Router);
 
 impl RouteTable {
-    /// `None` if two routes are for the same.
-    pub fn try_new(routes: &[Route]) -> Option<RouteTable> {
-        Router::try_new(routes).ok().map(RouteTable)
+    /// The routes with the index of the service of each. `None` if two are for the same.
+    pub fn try_new(routes: &[(usize, Route)]) -> Option<RouteTable> {
+        let mut router = Router::default();
+        for (service, route) in routes {
+            router.insert(*service, route).ok()?;
+        }
+        Some(RouteTable(router))
     }
 
     /// The index of the service for a host without its port and a path without its query.

@@ -4,10 +4,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
-use smoothserve::ipc::ListenerId;
+use smoothserve::ipc::{ListenerId, Route};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::kit::listen;
+use crate::kit::{self, listen};
 use crate::peers::{Peer, Stage};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
@@ -251,6 +251,13 @@ async fn connections_above_the_limit_wait_until_one_ends() {
     let mut other = stage.table.listeners[0].clone();
     (other.id, other.address) = (ListenerId(2), address);
     stage.table.listeners.push(other);
+    let routes = stage.table.services[0].routes.clone();
+    kit::first(&mut stage.table)
+        .routes
+        .extend(routes.into_iter().map(|route| Route {
+            listener: ListenerId(2),
+            ..route
+        }));
     let table = stage.table.clone();
     stage.manager.apply(&table).await;
     let mut other = Peer::new(TcpStream::connect(address).await.unwrap());

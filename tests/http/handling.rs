@@ -1,7 +1,8 @@
 //! What a service may say about how its requests are treated.
 
-use smoothserve::ipc::{Host, Route};
+use smoothserve::ipc::{Host, ListenerId, Route};
 
+use crate::kit::first;
 use crate::peers::{Stage, forwarded, undated};
 
 const TOO_LARGE: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Type: text/plain\r\nContent-Length: 26\r\n\
@@ -11,7 +12,7 @@ const TOO_LARGE: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Type: text/pl
 async fn stage() -> Stage {
     let mut stage = Stage::new(1).await;
     stage.table.number += 1;
-    stage.table.services[0].handling.max_request_body = Some(10);
+    first(&mut stage.table).handling.max_request_body = Some(10);
     let table = stage.table.clone();
     stage.manager.apply(&table).await;
     stage
@@ -100,7 +101,7 @@ async fn a_body_that_is_just_small_enough_is_passed_on() {
 async fn a_prefix_is_taken_away_and_told() {
     let mut stage = Stage::trusting(1, vec!["127.0.0.0/8".parse().unwrap()]).await;
     stage.table.number += 1;
-    stage.table.listeners[0].routes = vec![
+    first(&mut stage.table).routes = vec![
         route("/api", "/api".len()),
         route("/api/v2", "/api".len()),
         route("/plain", 0),
@@ -161,6 +162,6 @@ fn route(path: &str, strip: usize) -> Route {
         host: Host::Exact("a.example".to_owned()),
         path: path.to_owned(),
         strip,
-        service: 0,
+        listener: ListenerId(1),
     }
 }

@@ -1,5 +1,6 @@
 //! What instances and clients receive of the messages of the other side.
 
+use crate::kit::first;
 use crate::peers::{Stage, forwarded, undated};
 
 #[tokio::test]
@@ -246,8 +247,8 @@ async fn the_proxy_answers_by_itself() {
     );
 
     stage.table.number = 2;
-    stage.table.services[0].running = false;
-    stage.table.services[0].endpoints.clear();
+    first(&mut stage.table).running = false;
+    first(&mut stage.table).endpoints.clear();
     stage.manager.apply(&stage.table).await;
     client
         .send("HEAD / HTTP/1.1\r\nHost: a.example\r\n\r\n")

@@ -4,14 +4,14 @@
 use std::net::SocketAddr;
 
 use smoothserve::ipc::{
-    Address, Endpoint, EndpointId, EndpointState, Handling, Host, Listener, ListenerId, Probe,
-    Protocol, Route, Service, Table,
+    Address, Endpoint, EndpointId, EndpointState, Host, ListenerId, Probe, Protocol, Route,
+    Service, Table,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::kit::{Manager, PATIENCE, Worker, listen};
+use crate::kit::{Manager, PATIENCE, Worker, first, listen, listener, service, table};
 
 /// A worker with one service for `a.example` and `*.any`, and the instances of it.
 pub(crate) struct Stage {
@@ -43,30 +43,19 @@ impl Stage {
             host,
             path: "/".to_owned(),
             strip: 0,
-            service: 0,
+            listener: ListenerId(1),
+        };
+        let shop = Service {
+            routes: vec![
+                route(Host::Exact("a.example".to_owned())),
+                route(Host::Subdomain("any".to_owned())),
+                route(Host::Exact(String::new())),
+            ],
+            ..service("shop", endpoints.collect())
         };
         let table = Table {
-            number: 1,
             trusted_proxies,
-            forwarded: false,
-            max_connections: None,
-            listeners: vec![Listener {
-                id: ListenerId(1),
-                address,
-                tls: None,
-                proxy_protocol: false,
-                routes: vec![
-                    route(Host::Exact("a.example".to_owned())),
-                    route(Host::Subdomain("any".to_owned())),
-                    route(Host::Exact(String::new())),
-                ],
-            }],
-            services: vec![Service {
-                name: "shop".to_owned(),
-                running: true,
-                handling: Handling::default(),
-                endpoints: endpoints.collect(),
-            }],
+            ..table(1, vec![listener(1, address)], vec![shop])
         };
         manager.apply(&table).await;
         Stage {
@@ -92,7 +81,7 @@ impl Stage {
     /// Makes this the state of all instances.
     pub(crate) async fn set_state(&mut self, state: EndpointState) {
         self.table.number += 1;
-        for endpoint in &mut self.table.services[0].endpoints {
+        for endpoint in &mut first(&mut self.table).endpoints {
             endpoint.state = state;
         }
         self.manager.apply(&self.table).await;

@@ -1,5 +1,6 @@
 //! Which requests are sent again, and which never are.
 
+use crate::kit::first;
 use crate::peers::{Peer, Stage};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -169,7 +170,7 @@ async fn a_service_nobody_can_connect_to_is_answered_502_in_the_end() {
     // The next one may find it well again, on the same connection.
     let mut instance = crate::peers::Instance::start().await;
     stage.table.number = 2;
-    stage.table.services[0].endpoints = vec![instance.endpoint(7)];
+    first(&mut stage.table).endpoints = vec![instance.endpoint(7)];
     stage.manager.apply(&stage.table).await;
     client.send(get("/")).await;
     let mut instance = instance.accept().await;

@@ -138,7 +138,7 @@ async fn transfer(instance: Address, largest: usize) {
         probe: Probe::Connect,
     };
     let services = vec![kit::service("shop", vec![endpoint])];
-    let listeners = vec![kit::listener(1, address, 0)];
+    let listeners = vec![kit::listener(1, address)];
     manager.apply(&kit::table(1, listeners, services)).await;
 
     let sizes = [

@@ -267,29 +267,41 @@ pub(crate) fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> En
     }
 }
 
+/// All requests of the first listener go to it.
 pub(crate) fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
     Service {
         name: name.to_owned(),
         running: true,
         handling: Handling::default(),
+        routes: vec![route(1)],
         endpoints,
     }
 }
 
-/// All requests of this listener go to this service.
-pub(crate) fn listener(id: u32, address: SocketAddr, service: usize) -> Listener {
-    let route = Route {
+/// No request goes to it.
+pub(crate) fn unrouted(name: &str, endpoints: Vec<Endpoint>) -> Service {
+    Service {
+        routes: Vec::new(),
+        ..service(name, endpoints)
+    }
+}
+
+/// For all requests of a listener.
+pub(crate) fn route(listener: u32) -> Route {
+    Route {
+        listener: ListenerId(listener),
         host: Host::Any,
         path: "/".to_owned(),
         strip: 0,
-        service,
-    };
+    }
+}
+
+pub(crate) fn listener(id: u32, address: SocketAddr) -> Listener {
     Listener {
         proxy_protocol: false,
         id: ListenerId(id),
         address,
         tls: None,
-        routes: vec![route],
     }
 }
 
@@ -297,9 +309,14 @@ pub(crate) fn table(number: u64, listeners: Vec<Listener>, services: Vec<Service
     Table {
         number,
         listeners,
-        services,
+        services: services.into_iter().map(Arc::new).collect(),
         ..Table::default()
     }
+}
+
+/// The first service of a table, to be changed.
+pub(crate) fn first(table: &mut Table) -> &mut Service {
+    Arc::make_mut(&mut table.services[0])
 }
 
 /// A keep-alive connection of a client.

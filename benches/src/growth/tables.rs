@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,11 +58,12 @@ fn row(programs: &Path, services: usize) -> anyhow::Result<String> {
         .spawn()?;
     let _instance = Ended(instance);
     let mut worker = Worker::start(programs)?;
-    let mut number = 0;
+    let mut last = Table::default();
     let mut next = |worker: &mut Worker| {
-        number += 1;
-        let table = tables(services, number);
-        worker.apply(table)
+        let table = next_table(services, &last);
+        let took = worker.apply(table.changes_since(&last));
+        last = table;
+        took
     };
     next(&mut worker)?;
     let mut took = Vec::new();
@@ -105,7 +107,8 @@ fn row(programs: &Path, services: usize) -> anyhow::Result<String> {
 }
 
 /// The first service is the one that is asked for; the last one has another host in each table.
-fn tables(services: usize, number: u64) -> Table {
+fn next_table(services: usize, last: &Table) -> Table {
+    let number = last.number + 1;
     let hosts = |index: usize| match index {
         0 => [HOST.to_owned(), format!("www.{HOST}")],
         last if last + 1 == services => [
@@ -117,17 +120,17 @@ fn tables(services: usize, number: u64) -> Table {
             format!("www.customer-{index:04}.example"),
         ],
     };
-    let route = |service: usize, host: String| Route {
+    let route = |host: String| Route {
+        listener: ListenerId(1),
         host: Host::Exact(host),
         path: "/".to_owned(),
         strip: 0,
-        service,
     };
-    let routes = (0..services).flat_map(|service| hosts(service).map(|host| route(service, host)));
     let service = |index: usize| Service {
         name: format!("customer-{index:04}"),
         running: true,
         handling: Handling::default(),
+        routes: hosts(index).map(route).into(),
         endpoints: vec![Endpoint {
             id: EndpointId(index as u64 + 1),
             address: Address::Tcp(SocketAddr::from(([127, 0, 0, 1], INSTANCE))),
@@ -136,6 +139,11 @@ fn tables(services: usize, number: u64) -> Table {
             probe: Probe::Connect,
         }],
     };
+    // As a manager does, which makes anew only what has changed.
+    let part = |index: usize| match last.services.get(index) {
+        Some(known) if index + 1 < services => known.clone(),
+        _ => Arc::new(service(index)),
+    };
     Table {
         number,
         listeners: vec![Listener {
@@ -143,9 +151,8 @@ fn tables(services: usize, number: u64) -> Table {
             address: SocketAddr::from(([127, 0, 0, 1], PORT)),
             tls: None,
             proxy_protocol: false,
-            routes: routes.collect(),
         }],
-        services: (0..services).map(service).collect(),
+        services: (0..services).map(part).collect(),
         ..Table::default()
     }
 }

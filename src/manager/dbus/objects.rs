@@ -258,7 +258,7 @@ impl ServiceObject {
         snapshot
             .services
             .get(&self.name)
-            .map(read)
+            .map(|service| read(service))
             .unwrap_or_default()
     }
 }
@@ -399,7 +399,8 @@ impl JobObject {
     fn read<T: Default>(&self, read: impl FnOnce(&JobStatus) -> T) -> T {
         let snapshots = self.handle.snapshots();
         let snapshot = snapshots.borrow();
-        snapshot.jobs.get(&self.id).map(read).unwrap_or_default()
+        let job = snapshot.jobs.get(&self.id);
+        job.map(|job| read(job)).unwrap_or_default()
     }
 }
 

@@ -43,11 +43,13 @@ impl Fixture {
             host: Host::Any,
             path: "/".to_owned(),
             strip: 0,
-            service: 0,
+            listener: ListenerId(1),
         };
+        let mut router = Router::default();
+        router.insert(0, &route).unwrap();
         let routes = Routes {
             tls: None,
-            router: Router::try_new(&[route]).unwrap().into(),
+            router: router.into(),
             services: [service.clone()].into(),
             proxy_protocol: false,
         };
