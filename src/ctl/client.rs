@@ -5,17 +5,20 @@ use std::path::Path;
 
 use zbus::connection::Builder;
 use zbus::fdo::DBusProxy;
-use zbus::message::Type;
-use zbus::{Connection, DBusError, MatchRule, MessageStream, OwnedObjectPath};
+use zbus::{
+    Connection, DBusError, DeserializeDict, MatchRule, MessageStream, OwnedObjectPath, Type,
+};
 
 use super::Failed;
 use crate::cli::{RunDir, exit};
 use crate::manager::dbus::{Bus, NAME};
 use crate::manager::run_dir;
-use crate::manager::status::Snapshot;
+use crate::manager::status::{JobStatus, Snapshot};
 
 const PATH: &str = "/org/smoothserve1";
 const MANAGER: &str = "org.smoothserve1.Manager";
+const JOB: &str = "org.smoothserve1.Job";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// An open connection.
 pub(super) struct Client {
@@ -102,6 +105,15 @@ impl Client {
         Ok((json, snapshot))
     }
 
+    /// How a job stands.
+    pub(super) async fn job(&self, path: &OwnedObjectPath) -> Result<JobStatus, Failed> {
+        let reply = self.call(path, PROPERTIES, "GetAll", &(JOB,)).await?;
+        let job = reply.body().deserialize::<JobProperties>();
+        let job = job.map_err(|error| misunderstood(&error))?;
+        job.try_into()
+            .map_err(|error: serde_json::Error| misunderstood(&error))
+    }
+
     /// Gives a command that makes one job.
     pub(super) async fn command<B>(
         &self,
@@ -130,7 +142,7 @@ impl Client {
     /// What is signalled from now on.
     pub(super) async fn signals(&self) -> Result<MessageStream, Failed> {
         let mut rule = MatchRule::builder()
-            .msg_type(Type::Signal)
+            .msg_type(zbus::message::Type::Signal)
             .interface(MANAGER);
         if let Some(name) = self.destination {
             rule = rule.sender(name);
@@ -186,9 +198,42 @@ fn refused(name: &str, message: String) -> Failed {
             return Failed::new(exit::UNAVAILABLE, message);
         }
         Some("NoReply" | "Disconnected") => exit::UNAVAILABLE,
+        Some("UnknownObject") => {
+            let message = "smoothserve was restarted and knows nothing of the job any more";
+            return Failed::new(exit::UNAVAILABLE, message);
+        }
         _ => 1,
     };
     Failed::new(status, message)
+}
+
+/// The properties of a job.
+#[derive(DeserializeDict, Type)]
+#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
+struct JobProperties {
+    kind: String,
+    service: String,
+    state: String,
+    step: String,
+    done: u32,
+    total: u32,
+    error: String,
+}
+
+impl TryFrom<JobProperties> for JobStatus {
+    type Error = serde_json::Error;
+
+    fn try_from(job: JobProperties) -> Result<JobStatus, serde_json::Error> {
+        Ok(JobStatus {
+            kind: serde_json::from_value(job.kind.into())?,
+            service: job.service,
+            state: serde_json::from_value(job.state.into())?,
+            step: job.step,
+            done: job.done,
+            total: job.total,
+            error: (!job.error.is_empty()).then_some(job.error),
+        })
+    }
 }
 
 fn misunderstood(error: &dyn std::fmt::Display) -> Failed {

@@ -23,13 +23,8 @@ pub(super) async fn for_jobs(
     let mut line = Line::new();
     let mut failures = Vec::new();
     for job in jobs.iter().filter(|_| !no_block) {
-        let id = job
-            .rsplit('/')
-            .next()
-            .and_then(|id| id.parse().ok())
-            .unwrap_or_default();
         tokio::select! {
-            ended = end_of(client, id, &mut line) => {
+            ended = end_of(client, job, &mut line) => {
                 let ended = ended?;
                 let message = render::ended(&ended);
                 match ended.state {
@@ -53,20 +48,18 @@ pub(super) async fn for_jobs(
     }
 }
 
-async fn end_of(client: &Client, id: u32, line: &mut Line) -> Result<JobStatus, Failed> {
+async fn end_of(
+    client: &Client,
+    job: &OwnedObjectPath,
+    line: &mut Line,
+) -> Result<JobStatus, Failed> {
     let mut signals = client.signals().await?;
     loop {
-        let (_, snapshot) = client.dump().await?;
-        let Some(job) = snapshot.jobs.get(&id) else {
-            return Err(Failed::new(
-                exit::UNAVAILABLE,
-                "smoothserve was restarted and knows nothing of the job any more",
-            ));
-        };
-        if job.state != JobState::Running {
-            return Ok((**job).clone());
+        let status = client.job(job).await?;
+        if status.state != JobState::Running {
+            return Ok(status);
         }
-        line.show(&render::step(job));
+        line.show(&render::step(&status));
         tokio::select! {
             signal = signals.next() => if signal.is_none() {
                 return Err(Failed::new(exit::UNAVAILABLE, "smoothserve went away"));
