@@ -26,6 +26,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Until the manager has done what a start or a reload leaves it to do.
 const SETTLING: Duration = Duration::from_millis(300);
 
+/// Rollouts of a service, of which the median counts.
+const ROLLOUTS: usize = 7;
+
 /// Clients of the moderate load.
 const CLIENTS: usize = 32;
 
@@ -182,37 +185,46 @@ fn under_reloads(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow
     Ok(())
 }
 
-/// Replaces the instances of the second service while the first one is asked.
+/// Replaces the instances of the second service while the first one is asked, again and again.
 fn rollout(scene: &Scene, services: usize) -> anyhow::Result<String> {
     const OTHER: &str = "shop-0001";
     let before = others(scene, OTHER)?;
-    let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
-    let worker = cpu_time(&[scene.worker])?;
-    thread::sleep(STEADY);
-    let steady_cpu = cpu_time(&[scene.worker])? - worker;
-    let (steady, _) = load.stop()?;
-    let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
-    let [manager, worker] = [scene.manager(), scene.worker].map(|pid| cpu_time(&[pid]));
-    let (manager, worker) = (manager?, worker?);
-    scene.smoothctl(&["restart", OTHER])?;
-    let manager = cpu_time(&[scene.manager()])? - manager;
-    let rolling_cpu = cpu_time(&[scene.worker])? - worker;
-    let (rolling, _) = load.stop()?;
+    let mut manager = Vec::new();
+    let (mut steady_cpu, mut rolling_cpu) = (Vec::new(), Vec::new());
+    let (mut steady_p99, mut rolling_p99) = (Vec::new(), Vec::new());
+    let mut errors = 0;
+    for _ in 0..ROLLOUTS {
+        let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
+        let cpu = cpu_time(&[scene.worker])?;
+        thread::sleep(STEADY);
+        let used = cpu_time(&[scene.worker])? - cpu;
+        let (steady, _) = load.stop()?;
+        steady_cpu.push(used.as_secs_f64() / steady.requests as f64);
+        steady_p99.push(steady.p99);
+        let load = Moderate::start(TOGETHER.others, PORT, CLIENTS);
+        let [of_manager, cpu] = [scene.manager(), scene.worker].map(|pid| cpu_time(&[pid]));
+        let (of_manager, cpu) = (of_manager?, cpu?);
+        scene.smoothctl(&["restart", OTHER])?;
+        manager.push((cpu_time(&[scene.manager()])? - of_manager).as_secs_f64());
+        let used = cpu_time(&[scene.worker])? - cpu;
+        let (rolling, _) = load.stop()?;
+        rolling_cpu.push(used.as_secs_f64() / rolling.requests as f64);
+        rolling_p99.push(rolling.p99);
+        errors += steady.errors + rolling.errors;
+    }
     let after = others(scene, OTHER)?;
     ensure!(before.len() == services - 1 && after.len() == before.len());
     let replaced = before
         .iter()
         .filter(|(name, pids)| after.get(*name) != Some(pids));
-    let each = |cpu: Duration, requests: u64| cpu.as_secs_f64() * 1e6 / requests as f64;
     Ok(format!(
-        "| among {services} | {} | {:.1} µs | {:.1} µs | {:.2} ms | {:.2} ms | {} | {} |\n",
-        milliseconds(manager),
-        each(steady_cpu, steady.requests),
-        each(rolling_cpu, rolling.requests),
-        steady.p99 / 1e3,
-        rolling.p99 / 1e3,
+        "| among {services} | {:.1} ms | {:.1} µs | {:.1} µs | {:.2} ms | {:.2} ms | {} | {errors} |\n",
+        median(manager) * 1e3,
+        median(steady_cpu) * 1e6,
+        median(rolling_cpu) * 1e6,
+        median(steady_p99) / 1e3,
+        median(rolling_p99) / 1e3,
         replaced.count(),
-        steady.errors + rolling.errors,
     ))
 }
 
