@@ -12,8 +12,8 @@ use crate::process::{cpu_time, on_cores};
 use crate::report::median;
 
 /// Rounds that count; one more goes before them to warm up.
-const ROUNDS: usize = 5;
-const SECONDS: u64 = 2;
+const ROUNDS: usize = 15;
+const SECONDS: u64 = 1;
 
 const CONNECTIONS: usize = 64;
 
