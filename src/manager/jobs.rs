@@ -82,6 +82,17 @@ pub struct Jobs {
 }
 
 impl Jobs {
+    /// The newest number that was given to a job; 0 before the first.
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// No number up to this one is given again: somebody may still wait for the end of its job, who would take that of
+    /// another for it.
+    pub fn number_on_from(&mut self, last: u32) {
+        self.last = self.last.max(last);
+    }
+
     /// Begins a job. `service` is empty for a reload.
     pub fn begin(
         &mut self,

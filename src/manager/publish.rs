@@ -178,6 +178,7 @@ impl Manager {
         };
         self.state_file.write(&State {
             next_id: self.world.next_id,
+            last_job: self.world.jobs.last(),
             table: self.table.number,
             worker_generation: self.workers.last_generation(),
             workers: self.workers.save(),

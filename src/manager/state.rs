@@ -23,6 +23,9 @@ use crate::config::Config;
 pub struct State<C = Arc<Config>, S = service::Saved> {
     /// The name of the next instance.
     pub next_id: InstanceId,
+    /// The number of the last job.
+    #[serde(default)]
+    pub last_job: u32,
     /// The number of the last table.
     pub table: u64,
     /// The last worker that was started.

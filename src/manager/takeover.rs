@@ -60,6 +60,7 @@ impl Manager {
 
     fn restore(&mut self, state: State, mut executables: BTreeMap<String, OwnedFd>) {
         self.world.next_id = self.world.next_id.max(state.next_id);
+        self.world.jobs.number_on_from(state.last_job);
         self.world
             .default_user
             .clone_from(&state.config.default_user);

@@ -260,3 +260,20 @@ fn a_manager_that_fails_for_good_leaves_the_traffic_flowing() {
         assert_eq!(scene.processes(), "");
     });
 }
+
+/// A job ends with the manager that it was given to; whoever waits for it is told so.
+#[test]
+fn waiting_for_a_job_ends_with_a_restart_of_smoothserve() {
+    machine::test(async |machine| {
+        let _scene = Scene::start(machine, "");
+        let waiting = machine.try_run(
+            "smoothctl --bus system restart shop 2>/tmp/said & waiting=$!; \
+             until grep -q shop /tmp/said; do kill -0 $waiting && sleep 0.01 || exit 1; done; \
+             systemctl restart smoothserve; wait $waiting; status=$?; cat /tmp/said; exit $status",
+        );
+        let said = String::from_utf8_lossy(&waiting.stdout);
+        assert_eq!(waiting.status.code(), Some(69), "{said}");
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with("smoothctl: smoothserve "), "{said}");
+    });
+}
