@@ -60,7 +60,7 @@ impl Load {
     fn rounds(self) -> usize {
         match self {
             Load::Moderate => 9,
-            Load::Wrk(_) | Load::H2load(_) | Load::Handshakes { .. } | Load::Echo => 15,
+            Load::Wrk(_) | Load::H2load(_) | Load::Handshakes { .. } | Load::Echo => 13,
         }
     }
 
