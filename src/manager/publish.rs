@@ -89,13 +89,16 @@ impl Manager {
 
     /// Nothing has changed without being touched.
     fn is_up_to_date(&self) -> bool {
-        let Published {
-            parts, statuses, ..
-        } = &self.published;
+        let known = &self.published;
         self.services.iter().all(|(name, service)| {
+            let part = table::part_of(service, &self.listeners);
             let status = || service.status(&self.certificates);
-            let is_shown = service.is_removed() || *statuses[name] == status();
-            is_shown && *parts[name] == table::part_of(service, &self.listeners)
+            let is_shown = service.is_removed() || *known.statuses[name] == status();
+            let saved = known.saved.get(name);
+            let saved = saved.filter(|_| !known.unsaved.contains(name));
+            let text = || serde_json::to_string(&service.save()).unwrap_or_default();
+            let is_saved = saved.is_none_or(|saved| saved.get() == text());
+            *known.parts[name] == part && is_shown && is_saved
         })
     }
 

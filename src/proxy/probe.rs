@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::endpoint::Spec;
 use super::http2::InstanceConnection;
 use super::stream::Stream;
-use super::table::{Service, Table};
+use super::table::Table;
 use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
 
 /// The wait before the first probe of a new endpoint; it doubles after each.
@@ -98,7 +98,8 @@ impl Probers {
     pub(crate) async fn follow(&mut self, before: &Table, table: &Table) {
         let difference = table.difference_from(before);
         let mut unwanted = Vec::new();
-        for (spec, _) in endpoints(&difference.before) {
+        let before = difference.before.iter();
+        for (spec, _) in before.flat_map(|service| &service.endpoints) {
             if let Entry::Occupied(known) = self.tasks.entry(spec.id)
                 && table.state(spec.id) != Some(known.get().state)
             {
@@ -111,7 +112,8 @@ impl Probers {
             // Aborted, or at its end already.
             let _ = prober.task.await;
         }
-        let now = endpoints(&difference.now);
+        let now = difference.now.iter();
+        let now = now.flat_map(|(_, service)| &service.endpoints);
         for (spec, state) in now.filter(|(_, state)| *state < EndpointState::Draining) {
             let findings = &self.findings;
             self.tasks.entry(spec.id).or_insert_with(|| Prober {
@@ -120,12 +122,6 @@ impl Probers {
             });
         }
     }
-}
-
-fn endpoints(
-    services: &[(usize, Arc<Service>)],
-) -> impl Iterator<Item = &(Arc<Spec>, EndpointState)> {
-    services.iter().flat_map(|(_, service)| &service.endpoints)
 }
 
 fn spawn(

@@ -47,12 +47,13 @@ pub(crate) struct Service {
     pub(crate) endpoints: Vec<(Arc<Spec>, EndpointState)>,
 }
 
-/// What a table does not share with the one before it: services and their indices.
+/// The services that a table does not share with the one before it.
 #[derive(Debug)]
 pub(crate) struct Difference {
-    /// The services are the same by name, each where it was. Otherwise everything counts as different.
+    /// They are the same by name, each where it was. Otherwise everything counts as different.
     stay: bool,
-    pub(crate) before: Vec<(usize, Arc<Service>)>,
+    pub(crate) before: Vec<Arc<Service>>,
+    /// With their indices.
     pub(crate) now: Vec<(usize, Arc<Service>)>,
 }
 
@@ -191,26 +192,27 @@ impl Table {
 
     /// The services that the table does not share with the one before it.
     pub(crate) fn difference_from(&self, before: &Table) -> Difference {
-        let is_same = |(one, other): (&Arc<Service>, &Arc<Service>)| {
-            Arc::ptr_eq(one, other) || one.name == other.name
-        };
-        let mut pairs = before.services.iter().zip(&self.services);
-        let stay = before.services.len() == self.services.len() && pairs.all(is_same);
-        let of = |services: &[Arc<Service>], others: &[Arc<Service>]| {
-            let services = services.iter().enumerate();
-            let others = services.filter(|(index, service)| match others.get(*index) {
-                Some(other) if stay => !Arc::ptr_eq(service, other),
-                _ => true,
-            });
-            others
-                .map(|(index, service)| (index, service.clone()))
-                .collect()
-        };
-        Difference {
+        let pairs = || before.services.iter().zip(&self.services);
+        let stays =
+            |(was, is): (&Arc<Service>, &Arc<Service>)| Arc::ptr_eq(was, is) || was.name == is.name;
+        let stay = before.services.len() == self.services.len() && pairs().all(stays);
+        let mut difference = Difference {
             stay,
-            before: of(&before.services, &self.services),
-            now: of(&self.services, &before.services),
+            before: Vec::new(),
+            now: Vec::new(),
+        };
+        if !stay {
+            difference.before.clone_from(&before.services);
+            difference.now = self.services.iter().cloned().enumerate().collect();
+            return difference;
         }
+        for (index, (was, is)) in pairs().enumerate() {
+            if !Arc::ptr_eq(was, is) {
+                difference.before.push(was.clone());
+                difference.now.push((index, is.clone()));
+            }
+        }
+        difference
     }
 
     /// Where the endpoints are.
@@ -222,7 +224,7 @@ impl Table {
         let mut places = HashMap::new();
         if difference.stay {
             places.clone_from(&before.places);
-            for (_, service) in &difference.before {
+            for service in &difference.before {
                 for (spec, _) in &service.endpoints {
                     places.remove(&spec.id);
                 }
@@ -262,9 +264,9 @@ impl Table {
             .map(|known| (known.id, known.router.clone()))
             .collect();
         let pairs = difference.before.iter().zip(&difference.now);
-        let rerouted = pairs.filter(|((_, was), (_, is))| was.routes != is.routes);
+        let rerouted = pairs.filter(|(was, (_, is))| was.routes != is.routes);
         let rerouted: Vec<_> = rerouted.collect();
-        for ((_, was), _) in &rerouted {
+        for (was, _) in &rerouted {
             remove(&mut routers, was);
         }
         let now = rerouted.iter().map(|(_, (index, is))| (*index, is));
@@ -358,6 +360,10 @@ fn succeed_state(before: EndpointState, endpoint: &ipc::Endpoint, service: &str)
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::ipc::{Address, Host, Probe, Protocol, Route};
 
@@ -424,6 +430,61 @@ mod tests {
 
     fn compile(table: ipc::Table) -> Result<Table, Fault> {
         succeed(&Table::default(), table)
+    }
+
+    /// Any of five services, each with one of two hosts and some of three endpoints of its own.
+    fn services() -> impl Strategy<Value = Vec<ipc::Service>> {
+        let state = prop_oneof![
+            Just(EndpointState::Probing),
+            Just(EndpointState::Active),
+            Just(EndpointState::Draining),
+        ];
+        let one = (
+            any::<bool>(),
+            proptest::collection::btree_map(0..3_u64, state, 0..=3),
+        );
+        proptest::collection::btree_map(0..5_u64, one, 0..=5).prop_map(|services| {
+            let service = |(number, (other, endpoints)): (u64, (bool, BTreeMap<u64, _>))| {
+                let endpoints = endpoints.into_iter();
+                let endpoints = endpoints.map(|(id, state)| endpoint(number * 3 + id, state));
+                at(
+                    &host(number, other),
+                    &format!("s{number}"),
+                    endpoints.collect(),
+                )
+            };
+            services.into_iter().map(service).collect()
+        })
+    }
+
+    fn host(service: u64, other: bool) -> String {
+        format!("{other}.{service}.example")
+    }
+
+    proptest! {
+        #[test]
+        fn changes_come_to_the_same_as_whole_tables(
+            tables in proptest::collection::vec(services(), 1..6)
+        ) {
+            let (mut by_wholes, mut by_changes) = (Table::default(), Table::default());
+            let mut last = ipc::Table::default();
+            for (services, number) in tables.into_iter().zip(1..) {
+                let whole = ipc::Table { number, ..of(services) };
+                by_changes = succeed(&by_changes, whole.changes_since(&last)).unwrap();
+                by_wholes = succeed(&by_wholes, whole.clone()).unwrap();
+                last = whole;
+                let [one, other] = [&by_wholes, &by_changes].map(|table| {
+                    let names = table.services.iter().map(|service| service.name.clone());
+                    let states = (0..15).map(|id| table.state(EndpointId(id)));
+                    let hosts = (0..10).map(|n| host(n / 2, n % 2 == 0));
+                    let found = hosts.map(|host| find(table, &host).map(str::to_owned));
+                    let lists: (Vec<_>, Vec<_>, Vec<_>) =
+                        (names.collect(), states.collect(), found.collect());
+                    lists
+                });
+                prop_assert_eq!(one, other);
+            }
+        }
     }
 
     /// The name of the service of a host, on the first listener.
