@@ -1,9 +1,11 @@
-//! aiohttp on both sides: keep-alive, streamed bodies, and an end that closes its idle connections when it likes.
+//! aiohttp as client and as service: keep-alive, streamed bodies, and a service that closes its
+//! idle connections whenever it likes.
 
 use smoothserve_kit::script::Script;
 use smoothserve_kit::{Home, Smoothserve, free_port, programs};
 
-/// Sends bodies back as they come. On SIGTERM it is aiohttp that decides what becomes of its connections.
+/// An aiohttp service that echoes request bodies piece by piece. On SIGTERM aiohttp itself decides
+/// what becomes of its connections.
 const SERVICE: &str = r#"
 import os
 from aiohttp import web
@@ -26,7 +28,8 @@ app.add_routes([web.post("/echo", echo), web.get("/packed", packed)])
 web.run_app(app, host="127.0.0.1", port=int(os.environ["PORT"]), print=None)
 "#;
 
-/// Eight at a time, in pieces and whole, until it is told to stop. Says how many there were, which all came back.
+/// Eight concurrent aiohttp clients. They send bodies in pieces and whole until standard input
+/// ends, check every response, and print whether there were more than the first 20.
 const CLIENT: &str = r#"
 import aiohttp, asyncio, random, sys
 

@@ -1,7 +1,8 @@
-//! Whole folders of configuration, the good ones and the wrong ones.
+//! Whole configuration folders, valid ones and faulty ones.
 //!
-//! A folder with faults has the report that is expected in `report.txt`, in which the folder itself is called `DIR`.
-//! With `SMOOTHSERVE_BLESS=1` in the environment those files are written instead of compared.
+//! The report that is expected for a faulty folder stands in its `report.txt`, which calls the
+//! folder itself `DIR`. With `SMOOTHSERVE_BLESS=1` in the environment the tests write these files
+//! instead of comparing them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +22,7 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Compares the report with the one that is written down.
+/// Compares a report with the folder's `report.txt`.
 fn assert_report(dir: &Path, faults: &Faults) {
     let fixtures = fixture("");
     let fixtures = fixtures.to_str().unwrap().trim_end_matches('/');
@@ -42,7 +43,7 @@ fn good(dir: &Path) -> Config {
     load(dir).unwrap_or_else(|faults| panic!("{faults}"))
 }
 
-/// A folder with these files, and an executable `app` in it.
+/// Makes a folder with these files and an executable `app`.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("services")).unwrap();
@@ -53,7 +54,8 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     dir
 }
 
-/// The one service of a folder whose file has these lines besides the needed ones.
+/// Loads a folder with one service, whose file has the required lines and these, and returns that
+/// service.
 fn service(lines: &str) -> Service {
     let text = format!("name: x\nport: 8080\nexecutable_path: ../app\n{lines}\n");
     let dir = folder(&[("services/x.yaml", &text)]);
@@ -61,7 +63,7 @@ fn service(lines: &str) -> Service {
 }
 
 #[test]
-fn the_files_of_the_original_load_unchanged() {
+fn files_of_the_original_program_load_unchanged() {
     let dir = fixture("original");
     let config = good(&dir);
     assert_eq!(config.services.len(), 1);
@@ -126,7 +128,7 @@ fn the_files_of_the_original_load_unchanged() {
 }
 
 #[test]
-fn without_a_global_file_the_defaults_hold() {
+fn without_a_global_file_every_setting_has_its_default() {
     let config = good(&fixture("minimal"));
     assert_eq!(config.default_user, "www-data");
     assert!(config.trusted_proxies.is_empty());
@@ -143,7 +145,7 @@ fn without_a_global_file_the_defaults_hold() {
 }
 
 #[test]
-fn services_on_one_port_agree_about_the_proxy_protocol() {
+fn services_on_one_port_must_agree_about_the_proxy_protocol() {
     let text = |name: &str, lines: &str| {
         format!(
             "name: {name}\nserver_name: {name}.example\nport: 80\nexecutable_path: ../app\n{lines}"
@@ -169,7 +171,7 @@ fn services_on_one_port_agree_about_the_proxy_protocol() {
 }
 
 #[test]
-fn the_proxy_protocol_without_anybody_to_trust_is_remarked_on() {
+fn the_proxy_protocol_without_trusted_proxies_causes_a_note() {
     let text = "name: x\nport: 80\nexecutable_path: ../app\nproxy_protocol: true\n";
     let dir = folder(&[("services/x.yaml", text)]);
     let notes = good(dir.path()).notes;
@@ -179,7 +181,7 @@ fn the_proxy_protocol_without_anybody_to_trust_is_remarked_on() {
 }
 
 #[test]
-fn what_is_taken_away_from_paths() {
+fn strip_prefix_removes_its_prefix_from_paths_and_must_match_them() {
     for (names, strip, counts) in [
         ("example.org/api", "true", vec![4]),
         (
@@ -219,7 +221,7 @@ fn what_is_taken_away_from_paths() {
 }
 
 #[test]
-fn how_requests_are_treated() {
+fn keys_for_the_handling_of_requests_are_read_and_checked() {
     let found = service("max_request_body: 1.5G\nresponse_timeout: 2m\nqueue_timeout: 0").handling;
     let expected = Handling {
         max_request_body: Some(1536 << 20),
@@ -265,7 +267,7 @@ fn all_faults_of_all_files_come_in_one_report() {
 }
 
 #[test]
-fn services_in_each_others_way_are_reported_and_the_first_one_is_kept() {
+fn conflicting_services_are_reported_and_the_first_one_is_kept() {
     let dir = fixture("clashes");
     let (config, faults) = load_partial(&dir);
     assert_report(&dir, &faults);
@@ -339,7 +341,7 @@ fn every_form_of_a_value_is_read() {
 }
 
 #[test]
-fn limits_are_read_and_a_state_without_them_has_none() {
+fn limits_are_read_and_a_saved_state_without_them_has_none() {
     let process = service(
         "memory_max: 1.5G\nmemory_high: 12.5%\ncpu_quota: 150%\ntasks_max: infinity\n\
          limit_nofile: 1024:infinity\nnice: -20\noom_score_adjust: -1000",
@@ -370,7 +372,7 @@ fn limits_are_read_and_a_state_without_them_has_none() {
 }
 
 #[test]
-fn a_socket_changes_the_default_arguments() {
+fn only_instances_with_a_port_have_default_arguments() {
     assert_eq!(service("bind: port").process.args, ["-port={port}"]);
     assert!(service("bind: unix").process.args.is_empty());
     assert!(service("bind: inherit").process.args.is_empty());
@@ -380,7 +382,7 @@ fn a_socket_changes_the_default_arguments() {
 }
 
 #[test]
-fn ports_and_addresses_multiply() {
+fn a_service_listens_on_every_port_of_every_address() {
     let dir = folder(&[(
         "services/x.yaml",
         "name: x\nport: \"8081, 8080, 8081\"\nlisten_address: 127.0.0.1, 127.0.0.2\nexecutable_path: ../app\n",
@@ -401,7 +403,7 @@ fn ports_and_addresses_multiply() {
 }
 
 #[test]
-fn paths_begin_at_the_file_that_names_them() {
+fn relative_paths_start_at_the_file_that_names_them() {
     let found = service(
         "working_directory: .\nenvironment_file: -./x.env\nwatch_files: [view, /etc/hosts]",
     );
@@ -417,7 +419,7 @@ fn paths_begin_at_the_file_that_names_them() {
 }
 
 #[test]
-fn a_service_that_is_not_enabled_may_name_what_is_not_there() {
+fn a_disabled_service_may_name_a_missing_executable_and_user() {
     let text =
         "name: x\nenabled: no\nport: 80\nexecutable_path: ./later\nuser: nobody-by-this-name\n";
     let dir = folder(&[("services/x.yaml", text)]);
@@ -428,7 +430,7 @@ fn a_service_that_is_not_enabled_may_name_what_is_not_there() {
 }
 
 #[test]
-fn a_program_that_a_shell_would_find_is_suggested() {
+fn a_program_found_in_path_is_suggested_for_a_missing_executable() {
     let text = "name: x\nport: 80\nexecutable_path: sh\n";
     let dir = folder(&[("services/x.yaml", text)]);
     let report = load(dir.path()).unwrap_err().to_string();
@@ -439,7 +441,7 @@ fn a_program_that_a_shell_would_find_is_suggested() {
 }
 
 #[test]
-fn the_folder_of_services_can_be_elsewhere() {
+fn the_services_folder_can_be_elsewhere() {
     for key in ["SubConfigDir", "services_dir"] {
         let dir = folder(&[("smoothserve.yaml", &format!("{key}: ./sites\n"))]);
         let sites = dir.path().join("sites");
@@ -457,7 +459,7 @@ fn the_folder_of_services_can_be_elsewhere() {
 }
 
 #[test]
-fn a_missing_folder_of_services_is_a_note_and_a_missing_configuration_a_fault() {
+fn a_missing_services_folder_is_a_note_and_a_missing_configuration_folder_a_fault() {
     let dir = tempfile::tempdir().unwrap();
     let config = good(dir.path());
     assert!(config.services.is_empty());
@@ -473,7 +475,7 @@ fn a_missing_folder_of_services_is_a_note_and_a_missing_configuration_a_fault() 
 }
 
 #[test]
-fn a_wrong_global_file_leaves_the_services_running() {
+fn a_faulty_global_file_does_not_prevent_loading_services() {
     let text = "name: x\nport: 80\nexecutable_path: ../app\n";
     let dir = folder(&[("smoothserve.yaml", "a: [\n"), ("services/x.yaml", text)]);
     let (config, faults) = load_partial(dir.path());
@@ -483,7 +485,7 @@ fn a_wrong_global_file_leaves_the_services_running() {
 }
 
 #[test]
-fn a_faulty_service_takes_nothing_away_from_a_good_one() {
+fn a_faulty_service_does_not_claim_a_name_or_port_from_a_valid_one() {
     let bad = "name: x\nport: 80\nexecutable_path: ../app\ncolor: red\n";
     let good = "name: x\nport: 80\nexecutable_path: ../app\n";
     let dir = folder(&[("services/a.yaml", bad), ("services/b.yaml", good)]);
@@ -508,7 +510,7 @@ fn trusted_proxies_are_addresses_and_networks() {
 }
 
 #[test]
-fn what_all_services_share() {
+fn global_settings_are_read_and_checked() {
     let with = |text: &str| folder(&[("smoothserve.yaml", text)]);
     let config = good(with("forwarded: true\nmax_connections: 20000\n").path());
     assert_eq!(
@@ -522,7 +524,7 @@ fn what_all_services_share() {
 }
 
 #[test]
-fn a_check_tells_what_it_found() {
+fn check_prints_a_summary_of_the_configuration() {
     let dir = fixture("original");
     let text = config::check(&dir).unwrap();
     let first = format!("{}: 1 service, 2 instances, no faults\n", dir.display());

@@ -1,4 +1,4 @@
-//! The reference and the examples say what the parser does.
+//! The reference and the example files of the configuration agree with the parser.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The part of the reference under a heading of the first level.
+/// Returns the part of the reference below this first-level heading.
 fn chapter(title: &str) -> String {
     let text = read("docs/configuration.md");
     let chapters = text.split("\n# ");
@@ -20,7 +20,7 @@ fn chapter(title: &str) -> String {
     chapter
 }
 
-/// The headings `` ### `key` ``, each once.
+/// Collects the headings `` ### `key` `` of a chapter and checks that each is there once.
 fn documented(chapter: &str) -> BTreeSet<&str> {
     let mut keys = BTreeSet::new();
     for line in chapter.lines() {
@@ -32,7 +32,7 @@ fn documented(chapter: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_key_is_described_once_and_no_other() {
+fn the_reference_describes_every_key_once_and_no_other() {
     let chapter_of_services = chapter("services/*.yaml");
     let keys = SERVICE_KEYS.iter().copied().collect();
     assert_eq!(documented(&chapter_of_services), keys);
@@ -41,7 +41,8 @@ fn every_key_is_described_once_and_no_other() {
     assert_eq!(documented(&chapter_of_all), keys);
 }
 
-/// Loads a folder with this file in it. What the examples name is on no machine, so services are loaded as not enabled.
+/// Loads a folder with this file. The programs and users that examples name exist on no machine, so
+/// services are loaded with `enabled: false`.
 fn load_example(name: &str, text: &str) {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("services")).unwrap();
@@ -50,7 +51,7 @@ fn load_example(name: &str, text: &str) {
         true => text.to_owned(),
         false => format!("enabled: false\n{text}"),
     };
-    // The folder that one example names is on no machine either.
+    // The services folder that one example names exists on no machine either.
     let there = dir.path().join("services");
     let text = text.replace("/srv/services", there.to_str().unwrap());
     fs::write(dir.path().join(name), text).unwrap();
@@ -59,7 +60,7 @@ fn load_example(name: &str, text: &str) {
 }
 
 #[test]
-fn every_example_of_the_reference_loads() {
+fn every_example_in_the_reference_loads() {
     let text = read("docs/configuration.md");
     let mut examples = 0;
     for block in text.split("\n```yaml ").skip(1) {
@@ -88,7 +89,7 @@ fn the_example_services_load() {
 }
 
 #[test]
-fn what_the_example_shows_as_default_is_the_default() {
+fn defaults_shown_in_the_example_are_the_defaults() {
     let commented = read("services/example.yaml")
         .lines()
         .filter_map(|line| line.strip_prefix("# "))
@@ -117,7 +118,7 @@ fn what_the_example_shows_as_default_is_the_default() {
     };
     let mut shown = load_one(&commented);
     let plain = load_one("");
-    // These are choices, not defaults.
+    // The example chooses these values; they are not defaults.
     shown.listen = plain.listen.clone();
     shown.tls = None;
     shown.handling.hsts = None;
@@ -132,7 +133,7 @@ fn what_the_example_shows_as_default_is_the_default() {
 }
 
 #[test]
-fn the_lines_that_the_readme_shows_are_good() {
+fn lines_shown_in_the_readme_load() {
     let readme = read("README.md");
     let (_, chapter) = readme.split_once("\n## What a service may say\n").unwrap();
     let chapter = chapter.split("\n## ").next().unwrap();
@@ -140,7 +141,7 @@ fn the_lines_that_the_readme_shows_are_good() {
     let lines: Vec<&str> = rows.map(|row| row.split_once('`').unwrap().0).collect();
     assert!(lines.len() > 10);
     for line in lines {
-        // What needs it has it, and a prefix is there to be taken away.
+        // Some lines need another key: TLS, or a path prefix that can be stripped.
         let more = match line.split_once(':').unwrap().0 {
             "redirect_https" | "hsts" => "tls: {certificate: /etc/tls}\n",
             "strip_prefix" => "server_name: example.org/shop\n",

@@ -1,4 +1,5 @@
-//! `smoothctl` as a person and as a script use it: its words, what it prints and where, its exit statuses.
+//! `smoothctl` as people and scripts use it: its command line, what it prints on which stream, its
+//! exit statuses.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use smoothserve_kit::{
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 
-/// Runs a program that needs no smoothserve.
+/// Runs a program that needs no running smoothserve.
 async fn run(program: &Path, arguments: &[&str], run_dir: &Path) -> Output {
     let mut command = Command::new(program);
     command
@@ -29,7 +30,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// A smoothserve with one service `shop`, whose instances need no ports.
+/// Starts smoothserve with one service `shop`, whose instances listen on unix sockets.
 async fn shop(lines: &str) -> (Smoothserve, App) {
     let home = Home::new();
     let app = home.add_shop("shop", free_port(), &format!("bind: unix\n{lines}"));
@@ -38,14 +39,14 @@ async fn shop(lines: &str) -> (Smoothserve, App) {
     (server, app)
 }
 
-/// Whether none of the instances is one of those before.
+/// Returns true if no instance is left of those that had these process ids.
 async fn all_new(server: &Smoothserve, before: &[u32]) -> bool {
     let now = server.running("shop").await.pids();
     now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))
 }
 
 #[tokio::test]
-async fn a_wrong_command_line_is_64() {
+async fn a_wrong_command_line_exits_with_64() {
     let folder = tempfile::tempdir().unwrap();
     for wrong in [
         &["restart"][..],
@@ -64,7 +65,7 @@ async fn a_wrong_command_line_is_64() {
 }
 
 #[tokio::test]
-async fn without_a_smoothserve_everything_is_69() {
+async fn verbs_exit_with_69_while_smoothserve_does_not_run() {
     let folder = tempfile::tempdir().unwrap();
     for verb in [
         &["status"][..],
@@ -82,11 +83,11 @@ async fn without_a_smoothserve_everything_is_69() {
     }
 }
 
-/// Nothing listens at this address.
+/// An address on which no bus listens.
 const NO_BUS: (&str, &str) = ("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent/bus");
 
 #[tokio::test]
-async fn without_a_bus_it_is_69_too() {
+async fn an_unreachable_bus_exits_with_69() {
     let mut command = Command::new(programs!().smoothctl);
     command.args(["--bus", "session", "status"]).envs([NO_BUS]);
     let output = command.output().await.unwrap();
@@ -96,7 +97,7 @@ async fn without_a_bus_it_is_69_too() {
 }
 
 #[tokio::test]
-async fn check_needs_no_smoothserve() {
+async fn check_needs_no_running_smoothserve() {
     let home = Home::new();
     home.add_shop("shop", free_port(), "instance_count: 2\n");
     let config = home.config();
@@ -117,7 +118,7 @@ async fn check_needs_no_smoothserve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_reload_is_78_with_the_whole_report() {
+async fn a_faulty_reload_exits_with_78_and_prints_the_whole_report() {
     let (server, _) = shop("").await;
     server
         .home
@@ -129,7 +130,7 @@ async fn a_bad_reload_is_78_with_the_whole_report() {
     let words = stderr(&reload);
     assert!(words.contains("shop.yaml:5:1: "), "{words}");
     assert!(words.contains("blog.yaml:2:1: "), "{words}");
-    // The report is the one that `check` prints.
+    // `reload` prints the same report as `check`.
     let config = server.home.config();
     let check = server.ctl(&["check", config.to_str().unwrap()]).await;
     let report = stderr(&check);
@@ -139,7 +140,7 @@ async fn a_bad_reload_is_78_with_the_whole_report() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_restart_is_1_with_the_reason() {
+async fn a_failed_restart_exits_with_1_and_prints_the_reason() {
     let (server, app) = shop("start_timeout: 2s\nstop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Crash));
     let crash = server.ctl(&["restart", "shop"]).await;
@@ -162,7 +163,7 @@ async fn a_failed_restart_is_1_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_service_is_1_and_nothing_is_done() {
+async fn an_unknown_service_exits_with_1_and_changes_nothing() {
     let (server, _) = shop("").await;
     let before = server.running("shop").await.pids();
     for verb in ["start", "stop", "restart", "status"] {
@@ -176,7 +177,7 @@ async fn an_unknown_service_is_1_and_nothing_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logs_are_where_smoothserve_writes_them() {
+async fn logs_exits_with_69_while_smoothserve_does_not_write_to_the_journal() {
     let (server, _) = shop("").await;
     let unknown = server.ctl(&["logs", "shpo"]).await;
     assert_eq!(unknown.status.code(), Some(1));
@@ -189,7 +190,7 @@ async fn logs_are_where_smoothserve_writes_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn words_may_come_in_both_orders() {
+async fn verb_and_service_may_come_in_either_order() {
     let (server, _) = shop("instance_count: 2\n").await;
     for words in [
         &["restart", "shop"][..],
@@ -216,7 +217,7 @@ async fn words_may_come_in_both_orders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn smoothtool_is_smoothctl_by_its_older_name() {
+async fn smoothtool_accepts_its_former_command_lines() {
     let (server, _) = shop("").await;
     let smoothtool: PathBuf = server.home.path().join("smoothtool");
     symlink(programs!().smoothctl, &smoothtool).unwrap();
@@ -245,12 +246,12 @@ async fn smoothtool_is_smoothctl_by_its_older_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_waiting_it_returns_while_the_job_runs() {
+async fn no_block_returns_while_the_job_still_runs() {
     let (server, app) = shop("stop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Mute));
     let said = server.ok(&["restart", "--no-block", "shop"]).await;
     assert_eq!(said, "");
-    // The build never gets ready, so the job cannot have ended.
+    // The new build never gets ready, so the job cannot have ended.
     let status = server.status().await.unwrap();
     assert_eq!(status.services["shop"].state, "rolling");
     app.replace(&Build::good("3"));
@@ -271,7 +272,8 @@ async fn list_prints_names_and_nothing_else() {
     server.stop().await;
 }
 
-/// The names in the first column of the table below a heading of `docs/dbus.md`, and those after "with" in the second.
+/// Collects the keys that `docs/dbus.md` names in this row of the JSON table, but for those of
+/// `last_error`.
 fn documented_keys(row: &str) -> Vec<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/dbus.md");
     let text = std::fs::read_to_string(file).unwrap();
@@ -326,7 +328,7 @@ async fn the_json_has_the_documented_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn status_shows_what_went_wrong() {
+async fn status_shows_the_last_error_and_the_instances() {
     let (server, app) = shop("instance_count: 2\n").await;
     let overview = server.ok(&[]).await;
     let mut lines = overview.lines();
@@ -347,7 +349,7 @@ async fn status_shows_what_went_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn steps_are_plain_lines_where_there_is_no_terminal() {
+async fn progress_is_plain_lines_without_a_terminal() {
     let (server, _) = shop("instance_count: 2\nenvironment: { SHOP_START_DELAY: 500ms }\n").await;
     let restart = server.ctl(&["restart", "shop"]).await;
     assert!(restart.status.success());
@@ -365,7 +367,7 @@ async fn steps_are_plain_lines_where_there_is_no_terminal() {
     server.stop().await;
 }
 
-/// Starts a restart that cannot end, and waits until its first step is shown.
+/// Starts a restart that cannot end and waits until `smoothctl` prints its first step.
 async fn waiting(server: &Smoothserve) -> (Child, BufReader<ChildStderr>) {
     let mut command = server.ctl_command(&["restart", "shop"]);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -383,7 +385,7 @@ async fn end_of(mut child: Child, mut lines: BufReader<ChildStderr>) -> (ExitSta
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ctrl_c_ends_the_waiting_and_not_the_job() {
+async fn ctrl_c_ends_smoothctl_but_not_the_job() {
     let (server, app) = shop("stop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Mute));
     let (child, lines) = waiting(&server).await;
@@ -399,7 +401,7 @@ async fn ctrl_c_ends_the_waiting_and_not_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_opposite_command_ends_the_waiting_with_1() {
+async fn smoothctl_exits_with_1_when_an_opposite_command_supersedes_its_job() {
     let (server, app) = shop("stop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Mute));
     let (child, lines) = waiting(&server).await;
@@ -411,7 +413,7 @@ async fn an_opposite_command_ends_the_waiting_with_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_smoothserve_that_dies_ends_the_waiting_with_69() {
+async fn smoothctl_exits_with_69_when_smoothserve_dies_during_its_job() {
     let (server, app) = shop("stop_timeout: 200ms\n").await;
     app.replace(&Build::starting("2", Start::Mute));
     let (child, lines) = waiting(&server).await;

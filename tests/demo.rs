@@ -1,12 +1,12 @@
-//! The demo of the README: it ends by itself when asked to, and reports that nothing was lost.
+//! The demo of the README ends by itself when asked to and reports that no request was lost.
 
 use std::process::{Command, Stdio};
 
 use smoothserve_kit::example;
 
 #[test]
-fn the_demo_loses_nothing() {
-    // Cargo puts the programs where the demo looks for them; this names them so that they are built.
+fn the_demo_loses_no_request() {
+    // The demo looks for the programs where Cargo puts them; naming them here has Cargo build them.
     let _ = smoothserve_kit::programs!();
     let output = Command::new(example("demo"))
         .env("DEMO_ONCE", "1")

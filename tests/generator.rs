@@ -1,6 +1,6 @@
-//! What the generator makes of a folder of configuration, in the way that systemd starts it. Each folder in
-//! `tests/fixtures/generator` has a `config`, the `units` that are expected, and, if something is wrong in it, what is
-//! `said` about that.
+//! The units that the generator makes of a configuration folder when it is started as systemd
+//! starts it. Each folder in `tests/fixtures/generator` has a `config`, the expected `units` and,
+//! where the configuration has faults, in `said` what the generator prints about them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-/// The folders that systemd gives to a generator, and the generator under the name that systemd knows.
+/// The three output folders that systemd gives to a generator, and the generator under the name by
+/// which systemd starts it.
 struct Boot {
     root: TempDir,
 }
@@ -26,7 +27,7 @@ impl Boot {
         Boot { root }
     }
 
-    /// The generator with nothing but these in its environment.
+    /// Runs the generator with this environment alone.
     fn run(&self, environment: &[(&str, &Path)], options: &[&Path]) -> Output {
         let path = self.root.path();
         Command::new(path.join("smoothserve-generator"))
@@ -39,7 +40,7 @@ impl Boot {
             .unwrap()
     }
 
-    /// For a folder of configuration.
+    /// Runs the generator for this configuration folder.
     fn run_for(&self, config: &Path) -> Output {
         self.run(&[], &[Path::new("--config"), config])
     }
@@ -48,13 +49,13 @@ impl Boot {
         self.root.path().join("normal")
     }
 
-    /// The names of the units.
+    /// Returns the names of the units that were made.
     fn units(&self) -> Vec<String> {
         read(&self.normal()).into_keys().collect()
     }
 }
 
-/// The files of a folder.
+/// Reads the files of a folder, by name.
 fn read(folder: &Path) -> BTreeMap<String, String> {
     let Ok(entries) = fs::read_dir(folder) else {
         return BTreeMap::new();
@@ -69,7 +70,7 @@ fn read(folder: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Where symlinks of a folder lead, by their names.
+/// Reads the targets of the symlinks in a folder, by name.
 fn links(folder: &Path) -> BTreeMap<String, PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else {
         return BTreeMap::new();
@@ -90,7 +91,7 @@ fn fixtures() -> Vec<PathBuf> {
 }
 
 #[test]
-fn makes_the_units_of_every_fixture() {
+fn the_generator_makes_the_expected_units_of_every_fixture() {
     for fixture in fixtures() {
         let shown = fixture.display();
         let boot = Boot::new();
@@ -122,7 +123,7 @@ fn makes_the_units_of_every_fixture() {
     }
 }
 
-/// Together with the units that are installed. A warning fails it, too.
+/// Checks the generated units together with the installed ones; a warning fails the test, too.
 #[test]
 fn systemd_finds_no_fault_in_the_units() {
     for fixture in fixtures() {
@@ -141,8 +142,8 @@ fn systemd_finds_no_fault_in_the_units() {
         }
         let verified = Command::new("systemd-analyze")
             .args(["verify", "--man=no"])
-            // It takes what stands behind a colon in the name of a file for an alias, so the ports are found as what this
-            // one wants.
+            // systemd-analyze takes what follows a colon in a file name for an alias. So only this
+            // unit is named, and the port units are found because it wants them.
             .arg(boot.normal().join("smoothserve.socket"))
             .output()
             .expect("this test needs systemd-analyze");
@@ -153,7 +154,7 @@ fn systemd_finds_no_fault_in_the_units() {
 }
 
 #[test]
-fn users_have_a_configuration_of_their_own() {
+fn a_user_manager_gets_units_of_the_users_own_configuration() {
     let home = tempfile::tempdir().unwrap();
     let user = ("SYSTEMD_SCOPE", Path::new("user"));
     let write = |folder: &str, port: u16| {
@@ -179,7 +180,7 @@ fn users_have_a_configuration_of_their_own() {
 }
 
 #[test]
-fn without_a_configuration_there_is_nothing_to_do_or_to_say() {
+fn without_a_configuration_the_generator_does_and_prints_nothing() {
     let home = tempfile::tempdir().unwrap();
     let user = ("SYSTEMD_SCOPE", Path::new("user"));
     for environment in [&[user, ("HOME", home.path())][..], &[user]] {
@@ -192,7 +193,7 @@ fn without_a_configuration_there_is_nothing_to_do_or_to_say() {
 }
 
 #[test]
-fn many_faults_are_few_messages() {
+fn many_faults_are_summarized_in_a_few_messages() {
     let config = tempfile::tempdir().unwrap();
     let services = config.path().join("services");
     fs::create_dir(&services).unwrap();
@@ -214,7 +215,7 @@ fn many_faults_are_few_messages() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_a_failure() {
+fn an_output_folder_that_cannot_be_written_fails_the_generator() {
     let boot = Boot::new();
     fs::remove_dir(boot.normal()).unwrap();
     let config =

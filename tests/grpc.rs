@@ -1,9 +1,10 @@
-//! gRPC of a client and a service that nobody here wrote: HTTP/2 on both sides, with trailers and streams both ways.
+//! gRPC with a client and a service of the official library: HTTP/2 on both sides, trailers, and
+//! streams in both directions.
 
 use smoothserve_kit::script::Script;
 use smoothserve_kit::{Home, Smoothserve, free_port, programs};
 
-/// Methods without generated code: messages are bytes.
+/// A gRPC service without generated code: its messages are bytes.
 const SERVICE: &str = r#"
 import concurrent.futures, grpc, os, signal, threading
 
@@ -39,7 +40,8 @@ stop.wait()
 server.stop(30).wait()
 "#;
 
-/// Everything once, and then unary calls and a conversation until it is told to stop. `rounds` counts the calls of a phase.
+/// A gRPC client that makes every kind of call once, and then unary calls and a conversation until
+/// it is told to stop. `rounds` counts the calls of a phase.
 const CLIENT: &str = r#"
 import grpc, queue, sys, threading
 
@@ -99,7 +101,7 @@ print("failed", failed, flush=True)
 "#;
 
 #[tokio::test]
-async fn calls_and_conversations_go_through_a_rolling_restart() {
+async fn a_rolling_restart_fails_no_grpc_call_or_conversation() {
     let home = Home::new();
     let port = free_port();
     let lines = "environment: {INSTANCE: '{instance}'}\ninstance_count: 2\nupstream_protocol: h2c\ndrain_timeout: 60s\n";
@@ -109,7 +111,7 @@ async fn calls_and_conversations_go_through_a_rolling_restart() {
     let mut client = Script::python(CLIENT, &[&port.to_string()]);
     assert_eq!(client.next().await, "well");
     server.ok(&["restart", "--no-block", "shop"]).await;
-    // The instance that has the conversation waits for its end.
+    // The instance that serves the conversation drains until the conversation ends.
     let old = before.pids();
     server
         .until("an instance is replaced", |status| {

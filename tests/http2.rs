@@ -1,4 +1,4 @@
-//! HTTP/2 as clients that nobody here wrote see it: curl, nghttp2's, Node.
+//! HTTP/2 with independent clients: curl, h2load of nghttp2, and Node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use tokio::process::Command;
 
 const HOST: &str = "shop.example";
 
-/// A shop on a port with TLS and on one without.
+/// A smoothserve whose service `shop` has a port with TLS and one without.
 struct Scene {
     server: Smoothserve,
     secure: u16,
     plain: u16,
-    /// The certificates that there are.
+    /// The file with all certificates that clients trust.
     authority: PathBuf,
 }
 
-/// The lines of `shop.yaml`, for this folder.
+/// Returns the lines of `shop.yaml` for the certificate in this folder.
 fn shop_lines(pair: &Path, secure: u16) -> String {
     format!(
         "instance_count: 2\ntls: {{certificate: {}, port: {secure}}}\n",
@@ -57,7 +57,7 @@ impl Scene {
         self.server.home.path().join(name)
     }
 
-    /// Load that Node makes.
+    /// Starts a Node client that sends requests until it is told to stop.
     async fn load(&self, mode: &str, more: &[&str]) -> Script {
         let port = match mode {
             "h2c" => self.plain,
@@ -66,7 +66,7 @@ impl Scene {
         node::load(mode, port, &self.authority, more).await
     }
 
-    /// Curl over HTTP/2, or what `more` makes of it.
+    /// Runs curl over HTTP/2, or with the version that `more` asks for, and returns what it prints.
     async fn curl(&self, scheme: &str, target: &str, more: &[&str]) -> String {
         let (port, version) = match scheme {
             "https" => (self.secure, "--http2"),
@@ -93,7 +93,7 @@ fn succeeded(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// One that signs itself; returns it.
+/// Makes a self-signed certificate in a folder, and returns it as PEM.
 fn make_certificate(folder: &Path) -> String {
     let certificate = folder.join("fullchain.pem");
     let output = std::process::Command::new("openssl")
@@ -111,7 +111,7 @@ fn make_certificate(folder: &Path) -> String {
 }
 
 #[tokio::test]
-async fn curl_is_served_over_both() {
+async fn curl_is_served_over_tls_and_over_plain_http2() {
     let scene = Scene::new().await;
     let bytes: Vec<u8> = (0..5_000_000u32)
         .map(|n| (n.wrapping_mul(n) >> 9) as u8)
@@ -140,7 +140,7 @@ async fn curl_is_served_over_both() {
         let missing = ["-o", "/dev/null", "-w", "%{http_code}"];
         assert_eq!(scene.curl(scheme, "/nothing", &missing).await, "404");
     }
-    // A client that does not know it gets the other version.
+    // A client that does not offer HTTP/2 is served over HTTP/1.1.
     let old = ["--http1.1", "-w", "%{http_version}"];
     assert_eq!(scene.curl("https", "/hello", &old).await, "hello\n1.1");
     let old = ["--no-alpn", "-w", "%{http_version}"];
@@ -161,7 +161,7 @@ async fn many_requests_share_few_connections() {
             .args(["-H", &format!(":authority: {HOST}"), &address])
             .output()
             .await
-            .expect("h2load, of nghttp2-client");
+            .expect("this test needs h2load of nghttp2-client");
         let said = succeeded(&output);
         let all = "5000 succeeded, 0 failed, 0 errored, 0 timeout";
         assert!(said.contains(all), "{said}");
@@ -171,7 +171,7 @@ async fn many_requests_share_few_connections() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_by_restarts_and_reloads() {
+async fn restarts_and_reloads_lose_no_request() {
     let scene = Scene::new().await;
     let before = scene.server.running("shop").await;
     let mut clients = Vec::new();
@@ -181,7 +181,7 @@ async fn nothing_is_lost_by_restarts_and_reloads() {
     for _ in 0..2 {
         scene.server.ok(&["restart", "shop"]).await;
     }
-    // The certificate is renewed, and so are the instances.
+    // This reload renews the certificate and replaces the instances.
     let second = shop_lines(&scene.path("second"), scene.secure);
     let lines = format!("{second}environment: {{NEW: 1}}\n");
     scene.server.home.write_shop("shop", scene.plain, &lines);
@@ -195,7 +195,7 @@ async fn nothing_is_lost_by_restarts_and_reloads() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_by_the_end() {
+async fn the_end_of_smoothserve_loses_no_request() {
     let mut scene = Scene::new().await;
     let mut clients = Vec::new();
     for mode in ["h2", "h2c"] {
@@ -209,8 +209,8 @@ async fn nothing_is_lost_by_the_end() {
     assert!(scene.server.ended().await.success());
 }
 
-/// A WebSocket as RFC 8441 has it, by hand above Node's HTTP/2. It says `open` when it has heard its first message back, then
-/// goes on, and ends with the code of the close frame.
+/// A WebSocket client by RFC 8441, written over Node's HTTP/2. It prints `open` once its first
+/// message was echoed, keeps sending messages, and finally prints the code of the close frame.
 const SOCKET: &str = r#"
 const http2 = require('http2'), net = require('net'), crypto = require('crypto');
 const port = process.argv[1];
@@ -250,11 +250,11 @@ session.on('remoteSettings', (settings) => {
 "#;
 
 #[tokio::test]
-async fn a_websocket_is_a_stream_and_gets_the_goodbye_of_its_instance() {
+async fn a_websocket_over_http2_gets_the_close_frame_of_its_instance() {
     let home = Home::new();
     let port = free_port();
     home.add_python("shop", port, websocket::SERVICE, "");
-    // An instance that knows of no WebSockets.
+    // The instances of this service know no WebSockets.
     let plain = free_port();
     home.add_shop("plain", plain, "");
     let server = Smoothserve::start(programs!(), home).await;

@@ -1,10 +1,10 @@
-//! `docs/http.md` names tests that are there.
+//! `docs/http.md` names only tests that exist.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The names of all functions in the source below a folder.
+/// Collects the names of all tests in the source files below a folder.
 fn functions(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -21,7 +21,7 @@ fn functions(folder: &Path, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_point_names_tests_that_there_are() {
+fn every_point_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests = BTreeSet::new();
     functions(&root.join("src"), &mut tests);
@@ -33,10 +33,10 @@ fn every_point_names_tests_that_there_are() {
     for row in rows {
         let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
         let [_, _, named] = cells[..] else {
-            panic!("three cells: {row}");
+            panic!("expected a row of three cells: {row}");
         };
         let named: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
-        assert!(!named.is_empty(), "{row}");
+        assert!(!named.is_empty(), "a row names no test: {row}");
         for name in named {
             assert!(tests.contains(name), "there is no test {name}");
         }

@@ -1,4 +1,4 @@
-//! What `make install` puts where, and that those who read it understand it.
+//! Where `make install` puts which files, and that the programs that read these files accept them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
 
-/// Everything that is installed, with its mode or where it leads.
+/// Everything that is installed: paths with their modes, symlinks with their targets.
 const INSTALLED: &str = "\
 /etc/smoothserve/services 755
 /etc/smoothserve/smoothserve.yaml 644
@@ -54,7 +54,7 @@ const INSTALLED: &str = "\
 /usr/share/zsh/vendor-completions/_smoothserve 644
 ";
 
-/// An installation in a folder of its own.
+/// An installation in a temporary folder.
 struct Installation {
     root: TempDir,
 }
@@ -80,7 +80,8 @@ impl Installation {
         smoothserve_manual::write(manual.path()).unwrap();
         let mut manual_in = std::ffi::OsString::from("MANUAL=");
         manual_in.push(manual.path());
-        // Modes must not be the caller's matter. What an outer make has to say to an inner one is not meant here.
+        // The modes must not depend on the umask of the caller. MAKEFLAGS of an outer `make` must
+        // not reach the inner one.
         let output = Command::new("sh")
             .args(["-c", "umask 077; exec make --silent install \"$@\"", "sh"])
             .args([destination, programs_in, manual_in])
@@ -96,7 +97,7 @@ impl Installation {
         self.root.path().join(path.trim_start_matches('/'))
     }
 
-    /// Files, symlinks and empty folders, as in [`INSTALLED`].
+    /// Lists files, symlinks and empty folders below a folder, as in [`INSTALLED`].
     fn list(&self, folder: &Path, found: &mut BTreeSet<String>) {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         let mut entries = fs::read_dir(folder).unwrap().peekable();
@@ -124,14 +125,14 @@ impl Installation {
     }
 }
 
-/// Neither a failure nor a warning.
+/// Checks that a program succeeded and printed no warning.
 fn assert_silent(output: &Output) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{said}");
 }
 
 #[test]
-fn everything_is_in_its_place_with_its_mode() {
+fn every_file_is_installed_in_its_place_with_its_mode() {
     let installation = Installation::new();
     let mut found = BTreeSet::new();
     installation.list(installation.root.path(), &mut found);
@@ -140,7 +141,7 @@ fn everything_is_in_its_place_with_its_mode() {
 }
 
 #[test]
-fn a_second_installation_leaves_the_configuration_alone() {
+fn a_second_installation_keeps_the_configuration() {
     let installation = Installation::new();
     let file = installation.path("/etc/smoothserve/smoothserve.yaml");
     fs::write(&file, "default_user: web\n").unwrap();
@@ -149,7 +150,7 @@ fn a_second_installation_leaves_the_configuration_alone() {
 }
 
 #[test]
-fn the_configuration_that_is_installed_says_what_holds_without_it() {
+fn the_installed_configuration_states_the_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let load = || -> Config {
         let (config, faults) = load_files(folder.path());
@@ -164,7 +165,7 @@ fn the_configuration_that_is_installed_says_what_holds_without_it() {
     fs::write(&file, &text).unwrap();
     assert_eq!(load(), without);
 
-    // What is commented out there, too.
+    // The commented settings of the installed file are the defaults, too.
     let setting = |line: &str| {
         line.strip_prefix("# ")
             .filter(|l| l.contains(": "))
@@ -188,7 +189,7 @@ fn systemd_finds_no_fault_in_the_units() {
     for scope in ["system", "user"] {
         let units = installation.path("/usr/lib/systemd").join(scope);
         let service = units.join("smoothserve.service");
-        // It looks whether the programs are there.
+        // systemd-analyze checks that the programs exist.
         let text = fs::read_to_string(&service).unwrap();
         let text = text.replace("/usr/bin/", &format!("{}/", programs.display()));
         fs::write(&service, text).unwrap();
@@ -206,7 +207,7 @@ fn systemd_finds_no_fault_in_the_units() {
 }
 
 #[test]
-fn the_user_can_be_made() {
+fn systemd_sysusers_can_make_the_user() {
     let installation = Installation::new();
     let users = Command::new("systemd-sysusers")
         .args(["--dry-run", "smoothserve.conf", "--root"])
@@ -218,14 +219,14 @@ fn the_user_can_be_made() {
     assert!(said.contains("Creating user 'smoothserve'"), "{said}");
 }
 
-/// Where `smoothctl(1)` is.
+/// Returns the path of a manual page such as `smoothctl(1)`.
 fn page_file(page: &str) -> String {
     let (name, section) = page.strip_suffix(')').unwrap().split_once('(').unwrap();
     format!("/usr/share/man/man{section}/{name}.{section}")
 }
 
 #[test]
-fn documents_that_the_units_name_are_there() {
+fn documents_named_by_the_units_are_installed() {
     let installation = Installation::new();
     for unit in INSTALLED
         .lines()
@@ -246,7 +247,8 @@ fn documents_that_the_units_name_are_there() {
     }
 }
 
-/// A bus that has this policy lets nobody but root own the name. One with a fault in a policy does not start.
+/// A bus with the installed policy lets only root own the name. A bus would not start with a faulty
+/// policy.
 #[tokio::test]
 async fn a_bus_lets_only_root_own_the_name() {
     let installation = Installation::new();
@@ -271,7 +273,7 @@ async fn a_bus_lets_only_root_own_the_name() {
         .spawn()
         .expect("this test needs a dbus-daemon");
     let mut lines = BufReader::new(daemon.stdout.take().unwrap()).lines();
-    // The address is printed when the daemon listens.
+    // The daemon prints its address once it listens.
     let address_line = timeout(PATIENCE, lines.next_line()).await.unwrap();
     address_line.unwrap().expect("the daemon starts");
 
@@ -289,7 +291,7 @@ async fn a_bus_lets_only_root_own_the_name() {
 }
 
 #[test]
-fn what_is_xml_is_xml() {
+fn installed_xml_files_are_well_formed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
     for name in ["org.smoothserve1.conf", "org.smoothserve1.policy"] {
         let output = Command::new("python3")

@@ -1,4 +1,5 @@
-//! What an instance is at its start, and how its end is told: real programs, started by the real smoothserve.
+//! What an instance gets when it starts and how its end is reported: real programs, started by the
+//! real smoothserve.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +10,7 @@ use smoothserve_kit::{
     App, Home, PATIENCE, Service, Smoothserve, free_port, processes, programs, write,
 };
 
-/// A smoothserve with one service `shop` that is this script.
+/// A smoothserve with one service `shop`, whose executable is this script.
 struct Scene {
     server: Smoothserve,
     app: App,
@@ -26,22 +27,22 @@ impl Scene {
         Scene { server, app }
     }
 
-    /// What the service has written to a file.
+    /// Waits for a file that the service writes, and returns its text.
     async fn written(&self, name: &str) -> String {
         let file = self.app.folder().join(name);
         let written = tokio::time::timeout(PATIENCE, async {
             loop {
-                // It is moved to its name when it is whole.
+                // The service renames the file to this name once it is complete.
                 if let Ok(text) = fs::read_to_string(&file) {
                     return text;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
-        written.await.expect("the service writes")
+        written.await.expect("the service writes its file in time")
     }
 
-    /// The first failure, in words.
+    /// Waits for the first failure of the service, and returns its message.
     async fn failure(&self) -> String {
         let failed = |shop: &Service| shop.last_error.is_some();
         let status = self
@@ -77,7 +78,7 @@ time.sleep(1000)
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_starts_clean() {
+async fn an_instance_starts_with_a_clean_process_state() {
     let scene = Scene::new(
         WRITES_WHAT_IT_IS,
         "ready: notify\nenvironment: { COLOUR: red }\n",
@@ -91,7 +92,7 @@ async fn an_instance_starts_clean() {
         "leader True".to_owned(),
         "blocked 0000000000000000".to_owned(),
         "fds [0, 1, 2]".to_owned(),
-        // The one that lists the folder.
+        // One descriptor is that of the listing itself.
         "more fds 1".to_owned(),
     ] {
         assert!(
@@ -103,8 +104,9 @@ async fn an_instance_starts_clean() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_pipe_ends_an_instance_as_it_ends_every_program() {
-    // A shell leaves the signals as it has got them; `yes` is to die of SIGPIPE, which is 128 + 13 to the shell.
+async fn a_broken_pipe_ends_programs_of_an_instance_as_usual() {
+    // The shell leaves signal dispositions as it got them. `yes` must die of SIGPIPE, which the
+    // shell reports as 128 + 13.
     let script = "#!/bin/bash\nyes | head -n 1 >/dev/null; echo ${PIPESTATUS[0]} > seen.new; mv seen.new seen; sleep 1000\n";
     let scene = Scene::new(script, "ready: notify\n");
     assert_eq!(scene.written("seen").await.trim(), "141");
@@ -120,7 +122,7 @@ async fn an_instance_has_the_limits_of_its_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limit_that_the_kernel_does_not_take_is_told_in_words() {
+async fn a_limit_that_the_kernel_refuses_is_reported_in_words() {
     let scene = Scene::new("#!/bin/sh\nsleep 1000\n", "limit_nofile: 4000000000\n");
     let failure = scene.failure().await;
     for told in [
@@ -132,7 +134,7 @@ async fn a_limit_that_the_kernel_does_not_take_is_told_in_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_of_scopes_are_warned_of_once_where_there_are_none() {
+async fn scope_limits_without_systemd_cause_one_warning() {
     let home = Home::new();
     home.add_shop("shop", free_port(), "memory_max: 512M\ntasks_max: 100\n");
     let server = Smoothserve::start(programs!(), home).await;
@@ -144,7 +146,7 @@ async fn limits_of_scopes_are_warned_of_once_where_there_are_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_executed_is_told_in_words() {
+async fn a_failed_execution_is_reported_in_words() {
     for (script, told) in [
         ("#!/no/such/interpreter\n", "No such file or directory"),
         ("no program at all\n", "Exec format error"),
@@ -166,8 +168,8 @@ async fn what_cannot_be_executed_is_told_in_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_instance_has_started_ends_with_it_when_it_does_not_stop() {
-    // Neither the service nor its child minds the stop signal.
+async fn children_of_an_instance_that_does_not_stop_are_killed_with_it() {
+    // Both the service and its child ignore the stop signal.
     let script = "#!/bin/sh\ntrap '' TERM\n(trap '' TERM; while :; do sleep 1; done) &\necho $! > child.new\n\
                   mv child.new child\nwhile :; do sleep 1; done\n";
     let scene = Scene::new(script, "ready: notify\nstop_timeout: 300ms\n");
@@ -179,12 +181,12 @@ async fn what_an_instance_has_started_ends_with_it_when_it_does_not_stop() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    gone.await.expect("the child is gone, too");
+    gone.await.expect("the child of the instance ends, too");
     scene.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_output_holds_nobody_up() {
+async fn a_flood_of_output_blocks_nobody() {
     let script = "#!/bin/sh\nhead -c 50000000 /dev/zero\nhead -c 1000000 /dev/zero | tr '\\0' '\\n' >&2\n\
                   echo done > seen.new; mv seen.new seen; sleep 1000\n";
     let scene = Scene::new(script, "ready: notify\n");
@@ -202,7 +204,7 @@ async fn a_flood_of_output_holds_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_manager_leaves_nothing_behind() {
+async fn a_killed_manager_leaves_no_process_behind() {
     let scene = Scene::new(
         "#!/bin/sh\necho up > seen.new; mv seen.new seen; exec sleep 1000\n",
         "ready: notify\n",

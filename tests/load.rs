@@ -1,5 +1,5 @@
-//! The client that all loss tests rely on is proved first: against the example service alone it loses nothing, and it
-//! notices every way in which a request can be lost.
+//! Tests of the client on which all loss tests rely: against the example service alone it loses
+//! nothing, and it notices every way in which a request can be lost.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
-/// The example service without smoothserve.
+/// Starts the example service without smoothserve.
 async fn shop(build: &Build) -> (Child, SocketAddr) {
     let port = smoothserve_kit::free_port();
     let folder = tempfile::tempdir().unwrap();
@@ -30,7 +30,7 @@ async fn shop(build: &Build) -> (Child, SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_without_a_proxy() {
+async fn the_load_loses_nothing_without_a_proxy() {
     let (_child, address) = shop(&Build::starting("7.1", Start::Sick)).await;
     let load = Load::start(Options {
         pause: Duration::from_millis(10),
@@ -76,7 +76,8 @@ async fn a_server_that_dies_loses_requests() {
     );
 }
 
-/// A server that answers all requests with the same bytes and closes the connection.
+/// Runs the load against a server that answers every request with the same bytes and closes the
+/// connection.
 async fn answering(response: &'static str, kind: Mix) -> Report {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -117,7 +118,7 @@ async fn request_name(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn what_is_right_is_not_lost() {
+async fn valid_responses_do_not_count_as_lost() {
     let good = "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\nconnection: close\r\ncontent-length: 6\r\n\r\nhello\n";
     let report = answering(good, Mix::small()).await;
     report.assert_nothing_lost();
@@ -125,7 +126,7 @@ async fn what_is_right_is_not_lost() {
 }
 
 #[tokio::test]
-async fn every_way_to_lose_a_request_is_noticed() {
+async fn every_way_to_lose_a_request_counts_as_a_loss() {
     let cases = [
         ("", "closed before the response"),
         ("HTTP/1.1 200 OK\r\nx-req", "cut off"),

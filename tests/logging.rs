@@ -1,4 +1,4 @@
-//! What smoothserve logs, by its source, is what `docs/logging.md` and the message catalog say.
+//! The messages in smoothserve's source agree with `docs/logging.md` and with the message catalog.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,27 +15,29 @@ fn read(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap()
 }
 
-/// A place in the source that logs.
+/// A call of a log macro in the source.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Message {
     level: String,
     text: String,
-    /// The constant that it has as its `message_id`.
+    /// The constant that the message has as its `message_id`.
     event: Option<String>,
-    /// As they are in the journal.
+    /// The fields of the message, by the names that they have in the journal.
     fields: BTreeSet<String>,
 }
 
 impl Message {
     fn read(level: &str, arguments: &str) -> Message {
         let mut arguments = split(arguments);
-        let text = arguments.pop().expect("a message has a text");
+        let text = arguments.pop().expect("every message has a text");
         let text = text
             .strip_prefix('"')
             .and_then(|text| text.strip_suffix('"'));
         let mut message = Message {
             level: level.to_owned(),
-            text: text.expect("the text is constant").to_owned(),
+            text: text
+                .expect("the text of every message is constant")
+                .to_owned(),
             event: None,
             fields: BTreeSet::new(),
         };
@@ -53,7 +55,7 @@ impl Message {
     }
 }
 
-/// The arguments of a macro.
+/// Splits the arguments of a macro at their commas.
 fn split(arguments: &str) -> Vec<String> {
     let mut found = vec![String::new()];
     let (mut depth, mut is_text, mut is_escaped) = (0, false, false);
@@ -89,7 +91,7 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// All messages that are logged if nothing is set.
+/// Returns all messages in the source that are logged at the default level.
 fn messages() -> BTreeSet<Message> {
     let mut files = Vec::new();
     sources(&path("src"), &mut files);
@@ -104,11 +106,14 @@ fn messages() -> BTreeSet<Message> {
             }
         }
     }
-    assert!(found.len() > 30, "the source is read: {found:#?}");
+    assert!(
+        found.len() > 30,
+        "expected more messages in the source: {found:#?}"
+    );
     found
 }
 
-/// The constants of `src/events.rs`: id by name.
+/// Returns the constants of `src/events.rs`: id by name.
 fn events() -> BTreeMap<String, String> {
     let source = read("src/events.rs");
     let lines = source.lines().filter_map(|line| {
@@ -118,7 +123,7 @@ fn events() -> BTreeMap<String, String> {
     lines.collect()
 }
 
-/// The entries of the catalog: text by id.
+/// Returns the entries of the catalog: text by id.
 fn catalog() -> BTreeMap<String, String> {
     let text = read("systemd/smoothserve.catalog");
     let entries = text.split("\n-- ").skip(1);
@@ -131,7 +136,7 @@ fn catalog() -> BTreeMap<String, String> {
     found
 }
 
-/// The rows of a table in the reference, without its head and the backquotes.
+/// Returns the rows of a table in the reference, without its header and the backquotes.
 fn table(heading: &str) -> Vec<Vec<String>> {
     let text = read("docs/logging.md");
     let (_, chapter) = text.split_once(&format!("\n## {heading}\n")).unwrap();
@@ -167,7 +172,7 @@ fn the_catalog_names_fields_that_its_events_have() {
         for line in ["Subject: ", "Defined-By: smoothserve", "Documentation: "] {
             assert!(head.contains(line), "{event}: {line}");
         }
-        // Every second part is between two of them.
+        // Every second part stands between two `@`: it is the name of a field.
         for field in text.split('@').skip(1).step_by(2) {
             assert!(message.fields.contains(field), "{event} has no {field}");
         }
@@ -208,7 +213,7 @@ fn journalctl_reads_the_catalog() {
 }
 
 #[test]
-fn every_event_is_in_the_reference_as_it_is() {
+fn the_reference_describes_every_event_with_its_level_and_text() {
     let events = events();
     let described = table("Events").into_iter().collect::<BTreeSet<_>>();
     let logged = messages().into_iter().filter_map(|message| {
@@ -225,7 +230,7 @@ fn every_event_is_in_the_reference_as_it_is() {
 }
 
 #[test]
-fn every_field_is_in_the_reference_once() {
+fn the_reference_describes_every_field_once() {
     let rows = table("Fields").into_iter().map(|mut row| row.remove(0));
     let mut described = BTreeSet::new();
     for field in rows {
@@ -239,7 +244,7 @@ fn every_field_is_in_the_reference_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_stderr_people_read_no_ids() {
+async fn messages_on_stderr_have_no_ids() {
     let home = Home::new();
     home.add_shop("shop", free_port(), "bind: unix\n");
     let server = Smoothserve::start(programs!(), home).await;

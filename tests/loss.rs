@@ -1,5 +1,5 @@
-//! The proof: while a service is used in every way, it is restarted, deployed, deployed badly and reconfigured again
-//! and again, and not one request is lost.
+//! The proof of the promise: a service under every kind of load is restarted, deployed, deployed
+//! badly and reconfigured again and again, and not one request is lost.
 
 use rustix::process::Signal;
 use smoothserve_kit::bus::Bus;
@@ -44,13 +44,13 @@ impl Scene {
         }
     }
 
-    /// Waits until a version is served, and by all instances.
+    /// Waits until a version is served, and all instances run it.
     async fn deployed(&self, version: &str) {
         self.load.see(version, PATIENCE).await.unwrap();
         self.server.running("shop").await;
     }
 
-    /// Waits until a deploy was tried and given up, and checks that nothing has become of it.
+    /// Waits until a deploy was tried and given up, and checks that the old instances still run.
     async fn given_up(&self, before: &Service) {
         let tried = |shop: &Service| shop.generation > before.generation && shop.state == "running";
         let status = self.server.until("the deploy is given up", |status| {
@@ -65,7 +65,7 @@ impl Scene {
         );
     }
 
-    /// Ends the load and smoothserve, and checks that in the end this version was served.
+    /// Ends the load and smoothserve, after checking that this version is the last one served.
     async fn end(self, version: &str) -> Report {
         for _ in 0..6 {
             let page = client::get(local(self.port), "shop.example", "/")
@@ -149,7 +149,8 @@ async fn no_planned_operation_loses_a_request() {
     assert_eq!(bad, None, "a bad version was never served");
 }
 
-/// Five reloads that add, change and remove other services, on the same port and on others.
+/// Reloads five times, which adds, changes and removes other services on the same port and on other
+/// ports.
 async fn reloads(scene: &Scene) {
     let (server, port) = (&scene.server, scene.port);
     let shop = server.running("shop").await;
@@ -249,6 +250,6 @@ async fn killing_an_instance_loses_only_what_was_in_flight_in_it() {
             "{lost:?}\n{report}"
         );
     }
-    // At most what the load had in flight at the moments of the kills.
+    // Each kill may lose at most what the load had in flight at that moment.
     assert!(report.lost.len() < 3 * 32, "{report}");
 }

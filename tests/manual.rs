@@ -1,4 +1,5 @@
-//! The manual says all that there is, the tools of the manual read it, and the shells complete what it says.
+//! The manual is complete, the tools for manual pages accept it, and the shells complete what it
+//! describes.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -25,7 +26,7 @@ fn manual() -> TempDir {
     folder
 }
 
-/// A page as it is read, without its bold and underlined letters.
+/// Renders a page as a reader sees it, without bold and underlined letters.
 fn read(manual: &TempDir, page: &str) -> String {
     let output = Command::new("man")
         .args(["--local-file", "--warnings", "--encoding=UTF-8"])
@@ -44,7 +45,7 @@ fn assert_silent(output: &Output) {
     assert!(output.status.success() && said.is_empty(), "{said}");
 }
 
-/// Whether a line begins with this, however far to the right.
+/// Returns true if a line of the page begins with this term, at any indentation.
 fn has_item(page: &str, term: &str) -> bool {
     page.lines().any(|line| {
         let rest = line.trim_start().strip_prefix(term);
@@ -55,7 +56,7 @@ fn has_item(page: &str, term: &str) -> bool {
 }
 
 #[test]
-fn the_tools_of_the_manual_find_no_fault() {
+fn the_tools_for_manual_pages_find_no_fault() {
     let manual = manual();
     for page in PAGES {
         let text = read(&manual, page);
@@ -78,7 +79,7 @@ fn the_tools_of_the_manual_find_no_fault() {
 }
 
 #[test]
-fn a_programs_page_has_every_word_of_its_command_line() {
+fn a_programs_page_describes_its_whole_command_line() {
     let manual = manual();
     for (mut command, page) in [
         (Smoothserve::command(), "smoothserve.8"),
@@ -110,7 +111,7 @@ fn assert_has_argument(page: &str, argument: &clap::Arg) {
 }
 
 #[test]
-fn the_page_of_the_configuration_has_every_key() {
+fn the_page_of_the_configuration_describes_every_key() {
     let page = read(&manual(), "smoothserve.yaml.5");
     for key in GLOBAL_KEYS.iter().chain(SERVICE_KEYS) {
         assert!(has_item(&page, key), "{key} is missing");
@@ -118,7 +119,7 @@ fn the_page_of_the_configuration_has_every_key() {
 }
 
 #[test]
-fn the_page_of_the_bus_has_every_member() {
+fn the_page_of_the_bus_describes_every_member() {
     let page = read(&manual(), "org.smoothserve1.5");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/dbus.md");
     let reference = fs::read_to_string(file).unwrap();
@@ -136,7 +137,7 @@ fn the_page_of_the_bus_has_every_member() {
     assert!(members > 30, "{members}");
 }
 
-/// A shell that finds the programs and the completions where it looks for them.
+/// A shell that finds the programs and the completions in their usual places.
 struct Shell {
     folder: TempDir,
 }
@@ -154,8 +155,8 @@ impl Shell {
         Shell { folder }
     }
 
-    /// Runs a script with a run directory, and the folder of the completions in `$1`. It may not say anything else than
-    /// its result.
+    /// Runs a script with a run directory and with the folder of the completions in `$1`. The
+    /// script must print nothing but its result.
     fn run(&self, program: &str, options: &[&str], script: &str, run_dir: &Path) -> String {
         let path = std::env::var("PATH").unwrap();
         let output = Command::new(program)
@@ -177,7 +178,8 @@ impl Shell {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What bash shows at Tab behind these words; bash-completion finds the file by itself.
+    /// Returns what bash suggests at Tab after these words; bash-completion finds the file by
+    /// itself.
     fn bash(&self, words: &[&str], run_dir: &Path) -> Vec<String> {
         const TAB: &str = r#"
             shift
@@ -199,7 +201,7 @@ impl Shell {
     }
 }
 
-/// A smoothserve with one service `shop`, whose instances need no ports.
+/// Starts smoothserve with one service `shop`, whose instances listen on unix sockets.
 async fn server() -> Server {
     let home = Home::new();
     home.add_shop("shop", free_port(), "bind: unix\n");
@@ -226,13 +228,13 @@ async fn bash_completes_verbs_options_and_services() {
     }
     assert_eq!(bash(&["smoothctl", "--bus", "sy"]), ["system"]);
     assert_eq!(bash(&["smoothserve", "r"]), ["run"]);
-    // Roles that are not for people.
+    // The roles `launch` and `proxy` are hidden: people do not start them.
     assert!(bash(&["smoothserve", "l"]).is_empty());
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_services_are_those_of_the_smoothserve_that_the_command_line_names() {
+async fn bash_completes_the_services_of_the_smoothserve_that_the_command_line_names() {
     let server = server().await;
     let shell = Shell::new();
     let run_dir = server.home.run();
@@ -250,7 +252,7 @@ async fn the_services_are_those_of_the_smoothserve_that_the_command_line_names()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_smoothserve_that_hangs_lets_nobody_wait() {
+async fn completion_does_not_wait_for_a_smoothserve_that_hangs() {
     let server = server().await;
     server.signal(Signal::STOP);
     let shown = Shell::new().bash(&["smoothctl", "restart", "s"], &server.home.run());
@@ -260,7 +262,7 @@ async fn a_smoothserve_that_hangs_lets_nobody_wait() {
 }
 
 #[test]
-fn without_a_smoothserve_there_is_nothing_to_show() {
+fn without_a_running_smoothserve_no_services_are_completed() {
     let shell = Shell::new();
     let folder = tempfile::tempdir().unwrap();
     assert!(
@@ -272,7 +274,7 @@ fn without_a_smoothserve_there_is_nothing_to_show() {
         shell.bash(&["smoothctl", "res"], folder.path()),
         ["restart"]
     );
-    // systemd would start a smoothserve if anyone connected to this socket, and nobody answers on it.
+    // systemd would start smoothserve on a connection to this socket, but nobody answers on it.
     let socket = std::os::unix::net::UnixListener::bind(folder.path().join("bus")).unwrap();
     assert!(
         shell
@@ -280,11 +282,11 @@ fn without_a_smoothserve_there_is_nothing_to_show() {
             .is_empty()
     );
     socket.set_nonblocking(true).unwrap();
-    assert!(socket.accept().is_err(), "it was asked");
+    assert!(socket.accept().is_err(), "completion must not connect");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fish_and_zsh_show_what_each_word_means() {
+async fn fish_and_zsh_describe_each_suggestion() {
     let server = server().await;
     let shell = Shell::new();
     let run_dir = server.home.run();
@@ -303,7 +305,7 @@ async fn fish_and_zsh_show_what_each_word_means() {
     let check = shell.run("fish", &["--no-config"], script, &run_dir);
     assert!(check.starts_with("check\tCheck a configuration"), "{check}");
 
-    // What zsh shows goes to a terminal, but not what it is told to show.
+    // zsh writes its suggestions to a terminal; the test replaces the function that receives them.
     const TAB: &str = r#"
         fpath=($1 $fpath)
         autoload -Uz compinit && compinit -u -d $HOME/dump

@@ -1,5 +1,6 @@
-//! The races that zero-downtime software loses, one test for each that the whole program can meet, named by its
-//! number in the list that smoothserve was designed against (see `ARCHITECTURE.md`).
+//! The races in which zero-downtime software loses requests: a test for each that the whole program
+//! can meet. The number in the name of a test is that of the race in the list against which
+//! smoothserve was designed.
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
@@ -38,7 +39,7 @@ impl Scene {
         }
     }
 
-    /// Waits until the service is as wanted.
+    /// Waits until the service is in the state that `is_so` recognizes.
     async fn until(&self, wanted: &str, is_so: impl Fn(&Service) -> bool) -> Service {
         let status = self
             .server
@@ -55,10 +56,10 @@ impl Scene {
     }
 }
 
-/// The instance announces how long it keeps idle connections, and closes them then, in the very moment in which the
-/// next request may be written.
+/// The instance announces how long it keeps idle connections and closes them after exactly that
+/// time, when the next request may just be written.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_01_idle_upstream_close_against_a_request_being_written() {
+async fn race_01_an_announced_idle_close_of_an_instance_loses_no_request() {
     let _alone = alone().await;
     let environment = "{ SHOP_IDLE: 1s, SHOP_KEEP_ALIVE: 1 }";
     let scene = Scene::new(&format!("instance_count: 2\nenvironment: {environment}\n")).await;
@@ -75,9 +76,10 @@ async fn race_01_idle_upstream_close_against_a_request_being_written() {
     scene.end(load).await;
 }
 
-/// The instance closes idle connections without having announced it: what may be repeated is.
+/// The instance closes idle connections without announcing it, so some requests meet the close;
+/// idempotent ones are repeated.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_01_unannounced_idle_upstream_close_loses_no_idempotent_request() {
+async fn race_01_an_unannounced_idle_close_of_an_instance_loses_no_idempotent_request() {
     let _alone = alone().await;
     let scene = Scene::new("instance_count: 2\nenvironment: { SHOP_IDLE: 100ms }\n").await;
     let load = Load::start(Options {
@@ -93,9 +95,10 @@ async fn race_01_unannounced_idle_upstream_close_loses_no_idempotent_request() {
     scene.end(load).await;
 }
 
-/// An instance that dies at once on SIGTERM shows every request that was given to it after its draining had begun.
+/// The instance dies at once on SIGTERM, so every request that is sent to it after its drain has
+/// begun is lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_02_select_against_drain() {
+async fn race_02_a_draining_instance_is_never_chosen_again() {
     let _alone = alone().await;
     let scene = Scene::new("instance_count: 2\nenvironment: { SHOP_STOP: abrupt }\n").await;
     let load = Load::start(Options {
@@ -112,10 +115,10 @@ async fn race_02_select_against_drain() {
     scene.end(load).await;
 }
 
-/// The instance serves one request a connection, so at every moment of a drain some connection is just being made to
-/// it, and so do the clients with smoothserve.
+/// The instance closes its connections after every request, and so do the clients. So at every
+/// moment of a drain, connections to the instance and to smoothserve are being opened.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_03_accept_queue_loss() {
+async fn race_03_connections_being_opened_during_a_drain_are_not_lost() {
     let _alone = alone().await;
     let environment = "{ SHOP_STOP: abrupt, SHOP_CLOSE: yes }";
     let scene = Scene::new(&format!("instance_count: 2\nenvironment: {environment}\n")).await;
@@ -132,9 +135,10 @@ async fn race_03_accept_queue_loss() {
     scene.end(load).await;
 }
 
-/// The instance cuts all its connections on SIGTERM, long responses and uploads included.
+/// The instance cuts off all its connections on SIGTERM, even those with long responses and
+/// uploads.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_04_a_graceful_stop_that_is_none() {
+async fn race_04_an_instance_that_stops_abruptly_loses_no_request() {
     let _alone = alone().await;
     let scene = Scene::new("instance_count: 3\nenvironment: { SHOP_STOP: abrupt }\n").await;
     let load = Load::start(scene.options());
@@ -144,9 +148,9 @@ async fn race_04_a_graceful_stop_that_is_none() {
     scene.end(load).await;
 }
 
-/// There is one listening socket for a port, and nobody else can listen beside it.
+/// The port has a single listening socket, and no other process can listen on it as well.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_05_no_reuse_of_the_port() {
+async fn race_05_each_port_has_one_listening_socket() {
     let scene = Scene::new("").await;
     let listening = || {
         let suffix = format!(":{:04X}", scene.port);
@@ -174,13 +178,13 @@ async fn race_05_no_reuse_of_the_port() {
     scene.server.stop().await;
 }
 
-/// The worker dies, the front door does not: whoever connects meanwhile waits in the queue of the socket.
+/// While no worker runs, clients that connect wait in the accept queue of the listening socket.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_06_front_restart() {
+async fn race_06_a_dead_worker_is_replaced_while_new_connections_wait() {
     let scene = Scene::new("instance_count: 2\n").await;
     let before = scene.server.running("shop").await;
     for _ in 0..3 {
-        let worker = worker(&scene.server).expect("there is a worker");
+        let worker = worker(&scene.server).expect("a worker runs");
         worker.signal(Signal::KILL);
         let gone = tokio::time::timeout(PATIENCE, async {
             while worker.runs() {
@@ -202,9 +206,9 @@ fn worker(server: &Smoothserve) -> Option<processes::Process> {
         .find(|process| process.command.contains(" proxy"))
 }
 
-/// An instance is in use until the upload to it has ended.
+/// An instance is in use until the last upload to it has ended.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_10_half_sent_bodies() {
+async fn race_10_an_instance_is_not_stopped_before_an_upload_to_it_ends() {
     let scene = Scene::new("environment: { SHOP_STOP: abrupt }\n").await;
     let body = Pattern::new(1).bytes(300_000);
     let mut upload = client::Connection::open(local(scene.port), "shop.example")
@@ -252,9 +256,10 @@ async fn race_10_half_sent_bodies() {
     scene.server.stop().await;
 }
 
-/// `100 Continue` comes from the instance that wants the body, and not from one that does not.
+/// The client gets `100 Continue` from an instance that wants the body, and not from one that
+/// refuses it.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_11_100_continue() {
+async fn race_11_the_instance_decides_about_100_continue() {
     let scene = Scene::new("").await;
     for (target, status, wanted) in [("/upload", 200, true), ("/refuse", 413, false)] {
         let mut connection = client::Connection::open(local(scene.port), "shop.example")
@@ -278,9 +283,9 @@ async fn race_11_100_continue() {
     scene.server.stop().await;
 }
 
-/// The response to an upload that the instance does not want arrives, however much is still to be sent.
+/// The response to a refused upload arrives, no matter how much of the upload is still to be sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_12_early_response_with_an_unread_body() {
+async fn race_12_an_early_response_to_an_upload_arrives() {
     let scene = Scene::new("").await;
     for turn in 0..20 {
         let request = client::Request::post("/refuse", Pattern::new(turn), 20 << 20);
@@ -296,10 +301,10 @@ async fn race_12_early_response_with_an_unread_body() {
     scene.server.stop().await;
 }
 
-/// While the old instance listens, the new one is probed on another address, so a probe cannot take the one for the
-/// other.
+/// The new instance is probed on an address of its own while the old one still listens, so no probe
+/// can reach the wrong one.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_14_false_readiness() {
+async fn race_14_a_new_instance_is_not_ready_because_the_old_one_answers() {
     let first = free_ports(8);
     let lines = format!("start_instance_port: {first}\nenvironment: {{ SHOP_START_DELAY: 1s }}\n");
     let scene = Scene::new(&lines).await;
@@ -325,9 +330,10 @@ async fn race_14_false_readiness() {
     scene.end(load).await;
 }
 
-/// Somebody else listens on the port that an instance should have: it gets another, and the log says so.
+/// Another program listens on a port that an instance should get. The instance gets another port,
+/// and the log says so.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_15_no_free_port_for_start_first() {
+async fn race_15_an_instance_whose_port_is_taken_gets_another() {
     let first = free_ports(4);
     let home = Home::new();
     let port = free_port();
@@ -355,9 +361,9 @@ async fn race_15_no_free_port_for_start_first() {
     scene.end(load).await;
 }
 
-/// An instance dies while the others are being replaced: it is repaired, and the rotation comes to its end.
+/// An instance dies while others are being replaced. It is replaced too, and the rollout ends well.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_16_a_crash_in_the_middle_of_a_rotation() {
+async fn race_16_a_crash_in_the_middle_of_a_rollout_is_repaired() {
     let scene = Scene::new("instance_count: 3\nenvironment: { SHOP_START_DELAY: 500ms }\n").await;
     let load = Load::start(Options {
         connections: 8,
@@ -394,13 +400,13 @@ async fn race_16_a_crash_in_the_middle_of_a_rotation() {
             .all(|instance| instance.generation == newest),
         "{after:#?}"
     );
-    // All these requests could be repeated.
+    // All requests of this load could be repeated, so none may be lost.
     scene.end(load).await;
 }
 
-/// The file of the executable is still open for writing when it is to be started: it is tried again.
+/// The executable is still open for writing when it is to be started, so smoothserve tries again.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_18_etxtbsy_at_exec() {
+async fn race_18_an_executable_that_is_still_written_is_started_later() {
     let scene = Scene::new("auto_restart: true\ndelay_update_time: 0\n").await;
     let load = Load::start(Options {
         connections: 2,
@@ -419,9 +425,9 @@ async fn race_18_etxtbsy_at_exec() {
     scene.end(load).await;
 }
 
-/// Commands, reloads and new files all at once: none is dropped, and the newest wins.
+/// Commands, reloads and new executables overlap. None of them is dropped, and the newest wins.
 #[tokio::test(flavor = "multi_thread")]
-async fn race_20_overlapping_commands() {
+async fn race_20_of_overlapping_commands_the_newest_wins() {
     let _alone = alone().await;
     let lines = "auto_restart: true\nenvironment: { SHOP_START_DELAY: 200ms }\n";
     let scene = Scene::new(&format!("instance_count: 2\n{lines}")).await;
@@ -460,7 +466,7 @@ async fn race_20_overlapping_commands() {
     scene.server.ok(&["stop", "shop", "--no-block"]).await;
     scene.server.ok(&["start", "shop"]).await;
     assert_eq!(scene.server.running("shop").await.ready(), 3);
-    // A stopped service has no requests to lose, so this last pair is not part of the proof.
+    // A stopped service answers 503, so the last two commands are not part of the proof.
     let report = load.stop().await;
     let stopped = report
         .lost

@@ -1,5 +1,5 @@
-//! What a person does with smoothserve, one thing after the other: deploys of every kind, wrong files, stopping and
-//! starting, services in other languages.
+//! What people do with smoothserve, step by step: deploys of every kind, faulty files, stops and
+//! starts, services in other languages.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,7 +35,7 @@ impl Scene {
         response.await.unwrap()
     }
 
-    /// The versions that are served, as many times as there may be instances.
+    /// Checks that this version is served, by as many requests as there may be instances.
     async fn assert_serves(&self, version: &str) {
         for _ in 0..4 {
             let response = self.get("/hello").await;
@@ -43,7 +43,7 @@ impl Scene {
         }
     }
 
-    /// Small requests without a pause worth mentioning.
+    /// Starts a load of small requests that hardly pause.
     fn load(&self) -> Load {
         Load::start(Options {
             connections: 4,
@@ -56,14 +56,15 @@ impl Scene {
         })
     }
 
-    /// Waits until a version is served by all instances.
+    /// Waits until all instances serve a version.
     async fn deployed(&self, load: &Load, version: &str) {
         load.see(version, PATIENCE).await.unwrap();
         self.server.running("shop").await;
         self.assert_serves(version).await;
     }
 
-    /// Waits until a deploy was tried and given up, and returns why.
+    /// Waits until a deploy was tried and given up, checks that the old instances still run, and
+    /// returns the reason.
     async fn given_up(&self, before: &Service) -> String {
         let status = self.server.until("the deploy is given up", |status| {
             let shop = &status.services["shop"];
@@ -85,7 +86,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_way_to_replace_the_file_is_a_deploy() {
+async fn every_way_to_replace_the_executable_is_a_deploy() {
     let scene = Scene::new("instance_count: 2\nauto_restart: true\n").await;
     let load = scene.load();
     for (version, deploy) in [
@@ -101,7 +102,7 @@ async fn every_way_to_replace_the_file_is_a_deploy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn turning_the_current_folder_is_a_deploy() {
+async fn switching_the_current_symlink_is_a_deploy() {
     let home = Home::new();
     let port = free_port();
     let app = home.app("shop");
@@ -121,7 +122,7 @@ async fn turning_the_current_folder_is_a_deploy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_appears_later_is_started() {
+async fn an_executable_that_appears_later_is_started() {
     let home = Home::new();
     let port = free_port();
     let app = home.add_shop("shop", port, "auto_restart: true\n");
@@ -135,7 +136,7 @@ async fn a_file_that_appears_later_is_started() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_that_crashes_is_given_up_with_its_last_words() {
+async fn a_build_that_crashes_is_given_up_with_its_last_output() {
     let scene = Scene::new("instance_count: 2\nauto_restart: true\n").await;
     let load = scene.load();
     let before = scene.server.running("shop").await;
@@ -147,7 +148,7 @@ async fn a_build_that_crashes_is_given_up_with_its_last_words() {
         "{error}"
     );
 
-    // What crashes now is repaired with the build that worked, although its file is gone.
+    // An instance that crashes now is replaced by the build that worked, although its file is gone.
     processes::signal_pid(before.instances[0].pid, Signal::KILL);
     let repaired =
         |shop: &Service| shop.crashes == 1 && shop.state == "running" && shop.ready() == 2;
@@ -166,7 +167,7 @@ async fn a_build_that_crashes_is_given_up_with_its_last_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_that_never_listens_is_given_up_with_its_probe() {
+async fn a_build_that_never_listens_is_given_up_with_the_failed_probe() {
     let scene = Scene::new("instance_count: 2\nauto_restart: true\nstart_timeout: 2s\n").await;
     let load = scene.load();
     let before = scene.server.running("shop").await;
@@ -178,7 +179,7 @@ async fn a_build_that_never_listens_is_given_up_with_its_probe() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_that_is_not_healthy_is_given_up_with_its_status() {
+async fn a_build_that_is_not_healthy_is_given_up_with_the_status_of_its_probe() {
     let scene = Scene::new("ready: http:/health\nauto_restart: true\nstart_timeout: 2s\n").await;
     let load = scene.load();
     let before = scene.server.running("shop").await;
@@ -203,7 +204,7 @@ async fn a_build_that_is_not_healthy_is_given_up_with_its_status() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_auto_restart_a_reload_is_the_deploy() {
+async fn without_auto_restart_a_reload_deploys() {
     let scene = Scene::new("instance_count: 2\n").await;
     let load = scene.load();
     let first = scene.server.running("shop").await;
@@ -228,7 +229,7 @@ async fn without_auto_restart_a_reload_is_the_deploy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn environment_files_and_watched_files_are_parts_of_a_version() {
+async fn changed_environment_files_and_watched_files_are_deploys() {
     let home = Home::new();
     let port = free_port();
     let app = home.add_shop(
@@ -263,7 +264,7 @@ async fn environment_files_and_watched_files_are_parts_of_a_version() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_the_count_starts_and_stops_only_the_difference() {
+async fn a_changed_instance_count_starts_and_stops_only_the_difference() {
     let scene = Scene::new("instance_count: 2\n").await;
     let load = scene.load();
     let two = scene.server.running("shop").await.pids();
@@ -297,7 +298,7 @@ async fn a_changed_file_of_one_service_touches_that_service_alone() {
     let blog = server.running("blog").await.pids();
     let scene = Scene { server, app, port };
     let load = scene.load();
-    // The file of a service is watched too, with `auto_restart`.
+    // With `auto_restart`, the file of the service is watched, too.
     let lines = "auto_restart: true\nenvironment: { SHOP_VERSION: edited }\n";
     scene.server.home.write_shop("shop", port, lines);
     scene.deployed(&load, "edited").await;
@@ -337,7 +338,7 @@ async fn a_reload_with_a_fault_changes_nothing_and_names_every_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_good_services_run_although_a_bad_file_lies_beside_them() {
+async fn valid_services_start_beside_a_faulty_file() {
     let home = Home::new();
     let port = free_port();
     let app = home.add_shop("shop", port, "");
@@ -393,7 +394,7 @@ async fn a_stopped_service_answers_503_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_and_sigint_drain_to_the_end() {
+async fn sigterm_and_sigint_drain_until_all_requests_have_ended() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut scene = Scene::new("instance_count: 2\n").await;
         let below = processes::descendants(scene.server.pid());
@@ -438,7 +439,7 @@ async fn sighup_reloads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unix_sockets_inherited_sockets_and_notifications() {
+async fn rollouts_over_unix_sockets_inherited_sockets_and_notifications_lose_nothing() {
     for lines in [
         "bind: unix\n",
         "bind: inherit\n",
@@ -467,7 +468,7 @@ async fn unix_sockets_inherited_sockets_and_notifications() {
 async fn instances_inherit_nothing_of_the_manager_and_are_not_root() {
     let home = Home::new();
     let app = home.app("env");
-    // A service that only writes down what it was given, and then waits.
+    // This service only writes down what it was given, and then waits.
     let script = "#!/bin/sh\nenv > seen.new; id -u > user; mv seen.new seen; ls /proc/$$/fd > fds; exec sleep 1000\n";
     write(&app.executable(), script);
     let mode = |mode| fs::Permissions::from_mode(mode);
@@ -515,7 +516,7 @@ async fn instances_inherit_nothing_of_the_manager_and_are_not_root() {
     drop(server);
 }
 
-/// A service in another language, started, deployed and restarted as the others are.
+/// Starts, deploys, restarts and stops a service in another language, as all others are.
 async fn in_another_language(script: &str, interpreter: Option<&Path>) {
     let home = Home::new();
     let port = free_port();
@@ -598,7 +599,7 @@ async fn a_python_script_is_a_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn python_with_a_script_as_argument_is_a_service() {
+async fn python_with_a_script_as_its_argument_is_a_service() {
     let python = Path::new("/usr/bin/python3");
     assert!(python.exists(), "the test needs {}", python.display());
     in_another_language(PYTHON, Some(python)).await;
@@ -615,7 +616,7 @@ async fn a_node_script_is_a_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn starting_what_runs_changes_nothing() {
+async fn starting_a_running_service_changes_nothing() {
     let scene = Scene::new("instance_count: 2\n").await;
     let before = scene.server.running("shop").await;
     scene.server.ok(&["start", "shop"]).await;
@@ -627,9 +628,9 @@ async fn starting_what_runs_changes_nothing() {
     scene.server.stop().await;
 }
 
-/// What was started by hand takes its hosts and ports like every other service.
+/// A disabled service that was started by hand claims its hosts and ports like every other service.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_is_not_enabled_is_started_by_hand() {
+async fn a_disabled_service_can_be_started_by_hand() {
     let home = Home::new();
     let port = free_port();
     home.add_shop("shop", port, "enabled: false\n");

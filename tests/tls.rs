@@ -1,4 +1,4 @@
-//! TLS as clients that nobody here wrote see it: curl, openssl, Python.
+//! TLS with independent clients: curl, openssl, Python.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use smoothserve_kit::{Home, Smoothserve, free_port, programs, write};
 
-/// Runs a program that has to succeed, and returns what it says.
+/// Runs a program that must succeed, and returns what it prints.
 #[track_caller]
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
@@ -23,7 +23,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A folder with a certificate that signs itself, as `fullchain.pem` and `privkey.pem`.
+/// A folder with a self-signed certificate and its key, as `fullchain.pem` and `privkey.pem`.
 struct Pair(PathBuf);
 
 impl Pair {
@@ -35,7 +35,7 @@ impl Pair {
         pair
     }
 
-    /// Makes both files anew.
+    /// Writes a new certificate and a new key.
     #[track_caller]
     fn renew(&self, names: &str, more: &[&str]) {
         let names = format!("subjectAltName={names}");
@@ -72,7 +72,7 @@ impl Pair {
         self.0.to_str().unwrap()
     }
 
-    /// As `openssl` shows it, on one line.
+    /// Returns the certificate's fingerprint as `openssl` prints it, on one line.
     fn fingerprint(&self) -> String {
         let certificate = self.certificate();
         run(
@@ -82,7 +82,7 @@ impl Pair {
     }
 }
 
-/// A client that knows the host by the address of this machine and believes this certificate alone.
+/// Runs curl, which finds the host on this machine and trusts this certificate alone.
 #[track_caller]
 fn curl(pair: &Pair, host: &str, port: u16, target: &str, more: &[&str]) -> String {
     let resolve = format!("{host}:{port}:127.0.0.1");
@@ -103,7 +103,8 @@ fn curl(pair: &Pair, host: &str, port: u16, target: &str, more: &[&str]) -> Stri
     run("curl", &[&arguments, more].concat())
 }
 
-/// The certificate that is given for a name, or for none.
+/// Returns the fingerprint of the certificate that the server presents for this name, or without
+/// one.
 #[track_caller]
 fn given(port: u16, name: Option<&str>) -> String {
     let name = match name {
@@ -153,7 +154,7 @@ fn tls(pair: &Pair, port: u16) -> String {
 }
 
 #[tokio::test]
-async fn requests_come_over_tls_of_both_versions() {
+async fn requests_over_tls_1_2_and_tls_1_3_are_served() {
     let scene = Scene::new().await;
     for version in ["1.2", "1.3"] {
         let limits = [&format!("--tlsv{version}"), "--tls-max", version];
@@ -173,7 +174,7 @@ async fn requests_come_over_tls_of_both_versions() {
 }
 
 #[tokio::test]
-async fn a_balancer_in_front_says_whose_connection_it_passes_on_before_the_handshake() {
+async fn the_proxy_protocol_header_comes_before_the_handshake() {
     let home = Home::new();
     let (port, plain) = (free_port(), free_port());
     let pair = Pair::new(&home, "pair", "DNS:shop.example");
@@ -195,7 +196,7 @@ async fn a_balancer_in_front_says_whose_connection_it_passes_on_before_the_hands
 }
 
 #[tokio::test]
-async fn large_bodies_arrive_whole_in_both_directions() {
+async fn large_bodies_pass_unchanged_in_both_directions() {
     let scene = Scene::new().await;
     let body = scene.home().path().join("body");
     let bytes: Vec<u8> = (0..5_000_000u32)
@@ -215,7 +216,7 @@ async fn large_bodies_arrive_whole_in_both_directions() {
 }
 
 #[tokio::test]
-async fn the_name_that_a_client_asks_for_finds_its_certificate() {
+async fn the_server_name_of_a_client_selects_the_certificate() {
     let home = Home::new();
     let port = free_port();
     let exact = Pair::new(&home, "exact", "DNS:a.first.example");
@@ -255,13 +256,13 @@ async fn the_name_that_a_client_asks_for_finds_its_certificate() {
 }
 
 #[tokio::test]
-async fn sessions_are_resumed_by_all_threads() {
+async fn every_thread_resumes_sessions() {
     let scene = Scene::new().await;
     let session = scene.home().path().join("session");
     let session = session.to_str().unwrap();
     for version in ["-tls1_2", "-tls1_3"] {
         let connect = |flag: &str| {
-            // The tickets of TLS 1.3 come with the first response.
+            // TLS 1.3 sends its session tickets together with the first response.
             let line = format!(
                 "(printf 'GET /hello HTTP/1.1\\r\\nHost: shop.example\\r\\nConnection: close\\r\\n\\r\\n'; sleep 1) \
                  | openssl s_client -connect 127.0.0.1:{} -servername shop.example {version} -ign_eof {flag} {session} 2>/dev/null",
@@ -280,7 +281,7 @@ async fn sessions_are_resumed_by_all_threads() {
     scene.server.stop().await;
 }
 
-/// Asks twice over one connection, the second time when it is told to.
+/// A Python client that sends two requests over one connection, the second one when it is told to.
 const KEEP_ALIVE: &str = r#"
 import http.client, ssl, sys
 context = ssl.create_default_context(cafile=sys.argv[1])
@@ -295,7 +296,7 @@ for turn in range(2):
 "#;
 
 #[tokio::test]
-async fn a_certificate_is_renewed_under_an_open_connection() {
+async fn open_connections_survive_the_renewal_of_a_certificate() {
     let scene = Scene::new().await;
     let before = scene.server.running("shop").await;
     let mut python = Command::new("python3")
@@ -319,7 +320,7 @@ async fn a_certificate_is_renewed_under_an_open_connection() {
     assert_ne!(new, old);
     assert_eq!(new, scene.pair.fingerprint());
     writeln!(python.stdin.take().unwrap()).unwrap();
-    // The same socket: the connection was not opened anew.
+    // The client has the same local port as before: its connection stayed open.
     assert_eq!(lines.next().unwrap().unwrap(), first);
     assert!(python.wait().unwrap().success());
     let after = scene.server.running("shop").await;
@@ -327,9 +328,9 @@ async fn a_certificate_is_renewed_under_an_open_connection() {
     scene.server.stop().await;
 }
 
-/// As certbot does it: the names are symlinks to the newest of several.
+/// The files are symlinks to the newest of several certificates, as certbot makes them.
 #[tokio::test]
-async fn a_certificate_is_renewed_by_itself_when_the_files_change() {
+async fn changed_certificate_files_are_loaded_automatically() {
     let home = Home::new();
     let (port, plain) = (free_port(), free_port());
     let names = "DNS:shop.example";
@@ -353,7 +354,7 @@ async fn a_certificate_is_renewed_by_itself_when_the_files_change() {
         fs::rename(&next, link).unwrap();
     }
     server.says("certificate renewed").await;
-    // The proxy is told in the same breath, but takes it in when it comes to it.
+    // The worker takes the new certificate a moment after the manager has logged it.
     while given(port, Some("shop.example")) != new.fingerprint() {}
     fs::write(new.key(), "no key\n").unwrap();
     server.says("changed certificate not taken").await;
@@ -364,7 +365,7 @@ async fn a_certificate_is_renewed_by_itself_when_the_files_change() {
 }
 
 #[tokio::test]
-async fn whoever_comes_without_tls_is_sent_there_and_told_to_stay() {
+async fn requests_without_tls_are_redirected_and_answers_over_tls_carry_hsts() {
     let home = Home::new();
     let (port, plain) = (free_port(), free_port());
     let pair = Pair::new(&home, "pair", "DNS:shop.example");
@@ -399,7 +400,7 @@ async fn whoever_comes_without_tls_is_sent_there_and_told_to_stay() {
     assert!(answer.starts_with("HTTP/1.1 308 "), "{answer}");
     assert!(answer.contains(&place("/a%20b?c=d&e")), "{answer}");
     assert!(!answer.to_lowercase().contains(hsts), "{answer}");
-    // A body is sent again, there.
+    // The client sends the body again, to the port with TLS.
     let answer = ask("/echo", &["--location", "--data-binary", "is kept"]);
     assert!(answer.contains(&place("/echo")), "{answer}");
     assert!(answer.to_lowercase().contains(hsts), "{answer}");
@@ -408,7 +409,7 @@ async fn whoever_comes_without_tls_is_sent_there_and_told_to_stay() {
 }
 
 #[tokio::test]
-async fn a_trusted_balancer_that_has_taken_tls_off_is_not_sent_there() {
+async fn requests_that_a_trusted_balancer_received_over_tls_are_not_redirected() {
     let home = Home::new();
     let (port, plain) = (free_port(), free_port());
     let pair = Pair::new(&home, "pair", "DNS:shop.example");
@@ -436,7 +437,7 @@ async fn a_trusted_balancer_that_has_taken_tls_off_is_not_sent_there() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_ends_soon_is_shown() {
+async fn a_certificate_that_expires_soon_is_shown_and_logged() {
     let home = Home::new();
     let (port, plain) = (free_port(), free_port());
     let pair = Pair::new(&home, "pair", "DNS:shop.example");
@@ -456,7 +457,7 @@ async fn a_certificate_that_ends_soon_is_shown() {
 }
 
 #[tokio::test]
-async fn a_pair_that_cannot_be_used_changes_nothing() {
+async fn an_unusable_certificate_or_key_fails_the_reload_and_changes_nothing() {
     let scene = Scene::new().await;
     let before = given(scene.port, Some("shop.example"));
     let other = Pair::new(scene.home(), "other", "DNS:shop.example");
@@ -491,7 +492,7 @@ async fn a_pair_that_cannot_be_used_changes_nothing() {
 }
 
 impl Scene {
-    /// What a client gets that believes a certificate which is not on disk any more.
+    /// Returns what a client receives that trusts a certificate which is no longer on disk.
     fn curl_believing(&self, certificate: &[u8], target: &str) -> String {
         let pair = Pair(self.home().path().join("believed"));
         fs::create_dir_all(&pair.0).unwrap();
@@ -500,7 +501,7 @@ impl Scene {
     }
 }
 
-/// It was valid in 2020: old versions of openssl make none that is over.
+/// A certificate that was valid in 2020: old versions of openssl cannot make one that has expired.
 const EXPIRED: &str = "\
 -----BEGIN CERTIFICATE-----
 MIIBRjCB7aADAgECAgEBMAoGCCqGSM49BAMCMA8xDTALBgNVBAMMBHRlc3QwHhcN

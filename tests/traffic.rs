@@ -1,5 +1,5 @@
-//! What goes through smoothserve as a whole: who is asked, what is added, and what a stranger gets when something is
-//! wrong.
+//! Requests through the whole of smoothserve: which service gets them, what is added to them, and
+//! what a client receives when something fails.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_service_learns_who_asked() {
+async fn the_service_learns_the_address_host_and_scheme_of_the_client() {
     let scene = Scene::new("").await;
     let mut connection = scene.open().await;
     let request = Request::get("/headers?a=1")
@@ -56,9 +56,9 @@ async fn the_service_learns_who_asked() {
     scene.server.stop().await;
 }
 
-/// From the words of the files to what an instance gets.
+/// The keys of the configuration files decide what an instance receives.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_behind_a_balancer_and_under_a_path() {
+async fn a_service_can_stand_behind_a_balancer_and_below_a_path() {
     let home = Home::new();
     let port = free_port();
     home.app("shop").replace(&Build::good("1"));
@@ -172,7 +172,7 @@ async fn hosts_and_paths_choose_the_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_kills_its_instances_gets_502_and_the_service_comes_back() {
+async fn a_request_that_kills_its_instance_gets_502_and_the_service_recovers() {
     let scene = Scene::new("instance_count: 2\n").await;
     let mut connection = scene.open().await;
     let crash = Request::post("/crash", Pattern::new(1), 10);
@@ -193,7 +193,7 @@ async fn a_request_that_kills_its_instances_gets_502_and_the_service_comes_back(
     scene.server.stop().await;
 }
 
-/// With no instance left a request waits for the next one instead of failing.
+/// While no instance is ready, a request waits for the next one instead of failing.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_wait_while_no_instance_is_ready() {
     let scene = Scene::new("instance_count: 1\nenvironment: { SHOP_START_DELAY: 1s }\n").await;
@@ -204,10 +204,10 @@ async fn requests_wait_while_no_instance_is_ready() {
     scene.server.stop().await;
 }
 
-/// A request that never ends does not hold a restart up for longer than `drain_timeout`. Not being idempotent, it is not
-/// tried again.
+/// A request that never ends delays a restart by `drain_timeout` and no longer. This request is not
+/// idempotent, so it is not repeated.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_an_end_is_cut_off_after_the_drain_time() {
+async fn a_request_that_never_ends_is_cut_off_after_the_drain_timeout() {
     let scene = Scene::new("drain_timeout: 1s\n").await;
     let address = local(scene.port);
     let stalled = tokio::spawn(async move {
@@ -223,10 +223,10 @@ async fn a_request_without_an_end_is_cut_off_after_the_drain_time() {
     let restart = scene.server.ok(&["restart", "shop"]);
     tokio::time::timeout(Duration::from_secs(20), restart)
         .await
-        .expect("the restart ends");
+        .expect("the restart ends in time");
     scene.server.running("shop").await;
     let stalled = tokio::time::timeout(Duration::from_secs(20), stalled).await;
-    let stalled = stalled.expect("nobody waits for it any more").unwrap();
+    let stalled = stalled.expect("the request is cut off").unwrap();
     assert!(stalled.map_or(true, |response| response.head.status >= 500));
     scene.server.stop().await;
 }

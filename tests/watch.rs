@@ -1,5 +1,6 @@
-//! The watcher over real files. Each test waits for what has to come; that something does not come is shown by a second
-//! service, whose change follows and has to be told next.
+//! The watcher over real files. Each test waits for the notices that must come. That no other
+//! notice comes is shown by a second service: its change follows, and its notice must be the next
+//! one.
 
 use std::fs;
 use std::io::Write;
@@ -12,12 +13,13 @@ use smoothserve::config::{self, Service};
 use smoothserve::watch::{Changed, Watcher};
 use tokio::sync::mpsc::Receiver;
 
-/// Long enough for any machine.
+/// The time in which every notice must come: long enough for any machine.
 const LIMIT: Duration = Duration::from_secs(20);
 
 const QUIET: Duration = Duration::from_millis(150);
 
-/// A folder with the services `shop`, whose files are `current/app`, `current/view` and `current/config/*.toml`, and `other`.
+/// A folder with the services `other` and `shop`; the files of the latter are `current/app`,
+/// `current/view` and `current/config/*.toml`.
 struct Place {
     dir: tempfile::TempDir,
     services: Vec<Arc<Service>>,
@@ -63,7 +65,8 @@ impl Place {
         place
             .watcher
             .set(place.services.iter().map(|service| &**service));
-        // Both are told once, since they are new, and once more if folders were found on the way.
+        // The watcher reports both new services once, and once more if it found folders on their
+        // paths meanwhile.
         place.settle().await;
         place
     }
@@ -72,18 +75,18 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// The service whose files have changed.
+    /// Waits for the next notice, and returns the service whose files have changed.
     async fn next(&mut self) -> String {
         let next = tokio::time::timeout(LIMIT, self.told.recv()).await;
-        let next = next.expect("nothing was told");
-        match next.expect("the watcher has ended") {
+        let next = next.expect("the watcher reports a change in time");
+        match next.expect("the watcher still runs") {
             Changed::Files(name) => name,
             other @ Changed::Certificate(_) => panic!("{other:?}"),
         }
     }
 
-    /// Waits until everything that is under way has been told: a change of the other service comes last, because the
-    /// quiet times are the same.
+    /// Waits until all pending notices have come, and returns how many were about `shop`. A change
+    /// of the other service is reported last, because the quiet times are equal.
     async fn settle(&mut self) -> usize {
         let mut shop = 0;
         for _ in 0..2 {
@@ -95,15 +98,15 @@ impl Place {
         shop
     }
 
-    /// The change has to be told.
+    /// Makes a change that the watcher must report.
     async fn tells(&mut self, what: &str, act: impl FnOnce(&Place)) {
         act(self);
         loop {
             let next = tokio::time::timeout(LIMIT, self.told.recv()).await;
-            match next.unwrap_or_else(|_| panic!("{what} was not told")) {
+            match next.unwrap_or_else(|_| panic!("expected a notice of {what}")) {
                 Some(Changed::Files(name)) if name == "shop" => break,
                 Some(_) => {}
-                None => panic!("the watcher has ended"),
+                None => panic!("expected a notice of {what}, but the watcher has ended"),
             }
         }
         self.settle().await;
@@ -121,7 +124,7 @@ impl Place {
 }
 
 #[tokio::test]
-async fn every_way_to_change_the_executable_is_told_again_and_again() {
+async fn every_way_to_change_the_executable_is_reported_each_time() {
     let mut place = Place::new().await;
     for _ in 0..3 {
         place
@@ -150,7 +153,7 @@ async fn every_way_to_change_the_executable_is_told_again_and_again() {
 }
 
 #[tokio::test]
-async fn a_flipped_symlink_and_what_it_leads_to_then_are_told() {
+async fn a_switched_symlink_and_changes_of_its_new_target_are_reported() {
     let mut place = Place::new().await;
     for release in ["2", "1", "2"] {
         place.tells("a flip", |place| place.flip(release)).await;
@@ -170,7 +173,7 @@ async fn a_flipped_symlink_and_what_it_leads_to_then_are_told() {
 }
 
 #[tokio::test]
-async fn folders_on_the_way_may_be_moved_removed_and_made_anew() {
+async fn folders_on_the_path_may_be_moved_removed_and_made_again() {
     let mut place = Place::new().await;
     for _ in 0..2 {
         place
@@ -217,7 +220,7 @@ async fn folders_on_the_way_may_be_moved_removed_and_made_anew() {
 }
 
 #[tokio::test]
-async fn files_and_folders_that_appear_later_are_told() {
+async fn files_and_folders_that_appear_later_are_reported() {
     let mut place = Place::new().await;
     place
         .tells("the environment file", |place| {
@@ -256,14 +259,15 @@ async fn files_and_folders_that_appear_later_are_told() {
 }
 
 #[tokio::test]
-async fn a_burst_is_told_once_and_only_when_it_is_over() {
+async fn a_burst_of_changes_is_reported_once_when_it_is_over() {
     let mut place = Place::new().await;
     let mut file = fs::File::create(place.path("current/app")).unwrap();
     for _ in 0..2000 {
         file.write_all(b"x").unwrap();
         fs::write(place.path("current/view/page"), "x").unwrap();
     }
-    // Changes during the quiet time start it again. On a machine that stands still in between, it may be over rightly.
+    // Every change starts the quiet time again. If the machine stalls in between, the quiet time
+    // may rightly be over.
     let mut last = Instant::now();
     let mut stalled = false;
     let mut ticks = tokio::time::interval(QUIET / 5);
@@ -280,7 +284,7 @@ async fn a_burst_is_told_once_and_only_when_it_is_over() {
 }
 
 #[tokio::test]
-async fn what_is_no_change_is_not_told() {
+async fn reads_and_unrelated_files_are_not_reported() {
     let mut place = Place::new().await;
     fs::read(place.path("current/app")).unwrap();
     fs::write(place.path("current/unrelated"), "x").unwrap();
@@ -289,7 +293,7 @@ async fn what_is_no_change_is_not_told() {
 }
 
 #[tokio::test]
-async fn declaring_again_tells_only_what_is_new() {
+async fn declaring_services_again_reports_only_new_ones() {
     let mut place = Place::new().await;
     let declare = |place: &Place, wanted: &[&str]| {
         let wanted = place
@@ -314,7 +318,7 @@ async fn declaring_again_tells_only_what_is_new() {
 }
 
 #[tokio::test]
-async fn dropping_the_watcher_ends_it() {
+async fn dropping_the_watcher_ends_its_notices() {
     let Place {
         watcher, mut told, ..
     } = Place::new().await;
@@ -323,7 +327,8 @@ async fn dropping_the_watcher_ends_it() {
     assert!(end.is_ok());
 }
 
-/// A folder that may be passed through but not read cannot be watched, except by root; it is looked at regularly then.
+/// A folder that may be entered but not listed cannot be watched, except by root; the watcher looks
+/// at it regularly.
 #[tokio::test]
 async fn a_folder_that_cannot_be_watched_hides_no_change() {
     let mut place = Place::new().await;

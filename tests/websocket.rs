@@ -1,4 +1,4 @@
-//! WebSockets of a client and a service that nobody here wrote, through everything that replaces instances.
+//! WebSockets of an independent client and service, during everything that replaces instances.
 
 use rustix::process::Signal;
 use smoothserve_kit::websocket::{SERVICE, talk};
@@ -14,7 +14,7 @@ async fn serve(lines: &str) -> (Smoothserve, u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_tunnel_gets_the_goodbye_of_its_instance() {
+async fn every_tunnel_gets_the_close_frame_of_its_instance() {
     let (mut server, port) = serve("instance_count: 2\n").await;
     let mut tunnels = talk(port).await;
     server
@@ -38,7 +38,8 @@ async fn every_tunnel_gets_the_goodbye_of_its_instance() {
     assert!(!ordinary.is_finished(), "{:?}", ordinary.await);
     ordinary.abort();
 
-    // New ones go to the new instances, and the end of smoothserve is no other end for them.
+    // New tunnels lead to the new instances, and the end of smoothserve closes them in the same
+    // way.
     let mut tunnels = talk(port).await;
     server.signal(Signal::TERM);
     assert_eq!(tunnels.next().await, "[1001] 20");
@@ -46,7 +47,7 @@ async fn every_tunnel_gets_the_goodbye_of_its_instance() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tunnels_that_their_instance_does_not_end_are_cut_off_in_the_end() {
+async fn tunnels_that_their_instance_does_not_close_are_cut_off_at_the_timeout() {
     let lines = "environment: { STUBBORN: 1 }\ntunnel_drain_timeout: 1s\nstop_timeout: 1s\n";
     let (server, port) = serve(lines).await;
     let mut tunnels = talk(port).await;

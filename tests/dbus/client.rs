@@ -1,4 +1,5 @@
-//! A client as others write it: it knows the names in `docs/dbus.md` and nothing of smoothserve's own code.
+//! A D-Bus client as a stranger would write it: it knows the names in `docs/dbus.md` and shares no
+//! code with smoothserve.
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -21,14 +22,14 @@ pub const MANAGER: &str = "org.smoothserve1.Manager";
 pub const SERVICE: &str = "org.smoothserve1.Service";
 pub const JOB: &str = "org.smoothserve1.Job";
 
-/// A connection, to the private socket or to a bus.
+/// A D-Bus connection, to the private socket or to a bus.
 pub struct Client {
     pub connection: Connection,
     destination: Option<&'static str>,
 }
 
 impl Client {
-    /// Connects to a private socket.
+    /// Connects to smoothserve's private socket.
     pub async fn private(socket: &Path) -> Client {
         let stream = UnixStream::connect(socket).unwrap();
         let builder = Builder::unix_stream(stream).p2p();
@@ -38,7 +39,7 @@ impl Client {
         }
     }
 
-    /// Connects to a bus.
+    /// Connects to the bus at this address.
     pub async fn on_bus(address: &str) -> Client {
         let builder = Builder::address(address);
         Client {
@@ -47,7 +48,7 @@ impl Client {
         }
     }
 
-    /// Calls a method.
+    /// Calls a method of an object.
     pub async fn call<R>(
         &self,
         path: &str,
@@ -65,7 +66,7 @@ impl Client {
         reply.body().deserialize()
     }
 
-    /// Calls a method of the manager.
+    /// Calls a method of the manager object.
     pub async fn manager<R>(
         &self,
         method: &str,
@@ -77,12 +78,13 @@ impl Client {
         self.call(MANAGER_PATH, MANAGER, method, arguments).await
     }
 
-    /// Calls a method of the manager that begins a job with a service.
+    /// Calls a method of the manager that starts a job for a service, and returns the path of the
+    /// job.
     pub async fn begin(&self, method: &str, service: &str) -> zbus::Result<OwnedObjectPath> {
         self.manager(method, &(service,)).await
     }
 
-    /// Reads a property.
+    /// Reads a property of an object.
     pub async fn property<T>(&self, path: &str, interface: &str, name: &str) -> zbus::Result<T>
     where
         T: TryFrom<OwnedVariant>,
@@ -95,13 +97,13 @@ impl Client {
         Ok(T::try_from(value).expect("the type that is documented"))
     }
 
-    /// Asks an object for its description.
+    /// Returns the introspection data of an object.
     pub async fn introspect(&self, path: &str) -> zbus::Result<String> {
         let interface = "org.freedesktop.DBus.Introspectable";
         self.call(path, interface, "Introspect", &()).await
     }
 
-    /// The objects that an object has below it.
+    /// Returns the names of the child objects that introspection shows.
     pub async fn children(&self, path: &str) -> Vec<String> {
         let description = self.introspect(path).await.unwrap();
         let children = description.split("<node name=\"").skip(1);
@@ -112,7 +114,7 @@ impl Client {
         names
     }
 
-    /// All that smoothserve signals from now on.
+    /// Subscribes to all signals that smoothserve sends from now on.
     pub async fn signals(&self) -> Signals {
         let rule = MatchRule::builder()
             .msg_type(Type::Signal)
@@ -123,15 +125,15 @@ impl Client {
     }
 }
 
-/// Signals in the order of their coming.
+/// The received signals, in the order in which they came.
 pub struct Signals(MessageStream);
 
 impl Signals {
-    /// The next signal that this makes something of.
+    /// Waits for the next signal that `pick` turns into a value.
     pub async fn find<T>(&mut self, mut pick: impl FnMut(&Message) -> Option<T>) -> T {
         let found = async {
             loop {
-                let message = self.0.next().await.expect("the connection holds");
+                let message = self.0.next().await.expect("the connection stays open");
                 if let Some(found) = pick(&message.unwrap()) {
                     return found;
                 }
@@ -140,12 +142,12 @@ impl Signals {
         timeout(PATIENCE, found).await.expect("a signal in time")
     }
 
-    /// The next `JobNew`: path and service.
+    /// Waits for the next `JobNew`, and returns the path of the job and the service.
     pub async fn job_new(&mut self) -> (OwnedObjectPath, String) {
         self.find(|message| body_of(message, "JobNew")).await
     }
 
-    /// The result of a job, when it has one.
+    /// Waits for the end of a job, and returns its result.
     pub async fn result_of(&mut self, job: &OwnedObjectPath) -> String {
         let pick = |message: &Message| {
             let (ended, _service, result): (OwnedObjectPath, String, String) =
@@ -155,7 +157,7 @@ impl Signals {
         self.find(pick).await
     }
 
-    /// The next value of a property.
+    /// Waits for the next announced value of a property.
     pub async fn changed<T: TryFrom<OwnedVariant>>(&mut self, path: &str, property: &str) -> T {
         let pick = |message: &Message| {
             if message.header().path()?.as_str() != path {
@@ -176,11 +178,11 @@ fn body_of<T: DeserializeOwned + Signature>(message: &Message, member: &str) -> 
     Some(message.body().deserialize().expect("as documented"))
 }
 
-/// The name of the error that a method has returned.
+/// Returns the name of the D-Bus error that a method has returned.
 pub fn error_name<T: std::fmt::Debug>(result: zbus::Result<T>) -> String {
     match result {
         Err(zbus::Error::MethodError(name, _, _)) => name.to_string(),
         Err(zbus::Error::FDO(error)) => error.name().to_string(),
-        other => panic!("an error with a name was expected, not {other:?}"),
+        other => panic!("expected a named D-Bus error, got {other:?}"),
     }
 }

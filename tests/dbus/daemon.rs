@@ -1,4 +1,4 @@
-//! A message bus of a test's own.
+//! A message bus for one test alone.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -10,14 +10,14 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// A `dbus-daemon`, which ends with this.
+/// A `dbus-daemon`, which is ended when this value is dropped.
 pub struct Daemon {
     folder: TempDir,
     process: Child,
 }
 
 impl Daemon {
-    /// Starts one that lets everyone do everything, so that what is refused is refused by smoothserve.
+    /// Starts a daemon whose policy allows everything, so that only smoothserve refuses calls.
     pub async fn start() -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
@@ -37,17 +37,17 @@ impl Daemon {
         Daemon { folder, process }
     }
 
-    /// Where it is.
+    /// Returns the address of the bus.
     pub fn address(&self) -> String {
         format!("unix:path={}/socket", self.folder.path().display())
     }
 
-    /// Ends it as a crash does.
+    /// Kills the daemon, as a crash would.
     pub async fn kill(&mut self) {
         self.process.kill().await.unwrap();
     }
 
-    /// Starts another one in its place.
+    /// Starts a new daemon at the same address.
     pub async fn start_again(&mut self) {
         self.process = spawn(&self.folder).await;
     }
@@ -63,7 +63,7 @@ async fn spawn(folder: &TempDir) -> Child {
         .kill_on_drop(true)
         .spawn()
         .expect("this test needs a dbus-daemon");
-    // The address is printed when the daemon listens.
+    // The daemon prints its address once it listens.
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     let address = timeout(PATIENCE, lines.next_line()).await;
     address

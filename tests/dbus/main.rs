@@ -1,4 +1,5 @@
-//! The D-Bus interface of a running smoothserve, on the private socket and on a bus, against its documentation.
+//! The D-Bus interface of a running smoothserve, on the private socket and on a bus, compared with
+//! its documentation.
 
 mod client;
 mod daemon;
@@ -18,7 +19,8 @@ use daemon::Daemon;
 
 const SHOP: &str = "/org/smoothserve1/service/shop";
 
-/// A smoothserve on a bus and on its private socket, with one service `shop`, whose instances need no ports.
+/// A smoothserve on a bus and on its private socket, with one service `shop`, whose instances
+/// listen on unix sockets.
 struct Scene {
     server: Smoothserve,
     app: smoothserve_kit::App,
@@ -46,7 +48,7 @@ impl Scene {
         Client::private(&self.server.bus()).await
     }
 
-    /// Both ways to the same objects.
+    /// Connects in both ways: on the private socket and on the bus.
     async fn clients(&self) -> [Client; 2] {
         [
             self.private().await,
@@ -56,7 +58,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_documented_is_what_is_there() {
+async fn introspection_shows_exactly_the_documented_members() {
     let scene = Scene::new("").await;
     for client in scene.clients().await {
         let job = client.begin("RestartService", "shop").await.unwrap();
@@ -72,7 +74,7 @@ async fn what_is_documented_is_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_is_a_job_with_a_beginning_and_an_end() {
+async fn a_restart_is_a_job_whose_start_and_end_are_signaled() {
     let scene = Scene::new("instance_count: 2\n").await;
     for client in scene.clients().await {
         let before = scene.server.running("shop").await;
@@ -98,7 +100,7 @@ async fn a_restart_is_a_job_with_a_beginning_and_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_later_hears_nothing_of_what_was_there_before() {
+async fn a_late_subscriber_gets_no_signals_of_earlier_jobs() {
     let scene = Scene::new("").await;
     let early = scene.private().await;
     let mut signals = early.signals().await;
@@ -119,7 +121,7 @@ async fn who_comes_later_hears_nothing_of_what_was_there_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn restart_all_has_a_job_for_every_service() {
+async fn restart_all_starts_a_job_for_every_service() {
     let scene = Scene::new("").await;
     scene
         .server
@@ -157,14 +159,14 @@ async fn restart_all_has_a_job_for_every_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_documented_error_has_its_name() {
+async fn every_documented_error_is_returned_under_its_name() {
     let scene = Scene::new("").await;
     let documented: BTreeSet<String> =
         reference::rows(reference::section(&reference::text(), "## Errors"))
             .iter()
             .map(|row| reference::plain(row[0]))
             .collect();
-    // AccessDenied has a test of its own.
+    // AccessDenied needs a caller who is not root; another test covers it.
     let mut seen: BTreeSet<String> = ["org.smoothserve1.Error.AccessDenied".to_owned()].into();
     let clients = scene.clients().await;
     for client in &clients {
@@ -201,7 +203,7 @@ async fn every_documented_error_has_its_name() {
         seen.insert(name.to_string());
     }
 
-    // A request that does not end holds the draining up.
+    // A request that does not end prolongs the drain, so that smoothserve is still there to answer.
     let stalled = tokio::spawn(smoothserve_kit::client::get(
         local(scene.port),
         "shop.example",
@@ -263,7 +265,7 @@ async fn changes_of_properties_are_announced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_come_and_go_with_a_reload() {
+async fn a_reload_adds_and_removes_service_objects() {
     let scene = Scene::new("").await;
     let services = format!("{MANAGER_PATH}/service");
     for client in scene.clients().await {
@@ -340,7 +342,7 @@ async fn a_cancelled_rollout_leaves_the_old_instances_serving() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bus_that_goes_away_is_come_back_to() {
+async fn smoothserve_returns_to_a_bus_that_was_restarted() {
     let mut scene = Scene::new("").await;
     let [private, on_bus] = scene.clients().await;
     let mut signals = private.signals().await;
@@ -375,7 +377,7 @@ async fn a_bus_that_goes_away_is_come_back_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn others_may_read_and_change_nothing() {
+async fn other_users_may_read_everything_and_change_nothing() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root can be somebody else");
         return;
@@ -383,7 +385,7 @@ async fn others_may_read_and_change_nothing() {
     const NOBODY: u32 = 65534;
     let scene = Scene::new("").await;
     let pids = scene.server.running("shop").await.pids();
-    // What was built may be in a folder that nobody else can enter.
+    // The target folder may be closed to other users, so they run a copy.
     let smoothctl = scene.server.home.path().join("smoothctl");
     std::fs::copy(programs!().smoothctl, &smoothctl).unwrap();
     std::fs::set_permissions(&smoothctl, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -414,7 +416,7 @@ async fn others_may_read_and_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_too_many_is_turned_away() {
+async fn a_client_above_the_limit_of_connections_is_refused() {
     let home = Home::new();
     let server = Smoothserve::start(programs!(), home).await;
     let mut clients = Vec::new();
@@ -431,7 +433,7 @@ async fn a_client_too_many_is_turned_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn smoothctl_says_that_nobody_has_the_name() {
+async fn smoothctl_reports_that_nobody_owns_the_bus_name() {
     let daemon = Daemon::start().await;
     let mut command = tokio::process::Command::new(programs!().smoothctl);
     command

@@ -1,18 +1,19 @@
-//! What `docs/dbus.md` says, and what introspection says, in the same words.
+//! The members of D-Bus interfaces by `docs/dbus.md` and by introspection, written in the same
+//! words so that tests can compare them.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The members of an interface: `method Cancel()`, `property State s signal`, …
+/// The members of an interface, such as `method Cancel()` and `property State s signal`.
 pub type Members = BTreeSet<String>;
 
-/// The document.
+/// Reads `docs/dbus.md`.
 pub fn text() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/dbus.md")).unwrap()
 }
 
-/// The part of a text under a heading, up to the next heading of the same level.
+/// Returns the part of a text below a heading, up to the next heading of the same level.
 pub fn section<'a>(text: &'a str, heading: &str) -> &'a str {
     let (level, _) = heading.split_once(' ').unwrap();
     let (_, rest) = text
@@ -21,7 +22,7 @@ pub fn section<'a>(text: &'a str, heading: &str) -> &'a str {
     rest.split(&format!("\n{level} ")).next().unwrap()
 }
 
-/// The rows of the table in a text, without its head.
+/// Returns the rows of the table in a text, without its header.
 pub fn rows(text: &str) -> Vec<Vec<&str>> {
     let lines = text.lines().filter_map(|line| line.strip_prefix('|'));
     lines
@@ -33,12 +34,12 @@ pub fn rows(text: &str) -> Vec<Vec<&str>> {
         .collect()
 }
 
-/// What stands between the backquotes of a cell.
+/// Removes the backquotes from a table cell.
 pub fn plain(cell: &str) -> String {
     cell.replace('`', "")
 }
 
-/// What is documented of an interface.
+/// Returns the members of an interface that the document describes.
 pub fn documented(interface: &str) -> Members {
     let text = text();
     let interface = section(&text, &format!("## Interface `{interface}`"));
@@ -67,15 +68,17 @@ pub fn documented(interface: &str) -> Members {
     members
 }
 
-/// What introspection tells of an interface.
+/// Returns the members of an interface that its introspection data describes.
 pub fn introspected(description: &str, interface: &str) -> Members {
     let start = format!("<interface name=\"{interface}\">");
-    let (_, rest) = description.split_once(&start).expect("the interface");
+    let (_, rest) = description
+        .split_once(&start)
+        .expect("introspection describes the interface");
     let (inside, _) = rest.split_once("</interface>").unwrap();
     let mut members = Members::new();
     let mut member = Member::default();
     for tag in inside.split('<').skip(1) {
-        let (tag, _) = tag.split_once('>').expect("a whole tag");
+        let (tag, _) = tag.split_once('>').expect("every tag is closed");
         let is_whole = tag.ends_with('/');
         let attribute = |name: &str| {
             let value = tag.split_once(&format!(" {name}=\""))?.1;

@@ -1,8 +1,9 @@
-//! The reader of responses against another one: hyper's client reads generated responses, proper ones and broken ones,
-//! once as the instance sends them and once as the worker passes them on, and must see the same.
+//! A differential test of the response parser: hyper's client reads generated responses, valid and
+//! damaged ones, once directly from the instance and once through the worker, and must see the
+//! same.
 //!
-//! Where hyper takes what the worker refuses, [`strictness`] must know why. There is nothing that the worker takes and
-//! hyper does not.
+//! Where the worker refuses what hyper accepts, [`strictness`] must know the reason. The worker
+//! accepts nothing that hyper refuses.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -21,14 +22,14 @@ use tokio::time::timeout;
 use crate::kit::PATIENCE;
 use crate::peers::{Peer, Stage};
 
-/// A response as an instance sends it.
+/// A response as an instance sends it, and the method of its request.
 #[derive(Clone)]
 struct Sent {
     to_head: bool,
     bytes: Vec<u8>,
-    /// Where the pieces end in which it is written.
+    /// The offsets at which the response is split into separate writes.
     cuts: Vec<usize>,
-    /// Whether the connection ends with it.
+    /// True if the instance closes the connection after the response.
     close: bool,
 }
 
@@ -45,16 +46,16 @@ impl fmt::Debug for Sent {
     }
 }
 
-/// Fields, in the order of their names, and of their values where a name has several.
+/// Fields, sorted by name, and by value where a name occurs several times.
 type Fields = Vec<(String, Vec<u8>)>;
 
-/// What a client makes of a response.
+/// A response as a client understands it.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     interims: Vec<(u16, Fields)>,
     status: u16,
     fields: Fields,
-    /// `None` if it broke off.
+    /// The body and its trailers; `None` if the response broke off.
     body: Option<(Vec<u8>, Fields)>,
 }
 
@@ -67,8 +68,8 @@ fn fields(map: &HeaderMap) -> Fields {
 }
 
 impl Seen {
-    /// What of it is for a client: no field that concerns the connection, no trailer that could be mistaken for a field
-    /// that had to be known before, and of the length only what it says where no body follows.
+    /// Removes what a proxy must not pass on: fields about the connection, trailers whose meaning
+    /// would have to be known before the body, and `Content-Length` unless no body follows.
     fn passed_on(mut self, to_head: bool) -> Seen {
         let has_body = !to_head && ![204, 304].contains(&self.status);
         let status = self.status;
@@ -97,7 +98,7 @@ fn pass_on(fields: &mut Fields, unwanted: impl Fn(&str) -> bool) {
     };
     let connection = fields.iter().filter(|(name, _)| name == "connection");
     let nominated: Vec<String> = connection.flat_map(|(_, value)| named(value)).collect();
-    // What an instance must not take away by this, see `is_end_to_end`.
+    // Fields that an instance cannot remove by naming them in `Connection`, see `is_end_to_end`.
     let protected = |name: &str| ["date", "set-cookie", "content-type"].contains(&name);
     fields.retain(|(name, _)| {
         let hop = [
@@ -113,8 +114,8 @@ fn pass_on(fields: &mut Fields, unwanted: impl Fn(&str) -> bool) {
     });
 }
 
-/// Sends a request by hyper's client and reads its response. `None` if that refuses it. Whether another request could
-/// follow is told by the sender.
+/// Sends a request with hyper's client and reads the response, which is `None` if hyper refuses it.
+/// The returned sender knows whether another request could follow.
 async fn read(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     to_head: bool,
@@ -134,11 +135,13 @@ async fn read(
         heard.push((interim.status().as_u16(), fields(interim.headers())));
     });
     let response = timeout(PATIENCE, sender.send_request(request)).await;
-    let Ok(response) = response.expect("a response comes") else {
+    let Ok(response) = response.expect("a response comes in time") else {
         return (None, sender);
     };
     let (head, body) = response.into_parts();
-    let body = timeout(PATIENCE, body.collect()).await.expect("it ends");
+    let body = timeout(PATIENCE, body.collect())
+        .await
+        .expect("the body ends in time");
     let body = body.ok().map(|body| {
         let trailers = body.trailers().map(fields).unwrap_or_default();
         (body.to_bytes().to_vec(), trailers)
@@ -157,7 +160,7 @@ impl Sent {
     async fn write(&self, stream: &mut (impl AsyncWrite + Unpin)) {
         let mut from = 0;
         for cut in self.cuts.iter().copied().chain([self.bytes.len()]) {
-            // Whoever has seen enough may have closed already.
+            // The reader may have closed the connection already.
             let _ = stream.write_all(&self.bytes[from..cut]).await;
             let _ = stream.flush().await;
             tokio::task::yield_now().await;
@@ -168,7 +171,8 @@ impl Sent {
         }
     }
 
-    /// What hyper's client sees, and whether it would send another request.
+    /// Returns what hyper's client sees without the worker, and whether it would send another
+    /// request.
     async fn read_directly(&self) -> (Option<Seen>, bool) {
         let (client, mut instance) = tokio::io::duplex(64 << 10);
         let serve = async {
@@ -183,7 +187,8 @@ impl Sent {
         (seen, reusable)
     }
 
-    /// The same with the worker in between.
+    /// Returns what hyper's client sees through the worker, and whether the worker uses the
+    /// connection to the instance again.
     async fn read_through(&self, stage: &mut Stage) -> (Option<Seen>, bool) {
         let client = stage.connect().await.stream;
         let serve = async {
@@ -197,7 +202,7 @@ impl Sent {
     }
 }
 
-/// Whether the next request comes on this connection. Leaves none behind.
+/// Returns true if the next request comes on this connection, and answers that request.
 async fn is_reused(stage: &mut Stage, mut instance: Peer) -> bool {
     let mut client = stage
         .send("GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
@@ -220,7 +225,7 @@ async fn is_reused(stage: &mut Stage, mut instance: Peer) -> bool {
     reused
 }
 
-/// Why the worker refuses what hyper takes; `None` if there is no reason.
+/// Returns the reason for which the worker refuses what hyper accepts; `None` if there is none.
 fn strictness(sent: &Sent) -> Option<&'static str> {
     let mut rest = &sent.bytes[..];
     let mut slots = [httparse::EMPTY_HEADER; 100];
@@ -256,7 +261,7 @@ fn strictness(sent: &Sent) -> Option<&'static str> {
     }
 }
 
-/// What is tolerable, but unusual enough to be refused, in the line before one of these chunks.
+/// Returns what is unusual, though valid, in the size line of one of these chunks.
 fn odd_chunk(mut body: &[u8]) -> Option<&'static str> {
     loop {
         let end = body.windows(2).position(|pair| pair == b"\r\n")?;
@@ -288,13 +293,13 @@ fn is_number(value: &[u8]) -> bool {
     !text.starts_with('+') && text.parse::<u64>().is_ok()
 }
 
-/// Holds one response against both readers.
+/// Compares what hyper's client makes of one response with and without the worker.
 async fn compare(stage: &mut Stage, sent: &Sent) -> Result<(), TestCaseError> {
     let (direct, reusable) = sent.read_directly().await;
     let (through, reused) = sent.read_through(stage).await;
     let expected = direct.map(|seen| seen.passed_on(sent.to_head));
     let refused = through.as_ref().is_none_or(|seen| {
-        // 502 is the worker's own answer then, unless it is the instance's.
+        // The 502 is the worker's own answer, unless the instance has sent a 502 itself.
         let sent_itself = expected
             .as_ref()
             .is_some_and(|expected| expected.status == 502);
@@ -317,7 +322,7 @@ async fn compare(stage: &mut Stage, sent: &Sent) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// How a body is framed, and with it the fields that say so.
+/// Frames a body in one of several ways, and returns the fields that describe the framing.
 fn framed(body: Vec<u8>) -> impl Strategy<Value = (String, Vec<u8>)> {
     let length = body.len();
     let of = body.clone();
@@ -378,7 +383,7 @@ fn chunked(body: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// One byte that is not what it was, or the end of everything.
+/// One byte replaced, inserted or removed, or everything after a place cut off.
 #[derive(Debug, Clone)]
 enum Damage {
     Replaced(u8),
@@ -420,7 +425,7 @@ fn responses() -> impl Strategy<Value = Sent> {
             let mut bytes = [head.as_bytes(), &body].concat();
             let delimited =
                 framing.contains("ontent-") || framing.to_lowercase().contains("chunked");
-            // What has no other end is ended by this.
+            // A response without any other end ends with the connection.
             let close = close || damage.is_some() || !(delimited || without_body);
             if let Some((at, damage)) = damage {
                 let at = at.index(bytes.len());
@@ -444,7 +449,7 @@ fn responses() -> impl Strategy<Value = Sent> {
 }
 
 #[test]
-fn hyper_sees_the_same_through_the_worker() {
+fn hyper_sees_the_same_response_directly_and_through_the_worker() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,4 +1,4 @@
-//! A client of HTTP/2 that sends what the test wants, whether it is right or wrong.
+//! An HTTP/2 client that sends exactly the frames that a test wants, valid or not.
 
 use std::time::Duration;
 
@@ -23,12 +23,12 @@ pub(crate) const ACK: u8 = 1;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
-/// Flags of the HEADERS of a request without a body.
+/// Flags of the HEADERS frame of a request without a body.
 pub(crate) const WHOLE: u8 = END_STREAM | END_HEADERS;
 
 pub(crate) const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// What was received.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -38,7 +38,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// The last four bytes of a RST_STREAM, or those that follow the last stream in a GOAWAY.
+    /// Returns the error code of a RST_STREAM or GOAWAY.
     pub(crate) fn code(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
@@ -54,7 +54,8 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     bytes
 }
 
-/// Fields as HPACK has them that knows neither tables nor Huffman: so each byte arrives as it is.
+/// Encodes fields in HPACK without its tables and without Huffman codes, so that every byte arrives
+/// as it is.
 pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
@@ -79,7 +80,7 @@ fn put_string(text: &[u8], block: &mut Vec<u8>) {
     block.extend(text);
 }
 
-/// The pseudo-fields of a request.
+/// Encodes the pseudo-fields of a GET request.
 pub(crate) fn get(path: &str) -> Vec<u8> {
     block(&[
         (":method", "GET"),
@@ -89,10 +90,10 @@ pub(crate) fn get(path: &str) -> Vec<u8> {
     ])
 }
 
-/// What a stream, or the whole connection, came to.
+/// What became of a stream, or of the whole connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// A response: its status if that is one of HPACK's own table, its body.
+    /// A response: its status, or 0 if HPACK's static table does not have it, and its body.
     Answer(u16, String),
     Reset(u32),
     GoAway(u32),
@@ -105,7 +106,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects with these settings.
+    /// Connects to the worker with these settings.
     pub(crate) async fn connect(stage: &Stage, settings: &[(u16, u32)]) -> Client {
         let stream = TcpStream::connect(stage.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
@@ -124,13 +125,15 @@ impl Client {
         client
     }
 
-    /// `false` if the worker has closed the connection.
+    /// Sends bytes; returns `false` if the worker has closed the connection.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         let send = self.stream.write_all(bytes);
-        timeout(PATIENCE, send).await.expect("it is taken").is_ok()
+        let sent = timeout(PATIENCE, send).await;
+        sent.expect("the worker takes the bytes in time").is_ok()
     }
 
-    /// Sends without end, reading nothing, until the worker takes no more or has closed the connection.
+    /// Sends bytes again and again, reading nothing, until `most` bytes were sent, the worker takes
+    /// no more, or it has closed the connection.
     pub(crate) async fn flood(&mut self, bytes: &[u8], most: usize) {
         let mut sent = 0;
         while sent < most {
@@ -141,7 +144,7 @@ impl Client {
         }
     }
 
-    /// The next frame, `None` at the end of the connection.
+    /// Waits for the next frame; `None` at the end of the connection.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         let receive = async {
             loop {
@@ -154,7 +157,9 @@ impl Client {
                 }
             }
         };
-        timeout(PATIENCE, receive).await.expect("a frame comes")
+        timeout(PATIENCE, receive)
+            .await
+            .expect("a frame comes in time")
     }
 
     fn take(&mut self) -> Option<Frame> {
@@ -170,7 +175,7 @@ impl Client {
         })
     }
 
-    /// What becomes of a stream.
+    /// Waits for what becomes of a stream.
     pub(crate) async fn outcome(&mut self, stream: u32) -> Outcome {
         let (mut status, mut body) = (0, Vec::new());
         while let Some(frame) = self.next().await {
@@ -193,7 +198,7 @@ impl Client {
     }
 }
 
-/// RFC 7541, appendix A.
+/// The statuses of HPACK's static table: RFC 7541, appendix A.
 fn known_status(first: u8) -> u16 {
     match first {
         0x88 => 200,

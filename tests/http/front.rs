@@ -1,4 +1,5 @@
-//! A load balancer in front of the worker, which says by the PROXY protocol whose connections it passes on.
+//! A load balancer in front of the worker, which tells by the PROXY protocol whose connections it
+//! passes on.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -13,7 +14,7 @@ use crate::peers::{Peer, Stage};
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
 const RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
 
-/// A listener with the PROXY protocol, and who is trusted.
+/// Starts a worker that trusts this network and whose listener speaks the PROXY protocol.
 async fn stage(trusted: &str) -> Stage {
     let mut stage = Stage::trusting(1, vec![trusted.parse().unwrap()]).await;
     stage.table.number += 1;
@@ -23,7 +24,8 @@ async fn stage(trusted: &str) -> Stage {
     stage
 }
 
-/// Who the instance is told has sent the request, which it then answers.
+/// Takes a request at the instance, answers it, and returns the client address that the instance
+/// was told.
 async fn serve(stage: &mut Stage) -> String {
     let mut instance = stage.accept().await;
     let head = instance.receive_head().await;
@@ -34,7 +36,7 @@ async fn serve(stage: &mut Stage) -> String {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_says_whose_the_connection_is() {
+async fn a_trusted_proxy_names_the_client_of_its_connection() {
     let mut stage = stage("127.0.0.0/8").await;
     let v2 = |family: u8, rest: &[u8]| {
         let fixed = [0x21, family, 0, rest.len() as u8];
@@ -60,7 +62,8 @@ async fn a_trusted_proxy_says_whose_the_connection_is() {
     ];
     for (header, told) in cases {
         let whole = [&header, REQUEST.as_bytes()].concat();
-        // Cut in the middle of the header, at its end, and not at all.
+        // The bytes come in two pieces, split in the middle of the header and at its end, and in
+        // one.
         for cut in [header.len() / 2, header.len(), whole.len()] {
             let mut client = stage.send(&whole[..cut]).await;
             client.send(&whole[cut..]).await;
@@ -70,9 +73,9 @@ async fn a_trusted_proxy_says_whose_the_connection_is() {
     }
 }
 
-/// The client behind the balancer is not trusted, though the balancer is.
+/// The balancer is trusted, but the client behind it is not.
 #[tokio::test]
-async fn what_the_client_of_a_trusted_proxy_says_of_itself_is_not_believed() {
+async fn forwarding_fields_from_the_client_of_a_trusted_proxy_are_ignored() {
     let mut stage = stage("127.0.0.0/8").await;
     let _client = stage
         .send(
@@ -84,7 +87,7 @@ async fn what_the_client_of_a_trusted_proxy_says_of_itself_is_not_believed() {
 }
 
 #[tokio::test]
-async fn connections_that_do_not_begin_so_are_closed() {
+async fn connections_without_a_valid_proxy_header_are_closed() {
     let stage = stage("127.0.0.0/8").await;
     for begin in [
         REQUEST,
@@ -97,16 +100,16 @@ async fn connections_that_do_not_begin_so_are_closed() {
 }
 
 #[tokio::test]
-async fn a_header_from_somebody_who_is_not_trusted_closes_the_connection() {
+async fn a_proxy_header_from_an_untrusted_peer_closes_the_connection() {
     let stage = stage("192.0.2.0/24").await;
     let header = "PROXY TCP4 192.0.2.1 192.0.2.2 5000 80\r\n";
     let mut client = stage.send(format!("{header}{REQUEST}")).await;
     assert_eq!(client.receive_all().await.0, "");
 }
 
-/// Without the PROXY protocol its header is no request.
+/// On a listener without the PROXY protocol, its header is an invalid request.
 #[tokio::test]
-async fn a_header_that_was_not_asked_for_is_refused() {
+async fn a_proxy_header_on_a_listener_without_the_protocol_is_refused() {
     let stage = Stage::trusting(1, vec!["127.0.0.0/8".parse().unwrap()]).await;
     let header = "PROXY TCP4 192.0.2.1 192.0.2.2 5000 80\r\n";
     let mut client = stage.send(format!("{header}{REQUEST}")).await;
@@ -115,7 +118,7 @@ async fn a_header_that_was_not_asked_for_is_refused() {
 }
 
 #[tokio::test]
-async fn curl_is_understood() {
+async fn the_proxy_header_of_curl_is_understood() {
     let mut stage = stage("127.0.0.0/8").await;
     let curl = Command::new("curl")
         .args(["--silent", "--max-time", "20", "--haproxy-protocol"])
@@ -123,7 +126,7 @@ async fn curl_is_understood() {
         .arg(format!("http://{}/", stage.address))
         .stdout(Stdio::piped())
         .spawn()
-        .expect("curl is installed, see scripts/install-needs");
+        .expect("this test needs curl, see scripts/install-needs");
     assert_eq!(serve(&mut stage).await, "127.0.0.1");
     let output = tokio::task::spawn_blocking(|| curl.wait_with_output());
     let output = output.await.unwrap().unwrap();
@@ -131,7 +134,7 @@ async fn curl_is_understood() {
     assert_eq!(output.stdout, b"hello");
 }
 
-/// HAProxy, which passes connections on to an address.
+/// HAProxy, which passes connections on to one address.
 struct Balancer {
     process: Child,
     address: SocketAddr,
@@ -156,7 +159,7 @@ impl Balancer {
             .stderr(Stdio::null())
             .stdin(Stdio::from(OwnedFd::from(socket)))
             .spawn()
-            .expect("HAProxy is installed, see scripts/install-needs");
+            .expect("this test needs HAProxy, see scripts/install-needs");
         Balancer {
             process,
             address,
@@ -164,7 +167,7 @@ impl Balancer {
         }
     }
 
-    /// Connects as a client that has this address.
+    /// Connects to HAProxy as a client with this address.
     async fn connect(&self, from: [u8; 4]) -> Peer {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((from, 0).into()).unwrap();
@@ -180,7 +183,7 @@ impl Drop for Balancer {
 }
 
 #[tokio::test]
-async fn haproxy_is_understood() {
+async fn the_proxy_headers_of_haproxy_are_understood() {
     for option in [
         "send-proxy",
         "send-proxy-v2",
@@ -197,7 +200,7 @@ async fn haproxy_is_understood() {
 }
 
 #[tokio::test]
-async fn forwarded_is_set_where_it_is_wanted() {
+async fn forwarded_is_set_when_it_is_configured() {
     let mut stage = Stage::trusting(1, vec!["127.0.0.2/32".parse().unwrap()]).await;
     stage.table.number += 1;
     stage.table.forwarded = true;
@@ -244,7 +247,7 @@ async fn connections_above_the_limit_wait_until_one_ends() {
     instance.send(answer).await;
     second.receive_head().await;
     let mut third = stage.send(request("/third")).await;
-    // Another port has its own.
+    // Each listener has a limit of its own.
     let (socket, address) = listen();
     stage.manager.send_listener(2, &socket).await;
     stage.table.number += 1;

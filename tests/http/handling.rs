@@ -1,4 +1,4 @@
-//! What a service may say about how its requests are treated.
+//! What the configuration of a service says about the handling of its requests.
 
 use smoothserve::ipc::{Host, ListenerId, Route};
 
@@ -8,7 +8,7 @@ use crate::peers::{Stage, forwarded, undated};
 const TOO_LARGE: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Type: text/plain\r\nContent-Length: 26\r\n\
     Connection: close\r\n\r\nThe request is too large.\n";
 
-/// With bodies of ten bytes at most.
+/// Starts a worker with a service that accepts bodies of at most ten bytes.
 async fn stage() -> Stage {
     let mut stage = Stage::new(1).await;
     stage.table.number += 1;
@@ -18,9 +18,10 @@ async fn stage() -> Stage {
     stage
 }
 
-/// What follows a body that was too large is not taken for a request, and no instance hears of it.
+/// No instance hears of the request, and the bytes after its head are not taken for another
+/// request.
 #[tokio::test]
-async fn a_body_that_is_announced_too_large_reaches_no_instance() {
+async fn a_body_announced_as_too_large_reaches_no_instance() {
     let mut stage = stage().await;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a.example\r\n\r\n";
     for fields in ["", "Expect: 100-continue\r\n"] {
@@ -46,7 +47,7 @@ async fn a_body_that_is_announced_too_large_reaches_no_instance() {
 }
 
 #[tokio::test]
-async fn a_body_that_turns_out_to_be_too_large_ends_in_the_middle() {
+async fn a_body_that_turns_out_to_be_too_large_is_never_completed() {
     let mut stage = stage().await;
     let head = "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut client = stage.send(format!("{head}5\r\n01234\r\n")).await;
@@ -58,9 +59,9 @@ async fn a_body_that_turns_out_to_be_too_large_ends_in_the_middle() {
     assert_eq!(rest, "", "the last chunk would make it whole");
 }
 
-/// When the response has begun there is no other way to say it.
+/// Once the response has begun, the worker can only end the connection.
 #[tokio::test]
-async fn a_body_that_turns_out_to_be_too_large_late_cuts_the_response_off() {
+async fn a_body_that_gets_too_large_during_the_response_cuts_it_off() {
     let mut stage = stage().await;
     let head = "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut client = stage.send(format!("{head}5\r\n01234\r\n")).await;
@@ -75,7 +76,7 @@ async fn a_body_that_turns_out_to_be_too_large_late_cuts_the_response_off() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_just_small_enough_is_passed_on() {
+async fn a_body_of_exactly_the_limit_is_passed_on() {
     let mut stage = stage().await;
     let forwarded = forwarded("a.example");
     for (framing, body) in [
@@ -98,7 +99,7 @@ async fn a_body_that_is_just_small_enough_is_passed_on() {
 }
 
 #[tokio::test]
-async fn a_prefix_is_taken_away_and_told() {
+async fn a_stripped_prefix_is_told_to_the_instance() {
     let mut stage = Stage::trusting(1, vec!["127.0.0.0/8".parse().unwrap()]).await;
     stage.table.number += 1;
     first(&mut stage.table).routes = vec![
@@ -144,7 +145,7 @@ async fn a_prefix_is_taken_away_and_told() {
             instance.receive_head().await,
             format!("GET {rewritten} HTTP/1.1\r\nHost: a.example\r\n{common}{told}\r\n")
         );
-        // A redirect is the instance's own affair.
+        // A redirect of the instance is passed on unchanged.
         instance
             .send("HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             .await;

@@ -1,7 +1,8 @@
-//! What is known to have brought down servers of HTTP/2, by the names it is known by.
+//! Attacks that are known to have brought down HTTP/2 servers, by the names under which they are
+//! known.
 //!
-//! After each, and while its connection is still there, another client is served, and the worker has not grown by more than
-//! [`MOST_GROWTH`].
+//! During each attack and after it, another client is served, and the worker does not grow by more
+//! than [`MOST_GROWTH`].
 
 use crate::frames::{
     ACK, CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE,
@@ -10,16 +11,17 @@ use crate::frames::{
 use crate::recorder::BIG;
 use crate::scene::Scene;
 
-/// In KiB: far less than what an attack sends or asks for, and more than what the allocator keeps.
+/// The most by which the worker may grow, in KiB: far less than an attack sends or asks for, but
+/// more than the allocator keeps.
 const MOST_GROWTH: u64 = 24 << 10;
 
-/// Streams that the worker allows at a time.
+/// The number of streams that the worker allows at the same time.
 const MOST_STREAMS: u32 = 128;
 
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// The ids of a client's streams.
+/// Returns the ids of the first streams of a client.
 fn streams(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|number| 1 + 2 * number)
 }
@@ -32,12 +34,15 @@ async fn attack(settings: &[(u16, u32)], act: impl AsyncFnOnce(&Scene, &mut Clie
     act(&scene, &mut client).await;
     scene.serves_others("meanwhile").await;
     let growth = scene.stage.worker_memory().saturating_sub(before);
-    assert!(growth < MOST_GROWTH, "{growth} KiB");
+    assert!(
+        growth < MOST_GROWTH,
+        "the worker has grown by {growth} KiB, expected less than {MOST_GROWTH} KiB"
+    );
     drop(client);
     scene.serves_others("afterwards").await;
 }
 
-/// The worker has said why it ends the connection.
+/// Checks that the worker has ended the connection with an error code.
 async fn assert_ended(client: &mut Client, name: &str) {
     let outcome = client.outcome(u32::MAX).await;
     assert!(matches!(outcome, Outcome::GoAway(_)), "{name}: {outcome:?}");
@@ -48,9 +53,9 @@ async fn assert_calmed(client: &mut Client) {
     assert_eq!(outcome, Outcome::GoAway(ENHANCE_YOUR_CALM));
 }
 
-/// CVE-2023-44487
+/// CVE-2023-44487, "Rapid Reset": the client opens streams and resets them at once.
 #[tokio::test]
-async fn rapid_reset() {
+async fn rapid_reset_ends_the_connection() {
     attack(&[], async |_, client| {
         for stream in streams(20_000) {
             let request = frame(HEADERS, WHOLE, stream, &get("/"));
@@ -64,9 +69,9 @@ async fn rapid_reset() {
     .await;
 }
 
-/// CVE-2025-8671, "MadeYouReset": the client has the server reset the streams.
+/// CVE-2025-8671, "MadeYouReset": the client makes the server reset the streams.
 #[tokio::test]
-async fn made_you_reset() {
+async fn made_you_reset_ends_the_connection() {
     attack(&[], async |_, client| {
         for stream in streams(20_000) {
             let request = frame(HEADERS, WHOLE, stream, &get("/"));
@@ -80,9 +85,10 @@ async fn made_you_reset() {
     .await;
 }
 
-/// CVE-2024-27316 of httpd, CVE-2023-45288 of Go, CVE-2024-27983 of Node and others of the same kind.
+/// CVE-2024-27316 of httpd, CVE-2023-45288 of Go, CVE-2024-27983 of Node and others: header blocks
+/// that never end.
 #[tokio::test]
-async fn continuation_flood() {
+async fn continuation_flood_ends_the_connection() {
     attack(&[], async |_, client| {
         let some = block(&[("x", &"y".repeat(16_000))]);
         client.send(&frame(HEADERS, END_STREAM, 1, &get("/"))).await;
@@ -94,9 +100,9 @@ async fn continuation_flood() {
     .await;
 }
 
-/// CVE-2019-9518: frames with nothing in them, which never end anything.
+/// CVE-2019-9518: empty frames that end neither a header block nor a body.
 #[tokio::test]
-async fn empty_frames_flood() {
+async fn empty_frames_flood_uses_bounded_memory() {
     for (kind, first) in [(CONTINUATION, END_STREAM), (DATA, END_HEADERS)] {
         attack(&[], async |_, client| {
             client.send(&frame(HEADERS, first, 1, &get("/"))).await;
@@ -107,12 +113,13 @@ async fn empty_frames_flood() {
     }
 }
 
-/// CVE-2016-6581, "HPACK bomb": a large field is put into the table once and asked for again and again by one byte.
+/// CVE-2016-6581, "HPACK bomb": the client puts a large field into the dynamic table and refers to
+/// it again and again, with one byte each.
 #[tokio::test]
-async fn header_bomb() {
+async fn header_bomb_is_refused() {
     attack(&[], async |_, client| {
         let large = block(&[("x", &"y".repeat(3000))]);
-        // Indexed from now on.
+        // The field is sent with indexing; 0xbe then refers to it.
         let bomb = [&get("/")[..], &[0x40], &large[1..], &[0xbe; 12_000]].concat();
         for stream in streams(50) {
             if !client.send(&frame(HEADERS, WHOLE, stream, &bomb)).await {
@@ -120,7 +127,7 @@ async fn header_bomb() {
             }
         }
         match client.outcome(1).await {
-            // 431 has no number in HPACK's table.
+            // The response is a 431, which HPACK's static table does not have.
             Outcome::Answer(0, _) | Outcome::Reset(_) | Outcome::GoAway(_) => {}
             other => panic!("{other:?}"),
         }
@@ -128,9 +135,9 @@ async fn header_bomb() {
     .await;
 }
 
-/// Numbers and strings that are longer than they may be, or refer to nothing.
+/// Numbers and strings that are too long, and references to nothing.
 #[tokio::test]
-async fn broken_compression() {
+async fn broken_header_compression_ends_the_connection() {
     for block in [
         &[0xff; 20][..],
         &[0x80],
@@ -148,7 +155,7 @@ async fn broken_compression() {
 
 /// CVE-2019-9516: fields without names.
 #[tokio::test]
-async fn nameless_fields() {
+async fn fields_without_names_are_refused() {
     attack(&[], async |_, client| {
         let fields = [&get("/")[..], &[0, 0, 0].repeat(5000)].concat();
         for stream in streams(1000) {
@@ -165,9 +172,10 @@ async fn nameless_fields() {
     .await;
 }
 
-/// CVE-2019-9512, CVE-2019-9515: what has to be answered, by a client that does not read the answers.
+/// CVE-2019-9512, CVE-2019-9515: frames that must be answered, by a client that does not read the
+/// answers.
 #[tokio::test]
-async fn ping_and_settings_floods() {
+async fn ping_and_settings_floods_use_bounded_memory() {
     for one in [frame(PING, 0, 0, b"12345678"), frame(SETTINGS, 0, 0, b"")] {
         attack(&[], async |_, client| {
             client.flood(&one.repeat(1000), 100 << 20).await;
@@ -176,9 +184,9 @@ async fn ping_and_settings_floods() {
     }
 }
 
-/// CVE-2019-9513: the order of the streams is turned around all the time.
+/// CVE-2019-9513: the client reorders the streams all the time.
 #[tokio::test]
-async fn priority_flood() {
+async fn priority_flood_has_no_effect() {
     attack(&[], async |_, client| {
         for round in 0..200_u32 {
             let mut bytes = Vec::new();
@@ -197,16 +205,16 @@ async fn priority_flood() {
     .await;
 }
 
-/// Asks for as much as it may, for large answers.
+/// Requests large responses on as many streams as the worker allows.
 async fn ask_for_much(client: &mut Client) {
     for stream in streams(MOST_STREAMS) {
         client.send(&frame(HEADERS, WHOLE, stream, &get(BIG))).await;
     }
 }
 
-/// CVE-2019-9511: a window that lets a byte through now and then.
+/// CVE-2019-9511: flow-control windows that let a single byte through now and then.
 #[tokio::test]
-async fn window_stall() {
+async fn window_stall_uses_bounded_memory() {
     attack(&[(INITIAL_WINDOW_SIZE, 0)], async |scene, client| {
         ask_for_much(client).await;
         scene.recorder.saw_at_least(MOST_STREAMS as usize).await;
@@ -221,9 +229,9 @@ async fn window_stall() {
     .await;
 }
 
-/// CVE-2019-9517: the windows are wide open, but what comes is not read.
+/// CVE-2019-9517: the windows are wide open, but the client does not read.
 #[tokio::test]
-async fn unread_answers() {
+async fn unread_responses_use_bounded_memory() {
     let most = (1 << 31) - 1;
     attack(&[(INITIAL_WINDOW_SIZE, most)], async |scene, client| {
         let update = (most - 65_535).to_be_bytes();
@@ -235,7 +243,7 @@ async fn unread_answers() {
 }
 
 #[tokio::test]
-async fn more_streams_than_allowed() {
+async fn streams_above_the_limit_are_refused() {
     attack(&[], async |scene, client| {
         for stream in streams(MOST_STREAMS) {
             client
@@ -255,9 +263,9 @@ async fn more_streams_than_allowed() {
     .await;
 }
 
-/// Requests whose bodies never come, on as many streams and as many connections.
+/// Requests whose bodies never come, on as many streams as allowed and on several connections.
 #[tokio::test]
-async fn slow_bodies() {
+async fn bodies_that_never_come_use_bounded_memory() {
     attack(&[], async |scene, client| {
         let mut others = Vec::new();
         for _ in 0..8 {
@@ -277,9 +285,9 @@ async fn slow_bodies() {
     .await;
 }
 
-/// RFC 9113: what ends a connection.
+/// Frames after which RFC 9113 ends the connection.
 #[tokio::test]
-async fn frames_that_may_not_be() {
+async fn frames_that_rfc_9113_forbids_end_the_connection() {
     let head = frame(HEADERS, END_HEADERS, 1, &get("/"));
     let update = |stream, by: u32| frame(WINDOW_UPDATE, 0, stream, &by.to_be_bytes());
     for (name, bytes) in [
@@ -335,7 +343,8 @@ async fn frames_that_may_not_be() {
         assert_ended(&mut client, name).await;
         scene.serves_others(name).await;
     }
-    // It may be sent by a client, who has nothing that the worker could begin.
+    // A client may send GOAWAY, and since a server starts no streams, the connection then just
+    // ends.
     let mut scene = Scene::new().await;
     let mut client = Client::connect(&scene.stage, &[]).await;
     client.send(&frame(GOAWAY, 0, 0, &[0; 8])).await;

@@ -1,4 +1,4 @@
-//! How connections of HTTP/2 end when the worker is to end: RFC 9113, section 6.8.
+//! How HTTP/2 connections end when the worker drains: RFC 9113, section 6.8.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use crate::scene::Scene;
 
 const NO_ERROR: u32 = 0;
 
-/// The number of the last stream that will be served.
+/// Returns the last stream id of a GOAWAY.
 fn last_stream(frame: &Frame) -> u32 {
     u32::from_be_bytes(frame.payload[..4].try_into().unwrap())
 }
 
 async fn next_of(client: &mut Client, kind: u8) -> Frame {
     loop {
-        let next = client.next().await.expect("the connection goes on");
+        let next = client.next().await.expect("the connection stays open");
         if next.kind == kind {
             return next;
         }
     }
 }
 
-/// The first says that the connection is to end, and is followed by a PING; a request that the client sends before it knows is
-/// served like those before it, and the second GOAWAY says so.
+/// The first GOAWAY only announces the end and is followed by a PING. A request that the client
+/// sends before it knows of it is served like those before, and the second GOAWAY includes it.
 #[tokio::test]
-async fn two_goaways_lose_no_request() {
+async fn a_graceful_end_with_two_goaways_loses_no_request() {
     let mut scene = Scene::new().await;
     let mut client = Client::connect(&scene.stage, &[]).await;
     next_of(&mut client, SETTINGS).await;

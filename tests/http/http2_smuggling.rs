@@ -1,5 +1,5 @@
-//! The same as [`crate::smuggling`] by way of HTTP/2, where lines and lengths are the translator's, and so are the ways to
-//! forge them: h2.CL, h2.TE, and lines in pseudo-fields.
+//! The attacks of [`crate::smuggling`] over HTTP/2, where a translator writes the lines and lengths
+//! of HTTP/1.1: h2.CL, h2.TE, and line breaks in pseudo-fields.
 
 use crate::frames::{
     Client, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, WHOLE, block, frame, get,
@@ -8,10 +8,10 @@ use crate::scene::Scene;
 
 const PROTOCOL_ERROR: u32 = 1;
 
-/// A request that nobody has made.
+/// A request that no client has made, as the body of another one.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: a.example\r\n\r\n";
 
-/// The four that every request has, with one of them changed.
+/// Returns the four pseudo-fields of a request, one of them changed.
 fn pseudo<'a>(name: &str, value: &'a str) -> Vec<(&'static str, &'a str)> {
     let usual = [
         (":method", "POST"),
@@ -27,8 +27,9 @@ fn usual(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static s
     [&pseudo("", "")[..], more].concat()
 }
 
-/// A status is the worker's own answer, `refused` its refusal of what is no request; all else is what the instance has seen.
-/// Another request on the connection is served, unless the connection itself was refused.
+/// Sends a request and checks what becomes of it. `expected` is the status of the worker's own
+/// answer, `refused` if the worker refuses the stream or the connection, or what the instance has
+/// seen. Unless the connection was refused, another request on it is served.
 async fn expect(scene: &mut Scene, fields: &[(&str, &str)], body: &str, expected: &str) {
     let context = format!("{fields:?} {body:?}");
     let mut client = Client::connect(&scene.stage, &[]).await;
@@ -62,9 +63,9 @@ async fn expect(scene: &mut Scene, fields: &[(&str, &str)], body: &str, expected
     }
 }
 
-/// h2.CL
+/// h2.CL: `content-length` must equal the length of the DATA frames.
 #[tokio::test]
-async fn a_length_is_that_of_the_data() {
+async fn a_content_length_must_equal_the_length_of_the_data() {
     let mut scene = Scene::new().await;
     for (length, body, expected) in [
         ("3", "abc", "POST a.example/ abc"),
@@ -81,7 +82,7 @@ async fn a_length_is_that_of_the_data() {
         let fields = [&usual(&[])[..], &[("content-length", length)]].concat();
         expect(&mut scene, &fields, body, expected).await;
     }
-    // What follows this one is nobody's.
+    // The bytes after this body belong to no request.
     let mut client = Client::connect(&scene.stage, &[]).await;
     let none = block(&usual(&[("content-length", "0")]));
     client.send(&frame(HEADERS, END_HEADERS, 1, &none)).await;
@@ -99,9 +100,9 @@ async fn a_length_is_that_of_the_data() {
     expect(&mut scene, &twice, "abc", "refused").await;
 }
 
-/// h2.TE, and whatever else is for one connection of HTTP/1.1 only.
+/// h2.TE, and all other fields that only HTTP/1.1 connections have.
 #[tokio::test]
-async fn what_belongs_to_connections_of_the_other_version_is_refused() {
+async fn fields_of_http1_connections_are_refused() {
     let mut scene = Scene::new().await;
     let hidden: &'static str = "0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: a.example\r\n\r\n";
     for field in [
@@ -121,7 +122,7 @@ async fn what_belongs_to_connections_of_the_other_version_is_refused() {
 }
 
 #[tokio::test]
-async fn no_field_is_a_line() {
+async fn no_field_can_add_a_line() {
     let mut scene = Scene::new().await;
     for (name, value) in [
         ("x", "y\r\nTransfer-Encoding: chunked"),
@@ -141,7 +142,7 @@ async fn no_field_is_a_line() {
         let fields = [&usual(&[])[..], &[(name, value)]].concat();
         expect(&mut scene, &fields, "", "refused").await;
     }
-    // The parser of HTTP/1.1 has the last word about all others.
+    // The HTTP/1.1 parser decides about all other fields.
     for (name, value, expected) in [
         ("x", " y ", "POST a.example/"),
         ("transfer_encoding", "chunked", "POST a.example/"),
@@ -156,7 +157,7 @@ async fn no_field_is_a_line() {
 }
 
 #[tokio::test]
-async fn no_pseudo_field_is_a_line() {
+async fn no_pseudo_field_can_add_a_line() {
     let mut scene = Scene::new().await;
     let smuggled = "/ HTTP/1.1\r\nHost: a.example\r\n\r\nGET /hidden";
     for (name, value, expected) in [
@@ -189,7 +190,7 @@ async fn no_pseudo_field_is_a_line() {
 }
 
 #[tokio::test]
-async fn each_pseudo_field_comes_once_and_before_all_fields() {
+async fn each_pseudo_field_must_come_once_and_before_all_fields() {
     let mut scene = Scene::new().await;
     let usual = usual(&[]);
     let without = |name: &str| -> Vec<(&str, &str)> {
@@ -214,9 +215,9 @@ async fn each_pseudo_field_comes_once_and_before_all_fields() {
     expect(&mut scene, &hosts, "", "400").await;
 }
 
-/// Fields after the body may not say anything about it.
+/// Trailers cannot change anything about the body or the request.
 #[tokio::test]
-async fn trailers_are_only_trailers() {
+async fn trailers_cannot_change_the_request() {
     let mut scene = Scene::new().await;
     for (fields, expected) in [
         (&[("x", "y")][..], "POST a.example/ abc"),

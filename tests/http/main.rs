@@ -1,4 +1,4 @@
-//! HTTP through the real worker process, to the byte.
+//! HTTP through the real worker process, compared byte by byte.
 
 mod differential;
 mod frames;

@@ -1,4 +1,4 @@
-//! What instances and clients receive of the messages of the other side.
+//! How the worker rewrites requests for instances and responses for clients.
 
 use crate::kit::first;
 use crate::peers::{Stage, forwarded, undated};
@@ -14,7 +14,7 @@ async fn requests_reach_the_instance_rewritten() {
             format!("GET /x?y=1 HTTP/1.1\r\nHost: a.example\r\nAccept: */*\r\n{forwarded}\r\n"),
         ),
         (
-            // Bare LFs, an empty line before, and white space around values.
+            // Bare LFs, an empty line before the request, and white space around values.
             "\r\n\nGET / HTTP/1.1\nAccept:   a  \nHost: a.example\n\n",
             format!("GET / HTTP/1.1\r\nHost: a.example\r\nAccept: a\r\n{forwarded}\r\n"),
         ),
@@ -83,7 +83,7 @@ async fn requests_reach_the_instance_rewritten() {
 }
 
 #[tokio::test]
-async fn a_trusted_peer_says_who_it_forwards() {
+async fn forwarding_fields_of_a_trusted_peer_are_kept() {
     let mut stage = Stage::trusting(1, vec!["127.0.0.0/8".parse().unwrap()]).await;
     let _client = stage
         .send(
@@ -184,7 +184,7 @@ async fn pipelined_requests_are_answered_in_order_over_one_connection() {
         format!("POST /{n} HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\n{n:02}")
     };
     let all: String = (0..20).map(request).collect();
-    // The last one comes in two pieces.
+    // The last request comes in two pieces.
     let (most, rest) = all.split_at(all.len() - 30);
     let mut client = stage.send(most).await;
     let mut instance = stage.accept().await;
@@ -230,7 +230,7 @@ async fn a_client_of_http_1_0_keeps_its_connection_if_it_asks() {
 }
 
 #[tokio::test]
-async fn the_proxy_answers_by_itself() {
+async fn the_worker_answers_requests_that_no_instance_can_take() {
     let mut stage = Stage::new(1).await;
     let mut client = stage
         .send("GET / HTTP/1.1\r\nHost: b.example\r\n\r\n")
@@ -257,7 +257,7 @@ async fn the_proxy_answers_by_itself() {
         undated(&client.receive_head().await),
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 44\r\nRetry-After: 1\r\n\r\n"
     );
-    // A body that nobody has read ends the connection.
+    // The connection ends after a request whose body nobody has read.
     client
         .send_last("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\n\r\nabc")
         .await;

@@ -1,5 +1,5 @@
-//! A client and an instance that are no more than sockets: the test says every byte that they send, and sees every byte
-//! that they receive.
+//! A client and an instance that are plain sockets: the test chooses every byte that they send, and
+//! sees every byte that they receive.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::kit::{Manager, PATIENCE, Worker, first, listen, listener, service, table};
 
-/// A worker with one service for `a.example` and `*.any`, and the instances of it.
+/// A worker with one service for `a.example` and `*.any`, and the instances of that service.
 pub(crate) struct Stage {
     worker: Worker,
     pub(crate) manager: Manager,
@@ -32,7 +32,7 @@ impl Stage {
         for _ in 0..instances {
             started.push(Instance::start().await);
         }
-        // One thread, so that there is one pool of connections to the instances.
+        // With one thread there is one pool of connections to the instances.
         let worker = Worker::start_with(&["--threads", "1"]);
         let mut manager = worker.connect().await;
         let (socket, address) = listen();
@@ -67,7 +67,7 @@ impl Stage {
         }
     }
 
-    /// KiB that the worker has in memory for itself.
+    /// Returns the private memory of the worker, in KiB.
     pub(crate) fn worker_memory(&self) -> u64 {
         let pid = self.worker.pid();
         let rollup =
@@ -78,7 +78,7 @@ impl Stage {
         figure.parse().unwrap()
     }
 
-    /// Makes this the state of all instances.
+    /// Sets the state of all endpoints and applies the table.
     pub(crate) async fn set_state(&mut self, state: EndpointState) {
         self.table.number += 1;
         for endpoint in &mut first(&mut self.table).endpoints {
@@ -91,20 +91,20 @@ impl Stage {
         Peer::new(TcpStream::connect(self.address).await.unwrap())
     }
 
-    /// Connects and sends this.
+    /// Connects as a client and sends a request.
     pub(crate) async fn send(&self, request: impl AsRef<[u8]>) -> Peer {
         let mut client = self.connect().await;
         client.send(request).await;
         client
     }
 
-    /// The next connection on which the first instance receives anything.
+    /// Waits for the next connection on which the first instance receives bytes.
     pub(crate) async fn accept(&mut self) -> Peer {
         self.instances[0].accept().await
     }
 }
 
-/// A listening socket; the test plays the server.
+/// The listening socket of an instance, whose answers the test writes.
 pub(crate) struct Instance {
     socket: TcpListener,
 }
@@ -128,13 +128,14 @@ impl Instance {
         }
     }
 
-    /// The next connection on which anything comes: the health check's send nothing.
+    /// Waits for the next connection on which bytes arrive, which skips health checks: these send
+    /// nothing.
     pub(crate) async fn accept(&mut self) -> Peer {
         let accept = timeout(PATIENCE, self.accept_at_leisure()).await;
-        accept.expect("a connection comes")
+        accept.expect("a connection comes in time")
     }
 
-    /// The same, whenever it may come.
+    /// Does the same as [`Instance::accept`], without a limit of time.
     pub(crate) async fn accept_at_leisure(&mut self) -> Peer {
         loop {
             let (stream, _) = self.socket.accept().await.unwrap();
@@ -146,7 +147,7 @@ impl Instance {
     }
 }
 
-/// One end of a connection.
+/// One end of a connection, that of a client or of an instance.
 pub(crate) struct Peer {
     pub(crate) stream: TcpStream,
     received: Vec<u8>,
@@ -162,27 +163,30 @@ impl Peer {
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let send = self.stream.write_all(bytes.as_ref());
-        timeout(PATIENCE, send).await.expect("it is taken").unwrap();
+        let sent = timeout(PATIENCE, send).await;
+        sent.expect("the peer takes the bytes in time").unwrap();
     }
 
-    /// Sends to somebody who may not want it.
+    /// Sends bytes to a peer that may have closed the connection.
     pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         let send = self.stream.write_all(bytes);
-        timeout(PATIENCE, send).await.expect("it is taken")
+        timeout(PATIENCE, send)
+            .await
+            .expect("the peer takes the bytes in time")
     }
 
-    /// Says that nothing will follow, if anybody is still there to hear it.
+    /// Closes the sending side; a peer that is gone is no error.
     pub(crate) async fn finish(&mut self) {
         let _ = self.stream.shutdown().await;
     }
 
-    /// Sends, and says that nothing will follow.
+    /// Sends bytes and closes the sending side.
     pub(crate) async fn send_last(&mut self, bytes: impl AsRef<[u8]>) {
         self.send(bytes).await;
         self.stream.shutdown().await.unwrap();
     }
 
-    /// What comes, up to and with `end`; all that comes if `end` never does and the connection ends.
+    /// Receives up to and including `end`, or everything if the connection ends before.
     pub(crate) async fn receive_until(&mut self, end: &str) -> String {
         let receive = async {
             loop {
@@ -196,15 +200,17 @@ impl Peer {
                 }
             }
         };
-        timeout(PATIENCE, receive).await.expect("it comes")
+        timeout(PATIENCE, receive)
+            .await
+            .expect("the bytes come in time")
     }
 
-    /// The next head.
+    /// Receives the next head.
     pub(crate) async fn receive_head(&mut self) -> String {
         self.receive_until("\r\n\r\n").await
     }
 
-    /// All until the connection ends, and whether it did so in order.
+    /// Receives until the connection ends; the flag is true if it ended in order.
     pub(crate) async fn receive_all(&mut self) -> (String, bool) {
         let receive = async {
             loop {
@@ -215,18 +221,23 @@ impl Peer {
                 }
             }
         };
-        let in_order = timeout(PATIENCE, receive).await.expect("it ends");
+        let in_order = timeout(PATIENCE, receive)
+            .await
+            .expect("the connection ends in time");
         (text(std::mem::take(&mut self.received)), in_order)
     }
 
-    /// All until the end of a connection that ends in order.
+    /// Receives until the connection ends, which must happen in order.
     pub(crate) async fn receive_rest(&mut self) -> String {
         let (received, in_order) = self.receive_all().await;
-        assert!(in_order, "reset after {received:?}");
+        assert!(
+            in_order,
+            "expected an orderly end, got a reset after {received:?}"
+        );
         received
     }
 
-    /// Closes the connection as a crash does.
+    /// Resets the connection, as a crash would.
     pub(crate) fn reset(self) {
         self.stream.set_zero_linger().unwrap();
     }
@@ -240,13 +251,13 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// Without the date, which is of the moment.
+/// Removes the `Date` field, whose value changes from second to second.
 pub(crate) fn undated(response: &str) -> String {
     let lines = response.split_inclusive("\r\n");
     lines.filter(|line| !line.starts_with("Date: ")).collect()
 }
 
-/// What the instance gets added.
+/// Returns the forwarding fields that the worker adds for this host.
 pub(crate) fn forwarded(host: &str) -> String {
     format!("X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: {host}\r\n")
 }

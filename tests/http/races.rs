@@ -1,4 +1,5 @@
-//! The lines of the list of races that concern a request and its response.
+//! The races between a request and its response, with the numbers that they have in the list of
+//! races.
 
 use std::time::Instant;
 
@@ -23,12 +24,12 @@ async fn race_10_an_instance_is_in_use_until_the_upload_ends() {
     instance.receive_until("12345").await;
     instance.send(OK).await;
     assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
-    // The response is complete, the request is not.
+    // The response is complete, but the request is not.
     stage.manager.wait_for_in_flight(ONE, 1).await;
     client.send("67890").await;
     assert_eq!(instance.receive_until("67890").await, "67890");
     stage.manager.wait_for_in_flight(ONE, 0).await;
-    // And both connections go on.
+    // Both connections stay open.
     client
         .send("GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
         .await;
@@ -38,7 +39,7 @@ async fn race_10_an_instance_is_in_use_until_the_upload_ends() {
 #[tokio::test]
 async fn race_10_a_half_sent_body_is_replayed_only_from_the_buffer() {
     let mut stage = Stage::new(1).await;
-    // Small enough to be kept: both halves reach the second instance.
+    // This body is small enough to be kept: the second instance receives both halves.
     let mut client = stage.send(upload("PUT", 10, "")).await;
     client.send("12345").await;
     let mut instance = stage.accept().await;
@@ -51,9 +52,9 @@ async fn race_10_a_half_sent_body_is_replayed_only_from_the_buffer() {
     drop(instance);
     assert!(
         client.receive_head().await.starts_with("HTTP/1.1 502 "),
-        "only once"
+        "a request is sent again only once"
     );
-    // Too large to be kept, and a method that must not be repeated.
+    // A body that is too large to be kept, and a method that must not be repeated.
     let sent = "x".repeat(100_000);
     for (method, sent) in [("PUT", sent.as_str()), ("POST", "x")] {
         let mut client = stage.send(upload(method, 200_000, "")).await;
@@ -68,7 +69,7 @@ async fn race_10_a_half_sent_body_is_replayed_only_from_the_buffer() {
 }
 
 #[tokio::test]
-async fn race_11_the_instance_says_whether_it_wants_the_body() {
+async fn race_11_the_instance_decides_whether_the_client_sends_its_body() {
     let mut stage = Stage::new(1).await;
     let expecting = upload("POST", 5, "Expect: 100-continue\r\n");
     let mut client = stage.send(&expecting).await;
@@ -86,7 +87,7 @@ async fn race_11_the_instance_says_whether_it_wants_the_body() {
     instance.send(OK).await;
     assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
 
-    // It does not: the client is told so, and the request ends unfinished.
+    // The instance does not want the body: the client is told so, and the request ends unfinished.
     client.send(&expecting).await;
     instance.receive_head().await;
     instance
@@ -100,7 +101,7 @@ async fn race_11_the_instance_says_whether_it_wants_the_body() {
 }
 
 #[tokio::test]
-async fn race_11_a_client_does_not_wait_for_ever() {
+async fn race_11_a_client_does_not_wait_forever_for_100_continue() {
     let mut stage = Stage::new(1).await;
     let mut client = stage
         .send(upload("POST", 5, "Expect: 100-continue\r\n"))
@@ -115,7 +116,7 @@ async fn race_11_a_client_does_not_wait_for_ever() {
     );
     client.send("hello").await;
     assert_eq!(instance.receive_until("hello").await, "hello");
-    // Its own permission comes too late to be of use.
+    // The instance's own permission comes too late, and is dropped.
     instance
         .send(format!("HTTP/1.1 100 Continue\r\n\r\n{OK}"))
         .await;
@@ -123,7 +124,7 @@ async fn race_11_a_client_does_not_wait_for_ever() {
 }
 
 #[tokio::test]
-async fn race_11_a_client_that_does_not_wait_is_not_kept_waiting() {
+async fn race_11_a_body_sent_without_waiting_is_passed_on_at_once() {
     let mut stage = Stage::new(1).await;
     let request = upload("POST", 5, "Expect: 100-continue\r\n") + "hello";
     let mut client = stage.send(request).await;
@@ -134,7 +135,7 @@ async fn race_11_a_client_that_does_not_wait_is_not_kept_waiting() {
 }
 
 #[tokio::test]
-async fn race_12_an_early_response_survives_the_unread_body() {
+async fn race_12_an_early_response_survives_an_unread_body() {
     let mut stage = Stage::new(1).await;
     let length = 100 << 20;
     let mut client = stage.send(upload("POST", length, "")).await;
@@ -148,7 +149,7 @@ async fn race_12_an_early_response_survives_the_unread_body() {
         .await;
     // The instance closes with most of the request unread, so its kernel resets the connection.
     drop(instance);
-    // The client goes on writing for as long as it is let, and only then reads.
+    // The client writes for as long as it can, and only then reads.
     let (mut reading, mut writing) = client.stream.into_split();
     let writer = tokio::spawn(async move {
         use tokio::io::AsyncWriteExt;
@@ -209,20 +210,20 @@ async fn race_12_a_response_may_come_while_the_request_goes_on() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_closed_its_side_gets_its_response() {
+async fn a_client_that_has_closed_its_sending_side_gets_its_response() {
     let mut stage = Stage::new(1).await;
     let mut client = stage.connect().await;
     client.send_last(upload("POST", 5, "") + "hello").await;
     let mut instance = stage.accept().await;
     instance.receive_until("hello").await;
-    // The end of the client's side has long arrived when the instance answers.
+    // The end of the client's side has arrived long before the instance answers.
     stage.manager.wait_for_in_flight(ONE, 1).await;
     instance.send(OK).await;
     assert_eq!(client.receive_rest().await, OK);
 }
 
 #[tokio::test]
-async fn a_client_that_resets_takes_its_request_back() {
+async fn a_reset_by_the_client_ends_its_request_at_the_instance() {
     let mut stage = Stage::new(1).await;
     for request in [
         "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n".to_owned(),
@@ -238,7 +239,7 @@ async fn a_client_that_resets_takes_its_request_back() {
 }
 
 #[tokio::test]
-async fn a_client_that_resets_while_it_waits_for_an_instance_is_forgotten() {
+async fn a_reset_by_a_client_that_waits_for_an_instance_ends_its_request() {
     let mut stage = Stage::new(0).await;
     let client = stage
         .send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")

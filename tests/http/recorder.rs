@@ -1,5 +1,5 @@
-//! An instance that writes down every byte that it receives, reads it as strictly as one can, and answers each request
-//! with what it has taken it for.
+//! An instance that records every byte that it receives, parses it as strictly as possible, and
+//! answers each request with what it has understood.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,11 +12,11 @@ use tokio::time::timeout;
 use crate::kit::PATIENCE;
 use crate::peers::Instance;
 
-/// What is answered with so many bytes.
+/// A path whose response has a body of [`BIG_LENGTH`] bytes.
 pub(crate) const BIG: &str = "/big";
 pub(crate) const BIG_LENGTH: usize = 20 << 20;
 
-/// What the instance has received.
+/// A handle to what the instance has received.
 #[derive(Clone)]
 pub(crate) struct Recorder {
     record: Arc<Mutex<Record>>,
@@ -27,16 +27,17 @@ pub(crate) struct Recorder {
 struct Record {
     /// All bytes of each connection.
     connections: Vec<Vec<u8>>,
-    /// The whole requests of all connections, in the order in which they came, as `METHOD HOST/TARGET BODY`.
+    /// The complete requests of all connections in the order in which they came, as `METHOD
+    /// HOST/TARGET BODY`.
     requests: Vec<String>,
-    /// What a strict reader does not accept.
+    /// What the strict parser has refused.
     faults: Vec<String>,
-    /// Connections that are open and on which a part of a request has come.
+    /// The number of open connections on which part of a request has come.
     begun: usize,
 }
 
 impl Recorder {
-    /// Has the instance answer by itself from now on.
+    /// Lets the instance answer by itself from now on.
     pub(crate) fn start(mut instance: Instance) -> Recorder {
         let recorder = Recorder {
             record: Arc::default(),
@@ -99,7 +100,8 @@ impl Recorder {
         }
     }
 
-    /// The whole requests since this was called last, once no part of another one is left on an open connection.
+    /// Waits until no open connection has part of a request, and returns the complete requests
+    /// since the last call.
     pub(crate) async fn take(&self) -> Vec<String> {
         self.until(
             "the rest of a request, or the end of its connection",
@@ -111,13 +113,13 @@ impl Recorder {
         std::mem::take(&mut record.requests)
     }
 
-    /// Waits until so many whole requests have been received.
+    /// Waits until this number of complete requests was received.
     pub(crate) async fn saw_at_least(&self, count: usize) {
         self.until("requests", |record| record.requests.len() >= count)
             .await;
     }
 
-    /// Waits until so many requests have begun, and are not whole.
+    /// Waits until this number of requests has begun without being complete.
     pub(crate) async fn saw_begun(&self, count: usize) {
         self.until("parts of requests", |record| record.begun >= count)
             .await;
@@ -134,10 +136,10 @@ impl Recorder {
             }
         };
         let wait = timeout(PATIENCE, wait).await;
-        wait.unwrap_or_else(|_| panic!("{what} do not come: {}", self.all()));
+        wait.unwrap_or_else(|_| panic!("expected {what}, got: {}", self.all()));
     }
 
-    /// All that was received so far, for messages.
+    /// Returns all bytes received so far, for messages.
     pub(crate) fn all(&self) -> String {
         self.record().all()
     }
@@ -162,7 +164,8 @@ impl Record {
     }
 }
 
-/// The response to a request: it names it in a field and in its body. To [`BIG`] it is the head alone.
+/// The response to a request, which it repeats in a field and in its body. For [`BIG`] it is the
+/// head alone.
 struct Answer<'a>(&'a str);
 
 impl std::fmt::Display for Answer<'_> {
@@ -188,8 +191,8 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_char)
 }
 
-/// The request at the start of these bytes and its length; `None` if it is not whole. There is one way of writing each
-/// request that is taken.
+/// Parses the request at the start of these bytes, and returns it with its length; `None` if it is
+/// incomplete. Each request has exactly one accepted spelling.
 fn read(bytes: &[u8]) -> Result<Option<(String, usize)>, &'static str> {
     let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);
@@ -251,7 +254,8 @@ fn read(bytes: &[u8]) -> Result<Option<(String, usize)>, &'static str> {
     }))
 }
 
-/// The data of a chunked body, and where it ends.
+/// Decodes a chunked body, and returns its data and the offset of its end; `None` if it is
+/// incomplete.
 fn read_chunks(bytes: &[u8], mut at: usize) -> Result<Option<(Vec<u8>, usize)>, &'static str> {
     let mut body = Vec::new();
     let line = |at: usize| -> Option<&[u8]> {
@@ -297,7 +301,7 @@ fn read_chunks(bytes: &[u8], mut at: usize) -> Result<Option<(Vec<u8>, usize)>, 
     }
 }
 
-/// The responses in these bytes: what the instance says that it has seen, or else the status.
+/// Lists the responses in these bytes: what the instance says it has seen, or else the status.
 pub(crate) fn answers(mut received: &str) -> Vec<String> {
     let mut answers = Vec::new();
     while !received.is_empty() {

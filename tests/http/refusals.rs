@@ -1,4 +1,4 @@
-//! What no instance ever sees, and what no client ever sees.
+//! What the worker lets neither instances nor clients see.
 
 use crate::peers::{Peer, Stage};
 
@@ -18,7 +18,7 @@ async fn assert_refused(stage: &mut Stage, request: &[u8], status: &str) {
     client.receive_rest().await;
 }
 
-/// The next thing that the instance sees is this request.
+/// Checks that the next request that the instance sees is this one.
 async fn assert_nothing_came_before(stage: &mut Stage) {
     let mut client = stage
         .send("GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
@@ -33,7 +33,7 @@ async fn assert_nothing_came_before(stage: &mut Stage) {
 }
 
 #[tokio::test]
-async fn requests_that_could_mean_two_things_are_refused() {
+async fn ambiguous_requests_are_refused() {
     let mut stage = Stage::new(1).await;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a.example\r\n\r\n";
     for fields in [
@@ -93,7 +93,7 @@ async fn requests_that_could_mean_two_things_are_refused() {
 }
 
 #[tokio::test]
-async fn heads_have_limits() {
+async fn heads_above_the_limits_are_refused() {
     let mut stage = Stage::new(1).await;
     let long = |length: usize| "x".repeat(length);
     let target = format!("GET /{}", long(40 << 10));
@@ -118,12 +118,12 @@ async fn heads_have_limits() {
     let received = stage.instances[0].accept().await.receive_head().await;
     assert!(
         received.len() > count * size,
-        "just below the limits is served"
+        "expected a head just below the limits to be passed on"
     );
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_its_framing_never_becomes_a_whole_request() {
+async fn a_body_with_broken_framing_never_becomes_a_complete_request() {
     let mut stage = Stage::new(1).await;
     let head = "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n";
     for rest in [
@@ -135,9 +135,10 @@ async fn a_body_that_breaks_its_framing_never_becomes_a_whole_request() {
         "0\r\nX : y\r\n\r\n",
         "fffffffffffffffff\r\n",
     ] {
-        // At once, nothing is sent to the instance.
+        // When the fault comes together with the head, nothing is sent to the instance.
         assert_refused(&mut stage, format!("{head}{rest}").as_bytes(), "400").await;
-        // Later, its connection is closed before the request is whole.
+        // When it comes later, the connection to the instance is closed before the request is
+        // complete.
         let mut client = stage.send(format!("{head}3\r\nabc\r\n")).await;
         let mut instance = stage.accept().await;
         instance.receive_until("3\r\nabc\r\n").await;
@@ -150,7 +151,7 @@ async fn a_body_that_breaks_its_framing_never_becomes_a_whole_request() {
         let (received, _) = instance.receive_all().await;
         assert!(!received.contains("0\r\n"), "{rest}: {received}");
     }
-    // The same for a client that ends early.
+    // The same holds for a client that ends its request early.
     let mut client = stage
         .send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 10\r\n\r\nabc")
         .await;
@@ -162,7 +163,7 @@ async fn a_body_that_breaks_its_framing_never_becomes_a_whole_request() {
     assert!(received.len() <= 3, "{received}");
 }
 
-/// Sends a request and has the instance answer it with these bytes.
+/// Sends a request, and lets the instance answer it with these bytes.
 async fn answer(stage: &mut Stage, request: &str, response: &str) -> (Peer, Peer) {
     let client = stage.send(request).await;
     let mut instance = stage.accept().await;
@@ -172,7 +173,7 @@ async fn answer(stage: &mut Stage, request: &str, response: &str) -> (Peer, Peer
 }
 
 #[tokio::test]
-async fn malformed_responses_become_502_and_end_the_connection_to_the_instance() {
+async fn malformed_responses_become_502_and_close_the_connection_to_the_instance() {
     let mut stage = Stage::new(1).await;
     let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(70 << 10));
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(201));
@@ -202,7 +203,7 @@ async fn malformed_responses_become_502_and_end_the_connection_to_the_instance()
 }
 
 #[tokio::test]
-async fn a_connection_with_something_unread_is_not_used_again() {
+async fn a_connection_with_unread_bytes_is_not_used_again() {
     let mut stage = Stage::new(1).await;
     let request = "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
     let response = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
@@ -221,7 +222,7 @@ async fn a_connection_with_something_unread_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn a_response_that_breaks_off_does_not_look_whole() {
+async fn a_response_that_breaks_off_does_not_look_complete() {
     let mut stage = Stage::new(1).await;
     let request = "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
     for (sent, received) in [
@@ -246,13 +247,14 @@ async fn a_response_that_breaks_off_does_not_look_whole() {
         let (rest, _) = client.receive_all().await;
         assert_eq!(rest, "");
     }
-    // A chunk that is none.
+    // The second chunk of this response is invalid.
     let response = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
     let (mut client, mut instance) = answer(&mut stage, request, response).await;
     assert_eq!(client.receive_until(response).await, response);
     instance.send("zzz").await;
     assert_eq!(client.receive_all().await.0, "");
-    // Where the end of the response is the end of the connection, only a reset shows it.
+    // Where the end of the connection is the end of the response, only a reset shows that it is
+    // incomplete.
     let request = "GET / HTTP/1.0\r\nHost: a.example\r\n\r\n";
     let response = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
     let (mut client, instance) = answer(&mut stage, request, response).await;

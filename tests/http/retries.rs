@@ -14,7 +14,7 @@ fn with_body(method: &str, body: &str) -> String {
     format!("{method} / HTTP/1.1\r\nHost: a.example\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-/// A client and the connection to the instance that it has used.
+/// Returns a client and the connection to the instance that its first request has used.
 async fn used(stage: &mut Stage) -> (Peer, Peer) {
     let mut client = stage.send(get("/first")).await;
     let mut instance = stage.accept().await;
@@ -58,7 +58,7 @@ async fn race_01_an_idle_connection_that_the_instance_has_closed_costs_no_reques
 }
 
 #[tokio::test]
-async fn race_01_a_request_that_met_the_close_is_sent_again_only_if_that_is_safe() {
+async fn race_01_a_request_that_meets_an_idle_close_is_sent_again_only_if_that_is_safe() {
     let mut stage = Stage::new(1).await;
     let (mut client, mut instance) = used(&mut stage).await;
     for request in [get("/"), with_body("PUT", "body"), with_body("DELETE", "")] {
@@ -100,7 +100,7 @@ async fn a_request_is_sent_again_only_once() {
 }
 
 #[tokio::test]
-async fn a_response_that_has_begun_is_never_asked_for_again() {
+async fn a_request_whose_response_has_begun_is_never_sent_again() {
     let mut stage = Stage::new(1).await;
     for begun in [
         "H",
@@ -121,9 +121,9 @@ async fn a_response_that_has_begun_is_never_asked_for_again() {
 }
 
 #[tokio::test]
-async fn any_request_goes_elsewhere_if_an_instance_does_not_accept() {
+async fn a_request_goes_to_another_instance_if_one_refuses_the_connection() {
     let mut stage = Stage::new(4).await;
-    // Nobody listens any more where three of them were.
+    // Nobody listens on the ports of three former instances.
     let mut left = stage.instances.pop().unwrap();
     stage.instances.clear();
     for _ in 0..8 {
@@ -146,7 +146,7 @@ async fn an_instance_that_comes_back_in_time_gets_the_request() {
     };
     stage.instances.clear();
     let mut client = stage.send(with_body("POST", "body")).await;
-    // The request is on its way, and finds nobody.
+    // The request is on its way, but no instance accepts it yet.
     stage.manager.wait_for_connections(1).await;
     let socket = tokio::net::TcpListener::bind(address).await.unwrap();
     let mut instance = crate::peers::Instance::on(socket).accept().await;
@@ -156,7 +156,7 @@ async fn an_instance_that_comes_back_in_time_gets_the_request() {
 }
 
 #[tokio::test]
-async fn a_service_nobody_can_connect_to_is_answered_502_in_the_end() {
+async fn a_request_to_an_unreachable_service_gets_502_in_the_end() {
     let mut stage = Stage::new(2).await;
     stage.instances.clear();
     let mut client = stage.send(get("/")).await;
@@ -167,7 +167,7 @@ async fn a_service_nobody_can_connect_to_is_answered_502_in_the_end() {
             .starts_with("HTTP/1.1 502 Bad Gateway\r\n")
     );
     client.receive_until("\n").await;
-    // The next one may find it well again, on the same connection.
+    // The next request on the same connection finds a working instance.
     let mut instance = crate::peers::Instance::start().await;
     stage.table.number = 2;
     first(&mut stage.table).endpoints = vec![instance.endpoint(7)];
@@ -180,7 +180,7 @@ async fn a_service_nobody_can_connect_to_is_answered_502_in_the_end() {
 }
 
 #[tokio::test]
-async fn an_instance_that_announces_a_short_idle_time_is_not_relied_upon() {
+async fn connections_with_a_short_announced_idle_time_are_not_used_again() {
     let mut stage = Stage::new(1).await;
     let mut client = stage.send(get("/")).await;
     let mut instance = stage.accept().await;

@@ -1,9 +1,9 @@
-//! A worker, an instance that records, and clients of whom only some mean well.
+//! A worker, an instance that records what it receives, and clients, some of them hostile.
 
 use crate::peers::Stage;
 use crate::recorder::{Recorder, answers};
 
-/// A worker and an instance that records.
+/// A worker and an instance that records what it receives.
 pub(crate) struct Scene {
     pub(crate) stage: Stage,
     pub(crate) recorder: Recorder,
@@ -21,7 +21,8 @@ impl Scene {
         }
     }
 
-    /// The instance has seen these requests, and then that of another client, which got its own answer.
+    /// Checks that the instance has seen these requests and then one of another client, which got
+    /// its own answer.
     pub(crate) async fn saw(&mut self, expected: &[&str], context: &str) {
         let canary = self.serves_others(context).await;
         let seen = self.recorder.take().await;
@@ -34,7 +35,7 @@ impl Scene {
         );
     }
 
-    /// Another client's request gets its own answer, which is returned.
+    /// Checks that another client's request gets its own answer, and returns that answer.
     pub(crate) async fn serves_others(&mut self, context: &str) -> String {
         self.canaries += 1;
         let path = format!("/canary-{}", self.canaries);

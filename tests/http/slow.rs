@@ -1,4 +1,5 @@
-//! Clients that are slow, or many, or both: the worker's memory stays within bounds, and other clients are served.
+//! Clients that are slow, or many, or both: the worker's memory stays bounded, and other clients
+//! are served.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,19 +10,21 @@ use crate::peers::Peer;
 use crate::recorder::{BIG, BIG_LENGTH};
 use crate::scene::Scene;
 
-/// KiB that the worker may need for each of these connections. Of a response that is not read it holds one buffer of 128 KiB;
-/// all else are a few KiB.
+/// The KiB that the worker may need for a connection that is idle, that has sent part of a request,
+/// or that does not read its response. For an unread response the worker holds one buffer of 128
+/// KiB; everything else is a few KiB.
 const IDLE: u64 = 8;
 const BEGUN: u64 = 16;
 const UNREAD: u64 = 160;
 
-/// KiB that may come and go whatever is done.
+/// The KiB by which the worker's memory may vary in any case.
 const SLACK: u64 = 8 << 10;
 
-/// The descriptors that a test and a worker may have allow that on any machine.
+/// A number of connections for which a test and a worker have enough descriptors on any machine.
 const MANY: usize = 1500;
 
-/// Another client is served while the worker has these connections and after that, and they need no more than so much each.
+/// Checks that other clients are served while the worker has these connections and afterwards, and
+/// that each connection needs at most `each` KiB.
 async fn bounded<T>(each: u64, connect: impl AsyncFnOnce(&mut Scene) -> Vec<T>) {
     let mut scene = Scene::new().await;
     scene.serves_others("before").await;
@@ -40,7 +43,7 @@ async fn bounded<T>(each: u64, connect: impl AsyncFnOnce(&mut Scene) -> Vec<T>) 
 }
 
 #[tokio::test]
-async fn idle_connections() {
+async fn idle_connections_use_bounded_memory() {
     bounded(IDLE, async |scene| {
         let mut idle = Vec::new();
         for _ in 0..MANY {
@@ -57,9 +60,9 @@ async fn idle_connections() {
     .await;
 }
 
-/// Slowloris. The limits of time are shown with the clock of the tests in `src/proxy/client/tests.rs`.
+/// Slowloris. The time limits are tested with a paused clock, in `src/proxy/client/tests.rs`.
 #[tokio::test]
-async fn heads_that_drip() {
+async fn dripping_heads_use_bounded_memory() {
     bounded(BEGUN, async |scene| {
         let mut slow = Vec::new();
         for _ in 0..MANY {
@@ -81,9 +84,9 @@ async fn heads_that_drip() {
     .await;
 }
 
-/// The first of these clients are told that they were too slow, and the connections are closed.
+/// The worker answers such a client with a 408 and closes the connection.
 #[tokio::test]
-async fn heads_that_drip_for_too_long() {
+async fn a_head_that_drips_for_too_long_gets_408() {
     let mut scene = Scene::new().await;
     let begun = "GET / HTTP/1.1\r\nHost: a.example\r\n";
     let mut client = scene.stage.send(begun).await;
@@ -93,7 +96,7 @@ async fn heads_that_drip_for_too_long() {
 }
 
 #[tokio::test]
-async fn bodies_that_drip() {
+async fn dripping_bodies_use_bounded_memory() {
     bounded(BEGUN, async |scene| {
         let mut slow = Vec::new();
         let begun = "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1000000\r\n\r\n";
@@ -113,7 +116,7 @@ async fn bodies_that_drip() {
 }
 
 #[tokio::test]
-async fn large_responses_that_nobody_reads() {
+async fn unread_large_responses_use_bounded_memory() {
     let request = format!("GET {BIG} HTTP/1.1\r\nHost: a.example\r\n\r\n");
     bounded(UNREAD, async |scene| {
         let mut slow = Vec::new();
@@ -123,14 +126,14 @@ async fn large_responses_that_nobody_reads() {
             slow.push(client);
         }
         scene.recorder.saw_at_least(slow.len()).await;
-        // They take a little now and then.
+        // The clients read a little now and then.
         for client in &mut slow {
             client.receive_head().await;
         }
         slow
     })
     .await;
-    // However slow it was, what one of them gets in the end is all.
+    // A slow client gets its whole response in the end.
     let scene = Scene::new().await;
     let mut client = connect_with_little_room(scene.stage.address).await;
     client
@@ -142,7 +145,7 @@ async fn large_responses_that_nobody_reads() {
     assert!(body.len() == BIG_LENGTH && body.bytes().all(|byte| byte == b'x'));
 }
 
-/// The kernel takes little on this connection that nobody has read.
+/// Connects with a small receive buffer, so that the kernel takes little of an unread response.
 async fn connect_with_little_room(address: SocketAddr) -> Peer {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -150,7 +153,7 @@ async fn connect_with_little_room(address: SocketAddr) -> Peer {
 }
 
 #[tokio::test]
-async fn floods_of_connections() {
+async fn floods_of_connections_use_bounded_memory() {
     let begins: [(&str, bool); 4] = [
         ("", false),
         ("", true),
@@ -172,9 +175,9 @@ async fn floods_of_connections() {
     }
 }
 
-/// Whoever asks for much and goes away at once costs no more than what was under way.
+/// Clients that request much and reset at once cost no more than what was in flight.
 #[tokio::test]
-async fn requests_whose_clients_go_away() {
+async fn requests_of_clients_that_reset_use_bounded_memory() {
     bounded(0, async |scene| {
         let request = format!("GET {BIG} HTTP/1.1\r\nHost: a.example\r\n\r\n");
         for _ in 0..500 {
@@ -182,7 +185,7 @@ async fn requests_whose_clients_go_away() {
         }
         tokio::time::timeout(Duration::from_secs(20), scene.serves_others("meanwhile"))
             .await
-            .expect("it is served");
+            .expect("the other client is served in time");
         Vec::<TcpStream>::new()
     })
     .await;

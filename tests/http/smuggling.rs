@@ -1,26 +1,29 @@
-//! Request smuggling and desynchronisation: what a client may send, what becomes of it, and that whoever comes next notices
-//! nothing.
+//! Request smuggling and desynchronization: what a client may send, what becomes of it, and that no
+//! other client notices.
 //!
-//! Each row of a table is one request, which is followed by [`NEXT`] in the same bytes. A status says that the worker has
-//! answered by itself and has closed the connection. Everything else is what the instance has seen, as `METHOD HOST/TARGET BODY`;
-//! it has then seen [`NEXT`] as well, unless this was the [`LAST`] request that the worker takes. The instance is a [`Recorder`](crate::recorder::Recorder), so it has accepted every byte by the strictest reading that
-//! there is, and has seen these requests and no other. Another client's request, which follows, gets its own answer.
+//! Each row of a table is one request, followed by [`NEXT`] in the same bytes. A status means that
+//! the worker has answered by itself and closed the connection. Anything else is what the instance
+//! has seen, as `METHOD HOST/TARGET BODY`; it has then seen [`NEXT`] as well, unless this was the
+//! [`LAST`] request that the worker takes. The instance is a
+//! [`Recorder`](crate::recorder::Recorder), so its strict parser has accepted every byte, and it
+//! has seen these requests and no other. A request of another client, which follows, gets its own
+//! answer.
 
 use crate::recorder::answers;
 use crate::scene::Scene;
 
-/// What follows each request.
+/// The request that follows each tested one.
 const NEXT: &str = "GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n";
 const NEXT_SEEN: &str = "GET a.example/next";
 
-/// Before what the instance has seen: the worker closes the connection then.
+/// A prefix of what the instance has seen, if the worker closes the connection after it.
 const LAST: &str = "last: ";
 
-/// A request that nobody has made, in the body of another one.
+/// A request that no client has made, as the body of another one.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: a.example\r\n\r\n";
 
 impl Scene {
-    /// Sends it at once, and then in small pieces.
+    /// Sends a request at once and then in small pieces, and checks what becomes of it.
     async fn expect(&mut self, sent: &[u8], expected: &str) {
         let sent = [sent, NEXT.as_bytes()].concat();
         let is_seen = expected.contains(' ');
@@ -44,7 +47,7 @@ impl Scene {
         let mut client = self.stage.connect().await;
         client.stream.set_nodelay(true).unwrap();
         for piece in sent.chunks(piece) {
-            // Who has been refused need not be listened to.
+            // The worker need not listen to a client that it has refused.
             if client.try_send(piece).await.is_err() {
                 break;
             }
@@ -62,7 +65,7 @@ impl Scene {
     }
 }
 
-/// Requests with these fields and this body, or whatever comes after the fields.
+/// Checks requests with these fields, each followed by its body or by whatever the row has there.
 async fn expect_fields(cases: &[(&str, &str, &str)]) {
     let mut scene = Scene::new().await;
     for (fields, rest, expected) in cases {
@@ -75,7 +78,7 @@ const CHUNKED_A: &str = "1\r\na\r\n0\r\n\r\n";
 
 /// CL.TE, TE.CL, CL.0, 0.CL.
 #[tokio::test]
-async fn two_framings_are_none() {
+async fn a_request_with_two_framings_is_refused() {
     let te = "Transfer-Encoding: chunked\r\n";
     let both = |first: &str, second: &str| format!("{first}{second}");
     let length = |length: usize| format!("Content-Length: {length}\r\n");
@@ -89,7 +92,7 @@ async fn two_framings_are_none() {
         (both(&length(1), &length(1)), "a".to_owned(), "400"),
         (both(&length(1), &length(0)), "a".to_owned(), "400"),
         (both(&length(0), &length(1)), "a".to_owned(), "400"),
-        // A body that no GET has, and one that looks like a request.
+        // A body that looks like a request is still only a body.
         (
             length(HIDDEN.len()),
             HIDDEN.to_owned(),
@@ -104,7 +107,7 @@ async fn two_framings_are_none() {
 }
 
 #[tokio::test]
-async fn a_length_is_digits() {
+async fn a_content_length_is_one_number_of_digits() {
     expect_fields(&[
         ("Content-Length: 1\r\n", "a", "POST a.example/ a"),
         ("Content-Length: 0001\r\n", "a", "POST a.example/ a"),
@@ -131,7 +134,8 @@ async fn a_length_is_digits() {
         (" Content-Length: 1\r\n", "a", "400"),
         ("Content-Length\x00: 1\r\n", "a", "400"),
         ("X: y\r\n Content-Length: 1\r\n", "", "400"),
-        // Names that are others, but that programs take for it, are of no effect and do not arrive.
+        // Other names that some programs take for `Content-Length` have no effect and are not
+        // passed on.
         ("Content_Length: 1\r\n", "", "POST a.example/"),
         ("Content-Length-: 1\r\n", "", "POST a.example/"),
         (
@@ -143,9 +147,9 @@ async fn a_length_is_digits() {
     .await;
 }
 
-/// TE.TE: one that not everybody takes for the same.
+/// TE.TE: a coding that not all programs recognize as chunked.
 #[tokio::test]
-async fn a_coding_is_chunked_or_none() {
+async fn the_only_transfer_coding_is_chunked() {
     let accepted = "POST a.example/ a";
     expect_fields(&[
         ("Transfer-Encoding: chunked\r\n", CHUNKED_A, accepted),
@@ -199,7 +203,7 @@ async fn a_coding_is_chunked_or_none() {
             CHUNKED_A,
             "400",
         ),
-        // Names that are others.
+        // Other names than `Transfer-Encoding` have no effect on the framing.
         ("Transfer_Encoding: chunked\r\n", "", "POST a.example/"),
         ("Content-Encoding: chunked\r\n", "", "POST a.example/"),
         (
@@ -212,7 +216,7 @@ async fn a_coding_is_chunked_or_none() {
 }
 
 #[tokio::test]
-async fn chunks_have_one_form() {
+async fn chunks_have_one_accepted_form() {
     let accepted = "POST a.example/ a";
     let long = |length: usize| format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(length));
     let zeros = |count: usize| format!("{}1\r\na\r\n0\r\n\r\n", "0".repeat(count));
@@ -225,7 +229,7 @@ async fn chunks_have_one_form() {
         (zeros(3), accepted),
         (long(100), accepted),
         (trailers("x: y"), accepted),
-        // They do not arrive.
+        // These trailers are not passed on.
         (trailers("Content-Length: 5"), accepted),
         (trailers("Transfer-Encoding: chunked"), accepted),
         (trailers("Host: b.example"), accepted),
@@ -269,7 +273,7 @@ async fn chunks_have_one_form() {
 }
 
 #[tokio::test]
-async fn a_host_is_one_name() {
+async fn a_host_is_one_valid_name() {
     let mut scene = Scene::new().await;
     for (request, expected) in [
         (
@@ -280,7 +284,7 @@ async fn a_host_is_one_name() {
             "GET / HTTP/1.1\r\nHost: A.Example:80\r\n\r\n",
             "GET A.Example:80/",
         ),
-        // The target decides.
+        // The host of the target counts, not the `Host` field.
         (
             "GET http://a.example/x HTTP/1.1\r\nHost: b.example\r\n\r\n",
             "GET a.example/x",
@@ -349,7 +353,7 @@ async fn a_host_is_one_name() {
 }
 
 #[tokio::test]
-async fn a_request_line_has_one_form() {
+async fn a_request_line_has_one_accepted_form() {
     let mut scene = Scene::new().await;
     let rest = "\r\nHost: a.example\r\n\r\n";
     for (line, expected) in [
@@ -398,7 +402,7 @@ async fn a_request_line_has_one_form() {
 }
 
 #[tokio::test]
-async fn fields_have_one_form() {
+async fn fields_have_one_accepted_form() {
     let mut scene = Scene::new().await;
     for (field, expected) in [
         ("X: y", "GET a.example/"),
@@ -421,7 +425,7 @@ async fn fields_have_one_form() {
         ("X: y\r\n folded", "400"),
         ("X: y\r\n\tfolded", "400"),
         ("X: y\r\n \r\nZ: z", "400"),
-        // What is only for the next hop ends here.
+        // Fields for the next hop are not passed on.
         ("Connection: close, host", "last: GET a.example/"),
         (
             "Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
@@ -447,9 +451,10 @@ async fn fields_have_one_form() {
     }
 }
 
-/// Older clients have no chunks, and end a body by closing: nothing follows it.
+/// HTTP/1.0 has no chunked coding. Its clients may end a body by closing the connection, so nothing
+/// follows it.
 #[tokio::test]
-async fn old_versions_have_no_codings() {
+async fn http_1_0_has_no_transfer_coding() {
     let mut scene = Scene::new().await;
     for (request, expected) in [
         (

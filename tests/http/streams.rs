@@ -1,4 +1,5 @@
-//! Server-sent events and long polls: each piece reaches the client before the next one is made.
+//! Server-sent events and long polls: each event reaches the client before the instance writes the
+//! next one.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -16,7 +17,7 @@ async fn begin_events(stage: &mut Stage, head: &str) -> Peer {
 }
 
 #[tokio::test]
-async fn an_event_arrives_before_the_next_one_is_made() {
+async fn an_event_arrives_before_the_next_one_is_written() {
     let mut stage = Stage::new(1).await;
     for (head, one, end) in [
         (
@@ -28,7 +29,7 @@ async fn an_event_arrives_before_the_next_one_is_made() {
     ] {
         let mut client = stage.send(ASKED).await;
         let mut instance = begin_events(&mut stage, head).await;
-        // The head comes before the first event.
+        // The head arrives before the first event.
         client.receive_head().await;
         for _ in 0..10 {
             instance.send(one).await;
@@ -64,7 +65,7 @@ async fn curl_sees_each_event_at_once() {
         let mut instance = begin_events(&mut stage, "Transfer-Encoding: chunked\r\n").await;
         for number in 0..5 {
             instance.send(format!("8\r\ndata: {number}\n\r\n")).await;
-            // Only this line is there to be read.
+            // curl has printed this line and no other.
             let line = tokio::task::spawn_blocking(move || (lines.next(), lines)).await;
             let (line, rest) = line.unwrap();
             lines = rest;
@@ -77,12 +78,12 @@ async fn curl_sees_each_event_at_once() {
 }
 
 #[tokio::test]
-async fn an_event_stream_whose_client_has_gone_ends() {
+async fn an_event_stream_ends_when_its_client_leaves() {
     let mut stage = Stage::new(1).await;
     let mut client = stage.send(ASKED).await;
     let mut instance = begin_events(&mut stage, "Transfer-Encoding: chunked\r\n").await;
     client.receive_head().await;
     client.reset();
-    // Nothing more has to be sent for the instance to learn of it.
+    // The instance sees the end of the connection without sending another event.
     instance.receive_all().await;
 }

@@ -1,4 +1,4 @@
-//! Bodies of all sizes through the worker, with hyper on both sides, every byte compared.
+//! Bodies of all sizes through the worker, with hyper on both sides and every byte compared.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::kit;
 
 type Body = BoxBody<Bytes, Infallible>;
 
-/// Bytes that tell their place.
+/// Returns pseudo-random bytes, in which no part can be taken for another.
 fn pattern(length: usize) -> Bytes {
     let mut state = length as u64 ^ 0x9E37_79B9_7F4A_7C15;
     let mut bytes = vec![0; length];
@@ -32,7 +32,7 @@ fn pattern(length: usize) -> Bytes {
     bytes.into()
 }
 
-/// A body with a length, or one in chunks with a trailer.
+/// Makes a body with a length, or a chunked one with a trailer.
 fn body(length: usize, chunked: bool) -> Body {
     let bytes = pattern(length);
     if !chunked {
@@ -45,7 +45,7 @@ fn body(length: usize, chunked: bool) -> Body {
     let mut frames = Vec::new();
     while !rest.is_empty() {
         frames.push(rest.split_to(size.min(rest.len())));
-        // From single bytes to chunks that are larger than any buffer.
+        // Chunk sizes go from single bytes to more than any buffer holds.
         size = if size > 400_000 { 1 } else { size * 3 };
     }
     let frames = frames.into_iter().map(Frame::data);
@@ -53,7 +53,7 @@ fn body(length: usize, chunked: bool) -> Body {
     Frames(frames).boxed()
 }
 
-/// A body of frames that are there already.
+/// A body of frames that are all there from the start.
 struct Frames<I>(I);
 
 impl<I: Iterator<Item = Frame<Bytes>> + Unpin> hyper::body::Body for Frames<I> {
@@ -68,7 +68,7 @@ impl<I: Iterator<Item = Frame<Bytes>> + Unpin> hyper::body::Body for Frames<I> {
     }
 }
 
-/// `POST /<length of the request's body>/<length of the response's>/<chunked?>`
+/// Answers `POST /<length of the request's body>/<length of the response's>/<chunked?>`.
 async fn echo(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let parts: Vec<String> = request.uri().path().split('/').map(str::to_owned).collect();
     let sent: usize = parts[1].parse().unwrap();
@@ -115,12 +115,12 @@ fn unix_instance(directory: &Path) -> Address {
 }
 
 #[tokio::test]
-async fn bodies_of_all_sizes_arrive_unchanged_both_ways() {
+async fn bodies_of_all_sizes_pass_unchanged_in_both_directions() {
     transfer(tcp_instance().await, 20 << 20).await;
 }
 
 #[tokio::test]
-async fn an_instance_may_listen_on_a_unix_socket() {
+async fn bodies_pass_unchanged_to_an_instance_on_a_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     transfer(unix_instance(directory.path()), 2 << 20).await;
 }
@@ -161,7 +161,7 @@ async fn transfer(instance: Address, largest: usize) {
     let peak = peak_memory(worker.pid());
     assert!(
         peak < 64 << 20,
-        "streamed, not collected: {peak} bytes at most"
+        "expected bodies to be streamed, but the worker held {peak} bytes at its peak"
     );
 }
 
@@ -185,14 +185,14 @@ async fn compare(address: SocketAddr, sizes: [usize; 10], chunked: bool) {
         assert_eq!(response.status(), 200, "{up} {down} {kind}");
         let received = response.into_body().collect().await.unwrap();
         if chunked {
-            let trailers = received.trailers().expect("trailers pass");
+            let trailers = received.trailers().expect("the trailers are passed on");
             assert_eq!(trailers["x-length"], down.to_string());
         }
         assert!(received.to_bytes() == pattern(down), "{up} {down} {kind}");
     }
 }
 
-/// Every size in each direction, the large ones beside small ones.
+/// Pairs each size with each direction, large ones beside small ones.
 fn pairs(sizes: &[usize]) -> Vec<(usize, usize)> {
     let reversed = sizes.iter().rev();
     let opposite = sizes.iter().zip(reversed).map(|(&up, &down)| (up, down));

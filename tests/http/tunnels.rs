@@ -1,4 +1,4 @@
-//! A change of the protocol, and the tunnel that follows.
+//! Requests for another protocol, and the tunnels that follow.
 
 use smoothserve::ipc::{EndpointId, EndpointState, FromWorker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,7 +13,7 @@ const ASKED: &str =
 const SWITCHED: &str =
     "HTTP/1.1 101 Switching Protocols\r\nX-Key: 7\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
 
-/// Both ends of a tunnel.
+/// Opens a tunnel, and returns both ends.
 async fn open(stage: &mut Stage) -> (Peer, Peer) {
     let mut client = stage.send(ASKED).await;
     let mut instance = stage.accept().await;
@@ -24,7 +24,7 @@ async fn open(stage: &mut Stage) -> (Peer, Peer) {
 }
 
 #[tokio::test]
-async fn what_comes_before_its_time_is_not_lost() {
+async fn bytes_sent_before_the_tunnel_is_open_are_not_lost() {
     let mut stage = Stage::new(1).await;
     let mut client = stage.send(format!("{ASKED}early")).await;
     let mut instance = stage.accept().await;
@@ -35,7 +35,8 @@ async fn what_comes_before_its_time_is_not_lost() {
             "GET /chat HTTP/1.1\r\nHost: a.example\r\n{forwarded}Connection: Upgrade\r\nUpgrade: chat\r\n\r\n"
         )
     );
-    // It comes together with the head of the response, whose field names may be written in any way.
+    // These bytes come together with the head of the response, whose field names may be written in
+    // any case.
     let switched = SWITCHED
         .replace("Connection", "connection")
         .replace("Upgrade: ", "upgrade: ");
@@ -50,7 +51,7 @@ async fn what_comes_before_its_time_is_not_lost() {
 }
 
 #[tokio::test]
-async fn a_half_that_is_closed_leaves_the_other_open() {
+async fn closing_one_direction_leaves_the_other_open() {
     let mut stage = Stage::new(1).await;
     let (mut client, mut instance) = open(&mut stage).await;
     client.send_last("bye").await;
@@ -79,7 +80,7 @@ async fn a_reset_is_passed_on() {
 }
 
 #[tokio::test]
-async fn another_answer_is_one_like_any_other() {
+async fn an_answer_other_than_101_is_an_ordinary_response() {
     let mut stage = Stage::new(1).await;
     let mut client = stage.send(ASKED).await;
     let mut instance = stage.accept().await;
@@ -90,12 +91,12 @@ async fn another_answer_is_one_like_any_other() {
         assert_eq!(client.receive_until("no").await, response);
         client.send(ASKED).await;
     }
-    // Both connections go on.
+    // Both connections stay open.
     assert!(instance.receive_head().await.starts_with("GET /chat "));
 }
 
 #[tokio::test]
-async fn only_what_was_asked_for_is_changed_to() {
+async fn a_101_for_a_protocol_that_was_not_requested_is_an_error() {
     let mut stage = Stage::new(1).await;
     for response in [
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n",
@@ -113,16 +114,16 @@ async fn only_what_was_asked_for_is_changed_to() {
     }
 }
 
-/// Neither end takes more than fits between it and the one that does not read.
+/// A sender gets rid of no more bytes than fit between it and an end that does not read.
 #[tokio::test]
-async fn a_side_that_does_not_read_holds_the_other_back() {
+async fn an_end_that_does_not_read_holds_the_other_back() {
     const MUCH: usize = 64 << 20;
     let mut stage = Stage::new(1).await;
     let (client, instance) = open(&mut stage).await;
     for (from, to) in [(&client, &instance), (&instance, &client)] {
         let piece = vec![b'x'; 64 << 10];
         let mut sent = 0;
-        // Nothing is read at the other end, so at some time nothing is taken here.
+        // The other end reads nothing, so at some point this end can write no more.
         while from.stream.writable().await.is_ok() {
             match from.stream.try_write(&piece) {
                 Ok(count) => sent += count,
@@ -143,7 +144,7 @@ async fn a_side_that_does_not_read_holds_the_other_back() {
         while received < sent {
             timeout(PATIENCE, to.stream.readable())
                 .await
-                .expect("it comes")
+                .expect("the bytes come in time")
                 .unwrap();
             if let Ok(count) = to.stream.try_read(&mut buffer) {
                 assert!(count > 0);
@@ -155,7 +156,7 @@ async fn a_side_that_does_not_read_holds_the_other_back() {
 }
 
 #[tokio::test]
-async fn megabytes_go_both_ways_at_once() {
+async fn megabytes_pass_in_both_directions_at_once() {
     let mut stage = Stage::new(1).await;
     let (client, instance) = open(&mut stage).await;
     let pattern =
@@ -178,7 +179,9 @@ async fn megabytes_go_both_ways_at_once() {
             side(instance.stream, pattern(2), pattern(1))
         )
     };
-    timeout(PATIENCE, both).await.expect("all comes");
+    timeout(PATIENCE, both)
+        .await
+        .expect("all bytes come in time");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Client and instance are varnishtest's, by the scripts in `vtc/`.
+//! varnishtest plays client and instance, by the scripts in `vtc/`.
 
 use std::path::Path;
 
@@ -8,9 +8,9 @@ use crate::peers::Stage;
 
 async fn run(script: &str) {
     let mut stage = Stage::new(1).await;
-    // Its own instance takes the place of ours.
+    // varnishtest's own server takes the place of the test's instance.
     let Address::Tcp(instance) = stage.table.services[0].endpoints[0].address else {
-        panic!("it is on TCP");
+        panic!("expected an instance on TCP");
     };
     stage.instances.clear();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/vtc");
@@ -20,7 +20,7 @@ async fn run(script: &str) {
         .arg(folder.join(script))
         .output()
         .await
-        .expect("varnishtest, of varnish");
+        .expect("this test needs varnishtest");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");
 }

@@ -18,10 +18,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
-/// Nothing here takes longer unless it is broken.
+/// The time after which a wait has failed: nothing takes this long unless it is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A worker process; killed at the end of a test that does not see to its end.
+/// A worker process, which is killed at the end of a test that does not wait for its end.
 pub(crate) struct Worker {
     child: Child,
     directory: tempfile::TempDir,
@@ -48,7 +48,7 @@ impl Worker {
         self.directory.path().join("control")
     }
 
-    /// Connects as a manager does, and is greeted.
+    /// Connects to the worker as a manager does, and takes its greeting.
     pub(crate) async fn connect(&self) -> Manager {
         let socket = UnixStream::connect(self.socket_path()).unwrap();
         let (sender, receiver) = Channel::split(socket).unwrap();
@@ -90,18 +90,20 @@ impl Drop for Worker {
     }
 }
 
-/// The manager's end of a connection.
+/// The manager's end of a control connection.
 pub(crate) struct Manager {
     sender: Sender<ToWorker>,
     receiver: Receiver<FromWorker>,
-    /// All that was received, but for counts.
+    /// All received messages but `Counts`.
     pub(crate) log: Vec<FromWorker>,
 }
 
 impl Manager {
     pub(crate) async fn next(&mut self) -> FromWorker {
         let message = timeout(PATIENCE, self.receiver.receive()).await;
-        let message = message.expect("the worker says something").unwrap();
+        let message = message
+            .expect("the worker sends a message in time")
+            .unwrap();
         let message = message.expect("the worker stays connected");
         if !matches!(message, FromWorker::Counts { .. }) {
             self.log.push(message.clone());
@@ -109,7 +111,7 @@ impl Manager {
         message
     }
 
-    /// Waits for a message and returns what is wanted from it.
+    /// Waits for a message that `wanted` turns into a value.
     pub(crate) async fn wait_for<T>(&mut self, wanted: impl Fn(&FromWorker) -> Option<T>) -> T {
         let wait = async {
             loop {
@@ -118,7 +120,9 @@ impl Manager {
                 }
             }
         };
-        timeout(PATIENCE, wait).await.expect("the message comes")
+        timeout(PATIENCE, wait)
+            .await
+            .expect("the expected message comes in time")
     }
 
     pub(crate) async fn wait_for_message(&mut self, wanted: &FromWorker) {
@@ -136,14 +140,14 @@ impl Manager {
         self.sender.send(&message, descriptor).await.unwrap();
     }
 
-    /// Sends a table and waits until all threads use it.
+    /// Sends a table, and waits until all threads use it.
     pub(crate) async fn apply(&mut self, table: &Table) {
         self.send(ToWorker::Table(table.clone())).await;
         self.wait_for_message(&FromWorker::Acknowledged(table.number))
             .await;
     }
 
-    /// Waits for counts that show so many requests in flight on an endpoint.
+    /// Waits for counts that show this number of requests in flight on an endpoint.
     pub(crate) async fn wait_for_in_flight(&mut self, id: EndpointId, wanted: u32) {
         self.wait_for(|message| match message {
             FromWorker::Counts { endpoints, .. } => endpoints
@@ -155,7 +159,7 @@ impl Manager {
         .await;
     }
 
-    /// Waits for counts that show so many client connections.
+    /// Waits for counts that show this number of client connections.
     pub(crate) async fn wait_for_connections(&mut self, wanted: u32) {
         self.wait_for(|message| match message {
             FromWorker::Counts { connections, .. } => (*connections == wanted).then_some(()),
@@ -165,14 +169,14 @@ impl Manager {
     }
 }
 
-/// A bound and listening socket, as the manager makes them.
+/// Makes a bound and listening socket, as the manager does.
 pub(crate) fn listen() -> (std::net::TcpListener, SocketAddr) {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     (socket, address)
 }
 
-/// A small HTTP server that answers with its name. `GET /wait` is answered when the test lets it.
+/// A small HTTP server that answers with its name. It answers `GET /wait` once the test allows it.
 pub(crate) struct Instance {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
@@ -222,7 +226,7 @@ impl Instance {
         }
     }
 
-    /// Lets one request for `/wait` go.
+    /// Allows the answer to one request for `/wait`.
     pub(crate) fn answer_one(&self) {
         self.state.go.add_permits(1);
     }
@@ -231,7 +235,7 @@ impl Instance {
         self.state.connections.load(Ordering::SeqCst)
     }
 
-    /// Ends it with all its connections.
+    /// Ends the instance with all its connections.
     pub(crate) async fn stop(self) {
         self.task.abort();
         let _ = self.task.await;
@@ -267,7 +271,7 @@ pub(crate) fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> En
     }
 }
 
-/// All requests of the first listener go to it.
+/// Makes a service that gets all requests of the first listener.
 pub(crate) fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
     Service {
         name: name.to_owned(),
@@ -278,7 +282,7 @@ pub(crate) fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
     }
 }
 
-/// No request goes to it.
+/// Makes a service that gets no requests.
 pub(crate) fn unrouted(name: &str, endpoints: Vec<Endpoint>) -> Service {
     Service {
         routes: Vec::new(),
@@ -286,7 +290,7 @@ pub(crate) fn unrouted(name: &str, endpoints: Vec<Endpoint>) -> Service {
     }
 }
 
-/// For all requests of a listener.
+/// Makes a route for all requests of a listener.
 pub(crate) fn route(listener: u32) -> Route {
     Route {
         listener: ListenerId(listener),
@@ -314,17 +318,17 @@ pub(crate) fn table(number: u64, listeners: Vec<Listener>, services: Vec<Service
     }
 }
 
-/// The first service of a table, to be changed.
+/// Returns the first service of a table, to be changed.
 pub(crate) fn first(table: &mut Table) -> &mut Service {
     Arc::make_mut(&mut table.services[0])
 }
 
-/// A keep-alive connection of a client.
+/// A client on a keep-alive connection.
 pub(crate) struct Client {
     stream: TcpStream,
 }
 
-/// What a client has received.
+/// A response that a client has received.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -364,7 +368,9 @@ impl Client {
                 closes: field("connection") == Some("close"),
             }
         };
-        timeout(PATIENCE, receive).await.expect("a response comes")
+        timeout(PATIENCE, receive)
+            .await
+            .expect("a response comes in time")
     }
 
     pub(crate) async fn get(&mut self, path: &str) -> Response {
@@ -377,11 +383,14 @@ impl Client {
         let mut byte = [0];
         let read = timeout(PATIENCE, self.stream.read(&mut byte)).await;
         let read = read.expect("the connection is closed");
-        assert!(matches!(read, Ok(0)), "closed in order: {read:?}");
+        assert!(
+            matches!(read, Ok(0)),
+            "expected an orderly end of the connection: {read:?}"
+        );
     }
 }
 
-/// A good answer of this instance.
+/// The successful response of the instance with this name.
 pub(crate) fn ok(name: &str) -> Response {
     Response {
         status: 200,
@@ -390,7 +399,7 @@ pub(crate) fn ok(name: &str) -> Response {
     }
 }
 
-/// The same, and the connection ends with it.
+/// The successful response of the instance with this name, after which the connection ends.
 pub(crate) fn last(name: &str) -> Response {
     Response {
         closes: true,

@@ -17,7 +17,7 @@ fn probed(endpoint: EndpointId, result: Result<(), String>) -> FromWorker {
 }
 
 #[tokio::test]
-async fn tables_are_acknowledged_in_order_and_old_ones_ignored() {
+async fn tables_are_acknowledged_in_order_and_old_ones_are_ignored() {
     let worker = Worker::start();
     let mut manager = worker.connect().await;
     for number in [3, 4, 9] {
@@ -78,7 +78,7 @@ async fn a_new_endpoint_is_probed_until_it_answers() {
 }
 
 #[tokio::test]
-async fn a_new_manager_takes_over_and_is_told_how_things_stand() {
+async fn a_new_manager_takes_over_and_learns_the_current_state() {
     let worker = Worker::start();
     let mut first = worker.connect().await;
     let ready = Instance::start("ready").await;
@@ -125,7 +125,7 @@ async fn requests_go_on_without_a_manager() {
     }
 }
 
-/// A worker that serves one service with these instances on one port.
+/// Starts a worker that serves one service with these instances on one port.
 async fn serving(instances: &[&Instance]) -> (Worker, Manager, std::net::SocketAddr, Table) {
     let worker = Worker::start();
     let mut manager = worker.connect().await;
@@ -180,7 +180,7 @@ async fn race_04_an_instance_that_stops_when_idle_takes_no_request_with_it() {
         clients.spawn(async move {
             let mut client = Client::connect(address).await;
             while !stop.load(Ordering::Relaxed) {
-                // Half of them keep their connection.
+                // Half of the clients keep their connection.
                 if number % 2 == 0 {
                     client = Client::connect(address).await;
                 }
@@ -197,7 +197,7 @@ async fn race_04_an_instance_that_stops_when_idle_takes_no_request_with_it() {
         endpoints.retain(|endpoint| endpoint.state == Active);
         endpoints[0].state = Draining;
         endpoints.push(endpoint(id, &next, Active));
-        // Every other time as a manager does that has just been started.
+        // Every other table comes whole, as from a manager that has just started.
         let changes = table.changes_since(&before);
         manager
             .apply(if id % 2 == 0 { &changes } else { &table })
@@ -206,7 +206,7 @@ async fn race_04_an_instance_that_stops_when_idle_takes_no_request_with_it() {
         if !manager.log.contains(&drained) {
             manager.wait_for_message(&drained).await;
         }
-        // As abrupt as can be: whatever was still open would be reset.
+        // The instance ends as abruptly as possible: whatever is still open is reset.
         std::mem::replace(&mut current, next).stop().await;
         let before = answered.load(Ordering::Relaxed);
         while answered.load(Ordering::Relaxed) < before + 50 {
@@ -293,7 +293,7 @@ async fn a_removed_listener_leaves_the_other_ports_alone() {
     assert_eq!(on_removed.get("/").await, last("one"));
     on_removed.closed().await;
     let refused = async {
-        // The last thread closes its descriptor a moment after it has said that it uses the table.
+        // The last thread closes its descriptor a moment after it has confirmed the table.
         while tokio::net::TcpStream::connect(removed).await.is_ok() {
             tokio::task::yield_now().await;
         }
@@ -324,7 +324,7 @@ async fn race_06_a_draining_worker_serves_what_was_accepted_and_shares_its_socke
     );
     let worker = Worker::start();
     let mut manager = worker.connect().await;
-    // The kernel accepts these before the worker has the socket.
+    // The kernel accepts these connections before the worker has the socket.
     let mut queued = Vec::new();
     for _ in 0..30 {
         let mut client = Client::connect(address).await;
@@ -341,7 +341,7 @@ async fn race_06_a_draining_worker_serves_what_was_accepted_and_shares_its_socke
     }
     assert!(worker.exited().await.success());
 
-    // The socket is as good as before for the next worker.
+    // The next worker can use the socket as before.
     let mut early = Client::connect(address).await;
     early.send("/").await;
     let next = Worker::start();
@@ -352,7 +352,7 @@ async fn race_06_a_draining_worker_serves_what_was_accepted_and_shares_its_socke
 }
 
 #[tokio::test]
-async fn race_08_an_idle_client_gets_one_more_response() {
+async fn race_08_a_draining_worker_answers_one_more_request_of_an_idle_client() {
     let instance = Instance::start("one").await;
     let (worker, mut manager, address, _) = serving(&[&instance]).await;
     let mut idle = Client::connect(address).await;
@@ -383,7 +383,7 @@ async fn a_draining_worker_still_follows_tables_and_reports_idleness() {
     table.number = 2;
     first(&mut table).endpoints[0].state = Draining;
     first(&mut table).endpoints.push(endpoint(2, &new, Active));
-    // A listener that the draining worker was never given.
+    // The table names a listener that the draining worker was never given.
     let (_, elsewhere) = listen();
     table.listeners.push(listener(2, elsewhere));
     manager.apply(&table).await;
@@ -394,7 +394,7 @@ async fn a_draining_worker_still_follows_tables_and_reports_idleness() {
 }
 
 #[tokio::test]
-async fn draining_closes_idle_connections_and_cuts_off_at_the_limit() {
+async fn a_draining_worker_closes_idle_connections_and_cuts_off_the_rest_at_its_limit() {
     let instance = Instance::start("one").await;
     let (worker, mut manager, address, _) = serving(&[&instance]).await;
     let mut idle = Client::connect(address).await;
@@ -414,7 +414,7 @@ async fn draining_closes_idle_connections_and_cuts_off_at_the_limit() {
 }
 
 #[tokio::test]
-async fn sigterm_drains() {
+async fn sigterm_drains_a_worker() {
     let instance = Instance::start("one").await;
     let (mut worker, mut manager, address, _) = serving(&[&instance]).await;
     let mut waiting = Client::connect(address).await;
@@ -432,7 +432,7 @@ async fn sigterm_drains() {
 }
 
 #[tokio::test]
-async fn an_active_endpoint_that_fails_is_taken_out_and_put_back() {
+async fn an_active_endpoint_that_fails_its_health_check_is_removed_and_restored() {
     let [bad, good] = [Instance::start("bad").await, Instance::start("good").await];
     let (_worker, mut manager, address, _) = serving(&[&bad, &good]).await;
     let place = bad.address;
@@ -483,7 +483,7 @@ async fn connections_are_spread_over_the_threads_and_counted() {
 }
 
 #[tokio::test]
-async fn a_worker_without_a_control_socket_says_so() {
+async fn a_worker_without_a_control_socket_fails() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_smoothserve"))
         .arg("proxy")
         .stdin(std::process::Stdio::null())
@@ -493,18 +493,19 @@ async fn a_worker_without_a_control_socket_says_so() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_to_die_with_its_parent_serves_while_it_lives() {
+async fn a_worker_with_die_with_parent_serves_while_its_parent_lives() {
     let worker = Worker::start_with(&["--threads", "1", "--die-with-parent"]);
     let mut manager = worker.connect().await;
     manager.apply(&table(1, vec![], vec![])).await;
 }
 
 #[tokio::test]
-async fn a_worker_that_is_to_die_with_its_parent_does_not_outlive_it_by_chance() {
+async fn a_worker_with_die_with_parent_refuses_to_start_after_the_end_of_its_parent() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control");
     let socket = std::os::unix::net::UnixListener::bind(path).unwrap();
-    // The shell stands for whoever adopts the worker of a manager that has ended: it did not make the socket.
+    // The shell stands for any process that adopts the worker of a manager that has ended: the
+    // shell did not make the socket.
     let status = std::process::Command::new("sh")
         .args(["-c", "\"$0\" proxy --die-with-parent; exit $?"])
         .arg(env!("CARGO_BIN_EXE_smoothserve"))
