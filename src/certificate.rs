@@ -16,8 +16,8 @@ use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::config::{Site, Tls};
-use crate::ipc::{self, CertificateId, Host, Secret};
+use crate::config::{Site, TlsConfig};
+use crate::ipc::{CertificateId, Host, Secret, WireCertificate};
 
 /// Far more than a chain or a key takes.
 const LONGEST: u64 = 256 << 10;
@@ -28,7 +28,7 @@ pub const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 /// What cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Fault {
+pub struct CertificateFault {
     /// It lies with the key rather than with the certificate.
     pub of_key: bool,
     /// What it is, and what to do about it.
@@ -39,7 +39,7 @@ pub struct Fault {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// What a worker gets.
-    pub message: ipc::Certificate,
+    pub message: WireCertificate,
     addresses: Vec<IpAddr>,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -48,12 +48,12 @@ pub struct Certificate {
 impl Certificate {
     /// Reads both files. Whether it is the time for it is not looked at: one that is over is better than none where there is
     /// no other.
-    pub fn read(tls: &Tls) -> Result<Certificate, Fault> {
-        let of_certificate = |message| Fault {
+    pub fn read(tls: &TlsConfig) -> Result<Certificate, CertificateFault> {
+        let of_certificate = |message| CertificateFault {
             of_key: false,
             message,
         };
-        let of_key = |message| Fault {
+        let of_key = |message| CertificateFault {
             of_key: true,
             message,
         };
@@ -63,11 +63,11 @@ impl Certificate {
     }
 
     fn new(
-        tls: &Tls,
+        tls: &TlsConfig,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
-    ) -> Result<Certificate, Fault> {
-        let fault = |of_key: bool, message: String| Fault { of_key, message };
+    ) -> Result<Certificate, CertificateFault> {
+        let fault = |of_key: bool, message: String| CertificateFault { of_key, message };
         let (certificate, key_path) = (tls.certificate.display(), tls.key.display());
         let mut result = Certificate::describe(&chain[0]).map_err(|error| {
             fault(
@@ -110,7 +110,7 @@ impl Certificate {
         });
         let validity = parsed.validity();
         Ok(Certificate {
-            message: ipc::Certificate {
+            message: WireCertificate {
                 id: CertificateId([0; 32]),
                 names: hosts.collect(),
                 chain: Vec::new(),
@@ -188,10 +188,10 @@ impl Certificate {
 }
 
 /// Where the two lie, of what the configuration gives: a folder has both under the names that the ACME clients use.
-pub fn paths(certificate: PathBuf, key: Option<PathBuf>) -> Tls {
+pub fn paths(certificate: PathBuf, key: Option<PathBuf>) -> TlsConfig {
     match key {
-        Some(key) => Tls::new(certificate, key),
-        None => Tls::new(
+        Some(key) => TlsConfig::new(certificate, key),
+        None => TlsConfig::new(
             certificate.join("fullchain.pem"),
             certificate.join("privkey.pem"),
         ),

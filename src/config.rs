@@ -73,14 +73,14 @@ pub struct Config {
     #[serde(default)]
     pub max_connections: Option<u32>,
     /// By name.
-    pub services: BTreeMap<String, Arc<Service>>,
+    pub services: BTreeMap<String, Arc<ServiceConfig>>,
     /// Remarks that are no faults, such as keys that have no use any more; for the log, once.
     pub notes: Vec<String>,
 }
 
 /// One service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Service {
+pub struct ServiceConfig {
     /// Unique.
     pub name: String,
     /// The file that describes it.
@@ -91,7 +91,7 @@ pub struct Service {
     pub sites: Vec<Site>,
     /// Its certificate, if it has one, and the ports that it is for.
     #[serde(default)]
-    pub tls: Option<Tls>,
+    pub tls: Option<TlsConfig>,
     /// What of their paths its instances do not get.
     #[serde(default)]
     pub strip_prefix: StripPrefix,
@@ -106,7 +106,7 @@ pub struct Service {
     /// How many instances run, at least 1.
     pub instance_count: u16,
     /// What runs. A change here means new instances; a change elsewhere does not.
-    pub process: Process,
+    pub process: ProcessConfig,
     /// Restart by itself when one of its files changes.
     pub auto_restart: bool,
     /// Files and folders beside the executable and the service's file that belong to it, absolute.
@@ -130,7 +130,7 @@ pub struct Service {
 
 /// A certificate with its key, and where clients are served with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tls {
+pub struct TlsConfig {
     /// A file in PEM: the service's own certificate, then those of the authorities between it and the root.
     pub certificate: PathBuf,
     /// A file in PEM.
@@ -139,10 +139,10 @@ pub struct Tls {
     pub ports: Vec<u16>,
 }
 
-impl Tls {
+impl TlsConfig {
     /// For no port yet.
-    pub fn new(certificate: PathBuf, key: PathBuf) -> Tls {
-        Tls {
+    pub fn new(certificate: PathBuf, key: PathBuf) -> TlsConfig {
+        TlsConfig {
             certificate,
             key,
             ports: Vec::new(),
@@ -156,7 +156,7 @@ impl Tls {
     }
 }
 
-impl Service {
+impl ServiceConfig {
     /// Whether it has TLS on this port.
     pub fn has_tls_on(&self, port: u16) -> bool {
         self.tls
@@ -192,7 +192,7 @@ impl std::fmt::Display for Listen {
 
 /// All that makes an instance what it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
+pub struct ProcessConfig {
     /// Absolute; symlinks are resolved at each start.
     pub executable: PathBuf,
     /// With `{port}`, `{instance}`, `{name}` and `{socket}` still to be filled in.

@@ -21,7 +21,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::Service;
+use crate::config::ServiceConfig;
 
 pub(crate) use walk::{MAX_ENTRIES, walk};
 
@@ -87,7 +87,7 @@ enum Contents {
 
 impl Fingerprint {
     /// Looks at all files of a service. This reads folders: with large `watch_files` it takes a while.
-    pub fn take(service: &Service) -> Fingerprint {
+    pub fn take(service: &ServiceConfig) -> Fingerprint {
         let mut watched = BTreeMap::new();
         let mut budget = MAX_ENTRIES;
         for root in &service.watch_files {
@@ -253,7 +253,7 @@ mod tests {
     /// A service whose executable is `current/app` and that watches `current/config` and `current/view`.
     struct Place {
         dir: tempfile::TempDir,
-        service: Service,
+        service: ServiceConfig,
     }
 
     impl Place {
@@ -275,7 +275,7 @@ mod tests {
             );
             fs::write(path("conf/services/x.yaml"), file).unwrap();
             let config = crate::config::load(&path("conf")).unwrap();
-            let service = Service::clone(&config.services["x"]);
+            let service = ServiceConfig::clone(&config.services["x"]);
             Place { dir, service }
         }
 

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::cli::CONFIG_DIR;
-use crate::config::{self, Config, Faults, Listen, Service};
+use crate::config::{self, Config, Faults, Listen, ServiceConfig};
 
 /// The name under which systemd starts it.
 pub const NAME: &str = "smoothserve-generator";
@@ -84,7 +84,7 @@ fn default_config_dir() -> Option<PathBuf> {
 
 /// A unit for each address of the services that are enabled, in the order of the addresses.
 pub fn units(config: &Config) -> Vec<Unit> {
-    let mut addresses: BTreeMap<Listen, Vec<&Service>> = BTreeMap::new();
+    let mut addresses: BTreeMap<Listen, Vec<&ServiceConfig>> = BTreeMap::new();
     for service in config.services.values().filter(|service| service.enabled) {
         for &listen in &service.listen {
             addresses.entry(listen).or_default().push(service);
@@ -108,7 +108,7 @@ pub fn unit_name(Listen { address, port }: Listen) -> String {
 }
 
 /// The socket is as the manager would open it itself: without `ReusePort=` for one, which would split its queue.
-fn text(listen: Listen, services: &[&Service]) -> String {
+fn text(listen: Listen, services: &[&ServiceConfig]) -> String {
     let Listen { address, port } = listen;
     let names: Vec<&str> = services
         .iter()

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, ChannelError, Receiver, Sender};
 pub use handling::Handling;
-pub use table::{Host, Listener, Route, Service, Table};
+pub use table::{Host, Route, WireListener, WireService, WireTable};
 
 /// A message from the manager to a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,9 +32,9 @@ pub enum ToWorker {
     Listener(ListenerId),
     /// A certificate with its key, sent before the first table that names it. A worker forgets one that the table it takes
     /// does not name.
-    Certificate(Certificate),
+    Certificate(WireCertificate),
     /// The table to use from now on.
-    Table(Table),
+    Table(WireTable),
     /// Accept nothing more, serve what was accepted, then exit with status 0.
     Drain {
         /// How long idle client connections may wait for their next request, which is answered with
@@ -108,7 +108,7 @@ pub struct CertificateId(pub [u8; 32]);
 
 /// A certificate as a worker gets it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Certificate {
+pub struct WireCertificate {
     /// Its name.
     pub id: CertificateId,
     /// The hosts that it is for, in lower case, also `*.example`.
@@ -131,7 +131,7 @@ impl std::fmt::Debug for Secret {
 
 /// One instance of a service as the worker sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
+pub struct WireEndpoint {
     /// Its name for ever.
     pub id: EndpointId,
     /// Where it listens.

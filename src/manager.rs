@@ -74,7 +74,7 @@ use self::supervision::Supervision;
 use self::workers::Workers;
 use crate::config::{self, Config};
 use crate::events;
-use crate::ipc::Table;
+use crate::ipc::WireTable;
 use crate::systemd::given::Given;
 use crate::systemd::units::Units;
 use crate::watch::{Changed, Watcher};
@@ -188,7 +188,7 @@ struct Manager {
     certificates: Rc<Certificates>,
     workers: Workers,
     /// As last sent, whole.
-    table: Rc<Table>,
+    table: Rc<WireTable>,
     published: Published,
     state_file: StateFile,
     world: World,

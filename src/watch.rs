@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use notify::{INotifyWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
-use crate::config::Service;
+use crate::config::ServiceConfig;
 use inbox::{Batch, Inbox};
 use places::Place;
 use quiet::Changes;
@@ -76,7 +76,7 @@ struct Subject {
 }
 
 impl Subject {
-    fn files(service: &Service) -> Subject {
+    fn files(service: &ServiceConfig) -> Subject {
         let mut files = vec![service.file.clone()];
         files.extend(service.process.environment_file.clone());
         files.extend(service.watch_files.iter().cloned());
@@ -88,7 +88,7 @@ impl Subject {
         }
     }
 
-    fn certificate(service: &Service) -> Option<Subject> {
+    fn certificate(service: &ServiceConfig) -> Option<Subject> {
         let tls = service.tls.as_ref()?;
         Some(Subject {
             what: Changed::Certificate(service.name.clone()),
@@ -140,7 +140,7 @@ impl Watcher {
 
     /// Watches the certificates of these services, the files of those with `auto_restart`, and no others. What is new or has
     /// other files than before is told once, so that no change is lost that came before.
-    pub fn set<'a>(&self, services: impl IntoIterator<Item = &'a Service>) {
+    pub fn set<'a>(&self, services: impl IntoIterator<Item = &'a ServiceConfig>) {
         let subjects = services.into_iter().flat_map(|service| {
             let files = service.auto_restart.then(|| Subject::files(service));
             files.into_iter().chain(Subject::certificate(service))

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use smoothserve::config::{
-    self, Amount, Bind, Config, Faults, Limits, Listen, Nofile, Process, ProcessLimits, Ready,
-    Rollout, ScopeLimits, Service, Site, StripPrefix, load, load_partial,
+    self, Amount, Bind, Config, Faults, Limits, Listen, Nofile, ProcessConfig, ProcessLimits,
+    Ready, Rollout, ScopeLimits, ServiceConfig, Site, StripPrefix, load, load_partial,
 };
 use smoothserve::ipc::{Handling, Host, Protocol};
 
@@ -56,10 +56,10 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 
 /// Loads a folder with one service, whose file has the required lines and these, and returns that
 /// service.
-fn service(lines: &str) -> Service {
+fn service(lines: &str) -> ServiceConfig {
     let text = format!("name: x\nport: 8080\nexecutable_path: ../app\n{lines}\n");
     let dir = folder(&[("services/x.yaml", &text)]);
-    Service::clone(&good(dir.path()).services["x"])
+    ServiceConfig::clone(&good(dir.path()).services["x"])
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn files_of_the_original_program_load_unchanged() {
     let folder = dir.join("services/../..");
     assert_eq!(
         *config.services["center"],
-        Service {
+        ServiceConfig {
             name: "center".into(),
             file,
             enabled: true,
@@ -88,7 +88,7 @@ fn files_of_the_original_program_load_unchanged() {
             proxy_protocol: false,
             handling: Handling::default(),
             instance_count: 2,
-            process: Process {
+            process: ProcessConfig {
                 executable: folder.join("app"),
                 args: vec!["-port={port}".into()],
                 environment: BTreeMap::new(),
@@ -365,7 +365,7 @@ fn limits_are_read_and_a_saved_state_without_them_has_none() {
     };
     assert_eq!(process.limits, limits);
     let mut stored = serde_json::to_value(&process).unwrap();
-    let read = |stored| serde_json::from_value::<Process>(stored).unwrap();
+    let read = |stored| serde_json::from_value::<ProcessConfig>(stored).unwrap();
     assert_eq!(read(stored.clone()), process);
     stored.as_object_mut().unwrap().remove("limits").unwrap();
     assert_eq!(read(stored).limits, Limits::default());

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use smoothserve::config::{self, Service};
+use smoothserve::config::{self, ServiceConfig};
 use smoothserve::watch::{Changed, Watcher};
 use tokio::sync::mpsc::Receiver;
 
@@ -22,7 +22,7 @@ const QUIET: Duration = Duration::from_millis(150);
 /// `current/view` and `current/config/*.toml`.
 struct Place {
     dir: tempfile::TempDir,
-    services: Vec<Arc<Service>>,
+    services: Vec<Arc<ServiceConfig>>,
     watcher: Watcher,
     told: Receiver<Changed>,
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Bind, Listen, Service};
+use super::{Bind, Listen, ServiceConfig};
 
 /// Two services that cannot run beside each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub struct Conflict {
 }
 
 /// Compares each service with those before it. Services that are not enabled take no ports and no hosts.
-pub fn conflicts<'a>(services: impl IntoIterator<Item = &'a Service>) -> Vec<Conflict> {
-    let services: Vec<&Service> = services.into_iter().collect();
+pub fn conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> Vec<Conflict> {
+    let services: Vec<&ServiceConfig> = services.into_iter().collect();
     let mut conflicts = Vec::new();
     for (number, second) in services.iter().enumerate() {
         for first in &services[..number] {
@@ -30,7 +30,7 @@ pub fn conflicts<'a>(services: impl IntoIterator<Item = &'a Service>) -> Vec<Con
 }
 
 /// Everything that stands between two services.
-pub(super) fn between(first: &Service, second: &Service) -> Vec<Conflict> {
+pub(super) fn between(first: &ServiceConfig, second: &ServiceConfig) -> Vec<Conflict> {
     let conflict = |(key, message): (&'static str, String)| Conflict {
         first: first.name.clone(),
         second: second.name.clone(),
@@ -82,14 +82,14 @@ pub(super) fn extent(address: Option<IpAddr>) -> String {
 }
 
 /// `` `shop` (/etc/smoothserve/services/shop.yaml) ``
-fn named(service: &Service) -> String {
+fn named(service: &ServiceConfig) -> String {
     format!("`{}` ({})", service.name, service.file.display())
 }
 
 type Finding = Option<(&'static str, String)>;
 
 /// One service listens on all addresses of a port and the other on some: the kernel allows only one of that.
-fn addresses(first: &Service, second: &Service) -> Finding {
+fn addresses(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (a, b) = pairs(first, second)
         .find(|(a, b)| a.address != b.address && overlap(a.address, b.address))?;
     let key = if b.address.is_some() {
@@ -113,7 +113,7 @@ fn addresses(first: &Service, second: &Service) -> Finding {
 }
 
 /// A port has TLS for all, or for none: what a client says first decides nothing.
-fn security(first: &Service, second: &Service) -> Finding {
+fn security(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (_, b) = pairs(first, second)
         .find(|(a, b)| first.has_tls_on(a.port) != second.has_tls_on(b.port))?;
     let (key, with, without) = match second.has_tls_on(b.port) {
@@ -130,7 +130,7 @@ fn security(first: &Service, second: &Service) -> Finding {
 }
 
 /// One host and path on one listener can lead to one service only.
-fn sites(first: &Service, second: &Service) -> Finding {
+fn sites(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (listen, _) = pairs(first, second).find(|(a, b)| a == b)?;
     let site = second
         .sites
@@ -146,7 +146,7 @@ fn sites(first: &Service, second: &Service) -> Finding {
 }
 
 /// What a connection begins with is known before it is known which service it is for.
-fn proxy_protocol(first: &Service, second: &Service) -> Finding {
+fn proxy_protocol(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (listen, _) = pairs(first, second).find(|(a, b)| a == b)?;
     let (with, without) = match (first.proxy_protocol, second.proxy_protocol) {
         (true, false) => (first, second),
@@ -164,8 +164,8 @@ fn proxy_protocol(first: &Service, second: &Service) -> Finding {
 
 /// The listeners of both that share a port.
 fn pairs<'a>(
-    first: &'a Service,
-    second: &'a Service,
+    first: &'a ServiceConfig,
+    second: &'a ServiceConfig,
 ) -> impl Iterator<Item = (&'a Listen, &'a Listen)> {
     let same = |a: &'a Listen| {
         second
@@ -178,14 +178,14 @@ fn pairs<'a>(
 }
 
 /// The first and last port that the instances prefer.
-fn range(service: &Service) -> Option<(u16, u16)> {
+fn range(service: &ServiceConfig) -> Option<(u16, u16)> {
     let start = service.process.start_instance_port?;
     let last = start.checked_add(service.instance_count - 1)?;
     (service.process.bind != Bind::Unix).then_some((start, last))
 }
 
 /// The instances of both prefer the same ports.
-fn ranges(first: &Service, second: &Service) -> Finding {
+fn ranges(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (a, b) = (range(first)?, range(second)?);
     if first.process.address != second.process.address || a.1 < b.0 || b.1 < a.0 {
         return None;
@@ -203,7 +203,11 @@ fn ranges(first: &Service, second: &Service) -> Finding {
 }
 
 /// The proxy listens for one service on a port that the instances of the other prefer.
-fn proxy_in_range(proxied: &Service, instances: &Service, key: &'static str) -> Finding {
+fn proxy_in_range(
+    proxied: &ServiceConfig,
+    instances: &ServiceConfig,
+    key: &'static str,
+) -> Finding {
     let (start, last) = range(instances)?;
     let taken = proxied.listen.iter().find(|listen| {
         (start..=last).contains(&listen.port)

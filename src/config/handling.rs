@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::fields::{At, Report, shorten};
 use super::raw::Node;
 use super::service::Reader;
-use super::{Tls, limits, value};
+use super::{TlsConfig, limits, value};
 use crate::ipc::Handling;
 
 impl Reader<'_> {
     /// All of them. `plain`: whether there are ports without TLS.
-    pub(super) fn handling(&mut self, tls: Option<&Tls>, plain: bool) -> Handling {
+    pub(super) fn handling(&mut self, tls: Option<&TlsConfig>, plain: bool) -> Handling {
         let mut handling = Handling::default();
         if let Some(most) = self.get("max_request_body", body) {
             handling.max_request_body = most;
@@ -30,7 +30,7 @@ impl Reader<'_> {
         handling
     }
 
-    fn redirect_https(&mut self, tls: Option<&Tls>, plain: bool) -> Option<u16> {
+    fn redirect_https(&mut self, tls: Option<&TlsConfig>, plain: bool) -> Option<u16> {
         let redirect = self.get_at("redirect_https", value::boolean)?;
         if !redirect.value {
             return None;
@@ -50,7 +50,7 @@ impl Reader<'_> {
         }
     }
 
-    fn hsts(&mut self, tls: Option<&Tls>) -> Option<Duration> {
+    fn hsts(&mut self, tls: Option<&TlsConfig>) -> Option<Duration> {
         let hsts = self.get_at("hsts", value::long_duration)?;
         if tls.is_none() {
             let message = "`hsts` without `tls`: browsers believe it only over TLS";

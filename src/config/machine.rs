@@ -6,13 +6,13 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::Service;
+use super::ServiceConfig;
 
 /// What is missing: the key that names it, and what to say.
 pub(super) type Missing = (&'static str, String);
 
 /// Compares a service with the machine.
-pub(super) fn missing(service: &Service, default_user: &str) -> Vec<Missing> {
+pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<Missing> {
     let process = &service.process;
     let mut missing = Vec::new();
     let mut check = |key, result: Result<(), String>| {

@@ -1,4 +1,4 @@
-//! The keys that make a [`Process`]: what runs, as whom, and how it is spoken to.
+//! The keys that make a [`ProcessConfig`]: what runs, as whom, and how it is spoken to.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::fields::{At, Report, nearest, shorten};
 use super::raw::Node;
 use super::service::Reader;
-use super::{Bind, Process, Ready, value};
+use super::{Bind, ProcessConfig, Ready, value};
 use crate::ipc::Protocol;
 
 /// Signals by the names that people know, with and without `SIG`.
@@ -28,13 +28,13 @@ const SIGNALS: &[(&str, Signal)] = &[
 
 impl Reader<'_> {
     /// All of it; the executable is read before, since other keys begin at its folder.
-    pub(super) fn process(&mut self, executable: PathBuf) -> Process {
+    pub(super) fn process(&mut self, executable: PathBuf) -> ProcessConfig {
         let bind = self.bind();
         let environment_file = self.get_at("environment_file", value::text);
         let environment_file_optional = environment_file
             .as_ref()
             .is_some_and(|path| path.value.starts_with('-'));
-        Process {
+        ProcessConfig {
             executable,
             args: self.args(bind),
             environment: self

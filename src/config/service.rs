@@ -1,4 +1,4 @@
-//! One file of `services/`: from its keys to a [`Service`].
+//! One file of `services/`: from its keys to a [`ServiceConfig`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use super::fault::{Fault, Position, TOP};
 use super::fields::{At, Fields, Report, shorten};
 use super::raw::Node;
 use super::source::Source;
-use super::{Bind, Listen, Process, Rollout, Service, Site, value};
+use super::{Bind, Listen, ProcessConfig, Rollout, ServiceConfig, Site, value};
 
 /// Every key that a file of `services/` may have.
 pub const SERVICE_KEYS: &[&str] = &[
@@ -70,7 +70,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a file says, before it is compared with the other files and with the machine.
 #[derive(Debug)]
 pub(super) struct Draft {
-    pub(super) service: Service,
+    pub(super) service: ServiceConfig,
     /// Where the values stand.
     marks: BTreeMap<&'static str, Position>,
     pub(super) source: Source,
@@ -132,7 +132,7 @@ pub(super) struct Reader<'s> {
 }
 
 impl Reader<'_> {
-    fn service(&mut self, file: &Path, notes: &mut Vec<String>) -> Option<Service> {
+    fn service(&mut self, file: &Path, notes: &mut Vec<String>) -> Option<ServiceConfig> {
         // Every key is read before anything is given up, so that every fault is reported.
         let name = self.name();
         let ports = self.ports();
@@ -163,7 +163,7 @@ impl Reader<'_> {
         let process = self.process(executable.clone().unwrap_or_default());
         self.check_range(&process, instance_count, &listen, file, notes);
         executable?;
-        Some(Service {
+        Some(ServiceConfig {
             name: name?,
             file: file.to_owned(),
             enabled,
@@ -371,7 +371,7 @@ impl Reader<'_> {
     /// The ports of the instances have to exist, and not be those of the proxy.
     fn check_range(
         &mut self,
-        process: &Process,
+        process: &ProcessConfig,
         count: u16,
         listen: &[Listen],
         file: &Path,

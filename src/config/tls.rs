@@ -6,7 +6,7 @@ use super::fault::Position;
 use super::fields::{At, Fields, Report};
 use super::raw::{Node, Value};
 use super::service::Reader;
-use super::{HTTPS, Service, Tls, join, value};
+use super::{HTTPS, ServiceConfig, TlsConfig, join, value};
 use crate::certificate::{self, Certificate};
 
 /// Every key below `tls`.
@@ -50,7 +50,7 @@ fn section(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Section> {
 
 impl Reader<'_> {
     /// `plain` are the ports without TLS.
-    pub(super) fn tls(&mut self, plain: &[u16]) -> Option<Tls> {
+    pub(super) fn tls(&mut self, plain: &[u16]) -> Option<TlsConfig> {
         let Section {
             certificate,
             key,
@@ -82,7 +82,7 @@ impl Reader<'_> {
 }
 
 /// What is wrong with the files, and the key that names them.
-pub(super) fn missing(service: &Service) -> Option<(&'static str, String)> {
+pub(super) fn missing(service: &ServiceConfig) -> Option<(&'static str, String)> {
     let tls = service.tls.as_ref()?;
     match Certificate::read(tls) {
         Ok(certificate) => {
@@ -96,7 +96,7 @@ pub(super) fn missing(service: &Service) -> Option<(&'static str, String)> {
 }
 
 /// What should be looked after before it is wrong, and the key that names it.
-pub(super) fn remarks(service: &Service) -> Vec<(&'static str, String)> {
+pub(super) fn remarks(service: &ServiceConfig) -> Vec<(&'static str, String)> {
     let certificate = service
         .tls
         .as_ref()

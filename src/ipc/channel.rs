@@ -205,7 +205,7 @@ fn receive_some(socket: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::{FromWorker, ListenerId, Table, ToWorker};
+    use crate::ipc::{FromWorker, Handling, ListenerId, ToWorker, WireService, WireTable};
 
     fn pair() -> (Sender<ToWorker>, Receiver<ToWorker>) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -218,9 +218,9 @@ mod tests {
     async fn messages_and_descriptors_arrive_in_order() {
         let (mut sender, mut receiver) = pair();
         let file = std::fs::File::open("/dev/null").unwrap();
-        let table = ToWorker::Table(Table {
+        let table = ToWorker::Table(WireTable {
             number: 7,
-            ..Table::default()
+            ..WireTable::default()
         });
         sender
             .send(&ToWorker::Listener(ListenerId(1)), Some(file.as_fd()))
@@ -241,17 +241,17 @@ mod tests {
     #[tokio::test]
     async fn a_message_larger_than_the_socket_buffer_arrives_whole() {
         let (mut sender, mut receiver) = pair();
-        let service = Arc::new(crate::ipc::Service {
+        let service = Arc::new(WireService {
             name: "x".repeat(100),
             running: true,
-            handling: crate::ipc::Handling::default(),
+            handling: Handling::default(),
             routes: Vec::new(),
             endpoints: Vec::new(),
         });
-        let table = ToWorker::Table(Table {
+        let table = ToWorker::Table(WireTable {
             number: 1,
             services: vec![service; 20_000],
-            ..Table::default()
+            ..WireTable::default()
         });
         let (sent, received) = tokio::join!(sender.send(&table, None), receiver.receive());
         sent.unwrap();

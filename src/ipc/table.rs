@@ -7,11 +7,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{CertificateId, Endpoint, Handling, ListenerId};
+use super::{CertificateId, Handling, ListenerId, WireEndpoint};
 
 /// All that a worker knows, or of its services only what is different since an earlier table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Table {
+pub struct WireTable {
     /// Grows with each table; a worker ignores one that is not newer than what it has.
     pub number: u64,
     /// `services` and `removed` are the differences from the table of this number, which must be in use. There is nothing
@@ -27,9 +27,9 @@ pub struct Table {
     #[serde(default)]
     pub max_connections: Option<u32>,
     /// All that is accepted on. A listener that is missing here is closed; its connections end with their current request.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<WireListener>,
     /// Services that are new or others than they were. In a whole table they are in the order of their names.
-    pub services: Vec<Arc<Service>>,
+    pub services: Vec<Arc<WireService>>,
     /// The names of services that are no more.
     #[serde(default)]
     pub removed: Vec<String>,
@@ -37,7 +37,7 @@ pub struct Table {
 
 /// One listening socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listener {
+pub struct WireListener {
     /// The socket, sent before.
     pub id: ListenerId,
     /// The address it is bound to, for messages.
@@ -51,7 +51,7 @@ pub struct Listener {
 
 /// One service as the worker sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
+pub struct WireService {
     /// Its name: it is the same service as one of that name in another table.
     pub name: String,
     /// False for a service that was stopped: its requests get 503 at once instead of being held.
@@ -62,7 +62,7 @@ pub struct Service {
     /// The requests that are for it. Of all routes of all services the longest host wins, then the longest path.
     pub routes: Vec<Route>,
     /// Its instances.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<WireEndpoint>,
 }
 
 /// Requests to this listener for this host and path prefix.
@@ -90,7 +90,7 @@ pub enum Host {
     Any,
 }
 
-impl Table {
+impl WireTable {
     /// All that its listeners need.
     pub fn certificates(&self) -> impl Iterator<Item = CertificateId> {
         let certificates = self.listeners.iter().flat_map(|listener| &listener.tls);
@@ -98,8 +98,8 @@ impl Table {
     }
 
     /// What is to be sent of this whole table to a worker that has got `before`, another whole table.
-    pub fn changes_since(&self, before: &Table) -> Table {
-        let mut changes = Table {
+    pub fn changes_since(&self, before: &WireTable) -> WireTable {
+        let mut changes = WireTable {
             since: before.number,
             services: Vec::new(),
             ..self.clone()
@@ -137,18 +137,18 @@ mod tests {
 
     use super::*;
 
-    fn whole(number: u64, services: &BTreeMap<String, bool>) -> Table {
-        let service = |(name, running): (&String, &bool)| Service {
+    fn whole(number: u64, services: &BTreeMap<String, bool>) -> WireTable {
+        let service = |(name, running): (&String, &bool)| WireService {
             name: name.clone(),
             running: *running,
             handling: Handling::default(),
             routes: Vec::new(),
             endpoints: Vec::new(),
         };
-        Table {
+        WireTable {
             number,
             services: services.iter().map(service).map(Arc::new).collect(),
-            ..Table::default()
+            ..WireTable::default()
         }
     }
 

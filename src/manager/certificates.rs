@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::certificate::{Certificate, Fault};
-use crate::config::{Service, Tls};
-use crate::ipc::{self, CertificateId};
+use crate::certificate::{Certificate, CertificateFault};
+use crate::config::{ServiceConfig, TlsConfig};
+use crate::ipc::{CertificateId, WireCertificate};
 
 /// By the paths of the certificate and the key.
 #[derive(Debug, Clone, Default)]
@@ -18,15 +18,15 @@ pub struct Certificates {
     known: BTreeMap<(PathBuf, PathBuf), Arc<Certificate>>,
 }
 
-fn place(tls: &Tls) -> (PathBuf, PathBuf) {
+fn place(tls: &TlsConfig) -> (PathBuf, PathBuf) {
     (tls.certificate.clone(), tls.key.clone())
 }
 
 impl Certificates {
     /// What these services need, with what cannot be read of it.
     pub fn read<'a>(
-        services: impl IntoIterator<Item = &'a Service>,
-    ) -> (Certificates, Vec<(&'a Service, Fault)>) {
+        services: impl IntoIterator<Item = &'a ServiceConfig>,
+    ) -> (Certificates, Vec<(&'a ServiceConfig, CertificateFault)>) {
         let mut certificates = Certificates::default();
         let mut faults = Vec::new();
         for service in services {
@@ -45,12 +45,12 @@ impl Certificates {
     }
 
     /// The one of a service.
-    pub fn get(&self, service: &Service) -> Option<&Arc<Certificate>> {
+    pub fn get(&self, service: &ServiceConfig) -> Option<&Arc<Certificate>> {
         self.known.get(&place(service.tls.as_ref()?))
     }
 
     /// What a worker gets.
-    pub fn message(&self, id: CertificateId) -> Option<&ipc::Certificate> {
+    pub fn message(&self, id: CertificateId) -> Option<&WireCertificate> {
         let mut messages = self.known.values().map(|known| &known.message);
         messages.find(|message| message.id == id)
     }

@@ -14,7 +14,7 @@ use super::listeners::{BindError, Bound, Keeper};
 use super::service::{Plan, Reason, Service};
 use super::status::{Command, CommandError, JobKind};
 use super::{Manager, Phase};
-use crate::config::{self, Config, Listen};
+use crate::config::{self, Config, Listen, ServiceConfig};
 use crate::events;
 
 impl Manager {
@@ -143,7 +143,7 @@ impl Manager {
         parts
     }
 
-    fn plan(&self, spec: &Arc<config::Service>, reason: Reason) -> std::io::Result<Plan> {
+    fn plan(&self, spec: &Arc<ServiceConfig>, reason: Reason) -> std::io::Result<Plan> {
         match self.services.get(&spec.name) {
             Some(service) => service.plan(spec, reason),
             None => Service::new(spec.clone()).plan(spec, reason),
@@ -190,7 +190,7 @@ impl Manager {
     }
 
     /// Makes place for a service that takes no ports and hosts by its file, but is to be started all the same.
-    fn open_ports(&mut self, spec: &Arc<config::Service>) -> Result<(), CommandError> {
+    fn open_ports(&mut self, spec: &Arc<ServiceConfig>) -> Result<(), CommandError> {
         let others = self.services.values().filter(|other| !other.is_removed());
         let others = others
             .map(Service::spec)
@@ -244,18 +244,18 @@ impl Manager {
     /// What stands between services, those that were started by hand, or are about to be, counted as enabled.
     fn conflicts<'a>(
         &self,
-        specs: impl Iterator<Item = &'a Arc<config::Service>>,
+        specs: impl Iterator<Item = &'a Arc<ServiceConfig>>,
         starting: Option<&str>,
     ) -> Vec<config::Conflict> {
-        let as_it_runs = |spec: &Arc<config::Service>| config::Service {
+        let as_it_runs = |spec: &Arc<ServiceConfig>| ServiceConfig {
             enabled: self.is_to_run(spec, starting),
             ..(**spec).clone()
         };
-        let specs: Vec<config::Service> = specs.map(as_it_runs).collect();
+        let specs: Vec<ServiceConfig> = specs.map(as_it_runs).collect();
         config::conflicts(&specs)
     }
 
-    fn is_to_run(&self, spec: &config::Service, starting: Option<&str>) -> bool {
+    fn is_to_run(&self, spec: &ServiceConfig, starting: Option<&str>) -> bool {
         let started = self
             .services
             .get(&spec.name)
@@ -407,7 +407,7 @@ impl Manager {
     }
 
     /// The service's file as it is now, if that can be applied to this service alone; otherwise as it was.
-    fn changed_spec(&self, service: &Service) -> Arc<config::Service> {
+    fn changed_spec(&self, service: &Service) -> Arc<ServiceConfig> {
         let name = &service.spec().name;
         let refuse = |error: &str| {
             tracing::error!(

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::environment;
 use super::executable::Executable;
-use crate::config;
+use crate::config::{ProcessConfig, ServiceConfig};
 use crate::fingerprint::Fingerprint;
 
 /// The content of one generation.
@@ -18,7 +18,7 @@ pub struct Deployment {
     /// Equal for generations of the same content.
     pub version: u64,
     /// How it is run.
-    pub process: config::Process,
+    pub process: ProcessConfig,
     /// Held open, so that it can be started again when the path holds something else.
     pub executable: Executable,
     /// Of `environment_file`.
@@ -31,7 +31,7 @@ pub struct Deployment {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
     version: u64,
-    process: config::Process,
+    process: ProcessConfig,
     executable: PathBuf,
     environment_file: BTreeMap<String, String>,
     content: u64,
@@ -39,7 +39,7 @@ pub struct Saved {
 
 impl Deployment {
     /// Takes what is on disk now.
-    pub fn take(spec: &config::Service, version: u64) -> io::Result<Deployment> {
+    pub fn take(spec: &ServiceConfig, version: u64) -> io::Result<Deployment> {
         // The fingerprint comes first: of a change in between, the next look sees that it is not what was taken.
         let fingerprint = Fingerprint::take(spec);
         Ok(Deployment {
@@ -77,7 +77,7 @@ impl Deployment {
     }
 
     /// It is what `process` with what is on disk now would be.
-    pub fn is(&self, process: &config::Process, now: &Fingerprint) -> bool {
+    pub fn is(&self, process: &ProcessConfig, now: &Fingerprint) -> bool {
         self.process == *process && self.content == now.digest()
     }
 
@@ -87,7 +87,7 @@ impl Deployment {
     }
 }
 
-fn read_environment_file(process: &config::Process) -> io::Result<BTreeMap<String, String>> {
+fn read_environment_file(process: &ProcessConfig) -> io::Result<BTreeMap<String, String>> {
     match &process.environment_file {
         None => Ok(BTreeMap::new()),
         Some(path) => {

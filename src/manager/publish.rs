@@ -20,14 +20,14 @@ use super::supervision::Stage;
 use super::{Manager, Phase, listeners, table};
 use crate::config::Config;
 use crate::events;
-use crate::ipc::{self, Table};
+use crate::ipc::{WireService, WireTable};
 use crate::systemd::journal;
 
 /// What was made of the services last.
 #[derive(Default)]
 pub(super) struct Published {
     shared: Option<Shared>,
-    parts: BTreeMap<String, Arc<ipc::Service>>,
+    parts: BTreeMap<String, Arc<WireService>>,
     statuses: BTreeMap<String, Arc<ServiceStatus>>,
     /// As text.
     saved: BTreeMap<String, Rc<RawValue>>,
@@ -134,7 +134,7 @@ impl Manager {
             replace(parts, name, part);
         }
         let services = self.services.values();
-        let mut table = Table {
+        let mut table = WireTable {
             number: self.table.number,
             since: 0,
             trusted_proxies: self.config.trusted_proxies.clone(),

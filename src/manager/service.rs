@@ -16,16 +16,16 @@ use super::instance::{Instance, News};
 use super::jobs::Goal;
 use super::rollout::{self, Action, Desired, InstanceId, Policy, Reconciler, State, Target};
 use super::status;
-use crate::config;
+use crate::config::{Rollout, ServiceConfig};
 use crate::events;
 use crate::fingerprint::Fingerprint;
-use crate::ipc::{self, EndpointCounts, EndpointId, EndpointState, Probe};
+use crate::ipc::{EndpointCounts, EndpointId, EndpointState, Probe, WireEndpoint};
 pub use diagnosis::Diagnosis;
 pub use saved::Saved;
 
 /// One configured service, or one that was removed and whose instances are not gone yet.
 pub struct Service {
-    spec: Arc<config::Service>,
+    spec: Arc<ServiceConfig>,
     core: Reconciler,
     /// Those that a slot may still be started with, by generation.
     deployments: BTreeMap<u64, Rc<Deployment>>,
@@ -46,14 +46,14 @@ pub struct Service {
 
 /// What a change on disk or a command means for a service; made before anything is touched.
 pub struct Plan {
-    spec: Arc<config::Service>,
+    spec: Arc<ServiceConfig>,
     deployment: Option<Deployment>,
     running: bool,
 }
 
 impl Plan {
     /// The configuration that it is for.
-    pub fn spec(&self) -> &Arc<config::Service> {
+    pub fn spec(&self) -> &Arc<ServiceConfig> {
         &self.spec
     }
 }
@@ -71,7 +71,7 @@ pub enum Reason {
 
 impl Service {
     /// A service that is configured but of which nothing was started yet.
-    pub fn new(spec: Arc<config::Service>) -> Service {
+    pub fn new(spec: Arc<ServiceConfig>) -> Service {
         let target = Target {
             generation: 0,
             version: 0,
@@ -93,7 +93,7 @@ impl Service {
     }
 
     /// Its configuration as it was last applied.
-    pub fn spec(&self) -> &Arc<config::Service> {
+    pub fn spec(&self) -> &Arc<ServiceConfig> {
         &self.spec
     }
 
@@ -113,7 +113,7 @@ impl Service {
     }
 
     /// Looks at the disk and decides what is to be done to make `spec` real. Touches nothing.
-    pub fn plan(&self, spec: &Arc<config::Service>, reason: Reason) -> std::io::Result<Plan> {
+    pub fn plan(&self, spec: &Arc<ServiceConfig>, reason: Reason) -> std::io::Result<Plan> {
         let was_running = self.core.desired().running;
         let running = match reason {
             Reason::Command => true,
@@ -137,7 +137,7 @@ impl Service {
 
     fn needs_deployment(
         &self,
-        spec: &Arc<config::Service>,
+        spec: &Arc<ServiceConfig>,
         reason: Reason,
         was_running: bool,
     ) -> bool {
@@ -156,7 +156,7 @@ impl Service {
     }
 
     /// What is on disk now, under the version of the deployment that has the same content, if there is one.
-    fn deployment(&self, spec: &Arc<config::Service>) -> std::io::Result<Deployment> {
+    fn deployment(&self, spec: &Arc<ServiceConfig>) -> std::io::Result<Deployment> {
         let mut deployment = Deployment::take(spec, self.last_version + 1)?;
         if let Some(same) = self
             .deployments
@@ -506,7 +506,7 @@ impl Service {
     }
 
     /// Its instances, as far as the worker is concerned with them.
-    pub fn endpoints(&self) -> Vec<ipc::Endpoint> {
+    pub fn endpoints(&self) -> Vec<WireEndpoint> {
         let endpoints = self.core.instances().iter().filter_map(|held| {
             let instance = self.instances.get(&held.id)?;
             let state = match held.state {
@@ -522,7 +522,7 @@ impl Service {
                 // It was never routed, or it has drained.
                 State::Stopping { .. } => EndpointState::Draining,
             };
-            Some(ipc::Endpoint {
+            Some(WireEndpoint {
                 id: EndpointId(held.id),
                 address: instance.address.clone(),
                 protocol: instance.protocol(),
@@ -583,13 +583,13 @@ impl Service {
     }
 }
 
-fn desired(spec: &config::Service, running: bool, target: Target) -> Desired {
+fn desired(spec: &ServiceConfig, running: bool, target: Target) -> Desired {
     Desired {
         running,
         count: u32::from(spec.instance_count),
         target,
         policy: Policy {
-            in_place: spec.rollout == config::Rollout::InPlace,
+            in_place: spec.rollout == Rollout::InPlace,
             delay_running_time: spec.delay_running_time,
             start_timeout: spec.start_timeout,
             drain_timeout: spec.drain_timeout,

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::certificates::Certificates;
 use super::listeners::Listeners;
 use super::service::Service;
-use crate::config;
-use crate::ipc::{self, CertificateId, Host, Listener, ListenerId, Route};
+use crate::config::{Listen, ServiceConfig};
+use crate::ipc::{CertificateId, Host, ListenerId, Route, WireListener, WireService};
 
 /// A service's part of the table. One whose port could not be opened has no route on that port.
-pub fn part_of(service: &Service, listeners: &Listeners) -> ipc::Service {
+pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
     let spec = service.spec();
     let open = open_ports(service, listeners);
     let routes = open.flat_map(|(_, listener)| {
@@ -20,7 +20,7 @@ pub fn part_of(service: &Service, listeners: &Listeners) -> ipc::Service {
             strip: spec.strip_prefix.count(site),
         })
     });
-    ipc::Service {
+    WireService {
         name: spec.name.clone(),
         running: service.is_wanted(),
         handling: spec.handling,
@@ -34,7 +34,7 @@ pub fn listeners<'a>(
     services: impl IntoIterator<Item = &'a Service>,
     listeners: &Listeners,
     certificates: &Certificates,
-) -> Vec<Listener> {
+) -> Vec<WireListener> {
     let mut tls: BTreeMap<ListenerId, Vec<CertificateId>> = BTreeMap::new();
     let mut behind_proxies = BTreeSet::new();
     for service in services {
@@ -51,7 +51,7 @@ pub fn listeners<'a>(
         }
     }
     let listeners = listeners.iter();
-    let listeners = listeners.map(|(_, listener)| Listener {
+    let listeners = listeners.map(|(_, listener)| WireListener {
         id: listener.id,
         address: listener.address,
         tls: tls.remove(&listener.id),
@@ -64,7 +64,7 @@ pub fn listeners<'a>(
 fn open_ports<'a>(
     service: &'a Service,
     listeners: &'a Listeners,
-) -> impl Iterator<Item = (config::Listen, ListenerId)> {
+) -> impl Iterator<Item = (Listen, ListenerId)> {
     let ports = service.spec().listen.iter();
     ports
         .filter(|_| service.is_routed())
@@ -72,7 +72,7 @@ fn open_ports<'a>(
 }
 
 /// The first is the default: that of the service for any host, or else of the first service.
-fn add(ids: &mut Vec<CertificateId>, spec: &config::Service, certificates: &Certificates) {
+fn add(ids: &mut Vec<CertificateId>, spec: &ServiceConfig, certificates: &Certificates) {
     let Some(certificate) = certificates.get(spec) else {
         return;
     };

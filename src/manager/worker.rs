@@ -24,7 +24,7 @@ use super::certificates::Certificates;
 use super::pidfd::Pidfd;
 use crate::config::ScopeLimits;
 use crate::ipc::{
-    self, CertificateId, Channel, ChannelError, EndpointId, FromWorker, Table, ToWorker,
+    self, CertificateId, Channel, ChannelError, EndpointId, FromWorker, ToWorker, WireTable,
 };
 use crate::systemd::units::{Scope, Units};
 
@@ -64,7 +64,7 @@ pub struct Worker {
     /// The certificates of the last table that it was sent.
     certificates: BTreeSet<CertificateId>,
     /// That table, if it is known to use it or to be about to: then the next is sent as what is different.
-    table: Option<Rc<Table>>,
+    table: Option<Rc<WireTable>>,
     /// Pings in a row that it has not answered.
     pub unanswered: u32,
     /// Draining, it has nothing left but tunnels.
@@ -202,7 +202,7 @@ impl Worker {
     }
 
     /// Sends a table, after the certificates in it that the worker has not got.
-    pub fn send_table(&mut self, table: &Rc<Table>, certificates: &Certificates) {
+    pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &Certificates) {
         let named: BTreeSet<CertificateId> = table.certificates().collect();
         for id in named.difference(&self.certificates) {
             if let Some(certificate) = certificates.message(*id) {

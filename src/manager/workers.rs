@@ -14,7 +14,7 @@ use super::listeners::Listener;
 use super::worker::{self, Worker};
 use super::{Event, Manager, Phase, Reports, backoff};
 use crate::events;
-use crate::ipc::{EndpointCounts, EndpointId, FromWorker, Table, ToWorker};
+use crate::ipc::{EndpointCounts, EndpointId, FromWorker, ToWorker, WireTable};
 use crate::systemd::units::Units;
 
 /// How long idle client connections are kept open for one more request when a worker drains.
@@ -118,7 +118,7 @@ impl Workers {
     }
 
     /// Sends a table to all of them: those that drain have to know which endpoints do.
-    pub fn send_table(&mut self, table: &Rc<Table>, certificates: &Certificates) {
+    pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &Certificates) {
         let services = table.services.iter();
         let endpoints = services.flat_map(|service| &service.endpoints);
         let endpoints: BTreeSet<EndpointId> = endpoints.map(|endpoint| endpoint.id).collect();

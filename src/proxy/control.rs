@@ -26,7 +26,7 @@ use super::sockets::Sockets;
 use super::table::Table;
 use super::threads::{Command, Event, Report, Threads};
 use super::tls::Certificates;
-use crate::ipc::{self, EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker};
+use crate::ipc::{EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable};
 
 /// The least time between two reports of the counters...
 const COUNTS_INTERVAL: Duration = Duration::from_millis(200);
@@ -231,7 +231,7 @@ impl Control {
         }
     }
 
-    async fn take_over(&mut self, table: ipc::Table) {
+    async fn take_over(&mut self, table: WireTable) {
         if table.number <= self.table.number {
             // The manager may not know that it has been heard.
             self.say(FromWorker::Acknowledged(self.ledger.acknowledged()));

@@ -9,7 +9,10 @@ use ipnet::IpNet;
 use super::endpoint::Spec;
 use super::router::{Clash, Router};
 use super::tls::{Certificates, Tls};
-use crate::ipc::{self, CertificateId, EndpointId, EndpointState, Handling, ListenerId, Route};
+use crate::ipc::{
+    CertificateId, EndpointId, EndpointState, Handling, ListenerId, Route, WireEndpoint,
+    WireListener, WireService, WireTable,
+};
 
 /// All that a thread needs to know.
 #[derive(Debug, Default)]
@@ -83,7 +86,7 @@ impl Table {
     /// address stays, its counters go on, and its state only moves down.
     pub(crate) fn succeed(
         &self,
-        table: ipc::Table,
+        table: WireTable,
         is_known: impl Fn(ListenerId) -> bool,
         certificates: &Certificates,
         threads: usize,
@@ -134,7 +137,7 @@ impl Table {
     fn take_over_services(
         &mut self,
         before: &Table,
-        changed: Vec<Arc<ipc::Service>>,
+        changed: Vec<Arc<WireService>>,
         removed: &[String],
         threads: usize,
     ) -> Result<(), Fault> {
@@ -161,12 +164,12 @@ impl Table {
     }
 
     /// The service of the next table, which is the one of this table if nothing of it is different.
-    fn successor_of(&self, service: ipc::Service, threads: usize) -> Arc<Service> {
+    fn successor_of(&self, service: WireService, threads: usize) -> Arc<Service> {
         let endpoints = service.endpoints.into_iter().map(|endpoint| {
             if let Some((spec, state)) = self.endpoint(endpoint.id) {
                 return (spec.clone(), succeed_state(state, &endpoint, &service.name));
             }
-            let ipc::Endpoint {
+            let WireEndpoint {
                 id,
                 address,
                 protocol,
@@ -244,7 +247,7 @@ impl Table {
     fn routers(
         &self,
         before: &Table,
-        listeners: &[ipc::Listener],
+        listeners: &[WireListener],
         difference: &Difference,
     ) -> Result<HashMap<ListenerId, Arc<Router>>, Fault> {
         let known = before.listeners.iter().map(|listener| listener.id);
@@ -345,7 +348,7 @@ fn remove(routers: &mut HashMap<ListenerId, Arc<Router>>, service: &Service) {
     }
 }
 
-fn succeed_state(before: EndpointState, endpoint: &ipc::Endpoint, service: &str) -> EndpointState {
+fn succeed_state(before: EndpointState, endpoint: &WireEndpoint, service: &str) -> EndpointState {
     if endpoint.state < before {
         tracing::warn!(
             service,
@@ -367,8 +370,8 @@ mod tests {
     use super::*;
     use crate::ipc::{Address, Host, Probe, Protocol, Route};
 
-    fn endpoint(id: u64, state: EndpointState) -> ipc::Endpoint {
-        ipc::Endpoint {
+    fn endpoint(id: u64, state: EndpointState) -> WireEndpoint {
+        WireEndpoint {
             id: EndpointId(id),
             address: Address::Unix(format!("/run/{id}").into()),
             state,
@@ -378,12 +381,12 @@ mod tests {
     }
 
     /// It has one host, on the first listener.
-    fn service(name: &str, endpoints: Vec<ipc::Endpoint>) -> ipc::Service {
+    fn service(name: &str, endpoints: Vec<WireEndpoint>) -> WireService {
         at(&format!("{name}.example"), name, endpoints)
     }
 
-    fn at(host: &str, name: &str, endpoints: Vec<ipc::Endpoint>) -> ipc::Service {
-        ipc::Service {
+    fn at(host: &str, name: &str, endpoints: Vec<WireEndpoint>) -> WireService {
+        WireService {
             name: name.to_owned(),
             running: true,
             handling: Handling::default(),
@@ -397,8 +400,8 @@ mod tests {
         }
     }
 
-    fn listener(id: u32) -> ipc::Listener {
-        ipc::Listener {
+    fn listener(id: u32) -> WireListener {
+        WireListener {
             id: ListenerId(id),
             address: ([127, 0, 0, 1], 80).into(),
             tls: None,
@@ -406,17 +409,17 @@ mod tests {
         }
     }
 
-    fn table(listeners: Vec<ipc::Listener>, services: Vec<ipc::Service>) -> ipc::Table {
-        ipc::Table {
+    fn table(listeners: Vec<WireListener>, services: Vec<WireService>) -> WireTable {
+        WireTable {
             number: 1,
             listeners,
             services: services.into_iter().map(Arc::new).collect(),
-            ..ipc::Table::default()
+            ..WireTable::default()
         }
     }
 
     /// With the first listener.
-    fn of(services: Vec<ipc::Service>) -> ipc::Table {
+    fn of(services: Vec<WireService>) -> WireTable {
         table(vec![listener(1)], services)
     }
 
@@ -424,16 +427,16 @@ mod tests {
         Certificates::new().unwrap()
     }
 
-    fn succeed(before: &Table, table: ipc::Table) -> Result<Table, Fault> {
+    fn succeed(before: &Table, table: WireTable) -> Result<Table, Fault> {
         before.succeed(table, |id| id.0 < 10, &certificates(), 1)
     }
 
-    fn compile(table: ipc::Table) -> Result<Table, Fault> {
+    fn compile(table: WireTable) -> Result<Table, Fault> {
         succeed(&Table::default(), table)
     }
 
     /// Any of five services, each with one of two hosts and some of three endpoints of its own.
-    fn services() -> impl Strategy<Value = Vec<ipc::Service>> {
+    fn services() -> impl Strategy<Value = Vec<WireService>> {
         let state = prop_oneof![
             Just(EndpointState::Probing),
             Just(EndpointState::Active),
@@ -467,9 +470,9 @@ mod tests {
             tables in proptest::collection::vec(services(), 1..6)
         ) {
             let (mut by_wholes, mut by_changes) = (Table::default(), Table::default());
-            let mut last = ipc::Table::default();
+            let mut last = WireTable::default();
             for (services, number) in tables.into_iter().zip(1..) {
-                let whole = ipc::Table { number, ..of(services) };
+                let whole = WireTable { number, ..of(services) };
                 by_changes = succeed(&by_changes, whole.changes_since(&last)).unwrap();
                 by_wholes = succeed(&by_wholes, whole.clone()).unwrap();
                 last = whole;
@@ -522,7 +525,7 @@ mod tests {
                 Fault::EndpointTwice(EndpointId(1)),
             ),
             (
-                ipc::Table {
+                WireTable {
                     since: 7,
                     ..table(vec![], vec![])
                 },
@@ -562,7 +565,7 @@ mod tests {
         assert_eq!(shared(&second, &third), (vec![false, true, true], false));
         let fourth = succeed(&third, tables(Draining, "y.example")).unwrap();
         assert_eq!(shared(&third, &fourth), (vec![false, true, true], true));
-        let nothing_else = ipc::Table {
+        let nothing_else = WireTable {
             number: 2,
             since: 1,
             ..of(vec![])
@@ -580,7 +583,7 @@ mod tests {
             service("e", vec![]),
         ]);
         let first = compile(first).unwrap();
-        let changes = ipc::Table {
+        let changes = WireTable {
             number: 2,
             since: 1,
             removed: vec!["e".to_owned(), "never-was".to_owned()],
@@ -598,7 +601,7 @@ mod tests {
         assert_eq!(find(&second, "d.example"), None);
         assert_eq!(find(&second, "e.example"), None);
         assert_eq!(second.state(EndpointId(2)), Some(EndpointState::Active));
-        let empty = ipc::Table {
+        let empty = WireTable {
             number: 3,
             ..table(vec![], vec![])
         };

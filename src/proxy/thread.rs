@@ -468,7 +468,10 @@ mod tests {
 
     use super::super::tls::Certificates;
     use super::*;
-    use crate::ipc::{self, Address, Host, Probe, Protocol, Route};
+    use crate::ipc::{
+        Address, Handling, Host, Probe, Protocol, Route, WireEndpoint, WireListener, WireService,
+        WireTable,
+    };
 
     const ID: EndpointId = EndpointId(1);
 
@@ -492,14 +495,14 @@ mod tests {
 
         /// Applies a table with one service, on one listener or none.
         fn apply(&mut self, listens: bool, endpoint: Option<EndpointState>) {
-            let endpoint = endpoint.map(|state| ipc::Endpoint {
+            let endpoint = endpoint.map(|state| WireEndpoint {
                 id: ID,
                 address: Address::Unix("/nonexistent".into()),
                 state,
                 protocol: Protocol::default(),
                 probe: Probe::Connect,
             });
-            let listener = listens.then(|| ipc::Listener {
+            let listener = listens.then(|| WireListener {
                 id: ListenerId(1),
                 address: ([127, 0, 0, 1], 80).into(),
                 tls: None,
@@ -511,45 +514,45 @@ mod tests {
                 path: "/".to_owned(),
                 strip: 0,
             };
-            self.take_over(ipc::Table {
+            self.take_over(WireTable {
                 listeners: listener.into_iter().collect(),
-                services: vec![Arc::new(ipc::Service {
+                services: vec![Arc::new(WireService {
                     name: "shop".to_owned(),
                     running: true,
-                    handling: ipc::Handling::default(),
+                    handling: Handling::default(),
                     routes: listens.then_some(route).into_iter().collect(),
                     endpoints: endpoint.into_iter().collect(),
                 })],
                 trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
-                ..ipc::Table::default()
+                ..WireTable::default()
             });
         }
 
         /// Applies a table with these services, and no listener.
         fn apply_services(&mut self, services: Services) {
-            let endpoint = |(id, state)| ipc::Endpoint {
+            let endpoint = |(id, state)| WireEndpoint {
                 id: EndpointId(id),
                 address: Address::Unix("/nonexistent".into()),
                 state,
                 protocol: Protocol::default(),
                 probe: Probe::Connect,
             };
-            let services = services.into_iter().map(|(name, endpoints)| ipc::Service {
+            let services = services.into_iter().map(|(name, endpoints)| WireService {
                 name: name.to_string(),
                 running: true,
-                handling: ipc::Handling::default(),
+                handling: Handling::default(),
                 routes: Vec::new(),
                 endpoints: endpoints.into_iter().map(endpoint).collect(),
             });
-            self.take_over(ipc::Table {
+            self.take_over(WireTable {
                 services: services.map(Arc::new).collect(),
-                ..ipc::Table::default()
+                ..WireTable::default()
             });
         }
 
-        fn take_over(&mut self, table: ipc::Table) {
+        fn take_over(&mut self, table: WireTable) {
             let number = self.table.number + 1;
-            let table = ipc::Table { number, ..table };
+            let table = WireTable { number, ..table };
             let certificates = Certificates::new().unwrap();
             let table = self.table.succeed(table, |_| true, &certificates, 1);
             self.table = Arc::new(table.unwrap());

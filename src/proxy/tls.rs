@@ -30,7 +30,7 @@ use tokio::time::timeout;
 
 use super::buffer::Buffer;
 use super::stream::Stream;
-use crate::ipc::{self, CertificateId};
+use crate::ipc::{CertificateId, WireCertificate};
 
 /// How long a handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -74,7 +74,7 @@ impl Certificates {
     }
 
     /// Takes a certificate in. One that is here already stays.
-    pub(crate) fn add(&mut self, certificate: ipc::Certificate) -> Result<(), rustls::Error> {
+    pub(crate) fn add(&mut self, certificate: WireCertificate) -> Result<(), rustls::Error> {
         if self.known.contains_key(&certificate.id) {
             return Ok(());
         }

@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use smoothserve::ipc::{
-    Address, Endpoint, EndpointId, EndpointState, Host, ListenerId, Probe, Protocol, Route,
-    Service, Table,
+    Address, EndpointId, EndpointState, Host, ListenerId, Probe, Protocol, Route, WireEndpoint,
+    WireService, WireTable,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use crate::kit::{Manager, PATIENCE, Worker, first, listen, listener, service, ta
 pub(crate) struct Stage {
     worker: Worker,
     pub(crate) manager: Manager,
-    pub(crate) table: Table,
+    pub(crate) table: WireTable,
     pub(crate) address: SocketAddr,
     pub(crate) instances: Vec<Instance>,
 }
@@ -45,7 +45,7 @@ impl Stage {
             strip: 0,
             listener: ListenerId(1),
         };
-        let shop = Service {
+        let shop = WireService {
             routes: vec![
                 route(Host::Exact("a.example".to_owned())),
                 route(Host::Subdomain("any".to_owned())),
@@ -53,7 +53,7 @@ impl Stage {
             ],
             ..service("shop", endpoints.collect())
         };
-        let table = Table {
+        let table = WireTable {
             trusted_proxies,
             ..table(1, vec![listener(1, address)], vec![shop])
         };
@@ -118,8 +118,8 @@ impl Instance {
         Instance { socket }
     }
 
-    pub(crate) fn endpoint(&self, id: u64) -> Endpoint {
-        Endpoint {
+    pub(crate) fn endpoint(&self, id: u64) -> WireEndpoint {
+        WireEndpoint {
             id: EndpointId(id),
             address: Address::Tcp(self.socket.local_addr().unwrap()),
             state: EndpointState::Active,

@@ -11,7 +11,7 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
-use smoothserve::ipc::{Address, Endpoint, EndpointId, EndpointState, Probe, Protocol};
+use smoothserve::ipc::{Address, EndpointId, EndpointState, Probe, Protocol, WireEndpoint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -130,7 +130,7 @@ async fn transfer(instance: Address, largest: usize) {
     let mut manager = worker.connect().await;
     let (socket, address) = kit::listen();
     manager.send_listener(1, &socket).await;
-    let endpoint = Endpoint {
+    let endpoint = WireEndpoint {
         id: EndpointId(1),
         address: instance,
         state: EndpointState::Active,

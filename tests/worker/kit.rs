@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use smoothserve::ipc::{
-    Address, Channel, Endpoint, EndpointId, EndpointState, FromWorker, Handling, Host, Listener,
-    ListenerId, Probe, Protocol, Receiver, Route, Sender, Service, Table, ToWorker,
+    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, Host, ListenerId, Probe,
+    Protocol, Receiver, Route, Sender, ToWorker, WireEndpoint, WireListener, WireService,
+    WireTable,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -141,7 +142,7 @@ impl Manager {
     }
 
     /// Sends a table, and waits until all threads use it.
-    pub(crate) async fn apply(&mut self, table: &Table) {
+    pub(crate) async fn apply(&mut self, table: &WireTable) {
         self.send(ToWorker::Table(table.clone())).await;
         self.wait_for_message(&FromWorker::Acknowledged(table.number))
             .await;
@@ -261,8 +262,8 @@ async fn answer(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
     }
 }
 
-pub(crate) fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> Endpoint {
-    Endpoint {
+pub(crate) fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> WireEndpoint {
+    WireEndpoint {
         id: EndpointId(id),
         address: Address::Tcp(instance.address),
         state,
@@ -272,8 +273,8 @@ pub(crate) fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> En
 }
 
 /// Makes a service that gets all requests of the first listener.
-pub(crate) fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
-    Service {
+pub(crate) fn service(name: &str, endpoints: Vec<WireEndpoint>) -> WireService {
+    WireService {
         name: name.to_owned(),
         running: true,
         handling: Handling::default(),
@@ -283,8 +284,8 @@ pub(crate) fn service(name: &str, endpoints: Vec<Endpoint>) -> Service {
 }
 
 /// Makes a service that gets no requests.
-pub(crate) fn unrouted(name: &str, endpoints: Vec<Endpoint>) -> Service {
-    Service {
+pub(crate) fn unrouted(name: &str, endpoints: Vec<WireEndpoint>) -> WireService {
+    WireService {
         routes: Vec::new(),
         ..service(name, endpoints)
     }
@@ -300,8 +301,8 @@ pub(crate) fn route(listener: u32) -> Route {
     }
 }
 
-pub(crate) fn listener(id: u32, address: SocketAddr) -> Listener {
-    Listener {
+pub(crate) fn listener(id: u32, address: SocketAddr) -> WireListener {
+    WireListener {
         proxy_protocol: false,
         id: ListenerId(id),
         address,
@@ -309,17 +310,21 @@ pub(crate) fn listener(id: u32, address: SocketAddr) -> Listener {
     }
 }
 
-pub(crate) fn table(number: u64, listeners: Vec<Listener>, services: Vec<Service>) -> Table {
-    Table {
+pub(crate) fn table(
+    number: u64,
+    listeners: Vec<WireListener>,
+    services: Vec<WireService>,
+) -> WireTable {
+    WireTable {
         number,
         listeners,
         services: services.into_iter().map(Arc::new).collect(),
-        ..Table::default()
+        ..WireTable::default()
     }
 }
 
 /// Returns the first service of a table, to be changed.
-pub(crate) fn first(table: &mut Table) -> &mut Service {
+pub(crate) fn first(table: &mut WireTable) -> &mut WireService {
     Arc::make_mut(&mut table.services[0])
 }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use kit::*;
 use smoothserve::ipc::EndpointState::{Active, Draining, Probing};
-use smoothserve::ipc::{EndpointId, FromWorker, Probe, Protocol, Table, ToWorker};
+use smoothserve::ipc::{
+    EndpointId, FromWorker, Probe, Protocol, ToWorker, WireEndpoint, WireTable,
+};
 
 const ONE: EndpointId = EndpointId(1);
 
@@ -39,7 +41,7 @@ async fn a_table_that_contradicts_itself_changes_nothing() {
     manager.send(ToWorker::Table(never_sent)).await;
     let without_listener = table(2, vec![], vec![service("shop", vec![])]);
     manager.send(ToWorker::Table(without_listener)).await;
-    let of_another = Table {
+    let of_another = WireTable {
         since: 2,
         ..table(3, vec![], vec![])
     };
@@ -59,7 +61,7 @@ async fn a_new_endpoint_is_probed_until_it_answers() {
     let mut manager = worker.connect().await;
     let (reserved, address) = listen();
     drop(reserved);
-    let one = |state| smoothserve::ipc::Endpoint {
+    let one = |state| WireEndpoint {
         id: ONE,
         address: smoothserve::ipc::Address::Tcp(address),
         state,
@@ -126,7 +128,7 @@ async fn requests_go_on_without_a_manager() {
 }
 
 /// Starts a worker that serves one service with these instances on one port.
-async fn serving(instances: &[&Instance]) -> (Worker, Manager, std::net::SocketAddr, Table) {
+async fn serving(instances: &[&Instance]) -> (Worker, Manager, std::net::SocketAddr, WireTable) {
     let worker = Worker::start();
     let mut manager = worker.connect().await;
     let (socket, address) = listen();

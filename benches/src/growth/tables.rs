@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use smoothserve::ipc::{
-    Address, Channel, Endpoint, EndpointId, EndpointState, FromWorker, Handling, Host, Listener,
-    ListenerId, Probe, Protocol, Receiver, Route, Sender, Service, Table, ToWorker,
+    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, Host, ListenerId, Probe,
+    Protocol, Receiver, Route, Sender, ToWorker, WireEndpoint, WireListener, WireService,
+    WireTable,
 };
 
 use crate::clients::Moderate;
@@ -58,7 +59,7 @@ fn row(programs: &Path, services: usize) -> anyhow::Result<String> {
         .spawn()?;
     let _instance = Ended(instance);
     let mut worker = Worker::start(programs)?;
-    let mut last = Table::default();
+    let mut last = WireTable::default();
     let mut next = |worker: &mut Worker| {
         let table = next_table(services, &last);
         let took = worker.apply(table.changes_since(&last));
@@ -107,7 +108,7 @@ fn row(programs: &Path, services: usize) -> anyhow::Result<String> {
 }
 
 /// The first service is the one that is asked for; the last one has another host in each table.
-fn next_table(services: usize, last: &Table) -> Table {
+fn next_table(services: usize, last: &WireTable) -> WireTable {
     let number = last.number + 1;
     let hosts = |index: usize| match index {
         0 => [HOST.to_owned(), format!("www.{HOST}")],
@@ -126,12 +127,12 @@ fn next_table(services: usize, last: &Table) -> Table {
         path: "/".to_owned(),
         strip: 0,
     };
-    let service = |index: usize| Service {
+    let service = |index: usize| WireService {
         name: format!("customer-{index:04}"),
         running: true,
         handling: Handling::default(),
         routes: hosts(index).map(route).into(),
-        endpoints: vec![Endpoint {
+        endpoints: vec![WireEndpoint {
             id: EndpointId(index as u64 + 1),
             address: Address::Tcp(SocketAddr::from(([127, 0, 0, 1], INSTANCE))),
             protocol: Protocol::Http1,
@@ -144,16 +145,16 @@ fn next_table(services: usize, last: &Table) -> Table {
         Some(known) if index + 1 < services => known.clone(),
         _ => Arc::new(service(index)),
     };
-    Table {
+    WireTable {
         number,
-        listeners: vec![Listener {
+        listeners: vec![WireListener {
             id: ListenerId(1),
             address: SocketAddr::from(([127, 0, 0, 1], PORT)),
             tls: None,
             proxy_protocol: false,
         }],
         services: (0..services).map(part).collect(),
-        ..Table::default()
+        ..WireTable::default()
     }
 }
 
@@ -211,7 +212,7 @@ impl Worker {
     }
 
     /// Sends a table, and returns how long it took until all threads of the worker used it.
-    fn apply(&mut self, table: Table) -> anyhow::Result<Duration> {
+    fn apply(&mut self, table: WireTable) -> anyhow::Result<Duration> {
         let number = table.number;
         let table = ToWorker::Table(table);
         let Worker {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::Service;
-use crate::config;
+use crate::config::ServiceConfig;
 use crate::manager::instance::{self, Instance};
 use crate::manager::rollout::{self, InstanceId, Reconciler, Stage};
 use crate::manager::{World, deployment, executable_name, status};
@@ -17,7 +17,7 @@ use crate::manager::{World, deployment, executable_name, status};
 /// What is kept of a service for the next manager.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
-    spec: Arc<config::Service>,
+    spec: Arc<ServiceConfig>,
     removed: bool,
     came_up: bool,
     finished: u64,
