@@ -1,9 +1,10 @@
-//! Counts the instructions of the work that every request costs in user space, with callgrind, and compares them with
-//! those in `benches/instructions.txt`. A count says less than a time, but it is the same on a busy machine, so that a
-//! step of a percent is seen. Another compiler counts otherwise, and so may a processor with other instructions.
+//! Counts the instructions that every request costs in user space, with callgrind, and compares the
+//! counts with those in `benches/instructions.txt`. A count says less than a time, but it is the
+//! same on a busy machine, so a change of one percent is visible. Another compiler gives other
+//! counts, and so may a processor with other instructions.
 //!
-//! With `--save` the counts become those that the next are compared with. Nothing fails for being slower: whoever
-//! changes the code reads the table and decides.
+//! With `--save` the counts become the ones to compare with. A slower program is no failure:
+//! whoever changes the code reads the table and decides.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -43,7 +44,8 @@ const PAGE_RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nServer: gunicorn\r\nDate: Thu,
     Referrer-Policy: same-origin\r\nCross-Origin-Opener-Policy: same-origin\r\nContent-Encoding: gzip\r\n\
     Set-Cookie: session=8d6f2c1e0b7a49538e21; HttpOnly; Path=/; SameSite=Lax\r\n\r\n";
 
-/// Calls of one workload. The keys of hash tables are random; over so many lookups that evens out.
+/// Calls of each workload. The keys of hash tables are random, which evens out over this many
+/// lookups.
 const CALLS: usize = 500;
 
 fn main() -> anyhow::Result<()> {
@@ -58,7 +60,7 @@ type Work = Box<dyn FnMut(usize)>;
 
 type Workload = (&'static str, fn() -> Work);
 
-/// What is counted, in the order of a request's way.
+/// The workloads, in the order in which a request meets them.
 const WORKLOADS: [Workload; 8] = [
     ("request head, as of curl", || request(CURL)),
     ("request head, as of a browser", || request(BROWSER)),
@@ -73,7 +75,10 @@ const WORKLOADS: [Workload; 8] = [
 fn request(bytes: &'static [u8]) -> Work {
     Box::new(move |_| {
         let mut out = Vec::with_capacity(bytes.len() + 192);
-        assert!(rewrite_request(black_box(bytes), &mut out));
+        assert!(
+            rewrite_request(black_box(bytes), &mut out),
+            "expected a valid request"
+        );
         black_box(out);
     })
 }
@@ -81,12 +86,15 @@ fn request(bytes: &'static [u8]) -> Work {
 fn response(bytes: &'static [u8]) -> Work {
     Box::new(move |_| {
         let mut out = Vec::with_capacity(bytes.len() + 64);
-        assert!(rewrite_response(black_box(bytes), &mut out));
+        assert!(
+            rewrite_response(black_box(bytes), &mut out),
+            "expected a valid response"
+        );
         black_box(out);
     })
 }
 
-/// Every host has two paths; each call looks up another host.
+/// Prepares lookups in a table in which every host has two paths; each call looks up another host.
 fn lookup(count: usize) -> Work {
     let hosts: Vec<String> = (0..count)
         .map(|number| format!("customer-{number:04}.example"))
@@ -103,14 +111,14 @@ fn lookup(count: usize) -> Work {
             ["/", "/api"].map(|path| (0, route(path)))
         })
         .collect();
-    let table = RouteTable::try_new(&routes).expect("no two are the same");
+    let table = RouteTable::try_new(&routes).expect("every route is unique");
     Box::new(move |call| {
         let host = hosts[call * 7 % hosts.len()].as_bytes();
         assert!(table.find(black_box(host), b"/account/orders").is_some());
     })
 }
 
-/// What callgrind counts, by its name: everything from here on.
+/// The function whose instructions callgrind counts, callees included.
 #[inline(never)]
 fn counted(work: &mut Work) {
     for call in 0..CALLS {
@@ -118,7 +126,7 @@ fn counted(work: &mut Work) {
     }
 }
 
-/// One workload, once before, for what is done only once in a process.
+/// Runs one workload, after one uncounted call for what a process does only once.
 fn run(name: &str) -> anyhow::Result<()> {
     let (_, prepare) = WORKLOADS
         .iter()
@@ -167,7 +175,7 @@ fn read(kept: &str) -> BTreeMap<&str, u64> {
         .collect()
 }
 
-/// Runs this program once more, within callgrind.
+/// Runs this program again under callgrind, and returns its instructions per call.
 fn count(name: &str) -> anyhow::Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])

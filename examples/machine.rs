@@ -1,4 +1,5 @@
-//! A shell on a test machine: a real systemd with smoothserve and the example service on it. `make machine` runs it.
+//! `make machine`: a shell on a test machine with a real systemd, smoothserve and the example
+//! service.
 
 use smoothserve_kit::Programs;
 use smoothserve_kit::machine::Machine;

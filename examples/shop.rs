@@ -1,14 +1,16 @@
-//! A small web service, real enough to be run behind smoothserve: the demo and the end-to-end tests use it.
+//! A small web service, realistic enough to run behind smoothserve: the demo and the end-to-end
+//! tests use it.
 //!
-//! It listens where it is told: on the socket that it inherits (`LISTEN_FDS`), on the path in `SOCKET`, on the port of
-//! `-port=N` or in `PORT`; sends `READY=1` to `NOTIFY_SOCKET`; and ends what it has begun on SIGTERM. Its version
-//! stands in a last line of its own file (see `smoothserve_kit::Build`), so that a new version is deployed by replacing
-//! the file.
+//! It listens where it is told: on the socket that it inherits (`LISTEN_FDS`), on the path in
+//! `SOCKET`, or on the port of `-port=N` or `PORT`. It sends `READY=1` to `NOTIFY_SOCKET`, and on
+//! SIGTERM it ends after finishing its requests. Its version stands in the last line of its own
+//! file (see `smoothserve_kit::Build`), so that replacing the file deploys a new version.
 //!
-//! What a service can do wrong is told by its build (crash at the start, never listen, never get healthy) or by its
-//! environment: `SHOP_START_DELAY=2s`, `SHOP_STOP=abrupt` (cuts all connections on SIGTERM), `SHOP_IDLE=300ms` (closes
-//! connections that were idle for this time, without a word), `SHOP_KEEP_ALIVE=1` (announced as `Keep-Alive: timeout=1`),
-//! `SHOP_CLOSE=yes` (one request a connection).
+//! The build decides whether the service fails (it crashes at the start, never listens, or never
+//! gets healthy). The environment decides about everything else: `SHOP_START_DELAY=2s`,
+//! `SHOP_STOP=abrupt` (cuts off all connections on SIGTERM), `SHOP_IDLE=300ms` (closes connections
+//! that were idle for this time, without a word), `SHOP_KEEP_ALIVE=1` (announces `Keep-Alive:
+//! timeout=1`), `SHOP_CLOSE=yes` (serves one request per connection).
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -71,7 +73,7 @@ fn run() -> anyhow::Result<()> {
     result
 }
 
-/// Where to listen.
+/// The place on which the service listens.
 enum Place {
     Inherited(ListenFd),
     Path(PathBuf),
@@ -100,14 +102,14 @@ impl Place {
         Ok(match self {
             Place::Inherited(mut inherited) => match inherited.take_tcp_listener(0) {
                 Ok(listener) => {
-                    let listener = listener.context("no socket was passed")?;
+                    let listener = listener.context("no socket was inherited")?;
                     listener.set_nonblocking(true)?;
                     Listener::Tcp(TcpListener::from_std(listener)?)
                 }
                 Err(_) => {
                     let listener = inherited
                         .take_unix_listener(0)?
-                        .context("no socket was passed")?;
+                        .context("no socket was inherited")?;
                     listener.set_nonblocking(true)?;
                     Listener::Unix(UnixListener::from_std(listener)?)
                 }
@@ -214,10 +216,11 @@ impl Shop {
         http.timer(TokioTimer::new())
             .half_close(true)
             .keep_alive(!self.one_request);
-        // hyper waits for the head of the next request with this limit, so it is also the limit of idleness.
+        // hyper waits this long for the head of the next request, so this is also the limit for
+        // idle connections.
         http.header_read_timeout(self.idle.unwrap_or(Duration::from_secs(75)));
         let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-        // A connection that breaks is its client's affair.
+        // A broken connection concerns only its client.
         let _ = tokio::select! {
             result = connection.as_mut() => result,
             _ = stopped.wait_for(|stop| *stop) => {
@@ -339,7 +342,7 @@ fn header(text: &str) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"))
 }
 
-/// The request as it arrived.
+/// Returns the request as text, as it arrived.
 fn seen(request: &Request<Incoming>) -> String {
     let mut text = format!(
         "{} {} {:?}\n",
@@ -356,7 +359,7 @@ fn seen(request: &Request<Incoming>) -> String {
     text
 }
 
-/// `500ms`, `2s` or plain seconds.
+/// Parses a variable such as `500ms`, `2s` or plain seconds.
 fn duration(variable: &str) -> anyhow::Result<Option<Duration>> {
     let Ok(text) = env::var(variable) else {
         return Ok(None);

@@ -1,10 +1,13 @@
-//! Clients that ask in time: each sends a request every 2 to 6 ms, whether the proxy before it is fast or slow.
+//! Clients of a moderate load: each sends a request every 2 to 6 ms, no matter how fast the proxy
+//! answers.
 //!
-//! Some ask at once instead, when they have their answer, and some send messages through a tunnel.
+//! Other clients of this module send the next request as soon as they have an answer, or messages
+//! through a tunnel.
 //!
-//! So all proxies are offered the same, drawn from the same seed. An answer that comes after its client's next request was
-//! to be sent delays that, and the delay counts as latency of the next. One thread serves all clients. It counts its own
-//! CPU time, and how late it sends, so that it can be seen how much of what it measures is its own.
+//! All proxies get the same load, drawn from the same seed. When an answer comes after the time of
+//! its client's next request, that request is sent late, and the delay counts as part of its
+//! latency. One thread serves all clients. It measures its own CPU time and how late it sends,
+//! which shows how much of a figure is due to the clients.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -31,31 +34,31 @@ use crate::configs::HOST;
 use crate::load::Outcome;
 use crate::process::stay_on;
 
-/// How often a thoughtful client asks, in microseconds.
+/// The time between two requests of a client of the moderate load, in microseconds.
 const EVERY: Range<u64> = 2000..6000;
 
-/// All that the proxy can answer.
+/// The time between two requests of a client that sends at once, in microseconds.
 pub const AT_ONCE: Range<u64> = 0..1;
 
-/// How long an answer may take.
+/// The longest time to wait for an answer.
 const PATIENCE: Timespec = Timespec {
     tv_sec: 30,
     tv_nsec: 0,
 };
 
-/// The timer among the connections, which are counted from 0.
+/// The number of the timer among the events; connections are numbered from 0.
 const TIMER: u64 = u64::MAX;
 
-/// What the clients themselves are.
+/// What the clients themselves cost.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Own {
-    /// CPU time, as a share of one core.
+    /// The clients' CPU time, as a share of one core.
     pub busy: f64,
-    /// Microseconds by which the latest of a hundred requests was sent too late.
+    /// The 99th percentile of how late requests were sent, in microseconds.
     pub late: f64,
 }
 
-/// Thoughtful clients, in a thread of their own.
+/// A moderate load, in a thread of its own.
 #[derive(Debug)]
 pub struct Moderate {
     enough: Arc<AtomicBool>,
@@ -63,13 +66,14 @@ pub struct Moderate {
 }
 
 impl Moderate {
-    /// Begins to ask, on these cores.
+    /// Starts the load on these cores.
     pub fn start(cores: &'static [usize], port: u16, connections: usize) -> Moderate {
         let enough = Arc::new(AtomicBool::new(false));
         let stop = enough.clone();
         let thread = thread::spawn(move || {
             stay_on(cores)?;
-            // Real clients do not compete with the proxy for its cores. Only root may go first, though.
+            // Real clients do not compete with the proxy for its cores. Only root may raise the
+            // priority.
             let _ = setpriority_process(None, -20);
             Clients::connect(port, connections, Talk::Http)?
                 .ask(EVERY, |_| stop.load(Ordering::Relaxed))
@@ -77,19 +81,19 @@ impl Moderate {
         Moderate { enough, thread }
     }
 
-    /// What was heard until now.
+    /// Ends the load, and returns its outcome.
     pub fn stop(self) -> anyhow::Result<(Outcome, Own)> {
         self.enough.store(true, Ordering::Relaxed);
-        self.thread.join().expect("it does not panic")
+        self.thread.join().expect("the load does not panic")
     }
 }
 
-/// What is sent on a connection again and again.
+/// What the clients send on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Talk {
-    /// Requests.
+    /// HTTP requests.
     Http,
-    /// Messages of 64 bytes, masked as those of clients are, which come back through a WebSocket as they are.
+    /// Messages of 64 bytes, masked as those of WebSocket clients are, which come back unchanged.
     Echo,
 }
 
@@ -111,7 +115,7 @@ impl Talk {
     }
 }
 
-/// Sends messages through tunnels for so long, on these cores.
+/// Sends messages through tunnels for this time, on these cores.
 pub fn echo(
     cores: &'static [usize],
     port: u16,
@@ -123,11 +127,11 @@ pub fn echo(
         let begin = Instant::now();
         Clients::connect(port, connections, Talk::Echo)?.ask(AT_ONCE, |_| begin.elapsed() > time)
     });
-    let (outcome, _) = clients.join().expect("it does not panic")?;
+    let (outcome, _) = clients.join().expect("the clients do not panic")?;
     Ok(outcome)
 }
 
-/// Connections that stay open.
+/// Clients on connections that stay open.
 #[derive(Debug)]
 pub struct Clients {
     port: u16,
@@ -141,20 +145,20 @@ pub struct Clients {
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
-    /// When the request was to be sent.
+    /// When the request was due.
     due: Instant,
-    /// From when on its latency counts.
+    /// When the latency of the request begins.
     begin: Instant,
-    /// When the last answer came, unless one is waited for.
+    /// When the last answer came; `None` while one is awaited.
     answered: Option<Instant>,
 }
 
 impl Clients {
-    /// Opens them.
+    /// Opens the connections.
     pub fn connect(port: u16, connections: usize, talk: Talk) -> anyhow::Result<Clients> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
-        // Edges only, so that it need not be read.
+        // The timer is edge-triggered, so it need not be read.
         let flags = EventFlags::IN | EventFlags::ET;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), flags)?;
         let mut clients = Clients {
@@ -190,8 +194,9 @@ impl Clients {
         Ok(stream)
     }
 
-    /// Each asks so often, in microseconds, and at once if that time is over when it has its answer. When enough requests
-    /// were sent, the last answers are waited for.
+    /// Lets each client send a request this many microseconds after its last one, or as soon as it
+    /// has the answer if that comes later. Once enough requests were sent, waits for the last
+    /// answers.
     pub fn ask(
         &mut self,
         every: Range<u64>,
@@ -234,7 +239,7 @@ impl Clients {
             }
             epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&PATIENCE))?;
             let now = Instant::now();
-            ensure!(!events.is_empty(), "an answer does not come");
+            ensure!(!events.is_empty(), "no answer came in time");
             for event in events.drain(..).filter(|event| event.data.u64() != TIMER) {
                 let index = usize::try_from(event.data.u64())?;
                 let connection = &mut self.connections[index];
@@ -271,7 +276,7 @@ impl Clients {
         let left = due.saturating_duration_since(Instant::now());
         let alarm = Itimerspec {
             it_interval: Timespec::default(),
-            // Zero would be no alarm.
+            // A zero time would disarm the timer.
             it_value: Timespec::try_from(left.max(Duration::from_nanos(1)))?,
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &alarm)?;
@@ -280,31 +285,31 @@ impl Clients {
 }
 
 impl Connection {
-    /// Tells whether it could have been sent when it was due.
+    /// Sends a request, and returns true if the connection was free when the request was due.
     fn send(&mut self, request: &[u8], due: Instant, now: Instant) -> bool {
         let was_free = self.answered.take().is_none_or(|answered| answered <= due);
         self.due = due;
         self.begin = if was_free { now } else { due };
-        // A connection that is broken is readable, and seen there.
+        // A broken connection becomes readable, and the error is noticed there.
         let _ = self.stream.write_all(request);
         was_free
     }
 
     fn receive(&mut self, talk: Talk) -> anyhow::Result<()> {
         let mut answer = [0; 4096];
-        // It is so small that it comes in one piece.
+        // The answer is so small that it comes in one piece.
         let count = self.stream.read(&mut answer)?;
         let answer = &answer[..count];
         ensure!(
             talk.is_answer(answer),
-            "a strange answer: {:?}",
+            "an unexpected answer: {:?}",
             String::from_utf8_lossy(answer)
         );
         Ok(())
     }
 }
 
-/// Asks for a WebSocket.
+/// Switches a connection to WebSocket.
 fn open_tunnel(stream: &mut TcpStream) -> anyhow::Result<()> {
     let request = format!(
         "GET /echo HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -324,7 +329,7 @@ fn open_tunnel(stream: &mut TcpStream) -> anyhow::Result<()> {
 
 fn own_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(time).expect("it is not negative")
+    Duration::try_from(time).expect("CPU time is not negative")
 }
 
 fn micros(duration: Duration) -> anyhow::Result<u64> {
@@ -337,7 +342,8 @@ mod tests {
 
     use super::*;
 
-    /// Answers each request on each connection, but closes the first when it is asked.
+    /// Starts a server that answers each request on each connection, but closes the first
+    /// connection at its first request.
     fn server() -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -357,18 +363,18 @@ mod tests {
     }
 
     #[test]
-    fn as_many_requests_are_sent_as_are_enough_and_those_that_fail_are_counted() {
+    fn clients_send_the_wanted_number_of_requests_and_count_failed_ones() {
         let mut clients = Clients::connect(server(), 3, Talk::Http).unwrap();
         let (outcome, own) = clients.ask(AT_ONCE, |asked| asked >= 100).unwrap();
         assert_eq!((outcome.requests, outcome.errors), (99, 1));
         assert!(own.busy > 0.0, "{own:?}");
-        // The connection that broke was replaced.
+        // The broken connection was replaced.
         let (outcome, _) = clients.ask(AT_ONCE, |asked| asked >= 100).unwrap();
         assert_eq!((outcome.requests, outcome.errors), (100, 0));
     }
 
     #[test]
-    fn a_client_does_not_ask_before_its_time() {
+    fn a_client_does_not_send_before_its_request_is_due() {
         let mut clients = Clients::connect(server(), 2, Talk::Http).unwrap();
         let (outcome, _) = clients.ask(5000..5001, |asked| asked >= 10).unwrap();
         assert_eq!((outcome.requests, outcome.errors), (9, 1));

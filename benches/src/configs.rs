@@ -1,11 +1,12 @@
-//! What each proxy is told, so that all do the same: what smoothserve does as it ships.
+//! The configurations of the proxies, which make all of them do what smoothserve does as it ships.
 //!
-//! They look the host up among several, choose the instance with the fewest requests, keep connections to it open, set
-//! `X-Forwarded-*`, log nothing for a request, and never write a body to disk.
+//! Every proxy looks the host up among several, chooses the instance with the fewest requests,
+//! keeps connections to it open, sets `X-Forwarded-*`, logs no requests, and never writes a body to
+//! disk.
 
 use std::path::Path;
 
-/// The hosts that all know, each with instances of its own.
+/// The hosts that every proxy knows, each with instances of its own.
 pub const HOSTS: [&str; 5] = [
     "shop.example",
     "blog.example",
@@ -14,52 +15,53 @@ pub const HOSTS: [&str; 5] = [
     "docs.example",
 ];
 
-/// The one that is asked for.
+/// The host that the clients ask for.
 pub const HOST: &str = "bench.example";
 
-/// Client connections that each takes at least, besides those to instances.
+/// The least number of client connections that each proxy accepts.
 const CONNECTIONS: u64 = 10_500;
 
-/// The ports of a proxy.
+/// The ports of one proxy, by the kind of instances behind them.
 #[derive(Debug, Clone, Copy)]
 pub struct Ports {
-    /// Before instances on TCP ports,
+    /// The port before instances on TCP ports.
     pub tcp: u16,
-    /// with the kernel keeping a connection to itself until its request is there, as smoothserve always has it,
+    /// The same, but the kernel reports a connection only once its request is there, as always with
+    /// smoothserve.
     pub deferred: u16,
-    /// and before instances on unix sockets;
+    /// The port before instances on unix sockets.
     pub unix: u16,
-    /// the first with TLS, HTTP/2 if the client speaks it.
+    /// The port before instances on TCP ports with TLS, and HTTP/2 if the client speaks it.
     pub tls: u16,
 }
 
-/// The instances of one host.
+/// One host and its instances.
 #[derive(Debug, Clone)]
 pub struct Service {
-    /// smoothserve's name for it.
+    /// The name of the service in smoothserve.
     pub name: String,
     pub host: &'static str,
-    /// `ADDRESS:PORT` or the path of a socket.
+    /// The addresses of the instances: `ADDRESS:PORT` or the path of a socket.
     pub addresses: Vec<String>,
-    /// Which of the ports are for it.
+    /// The ports that lead to the service.
     pub kind: Kind,
 }
 
-/// What of a proxy leads to a service.
+/// The ports of a proxy that lead to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Tcp,
     Unix,
-    /// All ports. Nobody asks for it: the other hosts are there to be told apart.
+    /// All ports. No client asks for such a service: its host is there to be told apart.
     Other,
 }
 
-/// What every proxy has on its ports with TLS.
+/// The certificate that every proxy has on its port with TLS.
 #[derive(Debug, Clone, Copy)]
 pub struct Certificate<'a> {
-    /// A folder with both as `fullchain.pem` and `privkey.pem`,
+    /// A folder with the certificate and the key, as `fullchain.pem` and `privkey.pem`.
     pub folder: &'a Path,
-    /// and a file with both.
+    /// A file with both.
     pub file: &'a Path,
 }
 
@@ -67,18 +69,18 @@ pub struct Certificate<'a> {
 #[derive(Debug)]
 pub struct Setting<'a> {
     pub ports: Ports,
-    /// Processes or threads that forward.
+    /// The number of processes or threads that forward requests.
     pub workers: usize,
-    /// Where files may be written.
+    /// A folder in which files may be written.
     pub folder: &'a Path,
-    /// The descriptors that a process may have.
+    /// The number of descriptors that a process may have.
     pub descriptors: u64,
     pub is_root: bool,
     pub services: &'a [Service],
     pub certificate: Certificate<'a>,
 }
 
-/// A file of smoothserve's, for a service without its instances.
+/// Returns smoothserve's file for a service, which needs no addresses of instances.
 pub fn smoothserve(
     service: &Service,
     ports: Ports,
@@ -108,7 +110,8 @@ pub fn smoothserve(
     )
 }
 
-/// `nginx.conf`. Its buffers hold as much as HAProxy's and smoothserve's do, and what does not fit waits in the instance.
+/// Returns `nginx.conf`. Its buffers hold as much as those of HAProxy and smoothserve; the rest of
+/// a body waits in the instance.
 pub fn nginx(setting: &Setting<'_>) -> String {
     let Setting {
         ports,
@@ -132,7 +135,7 @@ pub fn nginx(setting: &Setting<'_>) -> String {
             service.name
         )
     };
-    // An option is given once for a port, in the first of its servers.
+    // nginx takes the options of a port only once, in the first of its servers.
     let server = |service: &Service| {
         let listen = match service.kind {
             Kind::Tcp => format!(
@@ -175,15 +178,15 @@ pub fn nginx(setting: &Setting<'_>) -> String {
     )
 }
 
-/// The files of HAProxy: `haproxy.cfg`, and the map of hosts before each kind of instance.
+/// The files of HAProxy: `haproxy.cfg`, and a map of hosts for each kind of instance.
 #[derive(Debug)]
 pub struct Haproxy {
     pub config: String,
-    /// The name of each map, and what is in it.
+    /// The name of each map and its content.
     pub maps: [(&'static str, String); 2],
 }
 
-/// What HAProxy is told.
+/// Returns the files of HAProxy.
 pub fn haproxy(setting: &Setting<'_>) -> Haproxy {
     let Setting { ports, workers, .. } = *setting;
     let backend = |service: &Service| {
@@ -216,7 +219,7 @@ pub fn haproxy(setting: &Setting<'_>) -> Haproxy {
             .collect()
     };
     let backends: String = setting.services.iter().map(backend).collect();
-    // A connection needs one descriptor on each side.
+    // A connection needs a descriptor on each side.
     let connections = CONNECTIONS.min(setting.descriptors.saturating_sub(200) / 2);
     let config = format!(
         "global\n nbthread {workers}\n maxconn {connections}\n\
@@ -350,7 +353,7 @@ mod tests {
             &text,
             &[
                 "nbthread 2\n",
-                // Two descriptors each, and some to spare.
+                // HAProxy needs two descriptors for a connection, and some to spare.
                 "maxconn 9900\n",
                 "http-reuse always\n",
                 "backend tcp\n balance leastconn\n option forwardfor\n",
@@ -360,7 +363,7 @@ mod tests {
                 " bind :1\n bind :2 defer-accept\n bind :4 ssl crt /tmp/x/pair/both.pem alpn h2,http/1.1\n",
             ],
         );
-        assert!(!text.contains("log"), "a log for each request");
+        assert!(!text.contains("log"), "expected no log of requests\n{text}");
     }
 
     #[test]
@@ -377,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn smoothserve_reads_what_it_is_told() {
+    fn smoothserve_loads_its_configuration() {
         let with_tls = "1\ntls: {certificate: /tmp/x/pair, port: 4}";
         for (service, listen) in services().iter().zip([with_tls, "3", "[1, 3]"]) {
             let program = Path::new("/usr/bin/true");

@@ -1,8 +1,9 @@
-//! `make bench-growth`: what becomes of the costs as there is more of everything, as small tables.
+//! `make bench-growth`: how costs change with the number of services, hosts, instances and
+//! connections, as small tables.
 //!
-//! smoothserve alone, by its own programs and with folders of many services. Where a table claims that a cost stays the
-//! same, its columns were measured in turn, in another order each round, and what counts is the median of the rounds'
-//! ratios to the first column.
+//! Only smoothserve is measured, with its own programs and with folders of many services. Where a
+//! table claims that a cost stays the same, its columns were measured in turn, in another order
+//! each round, and the figure is the median of the rounds' ratios to the first column.
 
 mod cost;
 mod manager;
@@ -18,7 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const BEGIN: &str = "<!-- growth -->";
 const END: &str = "<!-- end of growth -->";
 
-/// Measures all of it, and puts it in its place among the results.
+/// Measures everything, and puts it into its section of the results.
 pub fn run(programs: &Path, results: &Path) -> anyhow::Result<()> {
     raise_descriptor_limit()?;
     let mut text = format!(
@@ -37,7 +38,7 @@ pub fn run(programs: &Path, results: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One part of it, only to be looked at.
+/// Measures one part and only prints it.
 pub fn part(programs: &Path, name: &str) -> anyhow::Result<()> {
     raise_descriptor_limit()?;
     let text = match name {
@@ -49,7 +50,7 @@ pub fn part(programs: &Path, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts the section in the place of the one before, or at the end.
+/// Puts the section in the place of the former one, or at the end.
 fn put(results: &str, section: &str) -> String {
     let before = results.split_once(BEGIN);
     let after = results.split_once(END);
@@ -59,14 +60,14 @@ fn put(results: &str, section: &str) -> String {
     }
 }
 
-/// What a command prints.
+/// Returns what a command prints.
 fn said(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program).args(arguments).output();
     let output = output.with_context(|| format!("cannot run {program}"))?;
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// As far as it goes, for all that is started from here as well.
+/// Raises the limit of descriptors to its maximum, for this program and for all that it starts.
 fn raise_descriptor_limit() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_section_takes_the_place_of_the_one_before() {
+    fn a_new_section_replaces_the_former_one() {
         let first = put("# Results\n", &format!("{BEGIN}\none\n{END}"));
         assert_eq!(first, format!("# Results\n\n{BEGIN}\none\n{END}\n"));
         let later = format!("{first}\nmore\n");

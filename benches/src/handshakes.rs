@@ -1,5 +1,4 @@
-//! Clients that make a TLS connection for each request: with all of a handshake, or with what is left of it for those who
-//! have been there before.
+//! Clients that open a TLS connection for each request, with full or with resumed handshakes.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,10 +19,10 @@ use crate::configs::HOST;
 use crate::load::Outcome;
 use crate::process::stay_on;
 
-/// At a time.
+/// The number of clients that run at the same time.
 const CLIENTS: usize = 8;
 
-/// Runs them on these cores against a port, where this certificate is shown.
+/// Runs the clients on these cores against a port that presents this certificate.
 pub fn run(
     cores: &'static [usize],
     port: u16,
@@ -46,7 +45,7 @@ pub fn run(
                     config.resumption = Resumption::disabled();
                 }
                 let config = Arc::new(config);
-                // The first cannot be resumed.
+                // The first handshake of a client cannot be a resumed one.
                 ask(port, &config)?;
                 let mut latencies = Histogram::new(3)?;
                 while begin.elapsed() < time {
@@ -61,10 +60,10 @@ pub fn run(
         .collect();
     let mut latencies = Histogram::<u64>::new(3)?;
     for client in clients {
-        latencies.add(client.join().expect("it does not panic")?)?;
+        latencies.add(client.join().expect("the clients do not panic")?)?;
     }
     Ok(Outcome {
-        // With those that came first, for they were CPU time, too.
+        // The first requests are included, because they cost CPU time, too.
         requests: latencies.len() + CLIENTS as u64,
         seconds: begin.elapsed().as_secs_f64(),
         p50: latencies.value_at_quantile(0.5) as f64,
@@ -73,7 +72,7 @@ pub fn run(
     })
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a connection of its own, and returns the kind of its handshake.
 fn ask(port: u16, config: &Arc<ClientConfig>) -> anyhow::Result<HandshakeKind> {
     let mut socket = TcpStream::connect(("127.0.0.1", port))?;
     socket.set_nodelay(true)?;
@@ -88,5 +87,7 @@ fn ask(port: u16, config: &Arc<ClientConfig>) -> anyhow::Result<HandshakeKind> {
         "a strange answer: {}",
         answer.escape_ascii()
     );
-    connection.handshake_kind().context("there was none")
+    connection
+        .handshake_kind()
+        .context("no handshake took place")
 }

@@ -1,4 +1,4 @@
-//! Memory of a proxy that holds connections on which nothing happens.
+//! The memory of a proxy that holds idle connections.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,35 +12,37 @@ use crate::configs::HOST;
 use crate::peers::Peer;
 use crate::process::memory;
 
-/// As many are wanted.
+/// The number of connections to open if the descriptors allow it.
 const WANTED: u64 = 10_000;
 
-/// smoothserve may need three descriptors for a connection: its own, one to an instance, and one that lies idle. It keeps
-/// some to itself. Nobody else takes fewer connections.
+/// The descriptors that smoothserve may need for a connection: the client's, one to an instance,
+/// and an idle one. smoothserve keeps some more to itself. The other proxies take at least as many
+/// connections.
 const DESCRIPTORS_EACH: u64 = 3;
 const SPARE_DESCRIPTORS: u64 = 64;
 
-/// smoothserve gives the memory of a connection back that nobody has used for 2 s.
+/// The time after which a proxy has freed what it can: smoothserve does so 2 s after the last use
+/// of a connection.
 const REST: Duration = Duration::from_secs(5);
 
-/// What one proxy needs, in KiB.
+/// The memory of one proxy without and with the connections, in KiB.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
     pub without: u64,
     pub with: u64,
 }
 
-/// As many connections as all proxies take on this machine, and why there are not more.
+/// The number of connections that all proxies accept on this machine, and what limits it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Count {
     pub connections: usize,
     pub why: String,
 }
 
-/// How many it can be.
+/// Finds out how many connections are possible.
 pub fn count() -> anyhow::Result<Count> {
     let limit = getrlimit(Resource::Nofile);
-    // They are this program's descriptors, too.
+    // The client side of these connections needs descriptors of this program.
     setrlimit(
         Resource::Nofile,
         Rlimit {
@@ -53,7 +55,7 @@ pub fn count() -> anyhow::Result<Count> {
 
 fn count_with(descriptors: u64) -> anyhow::Result<Count> {
     let most = descriptors.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS_EACH;
-    // Some room for others than the clients here.
+    // Rounding down leaves some descriptors for other purposes.
     let most = most / 100 * 100;
     Ok(Count {
         connections: usize::try_from(most.min(WANTED))?,
@@ -86,17 +88,18 @@ pub fn measure(peer: &Peer, connections: usize) -> anyhow::Result<Memory> {
     Ok(Memory { without, with })
 }
 
-/// A connection that had an answer.
+/// Opens a connection on which a request was answered.
 fn used(port: u16) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(REST))?;
-    // In one piece: HAProxy acknowledges the first of several late, and the kernel waits for that with the next.
+    // The request must be a single write: HAProxy acknowledges the first of several late, and the
+    // kernel delays the next ones until then.
     stream.write_all(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes())?;
-    // It is so small that it comes in one piece.
+    // The answer is so small that it comes in one piece.
     let mut answer = [0; 1024];
     let count = stream.read(&mut answer)?;
     let is_right = answer[..count].starts_with(b"HTTP/1.1 200 ");
-    ensure!(is_right, "a wrong answer of {count} bytes");
+    ensure!(is_right, "an unexpected answer of {count} bytes");
     Ok(stream)
 }
 
@@ -105,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_as_many_connections_as_descriptors_allow() {
+    fn the_descriptors_limit_the_number_of_connections() {
         let few = count_with(20_000).unwrap();
         assert_eq!(few.connections, 6600);
         assert!(few.why.contains("20000 descriptors"), "{}", few.why);

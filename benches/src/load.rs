@@ -1,4 +1,4 @@
-//! Load by wrk, as fast as it gets answers.
+//! Load by wrk and h2load, which send as fast as they get answers.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -8,29 +8,29 @@ use anyhow::{Context, bail, ensure};
 use crate::configs::HOST;
 use crate::process::on_cores;
 
-/// What came of it.
+/// The outcome of a load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
     pub requests: u64,
     pub seconds: f64,
-    /// In microseconds.
+    /// The latency percentiles, in microseconds.
     pub p50: f64,
     pub p99: f64,
     pub errors: u64,
 }
 
-/// As wrk is told it.
+/// The options of a wrk run.
 #[derive(Debug, Clone, Copy)]
 pub struct Wrk {
     pub connections: usize,
     pub path: &'static str,
-    /// Bytes of a POST.
+    /// The length of the body of a POST; 0 for a GET.
     pub body: usize,
     pub close: bool,
     pub secure: bool,
 }
 
-/// Has wrk print its figures, the times in microseconds.
+/// A wrk script that prints the figures, times in microseconds.
 const FIGURES: &str = "done = function(summary, latency)
     local errors = 0
     for _, count in pairs(summary.errors) do errors = errors + count end
@@ -39,7 +39,7 @@ end
 ";
 
 impl Wrk {
-    /// Runs it on these cores against a port.
+    /// Runs wrk on these cores against a port.
     pub fn run(&self, cores: &[usize], port: u16, seconds: u64) -> anyhow::Result<Outcome> {
         let script = tempfile::NamedTempFile::new()?;
         let post = match self.body {
@@ -60,21 +60,21 @@ impl Wrk {
             .arg(script.path())
             .arg(format!("{scheme}://127.0.0.1:{port}{}", self.path))
             .output()
-            .context("wrk, and taskset of util-linux, are installed by `make bench`")?;
+            .context("cannot run taskset and wrk, which `make bench` installs")?;
         ensure!(output.status.success(), "{output:?}");
         understand(&String::from_utf8_lossy(&output.stdout))
     }
 }
 
-/// Reads what the script prints.
+/// Parses what the script prints.
 fn understand(text: &str) -> anyhow::Result<Outcome> {
     let line = text.lines().find_map(|line| line.strip_prefix("figures"));
     let figures = line
-        .context("wrk gives no figures")?
+        .context("wrk printed no figures")?
         .split_ascii_whitespace();
     let figures: Vec<f64> = figures.map(str::parse).collect::<Result<_, _>>()?;
     let &[requests, duration, p50, p99, errors] = figures.as_slice() else {
-        bail!("strange figures of wrk: {figures:?}");
+        bail!("unexpected figures of wrk: {figures:?}");
     };
     Ok(Outcome {
         requests: requests as u64,
@@ -85,16 +85,16 @@ fn understand(text: &str) -> anyhow::Result<Outcome> {
     })
 }
 
-/// HTTP/2 over TLS, as h2load is told it.
+/// The options of an h2load run: HTTP/2 over TLS.
 #[derive(Debug, Clone, Copy)]
 pub struct H2load {
     pub connections: usize,
-    /// Requests at a time on each.
+    /// Concurrent requests on each connection.
     pub streams: usize,
 }
 
 impl H2load {
-    /// Runs it on these cores against a port.
+    /// Runs h2load on these cores against a port.
     pub fn run(&self, cores: &[usize], port: u16, seconds: u64) -> anyhow::Result<Outcome> {
         let output = on_cores(cores, "h2load")
             .arg(format!("-c{}", self.connections))
@@ -103,22 +103,22 @@ impl H2load {
             .args(["-H", &format!(":authority: {HOST}")])
             .arg(format!("https://127.0.0.1:{port}/"))
             .output()
-            .context("h2load, of nghttp2-client, is installed by `make bench`")?;
+            .context("cannot run h2load, which `make bench` installs")?;
         ensure!(output.status.success(), "{output:?}");
         understand_h2load(&String::from_utf8_lossy(&output.stdout), seconds)
     }
 }
 
-/// Reads what h2load prints. It knows no percentiles.
+/// Parses what h2load prints, which has no percentiles.
 fn understand_h2load(text: &str, seconds: u64) -> anyhow::Result<Outcome> {
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix("requests: "));
-    let line = line.context("h2load gives no figures")?;
+    let line = line.context("h2load printed no figures")?;
     let figure = |of: &str| -> anyhow::Result<u64> {
         let mut figures = line.split(", ").filter_map(|figure| figure.split_once(' '));
         let figure = figures.find_map(|(figure, what)| (what == of).then_some(figure));
-        Ok(figure.context("strange figures of h2load")?.parse()?)
+        Ok(figure.context("unexpected figures of h2load")?.parse()?)
     };
     Ok(Outcome {
         requests: figure("succeeded")?,
@@ -129,8 +129,8 @@ fn understand_h2load(text: &str, seconds: u64) -> anyhow::Result<Outcome> {
     })
 }
 
-/// One request by hand, for a GET, or for a POST with a body of so many bytes. A proxy that is fast because it gives wrong
-/// answers is not to be measured.
+/// Sends one GET, or one POST with a body of this length, and checks the answer: a proxy that is
+/// fast because it answers wrongly must not be measured.
 pub fn ask_once(port: u16, host: &str, path: &str, body: usize) -> anyhow::Result<()> {
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
     let method = if body == 0 { "GET" } else { "POST" };
@@ -142,7 +142,7 @@ pub fn ask_once(port: u16, host: &str, path: &str, body: usize) -> anyhow::Resul
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
-    let (head, body) = answer.split_at(end.context("no head")? + 4);
+    let (head, body) = answer.split_at(end.context("the answer has no head")? + 4);
     let wanted = path.trim_start_matches('/').parse().unwrap_or(6);
     ensure!(
         head.starts_with(b"HTTP/1.1 200 ")
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_script_prints_is_understood() {
+    fn the_output_of_wrk_and_h2load_is_parsed() {
         let text = "Running 2s test @ http://127.0.0.1:18400/\n  1884 requests in 2.00s, 255.74KB read\n\
                     figures\t1884\t2000123\t5360\t1200000\t13\n";
         let outcome = Outcome {

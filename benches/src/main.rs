@@ -1,9 +1,9 @@
 //! `make bench`: smoothserve beside nginx and HAProxy, in one run, as ratios.
 //!
-//! All three are up all the time, before the same instances. A row of the table is measured in rounds, in each of which
-//! every proxy has its turn, in another order each time; what counts is the median of the rounds' ratios, because what else
-//! goes on with the machine concerns all three of a round. CPU time comes first: it is what a request costs, whatever the
-//! machine can do at the moment.
+//! All three proxies run all the time, before the same instances. A row of the table is measured in
+//! rounds, in each of which every proxy has its turn, in changing order. The figure is the median
+//! of the rounds' ratios, because other work of the machine concerns all three proxies of a round.
+//! CPU time comes first: it is the cost of a request, no matter what else the machine does.
 
 mod clients;
 mod configs;
@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let own = std::env::current_exe()?;
-    let programs = own.parent().context("it is in a folder")?;
+    let programs = own.parent().context("the program has no folder")?;
     let mut report = Report::default();
     match arguments.as_slice() {
         ["quick"] => rows::quick(programs, &mut report)?,

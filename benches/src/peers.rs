@@ -1,6 +1,6 @@
-//! The three proxies, before the same instances: those that smoothserve has started.
+//! The three proxies, before the same instances, which smoothserve has started.
 //!
-//! What each does is in [`crate::configs`].
+//! [`crate::configs`] says what each of them does.
 
 use std::fs;
 use std::net::TcpStream;
@@ -14,31 +14,31 @@ use crate::configs::{self, Certificate, HOST, HOSTS, Haproxy, Kind, Ports, Servi
 use crate::load::ask_once;
 use crate::process::{Process, command_line, move_to, wait_until};
 
-/// Who runs where.
+/// The cores of the proxies and of everything else.
 #[derive(Debug, Clone, Copy)]
 pub struct Cores {
-    /// Each proxy has a worker for each of these.
+    /// The cores of the proxies; each proxy has one worker for each of them.
     pub proxy: &'static [usize],
-    /// The instances, and who asks.
+    /// The cores of the instances and the clients.
     pub others: &'static [usize],
 }
 
-/// The proxy has one to itself: that tells what it can do with it.
+/// The proxy has a core to itself, which shows its capacity.
 pub const APART: Cores = Cores {
     proxy: &[0],
     others: &[1],
 };
 
-/// Nobody has one to himself: that tells what is felt on a machine of two.
+/// All processes share both cores, which shows what clients notice on a machine with two cores.
 pub const TOGETHER: Cores = Cores {
     proxy: &[0, 1],
     others: &[0, 1],
 };
 
-/// The instances of the host that is asked for. The others have one each.
+/// The number of instances of the host that clients ask for. Other hosts have one instance each.
 pub const INSTANCES: usize = 4;
 
-/// The ports of smoothserve, which is the same for deferred connections, of nginx and of HAProxy.
+/// The ports of smoothserve (whose connections are always deferred), nginx and HAProxy.
 const PORTS: [Ports; 3] = [ports(18610, 0), ports(18620, 1), ports(18630, 1)];
 
 const fn ports(base: u16, deferred: u16) -> Ports {
@@ -50,25 +50,25 @@ const fn ports(base: u16, deferred: u16) -> Ports {
     }
 }
 
-/// A proxy that runs.
+/// A running proxy.
 #[derive(Debug)]
 pub struct Peer {
     pub name: &'static str,
-    /// It ends with this.
+    /// The main process of the proxy, which ends when this value is dropped.
     _process: Process,
-    /// The processes that are its own, without instances. Those that forward are the last.
+    /// The processes of the proxy, without instances. The last ones forward requests.
     pub pids: Vec<u32>,
     pub ports: Ports,
 }
 
 impl Peer {
-    /// The process that forwards, if there is one core for it.
+    /// Returns the process that forwards requests, if the proxies have one core.
     pub fn worker(&self) -> u32 {
-        *self.pids.last().expect("it has a process")
+        *self.pids.last().expect("every proxy has a process")
     }
 }
 
-/// All of them, smoothserve first. They end when this is dropped.
+/// All proxies, smoothserve first. They end when this value is dropped.
 #[derive(Debug)]
 pub struct Peers {
     pub cores: Cores,
@@ -81,14 +81,14 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Starts them. The programs of smoothserve and the upstream are in one folder.
+    /// Starts the proxies. The programs of smoothserve and the upstream are in one folder.
     pub fn start(cores: Cores, programs: &Path) -> anyhow::Result<Peers> {
         for ports in PORTS {
             for port in ports.tcp..=ports.tls {
                 let taken = TcpStream::connect(("127.0.0.1", port)).is_ok();
                 ensure!(
                     !taken,
-                    "port {port} is in use; who is it that would be measured?"
+                    "port {port} is in use, so another program would be measured"
                 );
             }
         }
@@ -125,7 +125,7 @@ impl Peers {
         Ok(peers)
     }
 
-    /// One that signs itself, but no others.
+    /// Makes a self-signed certificate.
     fn make_certificate(&self) -> anyhow::Result<()> {
         fs::create_dir(&self.pair)?;
         let (certificate, key) = (self.certificate(), self.pair.join("privkey.pem"));
@@ -139,7 +139,7 @@ impl Peers {
             .arg("-out")
             .arg(&certificate)
             .output()
-            .context("openssl is installed by `make bench`")?;
+            .context("cannot run openssl, which `make bench` installs")?;
         ensure!(output.status.success(), "{output:?}");
         fs::write(
             &self.both,
@@ -148,7 +148,7 @@ impl Peers {
         Ok(())
     }
 
-    /// The certificate of all of them.
+    /// Returns the path of the certificate, which all proxies present.
     pub fn certificate(&self) -> PathBuf {
         self.pair.join("fullchain.pem")
     }
@@ -157,7 +157,7 @@ impl Peers {
         self.folder.path().join(name)
     }
 
-    /// Starts it, and learns where its instances are.
+    /// Starts smoothserve, and finds out the addresses of its instances.
     fn start_smoothserve(&mut self, services: &mut [Service]) -> anyhow::Result<()> {
         let [ports, ..] = PORTS;
         let upstream = self.programs.join("upstream");
@@ -190,7 +190,8 @@ impl Peers {
             "--bus",
             "none",
         ];
-        // All that it starts is where it is, and its worker has as many threads as there are cores; that is moved afterwards.
+        // All processes start on the cores of the others, and the worker starts as many threads as
+        // there are such cores; the worker is moved afterwards.
         let log = self.path("smoothserve.log");
         let program = self.programs.join("smoothserve");
         let process = Process::start(self.cores.others, &program, &arguments, &log)?;
@@ -200,7 +201,7 @@ impl Peers {
             worker = process.tree().into_iter().find(is_worker);
             worker.is_some() && self.find_instances(services).unwrap_or_default()
         })?;
-        let worker = worker.context("it has one")?;
+        let worker = worker.context("smoothserve has no worker")?;
         move_to(self.cores.proxy, worker)?;
         self.peers.push(Peer {
             name: "smoothserve",
@@ -211,7 +212,7 @@ impl Peers {
         Ok(())
     }
 
-    /// smoothctl, with the answer that it gives.
+    /// Runs smoothctl, and returns what it prints.
     pub fn smoothctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = Command::new(self.programs.join("smoothctl"))
             .arg("--run-dir")
@@ -239,13 +240,13 @@ impl Peers {
         )
     }
 
-    /// Puts down the addresses of the instances that are ready, and tells whether these are all.
+    /// Notes the addresses of the ready instances, and returns true if all instances are ready.
     fn find_instances(&self, services: &mut [Service]) -> anyhow::Result<bool> {
         let status: serde_json::Value =
             serde_json::from_str(&self.smoothctl(&["status", "--json"])?)?;
         for service in &mut *services {
             let instances = status["services"][&service.name]["instances"].as_array();
-            let instances = instances.context("no such service")?.iter();
+            let instances = instances.context("the status lacks a service")?.iter();
             let ready = instances.filter(|instance| instance["state"] == "ready");
             let addresses =
                 ready.filter_map(|instance| instance["address"].as_str().map(str::to_owned));
@@ -260,7 +261,7 @@ impl Peers {
         let config = self.path("nginx.conf");
         fs::write(&config, configs::nginx(&self.setting(ports, services)))?;
         let arguments = ["-c", &config.display().to_string()];
-        // It has a master besides its workers.
+        // nginx has a master process besides its workers.
         self.start_peer("nginx", &arguments, ports, 1 + self.cores.proxy.len())
     }
 
@@ -291,7 +292,8 @@ impl Peers {
         }
     }
 
-    /// Starts the program of this name, in small letters, and waits for so many processes.
+    /// Starts the program with this lowercase name, and waits until it has this number of
+    /// processes.
     fn start_peer(
         &mut self,
         name: &'static str,
@@ -318,7 +320,7 @@ impl Peers {
     }
 }
 
-/// What there is, without the addresses that are not known yet.
+/// Returns all services, whose addresses are not known yet.
 fn services() -> Vec<Service> {
     let service = |name: &str, host, kind| Service {
         name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! Processes: started, looked at in proc(5), and ended.
+//! Processes: how to start them, look at them in proc(5), and end them.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,17 +12,17 @@ use nix::time::ClockId;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// How long anything may take to start or to end.
+/// The longest time in which anything may start or end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A program that ends when this is dropped.
+/// A running program, which ends when this value is dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
 }
 
 impl Process {
-    /// Starts it on these cores. What it says goes to a file.
+    /// Starts a program on these cores, with its output in a file.
     pub fn start(
         cores: &[usize],
         program: &Path,
@@ -41,12 +41,12 @@ impl Process {
         Ok(Process { child })
     }
 
-    /// Its number.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Itself, and all that it has started.
+    /// Returns the process ids of the program and of all its descendants.
     pub fn tree(&self) -> Vec<u32> {
         let mut tree = vec![self.pid()];
         let mut next = 0;
@@ -61,7 +61,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if let Some(pid) = Pid::from_raw(self.pid().cast_signed()) {
-            // It may have ended already.
+            // The program may have ended already.
             let _ = kill_process(pid, Signal::TERM);
         }
         let begin = Instant::now();
@@ -74,7 +74,7 @@ impl Drop for Process {
     }
 }
 
-/// A command that will run on these cores.
+/// Returns a command that will run on these cores.
 pub fn on_cores(cores: &[usize], program: impl AsRef<OsStr>) -> Command {
     let cores: Vec<_> = cores.iter().map(usize::to_string).collect();
     let mut command = Command::new("taskset");
@@ -87,7 +87,7 @@ pub fn stay_on(cores: &[usize]) -> anyhow::Result<()> {
     Ok(sched_setaffinity(None, &cpu_set(cores))?)
 }
 
-/// Moves all threads of a process.
+/// Moves all threads of a process to these cores.
 pub fn move_to(cores: &[usize], pid: u32) -> anyhow::Result<()> {
     for thread in threads(pid)? {
         sched_setaffinity(Pid::from_raw(thread.cast_signed()), &cpu_set(cores))?;
@@ -101,7 +101,7 @@ fn cpu_set(cores: &[usize]) -> CpuSet {
     set
 }
 
-/// The threads of a process.
+/// Returns the ids of the threads of a process.
 pub fn threads(pid: u32) -> anyhow::Result<Vec<u32>> {
     let mut threads = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -111,7 +111,7 @@ pub fn threads(pid: u32) -> anyhow::Result<Vec<u32>> {
 }
 
 fn children(pid: u32) -> Vec<u32> {
-    // It may end while it is looked at.
+    // The process may end meanwhile.
     let threads = threads(pid).unwrap_or_default().into_iter();
     let lists = threads.filter_map(|thread| {
         fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).ok()
@@ -124,35 +124,35 @@ fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// The command line of a process.
+/// Returns the command line of a process.
 pub fn command_line(pid: u32) -> String {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&words).replace('\0', " ")
 }
 
-/// The CPU time that processes have used, in all their threads, also those that have ended.
+/// Returns the CPU time of processes, with all threads that they have or had.
 pub fn cpu_time(pids: &[u32]) -> anyhow::Result<Duration> {
     let mut sum = Duration::ZERO;
     for pid in pids {
-        // Exact to the nanosecond, where proc(5) counts ticks of 10 ms.
+        // This clock is exact to the nanosecond, whereas proc(5) counts ticks of 10 ms.
         let clock = ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(pid.cast_signed()))?;
         sum += Duration::from(clock.now()?);
     }
     Ok(sum)
 }
 
-/// The share of all cores that is used at the moment, when nothing here uses any.
+/// Returns the share of all cores that other programs use while this one sleeps.
 pub fn others_share() -> anyhow::Result<f64> {
     let idle_and_all = || -> anyhow::Result<(u64, u64)> {
         let stat = fs::read_to_string("/proc/stat")?;
-        let words = stat.lines().next().context("an empty stat")?;
+        let words = stat.lines().next().context("/proc/stat is empty")?;
         let ticks: Vec<u64> = words
             .split_ascii_whitespace()
             .skip(1)
             .map(str::parse)
             .collect::<Result<_, _>>()?;
-        let idle = ticks.get(3..5).context("a strange stat")?;
-        // The last two are part of others.
+        let idle = ticks.get(3..5).context("/proc/stat has too few columns")?;
+        // The last two values are already contained in others.
         Ok((idle.iter().sum(), ticks.iter().take(8).sum()))
     };
     let (idle_before, all_before) = idle_and_all()?;
@@ -162,19 +162,22 @@ pub fn others_share() -> anyhow::Result<f64> {
     Ok(1.0 - (idle - idle_before) as f64 / all)
 }
 
-/// Their memory: what is theirs alone, and their part of what they share. In KiB.
+/// Returns the memory of processes in KiB: their own, and their part of what they share.
 pub fn memory(pids: &[u32]) -> anyhow::Result<u64> {
     let mut sum = 0;
     for pid in pids {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let words = line.context("no Pss")?.split_ascii_whitespace().next();
-        sum += words.context("no figure")?.parse::<u64>()?;
+        let words = line
+            .context("no line Pss in smaps_rollup")?
+            .split_ascii_whitespace()
+            .next();
+        sum += words.context("no value in the line Pss")?.parse::<u64>()?;
     }
     Ok(sum)
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
     let begin = Instant::now();
     while !holds() {
@@ -189,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_time_is_finer_than_a_tick_and_of_all_threads() {
+    fn cpu_time_is_finer_than_a_tick_and_includes_all_threads() {
         let own = [std::process::id()];
         let before = cpu_time(&own).unwrap();
         let thread = thread::spawn(|| {
@@ -202,7 +205,7 @@ mod tests {
         let used = cpu_time(&own).unwrap() - before;
         assert!(used > Duration::ZERO, "{used:?}");
         assert!(cpu_time(&[own[0], own[0]]).unwrap() >= 2 * before);
-        // No process has a number above 2^22.
+        // No process has an id above 2^22.
         assert!(cpu_time(&[(1 << 22) + 1]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What is made of the figures.
+//! The report: verdicts on the figures, and the tables for people to read.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,7 +10,7 @@ use anyhow::Context;
 use crate::clients::Own;
 use crate::load::Outcome;
 
-/// Medians of ratios have this tolerance in what they must be.
+/// The factor by which a median of ratios may exceed its limit.
 const TOLERANCE: f64 = 1.05;
 
 const EXPLANATION: &str = "Written by `make bench`, which says how. Ratios are medians of the ratios of the rounds of one \
@@ -18,7 +18,7 @@ const EXPLANATION: &str = "Written by `make bench`, which says how. Ratios are m
                            second. Lists are of smoothserve, nginx, HAProxy. A figure is what it must be, within 5 % if it \
                            is a ratio (✓), or even what was gone for (✓✓), or neither (✗).";
 
-/// The most that a figure may be.
+/// The limits of a figure.
 #[derive(Debug, Clone, Copy)]
 pub struct Gate {
     pub must: f64,
@@ -26,12 +26,12 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A shorter way to write it.
+    /// Makes a gate of both limits.
     pub const fn new(must: f64, go_for: f64) -> Gate {
         Gate { must, go_for }
     }
 
-    /// The verdict on what was counted, and so is exact.
+    /// Judges a counted figure, which is exact.
     fn on_count(self, figure: f64) -> &'static str {
         match figure {
             figure if figure <= self.go_for => " ✓✓",
@@ -48,22 +48,22 @@ impl Gate {
     }
 }
 
-/// One proxy in one round.
+/// What was measured for one proxy in one round.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
-    /// Microseconds of CPU time for a request.
+    /// The CPU time of a request, in microseconds.
     pub cpu: f64,
     pub outcome: Outcome,
-    /// What the clients themselves were, if that was counted.
+    /// What the clients themselves cost, if that was measured.
     pub own: Option<Own>,
-    /// The share of the machine that others used just before.
+    /// The share of the machine that other programs used just before.
     pub others: f64,
 }
 
-/// smoothserve, nginx and HAProxy in each.
+/// The rounds, each with smoothserve, nginx and HAProxy.
 pub type Rounds = Vec<[Measured; 3]>;
 
-/// smoothserve beside both.
+/// The ratios of smoothserve to nginx and to HAProxy, and the figures of all three.
 #[derive(Debug, PartialEq)]
 struct Comparison {
     ratios: [f64; 2],
@@ -79,7 +79,7 @@ impl Comparison {
         }
     }
 
-    /// The cells of a table: the ratios with the verdicts, the gates, the figures.
+    /// Returns the cells of a table: the ratios with the verdicts, the gates, the figures.
     fn judged(&self, gates: [Option<Gate>; 2]) -> String {
         let mut cells = String::new();
         for (ratio, gate) in self.ratios.iter().zip(gates) {
@@ -96,7 +96,7 @@ impl Comparison {
         cells
     }
 
-    /// Not every load knows every figure.
+    /// Returns the cell of the ratios, or a dash for a figure that this load does not have.
     fn ratios(&self) -> String {
         match self.ratios {
             [nginx, haproxy] if nginx.is_nan() || haproxy.is_nan() => " – |".to_owned(),
@@ -105,21 +105,21 @@ impl Comparison {
     }
 }
 
-/// All that is said, which is Markdown, and readable on a terminal, too.
+/// The report so far: Markdown that is readable on a terminal, too.
 #[derive(Debug, Default)]
 pub struct Report {
     text: String,
 }
 
 impl Report {
-    /// Says something at once, so that one can see how far it is.
+    /// Adds a line, and prints it at once to show the progress.
     fn say(&mut self, line: &str) {
         println!("{line}");
         self.text.push_str(line);
         self.text.push('\n');
     }
 
-    /// What was measured with what.
+    /// Adds the title and the versions of everything involved.
     pub fn title(&mut self) -> anyhow::Result<()> {
         let versions = [
             said("uname", &["-sr"])?,
@@ -146,7 +146,7 @@ impl Report {
         Ok(())
     }
 
-    /// A text of its own.
+    /// Adds a paragraph.
     pub fn note(&mut self, text: &str) {
         self.say(&format!("\n{text}"));
     }
@@ -159,7 +159,7 @@ impl Report {
         );
     }
 
-    /// A row about as much work as a proxy can do.
+    /// Adds a row about the most work that a proxy can do.
     pub fn work(&mut self, name: &str, rounds: &Rounds, gates: [Gate; 2]) {
         let compare = |figure: fn(&Measured) -> f64| Comparison::of(rounds, figure);
         self.say(&format!(
@@ -180,7 +180,7 @@ impl Report {
         );
     }
 
-    /// A row about one figure of all three.
+    /// Adds a row about one figure of all three proxies.
     pub fn comparison(
         &mut self,
         name: &str,
@@ -192,7 +192,7 @@ impl Report {
         self.say(&format!("| {name} |{cells}"));
     }
 
-    /// The same of what was measured once.
+    /// Adds a row about one figure that was measured once.
     pub fn single(&mut self, name: &str, figures: [f64; 3], gates: [Option<Gate>; 2]) {
         let [own, nginx, haproxy] = figures;
         let comparison = Comparison {
@@ -202,7 +202,7 @@ impl Report {
         self.say(&format!("| {name} |{}", comparison.judged(gates)));
     }
 
-    /// What the rounds of a latency say about themselves.
+    /// Adds a paragraph about the clients and the machine during the rounds of a latency.
     pub fn circumstances(&mut self, rounds: &Rounds) {
         let owns: Vec<Own> = rounds.iter().flatten().filter_map(|one| one.own).collect();
         self.note(&format!(
@@ -222,7 +222,7 @@ impl Report {
         );
     }
 
-    /// A row about what was counted.
+    /// Adds a row about a counted figure.
     pub fn count(&mut self, name: &str, figures: [f64; 3], gate: Option<Gate>) {
         let [own, nginx, haproxy] = figures;
         let verdict = gate.map_or("", |gate| gate.on_count(own));
@@ -232,7 +232,7 @@ impl Report {
         ));
     }
 
-    /// A row about a ratio that smoothserve has to itself.
+    /// Adds a row about a ratio between two figures of smoothserve.
     pub fn ratio(&mut self, name: &str, ratio: f64, gate: Option<Gate>) {
         let verdict = gate.map_or("", |gate| gate.on_ratio(ratio));
         let (must, go_for) = limits(gate);
@@ -241,7 +241,7 @@ impl Report {
         ));
     }
 
-    /// Puts it into the file of results, in place of what was said there before.
+    /// Writes the report to the file of results, in place of the former report.
     pub fn save(&self, file: &Path) -> anyhow::Result<()> {
         let before = fs::read_to_string(file).unwrap_or_default();
         let text = replace(&before, &self.text);
@@ -249,7 +249,8 @@ impl Report {
     }
 }
 
-/// What follows the first heading of the second level, or the first comment, is somebody else's, and stays.
+/// Replaces the former report. Everything after the first heading of the second level, or after the
+/// first comment, was written by others and stays.
 fn replace(before: &str, own: &str) -> String {
     let lines = before.split_inclusive('\n');
     let rest = lines.skip_while(|line| !line.starts_with("## ") && !line.starts_with("<!--"));
@@ -260,11 +261,11 @@ fn replace(before: &str, own: &str) -> String {
     }
 }
 
-/// The first line that a program prints.
+/// Returns the first line that a program prints.
 fn said(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program).args(arguments).output();
     let output = output.with_context(|| format!("cannot run {program}"))?;
-    // nginx says it on stderr.
+    // nginx prints its version to stderr.
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
@@ -290,7 +291,7 @@ fn others(rounds: &Rounds) -> String {
     format!("{:.0} %", 100.0 * mean)
 }
 
-/// Of an odd number of figures the one in the middle.
+/// Returns the median of an odd number of figures.
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ratios_that_must_be_something_have_a_tolerance() {
+    fn only_the_upper_limit_of_ratios_has_a_tolerance() {
         let verdicts = [0.8, 0.81, 1.0, 1.05, 1.06];
         assert_eq!(
             verdicts.map(|ratio| GATE.on_ratio(ratio)),
@@ -331,8 +332,8 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_the_median_of_those_of_the_rounds() {
-        // The machine is ten times slower in one round, and something concerns one proxy alone in another.
+    fn a_ratio_is_the_median_of_the_ratios_of_the_rounds() {
+        // The machine is ten times slower in one round, and another round disturbs one proxy alone.
         let rounds = [[1.0, 2.0, 4.0], [10.0, 20.0, 40.0], [3.0, 2.0, 4.0]];
         let rounds: Rounds = rounds.map(|round| round.map(measured)).into();
         let comparison = Comparison::of(&rounds, |one| one.cpu);
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_have_written_stays() {
+    fn text_written_by_people_stays() {
         let own = "# Results\n\nnew\n";
         assert_eq!(replace("", own), own);
         assert_eq!(replace("# Results\n\nold\n", own), own);

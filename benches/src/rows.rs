@@ -1,4 +1,4 @@
-//! What is measured.
+//! The rows of the report: what is measured, and against which limits.
 
 use std::path::Path;
 use std::thread;
@@ -16,16 +16,16 @@ use crate::process::{cpu_time, others_share};
 use crate::report::{Gate, Measured, Report, Rounds, median};
 use crate::trace;
 
-/// Connections of the moderate load: 8,000 requests a second.
+/// The clients of the moderate load, who send 8,000 requests a second.
 const THOUGHTFUL: usize = 32;
 
-/// How long a round of it takes.
+/// The length of a round of the moderate load.
 const MODERATE_TIME: Duration = Duration::from_secs(3);
 
-/// Requests whose system calls are counted.
+/// The number of requests whose system calls are counted.
 const TRACED: u64 = 20_000;
 
-/// One of a proxy's ports.
+/// Selects one of a proxy's ports.
 type Port = fn(Ports) -> u16;
 const TCP: Port = |ports| ports.tcp;
 const DEFERRED: Port = |ports| ports.deferred;
@@ -40,7 +40,7 @@ const GET: Wrk = Wrk {
     secure: false,
 };
 
-/// Who asks.
+/// The kinds of load.
 #[derive(Debug, Clone, Copy)]
 enum Load {
     Wrk(Wrk),
@@ -50,13 +50,13 @@ enum Load {
     Moderate,
 }
 
-/// How long a round of all but that takes: what else goes on with the machine changes from second to second, and is to concern all
-/// proxies of a round.
+/// The length of a round of every other load. It is short, because the other work of the machine
+/// changes from second to second and should concern all proxies of a round.
 const ROUND_SECONDS: u64 = 1;
 const ROUND: Duration = Duration::from_secs(ROUND_SECONDS);
 
 impl Load {
-    /// Rounds that count; one more goes before them to warm up. Few are slow, so more are needed to know how slow these are.
+    /// Returns the number of rounds that count; one more goes before them as warm-up.
     fn rounds(self) -> usize {
         match self {
             Load::Moderate => 9,
@@ -84,21 +84,21 @@ impl Load {
     }
 }
 
-/// The first row alone.
+/// Measures the first row alone.
 pub fn quick(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(APART, programs)?;
     report.works();
     small_get(&peers, report)
 }
 
-/// TLS, HTTP/2 and WebSockets alone.
+/// Measures TLS, HTTP/2 and WebSockets alone.
 pub fn other_protocols(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(APART, programs)?;
     report.works();
     protocols(&peers, report)
 }
 
-/// All that `make bench` measures.
+/// Measures everything that belongs to `make bench`.
 pub fn all(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(APART, programs)?;
     report
@@ -228,7 +228,7 @@ fn measure(peers: &Peers, port: Port, load: Load) -> anyhow::Result<Rounds> {
             let before = cpu_time(&peer.pids)?;
             let (outcome, own) = load.run(peers, port(peer.ports))?;
             let used = cpu_time(&peer.pids)? - before;
-            ensure!(outcome.requests > 0, "{} answers nothing", peer.name);
+            ensure!(outcome.requests > 0, "{} answered no request", peer.name);
             measured[index] = Some(Measured {
                 cpu: used.as_secs_f64() * 1e6 / outcome.requests as f64,
                 outcome,
@@ -238,7 +238,7 @@ fn measure(peers: &Peers, port: Port, load: Load) -> anyhow::Result<Rounds> {
         }
         if round > 0 {
             let [Some(own), Some(nginx), Some(haproxy)] = measured else {
-                unreachable!("each had its turn");
+                unreachable!("every proxy was measured");
             };
             rounds.push([own, nginx, haproxy]);
         }
@@ -246,7 +246,7 @@ fn measure(peers: &Peers, port: Port, load: Load) -> anyhow::Result<Rounds> {
     Ok(rounds)
 }
 
-/// A figure of each proxy.
+/// Returns one figure of each proxy.
 fn each(peers: &Peers, figure: impl Fn(&Peer) -> anyhow::Result<f64>) -> anyhow::Result<[f64; 3]> {
     let mut figures = [0.0; 3];
     for (result, peer) in figures.iter_mut().zip(&peers.peers) {
@@ -255,16 +255,20 @@ fn each(peers: &Peers, figure: impl Fn(&Peer) -> anyhow::Result<f64>) -> anyhow:
     Ok(figures)
 }
 
-/// For a request on a connection that stays open, when more wait.
+/// Counts the system calls of a request on an open connection, while other requests wait.
 fn system_calls(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let count = |peer: &Peer, port: Port| {
         let mut clients = Clients::connect(port(peer.ports), GET.connections, Talk::Http)?;
         let mut ask = |count| clients.ask(AT_ONCE, |asked| asked >= count);
-        // So that all connections are open, those to the instances, too.
+        // The first requests open all connections, those to the instances included.
         ask(TRACED / 10)?;
         let calls = trace::system_calls(peer.worker(), || {
             let (outcome, _) = ask(TRACED)?;
-            ensure!(outcome.requests == TRACED, "{} errors", outcome.errors);
+            ensure!(
+                outcome.requests == TRACED,
+                "expected no errors, got {}",
+                outcome.errors
+            );
             Ok(())
         })?;
         Ok(calls as f64 / TRACED as f64)
@@ -276,7 +280,7 @@ fn system_calls(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What connections cost on which nothing happens.
+/// Measures the memory that idle connections cost.
 fn idle_memory(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let Count { connections, why } = idle::count()?;
     let mut measured = Vec::new();
@@ -284,7 +288,7 @@ fn idle_memory(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         measured.push(idle::measure(peer, connections).context(peer.name)?);
     }
     let [own, nginx, haproxy] = measured[..] else {
-        unreachable!("there are three");
+        unreachable!("there are three proxies");
     };
     let all = [own, nginx, haproxy];
     report.note(&format!(
@@ -311,7 +315,7 @@ fn idle_memory(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is felt under moderate load.
+/// Measures what clients notice under moderate load.
 pub fn latency(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(TOGETHER, programs)?;
     report.note(&format!(
@@ -326,19 +330,20 @@ pub fn latency(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let p99 = [Some(Gate::new(1.05, 0.8)), None];
     report.comparison("p99, µs", &rounds, |one| one.outcome.p99, p99);
     report.circumstances(&rounds);
-    // The last, since it leaves nginx and HAProxy without the instances that they know.
+    // The rotations come last: they leave nginx and HAProxy without the instances that they know.
     rotations(&peers, report)
 }
 
-/// What is felt of restarts alone.
+/// Measures what clients notice of restarts alone.
 pub fn rotations_alone(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     rotations(&Peers::start(TOGETHER, programs)?, report)
 }
 
-/// Restarts, one after the other.
+/// Restarts a service again and again under load, and compares the latency with that of a steady
+/// service.
 fn rotations(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let [smoothserve, ..] = &peers.peers[..] else {
-        unreachable!("there are three");
+        unreachable!("there are three proxies");
     };
     let (cores, port) = (peers.cores.others, smoothserve.ports.tcp);
     let mut rounds = Vec::new();
@@ -393,13 +398,14 @@ fn rotations(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts and ends as many instances as so many restarts do, evenly, with which smoothserve has nothing to do.
+/// Starts and ends as many processes as this number of restarts, evenly over the time of a round,
+/// without smoothserve.
 fn start_and_end(peers: &Peers, restarts: u32) -> anyhow::Result<()> {
     let begin = Instant::now();
     let count = restarts * u32::try_from(INSTANCES)?;
     let mut before = None;
     for number in 0..count {
-        // One is there while the next one starts, as in a rotation.
+        // One process runs while the next one starts, as in a rotation.
         let next = peers.start_stranger(number)?;
         drop(before.replace(next));
         thread::sleep((MODERATE_TIME * number / count).saturating_sub(begin.elapsed()));

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::process::{threads, wait_until};
 
-/// How many all threads of a process make while something else is done.
+/// Counts the system calls that all threads of a process make during some work.
 pub fn system_calls(pid: u32, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u64> {
     let counts = tempfile::NamedTempFile::new()?;
     let mut tracer = Command::new("strace")
@@ -16,7 +16,7 @@ pub fn system_calls(pid: u32, work: impl FnOnce() -> anyhow::Result<()>) -> anyh
         .arg(counts.path())
         .stderr(Stdio::null())
         .spawn()
-        .context("strace is installed by `make bench`")?;
+        .context("cannot run strace, which `make bench` installs")?;
     let is_traced = |thread| {
         let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
         status.is_ok_and(|status| status.contains(&format!("TracerPid:\t{}\n", tracer.id())))
@@ -31,14 +31,14 @@ pub fn system_calls(pid: u32, work: impl FnOnce() -> anyhow::Result<()>) -> anyh
     total(&fs::read_to_string(counts.path())?)
 }
 
-/// Reads the last line of what strace prints.
+/// Parses the total in the last line that strace prints.
 fn total(text: &str) -> anyhow::Result<u64> {
     let mut lines = text.lines().map(str::split_ascii_whitespace);
     let total = lines.find_map(|mut words| {
         let count = words.next()?;
         (words.next()? == "total").then_some(count)
     });
-    Ok(total.context("strace counts nothing")?.parse()?)
+    Ok(total.context("strace printed no total")?.parse()?)
 }
 
 #[cfg(test)]
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_total_is_not_that_of_a_system_call() {
+    fn the_total_is_not_taken_from_a_system_call() {
         let text = "    calls syscall\n--------- ----------------\n     4010 recvfrom\n     4000 sendto\n       71 epoll_wait\n\
              --------- ----------------\n     8081 total\n";
         assert_eq!(total(text).unwrap(), 8081);

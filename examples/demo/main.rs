@@ -1,8 +1,9 @@
-//! `make demo`: smoothserve with an example service under load, while a new version of it is deployed and it is
-//! restarted. The rollouts are shown as they go on, and at the end what they did to the requests.
+//! `make demo`: smoothserve with an example service under load, during the deploy of a new version
+//! and a restart. The demo shows the progress of the rollouts, and at the end how the requests
+//! fared.
 //!
-//! All state is in a temporary folder. `DEMO_ONCE=1` ends the demo at its table; the exit status is 1 if a request was
-//! lost.
+//! All state is in a temporary folder. With `DEMO_ONCE=1` the demo ends after its table; its exit
+//! status is 1 if a request was lost.
 
 mod screen;
 
@@ -20,7 +21,7 @@ use smoothserve_kit::{App, Build, Home, PATIENCE, Programs, Smoothserve, free_po
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// How long the load runs before the rollouts, and after them.
+/// How long the load runs before and after the rollouts.
 const QUIET: Duration = Duration::from_secs(7);
 
 /// How often the screen is drawn.
@@ -38,9 +39,9 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Returns how many requests were lost.
+/// Runs the demo, and returns the number of lost requests.
 async fn run() -> anyhow::Result<u64> {
-    // From here on Ctrl-C no longer ends the demo at once, which would leave smoothserve behind.
+    // From here on, Ctrl-C does not end the demo at once, because smoothserve would stay behind.
     let mut end = End::new()?;
     let demo = tokio::select! {
         demo = Demo::start() => demo?,
@@ -153,7 +154,7 @@ impl Demo {
         Ok(load.stop().await)
     }
 
-    /// Does something and shows meanwhile how the instances are.
+    /// Runs one step of the demo, and shows the instances meanwhile.
     async fn step(
         &self,
         screen: &mut Screen,
@@ -186,7 +187,7 @@ impl Demo {
         format!("http://localhost:{}/", self.port)
     }
 
-    /// What to do with a smoothserve that runs.
+    /// Returns a text that tells the reader what to try with the running smoothserve.
     fn invitation(&self) -> String {
         let run = self.server.home.run();
         let smoothctl = self.programs.smoothctl.display();
@@ -223,7 +224,7 @@ async fn quiet() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The signals of somebody who wants the demo to end.
+/// The signals by which a user ends the demo.
 struct End {
     interrupt: Signal,
     terminate: Signal,

@@ -1,4 +1,5 @@
-//! What the demo shows: on a terminal one picture that is drawn over again, elsewhere a line for each change.
+//! What the demo shows: on a terminal one picture that is drawn again and again, elsewhere a line
+//! for each change.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -11,12 +12,12 @@ use smoothserve_kit::{Instance, Status};
 pub(crate) struct Screen {
     started: Instant,
     terminal: bool,
-    colour: bool,
-    /// How many lines of the last picture are on the terminal.
+    color: bool,
+    /// The number of lines of the last picture that are on the terminal.
     drawn: usize,
-    /// What the instances were doing when they were last looked at.
+    /// The last known states of the instances.
     states: BTreeMap<u64, Instance>,
-    /// How many requests there were at each of the last moments.
+    /// The number of requests at each of the last moments.
     recent: VecDeque<(Instant, u64)>,
     step: String,
 }
@@ -27,7 +28,7 @@ impl Screen {
         Screen {
             started: Instant::now(),
             terminal,
-            colour: terminal && std::env::var_os("NO_COLOR").is_none(),
+            color: terminal && std::env::var_os("NO_COLOR").is_none(),
             drawn: 0,
             states: BTreeMap::new(),
             recent: VecDeque::new(),
@@ -35,13 +36,13 @@ impl Screen {
         }
     }
 
-    /// Lines that stay.
+    /// Prints lines that stay on the terminal.
     pub(crate) fn say(&mut self, text: &str) {
         self.put(text);
         self.drawn = 0;
     }
 
-    /// A new step of the demo.
+    /// Begins a new step of the demo.
     pub(crate) fn begin(&mut self, words: &str) {
         self.step = words.to_owned();
         if !self.terminal {
@@ -50,7 +51,7 @@ impl Screen {
         }
     }
 
-    /// The step is over; its line stays, the picture makes way.
+    /// Ends the step: its line stays, and the picture disappears.
     pub(crate) fn end(&mut self) {
         if self.terminal {
             let line = format!("{} {} {}", self.paint("32", "✓"), self.clock(), self.step);
@@ -58,7 +59,7 @@ impl Screen {
         }
     }
 
-    /// The state of the moment.
+    /// Shows the current state.
     pub(crate) fn draw(&mut self, status: &Status, counts: Counts) {
         if self.terminal {
             let picture = self.picture(status, counts);
@@ -80,11 +81,9 @@ impl Screen {
                 service.wanted,
             );
             for instance in &service.instances {
-                // Padded first: the codes of a colour have no width on the terminal.
-                let state = self.paint(
-                    colour_of(&instance.state),
-                    &format!("{:<9}", instance.state),
-                );
+                // The word is padded first, because color codes have no width on the terminal.
+                let state =
+                    self.paint(color_of(&instance.state), &format!("{:<9}", instance.state));
                 let _ = writeln!(
                     text,
                     "    {name}/{}  generation {}  process {:<7}  {:<16} {state} {:>4} in flight",
@@ -108,7 +107,7 @@ impl Screen {
         text
     }
 
-    /// A line for each instance that is not what it was.
+    /// Prints a line for each instance whose state has changed.
     fn changes(&mut self, status: &Status, counts: Counts) {
         let mut now = BTreeMap::new();
         for (name, service) in &status.services {
@@ -144,7 +143,7 @@ impl Screen {
         self.states = now;
     }
 
-    /// Requests a second, over the last seconds.
+    /// Returns the requests per second over the last seconds.
     fn rate(&mut self, counts: Counts) -> f64 {
         let now = Instant::now();
         self.recent.push_back((now, counts.requests));
@@ -159,7 +158,7 @@ impl Screen {
         (counts.requests - before) as f64 / passed.as_secs_f64()
     }
 
-    /// What happened to the requests.
+    /// Prints the table of what happened to the requests.
     pub(crate) fn table(&mut self, report: &Report) {
         let mut text = format!(
             "\n  {:<22}{:>10}{:>8}{:>12}{:>12}\n",
@@ -199,7 +198,7 @@ impl Screen {
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
-        if self.colour {
+        if self.color {
             format!("\x1b[{code}m{text}\x1b[0m")
         } else {
             text.to_owned()
@@ -210,7 +209,8 @@ impl Screen {
     fn put(&self, text: &str) {
         let mut out = String::new();
         if self.drawn > 0 {
-            // Up to its first line, and clear from there on; no line may be wrapped, so wrapping is off meanwhile.
+            // Moves up to the first line of the picture and clears from there. Line wrapping is off
+            // meanwhile, so that each line stays one line.
             let _ = write!(out, "\x1b[{}A\x1b[J", self.drawn);
         }
         if self.terminal {
@@ -218,13 +218,13 @@ impl Screen {
         } else {
             let _ = writeln!(out, "{text}");
         }
-        // A demo whose output nobody reads any more just goes on to its end.
+        // The demo goes on even if nobody reads its output any more.
         let _ = io::stdout().write_all(out.as_bytes());
         let _ = io::stdout().flush();
     }
 }
 
-fn colour_of(state: &str) -> &'static str {
+fn color_of(state: &str) -> &'static str {
     match state {
         "ready" => "32",
         "starting" => "33",
@@ -238,7 +238,7 @@ fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1000.0)
 }
 
-/// `1234567` as `1 234 567`.
+/// Formats `1234567` as `1 234 567`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,7 +1,7 @@
 //! Completions of the command lines, for bash, zsh and fish.
 //!
-//! What smoothctl completes depends on what runs, so its files ask smoothctl itself at each Tab. Nothing of smoothserve's
-//! command line does, and its files know it all.
+//! The completions of smoothctl depend on what runs, so its files ask smoothctl itself at each Tab.
+//! The command line of smoothserve is fixed, so its files contain all completions.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use clap_complete::{Shell, generate};
 use smoothserve::cli::Smoothserve;
 use smoothserve::ctl::complete::VARIABLE;
 
-/// The files, by the names under which the shells look for them.
+/// Returns the completion files, by the names under which the shells look for them.
 pub fn files() -> io::Result<[(&'static str, String); 6]> {
     const NAME: &str = "smoothctl";
     let asking = |shell: &dyn EnvCompleter| {
@@ -24,7 +24,8 @@ pub fn files() -> io::Result<[(&'static str, String); 6]> {
         generate(shell, &mut without_hidden(), "smoothserve", &mut script);
         String::from_utf8(script).map_err(io::Error::other)
     };
-    // zsh runs the file itself at the first Tab, which then only defines how to complete the next time.
+    // At the first Tab, zsh runs the file itself, which by itself would only define the completion
+    // for the next Tab.
     let zsh = asking(&Zsh)?
         + "if [ \"$funcstack[1]\" = _smoothctl ]; then\n    _clap_dynamic_completer_smoothctl \"$@\"\nfi\n";
     Ok([
@@ -37,7 +38,8 @@ pub fn files() -> io::Result<[(&'static str, String); 6]> {
     ])
 }
 
-/// The command line of smoothserve as a person uses it. The generated files would show the hidden roles.
+/// Returns the command line of smoothserve without its hidden roles, which the generated files
+/// would show.
 fn without_hidden() -> Command {
     let command = Smoothserve::command();
     let visible = command.get_subcommands().filter(|role| !role.is_hide_set());

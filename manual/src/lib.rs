@@ -1,7 +1,8 @@
 //! Writes the manual pages of smoothserve and the completions of its command lines.
 //!
-//! The pages of the programs come from the definitions that parse their command lines and from `text/`, those of the
-//! configuration and the D-Bus interface from the references in `docs/`. Tests hold all of these against the code.
+//! The pages of the programs come from the definitions that parse their command lines and from
+//! `text/`. The pages of the configuration and the D-Bus interface come from the references in
+//! `docs/`. Tests compare all of these with the code.
 
 mod completion;
 mod markdown;
@@ -64,7 +65,7 @@ const SMOOTHCTL: Program = Program {
     ],
 };
 
-/// Writes everything into a folder, under the names that it is to be installed by.
+/// Writes all pages and completions into a folder, under the names by which they are installed.
 pub fn write(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let files = [
@@ -102,7 +103,8 @@ pub fn write(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A reference as a page. Its title is the page's, and if it has no other heading of that level, all others move up.
+/// Makes a page of a reference. The title of the reference becomes that of the page, and if no
+/// other heading has the title's level, all others move up one level.
 fn reference(name: &str, about: &str, markdown: &str, see_also: &str) -> String {
     let mut page = Page::new(name, 5, about);
     let (_title, body) = markdown.split_once('\n').unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `smoothserve-manual FOLDER`, see `make manual`.
+//! `smoothserve-manual FOLDER` writes the manual into a folder, see `make manual`.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,8 +1,9 @@
-//! Markdown on a manual page.
+//! Converts Markdown into parts of a manual page.
 //!
-//! A page has 80 columns, too few for most tables. So a row becomes an item: its first cell is what is explained, its last
-//! cell explains it, and what is between stands behind the first one with the names of the columns. A heading of the
-//! third level is an item, too, and explained by all that stands below it. Links are lost, but for those to the examples.
+//! A page has 80 columns, too few for most tables. So a row becomes an item: the first cell is the
+//! term, the last cell explains it, and the cells between follow the term with the names of their
+//! columns. A heading of the third level is an item, too, explained by everything below it. Links
+//! are dropped, except those to the examples.
 
 use std::mem;
 
@@ -10,10 +11,10 @@ use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, TagEnd};
 
 use crate::page::{Page, Text};
 
-/// Where `make install` puts what the references link to.
+/// What the references link to, and where `make install` puts it.
 const EXAMPLES: (&str, &str) = ("../services/", "/usr/share/doc/smoothserve/examples/");
 
-/// Adds Markdown to a page; its headings of the first level are sections.
+/// Adds Markdown to a page; headings of the first level become sections.
 pub fn add(page: &mut Page, markdown: &str) {
     let mut converter = Converter {
         around: page.items(),
@@ -33,16 +34,16 @@ pub fn add(page: &mut Page, markdown: &str) {
 
 struct Converter<'p, 'm> {
     page: &'p mut Page,
-    /// How many items were open before.
+    /// The number of items that were open before.
     around: usize,
-    /// What the next paragraph, cell or line of a list consists of.
+    /// The text so far of the next paragraph, cell or list line.
     text: Text,
-    /// The title that is being read.
+    /// The title being read.
     heading: Option<String>,
-    /// The lines that are being read.
+    /// The lines of code being read.
     code: Option<String>,
     link: Option<CowStr<'m>>,
-    /// Of a table, its head first.
+    /// The rows of the table being read, its header first.
     rows: Vec<Vec<Text>>,
 }
 
@@ -88,7 +89,10 @@ impl<'m> Converter<'_, 'm> {
             Event::Start(Tag::TableHead | Tag::TableRow) => self.rows.push(Vec::new()),
             Event::End(TagEnd::TableCell) => {
                 let text = mem::take(&mut self.text);
-                self.rows.last_mut().expect("a cell is in a row").push(text);
+                self.rows
+                    .last_mut()
+                    .expect("every cell is in a row")
+                    .push(text);
             }
             Event::End(TagEnd::Table) => {
                 let rows = mem::take(&mut self.rows);
@@ -111,7 +115,7 @@ impl<'m> Converter<'_, 'm> {
             Event::End(TagEnd::Emphasis) => self.text.italic(false),
             Event::Start(Tag::Paragraph | Tag::Table(_) | Tag::TableCell)
             | Event::End(TagEnd::TableHead | TagEnd::TableRow | TagEnd::List(_)) => {}
-            other => panic!("no manual page has had this before: {other:?}"),
+            other => panic!("manual pages do not support this Markdown: {other:?}"),
         }
     }
 

@@ -1,24 +1,25 @@
-//! A manual page in the making, in the language of man(7).
+//! A manual page under construction, in the language of man(7).
 
 use std::fmt::Write;
 
-/// Longer lines are bad style in a page's source (mandoc(1)).
+/// The longest line of a page's source; longer ones are bad style (mandoc(1)).
 const LINE: usize = 78;
 
-/// Nobody finds a key or copies a command that is hyphenated.
+/// The request that turns hyphenation off: readers could not search for a hyphenated key or copy a
+/// hyphenated command.
 const NO_HYPHENS: &str = ".nh";
 
-/// A page that grows from its beginning to its end.
+/// A page that is written from beginning to end.
 #[derive(Debug)]
 pub struct Page {
     out: String,
-    /// Whether something stands above that the next paragraph is to keep its distance from.
+    /// True if the next paragraph needs a blank line before it.
     apart: bool,
-    /// How many items are open.
+    /// The number of open items.
     items: usize,
 }
 
-/// Text in which everything that means something to roff is escaped.
+/// Text in which all characters with a meaning in roff are escaped.
 #[derive(Debug, Default)]
 pub struct Text(String);
 
@@ -28,19 +29,19 @@ impl Text {
         self.0.push_str(&escape(text));
     }
 
-    /// Adds what is typed.
+    /// Adds text that the reader types.
     pub fn literal(&mut self, text: &str) {
         self.bold(true);
         self.plain(text);
         self.bold(false);
     }
 
-    /// Begins or ends what is typed.
+    /// Begins or ends text that the reader types.
     pub fn bold(&mut self, begins: bool) {
         self.0.push_str(if begins { "\\fB" } else { "\\fR" });
     }
 
-    /// Begins or ends what something else stands for.
+    /// Begins or ends a placeholder.
     pub fn italic(&mut self, begins: bool) {
         self.0.push_str(if begins { "\\fI" } else { "\\fR" });
     }
@@ -50,14 +51,14 @@ impl Text {
         self.0.push_str(&other.0);
     }
 
-    /// There is nothing in it.
+    /// Returns true if the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Hyphens, accents and quotes are to stay what they are: most of them are to be typed or searched for, and roff would make
-/// typography of them.
+/// Escapes text for roff. Hyphens, accents and quotes stay as they are, because readers type most
+/// of them or search for them; roff would replace them typographically.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\e")
         .replace('\'', "\\(aq")
@@ -68,7 +69,7 @@ fn escape(text: &str) -> String {
 }
 
 impl Page {
-    /// Begins a page with that name in that section of the manual.
+    /// Begins a page with this name in this section of the manual.
     pub fn new(name: &str, section: u8, about: &str) -> Page {
         let mut page = Page {
             out: String::new(),
@@ -77,12 +78,12 @@ impl Page {
         };
         let title = name.to_uppercase();
         let version = env!("CARGO_PKG_VERSION");
-        // Without a date, so that the same source makes the same page.
+        // The page has no date, so that the same source always makes the same page.
         page.line(&format!(
             ".TH {title} {section} \"\" \"smoothserve {version}\" smoothserve"
         ));
         page.line(".ad l");
-        // Where a line of the source ends says nothing about what follows.
+        // The end of a source line must not affect the spacing between sentences.
         page.line(".ss 12 0");
         page.line(NO_HYPHENS);
         page.section("Name");
@@ -90,7 +91,7 @@ impl Page {
         page
     }
 
-    /// The whole page.
+    /// Returns the whole page.
     pub fn finish(mut self) -> String {
         self.end_items(0);
         self.out
@@ -103,7 +104,7 @@ impl Page {
 
     /// Begins a section.
     pub fn section(&mut self, title: &str) {
-        // Names are searched for as they are written.
+        // Titles are uppercase, but names of files are searched for as they are written.
         let shout = |word: &str| match word.contains('.') {
             true => word.to_owned(),
             false => word.to_uppercase(),
@@ -112,7 +113,7 @@ impl Page {
         self.heading("SH", &words.join(" "));
     }
 
-    /// Begins a part of a section.
+    /// Begins a subsection.
     pub fn subsection(&mut self, title: &str) {
         self.heading("SS", title);
     }
@@ -123,12 +124,12 @@ impl Page {
         self.apart = false;
     }
 
-    /// Adds a command line: the name of the program and what may stand behind it.
+    /// Adds a command line: the name of the program and its operands.
     pub fn synopsis(&mut self, program: &str, operands: &Text) {
         self.line(&format!(".SY {}", escape(program)));
         self.fill(operands);
         self.line(".YS");
-        // groff's own synopsis hyphenates again what follows.
+        // groff's own synopsis turns hyphenation on again.
         self.line(NO_HYPHENS);
         self.apart = true;
     }
@@ -161,7 +162,7 @@ impl Page {
         self.apart = true;
     }
 
-    /// Begins an item: what is explained. What follows explains it.
+    /// Begins an item with its term. The text that follows explains the term.
     pub fn begin_item(&mut self, term: &Text) {
         self.keep_distance();
         self.fill(term);
@@ -170,12 +171,12 @@ impl Page {
         self.items += 1;
     }
 
-    /// How many items are open.
+    /// Returns the number of open items.
     pub fn items(&self) -> usize {
         self.items
     }
 
-    /// Ends items until so many are open.
+    /// Ends items until this number of them is open.
     pub fn end_items(&mut self, left: usize) {
         while self.items > left {
             self.line(".RE");
@@ -190,7 +191,7 @@ impl Page {
         }
     }
 
-    /// Breaks the source where a word ends; what the reader sees is broken elsewhere.
+    /// Adds text, breaking the source lines between words. These breaks do not show on the page.
     fn fill(&mut self, text: &Text) {
         let mut length = 0;
         for word in text.0.split_ascii_whitespace() {
@@ -202,7 +203,7 @@ impl Page {
                 self.out.push(' ');
                 length += 1;
             }
-            // At the beginning of a line this would be a request.
+            // A leading dot would be a roff request.
             let guard = if length == 0 && word.starts_with('.') {
                 "\\&"
             } else {

@@ -1,21 +1,21 @@
-//! The page of a program, from the definition of its command line.
+//! The manual page of a program, from the definition of its command line.
 
 use clap::{Arg, ArgAction, Command};
 
 use crate::markdown;
 use crate::page::{Page, Text};
 
-/// What the definition of a command line does not say.
+/// What the definition of a command line does not contain.
 pub struct Program {
     /// The section of the manual.
     pub section: u8,
-    /// Markdown. What stands before its first heading belongs to the description.
+    /// More text in Markdown. The part before its first heading belongs to the description.
     pub text: &'static str,
-    /// Exit statuses and what they mean.
+    /// Exit statuses and their meanings.
     pub exit: &'static [(u8, &'static str)],
 }
 
-/// The page of a program.
+/// Returns the manual page of a program.
 pub fn page(mut command: Command, program: &Program) -> String {
     command.build();
     let verbs = || command.get_subcommands().filter(|verb| !verb.is_hide_set());
@@ -28,7 +28,7 @@ pub fn page(mut command: Command, program: &Program) -> String {
     page.section("Description");
     if let Some(description) = command.get_long_about() {
         let description = description.to_string();
-        // It begins with what the page begins with.
+        // The first paragraph of the description is already in the page's name section.
         let (_, description) = description.split_once("\n\n").unwrap_or_default();
         markdown::add(&mut page, description);
     }
@@ -68,7 +68,7 @@ pub fn page(mut command: Command, program: &Program) -> String {
     page.finish()
 }
 
-/// What a program does, as the name of its page is followed by it.
+/// Returns what a program does, as a phrase that follows the name of its page.
 fn about(command: &Command) -> String {
     let about = command.get_about().map(ToString::to_string);
     let mut about = about.unwrap_or_default();
@@ -78,7 +78,7 @@ fn about(command: &Command) -> String {
     about
 }
 
-/// A command line behind the name of the program.
+/// Returns the command line of a verb, without the name of the program.
 fn synopsis(command: &Command, verb: &Command) -> Text {
     let mut line = Text::default();
     if command.get_arguments().any(Arg::is_global_set) {
@@ -97,7 +97,7 @@ fn synopsis(command: &Command, verb: &Command) -> Text {
     line
 }
 
-/// The arguments of a verb without those that are the same for all verbs.
+/// Returns the arguments of a verb, without those that all verbs have.
 fn own_arguments<'c>(verb: &'c Command, command: &'c Command) -> impl Iterator<Item = &'c Arg> {
     let of_all = |argument: &Arg| {
         let mut others = command.get_arguments();
@@ -107,7 +107,7 @@ fn own_arguments<'c>(verb: &'c Command, command: &'c Command) -> impl Iterator<I
         .filter(move |argument| !of_all(argument))
 }
 
-/// What stands for the value of an argument.
+/// Returns the placeholder for the value of an argument.
 fn value(argument: &Arg) -> Option<Text> {
     if !argument.get_action().takes_values() {
         return None;
@@ -128,7 +128,7 @@ fn value(argument: &Arg) -> Option<Text> {
     Some(text)
 }
 
-/// How an option is written.
+/// Returns an option as it is written on a command line.
 fn option(argument: &Arg) -> Text {
     let mut text = Text::default();
     if let Some(short) = argument.get_short() {
@@ -147,7 +147,7 @@ fn option(argument: &Arg) -> Text {
     text
 }
 
-/// The place of an argument in a command line.
+/// Returns an argument as it appears in a synopsis.
 fn usage(argument: &Arg) -> Text {
     let mut inner = Text::default();
     if argument.is_last_set() {
@@ -175,7 +175,7 @@ fn usage(argument: &Arg) -> Text {
     text
 }
 
-/// Explains an argument, and the words that may be its value.
+/// Adds an item that explains an argument and its possible values.
 fn item(page: &mut Page, argument: &Arg) {
     let open = page.items();
     page.begin_item(&match argument.is_positional() {
@@ -204,15 +204,16 @@ fn item(page: &mut Page, argument: &Arg) {
     page.end_items(open);
 }
 
-/// What the definition says about an argument.
+/// Returns the description of an argument.
 fn help(argument: &Arg) -> String {
     if argument.get_id() == "help" {
-        // clap's own words fit one of both.
+        // clap's own text fits only one of the two forms.
         return "Print a short help (`-h`) or a long one".to_owned();
     }
     let help = argument.get_long_help().or(argument.get_help());
     let help = help.map(ToString::to_string).unwrap_or_default();
-    // Defaults that depend on something are written as clap shows the others.
+    // A default that depends on something is part of the text, and is then written as clap shows
+    // other defaults.
     let default = help
         .strip_suffix(']')
         .and_then(|help| help.rsplit_once(" [default: "));
@@ -222,7 +223,7 @@ fn help(argument: &Arg) -> String {
     }
 }
 
-/// The help of a command line has no stop at its end.
+/// Makes a sentence of a help text, which has no period at its end.
 fn sentence(help: Option<String>) -> String {
     let mut help = help.unwrap_or_default();
     if !help.is_empty() && !help.ends_with('.') {

@@ -1,8 +1,10 @@
-//! The service behind the proxies: answers as cheaply as it can, so that what is measured is the proxy.
+//! The service behind the proxies: it answers as cheaply as it can, so that the proxies are
+//! measured and not the service.
 //!
-//! Listens on `PORT` of 127.0.0.1 or on the path `SOCKET`. `GET /` gives a few bytes, `GET /N` gives N bytes; a `POST`
-//! with a `Content-Length` is read to its end; on `/echo` it changes the protocol, and returns what comes. It asks the kernel only for what it waits for: a server that wants to hear
-//! of room for more as well is woken whenever a proxy reads from a unix socket.
+//! It listens on `PORT` of 127.0.0.1 or on the path `SOCKET`. `GET /` is answered with a few bytes,
+//! `GET /N` with N bytes; a `POST` with a `Content-Length` is read to its end; `/echo` switches the
+//! protocol and then echoes all bytes. The service waits for writability only when it must write:
+//! otherwise it would be woken whenever a proxy reads from a unix socket.
 
 use std::collections::HashMap;
 use std::env;
@@ -17,15 +19,15 @@ use rustix::io::{Errno, read};
 use rustix::net::sockopt::set_tcp_nodelay;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
-/// The listener among the connections, which are counted from 1.
+/// The number of the listener among the events; connections are numbered from 1.
 const LISTENER: u64 = 0;
 
-/// Bytes of an answer.
+/// The largest body of an answer, in bytes.
 const LONGEST: usize = 100 << 20;
 
 fn main() -> anyhow::Result<()> {
     let listener = listen()?;
-    // Made when they are first asked for: to start must cost next to nothing.
+    // Each answer is made when it is first requested, so that starting costs next to nothing.
     let mut answers = HashMap::new();
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
     epoll::add(
@@ -73,10 +75,10 @@ fn listen() -> anyhow::Result<OwnedFd> {
         return Ok(UnixListener::bind(path)?.into());
     }
     let port: u16 = env::var("PORT")
-        .context("neither PORT nor SOCKET")?
+        .context("neither PORT nor SOCKET is set")?
         .parse()?;
     let listener = TcpListener::bind(("127.0.0.1", port))?;
-    // Its connections inherit it.
+    // Accepted connections inherit this option.
     set_tcp_nodelay(&listener, true)?;
     Ok(listener.into())
 }
@@ -92,12 +94,12 @@ fn answer(length: usize) -> Vec<u8> {
 
 struct Connection {
     socket: OwnedFd,
-    /// What is waited for.
+    /// The events to wait for.
     wanted: EventFlags,
     received: Vec<u8>,
-    /// Bytes of a body that are still to come, and the answer that it then gets.
+    /// The bytes of the request body that are still to come, and the length of the answer to it.
     body: Option<(usize, usize)>,
-    /// The answer that is being sent, and how much of it was.
+    /// The length of the answer being sent, and the bytes of it already sent.
     sending: Option<(usize, usize)>,
     echoes: bool,
 }
@@ -114,8 +116,8 @@ impl Connection {
         }
     }
 
-    /// Does what can be done without waiting, and tells what is to be waited for. `None` is the end: the client has closed,
-    /// or sent something that this program does not know.
+    /// Does what can be done without waiting, and returns the events to wait for. `None` ends the
+    /// connection: the client has closed it, or has sent something that this program does not know.
     fn go_on(&mut self, answers: &mut HashMap<usize, Vec<u8>>) -> Option<EventFlags> {
         if self.sending.is_none() {
             match read(&self.socket, spare_capacity(&mut self.received)) {
@@ -163,7 +165,7 @@ impl Connection {
         }
     }
 
-    /// Sends what was received.
+    /// Sends back what was received.
     fn echo(&mut self) -> Option<EventFlags> {
         if self.received.is_empty() {
             return Some(EventFlags::IN);
@@ -179,12 +181,12 @@ impl Connection {
     }
 }
 
-/// What those who look at it take for WebSocket's.
+/// The response that WebSocket clients accept.
 const SWITCHED: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The length that is asked for, and that of the body.
+/// Returns the length of the answer that a head asks for, and the length of its body.
 fn understand(head: &[u8]) -> Option<(usize, usize)> {
     let head = std::str::from_utf8(head).ok()?;
     let path = head.split(' ').nth(1)?.strip_prefix('/')?;

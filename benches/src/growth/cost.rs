@@ -1,4 +1,4 @@
-//! What a request costs, with many hosts, many instances, and many connections.
+//! The cost of a request with many hosts, many instances, and many connections.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -11,16 +11,16 @@ use crate::peers::APART;
 use crate::process::{cpu_time, on_cores};
 use crate::report::median;
 
-/// Rounds that count; one more goes before them to warm up.
+/// The number of rounds that count; one more goes before them as warm-up.
 const ROUNDS: usize = 15;
 const SECONDS: u64 = 1;
 
 const CONNECTIONS: usize = 64;
 
-/// No service has more in its file.
+/// The most hosts that one service has in its file.
 const MOST_HOSTS: usize = 1000;
 
-/// A worker takes a third of its descriptors for connections of clients, but for a few.
+/// A worker uses a third of its descriptors for client connections, and keeps these few to itself.
 const SPARE_DESCRIPTORS: u64 = 64;
 
 /// One column of a table.
@@ -32,16 +32,16 @@ struct Column {
     connections: usize,
 }
 
-/// One column in one round.
+/// What was measured for one column in one round.
 #[derive(Debug, Clone, Copy)]
 struct Measured {
-    /// CPU time for a request, in microseconds.
+    /// The CPU time of a request, in microseconds.
     cpu: f64,
     p99: f64,
     errors: u64,
 }
 
-/// All three.
+/// Measures all three tables.
 pub fn tables(programs: &Path) -> anyhow::Result<String> {
     let mut services = Vec::new();
     let hosts = with_hosts(&mut services);
@@ -87,7 +87,7 @@ fn column(service: &Service, name: usize) -> Column {
     }
 }
 
-/// A port each with 1, 100 and 5,000 hosts.
+/// Adds services with 1, 100 and 5,000 hosts on a port each, and returns their columns.
 fn with_hosts(services: &mut Vec<Service>) -> Vec<Column> {
     let mut columns = Vec::new();
     for (port, count) in [(18710, 1), (18711, 100), (18712, 5000)] {
@@ -109,7 +109,7 @@ fn with_hosts(services: &mut Vec<Service>) -> Vec<Column> {
     columns
 }
 
-/// A port each with 1, 4, 16 and 64 instances.
+/// Adds services with 1, 4, 16 and 64 instances on a port each, and returns their columns.
 fn with_instances(services: &mut Vec<Service>) -> Vec<Column> {
     let mut columns = Vec::new();
     for (port, instances) in [(18713, 1), (18714, 4), (18715, 16), (18716, 64)] {
@@ -145,7 +145,7 @@ fn measure(scene: &Scene, what: &str, columns: &[Column]) -> anyhow::Result<Stri
         }
         let measured: Option<Vec<Measured>> = measured.into_iter().collect();
         if round > 0 {
-            rounds.push(measured.context("each has its turn")?);
+            rounds.push(measured.context("a column was not measured")?);
         }
     }
     Ok(table(what, columns, &rounds))
@@ -178,8 +178,9 @@ fn table(what: &str, columns: &[Column], rounds: &[Vec<Measured>]) -> String {
     text
 }
 
-/// wrk, for all hosts in turn. It has as many different requests in each column, so that it is as fast in each: a client
-/// that is slower sends less at a time, which costs the proxy more. Returns the requests, the errors, and the 99th percentile in microseconds.
+/// Runs wrk, which asks for all hosts in turn, and returns the requests, the errors, and the 99th
+/// percentile in microseconds. The number of different requests is the same in each column, so that
+/// wrk is equally fast in each: a slower client sends less at a time, which costs the proxy more.
 fn load(column: &Column) -> anyhow::Result<(u64, u64, f64)> {
     let script = tempfile::NamedTempFile::new()?;
     let hosts: Vec<String> = column
@@ -208,16 +209,16 @@ fn load(column: &Column) -> anyhow::Result<(u64, u64, f64)> {
         .arg(script.path())
         .arg(format!("http://127.0.0.1:{}", column.port))
         .output()
-        .context("wrk is installed by `make bench-growth`")?;
+        .context("cannot run wrk, which `make bench-growth` installs")?;
     ensure!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout)?;
     let figures = said.lines().find_map(|line| line.strip_prefix("figures"));
     let figures: Vec<&str> = figures
-        .context("wrk has no figures")?
+        .context("wrk printed no figures")?
         .split_ascii_whitespace()
         .collect();
     let [requests, errors, p99] = figures.as_slice() else {
-        anyhow::bail!("strange figures: {said}");
+        anyhow::bail!("unexpected figures of wrk: {said}");
     };
     Ok((requests.parse()?, errors.parse()?, p99.parse()?))
 }

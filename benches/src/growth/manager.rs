@@ -1,4 +1,5 @@
-//! The manager of many services: its start, its reloads, what it costs when nothing happens, and a rollout among many.
+//! The manager with many services: its start, its reloads, its cost while nothing happens, and a
+//! rollout among many services.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -20,22 +21,22 @@ const PORT: u16 = 18720;
 /// Reloads of each kind, of which the median counts.
 const RELOADS: usize = 7;
 
-/// How long nothing happens.
+/// How long the cost of doing nothing is measured.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Until the manager has done what a start or a reload leaves it to do.
+/// The time in which the manager finishes what a start or a reload has left to do.
 const SETTLING: Duration = Duration::from_millis(300);
 
 /// Rollouts of a service, of which the median counts.
 const ROLLOUTS: usize = 7;
 
-/// Clients of the moderate load.
+/// The clients of the moderate load.
 const CLIENTS: usize = 32;
 
-/// For how long a load runs without a rollout, and again and again with reloads.
+/// How long a load runs without a rollout, and how long it runs during reloads.
 const STEADY: Duration = Duration::from_secs(3);
 
-/// All about it.
+/// Measures all tables about the manager.
 pub fn tables(programs: &Path) -> anyhow::Result<String> {
     let mut rows = Rows::default();
     let mut rollouts = String::from(
@@ -67,7 +68,7 @@ pub fn tables(programs: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The cells of each row, in the order in which the rows were begun.
+/// The cells of each row; the rows are in the order in which they were begun.
 #[derive(Debug, Default)]
 struct Rows(Vec<(&'static str, Vec<String>)>);
 
@@ -114,12 +115,13 @@ fn figures(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow::Resu
     );
     rows.add("memory: manager", mebibytes(scene.manager())?);
     rows.add("worker", mebibytes(scene.worker)?);
-    // The first is warm-up: pages of the files, the executable of smoothctl.
+    // The first reload is warm-up, for the pages of the files and the executable of smoothctl.
     let mut reload = |name, cpu, change: &dyn Fn(&mut Service, usize)| -> anyhow::Result<()> {
         let mut times = Vec::new();
         let mut used = Vec::new();
         for round in 0..=RELOADS {
-            // The last ones, so that the load asks for none of them.
+            // One of the last services is changed, so that the load asks for none of the changed
+            // ones.
             let mut service = services[services.len() - 1 - round % (services.len() - 1)].clone();
             change(&mut service, round);
             scene.write(&service)?;
@@ -146,13 +148,13 @@ fn figures(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow::Resu
             service.args = round.to_string();
         },
     )?;
-    // Waits for the rollouts.
+    // This reload waits for the rollouts.
     scene.smoothctl(&["reload"])?;
     rows.add("memory afterwards: manager", mebibytes(scene.manager())?);
     under_reloads(scene, services, rows)
 }
 
-/// What a load feels of reloads back to back.
+/// Measures what a load notices of reloads in quick succession.
 fn under_reloads(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow::Result<()> {
     let mut ratios = Vec::new();
     let (mut reloads, mut errors) = (0, 0);
@@ -185,7 +187,8 @@ fn under_reloads(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow
     Ok(())
 }
 
-/// Replaces the instances of the second service while the first one is asked, again and again.
+/// Replaces the instances of the second service again and again, while the clients ask for the
+/// first one.
 fn rollout(scene: &Scene, services: usize) -> anyhow::Result<String> {
     const OTHER: &str = "shop-0001";
     let before = others(scene, OTHER)?;
@@ -213,7 +216,10 @@ fn rollout(scene: &Scene, services: usize) -> anyhow::Result<String> {
         errors += steady.errors + rolling.errors;
     }
     let after = others(scene, OTHER)?;
-    ensure!(before.len() == services - 1 && after.len() == before.len());
+    ensure!(
+        before.len() == services - 1 && after.len() == before.len(),
+        "expected the instances of all other services"
+    );
     let replaced = before
         .iter()
         .filter(|(name, pids)| after.get(*name) != Some(pids));
@@ -228,7 +234,7 @@ fn rollout(scene: &Scene, services: usize) -> anyhow::Result<String> {
     ))
 }
 
-/// The processes of all services but one.
+/// Returns the processes of all services but this one.
 fn others(scene: &Scene, name: &str) -> anyhow::Result<BTreeMap<String, Vec<u64>>> {
     let mut pids = scene.pids()?;
     pids.remove(name);

@@ -1,4 +1,4 @@
-//! A smoothserve that serves many services.
+//! A smoothserve with many services.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,27 +12,27 @@ use anyhow::{Context, ensure};
 use crate::peers::{APART, TOGETHER};
 use crate::process::{Process, command_line, cpu_time, move_to, wait_until};
 
-/// A file of `services/`.
+/// A service, as in a file of `services/`.
 #[derive(Debug, Clone)]
 pub struct Service {
     pub name: String,
     pub hosts: Vec<String>,
     pub port: u16,
     pub instances: usize,
-    /// What its instances are told, which is nothing to them.
+    /// The arguments of the instances, which ignore them.
     pub args: String,
 }
 
-/// Who has which core.
+/// How the cores are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cores {
-    /// Everybody all of them.
+    /// Every process may use every core.
     Shared,
-    /// The worker one of its own.
+    /// The worker has a core of its own.
     WorkerAlone,
 }
 
-/// It ends when this is dropped.
+/// A running smoothserve, which ends when this value is dropped.
 #[derive(Debug)]
 pub struct Scene {
     folder: tempfile::TempDir,
@@ -42,10 +42,10 @@ pub struct Scene {
     pub start: Start,
 }
 
-/// How it started.
+/// The times of the start.
 #[derive(Debug, Default)]
 pub struct Start {
-    /// Until it said that it is ready, and until all instances were.
+    /// The times until smoothserve was ready, and until all instances were.
     pub ready: Duration,
     pub all: Duration,
     /// The manager's CPU time until then.
@@ -53,7 +53,7 @@ pub struct Start {
 }
 
 impl Scene {
-    /// Starts it, and waits until all instances are ready.
+    /// Starts smoothserve, and waits until all instances are ready.
     pub fn start(programs: &Path, services: &[Service], cores: Cores) -> anyhow::Result<Scene> {
         for service in services {
             let taken = TcpStream::connect(("127.0.0.1", service.port)).is_ok();
@@ -95,7 +95,7 @@ impl Scene {
         start.cpu = cpu_time(&[process.pid()])?;
         let is_worker = |pid: &u32| command_line(*pid).starts_with("smoothserve proxy");
         let worker = process.tree().into_iter().find(is_worker);
-        let worker = worker.context("it has no worker")?;
+        let worker = worker.context("smoothserve has no worker")?;
         if cores == Cores::WorkerAlone {
             move_to(APART.proxy, worker)?;
         }
@@ -108,17 +108,17 @@ impl Scene {
         })
     }
 
-    /// The number of the manager.
+    /// Returns the process id of the manager.
     pub fn manager(&self) -> u32 {
         self.process.pid()
     }
 
-    /// Writes the file of a service anew.
+    /// Writes the file of a service again.
     pub fn write(&self, service: &Service) -> anyhow::Result<()> {
         write(self.folder.path(), &self.programs, service)
     }
 
-    /// smoothctl, with the answer that it gives.
+    /// Runs smoothctl, and returns what it prints.
     pub fn smoothctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = Command::new(self.programs.join("smoothctl"))
             .arg("--run-dir")
@@ -130,11 +130,13 @@ impl Scene {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// The processes of the instances, by service.
+    /// Returns the process ids of the instances, by service.
     pub fn pids(&self) -> anyhow::Result<BTreeMap<String, Vec<u64>>> {
         let status: serde_json::Value =
             serde_json::from_str(&self.smoothctl(&["status", "--json"])?)?;
-        let services = status["services"].as_object().context("no services")?;
+        let services = status["services"]
+            .as_object()
+            .context("the status has no services")?;
         let pids = services.iter().map(|(name, service)| {
             let instances = service["instances"].as_array().into_iter().flatten();
             let pids = instances.filter_map(|instance| instance["pid"].as_u64());

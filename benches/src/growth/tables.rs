@@ -1,6 +1,7 @@
 //! A worker that gets table after table while it serves.
 //!
-//! A folder holds fewer services than that, so the tables come from here, over the worker's own socket, as from a manager.
+//! A folder cannot hold this many services, so the tables come from here, over the worker's control
+//! socket, as from a manager.
 
 use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -28,16 +29,16 @@ use crate::report::median;
 const PORT: u16 = 18730;
 const INSTANCE: u16 = 18731;
 
-/// Clients of the moderate load.
+/// The clients of the moderate load.
 const CLIENTS: usize = 32;
 
 const ROUNDS: usize = 5;
 const STEADY: Duration = Duration::from_secs(2);
 
-/// From one table to the next.
+/// The time from one table to the next.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// With a table of few services and one of many.
+/// Measures a table with few services and one with many.
 pub fn table(programs: &Path) -> anyhow::Result<String> {
     let mut text = format!(
         "\nA new table every {} ms, in which the host of one service is another, under a moderate load of another service; each \
@@ -107,7 +108,8 @@ fn row(programs: &Path, services: usize) -> anyhow::Result<String> {
     Ok(row)
 }
 
-/// The first service is the one that is asked for; the last one has another host in each table.
+/// Returns the next table. The clients ask for its first service; the last service has another host
+/// in each table.
 fn next_table(services: usize, last: &WireTable) -> WireTable {
     let number = last.number + 1;
     let hosts = |index: usize| match index {
@@ -140,7 +142,7 @@ fn next_table(services: usize, last: &WireTable) -> WireTable {
             probe: Probe::Connect,
         }],
     };
-    // As a manager does, which makes anew only what has changed.
+    // Like a manager, this makes only changed services anew.
     let part = |index: usize| match last.services.get(index) {
         Some(known) if index + 1 < services => known.clone(),
         _ => Arc::new(service(index)),
@@ -158,7 +160,7 @@ fn next_table(services: usize, last: &WireTable) -> WireTable {
     }
 }
 
-/// A process that is killed when this is dropped.
+/// A process that is killed when this value is dropped.
 #[derive(Debug)]
 struct Ended(Child);
 
@@ -169,7 +171,7 @@ impl Drop for Ended {
     }
 }
 
-/// A worker, and the manager's end of the connection to it.
+/// A worker, and the manager's end of its control socket.
 struct Worker {
     process: Ended,
     runtime: tokio::runtime::Runtime,
@@ -211,7 +213,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Sends a table, and returns how long it took until all threads of the worker used it.
+    /// Sends a table, and returns the time until all threads of the worker use it.
     fn apply(&mut self, table: WireTable) -> anyhow::Result<Duration> {
         let number = table.number;
         let table = ToWorker::Table(table);
