@@ -7,13 +7,12 @@
 //!
 //! # The way of a request
 //! A [`listener`] accepts, the thread with the fewest connections serves the connection ([`client`]). If a proxy in front
-//! says whose it is, that comes first ([`proxy_protocol`]). The head of each
-//! request is parsed and checked ([`http1`]), rewritten for an instance ([`headers`]), and routed ([`router`]): that makes
+//! says whose it is, that comes first ([`net::proxy_protocol`]). The head of each
+//! request is parsed and checked ([`http::http1`]), rewritten for an instance ([`http::headers`]), and routed ([`router`]): that makes
 //! it a [`request`]. To [`forward`] it, its [`service`] claims one of its endpoints ([`endpoint`]); the claim lends an idle
 //! connection to the instance ([`upstream`]) or opens one. On that the [`exchange`] takes place: the [`upload`] of the
 //! request and, at the same time, the [`download`] of the response. Whatever goes wrong becomes a response in [`error`].
 
-mod buffer;
 mod client;
 mod control;
 mod download;
@@ -24,30 +23,24 @@ mod forward;
 #[cfg(any(test, feature = "internals"))]
 #[doc(hidden)]
 pub mod fuzz;
-mod headers;
-mod http1;
+mod http;
 mod http2;
 mod ledger;
 mod listener;
 mod manager;
-mod parcel;
+mod net;
 mod parking;
 mod probe;
-mod proxy_protocol;
 mod request;
 mod router;
 mod sandbox;
 mod service;
 mod shared;
 mod sockets;
-mod stream;
 mod table;
 mod thread;
 mod threads;
-mod timer;
-mod tls;
 mod tunnel;
-mod turn;
 mod upload;
 mod upstream;
 #[cfg(feature = "internals")]
@@ -68,8 +61,8 @@ use tokio::sync::mpsc;
 
 use control::{Control, ControlError};
 use sandbox::{Confinement, SandboxError};
+use shared::certificates::Certificates;
 use threads::Threads;
-use tls::Certificates;
 
 /// More threads than this never help.
 const MOST_THREADS: usize = 256;

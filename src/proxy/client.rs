@@ -24,23 +24,25 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 
-use super::buffer::Buffer;
 use super::error::{ProxyError, write_error};
 use super::exchange::STALL_LIMIT;
 use super::forward::forward;
-use super::headers::{Persistence, Sender};
-use super::http1::{Refusal, Version};
 use super::http2;
 use super::listener::Listener;
-use super::parcel::Parcel;
 use super::parking::PARK_AFTER;
-use super::proxy_protocol::{Header, NoHeader};
-use super::request::{LONGEST_HEAD, Request};
-use super::stream::Stream;
+use super::request::Request;
 use super::thread::Thread;
-use super::timer::Timer;
-use super::tls;
-use super::turn;
+use crate::proxy::http::headers::{Persistence, Sender};
+use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, Version};
+use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::linger::linger;
+use crate::proxy::net::proxy_protocol::{NoProxyHeader, ProxyHeader};
+use crate::proxy::net::send::Sendable;
+use crate::proxy::net::stream::Stream;
+use crate::proxy::net::timer::Timer;
+use crate::proxy::net::tls;
+use crate::proxy::net::transport::Transport;
+use crate::proxy::net::turn;
 
 /// How long a connection may wait for its next request.
 pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(60);
@@ -50,10 +52,6 @@ const HEAD_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long a trusted proxy may take to say whose connection it is. It does so at once, unless a segment is lost.
 const PROXY_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long, and how much, is read from a client that has got its last response.
-pub(crate) const LINGER_LIMIT: Duration = Duration::from_secs(5);
-pub(crate) const MOST_LINGERED: usize = 256 << 10;
 
 /// One client connection.
 pub(crate) struct Client {
@@ -108,7 +106,7 @@ pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
     if client.buffer.is_empty() && client.wait(IDLE_LIMIT).await != Waited::Received {
         return None;
     }
-    if client.stream.agreed_on_http2() || http2::is_preface(client.buffer.unread()) {
+    if http2::is_begun(&client) {
         Box::pin(http2::serve(*client)).await;
         return None;
     }
@@ -117,9 +115,9 @@ pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
 
 /// Serves the requests of a connection with HTTP/1, the same way.
 pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
-    let limit = match client.stream {
-        Stream::Accepted(_) => PARK_AFTER,
-        _ => IDLE_LIMIT,
+    let limit = match client.stream.as_socket() {
+        Some(_) => PARK_AFTER,
+        None => IDLE_LIMIT,
     };
     loop {
         client.skip_empty_lines();
@@ -185,7 +183,7 @@ impl Client {
         }
         self.timer.set(PROXY_LIMIT);
         let header = loop {
-            match Header::parse(self.buffer.unread()) {
+            match ProxyHeader::parse(self.buffer.unread()) {
                 Ok(Some(header)) => break header,
                 Ok(None) => {}
                 Err(error) => {
@@ -201,7 +199,7 @@ impl Client {
                 _ => {
                     self.peer
                         .listener
-                        .log_no_header(self.peer.address, NoHeader::CUT);
+                        .log_no_header(self.peer.address, NoProxyHeader::CUT);
                     return false;
                 }
             }
@@ -218,9 +216,10 @@ impl Client {
 
     /// Does the handshake of TLS. `None` if the connection is to be closed.
     async fn secure(mut self: Box<Self>, config: Arc<ServerConfig>) -> Option<Box<Client>> {
-        match tls::accept(self.stream, &mut self.buffer, config).await {
-            Ok(stream) => Some(Box::new(Client {
-                stream,
+        let socket = self.stream.into_socket()?;
+        match tls::accept(socket, &mut self.buffer, config).await {
+            Ok(secure) => Some(Box::new(Client {
+                stream: Stream::Transport(Transport::Secure(Box::new(secure))),
                 buffer: self.buffer,
                 timer: self.timer,
                 peer: self.peer,
@@ -280,7 +279,7 @@ impl Client {
                 return Ok(Some(request));
             }
             let before = self.buffer.unread().len();
-            if before >= LONGEST_HEAD {
+            if before >= LONGEST_REQUEST_HEAD {
                 let in_first_line = !self.buffer.unread().contains(&b'\n');
                 return Err(match in_first_line {
                     true => Refusal::TargetTooLong.into(),
@@ -390,27 +389,17 @@ impl Client {
 
     async fn send(&mut self, bytes: &[u8], next: Next) -> Next {
         self.timer.set(STALL_LIMIT);
-        let parcel = Parcel::plain(bytes);
-        match self.timer.limit(parcel.send(&self.stream, || {})).await {
+        let sendable = Sendable::plain(bytes);
+        match self.timer.limit(sendable.send(&self.stream, || {})).await {
             Some(Ok(())) => next,
             Some(Err(_)) | None => Next::Close,
         }
     }
 
-    /// Closes our side, and reads on until the client has closed its own, or long enough.
+    /// Closes our side, and lets the client read what it has been sent.
     async fn linger(&mut self) {
-        if self.stream.finish().is_err() {
-            return;
-        }
-        self.timer.set(LINGER_LIMIT);
-        let mut lingered = 0;
-        while lingered < MOST_LINGERED {
-            let unread = self.buffer.unread().len();
-            self.buffer.consume(unread);
-            match self.timer.limit(self.buffer.fill(&self.stream)).await {
-                Some(Ok(count)) if count > 0 => lingered += count,
-                _ => return,
-            }
+        if let Stream::Transport(transport) = &self.stream {
+            linger(transport, &mut self.buffer, &mut self.timer).await;
         }
     }
 }

@@ -25,8 +25,8 @@ use super::probe::{Finding, Probers};
 use super::sockets::Sockets;
 use super::table::Table;
 use super::threads::{Command, Event, Report, Threads};
-use super::tls::Certificates;
 use crate::ipc::{EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable};
+use crate::proxy::shared::certificates::Certificates;
 
 /// The least time between two reports of the counters...
 const COUNTS_INTERVAL: Duration = Duration::from_millis(200);

@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::buffer::Buffer;
 use super::error::ProxyError;
 use super::exchange::{End, Flow, Upload, receive};
-use super::headers::{
+use crate::proxy::http::headers::{
     HSTS, Persistence, add_hsts, delivery, write_interim, write_response, write_switch,
 };
-use super::http1::{Decoder, Encoding, Framing, Malformed, ResponseHead, Spans, Version, slots};
-use super::http2::is_refusal;
-use super::parcel::Parcel;
-use super::stream::Stream;
-use super::turn;
-
-/// Bytes of a response's head.
-pub(crate) const LONGEST_HEAD: usize = 64 << 10;
+use crate::proxy::http::http1::{
+    Decoder, Encoding, Framing, LONGEST_RESPONSE_HEAD, Malformed, ResponseHead, Spans, Version,
+    slots,
+};
+use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::h2c_stream::is_refusal;
+use crate::proxy::net::send::Sendable;
+use crate::proxy::net::stream::Stream;
+use crate::proxy::net::turn;
 
 /// What a head may gain on its way, roughly.
 const ADDED: usize = 64;
@@ -129,7 +129,7 @@ async fn read_head(
             }
         }
         let before = buffer.unread().len();
-        if before >= LONGEST_HEAD {
+        if before >= LONGEST_RESPONSE_HEAD {
             return Err(flow.fail(Malformed("head too large")));
         }
         match receive_or_permit(flow, instance, buffer, client).await? {
@@ -172,7 +172,9 @@ async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result
         return Ok(());
     }
     flow.committed.set(true);
-    let sent = Parcel::plain(out).send(client, || flow.note_moved()).await;
+    let sent = Sendable::plain(out)
+        .send(client, || flow.note_moved())
+        .await;
     sent.map_err(|_| End::Abandoned)?;
     flow.committed.set(false);
     out.clear();
@@ -191,7 +193,7 @@ fn translate(
     let Some(head) = ResponseHead::parse(buffer.unread(), reply.to_head, &mut slots)? else {
         return Ok(None);
     };
-    if head.size > LONGEST_HEAD {
+    if head.size > LONGEST_RESPONSE_HEAD {
         return Err(Malformed("head too large"));
     }
     let size = head.size;
@@ -306,11 +308,11 @@ async fn send_body(
                 .map_err(|_| flow.fail(Malformed("body")))?,
         };
         let trailers = body.is_end().then(|| body.trailers());
-        let parcel = Parcel::framed(out, encoding, buffer.unread(), data, trailers);
-        if !parcel.is_empty() {
+        let sendable = Sendable::framed(out, encoding, buffer.unread(), data, trailers);
+        if !sendable.is_empty() {
             flow.committed.set(true);
             flow.delivering.set(true);
-            let sent = parcel.send(client, || flow.note_moved()).await;
+            let sent = sendable.send(client, || flow.note_moved()).await;
             flow.delivering.set(false);
             sent.map_err(|_| End::Abandoned)?;
         }

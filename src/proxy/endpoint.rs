@@ -20,11 +20,12 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
-use super::http2::InstanceConnection;
-use super::stream::Stream;
 use super::threads::Reporter;
 use super::upstream::Upstream;
 use crate::ipc::{Address, EndpointCounts, EndpointId, Probe, Protocol};
+use crate::proxy::net::h2c_stream::InstanceConnection;
+use crate::proxy::net::socket::Socket;
+use crate::proxy::net::stream::Stream;
 
 /// How long a connection to an instance may lie idle: shorter than any server's own limit, so that it is we who close.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
@@ -137,7 +138,7 @@ impl Shared {
         let connection = connections
             .iter()
             .find(|connection| connection.has_room())?;
-        Some(connection.request())
+        Some(connection.request().into())
     }
 }
 
@@ -304,7 +305,7 @@ impl Claim {
     /// Opens a new connection. A failure is counted, and for a moment the endpoint is chosen only if there is no other.
     pub(crate) async fn connect(&self) -> io::Result<Stream> {
         let result = match self.endpoint.spec.protocol {
-            Protocol::Http1 => Stream::connect(self.address()).await,
+            Protocol::Http1 => Socket::connect(self.address()).await.map(Stream::from),
             Protocol::H2c => self.connect_shared().await,
         };
         match &result {
@@ -333,9 +334,9 @@ impl Claim {
         {
             return Ok(request);
         }
-        let stream = Stream::connect(self.address()).await?;
-        let connection = InstanceConnection::open(stream).await?;
-        let request = connection.request();
+        let socket = Socket::connect(self.address()).await?;
+        let connection = InstanceConnection::open(socket).await?;
+        let request = connection.request().into();
         opened.set(opened.get() + 1);
         if !self.endpoint.draining.get() {
             connections.borrow_mut().push(connection);

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use super::headers::{Persistence, put_persistence};
-use super::http1::{FramingError, Malformed, Refusal, Version};
 use super::service::NoEndpoint;
+use crate::proxy::http::headers::{Persistence, put_persistence};
+use crate::proxy::http::http1::{FramingError, Malformed, Refusal, Version};
 
 /// Why a request is answered by the proxy itself.
 #[derive(Debug, thiserror::Error)]

@@ -26,14 +26,14 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::buffer::Buffer;
 use super::client::Client;
 use super::download::{Response, download};
 use super::error::ProxyError;
 use super::request::Request;
-use super::stream::Stream;
 use super::upload::upload;
 use super::upstream::Upstream;
+use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::stream::Stream;
 
 /// How long a client may neither send nor take anything, while one of that is waited for.
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(60);

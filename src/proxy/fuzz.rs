@@ -13,7 +13,7 @@ mod reader;
 mod request;
 mod response;
 
-use super::http1::{Decoder, Encoding, Framing, FramingError, Spans};
+use crate::proxy::http::http1::{Decoder, Encoding, Framing, FramingError, Spans};
 use reader::Message;
 
 pub use proxy_header::check as proxy_header;

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //! The protocol itself is the h2 crate's, which hyper uses, too. Each stream becomes a [`Client`] of its own whose connection is
-//! the stream, translated to HTTP/1.1 (see [`stream`]): from there on a request is like any other, so routing, retries,
+//! the stream, translated to HTTP/1.1 (see [`H2Stream`]): from there on a request is like any other, so routing, retries,
 //! limits, tunnels and rollouts know nothing of HTTP/2, and whatever a client puts into its fields meets the same strict parser.
 //!
 //! The task of the connection polls the h2 crate, which writes into a [`Cork`]; what all streams have written meanwhile
@@ -13,15 +13,8 @@
 //! So a request on its way is served, not lost.
 //!
 //! What a client can do to us, and what bounds it: streams at a time ([`MOST_STREAMS`]); the size of a head, over all its
-//! CONTINUATION frames ([`LONGEST_HEAD`]); unread bodies (the windows); unsent responses ([`MOST_UNSENT`] a stream);
+//! CONTINUATION frames ([`LONGEST_REQUEST_HEAD`]); unread bodies (the windows); unsent responses ([`MOST_UNSENT`] a stream);
 //! requests that are made to be reset ([`MOST_WASTED`]); control frames, which the h2 crate answers one at a time.
-
-mod cork;
-mod head;
-mod incoming;
-mod instance;
-mod outgoing;
-mod stream;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -36,13 +29,14 @@ use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
 
-use super::client::{Client, IDLE_LIMIT, LINGER_LIMIT, Peer};
-use super::request::LONGEST_HEAD;
-use super::stream::Stream;
-use super::timer::Timer;
-use cork::{Cork, Corked};
-pub(crate) use instance::{Connection as InstanceConnection, H2cStream, is_refusal};
-pub(crate) use stream::H2Stream;
+use super::client::{Client, IDLE_LIMIT, Peer};
+use crate::proxy::http::http1::LONGEST_REQUEST_HEAD;
+use crate::proxy::http::http2::incoming::STREAM_WINDOW;
+use crate::proxy::net::cork::{Cork, Corked};
+use crate::proxy::net::h2_stream::H2Stream;
+use crate::proxy::net::linger::LINGER_LIMIT;
+use crate::proxy::net::stream::Stream;
+use crate::proxy::net::timer::Timer;
 
 /// What every client that speaks HTTP/2 begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -53,8 +47,7 @@ const PREFACE_LIMIT: Duration = Duration::from_secs(15);
 /// Requests of one connection at a time.
 const MOST_STREAMS: u32 = 128;
 
-/// Unread bytes of one request's body, and of all bodies of a connection.
-const STREAM_WINDOW: u32 = 128 << 10;
+/// Unread bytes of all bodies of a connection.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Bytes of a response that lie between its instance and a client that does not read.
@@ -63,8 +56,16 @@ const MOST_UNSENT: usize = 64 << 10;
 /// Requests that a client may give up beyond those that it has let be answered.
 const MOST_WASTED: u32 = 100;
 
-/// Whether this is the beginning of a connection of HTTP/2.
-pub(crate) fn is_preface(received: &[u8]) -> bool {
+/// Returns true if the connection is one with HTTP/2: by the handshake of TLS, or by its first bytes.
+pub(crate) fn is_begun(client: &Client) -> bool {
+    let agreed = match &client.stream {
+        Stream::Transport(transport) => transport.agreed_on_http2(),
+        Stream::Http2(_) | Stream::H2c(_) => false,
+    };
+    agreed || is_preface(client.buffer.unread())
+}
+
+fn is_preface(received: &[u8]) -> bool {
     let length = received.len().min(PREFACE.len());
     // A method of HTTP/1 may begin with `PR`.
     length > 2 && received[..length] == PREFACE[..length]
@@ -78,12 +79,15 @@ pub(crate) async fn serve(client: Client) {
         mut timer,
         peer,
     } = client;
+    let Stream::Transport(transport) = stream else {
+        return;
+    };
     // A client that is gone without a word is found by the kernel, for streams may be silent for as long as they like.
-    if stream.watch_peer().is_err() {
+    if transport.socket().watch_peer().is_err() {
         return;
     }
-    let secure = stream.is_secure();
-    let corked = Rc::new(Corked::new(stream, buffer));
+    let secure = transport.is_secure();
+    let corked = Rc::new(Corked::new(transport, buffer));
     timer.set(PREFACE_LIMIT);
     let handshake = builder().handshake(Cork(corked.clone()));
     let connection = match timer.limit(handshake).await {
@@ -115,7 +119,7 @@ fn builder() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(MOST_STREAMS)
-        .max_header_list_size(LONGEST_HEAD as u32)
+        .max_header_list_size(LONGEST_REQUEST_HEAD as u32)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(MOST_UNSENT)
@@ -203,7 +207,7 @@ impl Serving {
 
     fn serve(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let stream = H2Stream::new(request, respond, self.secure);
-        let mut client = Client::new(Stream::Http2(Box::new(stream)), self.peer.clone());
+        let mut client = Client::new(stream.into(), self.peer.clone());
         let record = self.record.clone();
         tokio::task::spawn_local(async move {
             // On the heap by itself, because a task is moved several times until it is there.

@@ -21,13 +21,13 @@ use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::proxy_protocol::NoHeader;
 use super::router::Router;
 use super::service::Service;
-use super::shared::Shared;
 use super::thread::Thread;
-use super::tls::Tls;
 use crate::ipc::ListenerId;
+use crate::proxy::net::descriptor::SharedDescriptor;
+use crate::proxy::net::proxy_protocol::NoProxyHeader;
+use crate::proxy::shared::certificates::ListenerTls;
 
 /// Connections accepted in one go before other tasks of the thread get their turn.
 const BATCH: usize = 64;
@@ -62,7 +62,7 @@ enum Mode {
 #[derive(Clone, Default)]
 pub(crate) struct Routes {
     /// Its connections are TLS's.
-    pub(crate) tls: Option<Tls>,
+    pub(crate) tls: Option<ListenerTls>,
     pub(crate) router: Arc<Router>,
     /// The thread's, in the order in which the router counts them.
     pub(crate) services: Rc<[Rc<Service>]>,
@@ -97,7 +97,7 @@ impl Listener {
     }
 
     /// A trusted proxy has sent something else.
-    pub(crate) fn log_no_header(&self, peer: SocketAddr, error: NoHeader) {
+    pub(crate) fn log_no_header(&self, peer: SocketAddr, error: NoProxyHeader) {
         let now = Instant::now();
         if self.quiet_until.get().is_none_or(|until| now >= until) {
             self.quiet_until.set(Some(now + LOG_INTERVAL));
@@ -190,12 +190,12 @@ enum Batch {
 
 /// The shared socket, registered with the epoll of one thread.
 struct Acceptor {
-    socket: AsyncFd<Shared>,
+    socket: AsyncFd<SharedDescriptor>,
 }
 
 impl Acceptor {
     fn register(socket: Arc<OwnedFd>) -> io::Result<Acceptor> {
-        let socket = Shared::register(socket)?;
+        let socket = SharedDescriptor::register(socket)?;
         Ok(Acceptor { socket })
     }
 
@@ -227,7 +227,7 @@ impl Acceptor {
     }
 }
 
-fn accept(socket: &Shared) -> io::Result<(TcpStream, SocketAddr)> {
+fn accept(socket: &SharedDescriptor) -> io::Result<(TcpStream, SocketAddr)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (socket, peer) = acceptfrom_with(socket, flags)?;
     let peer = peer

@@ -22,10 +22,10 @@ use rustix::event::{Timespec, epoll};
 use tokio::time::Instant;
 
 use super::listener::Listener;
-use super::shared::Shared;
-use super::stream::is_quiet;
 use super::thread::Thread;
 use super::threads::Open;
+use crate::proxy::net::descriptor::SharedDescriptor;
+use crate::proxy::net::socket::is_quiet;
 
 /// So much of its limit a connection keeps its task: most requests of a browser follow one another closely.
 pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
@@ -86,7 +86,7 @@ impl Parking {
 
     /// Gives those a task again to which something has come, and ends those whose time is over.
     pub(crate) async fn watch(&self, thread: &Rc<Thread>) -> io::Result<()> {
-        let ready = Shared::register(self.epoll.clone())?;
+        let ready = SharedDescriptor::register(self.epoll.clone())?;
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         let mut drained = pin!(thread.drain_idle());
         let mut is_drained = false;

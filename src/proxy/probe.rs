@@ -18,10 +18,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::endpoint::Spec;
-use super::http2::InstanceConnection;
-use super::stream::Stream;
 use super::table::Table;
 use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
+use crate::proxy::net::h2c_stream::InstanceConnection;
+use crate::proxy::net::socket::Socket;
+use crate::proxy::net::stream::Stream;
 
 /// The wait before the first probe of a new endpoint; it doubles after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -218,25 +219,29 @@ async fn probe(spec: &Spec) -> Result<(), String> {
 
 async fn ask(spec: &Spec) -> Result<(), String> {
     let address = &spec.address;
-    let stream = Stream::connect(address)
+    let socket = Socket::connect(address)
         .await
         .map_err(|error| format!("connect to {address}: {}", in_words(&error)))?;
     match &spec.probe {
         Probe::Connect => Ok(()),
-        Probe::Http(path) => get(stream, spec.protocol, path)
+        Probe::Http(path) => get(socket, spec.protocol, path)
             .await
             .map_err(|fault| format!("GET {path}: {fault}")),
     }
 }
 
-async fn get(mut stream: Stream, protocol: Protocol, path: &str) -> Result<(), String> {
+async fn get(socket: Socket, protocol: Protocol, path: &str) -> Result<(), String> {
     if !path.starts_with('/') || path.bytes().any(|byte| !byte.is_ascii_graphic()) {
         return Err("not a path".to_owned());
     }
-    if protocol == Protocol::H2c {
-        let connection = InstanceConnection::open(stream).await;
-        stream = connection.map_err(|error| in_words(&error))?.request();
-    }
+    let mut stream = match protocol {
+        Protocol::Http1 => Stream::from(socket),
+        Protocol::H2c => {
+            let connection = InstanceConnection::open(socket).await;
+            let connection = connection.map_err(|error| in_words(&error))?;
+            connection.request().into()
+        }
+    };
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: smoothserve-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
     );

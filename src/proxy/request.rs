@@ -2,17 +2,14 @@
 
 use std::rc::Rc;
 
-use super::buffer::Buffer;
 use super::download::Reply;
-use super::headers::{Sender, is_secure, write_request};
-use super::http1::{Refusal, RequestHead, slots};
 use super::listener::Listener;
 use super::service::Service;
 use super::upload::Outgoing;
 use crate::ipc::EndpointId;
-
-/// Bytes of a request's head.
-pub(crate) const LONGEST_HEAD: usize = 32 << 10;
+use crate::proxy::http::headers::{Sender, is_secure, write_request};
+use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots};
+use crate::proxy::net::buffer::Buffer;
 
 /// What is added to a head, roughly.
 const ADDED: usize = 192;
@@ -48,7 +45,7 @@ impl Request {
         let Some(mut head) = RequestHead::parse(buffer.unread(), &mut slots)? else {
             return Ok(None);
         };
-        if head.length > LONGEST_HEAD {
+        if head.length > LONGEST_REQUEST_HEAD {
             return Err(Refusal::HeadTooLarge);
         }
         let routed = listener.route(head.host_name(), head.path());
@@ -115,11 +112,11 @@ mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio::net::UnixStream;
 
-    use super::super::http1::Framing;
     use super::super::listener::Routes;
-    use super::super::stream::Stream;
     use super::*;
     use crate::ipc::ListenerId;
+    use crate::proxy::http::http1::Framing;
+    use crate::proxy::net::socket::Socket;
 
     /// What an instance would get of this head; `None` if it is refused or not whole.
     fn admitted(head: &str) -> Option<Vec<u8>> {
@@ -131,7 +128,7 @@ mod tests {
             let (mut theirs, ours) = UnixStream::pair().unwrap();
             theirs.write_all(head.as_bytes()).await.unwrap();
             let mut buffer = Buffer::default();
-            buffer.fill(&Stream::Unix(ours)).await.unwrap();
+            buffer.fill(&Socket::Unix(ours)).await.unwrap();
             let address = ([127, 0, 0, 1], 80).into();
             let listener = Listener::new(ListenerId(1), address, Routes::default());
             let sender = Sender {

@@ -8,11 +8,11 @@ use ipnet::IpNet;
 
 use super::endpoint::Spec;
 use super::router::{Clash, Router};
-use super::tls::{Certificates, Tls};
 use crate::ipc::{
     CertificateId, EndpointId, EndpointState, Handling, ListenerId, Route, WireEndpoint,
     WireListener, WireService, WireTable,
 };
+use crate::proxy::shared::certificates::{Certificates, ListenerTls};
 
 /// All that a thread needs to know.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ pub(crate) struct Listener {
     /// Its services are indices into [`Table::services`].
     pub(crate) router: Arc<Router>,
     /// Its connections are TLS's.
-    pub(crate) tls: Option<Tls>,
+    pub(crate) tls: Option<ListenerTls>,
 }
 
 #[derive(Debug, Clone)]

@@ -29,11 +29,11 @@ use super::endpoint::Endpoint;
 use super::listener::{Listener, Routes};
 use super::parking::{PARK_AFTER, Parked, Parking};
 use super::service::Service;
-use super::stream::Stream;
 use super::table::Table;
 use super::threads::{Command, Event, Handover, Open, Report, Reporter, Threads};
-use super::turn;
 use crate::ipc::{EndpointId, EndpointState, ListenerId};
+use crate::proxy::net::socket::Socket;
+use crate::proxy::net::turn;
 
 /// How often idle upstream connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
@@ -69,7 +69,7 @@ pub(crate) fn run(
     let _end = ReportEnd(reporter.clone());
     let runtime = Builder::new_current_thread()
         .enable_all()
-        .event_interval(turn::LONGEST)
+        .event_interval(turn::TASKS_BETWEEN_LOOKS)
         .build_local(LocalOptions::default())?;
     runtime.block_on(async {
         let thread = Rc::new(Thread::new(threads, reporter)?);
@@ -237,7 +237,7 @@ impl Thread {
         listener: Rc<Listener>,
     ) -> Box<Client> {
         let peer = Rc::new(Peer::new(peer, listener, self.clone()));
-        Box::new(Client::new(Stream::accepted(stream), peer))
+        Box::new(Client::new(Socket::accepted(stream).into(), peer))
     }
 
     /// Serves a connection by a task of its own, to the end of which it counts.
@@ -261,7 +261,8 @@ impl Thread {
 
     /// Takes its task from a connection.
     fn park(self: &Rc<Self>, idle: Client, open: Open) {
-        let Some(socket) = idle.stream.into_socket() else {
+        let socket = idle.stream.into_socket();
+        let Some(socket) = socket.and_then(Socket::into_std) else {
             return;
         };
         let parked = Parked {
@@ -466,12 +467,12 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::tls::Certificates;
     use super::*;
     use crate::ipc::{
         Address, Handling, Host, Probe, Protocol, Route, WireEndpoint, WireListener, WireService,
         WireTable,
     };
+    use crate::proxy::shared::certificates::Certificates;
 
     const ID: EndpointId = EndpointId(1);
 

@@ -19,13 +19,13 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use super::buffer::Buffer;
 use super::client::{Client, Next};
 use super::endpoint::Claim;
 use super::exchange::STALL_LIMIT;
-use super::parcel::Parcel;
-use super::stream::Stream;
 use super::upstream::Upstream;
+use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::send::Sendable;
+use crate::proxy::net::stream::Stream;
 
 /// Sends the head of the response, and from then on whatever comes from either side, until both have ended.
 pub(crate) async fn tunnel(
@@ -62,7 +62,7 @@ async fn connect(client: &mut Client, upstream: &mut Upstream, head: &[u8]) -> i
     let note = || moved.set(true);
     let mut up = pin!(pass(stream, buffer, &upstream.stream, note));
     let mut down = pin!(async {
-        Parcel::plain(head).send(stream, note).await?;
+        Sendable::plain(head).send(stream, note).await?;
         pass(&upstream.stream, &mut upstream.buffer, stream, note).await
     });
     let (mut up_ended, mut down_ended) = (false, false);
@@ -107,7 +107,7 @@ async fn pass(from: &Stream, buffer: &mut Buffer, to: &Stream, moved: impl Fn())
         if buffer.is_empty() && buffer.fill(from).await? == 0 {
             return to.finish();
         }
-        Parcel::plain(buffer.unread()).send(to, &moved).await?;
+        Sendable::plain(buffer.unread()).send(to, &moved).await?;
         let count = buffer.unread().len();
         buffer.consume(count);
     }

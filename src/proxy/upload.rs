@@ -4,12 +4,12 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
-use super::buffer::Buffer;
 use super::error::ProxyError;
 use super::exchange::{End, Flow, Upload, receive};
-use super::http1::{Decoder, Encoding, Framing, FramingError, Refusal, Spans};
-use super::parcel::{GATHERED, Parcel};
-use super::stream::Stream;
+use crate::proxy::http::http1::{Decoder, Encoding, Framing, FramingError, Refusal, Spans};
+use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::send::{GATHERED, Sendable};
+use crate::proxy::net::stream::Stream;
 
 /// As much of a request's body is kept for a second try.
 const LONGEST_REPLAY: usize = 64 << 10;
@@ -146,7 +146,7 @@ impl Outgoing {
             self.keep(&data, buffer);
             // Another try begins with what is kept, so it must not find this in the buffer again.
             buffer.consume(consumed);
-            return Ok(Parcel::plain(&self.bytes[from..])
+            return Ok(Sendable::plain(&self.bytes[from..])
                 .send(instance, moved)
                 .await);
         }
@@ -155,8 +155,8 @@ impl Outgoing {
         self.bytes.clear();
         let trailers = self.body.is_end().then(|| self.body.trailers());
         let input = buffer.unread();
-        let parcel = Parcel::framed(&mut self.bytes, self.encoding, input, data, trailers);
-        if let Err(error) = parcel.send(instance, moved).await {
+        let sendable = Sendable::framed(&mut self.bytes, self.encoding, input, data, trailers);
+        if let Err(error) = sendable.send(instance, moved).await {
             return Ok(Err(error));
         }
         self.bytes.clear();
@@ -185,7 +185,7 @@ pub(crate) async fn upload(
     if !outgoing.awaits_permission {
         outgoing.gather(buffer).map_err(|error| flow.fail(error))?;
     }
-    if let Err(error) = Parcel::plain(&outgoing.bytes).send(instance, moved).await {
+    if let Err(error) = Sendable::plain(&outgoing.bytes).send(instance, moved).await {
         if error.kind() == io::ErrorKind::InvalidInput {
             return Err(flow.fail(Refusal::Bad("it cannot be said in HTTP/2")));
         }

@@ -2,8 +2,9 @@
 
 use std::io;
 
-use super::buffer::Buffer;
-use super::stream::Stream;
+use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::socket::Socket;
+use crate::proxy::net::stream::Stream;
 
 /// A connection to an instance, and what it has sent and nobody has read yet.
 pub(crate) struct Upstream {
@@ -23,7 +24,8 @@ impl Upstream {
     /// has heard. That costs no system call unless there is news.
     pub(crate) fn is_reusable(&mut self) -> bool {
         let would_block = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
-        self.buffer.is_empty() && self.stream.try_read(&mut [0; 1]).is_err_and(would_block)
+        let is_silent = |socket: &Socket| socket.try_read(&mut [0; 1]).is_err_and(would_block);
+        self.buffer.is_empty() && self.stream.as_socket().is_some_and(is_silent)
     }
 
     /// The same, as the kernel knows it at this moment.

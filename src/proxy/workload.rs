@@ -1,9 +1,9 @@
 //! The work that every request costs, apart from the system calls: what `benches/instructions.rs` counts.
 
-use super::headers::{Persistence, Sender, delivery, write_request, write_response};
-use super::http1::{RequestHead, ResponseHead, Version, slots};
 use super::router::Router;
 use crate::ipc::Route;
+use crate::proxy::http::headers::{Persistence, Sender, delivery, write_request, write_response};
+use crate::proxy::http::http1::{RequestHead, ResponseHead, Version, slots};
 
 /// A route table as a listener has it.
 #[derive(Debug)]

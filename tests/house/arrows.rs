@@ -113,7 +113,9 @@ fn walk<'t>(
 }
 
 /// Finds the groups of files in which each can be reached from each.
-pub(crate) fn circles(uses: &BTreeMap<PathBuf, BTreeMap<PathBuf, Arrow>>) -> Vec<BTreeSet<PathBuf>> {
+pub(crate) fn circles(
+    uses: &BTreeMap<PathBuf, BTreeMap<PathBuf, Arrow>>,
+) -> Vec<BTreeSet<PathBuf>> {
     let reach: BTreeMap<&PathBuf, BTreeSet<&PathBuf>> = uses
         .keys()
         .map(|file| {

@@ -130,7 +130,10 @@ fn every_file_says_what_it_is() {
         .filter(|source| !source.text.starts_with("//!"))
         .map(|source| source.path.as_path())
         .collect();
-    assert!(silent.is_empty(), "files that begin without `//!`: {silent:?}");
+    assert!(
+        silent.is_empty(),
+        "files that begin without `//!`: {silent:?}"
+    );
 }
 
 #[test]
@@ -217,5 +220,8 @@ fn what_the_plan_is_held_against_is_not_empty() {
     let tree = tree();
     assert!(tree.sources().count() > 100);
     assert!(arrows().len() > 500);
-    assert!(tree.sources().any(|source: &Source| source.items().len() > 5));
+    assert!(
+        tree.sources()
+            .any(|source: &Source| source.items().len() > 5)
+    );
 }

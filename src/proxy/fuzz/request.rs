@@ -1,10 +1,9 @@
 //! Requests of a client, one after the other on one connection.
 
-use super::super::headers::{Sender, write_request};
-use super::super::http1::{Encoding, Framing, RequestHead, slots};
-use super::super::request::LONGEST_HEAD;
 use super::reader::{Context, ENDED_EARLY, Manner, Message};
 use super::{Body, Pieces, Receiver, assert_passed_on, is_hop_by_hop, parts};
+use crate::proxy::http::headers::{Sender, write_request};
+use crate::proxy::http::http1::{Encoding, Framing, LONGEST_REQUEST_HEAD, RequestHead, slots};
 
 const ADDRESS: &str = "192.0.2.1";
 
@@ -58,7 +57,7 @@ fn pass(sent: &[u8], pieces: Pieces, sender: Sender<'_>) -> Vec<Passed> {
         }
         let mut slots = slots();
         let head = match RequestHead::parse(receiver.unread(), &mut slots) {
-            Ok(Some(head)) if head.length <= LONGEST_HEAD => head,
+            Ok(Some(head)) if head.length <= LONGEST_REQUEST_HEAD => head,
             Ok(None) if receiver.receive() => continue,
             _ => return all,
         };

@@ -1,10 +1,11 @@
 //! What an instance sends in answer to one request.
 
-use super::super::download::LONGEST_HEAD;
-use super::super::headers::{Persistence, delivery, write_interim, write_response};
-use super::super::http1::{Encoding, Framing, ResponseHead, Version, slots};
 use super::reader::{Context, ENDED_EARLY, Manner, Message};
 use super::{Body, Pieces, Receiver, assert_passed_on, is_hop_by_hop, parts};
+use crate::proxy::http::headers::{Persistence, delivery, write_interim, write_response};
+use crate::proxy::http::http1::{
+    Encoding, Framing, LONGEST_RESPONSE_HEAD, ResponseHead, Version, slots,
+};
 
 /// What is known of the client and its request.
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +71,7 @@ fn pass(sent: &[u8], pieces: Pieces, client: Client, interims: &mut Vec<u8>) -> 
     loop {
         let mut slots = slots();
         let head = match ResponseHead::parse(receiver.unread(), client.to_head, &mut slots) {
-            Ok(Some(head)) if head.size <= LONGEST_HEAD && head.status != 101 => head,
+            Ok(Some(head)) if head.size <= LONGEST_RESPONSE_HEAD && head.status != 101 => head,
             Ok(None) if receiver.receive() => continue,
             _ => return None,
         };

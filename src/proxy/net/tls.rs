@@ -1,7 +1,7 @@
-//! TLS facing the client.
+//! TLS on the socket of a client.
 //!
 //! # Theory of operation
-//! A [`Secure`] connection lies between a stream of plain bytes, which the rest of the worker sees, and the socket. Its
+//! A [`Secure`] connection lies between the plain bytes, which the rest of the worker sees, and the socket. The
 //! session is rustls's. One direction of the connection may have to move the other one's bytes (a closing alert, a key
 //! update), so both use one session, which is never borrowed across an await.
 //!
@@ -13,181 +13,37 @@
 //!   whenever a connection ends regularly.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection};
 use tokio::time::timeout;
 
-use super::buffer::Buffer;
-use super::stream::Stream;
-use crate::ipc::{CertificateId, WireCertificate};
+use super::buffer::{Buffer, Receive};
+use super::socket::Socket;
 
 /// How long a handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// The protocols that are offered, the one that is liked best first.
-const PROTOCOLS: [&[u8]; 2] = [HTTP2, b"http/1.1"];
-
+/// The name of HTTP/2 in the handshake (ALPN).
 const HTTP2: &[u8] = b"h2";
 
 /// So much is encrypted at a time, which is what a large piece of a buffer holds, and what goes around it.
 const MOST_ENCRYPTED: usize = 144 << 10;
 
-/// All certificates that the manager has sent, and what is common to all listeners.
-pub(crate) struct Certificates {
-    known: HashMap<CertificateId, Certificate>,
-    /// Shared by all listeners and threads, and kept over all tables. It changes its keys by itself.
-    tickets: Arc<dyn ProducesTickets>,
-    provider: Arc<CryptoProvider>,
-}
-
-struct Certificate {
-    key: Arc<CertifiedKey>,
-    names: Vec<String>,
-}
-
-/// What the threads need to know of a listener with TLS.
-#[derive(Debug, Clone)]
-pub(crate) struct Tls {
-    /// Those that it was made of.
-    certificates: Vec<CertificateId>,
-    pub(crate) config: Arc<ServerConfig>,
-}
-
-impl Certificates {
-    pub(crate) fn new() -> Result<Certificates, rustls::Error> {
-        Ok(Certificates {
-            known: HashMap::new(),
-            tickets: aws_lc_rs::Ticketer::new()?,
-            provider: Arc::new(provider()),
-        })
-    }
-
-    /// Takes a certificate in. One that is here already stays.
-    pub(crate) fn add(&mut self, certificate: WireCertificate) -> Result<(), rustls::Error> {
-        if self.known.contains_key(&certificate.id) {
-            return Ok(());
-        }
-        let chain = certificate.chain.into_iter().map(CertificateDer::from);
-        let key = PrivateKeyDer::try_from(certificate.key.0)
-            .map_err(|error| rustls::Error::General(error.to_owned()))?;
-        let key = CertifiedKey::from_der(chain.collect(), key, &self.provider)?;
-        let known = Certificate {
-            key: Arc::new(key),
-            names: certificate.names,
-        };
-        self.known.insert(certificate.id, known);
-        Ok(())
-    }
-
-    /// Those that are not named any more are forgotten.
-    pub(crate) fn keep(&mut self, named: &BTreeSet<CertificateId>) {
-        self.known.retain(|id, _| named.contains(id));
-    }
-
-    /// What a listener needs for these certificates, the first of which is for names that none of them has; what it had
-    /// before, if it had them. `Err`: the one that was never received.
-    pub(crate) fn listener(
-        &self,
-        certificates: Vec<CertificateId>,
-        before: Option<&Tls>,
-    ) -> Result<Tls, CertificateId> {
-        if let Some(before) = before.filter(|before| before.certificates == certificates) {
-            return Ok(before.clone());
-        }
-        let mut resolver = Resolver::default();
-        for id in &certificates {
-            resolver.add(self.known.get(id).ok_or(*id)?);
-        }
-        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .expect("the provider has suites for both")
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(resolver));
-        config.ignore_client_order = true;
-        config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
-        config.ticketer = self.tickets.clone();
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Tls {
-            certificates,
-            config: Arc::new(config),
-        })
-    }
-}
-
-/// What is liked best comes first, whatever the client likes: of ciphers that all are good enough, the one that processors are
-/// best at. Browsers have the same one first, but OpenSSL's clients do not.
-fn provider() -> CryptoProvider {
-    let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| {
-        let name = suite.suite().as_str().unwrap_or_default();
-        !name.contains("AES_128_GCM")
-    });
-    provider
-}
-
-/// Finds the certificate for a name: the name itself, then `*` in the place of its first label, then the default.
-#[derive(Default)]
-struct Resolver {
-    exact: BTreeMap<String, Arc<CertifiedKey>>,
-    wildcard: BTreeMap<String, Arc<CertifiedKey>>,
-    default: Option<Arc<CertifiedKey>>,
-}
-
-impl Resolver {
-    fn add(&mut self, certificate: &Certificate) {
-        for name in &certificate.names {
-            let (names, name) = match name.strip_prefix("*.") {
-                Some(parent) => (&mut self.wildcard, parent),
-                None => (&mut self.exact, name.as_str()),
-            };
-            names
-                .entry(name.to_owned())
-                .or_insert_with(|| certificate.key.clone());
-        }
-        self.default.get_or_insert_with(|| certificate.key.clone());
-    }
-
-    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
-        let name = name.to_ascii_lowercase();
-        let parent = || self.wildcard.get(name.split_once('.')?.1);
-        self.exact.get(&name).or_else(parent)
-    }
-}
-
-impl fmt::Debug for Resolver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = (self.exact.keys(), self.wildcard.keys());
-        f.debug_tuple("Resolver").field(&names).finish()
-    }
-}
-
-impl ResolvesServerCert for Resolver {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let found = hello.server_name().and_then(|name| self.find(name));
-        found.or(self.default.as_ref()).cloned()
-    }
-}
-
-/// A connection with TLS.
+/// A connection of a client with TLS.
 pub(crate) struct Secure {
-    socket: Stream,
+    socket: Socket,
     session: RefCell<ServerConnection>,
     /// Decrypted bytes may wait in the session.
     decrypted: Cell<bool>,
     /// Bytes of the present send that are encrypted, while not all of them are on their way.
     sending: Cell<usize>,
-    /// It must not look like a regular end.
+    /// The connection must not, or need not, be ended by a closing alert.
     aborted: Cell<bool>,
 }
 
@@ -197,12 +53,12 @@ impl fmt::Debug for Secure {
     }
 }
 
-/// Does the handshake. What has come already is in `received`.
+/// Does the handshake on the socket of a client. What has come of it already is in `received`.
 pub(crate) async fn accept(
-    socket: Stream,
+    socket: Socket,
     received: &mut Buffer,
     config: Arc<ServerConfig>,
-) -> io::Result<Stream> {
+) -> io::Result<Secure> {
     let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
     session.set_buffer_limit(Some(MOST_ENCRYPTED));
     let secure = Secure {
@@ -222,14 +78,16 @@ pub(crate) async fn accept(
         Ok(result) => result?,
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     }
-    Ok(Stream::Secure(Box::new(secure)))
+    Ok(secure)
 }
 
 impl Secure {
-    pub(crate) fn socket(&self) -> &Stream {
+    /// The socket below TLS.
+    pub(crate) fn socket(&self) -> &Socket {
         &self.socket
     }
 
+    /// Returns true if the handshake has agreed on HTTP/2.
     pub(crate) fn agreed_on_http2(&self) -> bool {
         self.session.borrow().alpn_protocol() == Some(HTTP2)
     }
@@ -238,45 +96,15 @@ impl Secure {
         let mut session = self.session.borrow_mut();
         while session.is_handshaking() {
             if session.wants_write() {
-                std::task::ready!(self.poll_flush(&mut session, cx))?;
+                ready!(self.poll_flush(&mut session, cx))?;
             } else {
-                match std::task::ready!(self.poll_more(&mut session, cx))? {
+                match ready!(self.poll_more(&mut session, cx))? {
                     0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                     _ => continue,
                 }
             }
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Whether [`poll_receive`](Secure::poll_receive) may find something.
-    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.decrypted.get() {
-            return Poll::Ready(Ok(()));
-        }
-        self.send_rest(cx)?;
-        self.socket.poll_read_ready(cx)
-    }
-
-    pub(crate) fn poll_receive(
-        &self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let mut session = self.session.borrow_mut();
-        loop {
-            match session.reader().read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
-            self.decrypted.set(false);
-            match self.poll_more(&mut session, cx) {
-                // The end, whose kind the reader knows.
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
     }
 
     /// Sends what is left of the handshake, or answers a key update: the client may be waiting for it before it sends what
@@ -302,7 +130,7 @@ impl Secure {
         if self.sending.get() == 0 {
             self.sending.set(session.writer().write_vectored(slices)?);
         }
-        std::task::ready!(self.poll_flush(&mut session, cx))?;
+        ready!(self.poll_flush(&mut session, cx))?;
         Poll::Ready(Ok(self.sending.take()))
     }
 
@@ -325,7 +153,7 @@ impl Secure {
         match session.process_new_packets() {
             Ok(state) => self.decrypted.set(state.plaintext_bytes_to_read() > 0),
             Err(error) => {
-                // The alert, which says why.
+                // The alert tells the client why.
                 let _ = session.write_tls(&mut AtOnce(&self.socket));
                 self.aborted.set(true);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
@@ -351,6 +179,8 @@ impl Secure {
         Poll::Ready(Ok(()))
     }
 
+    /// Returns true if there is nothing to read, not even an end, as the kernel knows it at this
+    /// moment.
     pub(crate) fn is_quiet(&self) -> bool {
         !self.decrypted.get() && self.socket.is_quiet()
     }
@@ -361,11 +191,13 @@ impl Secure {
         self.socket.finish()
     }
 
+    /// Makes the closing of the connection a reset, which the client cannot take for a regular end.
     pub(crate) fn reset_on_close(&self) -> io::Result<()> {
         self.aborted.set(true);
         self.socket.reset_on_close()
     }
 
+    /// Sends the closing alert, once.
     fn say_end(&self) {
         if self.aborted.replace(true) {
             return;
@@ -380,6 +212,33 @@ impl Secure {
     }
 }
 
+impl Receive for Secure {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.decrypted.get() {
+            return Poll::Ready(Ok(()));
+        }
+        self.send_rest(cx)?;
+        self.socket.poll_read_ready(cx)
+    }
+
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut session = self.session.borrow_mut();
+        loop {
+            match session.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+            self.decrypted.set(false);
+            match self.poll_more(&mut session, cx) {
+                // At the end of the connection, the reader knows of which kind it is.
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
 impl Drop for Secure {
     fn drop(&mut self) {
         self.say_end();
@@ -387,7 +246,7 @@ impl Drop for Secure {
 }
 
 /// The socket as rustls sees it within a task, which is woken when it can go on.
-struct Waiting<'a, 'b, 'c>(&'a Stream, &'b mut Context<'c>);
+struct Waiting<'a, 'b, 'c>(&'a Socket, &'b mut Context<'c>);
 
 fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
     match poll {
@@ -416,8 +275,8 @@ impl Write for Waiting<'_, '_, '_> {
     }
 }
 
-/// The socket where nothing is to be waited for.
-struct AtOnce<'a>(&'a Stream);
+/// The socket as rustls sees it where nothing is waited for.
+struct AtOnce<'a>(&'a Socket);
 
 impl Write for AtOnce<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -5,8 +5,8 @@
 //! Only data leaves it; sizes, extensions and line ends are checked and forgotten. The trailer section is collected
 //! and, once whole, checked and kept as lines that can be written as they are.
 
-use super::body::{FramingError, Spans};
 use super::fields::is_trailer;
+use super::spans::{FramingError, Spans};
 
 /// Bytes of extensions after one chunk size.
 const LONGEST_EXTENSION: usize = 1024;

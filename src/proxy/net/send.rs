@@ -1,27 +1,27 @@
-//! Sending: bytes of our own and data that still lies in the buffer it was received in, in one system call.
+//! Sends bytes of our own together with data that still lies in the buffer it was received in, in one system call.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::task::{Poll, ready};
 
-use super::http1::{Encoding, Spans};
 use super::stream::Stream;
+use crate::proxy::http::http1::{Encoding, Spans};
 
-/// Up to so many bytes are copied together; above that, gathering by the kernel is cheaper.
+/// Up to so many bytes are copied together before they are sent; above that, gathering by the kernel is cheaper.
 pub(crate) const GATHERED: usize = 16 << 10;
 
-/// Bytes on their way: `own[..split]`, the data, `own[split..]`.
-pub(crate) struct Parcel<'a> {
+/// Bytes that are ready to be sent: `own[..split]`, the data, `own[split..]`.
+pub(crate) struct Sendable<'a> {
     own: &'a [u8],
     split: usize,
     input: &'a [u8],
     data: Spans,
 }
 
-impl<'a> Parcel<'a> {
-    /// Only these bytes.
-    pub(crate) fn plain(own: &'a [u8]) -> Parcel<'a> {
-        Parcel {
+impl<'a> Sendable<'a> {
+    /// These bytes alone, as they are.
+    pub(crate) fn plain(own: &'a [u8]) -> Sendable<'a> {
+        Sendable {
             own,
             split: own.len(),
             input: b"",
@@ -29,15 +29,15 @@ impl<'a> Parcel<'a> {
         }
     }
 
-    /// What is in `own` already, perhaps a head, and then the data, which is in `input`. With `trailers` it is the last
-    /// of its body.
+    /// What is in `own` already, perhaps a head, and then the data in `input`, in the framing of a body. The data is
+    /// the last of its body if there are `trailers`, even if no field is in them.
     pub(crate) fn framed(
         own: &'a mut Vec<u8>,
         encoding: Encoding,
         input: &'a [u8],
         data: Spans,
         trailers: Option<&[u8]>,
-    ) -> Parcel<'a> {
+    ) -> Sendable<'a> {
         let length = data.len();
         encoding.before(length, own);
         let gathered = own.len() + length <= GATHERED;
@@ -46,7 +46,7 @@ impl<'a> Parcel<'a> {
         }
         let split = own.len();
         encoding.after(length, trailers, own);
-        Parcel {
+        Sendable {
             own,
             split,
             input,
@@ -54,11 +54,12 @@ impl<'a> Parcel<'a> {
         }
     }
 
+    /// Returns true if there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
         self.own.is_empty() && self.data.is_empty()
     }
 
-    /// Sends everything, and calls `moved` each time that the socket has taken something.
+    /// Sends everything, and calls `moved` each time that `stream` has taken something.
     pub(crate) async fn send(&self, stream: &Stream, moved: impl Fn()) -> io::Result<()> {
         let total = self.own.len() + self.data.len();
         let mut sent = 0;
@@ -77,6 +78,7 @@ impl<'a> Parcel<'a> {
         .await
     }
 
+    /// Fills in what is left to send after `sent` bytes, and returns the number of slices.
     fn slices_from<'s>(&'s self, sent: usize, slices: &mut [IoSlice<'s>]) -> usize {
         let before = std::iter::once(&self.own[..self.split]);
         let after = std::iter::once(&self.own[self.split..]);
@@ -99,15 +101,16 @@ mod tests {
     use tokio::io::AsyncReadExt;
     use tokio::net::UnixStream;
 
-    use super::super::http1::{Decoder, Framing};
+    use super::super::socket::Socket;
     use super::*;
+    use crate::proxy::http::http1::{Decoder, Framing};
 
-    async fn received(parcel: Parcel<'_>) -> Vec<u8> {
+    async fn received(sendable: Sendable<'_>) -> Vec<u8> {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
-        let ours = Stream::Unix(ours);
+        let ours = Stream::from(Socket::Unix(ours));
         let mut bytes = Vec::new();
         let sending = async move {
-            parcel.send(&ours, || {}).await.unwrap();
+            sendable.send(&ours, || {}).await.unwrap();
             drop(ours);
         };
         let (_, result) = tokio::join!(sending, theirs.read_to_end(&mut bytes));
@@ -130,7 +133,7 @@ mod tests {
             assert_eq!(decoder.decode(&input, &mut spans), Ok(input.len()));
             let mut own = b"head ".to_vec();
             let trailers = Some(decoder.trailers());
-            let parcel = Parcel::framed(&mut own, Encoding::Chunked, &input, spans, trailers);
+            let sendable = Sendable::framed(&mut own, Encoding::Chunked, &input, spans, trailers);
             let total = size + 2;
             let expected = [
                 format!("head {total:x}\r\n").as_bytes(),
@@ -138,14 +141,14 @@ mod tests {
                 b"yz\r\n0\r\nt: u\r\n\r\n",
             ]
             .concat();
-            assert!(received(parcel).await == expected, "{size}");
+            assert!(received(sendable).await == expected, "{size}");
         }
     }
 
     #[tokio::test]
     async fn a_plain_end_sends_nothing() {
         let mut own = Vec::new();
-        let end = Parcel::framed(
+        let end = Sendable::framed(
             &mut own,
             Encoding::Plain,
             b"",

@@ -1,46 +1,46 @@
 //! The header with which a proxy in front tells whose connection it passes on: the PROXY protocol of haproxy.org
 //! (`proxy-protocol.txt`), versions 1 and 2. Pure.
 //!
-//! A header stands before the first byte of the client, once a connection. Only who is trusted is asked for one, and
-//! who is asked must send it: what begins otherwise is never taken for a request.
+//! A header stands before the first byte of the client, once a connection. Only a trusted proxy is asked for one, and must
+//! send it: a connection that begins otherwise is never taken for one with requests.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-/// What version 2 begins with. No request of HTTP or TLS does.
+/// The bytes that version 2 begins with. Neither a request nor a handshake of TLS does.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Signature, version and command, family and protocol, and the length of the rest.
+/// Bytes of version 2 before the addresses: signature, version and command, family and protocol, length of the rest.
 const FIXED: usize = 16;
 
-/// Version 1, with the end of its line.
+/// Bytes of version 1, with the end of its line.
 const LONGEST_LINE: usize = 107;
 
-/// A header of version 2, with all that is added to the addresses.
+/// Bytes of a header of version 2 that is still taken, with all that is added to the addresses.
 const LONGEST: usize = 4 << 10;
 
-/// A whole header.
+/// A whole header of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Header {
-    /// Bytes that it takes.
+pub(crate) struct ProxyHeader {
+    /// Bytes that the header takes.
     pub(crate) length: usize,
-    /// Who has connected to the proxy in front; `None` if it speaks for itself, or of somebody without an IP address.
+    /// The client of the proxy in front; `None` if the proxy speaks for itself, or the client has no IP address.
     pub(crate) source: Option<SocketAddr>,
 }
 
-/// What is there is no header, whatever may follow.
+/// Why the bytes do not begin with a header, whatever may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no PROXY header: {0}")]
-pub(crate) struct NoHeader(&'static str);
+pub(crate) struct NoProxyHeader(&'static str);
 
-impl NoHeader {
-    /// The connection has ended, or too much time has passed.
-    pub(crate) const CUT: NoHeader = NoHeader("it is not whole");
+impl NoProxyHeader {
+    /// The connection has ended, or too much time has passed, before the header was whole.
+    pub(crate) const CUT: NoProxyHeader = NoProxyHeader("it is not whole");
 }
 
-impl Header {
-    /// Reads the header that the bytes begin with; `None` if its end is not there yet.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
+impl ProxyHeader {
+    /// Parses the header that the bytes begin with; `None` if its end is not there yet.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<ProxyHeader>, NoProxyHeader> {
         let begins = |signature: &[u8]| {
             let common = bytes.len().min(signature.len());
             bytes[..common] == signature[..common]
@@ -50,20 +50,20 @@ impl Header {
         } else if begins(b"PROXY ") {
             parse_line(bytes)
         } else {
-            Err(NoHeader("it begins otherwise"))
+            Err(NoProxyHeader("it begins otherwise"))
         }
     }
 }
 
-fn parse_line(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
+fn parse_line(bytes: &[u8]) -> Result<Option<ProxyHeader>, NoProxyHeader> {
     let window = &bytes[..bytes.len().min(LONGEST_LINE)];
     let Some(end) = window.windows(2).position(|pair| pair == b"\r\n") else {
         return match window.len() {
-            LONGEST_LINE => Err(NoHeader("the line is too long")),
+            LONGEST_LINE => Err(NoProxyHeader("the line is too long")),
             _ => Ok(None),
         };
     };
-    let line = std::str::from_utf8(&window[..end]).map_err(|_| NoHeader("not ASCII"))?;
+    let line = std::str::from_utf8(&window[..end]).map_err(|_| NoProxyHeader("not ASCII"))?;
     let words: Vec<&str> = line.split(' ').collect();
     let source = match words[1..] {
         // Nothing that follows this word means anything.
@@ -74,32 +74,32 @@ fn parse_line(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
         ["TCP6", from, to, from_port, to_port] => {
             Some(endpoint::<Ipv6Addr>([from, to], [from_port, to_port])?)
         }
-        _ => return Err(NoHeader("not the words of version 1")),
+        _ => return Err(NoProxyHeader("not the words of version 1")),
     };
-    Ok(Some(Header {
+    Ok(Some(ProxyHeader {
         length: end + 2,
         source,
     }))
 }
 
-/// The source, if both ends are addresses of this kind.
+/// Parses two addresses of one kind and two ports, and returns the first of each, the source.
 fn endpoint<A: FromStr + Into<IpAddr>>(
     addresses: [&str; 2],
     ports: [&str; 2],
-) -> Result<SocketAddr, NoHeader> {
-    let address = |text: &str| text.parse::<A>().map_err(|_| NoHeader("no address"));
+) -> Result<SocketAddr, NoProxyHeader> {
+    let address = |text: &str| text.parse::<A>().map_err(|_| NoProxyHeader("no address"));
     let [source, _] = [address(addresses[0])?, address(addresses[1])?];
     let [port, _] = [parse_port(ports[0])?, parse_port(ports[1])?];
     Ok(canonical(source.into(), port))
 }
 
-fn parse_port(text: &str) -> Result<u16, NoHeader> {
+fn parse_port(text: &str) -> Result<u16, NoProxyHeader> {
     let plain = text == "0" || !text.starts_with(['0', '+']);
     let port = text.parse().ok().filter(|_| plain);
-    port.ok_or(NoHeader("no port"))
+    port.ok_or(NoProxyHeader("no port"))
 }
 
-fn parse_binary(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
+fn parse_binary(bytes: &[u8]) -> Result<Option<ProxyHeader>, NoProxyHeader> {
     let Some((fixed, rest)) = bytes.split_first_chunk::<FIXED>() else {
         return Ok(None);
     };
@@ -107,15 +107,19 @@ fn parse_binary(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
     let is_local = match version_and_command {
         0x20 => true,
         0x21 => false,
-        _ => return Err(NoHeader("neither a version nor a command that is known")),
+        _ => {
+            return Err(NoProxyHeader(
+                "neither a version nor a command that is known",
+            ));
+        }
     };
     let addressed = usize::from(u16::from_be_bytes([high, low]));
     let length = FIXED + addressed;
     if length > LONGEST {
-        return Err(NoHeader("it is too long"));
+        return Err(NoProxyHeader("it is too long"));
     }
     if family >> 4 > 3 || family & 0xf > 2 {
-        return Err(NoHeader("a family or protocol that nobody knows"));
+        return Err(NoProxyHeader("a family or protocol that nobody knows"));
     }
     let Some(rest) = rest.get(..addressed) else {
         return Ok(None);
@@ -123,18 +127,19 @@ fn parse_binary(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
     let source = match (is_local, family) {
         (false, 0x11) => Some(source::<4>(rest)?),
         (false, 0x21) => Some(source::<16>(rest)?),
-        // The connection is to be served; who it is from is not said.
+        // The connection is to be served, but the header does not say whose it is.
         _ => None,
     };
-    Ok(Some(Header { length, source }))
+    Ok(Some(ProxyHeader { length, source }))
 }
 
-/// The first of two addresses of `N` bytes and two ports. What follows them is of no interest.
-fn source<const N: usize>(rest: &[u8]) -> Result<SocketAddr, NoHeader>
+/// Takes two addresses of `N` bytes and two ports, and returns the first of each, the source. What follows them is of no
+/// interest.
+fn source<const N: usize>(rest: &[u8]) -> Result<SocketAddr, NoProxyHeader>
 where
     IpAddr: From<[u8; N]>,
 {
-    let short = NoHeader("it has no room for its addresses");
+    let short = NoProxyHeader("it has no room for its addresses");
     let rest = rest.get(..2 * N + 4).ok_or(short)?;
     let address: [u8; N] = rest[..N].try_into().map_err(|_| short)?;
     let port = u16::from_be_bytes([rest[2 * N], rest[2 * N + 1]]);
@@ -170,10 +175,10 @@ mod tests {
     /// Parses the whole, and sees to it that no beginning of it is taken for all, or for nothing.
     fn source_of(header: &[u8]) -> Option<SocketAddr> {
         for end in 0..header.len() {
-            assert_eq!(Header::parse(&header[..end]), Ok(None), "{end} bytes");
+            assert_eq!(ProxyHeader::parse(&header[..end]), Ok(None), "{end} bytes");
         }
         let with_more = [header, b"GET / HTTP/1.1\r\n\r\n"].concat();
-        let parsed = Header::parse(&with_more).unwrap().unwrap();
+        let parsed = ProxyHeader::parse(&with_more).unwrap().unwrap();
         assert_eq!(parsed.length, header.len());
         parsed.source
     }
@@ -231,9 +236,9 @@ mod tests {
             &long,
         ] {
             let line = format!("{line}\r\n");
-            assert!(Header::parse(line.as_bytes()).is_err(), "{line:?}");
+            assert!(ProxyHeader::parse(line.as_bytes()).is_err(), "{line:?}");
         }
-        assert!(Header::parse(b"PROXY TCP4 \xff\r\n").is_err());
+        assert!(ProxyHeader::parse(b"PROXY TCP4 \xff\r\n").is_err());
     }
 
     #[test]
@@ -268,7 +273,11 @@ mod tests {
             binary(0x21, 0x21, &v4()),
             binary(0x21, 0x11, &[0; LONGEST]),
         ] {
-            assert!(Header::parse(&header).is_err(), "{}", header.escape_ascii());
+            assert!(
+                ProxyHeader::parse(&header).is_err(),
+                "{}",
+                header.escape_ascii()
+            );
         }
     }
 
@@ -293,10 +302,10 @@ mod tests {
                     bytes
                 }
             };
-            if let Ok(Some(header)) = Header::parse(&bytes) {
+            if let Ok(Some(header)) = ProxyHeader::parse(&bytes) {
                 prop_assert!((1..=bytes.len().min(LONGEST)).contains(&header.length));
                 // What follows changes nothing.
-                prop_assert_eq!(Header::parse(&bytes[..header.length]), Ok(Some(header)));
+                prop_assert_eq!(ProxyHeader::parse(&bytes[..header.length]), Ok(Some(header)));
             }
         }
 
@@ -308,10 +317,10 @@ mod tests {
                 IpAddr::V6(address) => ("TCP6", 0x21, [&address.octets()[..], &[0; 16]].concat()),
             };
             let line = format!("PROXY {word} {address} {address} {port} 1\r\n");
-            let parsed = Header::parse(line.as_bytes()).unwrap().unwrap();
+            let parsed = ProxyHeader::parse(line.as_bytes()).unwrap().unwrap();
             prop_assert_eq!(parsed.source, Some(source));
             let rest = [&rest[..], &port.to_be_bytes(), &[0; 2]].concat();
-            let parsed = Header::parse(&binary(0x21, family, &rest)).unwrap().unwrap();
+            let parsed = ProxyHeader::parse(&binary(0x21, family, &rest)).unwrap().unwrap();
             prop_assert_eq!(parsed.source, Some(source));
         }
     }

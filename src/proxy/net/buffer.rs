@@ -12,8 +12,16 @@ use std::io;
 use std::ops::{Deref, DerefMut, Range};
 use std::task::{Context, Poll, ready};
 
-use super::stream::Stream;
+/// Something that bytes are received from, into memory that is there only once they have come.
+pub(crate) trait Receive {
+    /// Ready when [`poll_receive`](Receive::poll_receive) may find something.
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// Reads what is there; 0 at the end.
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
+}
+
+/// Bytes of a page of memory.
 const PAGE: usize = 4 << 10;
 
 /// Enough for nearly all heads, and many bodies with them.
@@ -35,11 +43,11 @@ thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
 }
 
-/// A piece that begins where a page does. Processors with a fast `rep movs` can take twice as long to copy to a place a few
+/// A piece of memory that begins where a page does. Processors with a fast `rep movs` can take twice as long to copy to a place a few
 /// bytes into a page, which is where an allocator likes to put large pieces.
 #[derive(Default)]
 struct Memory {
-    /// A page longer than the piece, if there is one at all.
+    /// A page longer than the piece; empty if there is no piece.
     allocated: Box<[u8]>,
     start: usize,
 }
@@ -71,6 +79,7 @@ impl DerefMut for Memory {
     }
 }
 
+/// The unused pieces of memory of a thread.
 struct Pool {
     small: Vec<Memory>,
     large: Vec<Memory>,
@@ -110,24 +119,26 @@ impl Pool {
 /// Bytes that were received and not yet consumed.
 #[derive(Default)]
 pub(crate) struct Buffer {
-    /// Empty if there are no bytes.
+    /// No memory if there are no unread bytes.
     memory: Memory,
     start: usize,
     end: usize,
-    /// The last read could have got more.
+    /// The last read has filled the memory, so there may be more to read.
     full: bool,
 }
 
 impl Buffer {
+    /// Returns true if there are no unread bytes.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
+    /// The bytes that were received and not yet consumed.
     pub(crate) fn unread(&self) -> &[u8] {
         &self.memory[self.start..self.end]
     }
 
-    /// These bytes are done with.
+    /// Drops this many unread bytes, which are done with.
     pub(crate) fn consume(&mut self, count: usize) {
         debug_assert!(count <= self.end - self.start);
         self.start += count;
@@ -136,19 +147,20 @@ impl Buffer {
         }
     }
 
-    /// Reads what the stream has, behind the bytes that are there. Resolves to 0 at the end of the stream.
-    pub(crate) async fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_fill(stream, cx)).await
+    /// Reads what `source` has, behind the bytes that are there. Resolves to 0 at the end of `source`.
+    pub(crate) async fn fill(&mut self, source: &impl Receive) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_fill(source, cx)).await
     }
 
+    /// Polls what [`fill`](Buffer::fill) awaits.
     pub(crate) fn poll_fill(
         &mut self,
-        stream: &Stream,
+        source: &impl Receive,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        ready!(stream.poll_read_ready(cx))?;
+        ready!(source.poll_read_ready(cx))?;
         self.make_room();
-        let read = stream.poll_receive(cx, &mut self.memory[self.end..]);
+        let read = source.poll_receive(cx, &mut self.memory[self.end..]);
         if let Poll::Ready(Ok(count)) = read {
             self.end += count;
             self.full = self.end == self.memory.len();
@@ -206,10 +218,25 @@ mod tests {
 
     use super::*;
 
+    impl Receive for UnixStream {
+        fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            UnixStream::poll_read_ready(self, cx)
+        }
+
+        fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+            loop {
+                ready!(UnixStream::poll_read_ready(self, cx))?;
+                match self.try_read(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return Poll::Ready(result),
+                }
+            }
+        }
+    }
+
     #[tokio::test]
     async fn memory_is_held_only_while_there_are_bytes() {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
-        let ours = Stream::Unix(ours);
         let mut buffer = Buffer::default();
         let waits = poll_fn(|cx| Poll::Ready(buffer.poll_fill(&ours, cx).is_pending())).await;
         assert!(waits && buffer.memory.is_empty());
@@ -227,7 +254,6 @@ mod tests {
     #[tokio::test]
     async fn bytes_survive_the_growth_of_a_buffer() {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
-        let ours = Stream::Unix(ours);
         let sent: Vec<u8> = (0..40 << 10).map(|n: u32| n as u8).collect();
         let copy = sent.clone();
         let sending = async move { theirs.write_all(&copy).await.unwrap() };

@@ -1,4 +1,4 @@
-//! The connection below HTTP/2, which sends what it is given when it is told to.
+//! The connection below HTTP/2, which collects what it is given and sends it when it is told to.
 //!
 //! The h2 crate flushes after each frame of data. Left alone, every small response would be a system call, and a record of TLS.
 
@@ -10,35 +10,37 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::super::buffer::Buffer;
-use super::super::client::{LINGER_LIMIT, MOST_LINGERED};
-use super::super::stream::Stream;
-use super::super::timer::Timer;
+use super::buffer::Buffer;
+use super::linger::linger;
+use super::timer::Timer;
+use super::transport::Transport;
 
-/// So much is collected before it is sent unasked.
+/// Bytes that are collected before they are sent unasked.
 const MOST_COLLECTED: usize = 48 << 10;
 
-/// What a small response and what goes with it need.
+/// Bytes that a small response and what goes with it need.
 const USUAL: usize = 1 << 10;
 
-/// The connection.
-pub(super) struct Corked {
-    stream: Stream,
-    /// What had come before it was known that this is HTTP/2.
+/// A connection with HTTP/2, as its task has it.
+pub(crate) struct Corked {
+    transport: Transport,
+    /// What has come and the h2 crate has not read yet.
     received: RefCell<Buffer>,
     collected: RefCell<Vec<u8>>,
-    /// So much of it is sent.
+    /// How many of the collected bytes are sent.
     sent: Cell<usize>,
+    /// Something was sent since [`Corked::has_moved`] was asked last.
     moved: Cell<bool>,
 }
 
-/// The end of it that the h2 crate has.
-pub(super) struct Cork(pub(super) Rc<Corked>);
+/// The same connection, as the h2 crate has it.
+pub(crate) struct Cork(pub(crate) Rc<Corked>);
 
 impl Corked {
-    pub(super) fn new(stream: Stream, received: Buffer) -> Corked {
+    /// Makes a connection of what carries it and what has come of it already.
+    pub(crate) fn new(transport: Transport, received: Buffer) -> Corked {
         Corked {
-            stream,
+            transport,
             received: received.into(),
             collected: RefCell::default(),
             sent: Cell::new(0),
@@ -46,12 +48,12 @@ impl Corked {
         }
     }
 
-    /// Sends what was collected.
-    pub(super) fn poll_push(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Sends what was collected. Ready when all of it is sent.
+    pub(crate) fn poll_push(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut collected = self.collected.borrow_mut();
         while self.sent.get() < collected.len() {
             let rest = &collected[self.sent.get()..];
-            match ready!(self.stream.poll_send(cx, &[IoSlice::new(rest)]))? {
+            match ready!(self.transport.poll_send(cx, &[IoSlice::new(rest)]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.sent.set(self.sent.get() + count),
             }
@@ -62,36 +64,23 @@ impl Corked {
         Poll::Ready(Ok(()))
     }
 
-    /// A connection without requests may be so for a long time.
-    pub(super) fn release(&self) {
+    /// Gives back the memory for collected bytes, because a connection without requests may be so for a long time.
+    pub(crate) fn release(&self) {
         let mut collected = self.collected.borrow_mut();
         if collected.is_empty() {
             *collected = Vec::new();
         }
     }
 
-    /// Whether anything was sent since this was asked last.
-    pub(super) fn has_moved(&self) -> bool {
+    /// Returns true if anything was sent since this was asked last.
+    pub(crate) fn has_moved(&self) -> bool {
         self.moved.take()
     }
 
-    /// Closes our side, and reads on until the client has closed its own, or long enough: a close with unread bytes is a reset,
-    /// which can destroy what the client has not read yet.
-    pub(super) async fn linger(&self, mut timer: Timer) {
-        if self.stream.finish().is_err() {
-            return;
-        }
-        let mut buffer = self.received.take();
-        timer.set(LINGER_LIMIT);
-        let mut lingered = 0;
-        while lingered < MOST_LINGERED {
-            let unread = buffer.unread().len();
-            buffer.consume(unread);
-            match timer.limit(buffer.fill(&self.stream)).await {
-                Some(Ok(count)) if count > 0 => lingered += count,
-                _ => return,
-            }
-        }
+    /// Closes our side, and lets the client read what it has been sent.
+    pub(crate) async fn linger(&self, mut timer: Timer) {
+        let mut received = self.received.take();
+        linger(&self.transport, &mut received, &mut timer).await;
     }
 }
 
@@ -104,7 +93,7 @@ impl AsyncRead for Cork {
         let mut received = self.0.received.borrow_mut();
         // By way of a buffer, because the one that is given would have to be cleared first.
         if received.is_empty() {
-            ready!(received.poll_fill(&self.0.stream, cx))?;
+            ready!(received.poll_fill(&self.0.transport, cx))?;
         }
         let count = received.unread().len().min(buffer.remaining());
         buffer.put_slice(&received.unread()[..count]);
@@ -149,6 +138,6 @@ impl AsyncWrite for Cork {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.0.poll_push(cx))?;
-        Poll::Ready(self.0.stream.finish())
+        Poll::Ready(self.0.transport.finish())
     }
 }

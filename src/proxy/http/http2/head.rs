@@ -1,4 +1,4 @@
-//! Heads between HTTP/2 and HTTP/1.1. Pure.
+//! Translates heads between the h2 crate's types and the bytes of HTTP/1.1. Pure.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -11,24 +11,16 @@ use http::response;
 use http::uri::{Scheme, Uri};
 use http::{Method, Request, Response, StatusCode};
 
-use super::super::http1::{Field, Kind, RequestHead, ResponseHead};
+use crate::proxy::http::http1::{Encoding, Field, Kind, RequestHead, ResponseHead};
 
-/// What a body is written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body {
-    /// There is none, or its length was announced, or it is no body but a tunnel.
-    Plain,
-    Chunked,
-}
-
-/// Whether the request is to open a tunnel (RFC 8441).
-pub(super) fn asks_for_tunnel(parts: &Parts) -> bool {
+/// Returns true if the request asks for a tunnel (RFC 8441).
+pub(crate) fn asks_for_tunnel(parts: &Parts) -> bool {
     parts.method == Method::CONNECT && parts.extensions.get::<Protocol>().is_some()
 }
 
-/// Writes the head of a request as a client of HTTP/1.1 would have. It is parsed like any other afterwards, so nothing is checked
-/// here.
-pub(super) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) -> Body {
+/// Writes the head of a client's request as a client of HTTP/1.1 would have written it, and returns how the body behind it
+/// is to be framed. The head is parsed like any other afterwards, so nothing is checked here.
+pub(crate) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) -> Encoding {
     let protocol = parts.extensions.get::<Protocol>();
     let tunnel = asks_for_tunnel(parts);
     let authority = parts.uri.authority().map(|authority| authority.as_str());
@@ -65,19 +57,19 @@ pub(super) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) ->
             if protocol.as_str().eq_ignore_ascii_case("websocket") {
                 put_field(out, b"Sec-WebSocket-Key", websocket_key().as_bytes());
             }
-            Body::Plain
+            Encoding::Plain
         }
         _ if has_body && !parts.headers.contains_key(header::CONTENT_LENGTH) => {
             put_field(out, b"Transfer-Encoding", b"chunked");
-            Body::Chunked
+            Encoding::Chunked
         }
-        _ => Body::Plain,
+        _ => Encoding::Plain,
     };
     put(out, &[b"\r\n"]);
     body
 }
 
-/// They may come in pieces, which are one field for HTTP/1.1 (RFC 9113, section 8.2.3).
+/// Writes all cookies as one field, because HTTP/2 lets a client send them in pieces (RFC 9113, section 8.2.3).
 fn put_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     let mut cookies = fields.get_all(header::COOKIE).iter();
     let Some(first) = cookies.next() else {
@@ -90,7 +82,8 @@ fn put_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     put(out, &[b"\r\n"]);
 }
 
-/// A nonce of 16 bytes in base64 (RFC 6455, section 4.1), which HTTP/2 does without. It only has to be another one each time.
+/// Returns a nonce of 16 bytes in base64 (RFC 6455, section 4.1), which HTTP/2 does without. The nonce only has to be a new
+/// one each time.
 fn websocket_key() -> String {
     let random = || RandomState::new().build_hasher().finish();
     // Hexadecimal digits are some of base64's. The last digit that counts has two bits only.
@@ -98,8 +91,9 @@ fn websocket_key() -> String {
     format!("{}A==", &digits[..21])
 }
 
-/// The request for an instance, from the form for one that speaks HTTP/1.1.
-pub(super) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
+/// Makes a request of HTTP/2 for an instance of the head that an instance of HTTP/1.1 would get; `None` if HTTP/2 has no
+/// words for it.
+pub(crate) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(head.method.as_bytes()).ok()?;
     *request.uri_mut() = Uri::builder()
@@ -119,13 +113,14 @@ pub(super) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
     Some(request)
 }
 
-/// Writes the head of a response as an instance that speaks HTTP/1.1 would have.
-pub(super) fn write_response(
+/// Writes the head of an instance's response as an instance of HTTP/1.1 would have written it, and returns how the body
+/// behind it is to be framed.
+pub(crate) fn write_response(
     parts: &response::Parts,
     is_end: bool,
     to_head: bool,
     out: &mut Vec<u8>,
-) -> Body {
+) -> Encoding {
     put(
         out,
         &[b"HTTP/1.1 ", parts.status.as_str().as_bytes(), b" \r\n"],
@@ -135,21 +130,21 @@ pub(super) fn write_response(
     }
     let has_no_body = to_head || matches!(parts.status.as_u16(), 204 | 304);
     let form = match parts.headers.contains_key(header::CONTENT_LENGTH) || has_no_body {
-        true => Body::Plain,
+        true => Encoding::Plain,
         false if is_end => {
             put_field(out, b"Content-Length", b"0");
-            Body::Plain
+            Encoding::Plain
         }
         false => {
             put_field(out, b"Transfer-Encoding", b"chunked");
-            Body::Chunked
+            Encoding::Chunked
         }
     };
     put(out, &[b"\r\n"]);
     form
 }
 
-/// Adds these fields. Their values share one piece of memory.
+/// Adds those of the fields that are to be kept to a map. Their values share one piece of memory.
 fn put_fields(
     to: &mut HeaderMap,
     fields: &[Field<'_>],
@@ -168,7 +163,7 @@ fn put_fields(
     Some(())
 }
 
-/// What HTTP/2 says by other means.
+/// Returns true for fields that concern one connection, which HTTP/2 says by other means.
 fn is_of_connection(kind: Kind) -> bool {
     matches!(
         kind,
@@ -181,8 +176,8 @@ fn is_of_connection(kind: Kind) -> bool {
     )
 }
 
-/// The head of a response, from the form for a client of HTTP/1.1.
-pub(super) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
+/// Makes a response of HTTP/2 of the head that a client of HTTP/1.1 would get; `None` if HTTP/2 has no words for it.
+pub(crate) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
     put_fields(response.headers_mut(), &head.fields, |kind| {
@@ -191,17 +186,17 @@ pub(super) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     Some(response)
 }
 
-/// The response that opens a tunnel, from the 101 for a client of HTTP/1.1.
-pub(super) fn tunnel_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
+/// Makes the response of HTTP/2 that opens a tunnel of the 101 that a client of HTTP/1.1 would get.
+pub(crate) fn tunnel_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     let mut response = client_response(head)?;
     *response.status_mut() = StatusCode::OK;
-    // It answers the key, which the client knows nothing of.
+    // This field answers the key, which the client knows nothing of.
     response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
     Some(response)
 }
 
-/// Trailers, from lines that each end with CRLF.
-pub(super) fn trailers(lines: &[u8]) -> Option<HeaderMap> {
+/// Parses trailers of lines that each end with CRLF.
+pub(crate) fn trailers(lines: &[u8]) -> Option<HeaderMap> {
     let mut fields = HeaderMap::new();
     for line in lines.split(|&byte| byte == b'\n') {
         let line = line.trim_ascii();
@@ -216,8 +211,8 @@ pub(super) fn trailers(lines: &[u8]) -> Option<HeaderMap> {
     Some(fields)
 }
 
-/// Writes trailers as lines.
-pub(super) fn write_trailers(fields: &HeaderMap, out: &mut Vec<u8>) {
+/// Writes trailers as lines that each end with CRLF.
+pub(crate) fn write_trailers(fields: &HeaderMap, out: &mut Vec<u8>) {
     for (name, value) in fields {
         put_field(out, name.as_str().as_bytes(), value.as_bytes());
     }
@@ -237,8 +232,8 @@ fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::super::http1::{Framing, RequestHead, ResponseHead, slots};
     use super::*;
+    use crate::proxy::http::http1::{Framing, RequestHead, ResponseHead, slots};
 
     fn parts(method: &str, uri: &str, fields: &[(&str, &str)]) -> Parts {
         let mut request = Request::builder().method(method).uri(uri);

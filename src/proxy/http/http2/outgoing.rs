@@ -1,4 +1,4 @@
-//! A body on its way into a stream of HTTP/2, out of its framing in HTTP/1.1.
+//! Takes a body out of its framing in HTTP/1.1 and sends it into a stream of HTTP/2.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
@@ -7,14 +7,15 @@ use bytes::{Bytes, BytesMut};
 use h2::SendStream;
 use http::HeaderMap;
 
-use super::super::http1::{Decoder, Spans};
 use super::head;
+use crate::proxy::http::http1::{Decoder, Spans};
 
-/// Bytes of a body that may be sent beyond what the peer has room for; they are kept until it has. A piece of framing is shorter.
+/// Bytes of a body that may be sent beyond what the peer has room for; the h2 crate keeps them until there is room. A piece
+/// of framing is shorter.
 const SLACK: usize = 32;
 
-/// Sends as much of these as there is room for. `poll_take` takes something from the beginning of what it is given.
-pub(super) fn poll_send(
+/// Sends as much of the slices as there is room for. `poll_take` takes something from the beginning of what it is given.
+pub(crate) fn poll_send(
     slices: &[IoSlice<'_>],
     mut poll_take: impl FnMut(&[u8]) -> Poll<io::Result<usize>>,
 ) -> Poll<io::Result<usize>> {
@@ -35,8 +36,8 @@ pub(super) fn poll_send(
     Poll::Ready(Ok(taken))
 }
 
-/// Takes something from the beginning of a body, which these bytes are a piece of, and sends its data.
-pub(super) fn poll_take(
+/// Takes something from the beginning of `bytes`, a piece of a body in its framing, and sends the data in it.
+pub(crate) fn poll_take(
     send: &mut SendStream<Bytes>,
     body: &mut Decoder,
     cx: &mut Context<'_>,
@@ -80,8 +81,8 @@ pub(super) fn poll_take(
     Poll::Ready(Ok(framing + count))
 }
 
-/// Takes something of a tunnel.
-pub(super) fn poll_take_plain(
+/// Takes something from the beginning of `bytes`, which a tunnel carries, and sends it.
+pub(crate) fn poll_take_plain(
     send: &mut SendStream<Bytes>,
     cx: &mut Context<'_>,
     bytes: &[u8],
@@ -93,7 +94,7 @@ pub(super) fn poll_take_plain(
     Poll::Ready(Ok(count))
 }
 
-/// Waits for room for up to so many bytes.
+/// Waits until the peer has room, and returns for how many bytes, which may be fewer than wanted.
 fn poll_room(
     send: &mut SendStream<Bytes>,
     cx: &mut Context<'_>,

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use super::fields::{Field, Kind, one_upgrade, tokens};
-use super::{Framing, Slots, Version, content_length};
+use super::body::Framing;
+use super::fields::{Field, Kind, Slots, content_length, one_upgrade, tokens};
+use super::request::Version;
+
+/// Bytes of the head of a response that is still passed on.
+pub(crate) const LONGEST_RESPONSE_HEAD: usize = 64 << 10;
 
 /// Fields of a response, at most.
 pub(super) const MOST_RESPONSE_FIELDS: usize = 200;
@@ -179,7 +183,7 @@ fn keep_alive_timeout(value: &[u8]) -> Option<Duration> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::slots;
+    use super::super::fields::slots;
     use super::*;
 
     fn parse<R>(

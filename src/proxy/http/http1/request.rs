@@ -1,7 +1,10 @@
 //! The head of a request: parsed, and checked for whatever could be read in two ways.
 
-use super::fields::{Field, Kind, one_upgrade, tokens};
-use super::{Framing, Slots, content_length};
+use super::body::Framing;
+use super::fields::{Field, Kind, Slots, content_length, one_upgrade, tokens};
+
+/// Bytes of the head of a request that is still served.
+pub(crate) const LONGEST_REQUEST_HEAD: usize = 32 << 10;
 
 /// Fields of a request, at most.
 pub(super) const MOST_REQUEST_FIELDS: usize = 100;
@@ -361,7 +364,7 @@ fn split_port(value: &[u8]) -> (&[u8], Option<&[u8]>) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::slots;
+    use super::super::fields::slots;
     use super::*;
 
     fn parse<R>(head: &str, check: impl FnOnce(RequestHead<'_>) -> R) -> Result<R, Refusal> {

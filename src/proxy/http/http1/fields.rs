@@ -1,4 +1,14 @@
-//! The fields of a head: which of them a proxy must know.
+//! The fields of a head: room for them while it is parsed, and which of them a proxy must know.
+
+use std::mem::MaybeUninit;
+
+/// Room for the fields of a head while it is parsed.
+pub(crate) type Slots<'b, const N: usize> = [MaybeUninit<httparse::Header<'b>>; N];
+
+/// Returns room for the fields of a head, which need not be cleared first.
+pub(crate) fn slots<'b, const N: usize>() -> Slots<'b, N> {
+    [const { MaybeUninit::uninit() }; N]
+}
 
 /// A field with what it means to a proxy.
 pub(crate) struct Field<'b> {
@@ -146,6 +156,14 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .split(|&byte| byte == b',')
         .map(<[u8]>::trim_ascii)
         .filter(|token| !token.is_empty())
+}
+
+/// Parses a `Content-Length`; `None` unless it is one plain number.
+pub(super) fn content_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// The protocol of the only `Upgrade` field, if it is only one.

@@ -1,5 +1,5 @@
-//! HTTP/2 towards an instance (`upstream_protocol: h2c`): the connections to it, and a request on one of them as the rest of the
-//! worker sees it, a connection of HTTP/1.1 of its own.
+//! HTTP/2 towards an instance (`upstream_protocol: h2c`): a connection that many requests share, and one request on it, which
+//! the rest of the worker sees as a connection of HTTP/1.1 of its own.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -15,38 +15,41 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
 use tokio::time::{Instant, timeout};
 
-use super::super::buffer::Buffer;
-use super::super::http1::{Decoder, RequestHead, slots};
-use super::super::stream::{CONNECT_LIMIT, Stream};
+use super::buffer::{Buffer, Receive};
 use super::cork::{Cork, Corked};
-use super::incoming::Incoming;
-use super::{STREAM_WINDOW, head, outgoing};
+use super::socket::{CONNECT_LIMIT, Socket};
+use super::transport::Transport;
+use crate::proxy::http::http1::{Decoder, RequestHead, slots};
+use crate::proxy::http::http2::incoming::{Incoming, STREAM_WINDOW};
+use crate::proxy::http::http2::{head, outgoing};
 
 /// Requests on one connection at a time, if the instance allows as many.
 const MOST_REQUESTS: usize = 100;
 
-/// One stream that nobody reads must not stop the others, so there is room for all.
+/// Unread bytes of all responses on one connection. One stream that nobody reads must not stop the others, so there is room
+/// for all.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_REQUESTS as u32;
 
-/// A connection to an instance.
-pub(crate) struct Connection {
+/// A connection with HTTP/2 to an instance.
+pub(crate) struct InstanceConnection {
     sender: SendRequest<Bytes>,
     state: Rc<State>,
 }
 
-/// What its task, its requests and its owner know of each other.
+/// What the task of a connection, its requests and its owner know of each other.
 struct State {
-    /// It takes no more requests.
+    /// The connection takes no more requests.
     over: Cell<bool>,
+    /// Requests that have not ended.
     requests: Cell<usize>,
     /// When the last request ended.
     idle_since: Cell<Instant>,
 }
 
-impl Connection {
-    /// Makes a connection over this one. A task of its own keeps it going until nobody has use for it.
-    pub(crate) async fn open(stream: Stream) -> io::Result<Connection> {
-        let corked = Rc::new(Corked::new(stream, Buffer::default()));
+impl InstanceConnection {
+    /// Begins HTTP/2 on a socket to an instance. A task of its own keeps the connection going until nobody has use for it.
+    pub(crate) async fn open(socket: Socket) -> io::Result<InstanceConnection> {
+        let corked = Rc::new(Corked::new(Transport::Socket(socket), Buffer::default()));
         let mut builder = h2::client::Builder::new();
         builder
             .enable_push(false)
@@ -77,16 +80,16 @@ impl Connection {
             }
             known.over.set(true);
         });
-        Ok(Connection { sender, state })
+        Ok(InstanceConnection { sender, state })
     }
 
-    /// Whether another request may be sent now.
+    /// Returns true if another request may be sent now.
     pub(crate) fn has_room(&self) -> bool {
         let most = self.sender.current_max_send_streams().min(MOST_REQUESTS);
         !self.state.over.get() && self.state.requests.get() < most
     }
 
-    /// Whether it has been in use within this time.
+    /// Returns true unless the connection has ended, or has been without a request for as long as `limit`.
     pub(crate) fn is_wanted(&self, now: Instant, limit: Duration) -> bool {
         let State {
             over,
@@ -97,24 +100,26 @@ impl Connection {
     }
 
     /// Begins another request.
-    pub(crate) fn request(&self) -> Stream {
+    pub(crate) fn request(&self) -> H2cStream {
         self.state.requests.set(self.state.requests.get() + 1);
-        Stream::H2c(Box::new(H2cStream {
+        H2cStream {
             outgoing: RefCell::new(Outgoing::Head(self.sender.clone())),
             incoming: RefCell::new(Response::None),
             state: self.state.clone(),
-        }))
+        }
     }
 }
 
-/// One request and its response.
+/// One request to an instance with HTTP/2, and the response to it.
 pub(crate) struct H2cStream {
     outgoing: RefCell<Outgoing>,
     incoming: RefCell<Response>,
     state: Rc<State>,
 }
 
+/// How far the request is sent.
 enum Outgoing {
+    /// The head is to come.
     Head(SendRequest<Bytes>),
     Body {
         send: SendStream<Bytes>,
@@ -123,8 +128,9 @@ enum Outgoing {
     Done,
 }
 
+/// How far the response has come.
 enum Response {
-    /// There is no request yet.
+    /// No request was sent yet.
     None,
     Awaited {
         future: ResponseFuture,
@@ -140,6 +146,7 @@ impl fmt::Debug for H2cStream {
 }
 
 impl H2cStream {
+    /// Sends as much of a request, in HTTP/1.1, as the instance has room for.
     pub(crate) fn poll_send(
         &self,
         cx: &mut Context<'_>,
@@ -171,7 +178,7 @@ impl H2cStream {
         }
     }
 
-    /// Heads come whole.
+    /// Takes a head, which comes whole, from the beginning of these bytes, and sends it.
     fn take_head(
         &self,
         sender: &mut SendRequest<Bytes>,
@@ -199,8 +206,8 @@ impl H2cStream {
     }
 }
 
-impl H2cStream {
-    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+impl Receive for H2cStream {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut incoming = self.incoming.borrow_mut();
         ready!(incoming.poll_head(cx))?;
         match &mut *incoming {
@@ -209,11 +216,7 @@ impl H2cStream {
         }
     }
 
-    pub(crate) fn poll_receive(
-        &self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut incoming = self.incoming.borrow_mut();
         ready!(incoming.poll_head(cx))?;
         match &mut *incoming {
@@ -224,7 +227,7 @@ impl H2cStream {
 }
 
 impl Response {
-    /// Waits for the head.
+    /// Waits for the head, if a request was sent.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Response::Awaited { future, to_head } = self else {
             return Poll::Ready(Ok(()));
@@ -232,22 +235,22 @@ impl Response {
         let response = ready!(Pin::new(future).poll(cx)).map_err(in_our_terms)?;
         let (parts, body) = response.into_parts();
         let mut text = Vec::with_capacity(512);
-        let form = head::write_response(&parts, body.is_end_stream(), *to_head, &mut text);
-        *self = Response::Begun(Box::new(Incoming::new(text, form, body)));
+        let encoding = head::write_response(&parts, body.is_end_stream(), *to_head, &mut text);
+        *self = Response::Begun(Box::new(Incoming::new(text, encoding, body)));
         Poll::Ready(Ok(()))
     }
 }
 
-/// What no socket says after its connection stood.
+/// The kind of error that stands for a refused request, because no socket reports it once it is connected.
 const REFUSAL: io::ErrorKind = io::ErrorKind::ConnectionRefused;
 
-/// Whether the instance has refused a request without having begun with it.
+/// Returns true if the instance has refused a request without having begun with it.
 pub(crate) fn is_refusal(error: &io::Error) -> bool {
     error.kind() == REFUSAL
 }
 
-/// An instance that is about to end refuses what it has not begun with, so that it can be sent to another one (RFC 9113, section
-/// 8.7): that is as good as no connection.
+/// Translates an error of the h2 crate. An instance that is about to end refuses requests it has not begun with, so that they
+/// can be sent to another one (RFC 9113, section 8.7): that is as good as no connection.
 fn in_our_terms(error: h2::Error) -> io::Error {
     let refused = error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
     let left = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);

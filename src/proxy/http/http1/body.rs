@@ -1,9 +1,9 @@
 //! The framing of bodies: where one ends, and what of the bytes is its data.
 
 use std::io::Write;
-use std::ops::Range;
 
 use super::chunked::Chunked;
+use super::spans::{FramingError, Spans};
 
 /// How a message says where its body ends (RFC 9112, section 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,73 +14,6 @@ pub(crate) enum Framing {
     Chunked,
     /// Only for responses: the body ends with the connection.
     UntilClose,
-}
-
-/// The bytes are no body of the announced framing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FramingError {
-    #[error("malformed chunk")]
-    Chunk,
-    #[error("malformed trailers")]
-    Trailers,
-    #[error("the body ended early")]
-    Incomplete,
-}
-
-/// Data within a piece of input: so many slices of it that one `writev` can take them.
-#[derive(Debug, Default)]
-pub(crate) struct Spans {
-    ranges: [(u32, u32); Spans::MOST],
-    count: usize,
-    length: usize,
-}
-
-impl Spans {
-    pub(crate) const MOST: usize = 16;
-
-    /// False if there is no room for another.
-    pub(super) fn push(&mut self, start: usize, length: usize) -> bool {
-        if length == 0 {
-            return true;
-        }
-        let Some(slot) = self.ranges.get_mut(self.count) else {
-            return false;
-        };
-        // A piece of input is a buffer of at most some hundred KiB.
-        let range = (u32::try_from(start), u32::try_from(length));
-        let (Ok(start), Ok(length)) = range else {
-            return false;
-        };
-        *slot = (start, length);
-        self.count += 1;
-        self.length += length as usize;
-        true
-    }
-
-    /// Without room for any data.
-    pub(crate) fn full() -> Spans {
-        Spans {
-            count: Spans::MOST,
-            ..Spans::default()
-        }
-    }
-
-    /// Bytes of data.
-    pub(crate) fn len(&self) -> usize {
-        self.length
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
-    /// The data; `input` must be what was decoded.
-    pub(crate) fn of<'a>(&self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.ranges[..self.count].iter().map(|&(start, length)| {
-            let range: Range<usize> = start as usize..(start + length) as usize;
-            &input[range]
-        })
-    }
 }
 
 /// Takes a body out of its framing.

@@ -1,4 +1,5 @@
-//! One stream of HTTP/2 as the rest of the worker sees it: a connection of HTTP/1.1 with one request on it.
+//! One stream of a client's connection with HTTP/2, as the rest of the worker sees it: a connection of HTTP/1.1 with one
+//! request on it.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,11 +12,12 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request};
 
-use super::super::http1::{Decoder, ResponseHead, slots};
-use super::incoming::Incoming;
-use super::{head, outgoing};
+use super::buffer::Receive;
+use crate::proxy::http::http1::{Decoder, ResponseHead, slots};
+use crate::proxy::http::http2::incoming::Incoming;
+use crate::proxy::http::http2::{head, outgoing};
 
-/// The stream.
+/// A request of a client with HTTP/2, and the response to it.
 pub(crate) struct H2Stream {
     incoming: RefCell<Incoming>,
     response: RefCell<Response>,
@@ -29,14 +31,15 @@ impl fmt::Debug for H2Stream {
 }
 
 impl H2Stream {
-    pub(super) fn new(
+    /// Makes a stream of a request that the h2 crate has received. `secure` tells whether there is TLS below.
+    pub(crate) fn new(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
         secure: bool,
     ) -> H2Stream {
         let (parts, body) = request.into_parts();
         let mut text = Vec::with_capacity(512);
-        let form = head::write_request(&parts, !body.is_end_stream(), &mut text);
+        let encoding = head::write_request(&parts, !body.is_end_stream(), &mut text);
         let response = Response {
             to_head: parts.method == Method::HEAD,
             tunnel: head::asks_for_tunnel(&parts),
@@ -44,33 +47,23 @@ impl H2Stream {
             state: State::Head,
         };
         H2Stream {
-            incoming: RefCell::new(Incoming::new(text, form, body)),
+            incoming: RefCell::new(Incoming::new(text, encoding, body)),
             response: RefCell::new(response),
             secure,
         }
     }
 
+    /// Returns true if the client alone can read what is sent.
     pub(crate) fn is_secure(&self) -> bool {
         self.secure
     }
 
-    /// Whether the client has got, or will get, all of a response.
+    /// Returns true if the client has got, or will get, all of a response.
     pub(crate) fn is_answered(&self) -> bool {
         matches!(self.response.borrow().state, State::Done)
     }
 
-    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.incoming.borrow_mut().poll_read_ready(cx)
-    }
-
-    pub(crate) fn poll_receive(
-        &self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        self.incoming.borrow_mut().poll_receive(cx, buffer)
-    }
-
+    /// Sends as much of a response, in HTTP/1.1, as the client has room for.
     pub(crate) fn poll_send(
         &self,
         cx: &mut Context<'_>,
@@ -105,6 +98,16 @@ impl H2Stream {
     }
 }
 
+impl Receive for H2Stream {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.incoming.borrow_mut().poll_read_ready(cx)
+    }
+
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.incoming.borrow_mut().poll_receive(cx, buffer)
+    }
+}
+
 impl Drop for H2Stream {
     /// A response that has not come to its end must not look as if it had.
     fn drop(&mut self) {
@@ -119,10 +122,10 @@ impl Drop for H2Stream {
     }
 }
 
-/// The response.
+/// A response on its way to the client.
 struct Response {
     to_head: bool,
-    /// The client has asked for a tunnel.
+    /// The client has asked for a tunnel, so a 101 may come.
     tunnel: bool,
     respond: SendResponse<Bytes>,
     state: State,
@@ -159,7 +162,7 @@ impl Response {
         }
     }
 
-    /// Heads come whole.
+    /// Takes a head, which comes whole, from the beginning of these bytes, and sends it.
     fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut slots = slots();
         let head = ResponseHead::parse(bytes, self.to_head, &mut slots);

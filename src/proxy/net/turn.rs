@@ -10,10 +10,10 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
-/// As many tasks run between two looks at the sockets: enough for all of a burst to receive and to send.
-pub(crate) const LONGEST: u32 = 128;
+/// Tasks that run between two looks of the reactor at the sockets: enough for all of a burst to receive and to send.
+pub(crate) const TASKS_BETWEEN_LOOKS: u32 = 128;
 
-/// Lets all other tasks that are ready run first.
+/// Lets all other tasks of this thread that are ready run first.
 pub(crate) async fn pass() {
     let mut passed = false;
     poll_fn(|cx| {

@@ -1,4 +1,4 @@
-//! What a stream of HTTP/2 brings, as bytes of HTTP/1.1: a head that is given, and the body behind it.
+//! What a stream of HTTP/2 brings, read as bytes of HTTP/1.1: a head that was translated already, and the body behind it.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -7,42 +7,50 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::HeaderMap;
 
-use super::head::{self, Body};
+use super::head;
+use crate::proxy::http::http1::Encoding;
 
-/// The bytes.
-pub(super) struct Incoming {
-    /// Bytes of HTTP/1.1 that come before the data, of which so many were read.
+/// Unread bytes of the body of one stream that a peer may send.
+pub(crate) const STREAM_WINDOW: u32 = 128 << 10;
+
+/// A message that a stream of HTTP/2 brings, as bytes of HTTP/1.1.
+pub(crate) struct Incoming {
+    /// Bytes of HTTP/1.1 that come before `data`: the head, or framing.
     text: Vec<u8>,
+    /// How many bytes of `text` were read.
     read: usize,
-    /// A piece of the body.
+    /// The piece of the body that is being read.
     data: Bytes,
-    form: Body,
+    encoding: Encoding,
     body: RecvStream,
     end: End,
 }
 
-/// How far the body is.
+/// How far a stream has ended.
 enum End {
+    /// More data may come.
     Ahead,
-    /// Trailers may follow.
+    /// All data has come; trailers may follow.
     OfData,
+    /// Nothing more comes.
     OfAll,
 }
 
 impl Incoming {
-    /// `text` is the head.
-    pub(super) fn new(text: Vec<u8>, form: Body, body: RecvStream) -> Incoming {
+    /// Makes a message of a head, `text`, and the stream that brings its body.
+    pub(crate) fn new(text: Vec<u8>, encoding: Encoding, body: RecvStream) -> Incoming {
         Incoming {
             text,
             read: 0,
             data: Bytes::new(),
-            form,
+            encoding,
             body,
             end: End::Ahead,
         }
     }
 
-    pub(super) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ready when [`poll_receive`](Incoming::poll_receive) would not wait.
+    pub(crate) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.is_empty() {
             true => self.poll_more(cx).map_ok(drop),
             false => Poll::Ready(Ok(())),
@@ -53,7 +61,8 @@ impl Incoming {
         self.read == self.text.len() && self.data.is_empty()
     }
 
-    pub(super) fn poll_receive(
+    /// Reads what is there of the message; 0 at its end.
+    pub(crate) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
@@ -63,7 +72,7 @@ impl Incoming {
             if self.is_empty() {
                 match self.poll_more(cx) {
                     Poll::Ready(Ok(true)) => {}
-                    // The error comes up again.
+                    // An error comes up again with the next call.
                     _ if count > 0 => break,
                     Poll::Ready(Ok(false)) => break,
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -75,7 +84,7 @@ impl Incoming {
         Poll::Ready(Ok(count))
     }
 
-    /// Moves what is there.
+    /// Moves bytes that are there to `buffer`, and lets the peer send as many more.
     fn take(&mut self, buffer: &mut [u8]) -> usize {
         let text = &self.text[self.read..];
         if !text.is_empty() {
@@ -86,9 +95,9 @@ impl Incoming {
         }
         let count = self.data.len().min(buffer.len());
         buffer[..count].copy_from_slice(&self.data.split_to(count));
-        // If the stream has ended, nobody has use for the room.
+        // This fails if the stream has ended; then nobody has use for the room.
         let _ = self.body.flow_control().release_capacity(count);
-        if self.data.is_empty() && self.form == Body::Chunked {
+        if self.data.is_empty() && self.encoding == Encoding::Chunked {
             self.write(|text| text.extend_from_slice(b"\r\n"));
         }
         count
@@ -100,7 +109,7 @@ impl Incoming {
         write(&mut self.text);
     }
 
-    /// Gets the next piece. False if there is none.
+    /// Gets the next piece of the body or its framing. Resolves to false if there is none.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         loop {
             match self.end {
@@ -114,7 +123,7 @@ impl Incoming {
                     }
                     None => self.end = End::OfData,
                 },
-                End::OfData if self.form == Body::Chunked => {
+                End::OfData if self.encoding == Encoding::Chunked => {
                     let trailers = ready!(self.body.poll_trailers(cx)).map_err(io::Error::other)?;
                     self.end = End::OfAll;
                     self.end_chunks(trailers.as_ref());
@@ -127,7 +136,7 @@ impl Incoming {
     }
 
     fn announce_data(&mut self) {
-        if self.form == Body::Chunked {
+        if self.encoding == Encoding::Chunked {
             let size = format!("{:x}\r\n", self.data.len());
             self.write(|text| text.extend_from_slice(size.as_bytes()));
         }

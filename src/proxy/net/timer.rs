@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+/// A limit of time that can be moved at next to no cost.
 pub(crate) struct Timer {
-    /// Fires no later than the deadline.
+    /// The timer of the runtime, which fires no later than the deadline.
     sleep: Pin<Box<Sleep>>,
     deadline: Instant,
 }
 
 impl Timer {
+    /// Makes a timer that runs out after this time.
     pub(crate) fn new(limit: Duration) -> Timer {
         let deadline = Instant::now() + limit;
         Timer {
@@ -26,7 +28,7 @@ impl Timer {
         }
     }
 
-    /// From now on this is the limit.
+    /// Makes the timer run out after this time, counted from now.
     pub(crate) fn set(&mut self, limit: Duration) {
         self.deadline = Instant::now() + limit;
         if self.deadline < self.sleep.deadline() {
@@ -34,6 +36,7 @@ impl Timer {
         }
     }
 
+    /// Ready when the limit is over.
     pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.sleep.as_mut().poll(cx));

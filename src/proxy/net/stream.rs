@@ -1,0 +1,191 @@
+//! The bytes of HTTP/1.1, wherever they come from and go to: a connection of its own, or a stream of HTTP/2 that is
+//! translated. Whoever serves a request knows no difference.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::buffer::Receive;
+use super::h2_stream::H2Stream;
+use super::h2c_stream::H2cStream;
+use super::socket::Socket;
+use super::transport::Transport;
+
+/// Something that HTTP/1.1 is spoken on, with a client or with an instance.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// A connection of its own.
+    Transport(Transport),
+    /// One stream of a client's connection with HTTP/2.
+    Http2(Box<H2Stream>),
+    /// One stream of a connection with HTTP/2 to an instance.
+    H2c(Box<H2cStream>),
+}
+
+// The layers cost no memory: a stream is as large as the socket at its bottom.
+const _: () = assert!(size_of::<Stream>() == size_of::<Socket>());
+
+impl From<Socket> for Stream {
+    fn from(socket: Socket) -> Stream {
+        Stream::Transport(Transport::Socket(socket))
+    }
+}
+
+impl From<H2Stream> for Stream {
+    fn from(stream: H2Stream) -> Stream {
+        Stream::Http2(Box::new(stream))
+    }
+}
+
+impl From<H2cStream> for Stream {
+    fn from(stream: H2cStream) -> Stream {
+        Stream::H2c(Box::new(stream))
+    }
+}
+
+impl Stream {
+    /// Returns true if the peer alone can read what is sent.
+    pub(crate) fn is_secure(&self) -> bool {
+        match self {
+            Stream::Transport(transport) => transport.is_secure(),
+            Stream::Http2(stream) => stream.is_secure(),
+            Stream::H2c(_) => false,
+        }
+    }
+
+    /// The bare socket, if there is neither TLS nor HTTP/2 on it.
+    pub(crate) fn as_socket(&self) -> Option<&Socket> {
+        match self {
+            Stream::Transport(Transport::Socket(socket)) => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// Returns the bare socket, if there is neither TLS nor HTTP/2 on it.
+    pub(crate) fn into_socket(self) -> Option<Socket> {
+        match self {
+            Stream::Transport(Transport::Socket(socket)) => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// Returns true if all of the one response that a client's stream is for was sent.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(self, Stream::Http2(stream) if stream.is_answered())
+    }
+
+    /// Writes what fits. After `Pending` it has to be called again with the same bytes.
+    #[inline]
+    pub(crate) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Transport(transport) => transport.poll_send(cx, slices),
+            Stream::Http2(stream) => stream.poll_send(cx, slices),
+            Stream::H2c(stream) => stream.poll_send(cx, slices),
+        }
+    }
+
+    /// Resolves when the client has reset the connection, or its stream, not when it has merely sent
+    /// all it wants to send.
+    pub(crate) async fn reset(&self) {
+        match self {
+            Stream::Transport(transport) => transport.socket().reset().await,
+            Stream::Http2(stream) => stream.reset().await,
+            // No client is on the other side.
+            Stream::H2c(_) => std::future::pending().await,
+        }
+    }
+
+    /// Returns true if there is nothing to read, not even an end, as the kernel knows it at this
+    /// moment.
+    pub(crate) fn is_quiet(&self) -> bool {
+        match self {
+            Stream::Transport(transport) => transport.is_quiet(),
+            // The one request of a stream is there from the beginning.
+            Stream::Http2(_) | Stream::H2c(_) => true,
+        }
+    }
+
+    /// Tells the peer that nothing more will be sent.
+    pub(crate) fn finish(&self) -> io::Result<()> {
+        match self {
+            Stream::Transport(transport) => transport.finish(),
+            Stream::Http2(stream) => stream.finish(),
+            // The end of the request has said so.
+            Stream::H2c(_) => Ok(()),
+        }
+    }
+
+    /// Makes the closing of the stream a reset, which the peer cannot take for a regular end.
+    pub(crate) fn reset_on_close(&self) -> io::Result<()> {
+        match self {
+            Stream::Transport(transport) => transport.reset_on_close(),
+            // A stream of HTTP/2 ends with a reset unless everything was sent.
+            Stream::Http2(_) | Stream::H2c(_) => Ok(()),
+        }
+    }
+
+    /// Makes the kernel notice a peer that is gone without a word, though nothing is sent.
+    pub(crate) fn watch_peer(&self) -> io::Result<()> {
+        match self {
+            Stream::Transport(transport) => transport.socket().watch_peer(),
+            // The connection that the stream belongs to is watched.
+            Stream::Http2(_) | Stream::H2c(_) => Ok(()),
+        }
+    }
+}
+
+impl Receive for Stream {
+    #[inline]
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Transport(transport) => transport.poll_read_ready(cx),
+            Stream::Http2(stream) => stream.poll_read_ready(cx),
+            Stream::H2c(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    #[inline]
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Transport(transport) => transport.poll_receive(cx, buffer),
+            Stream::Http2(stream) => stream.poll_receive(cx, buffer),
+            Stream::H2c(stream) => stream.poll_receive(cx, buffer),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let count = ready!(self.poll_receive(cx, buffer.initialize_unfilled()))?;
+        buffer.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_send(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.finish())
+    }
+}
