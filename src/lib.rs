@@ -12,7 +12,6 @@
 //!
 //! The manager and the worker meet in [`ipc`] and nowhere else.
 
-mod certificate;
 pub mod cli;
 pub mod config;
 pub mod ctl;

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use smoothserve::config::{
-    self, Amount, Bind, Config, Faults, Limits, Listen, Nofile, ProcessConfig, ProcessLimits,
-    Ready, Rollout, ScopeLimits, ServiceConfig, Site, StripPrefix, load, load_partial,
+    self, Amount, Bind, Config, Faults, HandlingConfig, HostPattern, Limits, Listen, Nofile,
+    ProcessConfig, ProcessLimits, Ready, Rollout, ScopeLimits, ServiceConfig, Site, StripPrefix,
+    UpstreamProtocol, load, load_partial,
 };
-use smoothserve::ipc::{Handling, Host, Protocol};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -76,7 +76,7 @@ fn files_of_the_original_program_load_unchanged() {
             file,
             enabled: true,
             sites: vec![Site {
-                host: Host::Exact("local.example.com".into()),
+                host: HostPattern::Exact("local.example.com".into()),
                 path: "/center".into()
             }],
             tls: None,
@@ -86,7 +86,7 @@ fn files_of_the_original_program_load_unchanged() {
             }],
             strip_prefix: StripPrefix::Nothing,
             proxy_protocol: false,
-            handling: Handling::default(),
+            handling: HandlingConfig::default(),
             instance_count: 2,
             process: ProcessConfig {
                 executable: folder.join("app"),
@@ -100,7 +100,7 @@ fn files_of_the_original_program_load_unchanged() {
                 address: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 start_instance_port: Some(8021),
                 bind: Bind::Port,
-                protocol: Protocol::Http1,
+                protocol: UpstreamProtocol::Http1,
                 ready: Ready::Tcp,
                 stop_signal: 15,
                 limits: Limits::default(),
@@ -223,7 +223,7 @@ fn strip_prefix_removes_its_prefix_from_paths_and_must_match_them() {
 #[test]
 fn keys_for_the_handling_of_requests_are_read_and_checked() {
     let found = service("max_request_body: 1.5G\nresponse_timeout: 2m\nqueue_timeout: 0").handling;
-    let expected = Handling {
+    let expected = HandlingConfig {
         max_request_body: Some(1536 << 20),
         response_timeout: Duration::from_secs(120),
         queue_timeout: Duration::ZERO,
@@ -233,7 +233,7 @@ fn keys_for_the_handling_of_requests_are_read_and_checked() {
     assert_eq!(found, expected);
     assert_eq!(
         service("max_request_body: none").handling,
-        Handling::default()
+        HandlingConfig::default()
     );
     for (line, fault) in [
         ("max_request_body: lots", "`max_request_body` is `lots`"),

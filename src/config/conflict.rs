@@ -1,23 +1,24 @@
-//! What two services cannot both have.
+//! Conflicts: what two services cannot both have, such as a name, a port or a site.
 
-use std::net::{IpAddr, Ipv4Addr};
+use super::listen::{Listen, extent, overlap};
+use super::process::Bind;
+use super::service::ServiceConfig;
 
-use super::{Bind, Listen, ServiceConfig};
-
-/// Two services that cannot run beside each other.
+/// A reason why two services cannot run beside each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
-    /// The name of the one that came first.
+    /// The name of the service that came first.
     pub first: String,
-    /// The name of the one that came later.
+    /// The name of the service that came later.
     pub second: String,
-    /// The key of the later one that shows it.
+    /// The key of the later service that shows the conflict.
     pub key: &'static str,
     /// What is wrong and what to do about it, naming both files.
     pub message: String,
 }
 
-/// Compares each service with those before it. Services that are not enabled take no ports and no hosts.
+/// Compares each service with those before it. Services that are not enabled take no ports and no
+/// hosts.
 pub fn conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> Vec<Conflict> {
     let services: Vec<&ServiceConfig> = services.into_iter().collect();
     let mut conflicts = Vec::new();
@@ -29,7 +30,7 @@ pub fn conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceConfig>) -> V
     conflicts
 }
 
-/// Everything that stands between two services.
+/// Finds all conflicts between two services.
 pub(super) fn between(first: &ServiceConfig, second: &ServiceConfig) -> Vec<Conflict> {
     let conflict = |(key, message): (&'static str, String)| Conflict {
         first: first.name.clone(),
@@ -63,32 +64,16 @@ pub(super) fn between(first: &ServiceConfig, second: &ServiceConfig) -> Vec<Conf
     .collect()
 }
 
-/// Whether sockets on both addresses of one port would be in each other's way, `None` being all addresses.
-pub(super) fn overlap(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
-    let (Some(a), Some(b)) = (a, b) else {
-        return true;
-    };
-    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    a == b || a == any && b.is_ipv4() || b == any && a.is_ipv4()
-}
-
-/// An address in words.
-pub(super) fn extent(address: Option<IpAddr>) -> String {
-    match address {
-        None => "all addresses".to_owned(),
-        Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => "all IPv4 addresses".to_owned(),
-        Some(address) => address.to_string(),
-    }
-}
-
-/// `` `shop` (/etc/smoothserve/services/shop.yaml) ``
+/// Names a service and its file: `` `shop` (/etc/smoothserve/services/shop.yaml) ``.
 fn named(service: &ServiceConfig) -> String {
     format!("`{}` ({})", service.name, service.file.display())
 }
 
+/// The key that shows a conflict, and the message about it.
 type Finding = Option<(&'static str, String)>;
 
-/// One service listens on all addresses of a port and the other on some: the kernel allows only one of that.
+/// Finds a port on all addresses of which one service listens, and on some of which the other does:
+/// the kernel does not allow both.
 fn addresses(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (a, b) = pairs(first, second)
         .find(|(a, b)| a.address != b.address && overlap(a.address, b.address))?;
@@ -112,7 +97,7 @@ fn addresses(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     Some((key, message))
 }
 
-/// A port has TLS for all, or for none: what a client says first decides nothing.
+/// Finds a port that has TLS for one service only: what a client sends first does not decide that.
 fn security(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (_, b) = pairs(first, second)
         .find(|(a, b)| first.has_tls_on(a.port) != second.has_tls_on(b.port))?;
@@ -129,7 +114,7 @@ fn security(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     Some((key, message))
 }
 
-/// One host and path on one listener can lead to one service only.
+/// Finds a host and path that would lead to both services on one listener.
 fn sites(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (listen, _) = pairs(first, second).find(|(a, b)| a == b)?;
     let site = second
@@ -145,7 +130,8 @@ fn sites(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     Some(("server_name", message))
 }
 
-/// What a connection begins with is known before it is known which service it is for.
+/// Finds a listener with the PROXY protocol for one service only: that is decided before the proxy
+/// knows which service a connection is for.
 fn proxy_protocol(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (listen, _) = pairs(first, second).find(|(a, b)| a == b)?;
     let (with, without) = match (first.proxy_protocol, second.proxy_protocol) {
@@ -162,7 +148,7 @@ fn proxy_protocol(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     Some(("proxy_protocol", message))
 }
 
-/// The listeners of both that share a port.
+/// Lists the listeners of both services that share a port.
 fn pairs<'a>(
     first: &'a ServiceConfig,
     second: &'a ServiceConfig,
@@ -177,14 +163,14 @@ fn pairs<'a>(
     first.listen.iter().flat_map(same)
 }
 
-/// The first and last port that the instances prefer.
+/// Returns the first and the last port that the instances of a service prefer.
 fn range(service: &ServiceConfig) -> Option<(u16, u16)> {
     let start = service.process.start_instance_port?;
     let last = start.checked_add(service.instance_count - 1)?;
     (service.process.bind != Bind::Unix).then_some((start, last))
 }
 
-/// The instances of both prefer the same ports.
+/// Finds ports that the instances of both services prefer.
 fn ranges(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (a, b) = (range(first)?, range(second)?);
     if first.process.address != second.process.address || a.1 < b.0 || b.1 < a.0 {
@@ -202,7 +188,7 @@ fn ranges(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     Some(("start_instance_port", message))
 }
 
-/// The proxy listens for one service on a port that the instances of the other prefer.
+/// Finds a port on which the proxy listens for one service and which instances of the other prefer.
 fn proxy_in_range(
     proxied: &ServiceConfig,
     instances: &ServiceConfig,

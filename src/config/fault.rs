@@ -1,38 +1,38 @@
-//! What is wrong with the configuration, where, and what to do about it.
+//! Faults of the configuration: what is wrong, where, and what to do about it.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// A longer line is shown in part.
+/// The most columns of a line that are shown.
 const SHOWN_COLUMNS: usize = 120;
 
-/// A place in a file. Both count from 1; a column is a character.
+/// A position in a file. Line and column count from 1; a column is a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// The line.
+    /// The number of the line.
     pub line: usize,
-    /// The character in it.
+    /// The number of the character in the line.
     pub column: usize,
 }
 
-/// Where a file begins.
+/// The position where a file begins.
 pub(super) const TOP: Position = Position { line: 1, column: 1 };
 
-/// One thing that is wrong.
+/// One fault of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fault {
     /// The file, or the folder that could not be read.
     pub file: PathBuf,
-    /// `None`: the file as a whole.
+    /// Where the fault is. `None`: it is a fault of the file as a whole.
     pub position: Option<Position>,
-    /// What is wrong and what to do about it, one line.
+    /// What is wrong and what to do about it, in one line.
     pub message: String,
-    /// The line at that position.
+    /// The text of the line at that position.
     pub source_line: Option<String>,
 }
 
 impl Fault {
-    /// One line, `file:line:column: message`.
+    /// Formats the fault as one line, `file:line:column: message`.
     pub fn summary(&self) -> String {
         let file = self.file.display();
         match self.position {
@@ -57,7 +57,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The part of a line around a column that is fit for a terminal, and how many characters stand before that column.
+/// Cuts out the part of a line around a column that fits on a terminal, and counts the characters
+/// before that column.
 fn excerpt(line: &str, column: usize) -> (String, usize) {
     let before = column.saturating_sub(1);
     let skipped = before.saturating_sub(SHOWN_COLUMNS / 2);
@@ -80,29 +81,29 @@ fn excerpt(line: &str, column: usize) -> (String, usize) {
     (shown.trim_end().to_owned(), caret)
 }
 
-/// All that is wrong, sorted by file and position. `Display` is the whole report.
+/// All faults of a configuration, sorted by file and position. `Display` is the whole report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Faults(Vec<Fault>);
 
 impl Faults {
-    /// Sorts and keeps them.
+    /// Sorts the faults and drops repetitions.
     pub(super) fn new(mut faults: Vec<Fault>) -> Faults {
         faults.sort();
         faults.dedup();
         Faults(faults)
     }
 
-    /// True: nothing is wrong.
+    /// Returns true if the configuration has no fault.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// One by one, sorted by file and position.
+    /// Returns the faults one by one, sorted by file and position.
     pub fn iter(&self) -> std::slice::Iter<'_, Fault> {
         self.0.iter()
     }
 
-    /// How many there are.
+    /// Returns the number of faults.
     pub fn len(&self) -> usize {
         self.0.len()
     }

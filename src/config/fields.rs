@@ -1,4 +1,4 @@
-//! The keys of one file, each taken once and turned into what it means.
+//! The keys of one file: each known, taken once and turned into what it means.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +6,19 @@ use super::fault::{Fault, Position};
 use super::raw::{Node, Value};
 use super::source::Source;
 
-/// A file with more faults than this is no configuration; it is not worth the time to list them.
+/// The most faults of one file that are listed: a file with more is no configuration.
 const MAX_FAULTS: usize = 100;
 
 /// Collects the faults of one file.
 pub(super) struct Report<'s> {
+    /// The text of the file.
     pub(super) source: &'s Source,
+    /// The faults that were found so far.
     pub(super) faults: Vec<Fault>,
 }
 
 impl<'s> Report<'s> {
+    /// Begins without any fault.
     pub(super) fn new(source: &'s Source) -> Report<'s> {
         Report {
             source,
@@ -23,7 +26,7 @@ impl<'s> Report<'s> {
         }
     }
 
-    /// Something is wrong there.
+    /// Adds a fault at a position.
     pub(super) fn at(&mut self, at: Position, message: impl Into<String>) {
         if self.is_full() {
             return;
@@ -37,7 +40,7 @@ impl<'s> Report<'s> {
         self.faults.push(self.source.fault(at, message));
     }
 
-    /// Something is wrong with a part of the value that begins there.
+    /// Adds a fault at the place of `part` in the value that begins at `value`.
     pub(super) fn at_part(&mut self, value: Position, part: &str, message: impl Into<String>) {
         // Looking for the part costs more than the rest.
         if !self.is_full() {
@@ -46,38 +49,42 @@ impl<'s> Report<'s> {
         }
     }
 
-    /// True: nothing more is reported.
+    /// Returns true if there are so many faults that no more are added.
     fn is_full(&self) -> bool {
         self.faults.len() >= MAX_FAULTS
     }
 
-    /// Something is wrong with the file as a whole.
+    /// Adds a fault of the file as a whole.
     pub(super) fn whole(&mut self, message: impl Into<String>) {
         let fault = self.source.whole(message.into());
         self.faults.push(fault);
     }
 }
 
-/// Turns the value of a key into what it means, or reports why it cannot.
+/// A function that turns the value of a key into what it means, or reports why it cannot.
 pub(super) type Meaning<T> = fn(&Node, &str, &mut Report<'_>) -> Option<T>;
 
-/// The keys of a mapping.
+/// The keys of a mapping, with their values.
 pub(super) struct Fields {
     /// Where the mapping begins.
     at: Position,
+    /// Every key that the mapping may have.
     known: &'static [&'static str],
     values: BTreeMap<&'static str, (Position, Node)>,
 }
 
-/// A value, and where it stands.
+/// A value with its position in the file.
 #[derive(Debug)]
 pub(super) struct At<T> {
+    /// Where the value stands.
     pub(super) at: Position,
+    /// The value.
     pub(super) value: T,
 }
 
 impl Fields {
-    /// Reports keys that are unknown or stand there twice. `None`: it is no mapping, which is reported too.
+    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. `None`: `root` is
+    /// no mapping, which is reported too.
     pub(super) fn new(
         root: Node,
         known: &'static [&'static str],
@@ -119,12 +126,12 @@ impl Fields {
         Some(fields)
     }
 
-    /// Where a key stands, if it is there.
+    /// Returns the position of a key, if the mapping has it.
     pub(super) fn key(&self, key: &str) -> Option<Position> {
         self.values.get(key).map(|(at, _)| *at)
     }
 
-    /// What a key means; `None` if it is not there, has no value or a wrong one.
+    /// Reads the value of a key. `None`: the key is left out, has no value or a wrong one.
     pub(super) fn get<T>(
         &self,
         key: &'static str,
@@ -140,7 +147,7 @@ impl Fields {
         Some(At { at: node.at, value })
     }
 
-    /// The same for a key that has to be there.
+    /// Reads a value as [`Fields::get`] does, and reports a key that is left out or has no value.
     pub(super) fn need<T>(
         &self,
         key: &'static str,
@@ -169,7 +176,7 @@ fn unknown_key(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// A value as messages quote it.
+/// Escapes and shortens a value, so that a message can quote it.
 pub(super) fn shorten(text: &str) -> String {
     let mut shown: String = text.escape_debug().take(60).collect();
     if shown.len() < text.len() && shown.chars().count() == 60 {
@@ -178,7 +185,7 @@ pub(super) fn shorten(text: &str) -> String {
     shown
 }
 
-/// What was probably meant: the most similar word, or one that begins like it.
+/// Finds the known word that was probably meant: the most similar one, or one that begins like `word`.
 pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     // The distance costs the product of both lengths, and no word is that long.
     if word.is_empty() || word.len() > 64 {

@@ -1,4 +1,4 @@
-//! `smoothserve.yaml`.
+//! The global file, `smoothserve.yaml`.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +6,13 @@ use ipnet::IpNet;
 
 use super::fault::{Fault, Position};
 use super::fields::{Fields, Report};
-use super::load::Against;
-use super::raw::Node;
-use super::source::Source;
-use super::{machine, raw, value};
+use super::machine::{Against, Database, known};
+use super::raw::{self, Node};
+use super::source::{Source, join};
+use super::value;
+
+/// The name of the global file, which is beside the folder of services.
+const FILE: &str = "smoothserve.yaml";
 
 /// Every key that `smoothserve.yaml` may have.
 pub const GLOBAL_KEYS: &[&str] = &[
@@ -24,24 +27,31 @@ pub const GLOBAL_KEYS: &[&str] = &[
     "log",
 ];
 
+/// Keys of an older version, which have no use any more.
 const UNUSED_KEYS: &[&str] = &["CommandPort", "ProxyAddr", "log"];
 
+/// `default_user` if nothing is said.
 const DEFAULT_USER: &str = "www-data";
 
-/// What `smoothserve.yaml` says.
+/// The settings of `smoothserve.yaml`.
 #[derive(Debug)]
 pub(super) struct Global {
+    /// The folder of the services' files.
     pub(super) services_dir: PathBuf,
     /// True: the file names the folder, so it has to exist.
     pub(super) services_dir_named: bool,
+    /// The user of services whose executable belongs to root and that name no user.
     pub(super) default_user: String,
+    /// Peers whose `X-Forwarded-*` and PROXY headers are trusted.
     pub(super) trusted_proxies: Vec<IpNet>,
+    /// True: `Forwarded`, too, tells instances who has sent a request.
     pub(super) forwarded: bool,
+    /// The most client connections of each listener at a time.
     pub(super) max_connections: Option<u32>,
 }
 
 impl Global {
-    /// The defaults.
+    /// Makes the settings of a folder without a global file.
     pub(super) fn new(dir: &Path) -> Global {
         Global {
             services_dir: dir.join("services"),
@@ -54,10 +64,10 @@ impl Global {
     }
 }
 
-/// Reads the file of a folder; without one, or where it is wrong, the defaults hold.
+/// Reads the global file of a folder. Without the file, and for keys with a fault, the defaults hold.
 pub(super) fn read(dir: &Path, against: Against, notes: &mut Vec<String>) -> (Global, Vec<Fault>) {
     let mut global = Global::new(dir);
-    let source = match Source::read(&dir.join(super::FILE)) {
+    let source = match Source::read(&dir.join(FILE)) {
         Ok(Some(source)) => source,
         Ok(None) => return (global, Vec::new()),
         Err(fault) => return (global, vec![fault]),
@@ -98,16 +108,16 @@ fn fill(
         );
     }
     if let Some(folder) = folders.into_iter().flatten().next() {
-        global.services_dir = super::join(dir, &folder.value);
+        global.services_dir = join(dir, &folder.value);
         global.services_dir_named = true;
         check_folder(&global.services_dir, folder.at, report);
     }
     if let Some(user) = fields.get("default_user", report, value::text) {
-        let known = match against {
-            Against::Machine => machine::known(machine::Database::Passwd, &user.value),
+        let found = match against {
+            Against::Machine => known(Database::Passwd, &user.value),
             Against::Nothing => Ok(()),
         };
-        if let Err(message) = known {
+        if let Err(message) = found {
             report.at(user.at, format!("`default_user`: {message}"));
         } else if user.value == "root" {
             report.at(

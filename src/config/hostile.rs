@@ -1,4 +1,4 @@
-//! Files that nobody would write on purpose, or only to do harm.
+//! Tests of hostile files, which nobody would write on purpose, or only to do harm.
 
 use std::path::Path;
 
@@ -6,12 +6,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::SERVICE_KEYS;
 use super::fault::Fault;
-use super::service::{Draft, read};
+use super::service::{Draft, SERVICE_KEYS, read};
 use super::source::Source;
 
-/// What a file means, without the machine around it. Every fault has to stand somewhere in the file.
+/// Reads a file without comparing it with the machine. Every fault has to stand somewhere in the file.
 fn read_text(bytes: &[u8]) -> Result<Draft, Vec<Fault>> {
     let source = Source::decode(Path::new("/x/x.yaml"), bytes.to_vec()).map_err(|f| vec![f])?;
     let lines = source.text.split(['\n', '\r']).count();
@@ -47,7 +46,7 @@ fn the_example_has_every_key() {
     }
 }
 
-/// Large texts, made to be slow. The test is that it ends.
+/// Reads large texts that are made to be slow. The test is that it ends.
 #[test]
 fn no_large_file_takes_long() {
     let begin = "name: x\nport: 80\nexecutable_path: x\n";

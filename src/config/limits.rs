@@ -1,4 +1,4 @@
-//! The keys that limit what an instance may use, with the values that systemd.resource-control(5) and systemd.exec(5)
+//! The limits of an instance, with the values that systemd.resource-control(5) and systemd.exec(5)
 //! give them.
 
 use std::fmt;
@@ -7,73 +7,76 @@ use serde::{Deserialize, Serialize};
 
 use super::fields::{At, Report, shorten};
 use super::raw::Node;
-use super::service::Reader;
+use super::reader::Reader;
 use super::value;
 
-/// All of a percentage.
+/// One hundred percent, in hundredths of a percent.
 const WHOLE: u32 = 10_000;
 
-/// No program runs in less; who writes less has forgotten the unit.
+/// The least memory, in bytes, that is taken as meant: whoever writes less has forgotten the unit.
 const LEAST_MEMORY: u64 = 1 << 20;
 
-/// Standard input, output and error, and what a program needs to be loaded.
+/// The fewest descriptors a program runs with: standard input, output and error, and those it needs
+/// to be loaded.
 const LEAST_DESCRIPTORS: u64 = 16;
 
-/// What an instance may use. `None`: what systemd and smoothserve's own process have.
+/// What an instance may use. A limit that is `None` is that of systemd and of smoothserve's own
+/// process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Of all its processes together.
+    /// The limits of all processes of the instance together.
     pub scope: ScopeLimits,
-    /// Of each of its processes.
+    /// The limits of each of its processes.
     pub process: ProcessLimits,
 }
 
 /// What the processes in the scope of an instance may use together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScopeLimits {
-    /// In bytes; above it the kernel kills.
+    /// Memory in bytes, above which the kernel kills processes.
     pub memory_max: Option<Amount>,
-    /// In bytes; above it the kernel takes memory back and slows them down.
+    /// Memory in bytes, above which the kernel takes memory back and slows the processes down.
     pub memory_high: Option<Amount>,
-    /// In hundredths of a percent of one CPU.
+    /// CPU time, in hundredths of a percent of one CPU.
     pub cpu_quota: Option<u32>,
-    /// Threads, each process being one at least.
+    /// The number of threads; each process is one at least.
     pub tasks_max: Option<Amount>,
 }
 
-/// How much of something that the machine has.
+/// How much of a resource of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Amount {
-    /// So much.
+    /// This much.
     Absolute(u64),
-    /// In hundredths of a percent of what there is.
+    /// A share of what the machine has, in hundredths of a percent.
     Share(u32),
-    /// As much as there is.
+    /// As much as the machine has.
     Infinity,
 }
 
-/// What each process of an instance begins with.
+/// The limits that each process of an instance begins with.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessLimits {
-    /// How many descriptors it may have open.
+    /// The number of open descriptors.
     pub nofile: Option<Nofile>,
-    /// Its priority, -20 to 19, the lowest number first.
+    /// The priority, -20 to 19; the lowest number runs first.
     pub nice: Option<i32>,
-    /// Who is killed first if the machine has no memory left, -1000 to 1000, the highest number first.
+    /// How likely the kernel kills the process when the machine is out of memory, -1000 to 1000; the
+    /// highest number is killed first.
     pub oom_score_adjust: Option<i32>,
 }
 
-/// A limit of descriptors. `None`: as many as can be had.
+/// A limit of open descriptors. `None`: as many as the kernel allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nofile {
-    /// In force, until the process raises it itself.
+    /// The soft limit, which is in force until the process raises it itself.
     pub soft: Option<u64>,
-    /// The most that it may raise it to.
+    /// The hard limit, up to which a process may raise the soft one.
     pub hard: Option<u64>,
 }
 
 impl ScopeLimits {
-    /// The keys that are given.
+    /// Lists the keys that are given.
     pub fn keys(&self) -> Vec<&'static str> {
         let all = [
             ("memory_max", self.memory_max.is_some()),
@@ -98,15 +101,15 @@ impl fmt::Display for Nofile {
     }
 }
 
-impl Reader<'_> {
-    /// All of them.
-    pub(super) fn limits(&mut self) -> Limits {
-        let memory_max = self.get("memory_max", memory);
-        let memory_high = self.get_at("memory_high", memory);
+impl Limits {
+    /// Reads the keys of a service's file that limit what an instance may use.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Limits {
+        let memory_max = reader.get("memory_max", memory);
+        let memory_high = reader.get_at("memory_high", memory);
         if let (Some(max), Some(At { at, value: high })) = (memory_max, &memory_high)
             && max.is_less_than(*high)
         {
-            self.report.at(
+            reader.report.at(
                 *at,
                 "`memory_high` is above `memory_max` and would never be reached; give less, or leave it out",
             );
@@ -115,16 +118,16 @@ impl Reader<'_> {
             scope: ScopeLimits {
                 memory_max,
                 memory_high: memory_high.map(|high| high.value),
-                cpu_quota: self.get("cpu_quota", cpu_quota),
-                tasks_max: self.get("tasks_max", tasks),
+                cpu_quota: reader.get("cpu_quota", cpu_quota),
+                tasks_max: reader.get("tasks_max", tasks),
             },
             process: ProcessLimits {
-                nofile: self.get("limit_nofile", nofile),
-                nice: self.get("nice", |node, key, report| {
+                nofile: reader.get("limit_nofile", nofile),
+                nice: reader.get("nice", |node, key, report| {
                     let text = value::text(node, key, report)?;
                     value::number(node.at, &text, key, -20..=19, report)
                 }),
-                oom_score_adjust: self.get("oom_score_adjust", |node, key, report| {
+                oom_score_adjust: reader.get("oom_score_adjust", |node, key, report| {
                     let text = value::text(node, key, report)?;
                     value::number(node.at, &text, key, -1000..=1000, report)
                 }),
@@ -134,7 +137,8 @@ impl Reader<'_> {
 }
 
 impl Amount {
-    /// `None`: it is nothing of this kind. What stands for no percentage is for `absolute` to say.
+    /// Parses `infinity`, a percentage, or else what `absolute` understands. `None`: it is none of
+    /// these.
     fn parse(text: &str, absolute: fn(&str) -> Option<u64>) -> Option<Amount> {
         if text == "infinity" {
             return Some(Amount::Infinity);
@@ -145,7 +149,7 @@ impl Amount {
         }
     }
 
-    /// As far as this can be told without knowing the machine.
+    /// Returns true if this amount is less than `other`, as far as can be told without the machine.
     fn is_less_than(self, other: Amount) -> bool {
         match (self, other) {
             (Amount::Absolute(one), Amount::Absolute(other)) => one < other,
@@ -155,7 +159,7 @@ impl Amount {
     }
 }
 
-/// `512M`, `1.5G`, `25%` or `infinity`.
+/// Reads an amount of memory: `512M`, `1.5G`, `25%` or `infinity`.
 fn memory(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Amount> {
     let text = value::text(node, key, report)?;
     let wrong = match Amount::parse(&text, parse_size) {
@@ -171,7 +175,7 @@ fn memory(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Amount> {
     None
 }
 
-/// `100`, `25%` or `infinity`.
+/// Reads a number of tasks: `100`, `25%` or `infinity`.
 fn tasks(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Amount> {
     let text = value::text(node, key, report)?;
     let wrong = match Amount::parse(&text, |text| text.parse().ok()) {
@@ -187,7 +191,7 @@ fn tasks(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Amount> {
     None
 }
 
-/// `150%`.
+/// Reads a share of one CPU, `150%`, in hundredths of a percent.
 fn cpu_quota(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u32> {
     let text = value::text(node, key, report)?;
     match parse_percent(&text) {
@@ -203,7 +207,7 @@ fn cpu_quota(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u32> {
     }
 }
 
-/// `4096`, `1024:4096` or `infinity`.
+/// Reads a limit of descriptors: `4096`, `1024:4096` or `infinity`.
 fn nofile(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Nofile> {
     let text = value::text(node, key, report)?;
     let wrong = match parse_nofile(&text) {
@@ -240,12 +244,12 @@ fn parse_nofile(text: &str) -> Option<Nofile> {
     })
 }
 
-/// A share of the machine, and not more than there is.
+/// Returns true for a share of the machine that is more than nothing and not more than all.
 fn is_part(share: u32) -> bool {
     (1..=WHOLE).contains(&share)
 }
 
-/// Percent, with two decimals at most, in hundredths.
+/// Parses a percentage with two decimals at most, in hundredths of a percent.
 fn parse_percent(text: &str) -> Option<u32> {
     let number = text.strip_suffix('%')?.trim_end();
     let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
@@ -257,7 +261,7 @@ fn parse_percent(text: &str) -> Option<u32> {
     whole.checked_mul(100)?.checked_add(hundredths)
 }
 
-/// Bytes, or what a letter behind the number makes of them, each 1024 times the one before it.
+/// Parses a number of bytes. A letter behind the number (K, M, G, T) multiplies it by a power of 1024.
 pub(super) fn parse_size(text: &str) -> Option<u64> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: u64 = match &text[number.len()..] {

@@ -1,4 +1,4 @@
-//! From a folder to a [`Config`] and the report of all that is wrong.
+//! The whole configuration: from a folder to a [`Config`] and the report of all its faults.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -6,25 +6,43 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::conflict::between;
 use super::fault::{Fault, Faults};
 use super::global::{self, Global};
-use super::service::{self, Draft};
+use super::machine::{self, Against};
+use super::raw;
+use super::service::{self, Draft, ServiceConfig};
 use super::source::Source;
-use super::{Config, conflict, machine, raw};
 
-/// More files than one server has services.
+/// Where the configuration is if nothing else is said.
+pub const CONFIG_DIR: &str = "/etc/smoothserve";
+
+/// The most services of one server; more files than that are a mistake.
 const MAX_FILES: usize = 1000;
 
-/// What the files are compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Against {
-    /// The files, users and addresses of this machine.
-    Machine,
-    /// Only each other.
-    Nothing,
+/// A whole, valid configuration: `smoothserve.yaml` and all services.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// The user of services whose executable belongs to root and that name no user.
+    pub default_user: String,
+    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are trusted.
+    pub trusted_proxies: Vec<IpNet>,
+    /// True: `Forwarded`, too, tells instances who has sent a request.
+    #[serde(default)]
+    pub forwarded: bool,
+    /// The most client connections of each listener at a time. `None`: as many as there can be.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    /// The services by name.
+    pub services: BTreeMap<String, Arc<ServiceConfig>>,
+    /// Remarks that are no faults, such as keys without any use; the manager logs them once.
+    pub notes: Vec<String>,
 }
 
-/// Reads the whole configuration in a folder, or says all that is wrong with it.
+/// Reads the whole configuration in a folder, or reports all its faults.
 pub fn load(dir: &Path) -> Result<Config, Faults> {
     match load_partial(dir) {
         (config, faults) if faults.is_empty() => Ok(config),
@@ -32,15 +50,16 @@ pub fn load(dir: &Path) -> Result<Config, Faults> {
     }
 }
 
-/// Reads what is good in a folder, and says all that is wrong. A service that only lacks something on the machine, such
-/// as its executable, is among the good: that may still appear. Of two services that are in each other's way, the one
-/// whose file comes first by name is kept.
+/// Reads the good services of a folder, and reports all faults. A service that only lacks something on
+/// the machine, such as its executable, is among the good: it may still appear. Of two services that
+/// collide, the one whose file comes first by name is kept.
 pub fn load_partial(dir: &Path) -> (Config, Faults) {
     load_against(Against::Machine, dir)
 }
 
-/// As [`load_partial`], but looks at nothing beside the files of the configuration themselves: early at boot there are
-/// no addresses, perhaps no executables, and nobody to ask for users.
+/// Reads a folder as [`load_partial`] does, but looks at nothing beside the configuration files
+/// themselves: early at boot there are no addresses, perhaps no executables, and nobody to ask for
+/// users.
 pub fn load_files(dir: &Path) -> (Config, Faults) {
     load_against(Against::Nothing, dir)
 }
@@ -69,7 +88,7 @@ fn load_against(against: Against, dir: &Path) -> (Config, Faults) {
     (config(global, good, notes), Faults::new(faults))
 }
 
-/// Says in words that a folder's configuration is good and what it holds, for `smoothserve check`.
+/// Describes what a folder's configuration holds, or reports its faults, for `smoothserve check`.
 pub fn check(dir: &Path) -> Result<String, Faults> {
     let config = load(dir)?;
     let services = config.services.len();
@@ -125,12 +144,12 @@ fn whole(path: &Path, message: String) -> Fault {
     }
 }
 
-/// The files `*.yaml` and `*.yml` by name. Hidden ones are what editors leave behind.
+/// Lists the files `*.yaml` and `*.yml` by name, without hidden ones, which editors leave behind.
 fn service_files(global: &Global, notes: &mut Vec<String>) -> Result<Vec<PathBuf>, Fault> {
     let folder = &global.services_dir;
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        // What is wrong with a folder that `smoothserve.yaml` names was reported there.
+        // A fault of a folder that `smoothserve.yaml` names was reported there.
         Err(_) if global.services_dir_named => return Ok(Vec::new()),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             notes.push(format!(
@@ -197,7 +216,7 @@ fn read_service(
         Against::Nothing => Vec::new(),
     };
     if against == Against::Machine {
-        for (key, message) in super::tls::remarks(&draft.service) {
+        for (key, message) in machine::remarks(&draft.service) {
             let at = draft.mark(key);
             notes.push(format!("{}:{}: {message}", file.display(), at.line));
         }
@@ -213,9 +232,9 @@ fn read_service(
     Ok(draft)
 }
 
-/// Keeps the drafts without a fault that are not in the way of one that was kept before them. A draft with a fault of
-/// its own takes nothing away from others, but what it collides with is reported all the same. One that lost to
-/// another is not held against the ones behind it.
+/// Keeps the drafts without a fault that do not collide with one that was kept before them. A draft
+/// with a fault of its own takes nothing from others, but what it collides with is reported all the
+/// same. A draft that lost to another one is not compared with those behind it.
 fn select(drafts: Vec<Draft>, faults: &mut Vec<Fault>) -> Vec<Draft> {
     let mut good: Vec<bool> = Vec::new();
     let mut standing: Vec<&Draft> = Vec::new();
@@ -223,7 +242,7 @@ fn select(drafts: Vec<Draft>, faults: &mut Vec<Fault>) -> Vec<Draft> {
     for draft in &drafts {
         let mut lost = false;
         for (before, before_good) in standing.iter().zip(&standing_good) {
-            for conflict in conflict::between(&before.service, &draft.service) {
+            for conflict in between(&before.service, &draft.service) {
                 let at = draft.mark(conflict.key);
                 faults.push(draft.source.fault(at, conflict.message));
                 lost |= before_good;

@@ -1,18 +1,31 @@
-//! Whether this machine has what a service names: files, folders, users, addresses.
+//! The machine: whether it has what a service names, such as files, users, addresses and a valid
+//! certificate.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
-use super::ServiceConfig;
+use super::certificate::Certificate;
+use super::fields::shorten;
+use super::service::ServiceConfig;
 
-/// What is missing: the key that names it, and what to say.
-pub(super) type Missing = (&'static str, String);
+/// What the files of a configuration are compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Against {
+    /// The files, users and addresses of this machine.
+    Machine,
+    /// Only each other.
+    Nothing,
+}
 
-/// Compares a service with the machine.
-pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<Missing> {
+/// Something about the machine to tell: the key that names it, and what to say about it.
+pub(super) type Remark = (&'static str, String);
+
+/// Lists what the machine lacks for a service.
+pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<Remark> {
     let process = &service.process;
     let mut missing = Vec::new();
     let mut check = |key, result: Result<(), String>| {
@@ -37,7 +50,7 @@ pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<Missin
     if let Some(group) = &process.group {
         check("group", known(Database::Group, group));
     }
-    if let Some((key, message)) = super::tls::missing(service) {
+    if let Some((key, message)) = certificate(service) {
         check(key, Err(message));
     }
     check("server_ip", local("server_ip", process.address));
@@ -77,7 +90,7 @@ fn executable(path: &Path) -> Result<(), String> {
     }
 }
 
-/// A program of that name where a shell would look for it, which smoothserve does not.
+/// Finds a program of that name where a shell would look for it, which smoothserve does not.
 fn in_path(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?;
     let folders = std::env::var_os("PATH")?;
@@ -112,7 +125,7 @@ fn environment_file(path: &Path, optional: bool) -> Result<(), String> {
     }
 }
 
-/// Without `user`, a service runs as the owner of its executable, but never as root.
+/// Checks the user of a service without `user`: the owner of its executable, but never root.
 fn owner(path: &Path, default_user: &str) -> Result<(), String> {
     let by_root = rustix::process::geteuid().is_root();
     let of_root = path.metadata().is_ok_and(|metadata| metadata.uid() == 0);
@@ -125,7 +138,7 @@ fn owner(path: &Path, default_user: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Binding is the kernel's own answer to whether an address is this machine's.
+/// Checks that an address is one of this machine, by binding to it.
 fn local(key: &str, address: IpAddr) -> Result<(), String> {
     match TcpListener::bind((address, 0)) {
         Ok(_) => Ok(()),
@@ -143,7 +156,7 @@ fn local(key: &str, address: IpAddr) -> Result<(), String> {
     }
 }
 
-/// A database of accounts.
+/// A database of accounts that names are looked up in.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Database {
     /// Users.
@@ -177,9 +190,41 @@ pub(super) fn known(database: Database, name: &str) -> Result<(), String> {
     if listed || is_word && asked() {
         Ok(())
     } else {
-        let shown = super::fields::shorten(name);
+        let shown = shorten(name);
         Err(format!("this machine has no {kind} `{shown}`"))
     }
+}
+
+/// Says what is wrong with the certificate of a service, and which key names it.
+fn certificate(service: &ServiceConfig) -> Option<Remark> {
+    let tls = service.tls.as_ref()?;
+    match Certificate::read(tls) {
+        Ok(certificate) => {
+            let invalid = certificate.invalidity(SystemTime::now())?;
+            let message = format!("the certificate {} {invalid}", tls.certificate.display());
+            Some(("tls.certificate", message))
+        }
+        Err(fault) if fault.of_key => Some(("tls.key", fault.message)),
+        Err(fault) => Some(("tls.certificate", fault.message)),
+    }
+}
+
+/// Lists what a person should look after before it is a fault: a certificate that expires soon or is
+/// not for all hosts. Each comes with the key that names it.
+pub(super) fn remarks(service: &ServiceConfig) -> Vec<Remark> {
+    let certificate = service
+        .tls
+        .as_ref()
+        .map(|tls| (tls, Certificate::read(tls)));
+    let Some((tls, Ok(certificate))) = certificate else {
+        return Vec::new();
+    };
+    let remarks = certificate.remarks(&service.sites, SystemTime::now());
+    let path = tls.certificate.display();
+    let words = remarks
+        .into_iter()
+        .map(|remark| format!("the certificate {path} {remark}"));
+    words.map(|words| ("tls.certificate", words)).collect()
 }
 
 #[cfg(test)]

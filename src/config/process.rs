@@ -1,15 +1,88 @@
-//! The keys that make a [`ProcessConfig`]: what runs, as whom, and how it is spoken to.
+//! The process of an instance: what runs, as whom, and how the proxy speaks to it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::fields::{At, Report, nearest, shorten};
+use super::limits::Limits;
 use super::raw::Node;
-use super::service::Reader;
-use super::{Bind, ProcessConfig, Ready, value};
-use crate::ipc::Protocol;
+use super::reader::Reader;
+use super::source::join;
+use super::value;
+
+/// All that makes an instance of a service what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessConfig {
+    /// The absolute path of the program. Symlinks are resolved at each start.
+    pub executable: PathBuf,
+    /// The arguments, with `{port}`, `{instance}`, `{name}` and `{socket}` still to be filled in.
+    pub args: Vec<String>,
+    /// Environment variables with literal values.
+    pub environment: BTreeMap<String, String>,
+    /// A file with lines of `KEY=value`, read at each start.
+    pub environment_file: Option<PathBuf>,
+    /// True: the environment file may be missing.
+    pub environment_file_optional: bool,
+    /// Where an instance starts. `None`: in the folder of the executable.
+    pub working_directory: Option<PathBuf>,
+    /// The user to run as. `None`: the owner of the executable, if smoothserve runs as root.
+    pub user: Option<String>,
+    /// The group to run as. `None`: the main group of the user.
+    pub group: Option<String>,
+    /// The IP address that instances listen on, `server_ip`.
+    pub address: IpAddr,
+    /// Instance `n` prefers this port plus `n` − 1. `None`: smoothserve picks free ports.
+    pub start_instance_port: Option<u16>,
+    /// How an instance gets its listening socket.
+    pub bind: Bind,
+    /// The protocol that the proxy speaks to instances.
+    #[serde(default)]
+    pub protocol: UpstreamProtocol,
+    /// How an instance shows that it is ready.
+    pub ready: Ready,
+    /// The number of the signal that asks an instance to stop.
+    pub stop_signal: i32,
+    /// What an instance may use.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// How an instance gets its listening socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bind {
+    /// The instance listens on the port that it is told.
+    Port,
+    /// The instance listens on the path of a unix socket that it is told.
+    Unix,
+    /// The instance gets a listening socket as descriptor 3, by `LISTEN_FDS`.
+    Inherit,
+}
+
+/// How an instance shows that it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ready {
+    /// The instance accepts a connection.
+    Tcp,
+    /// `GET` of this path is answered with a status of 200 to 399.
+    Http(String),
+    /// The instance sends `READY=1` to `NOTIFY_SOCKET`.
+    Notify,
+}
+
+/// The protocol that the proxy speaks to the instances of a service, `upstream_protocol`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 from the first byte, without TLS.
+    H2c,
+}
 
 /// Signals by the names that people know, with and without `SIG`.
 const SIGNALS: &[(&str, Signal)] = &[
@@ -26,158 +99,160 @@ const SIGNALS: &[(&str, Signal)] = &[
     ("SIGKILL", Signal::KILL),
 ];
 
-impl Reader<'_> {
-    /// All of it; the executable is read before, since other keys begin at its folder.
-    pub(super) fn process(&mut self, executable: PathBuf) -> ProcessConfig {
-        let bind = self.bind();
-        let environment_file = self.get_at("environment_file", value::text);
+impl ProcessConfig {
+    /// Reads the keys of a service's file that describe its process. The executable is read before,
+    /// since paths of other keys begin at its folder.
+    pub(super) fn read(reader: &mut Reader<'_>, executable: PathBuf) -> ProcessConfig {
+        let bind = bind(reader);
+        let environment_file = reader.get_at("environment_file", value::text);
         let environment_file_optional = environment_file
             .as_ref()
             .is_some_and(|path| path.value.starts_with('-'));
         ProcessConfig {
             executable,
-            args: self.args(bind),
-            environment: self
+            args: args(reader, bind),
+            environment: reader
                 .get("environment", value::environment)
                 .unwrap_or_default(),
             environment_file: environment_file.map(|path| {
                 let path = path.value.strip_prefix('-').unwrap_or(&path.value);
-                super::join(&self.folder, path)
+                join(&reader.folder, path)
             }),
             environment_file_optional,
-            working_directory: self.path("working_directory"),
-            user: self.get("user", value::text),
-            group: self.get("group", value::text),
-            address: self.server_ip(),
-            start_instance_port: self.get("start_instance_port", value::port),
+            working_directory: reader.path("working_directory"),
+            user: reader.get("user", value::text),
+            group: reader.get("group", value::text),
+            address: server_ip(reader),
+            start_instance_port: reader.get("start_instance_port", value::port),
             bind,
-            protocol: self.protocol(),
-            ready: self.ready(),
-            stop_signal: self.stop_signal(),
-            limits: self.limits(),
-        }
-    }
-
-    fn server_ip(&mut self) -> IpAddr {
-        let default = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let Some(At { at, value }) = self.get_at("server_ip", value::address) else {
-            return default;
-        };
-        let address = value.to_canonical();
-        let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
-        if address.is_unspecified() || address.is_multicast() || broadcast {
-            self.report.at(
-                at,
-                format!(
-                    "`server_ip` is {address}; give the one address that the instances listen on"
-                ),
-            );
-        }
-        address
-    }
-
-    fn bind(&mut self) -> Bind {
-        let choices = |node: &Node, key: &str, report: &mut Report<'_>| {
-            let choices = [
-                ("port", Bind::Port),
-                ("unix", Bind::Unix),
-                ("inherit", Bind::Inherit),
-            ];
-            value::choice(node, key, report, &choices)
-        };
-        self.get("bind", choices).unwrap_or(Bind::Port)
-    }
-
-    fn protocol(&mut self) -> Protocol {
-        let choices = |node: &Node, key: &str, report: &mut Report<'_>| {
-            let choices = [("http1", Protocol::Http1), ("h2c", Protocol::H2c)];
-            value::choice(node, key, report, &choices)
-        };
-        self.get("upstream_protocol", choices).unwrap_or_default()
-    }
-
-    fn args(&mut self, bind: Bind) -> Vec<String> {
-        let Some(args) = self.get("args", value::arguments) else {
-            // A service that is told its socket by the environment needs no argument.
-            return match bind {
-                Bind::Port => vec!["-port={port}".to_owned()],
-                Bind::Unix | Bind::Inherit => Vec::new(),
-            };
-        };
-        for arg in &args {
-            for word in placeholders(&arg.value) {
-                if let Err(why) = check_placeholder(word, bind) {
-                    self.report.at_part(arg.at, &format!("{{{word}}}"), why);
-                }
-            }
-        }
-        args.into_iter().map(|arg| arg.value).collect()
-    }
-
-    fn ready(&mut self) -> Ready {
-        let Some(At { at, value: text }) = self.get_at("ready", value::text) else {
-            return Ready::Tcp;
-        };
-        if let Some(path) = text
-            .strip_prefix("http:")
-            .or_else(|| text.strip_prefix("http"))
-        {
-            let visible = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-            if path.is_empty() {
-                return Ready::Http("/".to_owned());
-            } else if path.starts_with('/') && !path.starts_with("//") && visible {
-                return Ready::Http(path.to_owned());
-            }
-        }
-        match text.as_str() {
-            "tcp" => return Ready::Tcp,
-            "notify" => return Ready::Notify,
-            _ if text.starts_with("http") => self.report.at(
-                at,
-                format!(
-                    "`ready` is `{}`; give a path, as in `http:/health`",
-                    shorten(&text)
-                ),
-            ),
-            _ => {
-                let words = ["tcp", "http:/path", "notify"];
-                let message = value::not_a_choice("ready", &text, &words);
-                self.report.at(at, message);
-            }
-        }
-        Ready::Tcp
-    }
-
-    fn stop_signal(&mut self) -> i32 {
-        let default = Signal::TERM.as_raw();
-        let Some(At { at, value: text }) = self.get_at("stop_signal", value::text) else {
-            return default;
-        };
-        let upper = text.to_ascii_uppercase();
-        let named = |(name, _): &&(&str, Signal)| *name == upper || name[3..] == upper;
-        if let Some((_, signal)) = SIGNALS.iter().find(named) {
-            return signal.as_raw();
-        }
-        match text.parse::<i32>() {
-            // SIGSTOP would leave the instance where it is; those above 31 are for programs that talk to themselves.
-            Ok(number) if (1..=31).contains(&number) && number != Signal::STOP.as_raw() => number,
-            _ => {
-                let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
-                let message = match nearest(&text, &names) {
-                    Some(_) => value::not_a_choice("stop_signal", &text, &names),
-                    None => format!(
-                        "`stop_signal` is `{}`; give a name such as SIGTERM, SIGINT, SIGQUIT, or its number",
-                        shorten(&text)
-                    ),
-                };
-                self.report.at(at, message);
-                default
-            }
+            protocol: protocol(reader),
+            ready: ready(reader),
+            stop_signal: stop_signal(reader),
+            limits: Limits::read(reader),
         }
     }
 }
 
-/// The words in braces, `{port}`. Other braces, as in JSON, are text.
+fn server_ip(reader: &mut Reader<'_>) -> IpAddr {
+    let default = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let Some(At { at, value }) = reader.get_at("server_ip", value::address) else {
+        return default;
+    };
+    let address = value.to_canonical();
+    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    if address.is_unspecified() || address.is_multicast() || broadcast {
+        reader.report.at(
+            at,
+            format!("`server_ip` is {address}; give the one address that the instances listen on"),
+        );
+    }
+    address
+}
+
+fn bind(reader: &mut Reader<'_>) -> Bind {
+    let choices = |node: &Node, key: &str, report: &mut Report<'_>| {
+        let choices = [
+            ("port", Bind::Port),
+            ("unix", Bind::Unix),
+            ("inherit", Bind::Inherit),
+        ];
+        value::choice(node, key, report, &choices)
+    };
+    reader.get("bind", choices).unwrap_or(Bind::Port)
+}
+
+fn protocol(reader: &mut Reader<'_>) -> UpstreamProtocol {
+    let choices = |node: &Node, key: &str, report: &mut Report<'_>| {
+        let choices = [
+            ("http1", UpstreamProtocol::Http1),
+            ("h2c", UpstreamProtocol::H2c),
+        ];
+        value::choice(node, key, report, &choices)
+    };
+    reader.get("upstream_protocol", choices).unwrap_or_default()
+}
+
+fn args(reader: &mut Reader<'_>, bind: Bind) -> Vec<String> {
+    let Some(args) = reader.get("args", value::arguments) else {
+        // A service that is told its socket by the environment needs no argument.
+        return match bind {
+            Bind::Port => vec!["-port={port}".to_owned()],
+            Bind::Unix | Bind::Inherit => Vec::new(),
+        };
+    };
+    for arg in &args {
+        for word in placeholders(&arg.value) {
+            if let Err(why) = check_placeholder(word, bind) {
+                reader.report.at_part(arg.at, &format!("{{{word}}}"), why);
+            }
+        }
+    }
+    args.into_iter().map(|arg| arg.value).collect()
+}
+
+fn ready(reader: &mut Reader<'_>) -> Ready {
+    let Some(At { at, value: text }) = reader.get_at("ready", value::text) else {
+        return Ready::Tcp;
+    };
+    if let Some(path) = text
+        .strip_prefix("http:")
+        .or_else(|| text.strip_prefix("http"))
+    {
+        let visible = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        if path.is_empty() {
+            return Ready::Http("/".to_owned());
+        } else if path.starts_with('/') && !path.starts_with("//") && visible {
+            return Ready::Http(path.to_owned());
+        }
+    }
+    match text.as_str() {
+        "tcp" => return Ready::Tcp,
+        "notify" => return Ready::Notify,
+        _ if text.starts_with("http") => reader.report.at(
+            at,
+            format!(
+                "`ready` is `{}`; give a path, as in `http:/health`",
+                shorten(&text)
+            ),
+        ),
+        _ => {
+            let words = ["tcp", "http:/path", "notify"];
+            let message = value::not_a_choice("ready", &text, &words);
+            reader.report.at(at, message);
+        }
+    }
+    Ready::Tcp
+}
+
+fn stop_signal(reader: &mut Reader<'_>) -> i32 {
+    let default = Signal::TERM.as_raw();
+    let Some(At { at, value: text }) = reader.get_at("stop_signal", value::text) else {
+        return default;
+    };
+    let upper = text.to_ascii_uppercase();
+    let named = |(name, _): &&(&str, Signal)| *name == upper || name[3..] == upper;
+    if let Some((_, signal)) = SIGNALS.iter().find(named) {
+        return signal.as_raw();
+    }
+    match text.parse::<i32>() {
+        // SIGSTOP would leave the instance where it is; those above 31 are for programs that talk to themselves.
+        Ok(number) if (1..=31).contains(&number) && number != Signal::STOP.as_raw() => number,
+        _ => {
+            let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();
+            let message = match nearest(&text, &names) {
+                Some(_) => value::not_a_choice("stop_signal", &text, &names),
+                None => format!(
+                    "`stop_signal` is `{}`; give a name such as SIGTERM, SIGINT, SIGQUIT, or its number",
+                    shorten(&text)
+                ),
+            };
+            reader.report.at(at, message);
+            default
+        }
+    }
+}
+
+/// Finds the words in braces, such as `{port}`. Other braces, as in JSON, are text.
 fn placeholders(arg: &str) -> impl Iterator<Item = &str> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     arg.split('{')

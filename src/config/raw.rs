@@ -1,47 +1,50 @@
-//! YAML as a tree of nodes that know where they stand.
+//! YAML as a tree of nodes that know their positions.
 //!
-//! The parser's events are used, since a tree that forgets positions could report only the first fault of a file.
-//! Scalars stay text; the key that they belong to says what they have to be, so `port: "80"` and `name: 1` are fine.
+//! The tree is made from the parser's events, since a tree that forgets positions could report only the
+//! first fault of a file. Scalars stay text; the key that they belong to says what they have to be, so
+//! `port: "80"` and `name: 1` are fine.
 //!
-//! The tree is bounded: by the size of the file, in depth, and in the number of nodes. Aliases are refused rather than
-//! expanded.
+//! The tree is bounded: by the size of the file, in depth, and in the number of nodes. Aliases are
+//! refused rather than expanded.
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 
 use super::fault::{Fault, Position};
 use super::source::Source;
 
-/// Deep enough for every key, and for the `log:` of old files.
+/// The deepest nesting: enough for every key, and for the `log:` of old files.
 const MAX_DEPTH: usize = 16;
 
-/// More than any configuration has.
+/// The most nodes of one file, more than any configuration has.
 const MAX_NODES: usize = 100_000;
 
-/// A value and where it begins.
+/// A value of YAML and where it begins.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
+    /// Where the value begins.
     pub(super) at: Position,
+    /// The value.
     pub(super) value: Value,
 }
 
-/// What a node is.
+/// The value of a node.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     /// A word, a number, a string.
     Scalar {
-        /// Without quotes and escapes.
+        /// The text without quotes and escapes.
         text: String,
-        /// Written without quotes.
+        /// True if it is written without quotes.
         plain: bool,
     },
-    /// `[a, b]` or lines with a dash.
+    /// A list: `[a, b]`, or lines with a dash.
     List(Vec<Node>),
-    /// `key: value`, in the order of the file, keys repeated if they are there.
+    /// A mapping, `key: value`, in the order of the file. A key may occur more than once.
     Map(Vec<(Node, Node)>),
 }
 
 impl Node {
-    /// True for a value that was left out, `null` or `~`.
+    /// Returns true for a value that was left out, `null` or `~`.
     pub(super) fn is_null(&self) -> bool {
         match &self.value {
             Value::Scalar { text, plain: true } => {
@@ -51,7 +54,7 @@ impl Node {
         }
     }
 
-    /// What it is, for messages.
+    /// Names the kind of the value, for messages.
     pub(super) fn kind(&self) -> &'static str {
         match &self.value {
             _ if self.is_null() => "empty",
@@ -62,7 +65,7 @@ impl Node {
     }
 }
 
-/// Reads the one document of a file. `None`: the file has none, or one without anything in it.
+/// Reads the one document of a file. `None`: the file has no document, or an empty one.
 pub(super) fn parse(source: &Source) -> Result<Option<Node>, Fault> {
     let mut builder = Builder::default();
     let mut documents = 0;
@@ -97,7 +100,7 @@ fn position(marker: Marker) -> Position {
     }
 }
 
-/// The parser's words, with the advice that its most frequent cause deserves.
+/// Words a fault of the syntax, with advice about its most frequent causes.
 fn syntax_message(
     source: &Source,
     at: Position,
@@ -121,7 +124,7 @@ fn syntax_message(
     }
 }
 
-/// Puts events together. A stack instead of recursion, so that depth costs no stack.
+/// Builds the tree from events, with a stack of its own, so that depth costs no call stack.
 #[derive(Default)]
 struct Builder {
     open: Vec<Open>,
@@ -129,7 +132,7 @@ struct Builder {
     root: Option<Node>,
 }
 
-/// A list or mapping whose end was not seen.
+/// A list or mapping whose end the parser has not reached.
 enum Open {
     List(Position, Vec<Node>),
     Map(Position, Vec<(Node, Node)>, Option<Node>),
@@ -177,7 +180,7 @@ impl Builder {
         }
     }
 
-    /// The innermost bracket that is not closed.
+    /// Finds the innermost bracket that is not closed.
     fn open_bracket(&self, source: &Source) -> Option<(char, Position)> {
         let (Open::List(at, _) | Open::Map(at, ..)) = self.open.last()?;
         let bracket = source.line(at.line)?.chars().nth(at.column - 1)?;
@@ -192,7 +195,7 @@ impl Builder {
         Ok(())
     }
 
-    /// A node is whole: it belongs to whatever is open around it.
+    /// Adds a complete node to the list or mapping that is open around it.
     fn close(&mut self, node: Node) -> Result<(), String> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {

@@ -1,12 +1,57 @@
-//! `server_name`: hosts and paths.
+//! `server_name`: the hosts and paths that a service serves.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::Site;
-use crate::ipc::Host;
+use serde::{Deserialize, Serialize};
+
+use super::fields::At;
+use super::reader::Reader;
+use super::value;
+
+/// A host and a path prefix: the requests that a service gets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Site {
+    /// The host.
+    pub host: HostPattern,
+    /// The path prefix: `/`, or a path without a slash at its end.
+    pub path: String,
+}
+
+/// A pattern of hosts, in lower case, without a port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum HostPattern {
+    /// One host, `a.example`.
+    Exact(String),
+    /// All hosts with at least one label before this one: `*.example`, here without the `*.`.
+    Subdomain(String),
+    /// Any host, `_`.
+    Any,
+}
 
 impl Site {
-    /// Reads `host`, `*.host`, `_`, each with or without a `/path`. The error says what is wrong and what to do.
+    /// Reads `server_name`, sorted and without repetitions. Without that key a service serves all
+    /// hosts and paths.
+    pub(super) fn read_all(reader: &mut Reader<'_>) -> Vec<Site> {
+        let Some(words) = reader.get("server_name", value::words) else {
+            return vec![Site {
+                host: HostPattern::Any,
+                path: "/".to_owned(),
+            }];
+        };
+        let mut sites = Vec::new();
+        for At { at, value: text } in words {
+            match Site::parse(&text) {
+                Ok(site) => sites.push(site),
+                Err(why) => reader.report.at(at, format!("`server_name`: {why}")),
+            }
+        }
+        sites.sort();
+        sites.dedup();
+        sites
+    }
+
+    /// Parses `host`, `*.host` or `_`, each with or without a `/path`. The error says what is wrong
+    /// and what to do.
     pub fn parse(text: &str) -> Result<Site, String> {
         if let Some((scheme, rest)) = text.split_once("://") {
             return Err(format!(
@@ -27,9 +72,9 @@ impl Site {
 impl std::fmt::Display for Site {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.host {
-            Host::Exact(host) => f.write_str(host)?,
-            Host::Subdomain(host) => write!(f, "*.{host}")?,
-            Host::Any => f.write_str("_")?,
+            HostPattern::Exact(host) => f.write_str(host)?,
+            HostPattern::Subdomain(host) => write!(f, "*.{host}")?,
+            HostPattern::Any => f.write_str("_")?,
         }
         if self.path != "/" {
             f.write_str(&self.path)?;
@@ -38,9 +83,9 @@ impl std::fmt::Display for Site {
     }
 }
 
-fn parse_host(text: &str) -> Result<Host, String> {
+fn parse_host(text: &str) -> Result<HostPattern, String> {
     match text {
-        "_" => return Ok(Host::Any),
+        "_" => return Ok(HostPattern::Any),
         "*" => return Err("`*` is no host; write `_` for any host".to_owned()),
         "" => return Err("the host is missing; write `_` for any host".to_owned()),
         _ => {}
@@ -69,13 +114,14 @@ fn parse_host(text: &str) -> Result<Host, String> {
         Some(rest) if rest.parse::<Ipv4Addr>().is_ok() => {
             Err(format!("`{text}` is no host: an address has no subdomains"))
         }
-        Some(rest) => check_name(text, rest).map(|()| Host::Subdomain(rest.to_owned())),
-        None => check_name(text, host).map(|()| Host::Exact(host.to_owned())),
+        Some(rest) => check_name(text, rest).map(|()| HostPattern::Subdomain(rest.to_owned())),
+        None => check_name(text, host).map(|()| HostPattern::Exact(host.to_owned())),
     }
 }
 
-/// `[::1]`, kept with its brackets as it stands in a `Host` field, in its canonical form.
-fn parse_ipv6(text: &str) -> Result<Host, String> {
+/// Parses `[::1]`. It is kept with its brackets, as it stands in a `Host` header, and in its
+/// canonical form.
+fn parse_ipv6(text: &str) -> Result<HostPattern, String> {
     let (inner, rest) = text[1..].split_once(']').unwrap_or((&text[1..], ""));
     if rest.starts_with(':') {
         return Err(format!(
@@ -84,13 +130,13 @@ fn parse_ipv6(text: &str) -> Result<Host, String> {
     }
     match inner.parse::<Ipv6Addr>() {
         Ok(address) if rest.is_empty() && text.ends_with(']') => {
-            Ok(Host::Exact(format!("[{address}]")))
+            Ok(HostPattern::Exact(format!("[{address}]")))
         }
         _ => Err(format!("`{text}` is no IPv6 address such as `[::1]`")),
     }
 }
 
-/// RFC 1123, with the underscore that real names have.
+/// Checks the name of a host by RFC 1123, with the underscore that real names have.
 fn check_name(whole: &str, name: &str) -> Result<(), String> {
     let good = |label: &str| {
         (1..=63).contains(&label.len())
@@ -113,6 +159,7 @@ fn check_name(whole: &str, name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks a path prefix and takes the slash off its end. The error says what is wrong and what to do.
 pub(super) fn parse_path(text: &str) -> Result<String, String> {
     if text.contains('*') {
         return Err(format!(
@@ -152,25 +199,25 @@ mod tests {
     #[test]
     fn reads_hosts_and_paths() {
         for (text, host, path) in [
-            ("a.example", Host::Exact("a.example".into()), "/"),
-            ("A.Example.", Host::Exact("a.example".into()), "/"),
+            ("a.example", HostPattern::Exact("a.example".into()), "/"),
+            ("A.Example.", HostPattern::Exact("a.example".into()), "/"),
             (
                 "local.zyaps.com/center",
-                Host::Exact("local.zyaps.com".into()),
+                HostPattern::Exact("local.zyaps.com".into()),
                 "/center",
             ),
             (
                 "a.example/API/v1/",
-                Host::Exact("a.example".into()),
+                HostPattern::Exact("a.example".into()),
                 "/API/v1",
             ),
-            ("*.example", Host::Subdomain("example".into()), "/"),
-            ("_", Host::Any, "/"),
-            ("_/api", Host::Any, "/api"),
-            ("localhost/", Host::Exact("localhost".into()), "/"),
-            ("127.0.0.1", Host::Exact("127.0.0.1".into()), "/"),
-            ("[::0:1]", Host::Exact("[::1]".into()), "/"),
-            ("my_host", Host::Exact("my_host".into()), "/"),
+            ("*.example", HostPattern::Subdomain("example".into()), "/"),
+            ("_", HostPattern::Any, "/"),
+            ("_/api", HostPattern::Any, "/api"),
+            ("localhost/", HostPattern::Exact("localhost".into()), "/"),
+            ("127.0.0.1", HostPattern::Exact("127.0.0.1".into()), "/"),
+            ("[::0:1]", HostPattern::Exact("[::1]".into()), "/"),
+            ("my_host", HostPattern::Exact("my_host".into()), "/"),
         ] {
             let site = Site {
                 host,

@@ -1,4 +1,4 @@
-//! The text of one file: read with bounds, and able to show its lines.
+//! The text of one configuration file: read with bounds, and able to show its lines.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,20 +8,22 @@ use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Position};
 
-/// No file of the configuration is larger.
+/// The most bytes that a file of the configuration may have.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// A file's path and text.
+/// The path and the text of one file.
 #[derive(Debug)]
 pub(super) struct Source {
+    /// The path of the file.
     pub(super) path: PathBuf,
+    /// The whole text.
     pub(super) text: String,
-    /// Where each line begins and ends, without what ends it.
+    /// The bytes of each line, without its end.
     lines: Vec<Range<usize>>,
 }
 
 impl Source {
-    /// Reads a file. `Ok(None)`: there is none.
+    /// Reads a file. `Ok(None)`: the file does not exist.
     pub(super) fn read(path: &Path) -> Result<Option<Source>, Fault> {
         let whole = |message: String| Fault {
             file: path.to_owned(),
@@ -67,7 +69,7 @@ impl Source {
         Source::decode(path, bytes).map(Some)
     }
 
-    /// Checks that the bytes are text.
+    /// Checks that the bytes of a file are text.
     pub(super) fn decode(path: &Path, bytes: Vec<u8>) -> Result<Source, Fault> {
         let (text, valid) = match String::from_utf8(bytes) {
             Ok(text) => (text, true),
@@ -101,7 +103,7 @@ impl Source {
         Ok(source)
     }
 
-    /// A fault at a position of this file.
+    /// Makes a fault at a position of this file, with the line that stands there.
     pub(super) fn fault(&self, at: Position, message: String) -> Fault {
         let at = self.clamp(at);
         Fault {
@@ -112,13 +114,14 @@ impl Source {
         }
     }
 
-    /// The parser may see the end of the text in a line behind the last one.
+    /// Moves a position behind the last line, where the parser may see the end of the text, to the end
+    /// of that line.
     fn clamp(&self, at: Position) -> Position {
         let end = self.position(self.text.len());
         if at.line > end.line { end } else { at }
     }
 
-    /// A fault of this file as a whole.
+    /// Makes a fault of this file as a whole.
     pub(super) fn whole(&self, message: String) -> Fault {
         Fault {
             file: self.path.clone(),
@@ -128,13 +131,13 @@ impl Source {
         }
     }
 
-    /// A line by its number, from 1 on.
+    /// Returns the line of a number, counted from 1.
     pub(super) fn line(&self, number: usize) -> Option<&str> {
         let range = self.lines.get(number.checked_sub(1)?)?;
         Some(&self.text[range.clone()])
     }
 
-    /// The position of a byte.
+    /// Returns the position of a byte.
     fn position(&self, offset: usize) -> Position {
         let line = self.lines.partition_point(|line| line.start <= offset);
         let start = self.lines[line - 1].start;
@@ -142,7 +145,8 @@ impl Source {
         Position { line, column }
     }
 
-    /// Where a part of a value stands that begins at `from`, if it stands there as it is; otherwise `from`.
+    /// Finds where `part` stands in the value that begins at `from`. If the value is not written in one
+    /// piece there, that is `from` itself.
     pub(super) fn find(&self, from: Position, part: &str) -> Position {
         let found = self.line(from.line).and_then(|line| {
             let skipped = line.char_indices().nth(from.column - 1)?.0;
@@ -156,8 +160,8 @@ impl Source {
     }
 }
 
-/// Lines as YAML counts them: ended by `\n`, `\r\n` or `\r`. The text behind the last end is a line too, so there is
-/// at least one.
+/// Finds the lines as YAML counts them: ended by `\n`, `\r\n` or `\r`. The text behind the last end is
+/// a line too, so there is at least one.
 fn lines(text: &str) -> Vec<Range<usize>> {
     let mut lines = Vec::new();
     let mut start = 0;
@@ -173,6 +177,12 @@ fn lines(text: &str) -> Vec<Range<usize>> {
     }
     lines.push(start..text.len());
     lines
+}
+
+/// Completes a path that a file gives, which begins at that file's folder. `..` stays, since a symlink
+/// may stand before it.
+pub(super) fn join(folder: &Path, path: &str) -> PathBuf {
+    folder.join(path).components().collect()
 }
 
 #[cfg(test)]

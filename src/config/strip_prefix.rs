@@ -1,26 +1,39 @@
-//! `strip_prefix`: what of a path is not for the instance to know.
+//! `strip_prefix`: the part of a request's path that instances do not get.
 
 use serde::{Deserialize, Serialize};
 
 use super::fields::{At, Report, shorten};
 use super::raw::Node;
-use super::service::Reader;
-use super::{Site, site, value};
+use super::reader::Reader;
+use super::site::{Site, parse_path};
+use super::value;
 
-/// What is taken away from the beginning of paths.
+/// The prefix that is taken off the paths of requests before an instance gets them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StripPrefix {
-    /// Nothing.
+    /// None: instances get the whole path.
     #[default]
     Nothing,
-    /// The path of the site that the request is for.
+    /// The path of the site that the request is for, as in `server_name`.
     Path,
-    /// This, from the requests for sites whose path begins with it.
+    /// This prefix, for the sites whose path begins with it.
     Prefix(String),
 }
 
 impl StripPrefix {
-    /// How many bytes of the path of this site are taken away.
+    /// Reads `strip_prefix`, and reports one that fits none of the service's sites.
+    pub(super) fn read(reader: &mut Reader<'_>, sites: &[Site]) -> StripPrefix {
+        let Some(At { at, value: strip }) = reader.get_at("strip_prefix", strip_prefix) else {
+            return StripPrefix::Nothing;
+        };
+        if strip != StripPrefix::Nothing && sites.iter().all(|site| strip.count(site) == 0) {
+            let message = "`strip_prefix`: no `server_name` has such a path; give it one, as `example.org/api`";
+            reader.report.at(at, message);
+        }
+        strip
+    }
+
+    /// Returns how many bytes of the path of this site are taken off.
     pub fn count(&self, site: &Site) -> usize {
         match self {
             StripPrefix::Nothing => 0,
@@ -36,24 +49,11 @@ impl StripPrefix {
     }
 }
 
-impl Reader<'_> {
-    pub(super) fn strip_prefix(&mut self, sites: &[Site]) -> StripPrefix {
-        let Some(At { at, value: strip }) = self.get_at("strip_prefix", strip_prefix) else {
-            return StripPrefix::Nothing;
-        };
-        if strip != StripPrefix::Nothing && sites.iter().all(|site| strip.count(site) == 0) {
-            let message = "`strip_prefix`: no `server_name` has such a path; give it one, as `example.org/api`";
-            self.report.at(at, message);
-        }
-        strip
-    }
-}
-
-/// `true`, `false` or `/prefix`.
+/// Reads `true`, `false` or `/prefix`.
 fn strip_prefix(node: &Node, key: &str, report: &mut Report<'_>) -> Option<StripPrefix> {
     let text = value::text(node, key, report)?;
     let why = if text.starts_with('/') {
-        match site::parse_path(&text) {
+        match parse_path(&text) {
             Ok(prefix) => return Some(StripPrefix::Prefix(prefix)),
             Err(why) => why,
         }

@@ -1,16 +1,73 @@
 //! `tls`: the certificate of a service, and the ports that it is for.
 
-use std::time::SystemTime;
+use std::path::PathBuf;
 
-use super::fault::Position;
+use serde::{Deserialize, Serialize};
+
 use super::fields::{At, Fields, Report};
 use super::raw::{Node, Value};
-use super::service::Reader;
-use super::{HTTPS, ServiceConfig, TlsConfig, join, value};
-use crate::certificate::{self, Certificate};
+use super::reader::Reader;
+use super::source::join;
+use super::value;
 
 /// Every key below `tls`.
 pub const TLS_KEYS: &[&str] = &["certificate", "key", "port"];
+
+/// The port of https.
+const HTTPS: u16 = 443;
+
+/// A certificate with its key, and the ports where clients are served with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsConfig {
+    /// A file in PEM: the service's own certificate, then those of the authorities between it and
+    /// the root.
+    pub certificate: PathBuf,
+    /// The file of the private key, in PEM.
+    pub key: PathBuf,
+    /// The ports of the service that have TLS.
+    pub ports: Vec<u16>,
+}
+
+impl TlsConfig {
+    /// Reads the section `tls` of a service's file. `plain` are the ports without TLS.
+    pub(super) fn read(reader: &mut Reader<'_>, plain: &[u16]) -> Option<TlsConfig> {
+        let Section {
+            certificate,
+            key,
+            ports,
+        } = reader.get("tls", section)?;
+        let certificate = certificate?;
+        reader.mark("tls.certificate", certificate.at);
+        let key_at = key.as_ref().map_or(certificate.at, |key| key.at);
+        reader.mark("tls.key", key_at);
+        let (certificate, key) = files(
+            join(&reader.folder, &certificate.value),
+            key.map(|key| join(&reader.folder, &key.value)),
+        );
+        let mut tls = TlsConfig {
+            certificate,
+            key,
+            ports: Vec::new(),
+        };
+        for At { at, value: port } in ports {
+            if plain.contains(&port) {
+                let message = format!("port {port} is one of `port`, too; it has TLS or has not");
+                reader.report.at(at, message);
+            }
+            tls.ports.push(port);
+        }
+        tls.ports.sort_unstable();
+        tls.ports.dedup();
+        Some(tls)
+    }
+
+    /// Returns the port that clients are redirected to: 443, which addresses need not name, or else
+    /// the first.
+    pub fn main_port(&self) -> Option<u16> {
+        let usual = self.ports.iter().find(|port| **port == HTTPS);
+        usual.or(self.ports.first()).copied()
+    }
+}
 
 /// What stands below `tls`.
 struct Section {
@@ -48,66 +105,14 @@ fn section(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Section> {
     })
 }
 
-impl Reader<'_> {
-    /// `plain` are the ports without TLS.
-    pub(super) fn tls(&mut self, plain: &[u16]) -> Option<TlsConfig> {
-        let Section {
-            certificate,
-            key,
-            ports,
-        } = self.get("tls", section)?;
-        let certificate = certificate?;
-        self.mark("tls.certificate", certificate.at);
-        let key_at = key.as_ref().map_or(certificate.at, |key| key.at);
-        self.mark("tls.key", key_at);
-        let mut tls = certificate::paths(
-            join(&self.folder, &certificate.value),
-            key.map(|key| join(&self.folder, &key.value)),
-        );
-        for At { at, value: port } in ports {
-            if plain.contains(&port) {
-                let message = format!("port {port} is one of `port`, too; it has TLS or has not");
-                self.report.at(at, message);
-            }
-            tls.ports.push(port);
-        }
-        tls.ports.sort_unstable();
-        tls.ports.dedup();
-        Some(tls)
+/// Finds the files of certificate and key. Without a key, `certificate` is a folder that has both,
+/// under the names that the ACME clients use.
+fn files(certificate: PathBuf, key: Option<PathBuf>) -> (PathBuf, PathBuf) {
+    match key {
+        Some(key) => (certificate, key),
+        None => (
+            certificate.join("fullchain.pem"),
+            certificate.join("privkey.pem"),
+        ),
     }
-
-    fn mark(&mut self, key: &'static str, at: Position) {
-        self.marks.insert(key, at);
-    }
-}
-
-/// What is wrong with the files, and the key that names them.
-pub(super) fn missing(service: &ServiceConfig) -> Option<(&'static str, String)> {
-    let tls = service.tls.as_ref()?;
-    match Certificate::read(tls) {
-        Ok(certificate) => {
-            let invalid = certificate.invalidity(SystemTime::now())?;
-            let message = format!("the certificate {} {invalid}", tls.certificate.display());
-            Some(("tls.certificate", message))
-        }
-        Err(fault) if fault.of_key => Some(("tls.key", fault.message)),
-        Err(fault) => Some(("tls.certificate", fault.message)),
-    }
-}
-
-/// What should be looked after before it is wrong, and the key that names it.
-pub(super) fn remarks(service: &ServiceConfig) -> Vec<(&'static str, String)> {
-    let certificate = service
-        .tls
-        .as_ref()
-        .map(|tls| (tls, Certificate::read(tls)));
-    let Some((tls, Ok(certificate))) = certificate else {
-        return Vec::new();
-    };
-    let remarks = certificate.remarks(&service.sites, SystemTime::now());
-    let path = tls.certificate.display();
-    let words = remarks
-        .into_iter()
-        .map(|remark| format!("the certificate {path} {remark}"));
-    words.map(|words| ("tls.certificate", words)).collect()
 }

@@ -1,4 +1,4 @@
-//! What the values of keys mean: text, numbers, durations, lists of them.
+//! Values of keys and what they mean: text, numbers, durations, addresses, and lists of them.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -13,18 +13,19 @@ use super::fault::Position;
 use super::fields::{At, Report, nearest, shorten};
 use super::raw::{Node, Value};
 
-/// No time in a configuration is longer.
+/// The longest time that a timeout or a delay may be.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The longest time of those that are counted in days.
 const MAX_LONG_DURATION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
-/// Longer values are no names, paths or arguments.
+/// The longest single value, in bytes: longer ones are no names, paths or arguments.
 const MAX_TEXT: usize = 32 * 1024;
 
-/// No list of hosts, ports or addresses is longer.
+/// The most elements of a list of hosts, ports or addresses.
 const MAX_WORDS: usize = 1000;
 
-/// A single value that is not empty.
+/// Reads a single value that is not empty.
 pub(super) fn text(node: &Node, key: &str, report: &mut Report<'_>) -> Option<String> {
     let text = anything(node, key, report)?;
     if text.is_empty() {
@@ -34,7 +35,7 @@ pub(super) fn text(node: &Node, key: &str, report: &mut Report<'_>) -> Option<St
     Some(text.to_owned())
 }
 
-/// A single value, which may be an empty string.
+/// Reads a single value, which may be an empty string.
 fn anything<'n>(node: &'n Node, key: &str, report: &mut Report<'_>) -> Option<&'n str> {
     let Value::Scalar { text, .. } = &node.value else {
         let kind = node.kind();
@@ -58,7 +59,7 @@ fn anything<'n>(node: &'n Node, key: &str, report: &mut Report<'_>) -> Option<&'
     Some(text)
 }
 
-/// `true` or `false`, and what older YAML takes for them.
+/// Reads `true` or `false`, or the other words that older YAML has for them.
 pub(super) fn boolean(node: &Node, key: &str, report: &mut Report<'_>) -> Option<bool> {
     let text = text(node, key, report)?;
     match text.to_ascii_lowercase().as_str() {
@@ -75,7 +76,7 @@ pub(super) fn boolean(node: &Node, key: &str, report: &mut Report<'_>) -> Option
     }
 }
 
-/// A list, where a single value is a list of one.
+/// Reads a list of strings. A single value is a list of one.
 pub(super) fn strings(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<At<String>>> {
     let Value::List(list) = &node.value else {
         return text(node, key, report).map(|value| vec![At { at: node.at, value }]);
@@ -87,7 +88,7 @@ pub(super) fn strings(node: &Node, key: &str, report: &mut Report<'_>) -> Option
     items.into_iter().collect()
 }
 
-/// `"a, b"` or a list, whose elements may again be `"a, b"`.
+/// Reads `"a, b"` or a list, whose elements may again be `"a, b"`.
 pub(super) fn words(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<At<String>>> {
     let mut words = Vec::new();
     for string in strings(node, key, report)? {
@@ -116,8 +117,8 @@ pub(super) fn words(node: &Node, key: &str, report: &mut Report<'_>) -> Option<V
     Some(words)
 }
 
-/// The arguments of a program. They are never split as a shell would, so a single string is taken only if there is
-/// nothing to split.
+/// Reads the arguments of a program. They are never split as a shell would, so a single string is
+/// taken only if there is nothing to split.
 pub(super) fn arguments(
     node: &Node,
     key: &str,
@@ -150,7 +151,7 @@ pub(super) fn arguments(
     }
 }
 
-/// A whole number in a range.
+/// Parses a whole number, and reports one outside the range.
 pub(super) fn number<N: FromStr + PartialOrd + Display>(
     at: Position,
     text: &str,
@@ -170,19 +171,19 @@ pub(super) fn number<N: FromStr + PartialOrd + Display>(
     }
 }
 
-/// The number of instances.
+/// Reads a number of instances.
 pub(super) fn count(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u16> {
     let text = text(node, key, report)?;
     number(node.at, &text, key, 1..=1000, report)
 }
 
-/// One port.
+/// Reads one port.
 pub(super) fn port(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u16> {
     let text = text(node, key, report)?;
     number(node.at, &text, key, 1..=u16::MAX, report)
 }
 
-/// A port, `"80, 8080"` or a list.
+/// Reads ports: one, `"80, 8080"` or a list.
 pub(super) fn ports(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<At<u16>>> {
     let ports: Vec<Option<At<u16>>> = words(node, key, report)?
         .into_iter()
@@ -194,7 +195,7 @@ pub(super) fn ports(node: &Node, key: &str, report: &mut Report<'_>) -> Option<V
     ports.into_iter().collect()
 }
 
-/// `30s`, `500ms`, `1m30s`, or plain seconds, `2.5`.
+/// Reads a duration: `30s`, `500ms`, `1m30s`, or plain seconds, `2.5`.
 pub(super) fn duration(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Duration> {
     let text = text(node, key, report)?;
     let Some(duration) = parse_duration(&text) else {
@@ -211,7 +212,7 @@ pub(super) fn duration(node: &Node, key: &str, report: &mut Report<'_>) -> Optio
     Some(duration)
 }
 
-/// A time of days rather than of seconds.
+/// Reads a duration of days rather than of seconds, `365d`.
 pub(super) fn long_duration(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Duration> {
     let text = text(node, key, report)?;
     let duration = parse_duration(&text).filter(|duration| *duration <= MAX_LONG_DURATION);
@@ -253,13 +254,13 @@ fn parse_duration(text: &str) -> Option<Duration> {
     Some(total)
 }
 
-/// Digits with at most one dot: no sign, no exponent, no `inf`.
+/// Parses digits with at most one dot: no sign, no exponent, no `inf`.
 fn parse_decimal(text: &str) -> Option<f64> {
     let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     if plain { text.parse().ok() } else { None }
 }
 
-/// One of some words.
+/// Reads one of several words and returns what it stands for.
 pub(super) fn choice<T: Copy>(
     node: &Node,
     key: &str,
@@ -275,7 +276,7 @@ pub(super) fn choice<T: Copy>(
     None
 }
 
-/// What to say about a word that is none of some.
+/// Words the fault of a value that is none of the possible words.
 pub(super) fn not_a_choice(key: &str, text: &str, words: &[&str]) -> String {
     let shown = shorten(text);
     match nearest(text, words) {
@@ -284,13 +285,13 @@ pub(super) fn not_a_choice(key: &str, text: &str, words: &[&str]) -> String {
     }
 }
 
-/// One IP address.
+/// Reads one IP address.
 pub(super) fn address(node: &Node, key: &str, report: &mut Report<'_>) -> Option<IpAddr> {
     let text = text(node, key, report)?;
     parse_address(node.at, &text, key, report)
 }
 
-/// An IP address, `"a, b"` or a list.
+/// Reads IP addresses: one, `"a, b"` or a list.
 pub(super) fn addresses(
     node: &Node,
     key: &str,
@@ -320,7 +321,7 @@ fn parse_address(at: Position, text: &str, key: &str, report: &mut Report<'_>) -
     }
 }
 
-/// IP addresses and networks, `10.0.0.0/8`.
+/// Reads IP addresses and networks, such as `10.0.0.0/8`.
 pub(super) fn networks(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<IpNet>> {
     // An empty list says something here: trust nobody.
     if matches!(&node.value, Value::List(list) if list.is_empty()) {
@@ -346,7 +347,7 @@ pub(super) fn networks(node: &Node, key: &str, report: &mut Report<'_>) -> Optio
     networks.into_iter().collect()
 }
 
-/// A mapping, or a list of `KEY=value`.
+/// Reads environment variables: a mapping, or a list of `KEY=value`.
 pub(super) fn environment(
     node: &Node,
     key: &str,
@@ -404,7 +405,7 @@ pub(super) fn environment(
     good.then_some(environment)
 }
 
-/// Whether a service may have this variable.
+/// Checks that a service may set this environment variable.
 fn check_variable(name: &str) -> Result<(), String> {
     let shown = shorten(name);
     let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');

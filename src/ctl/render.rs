@@ -1,14 +1,14 @@
-//! What a person gets to read. Pure.
+//! The text that a person reads: services, instances, jobs. Pure.
 
 use std::time::{Duration, SystemTime};
 
-use crate::certificate;
+use crate::config::EXPIRES_SOON;
 use crate::manager::status::{
     InstanceState, InstanceStatus, JobKind, JobState, JobStatus, ServiceState, ServiceStatus,
     Snapshot,
 };
 
-/// All services, a line each, and below them what went wrong.
+/// Renders all services, a line each, and below them what went wrong.
 pub(super) fn overview(snapshot: &Snapshot) -> String {
     let mut rows = vec![
         [
@@ -63,7 +63,7 @@ pub(super) fn overview(snapshot: &Snapshot) -> String {
     text
 }
 
-/// Some services with all that is known of them.
+/// Renders some services with all that is known of them.
 pub(super) fn services(snapshot: &Snapshot, names: &[String]) -> String {
     let shown = names
         .iter()
@@ -139,17 +139,17 @@ fn row(name: &str, instance: &InstanceStatus) -> [String; 9] {
     ]
 }
 
-/// What there is to say about a certificate that should have been renewed by now.
+/// Words the warning about a certificate that should have been renewed by now.
 fn certificate(service: &ServiceStatus) -> Option<String> {
     let expires = service.certificate_expires?.0;
     match expires.duration_since(SystemTime::now()) {
-        Ok(left) if left > certificate::SOON => None,
+        Ok(left) if left > EXPIRES_SOON => None,
         Ok(left) => Some(format!("the certificate expires in {}", span(left))),
         Err(_) => Some(format!("the certificate expired {} ago", age(expires))),
     }
 }
 
-/// What a running job is doing: `restart shop 1/3: shop/2 starting`.
+/// Says what a running job is doing: `restart shop 1/3: shop/2 starting`.
 pub(super) fn step(job: &JobStatus) -> String {
     let mut text = title(job);
     if job.total > 0 {
@@ -161,7 +161,7 @@ pub(super) fn step(job: &JobStatus) -> String {
     text
 }
 
-/// How a job has ended.
+/// Says how a job has ended.
 pub(super) fn ended(job: &JobStatus) -> String {
     let title = title(job);
     match (job.state, &job.error) {
@@ -188,7 +188,7 @@ fn title(job: &JobStatus) -> String {
     }
 }
 
-/// No more of a line than fits.
+/// Cuts the first line of a text to the width of a terminal.
 pub(super) fn cut(text: &str, width: usize) -> String {
     let line = text.lines().next().unwrap_or_default();
     if line.chars().count() < width {
@@ -200,7 +200,7 @@ pub(super) fn cut(text: &str, width: usize) -> String {
         .collect()
 }
 
-/// A service in a few words.
+/// Describes a service in a few words.
 pub(super) fn in_short(service: &ServiceStatus) -> String {
     let state = service_state(service.state);
     let (ready, wanted) = (service.ready(), service.wanted);
@@ -229,7 +229,7 @@ fn instance_state(state: InstanceState) -> &'static str {
     }
 }
 
-/// `5s`, `12min`, `3h`, `9d`
+/// Formats the time since a moment: `5s`, `12min`, `3h`, `9d`.
 fn age(since: SystemTime) -> String {
     span(
         SystemTime::now()
@@ -247,7 +247,7 @@ fn span(time: Duration) -> String {
     }
 }
 
-/// Columns as wide as they must be.
+/// Lays rows out in columns that are as wide as they must be.
 fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| {
         rows.iter()

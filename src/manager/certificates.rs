@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::certificate::{Certificate, CertificateFault};
-use crate::config::{ServiceConfig, TlsConfig};
-use crate::ipc::{CertificateId, WireCertificate};
+use crate::config::{Certificate, CertificateFault, ServiceConfig, TlsConfig};
+use crate::ipc::{CertificateId, Secret, WireCertificate};
 
 /// By the paths of the certificate and the key.
 #[derive(Debug, Clone, Default)]
@@ -49,10 +48,16 @@ impl Certificates {
         self.known.get(&place(service.tls.as_ref()?))
     }
 
-    /// What a worker gets.
-    pub fn message(&self, id: CertificateId) -> Option<&WireCertificate> {
-        let mut messages = self.known.values().map(|known| &known.message);
-        messages.find(|message| message.id == id)
+    /// Returns the certificate of this id in the form that a worker gets.
+    pub fn message(&self, id: CertificateId) -> Option<WireCertificate> {
+        let mut known = self.known.values();
+        let certificate = known.find(|certificate| certificate.digest == id.0)?;
+        Some(WireCertificate {
+            id,
+            names: certificate.hosts.clone(),
+            chain: certificate.chain.iter().map(|part| part.to_vec()).collect(),
+            key: Secret(certificate.key.secret_der().to_vec()),
+        })
     }
 
     /// Takes another's in, those of the same places in the stead of what is known.

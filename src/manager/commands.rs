@@ -375,7 +375,7 @@ impl Manager {
             return;
         };
         let before = self.certificates.get(&spec);
-        if before.is_some_and(|before| before.message.id == certificate.message.id) {
+        if before.is_some_and(|before| before.digest == certificate.digest) {
             return;
         }
         if let Some(invalid) = certificate.invalidity(SystemTime::now()) {

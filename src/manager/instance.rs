@@ -26,7 +26,7 @@ use super::process::{self, Launcher, Process};
 use super::rollout::{self, Failure, InstanceId, State};
 use super::status::{InstanceState, InstanceStatus};
 use super::unix_socket;
-use crate::config::{Bind, Ready};
+use crate::config::{Bind, Ready, UpstreamProtocol};
 use crate::ipc::{Address, EndpointCounts, Probe, Protocol};
 use crate::launch::Order;
 use crate::systemd::units::Units;
@@ -327,7 +327,10 @@ impl Instance {
 
     /// What it speaks.
     pub fn protocol(&self) -> Protocol {
-        self.deployment.process.protocol
+        match self.deployment.process.protocol {
+            UpstreamProtocol::Http1 => Protocol::Http1,
+            UpstreamProtocol::H2c => Protocol::H2c,
+        }
     }
 
     /// How the worker asks it; nothing while only the instance itself says when it is ready.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::certificates::Certificates;
 use super::listeners::Listeners;
 use super::service::Service;
-use crate::config::{Listen, ServiceConfig};
-use crate::ipc::{CertificateId, Host, ListenerId, Route, WireListener, WireService};
+use crate::config::{HandlingConfig, HostPattern, Listen, ServiceConfig};
+use crate::ipc::{CertificateId, Handling, Host, ListenerId, Route, WireListener, WireService};
 
 /// A service's part of the table. One whose port could not be opened has no route on that port.
 pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
@@ -15,7 +15,7 @@ pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
     let routes = open.flat_map(|(_, listener)| {
         spec.sites.iter().map(move |site| Route {
             listener,
-            host: site.host.clone(),
+            host: host(&site.host),
             path: site.path.clone(),
             strip: spec.strip_prefix.count(site),
         })
@@ -23,7 +23,7 @@ pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
     WireService {
         name: spec.name.clone(),
         running: service.is_wanted(),
-        handling: spec.handling,
+        handling: handling(spec.handling),
         routes: routes.collect(),
         endpoints: service.endpoints(),
     }
@@ -71,13 +71,40 @@ fn open_ports<'a>(
         .filter_map(|listen| Some((*listen, listeners.get(listen)?.id)))
 }
 
+/// Compiles what a service's file says is done with its requests.
+fn handling(config: HandlingConfig) -> Handling {
+    let HandlingConfig {
+        max_request_body,
+        response_timeout,
+        queue_timeout,
+        redirect_https,
+        hsts,
+    } = config;
+    Handling {
+        max_request_body,
+        response_timeout,
+        queue_timeout,
+        redirect_https,
+        hsts,
+    }
+}
+
+/// Compiles the host of a site.
+fn host(pattern: &HostPattern) -> Host {
+    match pattern {
+        HostPattern::Exact(host) => Host::Exact(host.clone()),
+        HostPattern::Subdomain(parent) => Host::Subdomain(parent.clone()),
+        HostPattern::Any => Host::Any,
+    }
+}
+
 /// The first is the default: that of the service for any host, or else of the first service.
 fn add(ids: &mut Vec<CertificateId>, spec: &ServiceConfig, certificates: &Certificates) {
     let Some(certificate) = certificates.get(spec) else {
         return;
     };
-    let id = certificate.message.id;
-    let is_default = spec.sites.iter().any(|site| site.host == Host::Any);
+    let id = CertificateId(certificate.digest);
+    let is_default = spec.sites.iter().any(|site| site.host == HostPattern::Any);
     let before = ids.iter().position(|known| *known == id);
     match (is_default, before) {
         (true, Some(index)) => ids[..=index].rotate_right(1),

@@ -206,7 +206,7 @@ impl Worker {
         let named: BTreeSet<CertificateId> = table.certificates().collect();
         for id in named.difference(&self.certificates) {
             if let Some(certificate) = certificates.message(*id) {
-                self.send(ToWorker::Certificate(certificate.clone()), None);
+                self.send(ToWorker::Certificate(certificate), None);
             }
         }
         self.certificates = named;

@@ -1,11 +1,13 @@
-//! A certificate and its key, as they lie on disk: read, and compared with each other and with the time.
+//! A certificate and its key, as they are on disk: read, and compared with each other and with the
+//! time.
 //!
-//! Only the manager does this. A worker gets what is good.
+//! Only the manager reads them, when it plans a reload, and `smoothserve check` does. A worker gets
+//! what is good.
 
 use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::SupportedCipherSuite;
@@ -16,49 +18,63 @@ use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::config::{Site, TlsConfig};
-use crate::ipc::{CertificateId, Host, Secret, WireCertificate};
+use super::site::{HostPattern, Site};
+use super::tls::TlsConfig;
 
-/// Far more than a chain or a key takes.
+/// How long before its end a certificate is reported as one that should have been renewed.
+pub const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// The longest file of a certificate or a key that is read, far more than a chain takes.
 const LONGEST: u64 = 256 << 10;
 
-/// How long before its end a certificate should have been renewed.
-pub const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-
-/// What cannot be used.
+/// Why a certificate or its key cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct CertificateFault {
-    /// It lies with the key rather than with the certificate.
+    /// True if the fault lies with the key rather than with the certificate.
     pub of_key: bool,
-    /// What it is, and what to do about it.
+    /// What is wrong, and what to do about it.
     pub message: String,
 }
 
+impl CertificateFault {
+    fn of_certificate(message: String) -> CertificateFault {
+        CertificateFault {
+            of_key: false,
+            message,
+        }
+    }
+
+    fn of_key(message: String) -> CertificateFault {
+        CertificateFault {
+            of_key: true,
+            message,
+        }
+    }
+}
+
 /// A certificate that fits its key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Certificate {
-    /// What a worker gets.
-    pub message: WireCertificate,
+    /// The digest of the chain and the key: any other content has another digest.
+    pub digest: [u8; 32],
+    /// The hosts that the certificate is for, in lower case, also `*.example`.
+    pub hosts: Vec<String>,
+    /// The chain, the server's own certificate first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The private key. Its `Debug` does not show it.
+    pub key: PrivateKeyDer<'static>,
     addresses: Vec<IpAddr>,
     not_before: SystemTime,
     not_after: SystemTime,
 }
 
 impl Certificate {
-    /// Reads both files. Whether it is the time for it is not looked at: one that is over is better than none where there is
-    /// no other.
+    /// Reads both files. A certificate that has expired, or is not valid yet, is read as well: where
+    /// there is no other, it is better than none.
     pub fn read(tls: &TlsConfig) -> Result<Certificate, CertificateFault> {
-        let of_certificate = |message| CertificateFault {
-            of_key: false,
-            message,
-        };
-        let of_key = |message| CertificateFault {
-            of_key: true,
-            message,
-        };
-        let chain = read_chain(&tls.certificate).map_err(of_certificate)?;
-        let key = read_key(&tls.key).map_err(of_key)?;
+        let chain = read_chain(&tls.certificate).map_err(CertificateFault::of_certificate)?;
+        let key = read_key(&tls.key).map_err(CertificateFault::of_key)?;
         Certificate::new(tls, chain, key)
     }
 
@@ -67,62 +83,34 @@ impl Certificate {
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Certificate, CertificateFault> {
-        let fault = |of_key: bool, message: String| CertificateFault { of_key, message };
         let (certificate, key_path) = (tls.certificate.display(), tls.key.display());
-        let mut result = Certificate::describe(&chain[0]).map_err(|error| {
-            fault(
-                false,
-                format!("{certificate} holds no certificate: {error}"),
-            )
+        let leaf = Leaf::parse(&chain[0]).map_err(|error| {
+            CertificateFault::of_certificate(format!("{certificate} holds no certificate: {error}"))
         })?;
         let provider = aws_lc_rs::default_provider();
         match CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider) {
             Ok(_) => {}
             Err(rustls::Error::InconsistentKeys(_)) => {
                 let message = format!("the key {key_path} is not that of {certificate}");
-                return Err(fault(true, message));
+                return Err(CertificateFault::of_key(message));
             }
             Err(error) => {
                 let message = format!("the key {key_path} cannot be used: {error}");
-                return Err(fault(true, message));
+                return Err(CertificateFault::of_key(message));
             }
         }
-        result.message.id = digest(&provider, &chain, key.secret_der());
-        result.message.chain = chain.iter().map(|part| part.to_vec()).collect();
-        result.message.key = Secret(key.secret_der().to_vec());
-        Ok(result)
-    }
-
-    /// All but the bytes themselves.
-    fn describe(own: &CertificateDer<'_>) -> Result<Certificate, String> {
-        let (_, parsed) = X509Certificate::from_der(own).map_err(|error| error.to_string())?;
-        let names = parsed
-            .subject_alternative_name()
-            .map_err(|error| error.to_string())?;
-        let names = names.map_or(&[][..], |names| &names.value.general_names);
-        let hosts = names.iter().filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),
-            _ => None,
-        });
-        let addresses = names.iter().filter_map(|name| match name {
-            GeneralName::IPAddress(bytes) => to_address(bytes),
-            _ => None,
-        });
-        let validity = parsed.validity();
         Ok(Certificate {
-            message: WireCertificate {
-                id: CertificateId([0; 32]),
-                names: hosts.collect(),
-                chain: Vec::new(),
-                key: Secret(Vec::new()),
-            },
-            addresses: addresses.collect(),
-            not_before: to_time(validity.not_before.timestamp()),
-            not_after: to_time(validity.not_after.timestamp()),
+            digest: digest(&provider, &chain, key.secret_der()),
+            hosts: leaf.hosts,
+            chain,
+            key,
+            addresses: leaf.addresses,
+            not_before: leaf.not_before,
+            not_after: leaf.not_after,
         })
     }
 
-    /// Why it is not valid at this time, if so.
+    /// Says why the certificate is not valid at this time. `None`: it is valid.
     pub fn invalidity(&self, now: SystemTime) -> Option<String> {
         let date = httpdate::fmt_http_date;
         if now < self.not_before {
@@ -134,16 +122,17 @@ impl Certificate {
         }
     }
 
-    /// When it is valid no more.
+    /// Returns the end of the certificate's validity.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// Says so if it should have been renewed by now.
+    /// Says so if the certificate is not valid, or will soon expire and should have been renewed by
+    /// now.
     pub fn end_is_near(&self, now: SystemTime) -> Option<String> {
         match self.invalidity(now) {
             Some(invalid) => Some(invalid),
-            None if self.not_after < now + SOON => {
+            None if self.not_after < now + EXPIRES_SOON => {
                 let date = httpdate::fmt_http_date(self.not_after);
                 Some(format!("expires soon: {date}"))
             }
@@ -151,7 +140,8 @@ impl Certificate {
         }
     }
 
-    /// What should be looked after, though it can be used: it will expire soon, or is not for all hosts of a service.
+    /// Lists what a person should look after though the certificate can be used: that it will expire
+    /// soon, or is not for all hosts of a service.
     pub fn remarks(&self, sites: &[Site], now: SystemTime) -> Vec<String> {
         let mut remarks = Vec::from_iter(self.end_is_near(now));
         let mut uncovered: Vec<String> = sites
@@ -170,13 +160,14 @@ impl Certificate {
         remarks
     }
 
-    /// RFC 9525, section 6.3: a wildcard stands for one label.
-    fn covers(&self, host: &Host) -> bool {
-        let has = |name: &str| self.message.names.iter().any(|own| own == name);
+    /// Returns true if the certificate is for this host. A wildcard stands for one label, see RFC
+    /// 9525, section 6.3.
+    fn covers(&self, host: &HostPattern) -> bool {
+        let has = |name: &str| self.hosts.iter().any(|own| own == name);
         match host {
-            Host::Any => true,
-            Host::Subdomain(parent) => has(&format!("*.{parent}")),
-            Host::Exact(name) => match name.trim_matches(['[', ']']).parse::<IpAddr>() {
+            HostPattern::Any => true,
+            HostPattern::Subdomain(parent) => has(&format!("*.{parent}")),
+            HostPattern::Exact(name) => match name.trim_matches(['[', ']']).parse::<IpAddr>() {
                 Ok(address) => self.addresses.contains(&address),
                 Err(_) => {
                     let wildcard = name.split_once('.').map(|(_, rest)| format!("*.{rest}"));
@@ -187,14 +178,37 @@ impl Certificate {
     }
 }
 
-/// Where the two lie, of what the configuration gives: a folder has both under the names that the ACME clients use.
-pub fn paths(certificate: PathBuf, key: Option<PathBuf>) -> TlsConfig {
-    match key {
-        Some(key) => TlsConfig::new(certificate, key),
-        None => TlsConfig::new(
-            certificate.join("fullchain.pem"),
-            certificate.join("privkey.pem"),
-        ),
+/// What the server's own certificate, the first of a chain, says: for whom it is, and for how long.
+struct Leaf {
+    hosts: Vec<String>,
+    addresses: Vec<IpAddr>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+impl Leaf {
+    fn parse(certificate: &CertificateDer<'_>) -> Result<Leaf, String> {
+        let (_, parsed) =
+            X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+        let names = parsed
+            .subject_alternative_name()
+            .map_err(|error| error.to_string())?;
+        let names = names.map_or(&[][..], |names| &names.value.general_names);
+        let hosts = names.iter().filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),
+            _ => None,
+        });
+        let addresses = names.iter().filter_map(|name| match name {
+            GeneralName::IPAddress(bytes) => to_address(bytes),
+            _ => None,
+        });
+        let validity = parsed.validity();
+        Ok(Leaf {
+            hosts: hosts.collect(),
+            addresses: addresses.collect(),
+            not_before: to_time(validity.not_before.timestamp()),
+            not_after: to_time(validity.not_after.timestamp()),
+        })
     }
 }
 
@@ -247,8 +261,8 @@ fn not_pem(path: &Path, error: &pem::Error) -> String {
     format!("{} is not PEM: {why}", path.display())
 }
 
-/// Of everything that a client or the worker could see a difference in.
-fn digest(provider: &CryptoProvider, chain: &[CertificateDer<'_>], key: &[u8]) -> CertificateId {
+/// Computes the digest of everything that a client or a worker could see a difference in.
+fn digest(provider: &CryptoProvider, chain: &[CertificateDer<'_>], key: &[u8]) -> [u8; 32] {
     let mut suites = provider.cipher_suites.iter();
     let hash = suites.find_map(|suite| match suite {
         SupportedCipherSuite::Tls13(suite) => {
@@ -262,9 +276,9 @@ fn digest(provider: &CryptoProvider, chain: &[CertificateDer<'_>], key: &[u8]) -
         context.update(&(part.len() as u64).to_le_bytes());
         context.update(part);
     }
-    let mut id = [0; 32];
-    id.copy_from_slice(context.finish().as_ref());
-    CertificateId(id)
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
 }
 
 fn to_address(bytes: &[u8]) -> Option<IpAddr> {
@@ -273,7 +287,7 @@ fn to_address(bytes: &[u8]) -> Option<IpAddr> {
         .ok()
 }
 
-/// What lies before 1970 is as good as that.
+/// Converts seconds since 1970. A time before that is taken for 1970, which is as long over.
 fn to_time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
 }
