@@ -1,15 +1,17 @@
-//! The command lines of both programs. Help, manual pages and completions come from here.
+//! The command line of smoothserve, and what both programs share: the run directory, exit statuses and
+//! what clap's errors become. Help, manual pages and completions come from here; the command line of
+//! smoothctl is `ctl::Smoothctl`.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
-use clap_complete::ArgValueCompleter;
 
-use crate::ctl::complete;
+use crate::config::CONFIG_DIR;
 use crate::manager::dbus::Bus;
 
-/// Exit statuses, as sysexits.h and the shells have them.
+/// Exit statuses of both programs, as sysexits.h and the shells have them.
 pub mod exit {
     /// The command line is wrong.
     pub const USAGE: u8 = 64;
@@ -17,16 +19,25 @@ pub mod exit {
     pub const UNAVAILABLE: u8 = 69;
     /// Something failed in a way that nobody foresaw.
     pub const SOFTWARE: u8 = 70;
-    /// The caller may not do that.
+    /// The caller lacks the permission.
     pub const NO_PERMISSION: u8 = 77;
     /// The configuration has faults.
     pub const CONFIG: u8 = 78;
-    /// The waiting was ended by SIGINT, as a shell shows it.
+    /// SIGINT ended the waiting; a shell shows this status.
     pub const INTERRUPTED: u8 = 130;
 }
 
-/// Where the configuration is if nothing is said.
-pub const CONFIG_DIR: &str = "/etc/smoothserve";
+/// Ends a program for which clap has found nothing to run. Prints the help or the version that was
+/// asked for, which is a success, or else the fault of the command line.
+pub fn end(error: &clap::Error) -> ExitCode {
+    // Nothing is left to do about a terminal that is gone.
+    let _ = error.print();
+    if error.use_stderr() {
+        ExitCode::from(exit::USAGE)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
 
 /// Runs the web services of this server and is the proxy in front of them
 ///
@@ -40,7 +51,7 @@ pub struct Smoothserve {
     pub role: Role,
 }
 
-/// What the program does.
+/// The roles of smoothserve, each a process of its own.
 #[derive(Debug, Subcommand)]
 pub enum Role {
     /// Serve in the foreground; SIGTERM drains and ends, SIGHUP reloads
@@ -93,7 +104,7 @@ pub enum Role {
     },
 }
 
-/// The run directory, by which the two programs find each other.
+/// The option `--run-dir`: the directory by which the two programs find each other.
 #[derive(Debug, Args)]
 pub struct RunDir {
     /// The run directory [default: /run/smoothserve for root, $XDG_RUNTIME_DIR/smoothserve for others]
@@ -108,12 +119,12 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Nothing was said about it.
+    /// Returns true if neither the command line nor the environment names a run directory.
     pub fn is_default(&self) -> bool {
         self.path.is_none()
     }
 
-    /// What was said, or where it is for this user.
+    /// Returns the run directory that is named, or else the usual one of this user.
     pub fn path(&self) -> PathBuf {
         if let Some(path) = &self.path {
             return path.clone();
@@ -127,89 +138,4 @@ impl RunDir {
             None => PathBuf::from(format!("/tmp/smoothserve-{}", uid.as_raw())),
         }
     }
-}
-
-/// Controls smoothserve
-///
-/// Waits until what was asked for is done, shows every step, and exits 0 only if the wanted state was reached.
-#[derive(Debug, Parser)]
-#[command(name = "smoothctl", version, disable_help_subcommand = true)]
-pub struct Smoothctl {
-    /// Where smoothserve is
-    #[command(flatten)]
-    pub run_dir: RunDir,
-    /// Ask on this bus instead of the private socket in the run directory; `auto` is the private socket, and the system
-    /// bus for a user who runs no smoothserve
-    #[arg(long, value_enum, default_value = "auto", global = true)]
-    pub bus: Bus,
-    /// What to do; `status` if nothing is said
-    #[command(subcommand)]
-    pub verb: Option<Verb>,
-}
-
-/// What smoothctl can be told.
-#[derive(Debug, Subcommand)]
-pub enum Verb {
-    /// Show what runs, what is ready, what is in flight, and what went wrong last
-    Status {
-        /// Only these, with all their instances
-        #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::service))]
-        names: Vec<String>,
-        /// The same for programs
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print the names of all services
-    List,
-    /// Start services
-    Start(Names),
-    /// Drain services and stop their instances; requests to them get 503
-    Stop(Names),
-    /// Replace every instance of services, one by one, without losing a request
-    Restart(Names),
-    /// Apply all that changed on disk: configuration, executables, environment files
-    Reload {
-        /// Return at once instead of waiting
-        #[arg(long)]
-        no_block: bool,
-    },
-    /// Show what a service has written, and what smoothserve says about it
-    Logs(Logs),
-    /// Check a configuration and print all its faults
-    Check {
-        /// The folder of smoothserve.yaml and services/
-        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, default_value = CONFIG_DIR)]
-        config: PathBuf,
-    },
-}
-
-/// Which part of the journal.
-#[derive(Debug, Args)]
-pub struct Logs {
-    /// The service
-    #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::service))]
-    pub name: String,
-    /// Go on and show what comes
-    #[arg(short, long)]
-    pub follow: bool,
-    /// Only the newest lines, or `all` [default: 100 if nothing else is said]
-    #[arg(short = 'n', long, value_name = "LINES")]
-    pub lines: Option<String>,
-    /// Only what is newer, in the words of journalctl: `2026-01-31 12:00`, `today`, `-1h`
-    #[arg(short = 'S', long, value_name = "TIME", allow_hyphen_values = true)]
-    pub since: Option<String>,
-    /// More options of journalctl, like `-p err` or `-o json`
-    #[arg(last = true, value_name = "OPTIONS")]
-    pub options: Vec<String>,
-}
-
-/// Which services.
-#[derive(Debug, Args)]
-pub struct Names {
-    /// Services, or `all`
-    #[arg(value_name = "NAME", required = true, add = ArgValueCompleter::new(complete::service_or_all))]
-    pub names: Vec<String>,
-    /// Return at once instead of waiting
-    #[arg(long)]
-    pub no_block: bool,
 }

@@ -1,7 +1,12 @@
-//! `smoothctl`, and `smoothtool`, its name in older installations.
+//! smoothctl, and smoothtool, its name in older installations: asks the manager over D-Bus.
+//!
+//! `words` puts the words of a command line into the order that `grammar` has, `client` asks the manager,
+//! `render` and `wait` show what comes of it, and `logs` hands over to journalctl.
 
 mod client;
 pub mod complete;
+mod error;
+mod grammar;
 mod logs;
 mod render;
 mod wait;
@@ -11,75 +16,50 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Names, Smoothctl, Verb, exit};
+use crate::cli::{self, exit};
 use crate::config;
 use crate::manager::status::Snapshot;
-use client::Client;
+use client::ManagerClient;
+use error::CtlError;
+use grammar::{ServiceNames, Verb};
 
-/// Why a command failed: what to say and how to exit.
-#[derive(Debug)]
-struct Failed {
-    message: String,
-    status: u8,
-}
+pub use grammar::Smoothctl;
 
-impl Failed {
-    fn new(status: u8, message: impl Into<String>) -> Failed {
-        Failed {
-            message: message.into(),
-            status,
-        }
-    }
-}
-
-/// Runs the program with its arguments, its own name first.
+/// Runs smoothctl with its arguments, its own name first.
 pub fn main(arguments: Vec<String>) -> ExitCode {
     let arguments = match words::arrange(&arguments) {
         Ok(arguments) => arguments,
-        Err(usage) => return fail(&Failed::new(exit::USAGE, usage)),
+        Err(usage) => return CtlError::new(exit::USAGE, usage).report(),
     };
     let arguments = match Smoothctl::try_parse_from(arguments) {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Nothing is left to do about a terminal that is gone.
-            let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(exit::USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(error) => return cli::end(&error),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(arguments)),
-        Err(error) => Err(Failed::new(exit::SOFTWARE, error.to_string())),
+        Err(error) => Err(CtlError::new(exit::SOFTWARE, error.to_string())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failed) => fail(&failed),
+        Err(error) => error.report(),
     }
 }
 
-fn fail(failed: &Failed) -> ExitCode {
-    eprintln!("smoothctl: {}", failed.message.trim_end());
-    ExitCode::from(failed.status)
-}
-
-async fn run(arguments: Smoothctl) -> Result<(), Failed> {
+async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
     let verb = arguments.verb.unwrap_or(Verb::Status {
         names: Vec::new(),
         json: false,
     });
     if let Verb::Check { config } = verb {
         let summary = config::check(&config)
-            .map_err(|faults| Failed::new(exit::CONFIG, faults.to_string()))?;
+            .map_err(|faults| CtlError::new(exit::CONFIG, faults.to_string()))?;
         print!("{summary}");
         return Ok(());
     }
-    let client = Client::connect(&arguments.run_dir, arguments.bus).await?;
+    let client = ManagerClient::connect(&arguments.run_dir, arguments.bus).await?;
     match verb {
         Verb::Status { names, json } => {
             let (json_text, snapshot) = client.dump().await?;
@@ -104,7 +84,7 @@ async fn run(arguments: Smoothctl) -> Result<(), Failed> {
         }
         Verb::Start(names) => each(&client, "StartService", names).await,
         Verb::Stop(names) => each(&client, "StopService", names).await,
-        Verb::Restart(Names { names, no_block }) if names == ["all"] => {
+        Verb::Restart(ServiceNames { names, no_block }) if names == ["all"] => {
             let jobs = client.command_all("RestartAll").await?;
             wait::for_jobs(&client, jobs, no_block).await
         }
@@ -119,10 +99,10 @@ async fn run(arguments: Smoothctl) -> Result<(), Failed> {
 
 /// Gives the same command for several services and waits for all of them.
 async fn each(
-    client: &Client,
+    client: &ManagerClient,
     member: &str,
-    Names { names, no_block }: Names,
-) -> Result<(), Failed> {
+    ServiceNames { names, no_block }: ServiceNames,
+) -> Result<(), CtlError> {
     let (_, snapshot) = client.dump().await?;
     let names = match names.as_slice() {
         [all] if all == "all" => snapshot.services.keys().cloned().collect(),
@@ -135,8 +115,8 @@ async fn each(
     wait::for_jobs(client, jobs, no_block).await
 }
 
-/// Nothing is done if one of the names is wrong.
-fn known(names: Vec<String>, snapshot: &Snapshot) -> Result<Vec<String>, Failed> {
+/// Checks that there are services of all these names, before anything is done for one of them.
+fn known(names: Vec<String>, snapshot: &Snapshot) -> Result<Vec<String>, CtlError> {
     let unknown = names
         .iter()
         .find(|name| !snapshot.services.contains_key(*name));
@@ -152,7 +132,7 @@ fn known(names: Vec<String>, snapshot: &Snapshot) -> Result<Vec<String>, Failed>
     let hint = similar
         .map(|(_, name)| format!("; did you mean {name}?"))
         .unwrap_or_default();
-    Err(Failed::new(
+    Err(CtlError::new(
         1,
         format!("no service is named {unknown}{hint}"),
     ))

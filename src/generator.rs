@@ -18,11 +18,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::cli::CONFIG_DIR;
-use crate::config::{self, Config, Faults, Listen, ServiceConfig};
+use crate::config::{self, CONFIG_DIR, Config, Faults, Listen, ServiceConfig};
 
 /// The name under which systemd starts it.
-pub const NAME: &str = "smoothserve-generator";
+pub const GENERATOR_NAME: &str = "smoothserve-generator";
 
 /// The units start and stop with this one, and are used only while it is enabled.
 const PARENT: &str = "smoothserve.socket";
@@ -115,7 +114,7 @@ fn text(listen: Listen, services: &[&ServiceConfig]) -> String {
         .map(|service| service.name.as_str())
         .collect();
     let mut text = format!(
-        "# Made by {NAME} at boot and at each `systemctl daemon-reload`.\n\
+        "# Made by {GENERATOR_NAME} at boot and at each `systemctl daemon-reload`.\n\
          # For: {}\n\
          \n\
          [Unit]\n\
@@ -197,10 +196,10 @@ fn report(faults: &Faults) {
     for line in lines {
         // One write is one message there. 4 is a warning.
         let written = match &mut kernel {
-            Some(kernel) => {
-                kernel.write_all(format!("<4>{NAME}[{}]: {line}\n", std::process::id()).as_bytes())
-            }
-            None => writeln!(io::stderr(), "{NAME}: {line}"),
+            Some(kernel) => kernel.write_all(
+                format!("<4>{GENERATOR_NAME}[{}]: {line}\n", std::process::id()).as_bytes(),
+            ),
+            None => writeln!(io::stderr(), "{GENERATOR_NAME}: {line}"),
         };
         // If nobody wants to hear it, the units are made all the same.
         drop(written);

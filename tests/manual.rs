@@ -8,8 +8,9 @@ use std::process::{Command, Output, Stdio};
 
 use clap::CommandFactory;
 use rustix::process::Signal;
-use smoothserve::cli::{Smoothctl, Smoothserve};
+use smoothserve::cli::Smoothserve;
 use smoothserve::config::{GLOBAL_KEYS, SERVICE_KEYS};
+use smoothserve::ctl::Smoothctl;
 use smoothserve_kit::{Home, Smoothserve as Server, free_port, programs};
 use tempfile::TempDir;
 

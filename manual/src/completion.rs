@@ -9,14 +9,14 @@ use clap::{Command, CommandFactory};
 use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 use clap_complete::{Shell, generate};
 use smoothserve::cli::Smoothserve;
-use smoothserve::ctl::complete::VARIABLE;
+use smoothserve::ctl::complete::COMPLETE_VARIABLE;
 
 /// Returns the completion files, by the names under which the shells look for them.
 pub fn files() -> io::Result<[(&'static str, String); 6]> {
     const NAME: &str = "smoothctl";
     let asking = |shell: &dyn EnvCompleter| {
         let mut script = Vec::new();
-        shell.write_registration(VARIABLE, NAME, NAME, NAME, &mut script)?;
+        shell.write_registration(COMPLETE_VARIABLE, NAME, NAME, NAME, &mut script)?;
         String::from_utf8(script).map_err(io::Error::other)
     };
     let knowing = |shell: Shell| {

@@ -16,7 +16,8 @@ use std::path::Path;
 use clap::CommandFactory;
 use page::Page;
 use program::Program;
-use smoothserve::cli::{Smoothctl, Smoothserve, exit};
+use smoothserve::cli::{Smoothserve, exit};
+use smoothserve::ctl::Smoothctl;
 
 const SMOOTHSERVE: Program = Program {
     section: 8,

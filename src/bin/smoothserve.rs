@@ -1,11 +1,11 @@
-//! The smoothserve binary: decides which of its roles to play.
+//! The smoothserve binary: decides which of its roles this process has.
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use smoothserve::cli::{Role, Smoothserve, exit};
+use smoothserve::cli::{self, Role, Smoothserve, exit};
 use smoothserve::logging::Logging;
 use smoothserve::systemd::given::Given;
 use smoothserve::{config, events, generator, launch, manager, proxy};
@@ -13,15 +13,7 @@ use smoothserve::{config, events, generator, launch, manager, proxy};
 fn main() -> ExitCode {
     let role = match role(arguments()) {
         Ok(role) => role,
-        Err(error) => {
-            // Nothing is left to do about a terminal that is gone.
-            let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(exit::USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(error) => return cli::end(&error),
     };
     // SAFETY: there is no other thread yet, and nothing here has taken what systemd gives.
     #[allow(unsafe_code)]
@@ -52,7 +44,7 @@ fn main() -> ExitCode {
                 user,
                 die_with_parent,
             };
-            // It locks itself in while it has one thread. Logging may start a second.
+            // The worker enters its sandbox while it has one thread. Logging may start a second.
             let worker = proxy::Worker::prepare(&options);
             Box::new(move || Ok(worker?.run()?))
         }
@@ -75,7 +67,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Understands the command line.
+/// Parses the command line.
 fn role(arguments: Vec<OsString>) -> Result<Role, clap::Error> {
     match arguments.as_slice() {
         // A launcher starts in the middle of traffic, and clap would take a seventh of its CPU time.
@@ -84,11 +76,12 @@ fn role(arguments: Vec<OsString>) -> Result<Role, clap::Error> {
     }
 }
 
-/// The name by which systemd calls the program stands for a role.
+/// Returns the command line. If the name by which systemd calls the program stands for a role, that
+/// role is added.
 fn arguments() -> Vec<OsString> {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     let name = arguments.first().map(Path::new).and_then(Path::file_name);
-    if name.is_some_and(|name| name == generator::NAME) {
+    if name.is_some_and(|name| name == generator::GENERATOR_NAME) {
         arguments.insert(1, "generate".into());
     }
     arguments

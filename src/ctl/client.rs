@@ -1,4 +1,4 @@
-//! The connection to smoothserve.
+//! The connection to the manager, over D-Bus.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -9,7 +9,7 @@ use zbus::{
     Connection, DBusError, DeserializeDict, MatchRule, MessageStream, OwnedObjectPath, Type,
 };
 
-use super::Failed;
+use super::error::CtlError;
 use crate::cli::{RunDir, exit};
 use crate::manager::dbus::{Bus, NAME};
 use crate::manager::run_dir;
@@ -20,26 +20,26 @@ const MANAGER: &str = "org.smoothserve1.Manager";
 const JOB: &str = "org.smoothserve1.Job";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// An open connection.
-pub(super) struct Client {
+/// An open connection to the manager.
+pub(super) struct ManagerClient {
     connection: Connection,
-    /// On a bus, whom to ask; on the private socket there is nobody else.
+    /// The bus name of smoothserve. `None` on the private socket, where there is nobody else.
     destination: Option<&'static str>,
 }
 
-impl Client {
-    /// Connects to the private socket, or to a bus if one is asked for. A user who runs no smoothserve of his own means
-    /// the system's, which is asked on the bus so that polkit knows who asks.
-    pub(super) async fn connect(run_dir: &RunDir, bus: Bus) -> Result<Client, Failed> {
+impl ManagerClient {
+    /// Connects to the private socket, or to a bus if one is named. A user who runs no smoothserve of
+    /// their own means the system's, which is asked on the bus so that polkit knows who asks.
+    pub(super) async fn connect(run_dir: &RunDir, bus: Bus) -> Result<ManagerClient, CtlError> {
         match bus {
-            Bus::System => Client::on(Builder::system()).await,
-            Bus::Session => Client::on(Builder::session()).await,
+            Bus::System => ManagerClient::on(Builder::system()).await,
+            Bus::Session => ManagerClient::on(Builder::session()).await,
             Bus::Auto | Bus::None => {
-                let own = Client::on_socket(&run_dir.path().join("bus")).await;
+                let own = ManagerClient::on_socket(&run_dir.path().join("bus")).await;
                 if own.is_err()
                     && means_any(run_dir)
                     && bus == Bus::Auto
-                    && let Ok(client) = Client::on(Builder::system()).await
+                    && let Ok(client) = ManagerClient::on(Builder::system()).await
                     && client.dump().await.is_ok()
                 {
                     return Ok(client);
@@ -49,17 +49,18 @@ impl Client {
         }
     }
 
-    /// Connects to a smoothserve that runs. [`Client::connect`] would have systemd start one that does not.
-    pub(super) async fn connect_to_running(run_dir: &RunDir, bus: Bus) -> Option<Client> {
+    /// Connects to a smoothserve that runs. [`ManagerClient::connect`] would have systemd start one that
+    /// does not.
+    pub(super) async fn connect_to_running(run_dir: &RunDir, bus: Bus) -> Option<ManagerClient> {
         let run_path = run_dir.path();
         let client = match bus {
             Bus::Auto | Bus::None if run_dir::is_taken(&run_path) => {
-                return Client::on_socket(&run_path.join("bus")).await.ok();
+                return ManagerClient::on_socket(&run_path.join("bus")).await.ok();
             }
-            Bus::Auto if means_any(run_dir) => Client::on(Builder::system()).await,
+            Bus::Auto if means_any(run_dir) => ManagerClient::on(Builder::system()).await,
             Bus::Auto | Bus::None => return None,
-            Bus::System => Client::on(Builder::system()).await,
-            Bus::Session => Client::on(Builder::session()).await,
+            Bus::System => ManagerClient::on(Builder::system()).await,
+            Bus::Session => ManagerClient::on(Builder::session()).await,
         };
         let client = client.ok()?;
         let broker = DBusProxy::new(&client.connection).await.ok()?;
@@ -67,35 +68,35 @@ impl Client {
         broker.name_has_owner(name).await.ok()?.then_some(client)
     }
 
-    async fn on_socket(socket: &Path) -> Result<Client, Failed> {
+    async fn on_socket(socket: &Path) -> Result<ManagerClient, CtlError> {
         let absent = |error: &dyn std::fmt::Display| {
             let message = format!(
                 "smoothserve is not running, or runs elsewhere ({}: {error})",
                 socket.display()
             );
-            Failed::new(exit::UNAVAILABLE, message)
+            CtlError::new(exit::UNAVAILABLE, message)
         };
         let stream = UnixStream::connect(socket).map_err(|error| absent(&error))?;
         let connection = Builder::unix_stream(stream).p2p().build().await;
-        Ok(Client {
+        Ok(ManagerClient {
             connection: connection.map_err(|error| absent(&error))?,
             destination: None,
         })
     }
 
-    async fn on(bus: Builder<'_>) -> Result<Client, Failed> {
+    async fn on(bus: Builder<'_>) -> Result<ManagerClient, CtlError> {
         let connection = bus.build().await;
         let connection = connection.map_err(|error| {
-            Failed::new(exit::UNAVAILABLE, format!("cannot reach the bus: {error}"))
+            CtlError::new(exit::UNAVAILABLE, format!("cannot reach the bus: {error}"))
         })?;
-        Ok(Client {
+        Ok(ManagerClient {
             connection,
             destination: Some(NAME),
         })
     }
 
-    /// The whole state, as it came and as it is understood.
-    pub(super) async fn dump(&self) -> Result<(String, Snapshot), Failed> {
+    /// Asks for the whole state, and returns it as it came and as it is understood.
+    pub(super) async fn dump(&self) -> Result<(String, Snapshot), CtlError> {
         let reply = self.call(PATH, MANAGER, "Dump", &()).await?;
         let json: String = reply
             .body()
@@ -105,8 +106,8 @@ impl Client {
         Ok((json, snapshot))
     }
 
-    /// How a job stands.
-    pub(super) async fn job(&self, path: &OwnedObjectPath) -> Result<JobStatus, Failed> {
+    /// Asks for the state of a job.
+    pub(super) async fn job(&self, path: &OwnedObjectPath) -> Result<JobStatus, CtlError> {
         let reply = self.call(path, PROPERTIES, "GetAll", &(JOB,)).await?;
         let job = reply.body().deserialize::<JobProperties>();
         let job = job.map_err(|error| misunderstood(&error))?;
@@ -114,12 +115,12 @@ impl Client {
             .map_err(|error: serde_json::Error| misunderstood(&error))
     }
 
-    /// Gives a command that makes one job.
+    /// Gives a command that makes one job, and returns the job's path.
     pub(super) async fn command<B>(
         &self,
         member: &str,
         arguments: &B,
-    ) -> Result<OwnedObjectPath, Failed>
+    ) -> Result<OwnedObjectPath, CtlError>
     where
         B: serde::Serialize + zbus::DynamicType,
     {
@@ -130,8 +131,8 @@ impl Client {
             .map_err(|error| misunderstood(&error))
     }
 
-    /// Gives a command that makes a job for each service.
-    pub(super) async fn command_all(&self, member: &str) -> Result<Vec<OwnedObjectPath>, Failed> {
+    /// Gives a command that makes a job for each service, and returns the jobs' paths.
+    pub(super) async fn command_all(&self, member: &str) -> Result<Vec<OwnedObjectPath>, CtlError> {
         let reply = self.call(PATH, MANAGER, member, &()).await?;
         reply
             .body()
@@ -139,8 +140,8 @@ impl Client {
             .map_err(|error| misunderstood(&error))
     }
 
-    /// What is signalled from now on.
-    pub(super) async fn signals(&self) -> Result<MessageStream, Failed> {
+    /// Subscribes to the manager's signals from now on.
+    pub(super) async fn signals(&self) -> Result<MessageStream, CtlError> {
         let mut rule = MatchRule::builder()
             .msg_type(zbus::message::Type::Signal)
             .interface(MANAGER);
@@ -158,7 +159,7 @@ impl Client {
         interface: &str,
         member: &str,
         arguments: &B,
-    ) -> Result<zbus::Message, Failed>
+    ) -> Result<zbus::Message, CtlError>
     where
         B: serde::Serialize + zbus::DynamicType,
     {
@@ -175,7 +176,7 @@ impl Client {
                 let message = error.description().unwrap_or_default().to_owned();
                 refused(error.name().as_str(), message)
             }
-            error => Failed::new(
+            error => CtlError::new(
                 exit::UNAVAILABLE,
                 format!("smoothserve does not answer: {error}"),
             ),
@@ -183,31 +184,32 @@ impl Client {
     }
 }
 
-/// Whether a user asks who may have no smoothserve of his own, and has not said which one he means.
+/// Returns true if a user asks who may have no smoothserve of their own, and the command line does not
+/// say which one is meant.
 fn means_any(run_dir: &RunDir) -> bool {
     run_dir.is_default() && !rustix::process::geteuid().is_root()
 }
 
-fn refused(name: &str, message: String) -> Failed {
+fn refused(name: &str, message: String) -> CtlError {
     let status = match name.rsplit('.').next() {
         Some("InvalidConfig") => exit::CONFIG,
         Some("AccessDenied") => exit::NO_PERMISSION,
         Some("ShuttingDown") => exit::UNAVAILABLE,
         Some("ServiceUnknown" | "NameHasNoOwner") => {
             let message = format!("smoothserve is not running, or not on this bus ({message})");
-            return Failed::new(exit::UNAVAILABLE, message);
+            return CtlError::new(exit::UNAVAILABLE, message);
         }
         Some("NoReply" | "Disconnected") => exit::UNAVAILABLE,
         Some("UnknownObject") => {
             let message = "smoothserve was restarted and knows nothing of the job any more";
-            return Failed::new(exit::UNAVAILABLE, message);
+            return CtlError::new(exit::UNAVAILABLE, message);
         }
         _ => 1,
     };
-    Failed::new(status, message)
+    CtlError::new(status, message)
 }
 
-/// The properties of a job.
+/// The properties of a job, as D-Bus has them.
 #[derive(DeserializeDict, Type)]
 #[zbus(signature = "a{sv}", rename_all = "PascalCase")]
 struct JobProperties {
@@ -236,7 +238,7 @@ impl TryFrom<JobProperties> for JobStatus {
     }
 }
 
-fn misunderstood(error: &dyn std::fmt::Display) -> Failed {
+fn misunderstood(error: &dyn std::fmt::Display) -> CtlError {
     let message = format!("smoothserve's answer is not understood (another version?): {error}");
-    Failed::new(exit::SOFTWARE, message)
+    CtlError::new(exit::SOFTWARE, message)
 }

@@ -1,48 +1,62 @@
-//! What a shell shows at Tab.
+//! Completion: what a shell shows at Tab.
 //!
-//! The files that are installed for the shells run smoothctl with the words of the command line and [`VARIABLE`]. It
-//! never prints an error then, never starts a smoothserve that does not run, and never lets a person wait.
+//! The files that are installed for the shells run smoothctl with the words of the command line and
+//! [`COMPLETE_VARIABLE`]. smoothctl then never prints an error, never starts a smoothserve that does not
+//! run, and never lets a person wait.
 
 use std::ffi::OsStr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use clap::{CommandFactory, FromArgMatches};
-use clap_complete::{CompleteEnv, CompletionCandidate};
+use clap::{Arg, Command, CommandFactory, FromArgMatches};
+use clap_complete::{ArgValueCompleter, CompleteEnv, CompletionCandidate};
 
-use super::client::Client;
+use super::client::ManagerClient;
+use super::grammar::Smoothctl;
 use super::render;
-use crate::cli::{RunDir, Smoothctl};
+use crate::cli::RunDir;
 use crate::manager::dbus::Bus;
 use crate::manager::status::Snapshot;
 
-/// Names the shell that asks. Nobody has set it by chance.
-pub const VARIABLE: &str = "SMOOTHCTL_COMPLETE";
+/// The environment variable that names the shell that asks. Nobody has set it by chance.
+pub const COMPLETE_VARIABLE: &str = "SMOOTHCTL_COMPLETE";
 
-/// How long smoothserve has to answer.
+/// The time smoothserve has to answer.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// Answers if it is a shell that asks. There must be no other thread yet.
+/// Answers a shell, if it is one that asks, and returns true then. There must be no other thread yet.
 pub fn answer() -> bool {
-    if std::env::var_os(VARIABLE).is_none() {
+    if std::env::var_os(COMPLETE_VARIABLE).is_none() {
         return false;
     }
     let folder = std::env::current_dir().ok();
     // It fails where there is nothing to complete.
-    let _ = CompleteEnv::with_factory(Smoothctl::command)
-        .var(VARIABLE)
+    let _ = CompleteEnv::with_factory(command)
+        .var(COMPLETE_VARIABLE)
         .try_complete(std::env::args_os(), folder.as_deref());
     true
 }
 
-/// The services whose names begin with this.
-pub(crate) fn service(begin: &OsStr) -> Vec<CompletionCandidate> {
+/// The command line of smoothctl, with completers for the names of services.
+fn command() -> Command {
+    let one = |argument: Arg| argument.add(ArgValueCompleter::new(service));
+    let one_or_all = |argument: Arg| argument.add(ArgValueCompleter::new(service_or_all));
+    Smoothctl::command()
+        .mut_subcommand("status", |status| status.mut_arg("names", one))
+        .mut_subcommand("logs", |logs| logs.mut_arg("name", one))
+        .mut_subcommand("start", |start| start.mut_arg("names", one_or_all))
+        .mut_subcommand("stop", |stop| stop.mut_arg("names", one_or_all))
+        .mut_subcommand("restart", |restart| restart.mut_arg("names", one_or_all))
+}
+
+/// Lists the services whose names begin with this.
+fn service(begin: &OsStr) -> Vec<CompletionCandidate> {
     beginning_with(begin, services())
 }
 
-/// The same, and the word for all services.
-pub(crate) fn service_or_all(begin: &OsStr) -> Vec<CompletionCandidate> {
+/// Lists what [`service`] does, and `all`, the word for all services.
+fn service_or_all(begin: &OsStr) -> Vec<CompletionCandidate> {
     let mut candidates = services();
     if !candidates.is_empty() {
         candidates.push(CompletionCandidate::new("all").help(Some("all services".into())));
@@ -59,7 +73,7 @@ fn beginning_with(
     candidates
 }
 
-/// All services, each with its state. Whatever goes wrong, there are none.
+/// Lists all services, each with its state. If anything goes wrong there are none.
 fn services() -> Vec<CompletionCandidate> {
     let (send, answer) = mpsc::channel();
     // The whole program ends without waiting for a thread that has not ended.
@@ -76,7 +90,7 @@ fn services() -> Vec<CompletionCandidate> {
     candidates.collect()
 }
 
-/// The state of the smoothserve that the command line is for, if it runs.
+/// Asks the smoothserve that the command line is for, if it runs.
 fn snapshot() -> Option<Snapshot> {
     let (run_dir, bus) = destination()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -84,13 +98,13 @@ fn snapshot() -> Option<Snapshot> {
         .build()
         .ok()?;
     runtime.block_on(async {
-        let client = Client::connect_to_running(&run_dir, bus).await?;
+        let client = ManagerClient::connect_to_running(&run_dir, bus).await?;
         let (_, snapshot) = client.dump().await.ok()?;
         Some(snapshot)
     })
 }
 
-/// What the command line says so far about where smoothserve is.
+/// Reads where smoothserve is from what is typed so far.
 fn destination() -> Option<(RunDir, Bus)> {
     // The shells' files put it behind the first `--`.
     let words = std::env::args_os().skip_while(|word| word != "--").skip(1);
@@ -98,4 +112,20 @@ fn destination() -> Option<(RunDir, Bus)> {
     let found = typed.try_get_matches_from(words).ok()?;
     let bus = *found.get_one::<Bus>("bus")?;
     Some((RunDir::from_arg_matches(&found).ok()?, bus))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_argument_for_services_completes_their_names() {
+        let command = command();
+        for verb in ["status", "logs", "start", "stop", "restart"] {
+            let verb = command.find_subcommand(verb).unwrap();
+            let mut positionals = verb.get_positionals();
+            let argument = positionals.next().unwrap();
+            assert!(argument.get::<ArgValueCompleter>().is_some(), "{verb}");
+        }
+    }
 }

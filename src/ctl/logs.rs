@@ -3,28 +3,29 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use super::Failed;
-use crate::cli::{Logs, exit};
+use super::error::CtlError;
+use super::grammar::LogsArguments;
+use crate::cli::exit;
 use crate::manager::status::Snapshot;
 
-/// Shown if nothing else limits it.
+/// The number of lines that are shown if nothing else limits them.
 const LINES: &str = "100";
 
 /// Becomes journalctl; returns only if that is not possible. The service is known to exist.
-pub(super) fn show(logs: &Logs, snapshot: &Snapshot) -> Failed {
+pub(super) fn show(logs: &LogsArguments, snapshot: &Snapshot) -> CtlError {
     if !snapshot.journal {
         let message = "smoothserve does not write to the journal; \
                        its messages and its instances' lines are where it was started";
-        return Failed::new(exit::UNAVAILABLE, message);
+        return CtlError::new(exit::UNAVAILABLE, message);
     }
     let error = Command::new("journalctl")
         .args(arguments(logs, snapshot.uid))
         .exec();
-    Failed::new(exit::UNAVAILABLE, format!("cannot run journalctl: {error}"))
+    CtlError::new(exit::UNAVAILABLE, format!("cannot run journalctl: {error}"))
 }
 
-/// `uid` is that of smoothserve.
-fn arguments(logs: &Logs, uid: u32) -> Vec<String> {
+/// Builds the arguments of journalctl. `uid` is that of smoothserve.
+fn arguments(logs: &LogsArguments, uid: u32) -> Vec<String> {
     let mut arguments = Vec::new();
     if logs.follow {
         arguments.push("--follow".to_owned());
@@ -34,15 +35,16 @@ fn arguments(logs: &Logs, uid: u32) -> Vec<String> {
     arguments.extend(lines.map(|lines| format!("--lines={lines}")));
     arguments.extend(logs.since.iter().map(|since| format!("--since={since}")));
     arguments.extend_from_slice(&logs.options);
-    // A user's smoothserve and that of the system may have services of the same name. The instances of the system's
-    // run as anyone.
+    // A user's smoothserve and that of the system may have services of the same name. The instances of
+    // the system's run as anyone.
     let own = (uid != 0).then(|| format!("_UID={uid}"));
     arguments.extend(own.clone());
     arguments.push("SYSLOG_IDENTIFIER=smoothserve".to_owned());
     arguments.push(format!("SERVICE={}", logs.name));
     arguments.push("+".to_owned());
     arguments.extend(own);
-    // Nothing better is known of all lines: those that journald has read after the end of their process lack its slice.
+    // No better field is in all lines: those that journald has read after the end of their process lack
+    // its slice.
     arguments.push(format!("SYSLOG_IDENTIFIER={}", logs.name));
     arguments
 }
@@ -50,7 +52,7 @@ fn arguments(logs: &Logs, uid: u32) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Smoothctl, Verb};
+    use crate::ctl::grammar::{Smoothctl, Verb};
     use clap::Parser;
 
     fn for_journalctl(line: &str, uid: u32) -> String {

@@ -1,4 +1,4 @@
-//! Waiting for jobs, with a line for each step.
+//! Waits for jobs, and shows each of their steps in a line.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -6,20 +6,21 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use zbus::OwnedObjectPath;
 
-use super::client::Client;
-use super::{Failed, render};
+use super::client::ManagerClient;
+use super::error::CtlError;
+use super::render;
 use crate::cli::exit;
 use crate::manager::status::{JobState, JobStatus};
 
-/// How often the state is looked at besides being told: steps and figures change without a signal.
+/// How often a job is asked for without a signal: steps and figures change without one.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Waits until all jobs have ended, unless it is not to wait. Fails if one of them has not reached its end.
+/// Waits until all jobs have ended, unless `no_block` is set. Fails if one of them was not done.
 pub(super) async fn for_jobs(
-    client: &Client,
+    client: &ManagerClient,
     jobs: Vec<OwnedObjectPath>,
     no_block: bool,
-) -> Result<(), Failed> {
+) -> Result<(), CtlError> {
     let mut line = Line::new();
     let mut failures = Vec::new();
     for job in jobs.iter().filter(|_| !no_block) {
@@ -37,22 +38,22 @@ pub(super) async fn for_jobs(
             }
             _ = tokio::signal::ctrl_c() => {
                 line.clear();
-                return Err(Failed::new(exit::INTERRUPTED, "no longer waiting; the job goes on, see smoothctl status"));
+                return Err(CtlError::new(exit::INTERRUPTED, "no longer waiting; the job goes on, see smoothctl status"));
             }
         }
     }
     if failures.is_empty() {
         Ok(())
     } else {
-        Err(Failed::new(1, failures.join("\n")))
+        Err(CtlError::new(1, failures.join("\n")))
     }
 }
 
 async fn end_of(
-    client: &Client,
+    client: &ManagerClient,
     job: &OwnedObjectPath,
     line: &mut Line,
-) -> Result<JobStatus, Failed> {
+) -> Result<JobStatus, CtlError> {
     let mut signals = client.signals().await?;
     loop {
         let status = client.job(job).await?;
@@ -62,14 +63,14 @@ async fn end_of(
         line.show(&render::step(&status));
         tokio::select! {
             signal = signals.next() => if signal.is_none() {
-                return Err(Failed::new(exit::UNAVAILABLE, "smoothserve went away"));
+                return Err(CtlError::new(exit::UNAVAILABLE, "smoothserve went away"));
             },
             () = tokio::time::sleep(LOOK) => {}
         }
     }
 }
 
-/// The line that shows the step: one that is written over on a terminal, one for each step elsewhere.
+/// The line that shows the step of a job: a terminal's is written over, elsewhere each step gets one.
 struct Line {
     is_terminal: bool,
     shown: String,

@@ -1,13 +1,15 @@
-//! The order of words: what a person types, in the order that the command line has. Pure.
+//! The order of words: what a person types, put into the order that the command line has. Pure.
 
+/// The commands of smoothctl.
 const VERBS: [&str; 8] = [
     "status", "list", "start", "stop", "restart", "reload", "logs", "check",
 ];
 
-/// Options that take a value of their own.
+/// Options that take a value in a word of its own.
 const WITH_VALUE: [&str; 6] = ["--run-dir", "--bus", "-n", "--lines", "-S", "--since"];
 
-/// Puts the verb before the names, and translates what was meant for smoothtool. The error is a line to print.
+/// Puts the verb before the names, and translates what was meant for smoothtool. The error is a line
+/// to print.
 pub(super) fn arrange(arguments: &[String]) -> Result<Vec<String>, String> {
     let (program, rest) = arguments.split_first().ok_or("no arguments at all")?;
     let is_smoothtool = program.rsplit('/').next() == Some("smoothtool");
@@ -21,7 +23,7 @@ pub(super) fn arrange(arguments: &[String]) -> Result<Vec<String>, String> {
         .collect())
 }
 
-/// `shop restart` is `restart shop`, if the first word is no verb and exactly one of the others is.
+/// Makes `restart shop` of `shop restart`, if exactly one word is a verb and it is not the first.
 fn verb_first(words: &[String]) -> Vec<String> {
     let mut words = words.to_vec();
     let mut plain = Vec::new();
@@ -43,8 +45,8 @@ fn verb_first(words: &[String]) -> Vec<String> {
     words
 }
 
-/// `-restart shop`, `-restart=shop`, `--restart shop`, with `-force` anywhere. That asked for a restart without the
-/// checks of a safe one; all restarts are safe here, and a hurried one does not exist.
+/// Translates `-restart shop`, `-restart=shop` and `--restart shop`, with `-force` anywhere. That asked
+/// for a restart without the checks of a safe one; smoothserve's restarts are all safe.
 fn from_smoothtool(words: &[String]) -> Result<Vec<String>, String> {
     const USAGE: &str = "usage: smoothtool -start|-stop|-restart NAME|all [-force]";
     let mut verb = None;
@@ -74,7 +76,10 @@ fn from_smoothtool(words: &[String]) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Command, CommandFactory};
+
     use super::*;
+    use crate::ctl::Smoothctl;
 
     fn arranged(words: &str) -> Result<String, String> {
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
@@ -105,6 +110,27 @@ mod tests {
         ] {
             assert_eq!(arranged(typed).unwrap(), meant);
         }
+    }
+
+    #[test]
+    fn the_words_are_those_of_the_grammar() {
+        let command = Smoothctl::command();
+        let verbs: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+        assert_eq!(verbs, VERBS);
+        let commands = std::iter::once(&command).chain(command.get_subcommands());
+        let options = commands.flat_map(Command::get_opts);
+        let mut with_value: Vec<String> = options
+            .filter(|option| option.get_action().takes_values())
+            .flat_map(|option| {
+                let short = option.get_short().map(|short| format!("-{short}"));
+                let long = option.get_long().map(|long| format!("--{long}"));
+                short.into_iter().chain(long)
+            })
+            .collect();
+        with_value.sort();
+        let mut expected = WITH_VALUE;
+        expected.sort_unstable();
+        assert_eq!(with_value, expected);
     }
 
     #[test]
