@@ -13,12 +13,15 @@
 //! connection to the instance ([`upstream`]) or opens one. On that the [`exchange`] takes place: the [`upload`] of the
 //! request and, at the same time, the [`download`] of the response. Whatever goes wrong becomes a response in [`error`].
 
+mod accept;
 mod client;
 mod control;
 mod download;
+mod drain;
 mod endpoint;
 mod error;
 mod exchange;
+mod flow;
 mod forward;
 #[cfg(any(test, feature = "internals"))]
 #[doc(hidden)]
@@ -29,20 +32,24 @@ mod ledger;
 mod listener;
 mod manager;
 mod net;
+mod outgoing;
 mod parking;
 mod probe;
+mod reply;
 mod request;
 mod router;
 mod sandbox;
 mod service;
 mod shared;
 mod sockets;
+mod spec;
 mod table;
 mod thread;
 mod threads;
 mod tunnel;
 mod upload;
 mod upstream;
+mod view;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod workload;

@@ -6,7 +6,7 @@
 //! one that stays idle is parked, which takes still less.
 //!
 //! How a connection ends:
-//! * While idle: when the client closes, after [`IDLE_LIMIT`], or when the worker drains and idle connections have had
+//! * While idle: when the client closes, after [`CLIENT_IDLE_LIMIT`], or when the worker drains and idle connections have had
 //!   their time. Until then a draining worker, or a listener that was removed, waits for one more request, whose
 //!   response tells the client that it is the last; a close at any moment could meet a request on its way.
 //! * After a response that says so, when the client may have sent more than was read: our side is closed first and the
@@ -24,14 +24,13 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 
+use super::drain::Drain;
 use super::error::{ProxyError, write_error};
-use super::exchange::STALL_LIMIT;
 use super::forward::forward;
 use super::http2;
-use super::listener::Listener;
-use super::parking::PARK_AFTER;
+use super::listener::ListenerView;
 use super::request::Request;
-use super::thread::Thread;
+use super::view::View;
 use crate::proxy::http::headers::{Persistence, Sender};
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, Version};
 use crate::proxy::net::buffer::Buffer;
@@ -45,7 +44,13 @@ use crate::proxy::net::transport::Transport;
 use crate::proxy::net::turn;
 
 /// How long a connection may wait for its next request.
-pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const CLIENT_IDLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long an idle connection keeps its task: most requests of a browser follow one another closely.
+pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
+
+/// How long a client may neither send nor take anything, while one of that is waited for.
+pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a head may take from its first byte on.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
@@ -66,8 +71,9 @@ pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     /// The IP address as instances are told it.
     text: Box<str>,
-    pub(crate) listener: Rc<Listener>,
-    pub(crate) thread: Rc<Thread>,
+    pub(crate) listener: Rc<ListenerView>,
+    pub(crate) view: Rc<View>,
+    pub(crate) drain: Rc<Drain>,
 }
 
 /// What becomes of a connection after a request.
@@ -103,7 +109,7 @@ pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
     if let Some(config) = client.peer.listener.tls() {
         client = Box::pin(client.secure(config)).await?;
     }
-    if client.buffer.is_empty() && client.wait(IDLE_LIMIT).await != Waited::Received {
+    if client.buffer.is_empty() && client.wait(CLIENT_IDLE_LIMIT).await != Waited::Received {
         return None;
     }
     if http2::is_begun(&client) {
@@ -117,14 +123,14 @@ pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
 pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
     let limit = match client.stream.as_socket() {
         Some(_) => PARK_AFTER,
-        None => IDLE_LIMIT,
+        None => CLIENT_IDLE_LIMIT,
     };
     loop {
         client.skip_empty_lines();
         if client.buffer.is_empty() {
             match client.wait(limit).await {
                 Waited::Received => {}
-                Waited::Long if limit < IDLE_LIMIT => return Some(client),
+                Waited::Long if limit < CLIENT_IDLE_LIMIT => return Some(client),
                 Waited::Long | Waited::Over => return None,
             }
         }
@@ -145,18 +151,31 @@ pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client
 }
 
 impl Peer {
-    pub(crate) fn new(address: SocketAddr, listener: Rc<Listener>, thread: Rc<Thread>) -> Peer {
+    /// The peer at `address`, which has connected to `listener`.
+    pub(crate) fn new(
+        address: SocketAddr,
+        listener: Rc<ListenerView>,
+        view: Rc<View>,
+        drain: Rc<Drain>,
+    ) -> Peer {
         Peer {
             address,
             text: address.ip().to_string().into(),
             listener,
-            thread,
+            view,
+            drain,
         }
     }
 
-    /// Whether the connection is to end with the present response.
+    /// The peer at `source`, for which this one, a proxy in front, has connected.
+    pub(crate) fn in_place_of(&self, source: SocketAddr) -> Peer {
+        let (view, drain) = (self.view.clone(), self.drain.clone());
+        Peer::new(source, self.listener.clone(), view, drain)
+    }
+
+    /// Returns true if the connection is to end with the present response.
     pub(crate) fn closing(&self) -> bool {
-        self.thread.draining() || self.listener.closing()
+        self.drain.has_begun() || self.listener.closing()
     }
 }
 
@@ -165,7 +184,7 @@ impl Client {
         Client {
             stream,
             buffer: Buffer::default(),
-            timer: Timer::new(IDLE_LIMIT),
+            timer: Timer::new(CLIENT_IDLE_LIMIT),
             peer,
         }
     }
@@ -177,7 +196,7 @@ impl Client {
 
     /// Learns from a trusted proxy whose connection this is. False if the connection is to be closed.
     async fn read_proxy_header(&mut self) -> bool {
-        if !self.peer.thread.trusts(self.peer.address.ip()) {
+        if !self.peer.view.trusts(self.peer.address.ip()) {
             tracing::debug!(client_addr = %self.peer.address, "connection refused, it is not from a trusted proxy");
             return false;
         }
@@ -187,7 +206,7 @@ impl Client {
                 Ok(Some(header)) => break header,
                 Ok(None) => {}
                 Err(error) => {
-                    self.peer.listener.log_no_header(self.peer.address, error);
+                    self.peer.listener.log_refused(self.peer.address, error);
                     return false;
                 }
             }
@@ -199,17 +218,14 @@ impl Client {
                 _ => {
                     self.peer
                         .listener
-                        .log_no_header(self.peer.address, NoProxyHeader::CUT);
+                        .log_refused(self.peer.address, NoProxyHeader::CUT);
                     return false;
                 }
             }
         };
         self.buffer.consume(header.length);
         if let Some(source) = header.source {
-            let Peer {
-                listener, thread, ..
-            } = &*self.peer;
-            self.peer = Rc::new(Peer::new(source, listener.clone(), thread.clone()));
+            self.peer = Rc::new(self.peer.in_place_of(source));
         }
         true
     }
@@ -234,7 +250,7 @@ impl Client {
     /// Awaits the next bytes.
     async fn wait(&mut self, limit: Duration) -> Waited {
         self.timer.set(limit);
-        let mut drained = pin!(self.peer.thread.drain_idle());
+        let mut drained = pin!(self.peer.drain.idle_over());
         poll_fn(|cx| {
             let waited = if let Poll::Ready(received) = self.buffer.poll_fill(&self.stream, cx) {
                 return Poll::Ready(match received {
@@ -318,8 +334,8 @@ impl Client {
         let sender = Sender {
             address: &self.peer.text,
             secure: self.stream.is_secure(),
-            trusted: self.peer.thread.trusts(self.peer.address.ip()),
-            forwarded: self.peer.thread.sets_forwarded(),
+            trusted: self.peer.view.trusts(self.peer.address.ip()),
+            forwarded: self.peer.view.sets_forwarded(),
         };
         Request::admit(&mut self.buffer, &self.peer.listener, sender)
     }

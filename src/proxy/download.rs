@@ -1,4 +1,4 @@
-//! The response's way to the client.
+//! The download: the way of a response, and of the interim ones before it, to the client.
 
 use std::io;
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::error::ProxyError;
-use super::exchange::{End, Flow, Upload, receive};
+use super::flow::{ExchangeEnd, Flow, UploadState};
+use super::reply::{DeliveredResponse, Reply};
 use crate::proxy::http::headers::{
     HSTS, Persistence, add_hsts, delivery, write_interim, write_response, write_switch,
 };
@@ -20,51 +21,28 @@ use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::turn;
 
-/// What a head may gain on its way, roughly.
+/// What the head of a response may gain on its way, roughly.
 const ADDED: usize = 64;
 
-/// Interim responses to one request.
+/// Interim responses that an instance may send to one request.
 const MOST_INTERIMS: u32 = 32;
 
 /// How long an instance may leave a client without an answer to its `Expect: 100-continue`.
 const SILENCE_LIMIT: Duration = Duration::from_secs(1);
 
-/// What matters of a request for its response.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reply {
-    pub(crate) to_head: bool,
-    pub(crate) version: Version,
-    /// Whether the client means to send another request.
-    pub(crate) keep_alive: bool,
-    /// For how long a browser is to come with TLS only.
-    pub(crate) hsts: Option<Duration>,
-}
-
-/// A response that the client has got.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Response {
-    /// Whether the client may send another request.
-    pub(crate) persistence: Persistence,
-    /// Whether the instance means to take another request.
-    pub(crate) instance_keeps_alive: bool,
-    /// How long it waits for one, if it says so.
-    pub(crate) keep_alive_timeout: Option<Duration>,
-    /// Nothing came after the response.
-    pub(crate) is_clean: bool,
-}
-
-/// A head that was read and written.
+/// The head of a response that was read, and written for the client.
 enum Head {
     Interim,
-    /// HTTP ends here.
+    /// The response after which HTTP ends on this connection.
     Switch,
     Final {
-        response: Response,
+        response: DeliveredResponse,
         framing: Framing,
     },
 }
 
-/// Passes the response on, interim ones first. `closing` tells whether the connection to the client is to end with it.
+/// Passes the response on, interim ones first. `closing` tells whether the connection to the client is to end with this
+/// response.
 pub(crate) async fn download(
     flow: &Flow,
     instance: &Stream,
@@ -72,13 +50,13 @@ pub(crate) async fn download(
     client: &Stream,
     reply: Reply,
     closing: impl Fn() -> bool,
-) -> Result<Response, End> {
+) -> Result<DeliveredResponse, ExchangeEnd> {
     let mut out = Vec::new();
     let mut interims = 0;
     let (mut response, framing) = loop {
         match read_head(flow, instance, buffer, client, reply, &closing, &mut out).await? {
             Head::Final { response, framing } => break (response, framing),
-            Head::Switch => return Err(End::Switched { head: out }),
+            Head::Switch => return Err(ExchangeEnd::Switched { head: out }),
             Head::Interim if interims == MOST_INTERIMS => {
                 return Err(flow.fail(Malformed("too many interim responses")));
             }
@@ -88,7 +66,7 @@ pub(crate) async fn download(
     };
     // A client that is gone without a word is found by the kernel, if nothing is sent to it for long.
     if flow.events.get() && client.watch_peer().is_err() {
-        return Err(End::Abandoned);
+        return Err(ExchangeEnd::Abandoned);
     }
     let encoding = match delivery(framing, reply.version) {
         Framing::Chunked => Encoding::Chunked,
@@ -109,7 +87,7 @@ pub(crate) async fn download(
     Ok(response)
 }
 
-/// Reads a head and writes to `out` what the client gets of it.
+/// Reads the head of a response and writes to `out` what the client gets of it.
 async fn read_head(
     flow: &Flow,
     instance: &Stream,
@@ -118,7 +96,7 @@ async fn read_head(
     reply: Reply,
     closing: &impl Fn() -> bool,
     out: &mut Vec<u8>,
-) -> Result<Head, End> {
+) -> Result<Head, ExchangeEnd> {
     let mut new_lines = !buffer.is_empty();
     loop {
         if new_lines {
@@ -133,9 +111,9 @@ async fn read_head(
             return Err(flow.fail(Malformed("head too large")));
         }
         match receive_or_permit(flow, instance, buffer, client).await? {
-            Err(error) if is_refusal(&error) => return Err(End::Refused),
+            Err(error) if is_refusal(&error) => return Err(ExchangeEnd::Refused),
             Ok(0) | Err(_) if !flow.heard.get() => {
-                return Err(End::Unanswered { sent: true });
+                return Err(ExchangeEnd::Unanswered { sent: true });
             }
             Ok(0) | Err(_) => return Err(flow.fail(ProxyError::Incomplete)),
             Ok(_) => {
@@ -148,26 +126,26 @@ async fn read_head(
     }
 }
 
-/// Receives from the instance. If it stays silent for too long, the client is told to send its body.
+/// Receives from the instance. If the instance stays silent for too long, the client is told to send its body.
 async fn receive_or_permit(
     flow: &Flow,
     instance: &Stream,
     buffer: &mut Buffer,
     client: &Stream,
-) -> Result<io::Result<usize>, End> {
+) -> Result<io::Result<usize>, ExchangeEnd> {
     if flow.awaits_permission.get() {
-        if let Ok(received) = timeout(SILENCE_LIMIT, receive(flow, instance, buffer)).await {
+        if let Ok(received) = timeout(SILENCE_LIMIT, flow.receive(instance, buffer)).await {
             return Ok(received);
         }
         send_interim(flow, client, &mut b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()).await?;
         flow.awaits_permission.set(false);
         flow.permitted.set(true);
     }
-    Ok(receive(flow, instance, buffer).await)
+    Ok(flow.receive(instance, buffer).await)
 }
 
-/// Sends interim responses. If that fails in the middle, nothing can follow them.
-async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result<(), End> {
+/// Sends the interim responses in `out`. If that fails in the middle, nothing can follow them.
+async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result<(), ExchangeEnd> {
     if out.is_empty() {
         return Ok(());
     }
@@ -175,13 +153,13 @@ async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result
     let sent = Sendable::plain(out)
         .send(client, || flow.note_moved())
         .await;
-    sent.map_err(|_| End::Abandoned)?;
+    sent.map_err(|_| ExchangeEnd::Abandoned)?;
     flow.committed.set(false);
     out.clear();
     Ok(())
 }
 
-/// Takes a head out of the buffer, if it is whole.
+/// Takes the head of a response out of the buffer, if the head is whole.
 fn translate(
     flow: &Flow,
     buffer: &mut Buffer,
@@ -223,7 +201,7 @@ fn translate_interim(
             .ok_or(Malformed("an upgrade that nobody asked for"))?;
         let protocol = head.upgrade().ok_or(Malformed("an upgrade to nothing"))?;
         // What would be the end of the request, and what the beginning of the tunnel?
-        if flow.upload.get() != Upload::Done {
+        if flow.upload.get() != UploadState::Done {
             return Err(Malformed("an upgrade before the end of the request"));
         }
         if !protocol.eq_ignore_ascii_case(asked) {
@@ -251,9 +229,11 @@ fn translate_final(
 ) -> Head {
     let framing = delivery(head.framing, reply.version);
     let upload_goes_on = match flow.upload.get() {
-        Upload::Done => true,
-        Upload::Sending | Upload::Receiving => head.keep_alive && !flow.awaits_permission.get(),
-        Upload::Refused => false,
+        UploadState::Done => true,
+        UploadState::Sending | UploadState::Receiving => {
+            head.keep_alive && !flow.awaits_permission.get()
+        }
+        UploadState::Refused => false,
     };
     let keep_alive =
         reply.keep_alive && upload_goes_on && framing != Framing::UntilClose && !closing();
@@ -270,7 +250,7 @@ fn translate_final(
     flow.until_close.set(framing == Framing::UntilClose);
     flow.events.set(is_event_stream(head));
     Head::Final {
-        response: Response {
+        response: DeliveredResponse {
             persistence,
             instance_keeps_alive: head.keep_alive,
             keep_alive_timeout: head.keep_alive_timeout,
@@ -280,7 +260,7 @@ fn translate_final(
     }
 }
 
-/// Whether these are server-sent events, of which nobody knows when the next one comes.
+/// Returns true for a stream of server-sent events, of which nobody knows when the next one comes.
 fn is_event_stream(head: &ResponseHead<'_>) -> bool {
     let is_endless = matches!(head.framing, Framing::Chunked | Framing::UntilClose);
     is_endless
@@ -298,7 +278,7 @@ async fn send_body(
     mut body: Decoder,
     encoding: Encoding,
     out: &mut Vec<u8>,
-) -> Result<(), End> {
+) -> Result<(), ExchangeEnd> {
     loop {
         let mut data = Spans::default();
         let consumed = match body.is_end() {
@@ -314,7 +294,7 @@ async fn send_body(
             flow.delivering.set(true);
             let sent = sendable.send(client, || flow.note_moved()).await;
             flow.delivering.set(false);
-            sent.map_err(|_| End::Abandoned)?;
+            sent.map_err(|_| ExchangeEnd::Abandoned)?;
         }
         out.clear();
         buffer.consume(consumed);
@@ -322,7 +302,7 @@ async fn send_body(
             return Ok(());
         }
         if buffer.is_empty() {
-            match receive(flow, instance, buffer).await {
+            match flow.receive(instance, buffer).await {
                 Ok(0) => body.close().map_err(|_| flow.cut())?,
                 Ok(_) => {}
                 Err(_) => return Err(flow.cut()),

@@ -14,21 +14,21 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
+use super::spec::{EndpointCounters, EndpointSpec};
 use super::threads::Reporter;
 use super::upstream::Upstream;
-use crate::ipc::{Address, EndpointCounts, EndpointId, Probe, Protocol};
+use crate::ipc::{Address, EndpointId, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
 use crate::proxy::net::socket::Socket;
 use crate::proxy::net::stream::Stream;
 
 /// How long a connection to an instance may lie idle: shorter than any server's own limit, so that it is we who close.
-const IDLE_LIMIT: Duration = Duration::from_secs(2);
+const INSTANCE_IDLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long before an instance's announced limit we close.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
@@ -39,76 +39,9 @@ const MOST_IDLE: usize = 512;
 /// How long an endpoint that could not be connected to stands behind the others.
 const PENALTY: Duration = Duration::from_secs(1);
 
-/// What all threads share of an endpoint.
-#[derive(Debug)]
-pub(crate) struct Spec {
-    pub(crate) id: EndpointId,
-    pub(crate) address: Address,
-    pub(crate) protocol: Protocol,
-    pub(crate) probe: Probe,
-    /// Set by the health check: gets requests only when all endpoints of the service are out.
-    out: AtomicBool,
-    /// One for each thread, written by that thread alone.
-    counters: Box<[Counters]>,
-}
-
-/// Each on a cache line of its own, since each has another writer.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Counters {
-    in_flight: AtomicU32,
-    tunnels: AtomicU32,
-    requests: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl Spec {
-    pub(crate) fn new(id: EndpointId, address: Address, probe: Probe, threads: usize) -> Spec {
-        Spec {
-            id,
-            address,
-            protocol: Protocol::default(),
-            probe,
-            out: AtomicBool::new(false),
-            counters: (0..threads).map(|_| Counters::default()).collect(),
-        }
-    }
-
-    /// It speaks this.
-    pub(crate) fn speaking(self, protocol: Protocol) -> Spec {
-        Spec { protocol, ..self }
-    }
-
-    pub(crate) fn is_out(&self) -> bool {
-        self.out.load(Relaxed)
-    }
-
-    pub(crate) fn set_out(&self, out: bool) {
-        self.out.store(out, Relaxed);
-    }
-
-    /// The sums over all threads.
-    pub(crate) fn counts(&self) -> EndpointCounts {
-        let mut counts = EndpointCounts {
-            id: self.id,
-            in_flight: 0,
-            tunnels: 0,
-            requests: 0,
-            failures: 0,
-        };
-        for counters in &self.counters {
-            counts.in_flight += counters.in_flight.load(Relaxed);
-            counts.tunnels += counters.tunnels.load(Relaxed);
-            counts.requests += counters.requests.load(Relaxed);
-            counts.failures += counters.failures.load(Relaxed);
-        }
-        counts
-    }
-}
-
 /// The thread's own view of an endpoint.
 pub(crate) struct Endpoint {
-    spec: Arc<Spec>,
+    spec: Arc<EndpointSpec>,
     reporter: Reporter,
     draining: Cell<bool>,
     /// Tunnels are to end.
@@ -156,7 +89,7 @@ pub(crate) struct Rank {
 }
 
 impl Endpoint {
-    pub(crate) fn new(spec: Arc<Spec>, reporter: Reporter) -> Endpoint {
+    pub(crate) fn new(spec: Arc<EndpointSpec>, reporter: Reporter) -> Endpoint {
         Endpoint {
             spec,
             reporter,
@@ -178,7 +111,7 @@ impl Endpoint {
     }
 
     pub(crate) fn in_flight(&self) -> u32 {
-        self.counters().in_flight.load(Relaxed)
+        self.counters().in_flight()
     }
 
     pub(crate) fn rank(&self) -> Rank {
@@ -192,11 +125,7 @@ impl Endpoint {
     /// Counts a request in. Nobody claims a draining endpoint.
     pub(crate) fn claim(self: Rc<Self>) -> Claim {
         debug_assert!(!self.draining.get());
-        let counters = self.counters();
-        add(&counters.in_flight, 1);
-        counters
-            .requests
-            .store(counters.requests.load(Relaxed).wrapping_add(1), Relaxed);
+        self.counters().begin_request();
         Claim {
             endpoint: self,
             tunnel: false,
@@ -221,7 +150,7 @@ impl Endpoint {
 
     /// Whether a request or a tunnel holds a connection to it.
     pub(crate) fn is_in_use(&self) -> bool {
-        self.in_flight() > 0 || self.counters().tunnels.load(Relaxed) > 0
+        self.in_flight() > 0 || self.counters().tunnels() > 0
     }
 
     /// Closes idle connections that are too old or that the instance has closed.
@@ -230,7 +159,7 @@ impl Endpoint {
             .borrow_mut()
             .retain_mut(|idle| now < idle.until && idle.upstream.is_reusable());
         let mut shared = self.shared.connections.borrow_mut();
-        shared.retain(|connection| connection.is_wanted(now, IDLE_LIMIT));
+        shared.retain(|connection| connection.is_wanted(now, INSTANCE_IDLE_LIMIT));
     }
 
     fn is_penalised(&self) -> bool {
@@ -244,8 +173,8 @@ impl Endpoint {
         }
     }
 
-    fn counters(&self) -> &Counters {
-        &self.spec.counters[self.reporter.thread()]
+    fn counters(&self) -> &EndpointCounters {
+        self.spec.counters_of(self.reporter.thread())
     }
 }
 
@@ -289,8 +218,8 @@ impl Claim {
     /// Ends the request with its connection in a reusable state: both codecs at rest, nothing unread. `keep_alive` is
     /// what the instance announced with `Keep-Alive: timeout=`.
     pub(crate) fn give_back(self, upstream: Upstream, keep_alive: Option<Duration>) {
-        let limit = keep_alive.map_or(IDLE_LIMIT, |announced| {
-            IDLE_LIMIT.min(announced.saturating_sub(IDLE_MARGIN))
+        let limit = keep_alive.map_or(INSTANCE_IDLE_LIMIT, |announced| {
+            INSTANCE_IDLE_LIMIT.min(announced.saturating_sub(IDLE_MARGIN))
         });
         let mut idle = self.endpoint.idle.borrow_mut();
         let exclusive = self.endpoint.spec.protocol == Protocol::Http1;
@@ -348,7 +277,7 @@ impl Claim {
     pub(crate) fn become_tunnel(&mut self) {
         if !self.tunnel {
             self.tunnel = true;
-            add(&self.endpoint.counters().tunnels, 1);
+            self.endpoint.counters().begin_tunnel();
             self.end_request();
         }
     }
@@ -362,9 +291,7 @@ impl Claim {
     }
 
     fn end_request(&self) {
-        let in_flight = &self.endpoint.counters().in_flight;
-        let left = in_flight.load(Relaxed) - 1;
-        in_flight.store(left, Relaxed);
+        let left = self.endpoint.counters().end_request();
         if left == 0 && self.endpoint.draining.get() {
             self.endpoint.reporter.idle(self.id());
         }
@@ -372,25 +299,18 @@ impl Claim {
 
     /// Counts that the endpoint failed this request after the connection stood: no response, or a broken one.
     pub(crate) fn count_failure(&self) {
-        let failures = &self.endpoint.counters().failures;
-        failures.store(failures.load(Relaxed).wrapping_add(1), Relaxed);
+        self.endpoint.counters().add_failure();
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         if self.tunnel {
-            let tunnels = &self.endpoint.counters().tunnels;
-            tunnels.store(tunnels.load(Relaxed) - 1, Relaxed);
+            self.endpoint.counters().end_tunnel();
         } else {
             self.end_request();
         }
     }
-}
-
-/// Only the owning thread writes a counter, so it needs no atomic addition.
-fn add(counter: &AtomicU32, count: u32) {
-    counter.store(counter.load(Relaxed) + count, Relaxed);
 }
 
 /// Whether connecting failed for want of something on our side, which says nothing about the instance.
@@ -409,6 +329,7 @@ mod tests {
 
     use super::super::threads::{Event, Report};
     use super::*;
+    use crate::ipc::{EndpointCounts, Probe};
 
     const ID: EndpointId = EndpointId(3);
 
@@ -425,7 +346,12 @@ mod tests {
             let path = directory.path().join("socket");
             let server = UnixListener::bind(&path).unwrap();
             let (report, reports) = mpsc::unbounded_channel();
-            let spec = Arc::new(Spec::new(ID, Address::Unix(path), Probe::Connect, 1));
+            let spec = Arc::new(EndpointSpec::new(
+                ID,
+                Address::Unix(path),
+                Probe::Connect,
+                1,
+            ));
             Fixture {
                 endpoint: Rc::new(Endpoint::new(spec, Reporter::new(0, report))),
                 reports,

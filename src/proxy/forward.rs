@@ -18,9 +18,10 @@ use tokio::time::{Instant, sleep};
 use super::client::{Client, Next};
 use super::endpoint::Claim;
 use super::error::ProxyError;
-use super::exchange::{End, exchange};
+use super::exchange::exchange;
+use super::flow::ExchangeEnd;
 use super::request::Request;
-use super::service::Service;
+use super::service::ServiceView;
 use super::tunnel::tunnel;
 use super::upstream::Upstream;
 use crate::ipc::EndpointId;
@@ -52,7 +53,7 @@ pub(crate) async fn forward(
         let mut lease = lease?;
         request.instance = Some(lease.claim.id());
         match exchange(client, request, &mut lease.upstream, limit).await {
-            End::Answered { reusable, response } => {
+            ExchangeEnd::Answered { reusable, response } => {
                 if reusable {
                     let Lease {
                         upstream, claim, ..
@@ -61,14 +62,14 @@ pub(crate) async fn forward(
                 }
                 return Ok(client.next(response.persistence, request));
             }
-            End::Unanswered { sent: false } => {
+            ExchangeEnd::Unanswered { sent: false } => {
                 search.note_unsent(lease);
             }
-            End::Refused if !request.outgoing.is_forgotten() => {
+            ExchangeEnd::Refused if !request.outgoing.is_forgotten() => {
                 search.note_failure(&lease.claim, io::ErrorKind::ConnectionRefused.into());
             }
-            End::Refused => return Err(ProxyError::NoResponse),
-            End::Unanswered { sent: true } => {
+            ExchangeEnd::Refused => return Err(ProxyError::NoResponse),
+            ExchangeEnd::Unanswered { sent: true } => {
                 lease.claim.count_failure();
                 if repeated || !request.outgoing.can_be_repeated() {
                     return Err(ProxyError::NoResponse);
@@ -76,25 +77,25 @@ pub(crate) async fn forward(
                 repeated = true;
                 search.only_new_connections = true;
             }
-            End::Failed(error) => {
+            ExchangeEnd::Failed(error) => {
                 if error.is_failure() {
                     lease.claim.count_failure();
                 }
                 return Err(error);
             }
-            End::Cut { reset } => {
+            ExchangeEnd::Cut { reset } => {
                 lease.claim.count_failure();
                 client.log_cut(request);
                 return Ok(if reset { Next::Reset } else { Next::Close });
             }
-            End::Switched { head } => {
+            ExchangeEnd::Switched { head } => {
                 let Lease {
                     upstream, claim, ..
                 } = &mut lease;
                 claim.become_tunnel();
                 return Ok(Box::pin(tunnel(client, upstream, claim, head)).await);
             }
-            End::Abandoned => return Ok(Next::Close),
+            ExchangeEnd::Abandoned => return Ok(Next::Close),
         }
     }
 }
@@ -108,7 +109,7 @@ struct Lease {
 
 /// The search for an instance that can be connected to.
 struct Search<'a> {
-    service: &'a Service,
+    service: &'a ServiceView,
     repeatable: bool,
     only_new_connections: bool,
     tried: Vec<EndpointId>,
@@ -118,7 +119,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn new(service: &Service, repeatable: bool) -> Search<'_> {
+    fn new(service: &ServiceView, repeatable: bool) -> Search<'_> {
         Search {
             service,
             repeatable,

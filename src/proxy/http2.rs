@@ -29,7 +29,7 @@ use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
 
-use super::client::{Client, IDLE_LIMIT, Peer};
+use super::client::{CLIENT_IDLE_LIMIT, Client, Peer};
 use crate::proxy::http::http1::LONGEST_REQUEST_HEAD;
 use crate::proxy::http::http2::incoming::STREAM_WINDOW;
 use crate::proxy::net::cork::{Cork, Corked};
@@ -94,7 +94,7 @@ pub(crate) async fn serve(client: Client) {
         Some(Ok(connection)) => connection,
         Some(Err(_)) | None => return,
     };
-    timer.set(IDLE_LIMIT);
+    timer.set(CLIENT_IDLE_LIMIT);
     let mut serving = Serving {
         connection,
         corked,
@@ -104,8 +104,8 @@ pub(crate) async fn serve(client: Client) {
         ending: false,
         record: Rc::default(),
     };
-    let thread = serving.peer.thread.clone();
-    let mut drained = pin!(thread.drain_begins());
+    let drain = serving.peer.drain.clone();
+    let mut drained = pin!(drain.begins());
     if poll_fn(|cx| serving.poll(drained.as_mut(), cx))
         .await
         .is_ok()
@@ -178,7 +178,7 @@ impl Serving {
             self.corked.release();
         } else if self.corked.has_moved() || !blocked {
             // Streams may be silent for as long as they like, but what they have to say must be taken.
-            self.timer.set(IDLE_LIMIT);
+            self.timer.set(CLIENT_IDLE_LIMIT);
         }
         if self.timer.poll_expired(cx).is_ready() {
             if self.ending {

@@ -1,11 +1,13 @@
 //! Where connections wait that have been idle for a while, without a task for each.
 //!
 //! # Theory of operation
-//! A task, its timer and the reactor's entry take many times what has to be known of a connection that only waits. So one
-//! that has got its answers and stays silent gives them up: its socket goes into an epoll that the thread has for such,
-//! and a single task watches that. When something comes, be it the end, the connection gets a task again, to which its
-//! socket is as fresh as an accepted one. What ends an idle connection ends a parked one: its limit, and the drain of the
-//! worker.
+//! A task, its timer and the reactor's entry take many times what has to be known of a connection that only waits. So a
+//! connection that has got its answers and stays silent gives them up: its socket goes into an epoll that the thread has for
+//! parked connections, and a single task watches that epoll. When something comes, be it the end, the connection gets a task
+//! again, to which its socket is as fresh as an accepted one. What ends an idle connection ends a parked one: its limit, and
+//! the drain of the worker.
+//!
+//! How a connection gets a task again, or is ended, is for the caller to say ([`Wake`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,22 +23,19 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use tokio::time::Instant;
 
-use super::listener::Listener;
-use super::thread::Thread;
+use super::drain::Drain;
+use super::listener::ListenerView;
 use super::threads::Open;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::net::socket::is_quiet;
 
-/// So much of its limit a connection keeps its task: most requests of a browser follow one another closely.
-pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
-
-/// How often it is looked whose time is over.
+/// How often the watch looks for connections whose time is over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Connections that become active in one go before other tasks of the thread get their turn.
+/// Connections that get a task again in one go before other tasks of the thread get their turn.
 const BATCH: usize = 64;
 
-/// The tasks of so many are worth being given back to the system.
+/// After so many connections were parked, the memory of their tasks is worth being given back to the system.
 const TRIM_AFTER: usize = 1000;
 
 /// The parked connections of a thread.
@@ -51,13 +50,23 @@ pub(crate) struct Parking {
 pub(crate) struct Parked {
     pub(crate) socket: TcpStream,
     pub(crate) peer: SocketAddr,
-    pub(crate) listener: Rc<Listener>,
+    pub(crate) listener: Rc<ListenerView>,
     pub(crate) open: Open,
-    /// When it has been idle for long enough.
+    /// When the connection has been idle for long enough.
     pub(crate) until: Instant,
 }
 
+/// What becomes of a parked connection.
+pub(crate) trait Wake {
+    /// Gives a connection a task again, because something has come.
+    fn resume(&self, parked: Parked);
+
+    /// Ends a connection whose time is over.
+    fn close(&self, parked: Parked);
+}
+
 impl Parking {
+    /// No connection is parked yet.
     pub(crate) fn new() -> io::Result<Parking> {
         Ok(Parking {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?.into(),
@@ -66,12 +75,13 @@ impl Parking {
         })
     }
 
+    /// How many connections are parked.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.parked.borrow().len()
     }
 
-    /// Gives the connection back if the system has no room for it.
+    /// Parks a connection. Gives it back if the system has no room for it.
     pub(crate) fn park(&self, parked: Parked) -> Result<(), Parked> {
         let descriptor = parked.socket.as_raw_fd();
         let data = epoll::EventData::new_u64(descriptor.cast_unsigned().into());
@@ -84,11 +94,11 @@ impl Parking {
         Ok(())
     }
 
-    /// Gives those a task again to which something has come, and ends those whose time is over.
-    pub(crate) async fn watch(&self, thread: &Rc<Thread>) -> io::Result<()> {
+    /// Wakes the connections to which something has come, and ends those whose time is over.
+    pub(crate) async fn watch(&self, drain: &Drain, wake: &impl Wake) -> io::Result<()> {
         let ready = SharedDescriptor::register(self.epoll.clone())?;
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
-        let mut drained = pin!(thread.drain_idle());
+        let mut drained = pin!(drain.idle_over());
         let mut is_drained = false;
         loop {
             tokio::select! {
@@ -98,23 +108,23 @@ impl Parking {
                     if woken.len() < BATCH {
                         ready.clear_ready();
                     }
-                    woken.into_iter().for_each(|parked| thread.resume(parked));
+                    woken.into_iter().for_each(|parked| wake.resume(parked));
                     tokio::task::yield_now().await;
                 }
                 () = &mut drained, if !is_drained => {
                     is_drained = true;
-                    self.end(thread, |_| true);
+                    self.end(wake, |_| true);
                 }
                 _ = looks.tick() => {
                     let now = Instant::now();
-                    self.end(thread, |parked| now >= parked.until);
+                    self.end(wake, |parked| now >= parked.until);
                     self.trim();
                 }
             }
         }
     }
 
-    /// Those to which something has come.
+    /// Takes out the connections to which something has come.
     fn take_ready(&self) -> io::Result<Vec<Parked>> {
         let mut events = Vec::with_capacity(BATCH);
         let at_once = Timespec::default();
@@ -125,8 +135,8 @@ impl Parking {
         Ok(woken.inspect(|woken| self.forget(woken)).collect())
     }
 
-    /// Ends those that are `over`, unless something has just come.
-    fn end(&self, thread: &Rc<Thread>, over: impl Fn(&Parked) -> bool) {
+    /// Ends the connections that are `over`, unless something has just come.
+    fn end(&self, wake: &impl Wake, over: impl Fn(&Parked) -> bool) {
         let over: Vec<Parked> = {
             let mut parked = self.parked.borrow_mut();
             let over = parked.extract_if(|_, parked| over(parked));
@@ -135,14 +145,14 @@ impl Parking {
         for parked in over {
             self.forget(&parked);
             match is_quiet(&parked.socket) {
-                true => thread.close(parked),
-                false => thread.resume(parked),
+                true => wake.close(parked),
+                false => wake.resume(parked),
             }
         }
     }
 
     fn forget(&self, parked: &Parked) {
-        // It is there, since it was added and its socket is open.
+        // The socket is in the epoll, since it was added and is open.
         let _ = epoll::delete(&self.epoll, &parked.socket);
     }
 
@@ -152,7 +162,7 @@ impl Parking {
             self.untrimmed.set(0);
             #[cfg(target_env = "gnu")]
             #[allow(unsafe_code)]
-            // SAFETY: it has no requirements.
+            // SAFETY: malloc_trim has no requirements.
             unsafe {
                 libc::malloc_trim(0);
             }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::endpoint::Spec;
+use super::spec::EndpointSpec;
 use super::table::Table;
 use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
@@ -126,7 +126,7 @@ impl Probers {
 }
 
 fn spawn(
-    spec: Arc<Spec>,
+    spec: Arc<EndpointSpec>,
     state: EndpointState,
     findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
 ) -> JoinHandle<()> {
@@ -138,7 +138,10 @@ fn spawn(
     }
 }
 
-async fn await_readiness(spec: Arc<Spec>, findings: mpsc::UnboundedSender<(EndpointId, Finding)>) {
+async fn await_readiness(
+    spec: Arc<EndpointSpec>,
+    findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+) {
     let mut pause = FIRST_PAUSE;
     loop {
         sleep(pause).await;
@@ -153,7 +156,10 @@ async fn await_readiness(spec: Arc<Spec>, findings: mpsc::UnboundedSender<(Endpo
     }
 }
 
-async fn watch_health(spec: Arc<Spec>, findings: mpsc::UnboundedSender<(EndpointId, Finding)>) {
+async fn watch_health(
+    spec: Arc<EndpointSpec>,
+    findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+) {
     sleep(spread(spec.id)).await;
     let mut ticks = interval(HEALTH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -206,8 +212,8 @@ impl Health {
 }
 
 /// Asks once. The error is in words for a person.
-async fn probe(spec: &Spec) -> Result<(), String> {
-    let Spec { address, probe, .. } = spec;
+async fn probe(spec: &EndpointSpec) -> Result<(), String> {
+    let EndpointSpec { address, probe, .. } = spec;
     match timeout(PROBE_LIMIT, ask(spec)).await {
         Ok(answer) => answer,
         Err(_) => Err(match probe {
@@ -217,7 +223,7 @@ async fn probe(spec: &Spec) -> Result<(), String> {
     }
 }
 
-async fn ask(spec: &Spec) -> Result<(), String> {
+async fn ask(spec: &EndpointSpec) -> Result<(), String> {
     let address = &spec.address;
     let socket = Socket::connect(address)
         .await
@@ -309,7 +315,7 @@ mod tests {
     use crate::ipc::Address;
 
     async fn asked(address: &Address, how: &Probe) -> Result<(), String> {
-        let spec = Spec::new(EndpointId(1), address.clone(), how.clone(), 1);
+        let spec = EndpointSpec::new(EndpointId(1), address.clone(), how.clone(), 1);
         probe(&spec).await
     }
 

@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use super::download::Reply;
-use super::listener::Listener;
-use super::service::Service;
-use super::upload::Outgoing;
+use super::listener::ListenerView;
+use super::outgoing::Outgoing;
+use super::reply::Reply;
+use super::service::ServiceView;
 use crate::ipc::EndpointId;
 use crate::proxy::http::headers::{Sender, is_secure, write_request};
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots};
@@ -17,7 +17,7 @@ const ADDED: usize = 192;
 /// A request whose head is done with.
 pub(crate) struct Request {
     /// Who answers it; `None` if there is nobody.
-    pub(crate) service: Option<Rc<Service>>,
+    pub(crate) service: Option<Rc<ServiceView>>,
     /// The instance that was asked last, for messages.
     pub(crate) instance: Option<EndpointId>,
     pub(crate) reply: Reply,
@@ -38,7 +38,7 @@ impl Request {
     /// there yet.
     pub(crate) fn admit(
         buffer: &mut Buffer,
-        listener: &Listener,
+        listener: &ListenerView,
         sender: Sender<'_>,
     ) -> Result<Option<Request>, Refusal> {
         let mut slots = slots();
@@ -130,7 +130,7 @@ mod tests {
             let mut buffer = Buffer::default();
             buffer.fill(&Socket::Unix(ours)).await.unwrap();
             let address = ([127, 0, 0, 1], 80).into();
-            let listener = Listener::new(ListenerId(1), address, Routes::default());
+            let listener = ListenerView::new(ListenerId(1), address, Routes::default());
             let sender = Sender {
                 address: "192.0.2.1",
                 secure: false,
@@ -138,7 +138,7 @@ mod tests {
                 forwarded: false,
             };
             let request = Request::admit(&mut buffer, &listener, sender).ok()??;
-            Some(request.outgoing.into_bytes())
+            Some(request.outgoing.kept().to_vec())
         })
     }
 

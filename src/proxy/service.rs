@@ -9,15 +9,16 @@ use tokio::sync::oneshot;
 use super::endpoint::{Claim, Endpoint};
 use crate::ipc::{EndpointId, Handling};
 
-/// How many requests may wait, per service and thread.
+/// How many requests of a service may wait for an endpoint, on each thread.
 const MOST_HELD: usize = 1024;
 
-/// The thread's view of a service. It survives the table that removes it, for the connections that still name it.
-pub(crate) struct Service {
+/// The view that a data thread has of a service. The view survives the table that removes the service, for the connections
+/// that still name it.
+pub(crate) struct ServiceView {
     name: String,
     running: Cell<bool>,
     handling: Cell<Handling>,
-    /// The active ones.
+    /// The active endpoints.
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     /// Where the next choice begins, so that equals take turns.
     next: Cell<usize>,
@@ -33,14 +34,15 @@ pub(crate) enum NoEndpoint {
     /// Too many requests are waiting already.
     #[error("too many requests are waiting for an instance")]
     Full,
-    /// None became ready in time.
+    /// No endpoint became ready in time.
     #[error("no instance became ready in time")]
     TimedOut,
 }
 
-impl Service {
-    pub(crate) fn new(name: String) -> Service {
-        Service {
+impl ServiceView {
+    /// The view of a service that no table has described yet: it is stopped and has no endpoints.
+    pub(crate) fn new(name: String) -> ServiceView {
+        ServiceView {
             name,
             running: Cell::new(false),
             handling: Cell::default(),
@@ -50,28 +52,29 @@ impl Service {
         }
     }
 
+    /// The name of the service, which is unique in a table.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// False for a service that was stopped or removed: a request that finds no endpoint need not wait for one.
+    /// Returns false for a service that was stopped or removed: a request that finds no endpoint need not wait for one.
     pub(crate) fn running(&self) -> bool {
         self.running.get()
     }
 
-    /// How its requests are treated.
+    /// How the requests of the service are treated.
     pub(crate) fn handling(&self) -> Handling {
         self.handling.get()
     }
 
-    /// Takes over what a table says of that.
+    /// Takes over how a table wants the requests of the service to be treated.
     pub(crate) fn set_handling(&self, handling: Handling) {
         self.handling.set(handling);
     }
 
-    /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and counts the request in. One
-    /// that fails its health check or was just refused a connection is chosen only if there is no other. `None` if
-    /// every active endpoint was tried, or there is none.
+    /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and counts the request in. An
+    /// endpoint that fails its health check or has just refused a connection is chosen only if there is no other. `None`
+    /// if every active endpoint was tried, or there is none.
     pub(crate) fn claim(&self, tried: &[EndpointId]) -> Option<Claim> {
         let endpoints = self.endpoints.borrow();
         let count = endpoints.len();
@@ -99,7 +102,7 @@ impl Service {
         }
     }
 
-    /// Takes over what a table says. Waiting requests are answered before any that comes later.
+    /// Takes over what a table says about the endpoints of the service. Waiting requests are answered before any that comes later.
     pub(crate) fn update(&self, running: bool, endpoints: Vec<Rc<Endpoint>>) {
         self.running.set(running);
         *self.endpoints.borrow_mut() = endpoints;
@@ -138,7 +141,7 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio::time::Instant;
 
-    use super::super::endpoint::Spec;
+    use super::super::spec::EndpointSpec;
     use super::super::threads::Reporter;
     use super::*;
     use crate::ipc::{Address, Probe};
@@ -148,23 +151,28 @@ mod tests {
         Reporter::new(0, reports)
     }
 
-    /// Nobody listens there.
-    fn spec(id: u64) -> Arc<Spec> {
+    /// An endpoint at which nobody listens.
+    fn spec(id: u64) -> Arc<EndpointSpec> {
         let address = Address::Unix(format!("/nonexistent/{id}").into());
-        Arc::new(Spec::new(EndpointId(id), address, Probe::Connect, 1))
+        Arc::new(EndpointSpec::new(
+            EndpointId(id),
+            address,
+            Probe::Connect,
+            1,
+        ))
     }
 
     fn endpoint(id: u64) -> Rc<Endpoint> {
         Rc::new(Endpoint::new(spec(id), reporter()))
     }
 
-    fn service(ids: std::ops::Range<u64>) -> Service {
-        let service = Service::new("shop".to_owned());
+    fn service(ids: std::ops::Range<u64>) -> ServiceView {
+        let service = ServiceView::new("shop".to_owned());
         service.update(true, ids.map(endpoint).collect());
         service
     }
 
-    fn claim(service: &Service) -> Claim {
+    fn claim(service: &ServiceView) -> Claim {
         service.claim(&[]).expect("there is an active endpoint")
     }
 
@@ -198,8 +206,8 @@ mod tests {
     #[test]
     fn the_unhealthy_are_chosen_only_when_all_are() {
         let specs = [spec(0), spec(1)];
-        let view = |spec: &Arc<Spec>| Rc::new(Endpoint::new(spec.clone(), reporter()));
-        let service = Service::new("shop".to_owned());
+        let view = |spec: &Arc<EndpointSpec>| Rc::new(Endpoint::new(spec.clone(), reporter()));
+        let service = ServiceView::new("shop".to_owned());
         service.update(true, specs.iter().map(view).collect());
         specs[0].set_out(true);
         let held: Vec<Claim> = (0..3).map(|_| claim(&service)).collect();

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::endpoint::Spec;
 use super::router::{Clash, Router};
+use super::spec::EndpointSpec;
 use crate::ipc::{
     CertificateId, EndpointId, EndpointState, Handling, ListenerId, Route, WireEndpoint,
     WireListener, WireService, WireTable,
@@ -47,7 +47,7 @@ pub(crate) struct Service {
     pub(crate) running: bool,
     pub(crate) handling: Handling,
     pub(crate) routes: Vec<Route>,
-    pub(crate) endpoints: Vec<(Arc<Spec>, EndpointState)>,
+    pub(crate) endpoints: Vec<(Arc<EndpointSpec>, EndpointState)>,
 }
 
 /// The services that a table does not share with the one before it.
@@ -176,7 +176,7 @@ impl Table {
                 state,
                 probe,
             } = endpoint;
-            let spec = Spec::new(id, address, probe, threads).speaking(protocol);
+            let spec = EndpointSpec::new(id, address, probe, threads).speaking(protocol);
             (Arc::new(spec), state)
         });
         let endpoints = endpoints.collect();
@@ -287,14 +287,14 @@ impl Table {
         self.listeners.iter().find(|listener| listener.id == id)
     }
 
-    fn endpoint(&self, id: EndpointId) -> Option<(&Arc<Spec>, EndpointState)> {
+    fn endpoint(&self, id: EndpointId) -> Option<(&Arc<EndpointSpec>, EndpointState)> {
         let &(service, index) = self.places.get(&id)?;
         let (spec, state) = &self.services[service].endpoints[index];
         Some((spec, *state))
     }
 
     /// All endpoints of all services.
-    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Arc<Spec>, EndpointState)> {
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Arc<EndpointSpec>, EndpointState)> {
         let services = self.services.iter();
         services.flat_map(|service| service.endpoints.iter().map(|(spec, state)| (spec, *state)))
     }

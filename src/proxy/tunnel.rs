@@ -19,9 +19,8 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use super::client::{Client, Next};
+use super::client::{Client, Next, STALL_LIMIT};
 use super::endpoint::Claim;
-use super::exchange::STALL_LIMIT;
 use super::upstream::Upstream;
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::send::Sendable;

@@ -1,183 +1,24 @@
-//! The request's way to an instance.
+//! The upload: one try to send a request to an instance.
 
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
-use super::error::ProxyError;
-use super::exchange::{End, Flow, Upload, receive};
-use crate::proxy::http::http1::{Decoder, Encoding, Framing, FramingError, Refusal, Spans};
+use super::flow::{ExchangeEnd, Flow, UploadState};
+use super::outgoing::Outgoing;
+use crate::proxy::http::http1::{FramingError, Refusal};
 use crate::proxy::net::buffer::Buffer;
-use crate::proxy::net::send::{GATHERED, Sendable};
+use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 
-/// As much of a request's body is kept for a second try.
-const LONGEST_REPLAY: usize = 64 << 10;
-
-/// A request on its way, over all tries.
-pub(crate) struct Outgoing {
-    /// The head, and as much of the body as is kept, as the instance gets them.
-    bytes: Vec<u8>,
-    /// Length of the head.
-    head: usize,
-    /// Where the client's framing of the body stands.
-    body: Decoder,
-    encoding: Encoding,
-    /// The client waits to be told to send the body.
-    pub(crate) awaits_permission: bool,
-    /// Whether a second try would do no harm, so that what was sent is worth keeping.
-    repeatable: bool,
-    /// Something was sent that is not in `bytes` any more.
-    forgotten: bool,
-    /// Bytes that the body may still have.
-    room: u64,
-    /// It has more than it may. What is left of it in the buffer is no other request.
-    too_large: bool,
-    /// A piece of the body was decoded, but is still in the buffer because it is not sent yet.
-    behind: bool,
-}
-
-impl Outgoing {
-    /// A request of which nothing was sent.
-    pub(crate) fn new(bytes: Vec<u8>, framing: Framing, repeatable: bool) -> Outgoing {
-        let encoding = match framing {
-            Framing::Chunked => Encoding::Chunked,
-            Framing::None | Framing::Length(_) | Framing::UntilClose => Encoding::Plain,
-        };
-        Outgoing {
-            head: bytes.len(),
-            bytes,
-            body: Decoder::new(framing),
-            encoding,
-            awaits_permission: false,
-            repeatable,
-            forgotten: false,
-            room: u64::MAX,
-            too_large: false,
-            behind: false,
-        }
-    }
-
-    /// So many bytes may the body have.
-    pub(crate) fn limit_body(&mut self, most: u64, framing: Framing) {
-        self.room = most;
-        self.too_large = matches!(framing, Framing::Length(length) if length > most);
-    }
-
-    /// Whether there is no use in sending any of it.
-    pub(crate) fn is_too_large(&self) -> bool {
-        self.too_large
-    }
-
-    /// Decodes what is at the beginning of a piece of the body.
-    fn decode(&mut self, input: &[u8], data: &mut Spans) -> Result<usize, ProxyError> {
-        let consumed = self.body.decode(input, data)?;
-        let Some(room) = self.room.checked_sub(data.len() as u64) else {
-            self.too_large = true;
-            return Err(ProxyError::BodyTooLarge);
-        };
-        self.room = room;
-        Ok(consumed)
-    }
-
-    /// Whether all of it has been taken out of the buffer, so that what comes next is another request.
-    pub(crate) fn is_received(&self) -> bool {
-        self.body.is_end() && !self.behind && !self.too_large
-    }
-
-    /// Whether the method allows a second try.
-    pub(crate) fn is_repeatable(&self) -> bool {
-        self.repeatable
-    }
-
-    /// Whether a request of which bytes were sent may be sent again.
-    pub(crate) fn can_be_repeated(&self) -> bool {
-        self.repeatable && !self.forgotten
-    }
-
-    /// Whether something was sent that is not at hand any more.
-    pub(crate) fn is_forgotten(&self) -> bool {
-        self.forgotten
-    }
-
-    /// What the instance gets first.
-    #[cfg(test)]
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-
-    /// Adds what has already come of the body.
-    fn gather(&mut self, buffer: &mut Buffer) -> Result<(), ProxyError> {
-        while !self.body.is_end() && !buffer.is_empty() {
-            let room = GATHERED.saturating_sub(self.bytes.len());
-            if room == 0 {
-                return Ok(());
-            }
-            let input = &buffer.unread()[..room.min(buffer.unread().len())];
-            let mut data = Spans::default();
-            let consumed = self.decode(input, &mut data)?;
-            self.keep(&data, buffer);
-            buffer.consume(consumed);
-        }
-        Ok(())
-    }
-
-    fn keep(&mut self, data: &Spans, buffer: &Buffer) {
-        self.encoding.before(data.len(), &mut self.bytes);
-        for span in data.of(buffer.unread()) {
-            self.bytes.extend_from_slice(span);
-        }
-        let trailers = self.body.is_end().then(|| self.body.trailers());
-        self.encoding.after(data.len(), trailers, &mut self.bytes);
-    }
-
-    /// Sends what the buffer has of the body, and keeps it if that is of use. The outer error is the client's, the inner
-    /// one the instance's.
-    async fn send_on(
-        &mut self,
-        buffer: &mut Buffer,
-        instance: &Stream,
-        moved: impl Fn(),
-    ) -> Result<io::Result<()>, ProxyError> {
-        let mut data = Spans::default();
-        let consumed = self.decode(buffer.unread(), &mut data)?;
-        if self.can_be_repeated() && self.has_room_for(&data) {
-            let from = self.bytes.len();
-            self.keep(&data, buffer);
-            // Another try begins with what is kept, so it must not find this in the buffer again.
-            buffer.consume(consumed);
-            return Ok(Sendable::plain(&self.bytes[from..])
-                .send(instance, moved)
-                .await);
-        }
-        self.forgotten = true;
-        self.behind = true;
-        self.bytes.clear();
-        let trailers = self.body.is_end().then(|| self.body.trailers());
-        let input = buffer.unread();
-        let sendable = Sendable::framed(&mut self.bytes, self.encoding, input, data, trailers);
-        if let Err(error) = sendable.send(instance, moved).await {
-            return Ok(Err(error));
-        }
-        self.bytes.clear();
-        buffer.consume(consumed);
-        self.behind = false;
-        Ok(Ok(()))
-    }
-
-    fn has_room_for(&self, data: &Spans) -> bool {
-        self.bytes.len() - self.head + data.len() <= LONGEST_REPLAY
-    }
-}
-
-/// Sends what is kept of the request, and then the rest as it comes. Ends also when the instance takes no more.
+/// Sends what is kept of the request, and then the rest as it comes. The upload ends also when the instance takes no more.
 pub(crate) async fn upload(
     flow: &Flow,
     client: &Stream,
     buffer: &mut Buffer,
     outgoing: &mut Outgoing,
     instance: &Stream,
-) -> Result<(), End> {
+) -> Result<(), ExchangeEnd> {
     let moved = || {
         flow.sent.set(true);
         flow.note_moved();
@@ -185,41 +26,41 @@ pub(crate) async fn upload(
     if !outgoing.awaits_permission {
         outgoing.gather(buffer).map_err(|error| flow.fail(error))?;
     }
-    if let Err(error) = Sendable::plain(&outgoing.bytes).send(instance, moved).await {
+    if let Err(error) = Sendable::plain(outgoing.kept()).send(instance, moved).await {
         if error.kind() == io::ErrorKind::InvalidInput {
             return Err(flow.fail(Refusal::Bad("it cannot be said in HTTP/2")));
         }
         if !flow.sent.get() {
-            return Err(End::Unanswered { sent: false });
+            return Err(ExchangeEnd::Unanswered { sent: false });
         }
-        flow.upload.set(Upload::Refused);
+        flow.upload.set(UploadState::Refused);
         return Ok(());
     }
     if outgoing.awaits_permission {
         permission(flow).await;
         outgoing.awaits_permission = false;
     }
-    while !outgoing.body.is_end() {
+    while !outgoing.is_whole() {
         if buffer.is_empty() {
-            flow.upload.set(Upload::Receiving);
-            match receive(flow, client, buffer).await {
+            flow.upload.set(UploadState::Receiving);
+            match flow.receive(client, buffer).await {
                 Ok(0) => return Err(flow.fail(FramingError::Incomplete)),
                 Ok(_) => {}
-                Err(_) => return Err(End::Abandoned),
+                Err(_) => return Err(ExchangeEnd::Abandoned),
             }
-            flow.upload.set(Upload::Sending);
+            flow.upload.set(UploadState::Sending);
         }
         let sent = outgoing.send_on(buffer, instance, moved).await;
         if sent.map_err(|error| flow.fail(error))?.is_err() {
-            flow.upload.set(Upload::Refused);
+            flow.upload.set(UploadState::Refused);
             return Ok(());
         }
     }
-    flow.upload.set(Upload::Done);
+    flow.upload.set(UploadState::Done);
     Ok(())
 }
 
-/// Resolves when the client has been told to send the body. It is polled again whenever that may have happened.
+/// Resolves when the client has been told to send the body. The exchange polls it again whenever that may have happened.
 async fn permission(flow: &Flow) {
     poll_fn(|_| match flow.awaits_permission.get() {
         true => Poll::Pending,

@@ -7,10 +7,12 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::ipc::{Address, EndpointId, Handling, Host, ListenerId, Probe, Route};
-use crate::proxy::endpoint::{Endpoint, Spec};
+use crate::proxy::endpoint::Endpoint;
 use crate::proxy::listener::Routes;
 use crate::proxy::router::Router;
-use crate::proxy::service::Service;
+use crate::proxy::service::ServiceView;
+use crate::proxy::spec::EndpointSpec;
+use crate::proxy::thread::Thread;
 use crate::proxy::threads::{Open, Reporter, Threads};
 
 /// A client and a silent instance; `None` for a service without one.
@@ -18,7 +20,7 @@ struct Fixture {
     thread: Rc<Thread>,
     client: TcpStream,
     instance: Option<TcpListener>,
-    service: Rc<Service>,
+    service: Rc<ServiceView>,
     begin: Instant,
 }
 
@@ -34,10 +36,10 @@ impl Fixture {
         };
         let endpoints = instance.iter().map(|socket| {
             let address = Address::Tcp(socket.local_addr().unwrap());
-            let spec = Spec::new(EndpointId(1), address, Probe::Connect, 1);
+            let spec = EndpointSpec::new(EndpointId(1), address, Probe::Connect, 1);
             Rc::new(Endpoint::new(spec.into(), reporter.clone()))
         });
-        let service = Rc::new(Service::new("shop".to_owned()));
+        let service = Rc::new(ServiceView::new("shop".to_owned()));
         service.update(true, endpoints.collect());
         let route = Route {
             host: Host::Any,
@@ -55,7 +57,7 @@ impl Fixture {
         };
         let socket = TcpListener::bind(SocketAddr::from(any)).await.unwrap();
         let address = socket.local_addr().unwrap();
-        let listener = Rc::new(Listener::new(ListenerId(1), address, routes));
+        let listener = Rc::new(ListenerView::new(ListenerId(1), address, routes));
         let threads = Arc::new(Threads::new(vec![mpsc::unbounded_channel().0], 1));
         let thread = Rc::new(Thread::new(threads.clone(), reporter).unwrap());
         let client = TcpStream::connect(address).await.unwrap();

@@ -1,0 +1,265 @@
+//! Accepting the connections of a listener.
+//!
+//! # Theory of operation
+//! All threads, and other worker generations, accept from one shared socket, each thread through its own epoll. While
+//! the listener is open, a thread accepts what comes, in batches, as long as the listener and the worker may have more
+//! connections. Once the listener is to finish, the thread takes what the kernel has already accepted and closes its
+//! descriptor. The socket is never shut down, for others may share it.
+//!
+//! Where an accepted connection is served is for the caller to say.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
+use tokio::io::{Interest, unix::AsyncFd};
+use tokio::time::Instant;
+
+use super::listener::ListenerView;
+use super::threads::Threads;
+use crate::proxy::net::descriptor::SharedDescriptor;
+
+/// Connections accepted in one go before other tasks of the thread get their turn.
+const BATCH: usize = 64;
+
+/// The pause after the process or the system ran out of descriptors or memory.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// The pause while there are as many connections as there may be.
+const FULL_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often the same trouble is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Accepts connections of `listener` from `socket` and gives them to `place`, until the listener has finished.
+pub(crate) async fn accept(
+    listener: Rc<ListenerView>,
+    socket: Arc<OwnedFd>,
+    threads: Arc<Threads>,
+    place: impl Fn(TcpStream, SocketAddr, &Rc<ListenerView>),
+) -> io::Result<()> {
+    let acceptor = Acceptor {
+        socket: SharedDescriptor::register(socket)?,
+        listener,
+        threads,
+        place,
+    };
+    let listener = &acceptor.listener;
+    let mut quiet_until = Instant::now();
+    loop {
+        let outcome = match listener.closing() {
+            true => acceptor.accept_batch(),
+            false => tokio::select! {
+                () = listener.closes() => continue,
+                ready = acceptor.readable() => ready.map(|()| acceptor.accept_batch())?,
+            },
+        };
+        match outcome {
+            Batch::More => tokio::task::yield_now().await,
+            Batch::Empty if !listener.closing() => {}
+            Batch::Empty => return Ok(()),
+            Batch::Full => {
+                if Instant::now() >= quiet_until {
+                    quiet_until = Instant::now() + LOG_INTERVAL;
+                    tracing::warn!(
+                        listener = %listener.address(),
+                        connections = acceptor.threads.most_connections(),
+                        "connection limit reached, further clients wait (max_connections)"
+                    );
+                }
+                tokio::time::sleep(FULL_PAUSE).await;
+            }
+            Batch::Failed(error) => {
+                if Instant::now() >= quiet_until {
+                    quiet_until = Instant::now() + LOG_INTERVAL;
+                    tracing::error!(listener = %listener.address(), %error, "cannot accept connections");
+                }
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// How accepting a batch ended.
+enum Batch {
+    /// There may be more in the queue.
+    More,
+    /// The queue is empty.
+    Empty,
+    /// The listener, or the worker, has as many connections as it may.
+    Full,
+    /// The system has no descriptor, no memory, or worse.
+    Failed(io::Error),
+}
+
+/// The shared socket of a listener, registered with the epoll of one thread.
+struct Acceptor<P> {
+    socket: AsyncFd<SharedDescriptor>,
+    listener: Rc<ListenerView>,
+    threads: Arc<Threads>,
+    place: P,
+}
+
+impl<P: Fn(TcpStream, SocketAddr, &Rc<ListenerView>)> Acceptor<P> {
+    async fn readable(&self) -> io::Result<()> {
+        // The readiness is cleared by the accept that finds the queue empty.
+        self.socket
+            .readable()
+            .await
+            .map(|mut ready| ready.retain_ready())
+    }
+
+    fn accept_batch(&self) -> Batch {
+        for _ in 0..BATCH {
+            let accepted = match self.listener.closing() {
+                false if self.threads.are_full(self.listener.id()) => return Batch::Full,
+                false => self.socket.try_io(Interest::READABLE, accept_one),
+                // What is in the queue counts, not what the reactor has heard of it, and all of it is taken: the queue
+                // is bounded, and the limit leaves room for it.
+                true => accept_one(self.socket.get_ref()),
+            };
+            match accepted {
+                Ok((stream, peer)) => (self.place)(stream, peer, &self.listener),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Batch::Empty,
+                Err(error) if is_connection_error(&error) => {}
+                Err(error) => return Batch::Failed(error),
+            }
+        }
+        Batch::More
+    }
+}
+
+fn accept_one(socket: &SharedDescriptor) -> io::Result<(TcpStream, SocketAddr)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (socket, peer) = acceptfrom_with(socket, flags)?;
+    let peer = peer
+        .and_then(|peer| SocketAddr::try_from(peer).ok())
+        .ok_or(Errno::CONNABORTED)?;
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    Ok((TcpStream::from(socket), peer))
+}
+
+/// Returns true for errors of the one connection, which accept(2) tells to pass over.
+fn is_connection_error(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::INTR
+                | Errno::CONNABORTED
+                | Errno::NETDOWN
+                | Errno::PROTO
+                | Errno::NOPROTOOPT
+                | Errno::HOSTDOWN
+                | Errno::NONET
+                | Errno::HOSTUNREACH
+                | Errno::OPNOTSUPP
+                | Errno::NETUNREACH
+                | Errno::PERM
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::runtime::{Builder, LocalOptions};
+    use tokio::sync::mpsc;
+
+    use super::super::listener::Routes;
+    use super::super::threads::Open;
+    use super::*;
+    use crate::ipc::ListenerId;
+
+    /// The only thread of a worker, and the connections that it has accepted.
+    #[derive(Clone)]
+    struct Worker {
+        threads: Arc<Threads>,
+        open: Rc<RefCell<Vec<(TcpStream, Open)>>>,
+    }
+
+    impl Worker {
+        fn new(most_connections: u32) -> Worker {
+            let threads = Threads::new(vec![mpsc::unbounded_channel().0], most_connections);
+            Worker {
+                threads: Arc::new(threads),
+                open: Rc::default(),
+            }
+        }
+
+        fn accept(
+            &self,
+            listener: &Rc<ListenerView>,
+            socket: Arc<OwnedFd>,
+        ) -> impl Future<Output = io::Result<()>> + use<> {
+            let worker = self.clone();
+            let place = move |stream, _, listener: &Rc<ListenerView>| {
+                let open = Open::new(worker.threads.clone(), 0, listener.id());
+                worker.open.borrow_mut().push((stream, open));
+            };
+            accept(listener.clone(), socket, self.threads.clone(), place)
+        }
+    }
+
+    fn listen() -> (Arc<OwnedFd>, Rc<ListenerView>, SocketAddr) {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = ListenerView::new(ListenerId(1), address, Routes::default());
+        (Arc::new(socket.into()), Rc::new(listener), address)
+    }
+
+    fn run_locally(future: impl Future<Output = ()>) {
+        let mut builder = Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default());
+        runtime.unwrap().block_on(future);
+    }
+
+    #[test]
+    fn race_03_what_the_kernel_has_accepted_is_taken_before_the_socket_is_closed() {
+        run_locally(async {
+            let (socket, listener, address) = listen();
+            let connect = |_| TcpStream::connect(address).unwrap();
+            let clients: Vec<TcpStream> = (0..BATCH + 20).map(connect).collect();
+            let worker = Worker::new(1000);
+            listener.finish();
+            let watch = Arc::downgrade(&socket);
+            worker.accept(&listener, socket).await.unwrap();
+            assert!(watch.upgrade().is_none());
+            assert!(TcpStream::connect(address).is_err());
+            assert_eq!(worker.threads.connections() as usize, clients.len());
+        });
+    }
+
+    #[test]
+    fn no_more_connections_are_accepted_than_the_worker_may_have() {
+        run_locally(async {
+            let (socket, listener, address) = listen();
+            let worker = Worker::new(2);
+            let _clients: Vec<TcpStream> = (0..3)
+                .map(|_| TcpStream::connect(address).unwrap())
+                .collect();
+            let accepting = tokio::task::spawn_local(worker.accept(&listener, socket));
+            while worker.threads.connections() < 2 {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(FULL_PAUSE * 2).await;
+            assert_eq!(worker.threads.connections(), 2);
+            assert!(worker.threads.are_full(ListenerId(1)));
+            // Two end, the third takes their place and stays.
+            worker.open.take();
+            tokio::time::sleep(FULL_PAUSE * 2).await;
+            while worker.threads.connections() != 1 {
+                tokio::task::yield_now().await;
+            }
+            listener.finish();
+            accepting.await.unwrap().unwrap();
+            assert_eq!(worker.threads.connections(), 1);
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! What all threads share of an endpoint: where it is, whether its health check has taken it out, and its counters.
+//!
+//! # Theory of operation
+//! Counters are kept for each thread, on a cache line of its own, and only the thread itself writes them. So counting
+//! needs no atomic addition and no two threads contend for a line; the control thread adds the counters up when it reports.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::ipc::{Address, EndpointCounts, EndpointId, Probe, Protocol};
+
+/// An endpoint as a table describes it, shared by all threads and by all tables that have it.
+#[derive(Debug)]
+pub(crate) struct EndpointSpec {
+    pub(crate) id: EndpointId,
+    pub(crate) address: Address,
+    pub(crate) protocol: Protocol,
+    pub(crate) probe: Probe,
+    /// Set by the health check: gets requests only when all endpoints of the service are out.
+    out: AtomicBool,
+    /// One for each thread, written by that thread alone.
+    counters: Box<[EndpointCounters]>,
+}
+
+/// What one thread counts of an endpoint. Only that thread may call what changes a counter.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct EndpointCounters {
+    in_flight: AtomicU32,
+    tunnels: AtomicU32,
+    requests: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl EndpointSpec {
+    /// Describes an endpoint that speaks HTTP/1.1, with counters at zero for so many threads.
+    pub(crate) fn new(
+        id: EndpointId,
+        address: Address,
+        probe: Probe,
+        threads: usize,
+    ) -> EndpointSpec {
+        EndpointSpec {
+            id,
+            address,
+            protocol: Protocol::default(),
+            probe,
+            out: AtomicBool::new(false),
+            counters: (0..threads).map(|_| EndpointCounters::default()).collect(),
+        }
+    }
+
+    /// Describes the same endpoint, speaking `protocol`.
+    pub(crate) fn speaking(self, protocol: Protocol) -> EndpointSpec {
+        EndpointSpec { protocol, ..self }
+    }
+
+    /// Returns true while the health check keeps the endpoint out of the choice.
+    pub(crate) fn is_out(&self) -> bool {
+        self.out.load(Relaxed)
+    }
+
+    /// Takes the endpoint out of the choice, or puts it back, for all threads.
+    pub(crate) fn set_out(&self, out: bool) {
+        self.out.store(out, Relaxed);
+    }
+
+    /// The counters that the thread of this index writes.
+    pub(crate) fn counters_of(&self, thread: usize) -> &EndpointCounters {
+        &self.counters[thread]
+    }
+
+    /// The sums of the counters of all threads.
+    pub(crate) fn counts(&self) -> EndpointCounts {
+        let mut counts = EndpointCounts {
+            id: self.id,
+            in_flight: 0,
+            tunnels: 0,
+            requests: 0,
+            failures: 0,
+        };
+        for counters in &self.counters {
+            counts.in_flight += counters.in_flight.load(Relaxed);
+            counts.tunnels += counters.tunnels.load(Relaxed);
+            counts.requests += counters.requests.load(Relaxed);
+            counts.failures += counters.failures.load(Relaxed);
+        }
+        counts
+    }
+}
+
+impl EndpointCounters {
+    /// Requests in flight on the thread; tunnels are none.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Open tunnels of the thread.
+    pub(crate) fn tunnels(&self) -> u32 {
+        self.tunnels.load(Relaxed)
+    }
+
+    /// Counts a request that the endpoint was chosen for.
+    pub(crate) fn begin_request(&self) {
+        self.in_flight.store(self.in_flight() + 1, Relaxed);
+        let requests = self.requests.load(Relaxed).wrapping_add(1);
+        self.requests.store(requests, Relaxed);
+    }
+
+    /// Counts the end of a request, and returns how many are left in flight.
+    pub(crate) fn end_request(&self) -> u32 {
+        let left = self.in_flight() - 1;
+        self.in_flight.store(left, Relaxed);
+        left
+    }
+
+    /// Counts a request that has become a tunnel; it has to be ended as a request besides.
+    pub(crate) fn begin_tunnel(&self) {
+        self.tunnels.store(self.tunnels() + 1, Relaxed);
+    }
+
+    /// Counts the end of a tunnel.
+    pub(crate) fn end_tunnel(&self) {
+        self.tunnels.store(self.tunnels() - 1, Relaxed);
+    }
+
+    /// Counts a request that the endpoint has failed.
+    pub(crate) fn add_failure(&self) {
+        let failures = self.failures.load(Relaxed).wrapping_add(1);
+        self.failures.store(failures, Relaxed);
+    }
+}
