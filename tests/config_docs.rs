@@ -135,7 +135,7 @@ fn defaults_shown_in_the_example_are_the_defaults() {
 #[test]
 fn lines_shown_in_the_readme_load() {
     let readme = read("README.md");
-    let (_, chapter) = readme.split_once("\n## What a service may say\n").unwrap();
+    let (_, chapter) = readme.split_once("\n## Settings of a service\n").unwrap();
     let chapter = chapter.split("\n## ").next().unwrap();
     let rows = chapter.lines().filter_map(|line| line.strip_prefix("| `"));
     let lines: Vec<&str> = rows.map(|row| row.split_once('`').unwrap().0).collect();
