@@ -23,7 +23,7 @@ const END: &str = "<!-- end of growth -->";
 pub fn run(programs: &Path, results: &Path) -> anyhow::Result<()> {
     raise_descriptor_limit()?;
     let mut text = format!(
-        "{BEGIN}\n## Growth\n\nWritten by `make bench-growth`, on {}, of commit {}; {}.\n",
+        "{BEGIN}\n## Growth\n\n`make bench-growth` writes this section. Measured on {}, commit {}, {}.\n",
         said("date", &["-u", "+%Y-%m-%d"])?,
         said("git", &["describe", "--always", "--dirty"])?,
         said("uname", &["-sr"])?,

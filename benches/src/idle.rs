@@ -61,9 +61,9 @@ fn count_with(descriptors: u64) -> anyhow::Result<Count> {
         connections: usize::try_from(most.min(WANTED))?,
         why: match most < WANTED {
             true => format!(
-                "not {WANTED}: of {descriptors} descriptors (`ulimit -Hn`) smoothserve takes a third as connections"
+                "not {WANTED}, because smoothserve uses a third of its {descriptors} descriptors (`ulimit -Hn`) for connections"
             ),
-            false => "as many as were wanted".to_owned(),
+            false => "the intended number".to_owned(),
         },
     })
 }

@@ -13,36 +13,40 @@ use crate::load::Outcome;
 /// The factor by which a median of ratios may exceed its limit.
 const TOLERANCE: f64 = 1.05;
 
-const EXPLANATION: &str = "Written by `make bench`, which says how. Ratios are medians of the ratios of the rounds of one \
-                           run, smoothserve to nginx / smoothserve to HAProxy; smaller is better, except for requests a \
-                           second. Lists are of smoothserve, nginx, HAProxy. A figure is what it must be, within 5 % if it \
-                           is a ratio (✓), or even what was gone for (✓✓), or neither (✗).";
+const EXPLANATION: &str = "`make bench` writes this page; benches/src/rows.rs defines what it measures. Each ratio is the \
+                           median of the ratios of all rounds of one run: smoothserve to nginx / smoothserve to HAProxy. \
+                           Smaller is better, except for requests per second. Lists have the order smoothserve, nginx, \
+                           HAProxy. ✓✓ marks a figure that reaches its goal, ✓ a figure that keeps its limit (ratios \
+                           within 5 %), ✗ a figure that exceeds its limit.";
+
+/// The columns of prose in the file of results.
+const COLUMNS: usize = 100;
 
 /// The limits of a figure.
 #[derive(Debug, Clone, Copy)]
 pub struct Gate {
-    pub must: f64,
-    pub go_for: f64,
+    pub limit: f64,
+    pub goal: f64,
 }
 
 impl Gate {
     /// Makes a gate of both limits.
-    pub const fn new(must: f64, go_for: f64) -> Gate {
-        Gate { must, go_for }
+    pub const fn new(limit: f64, goal: f64) -> Gate {
+        Gate { limit, goal }
     }
 
     /// Judges a counted figure, which is exact.
     fn on_count(self, figure: f64) -> &'static str {
         match figure {
-            figure if figure <= self.go_for => " ✓✓",
-            figure if figure <= self.must => " ✓",
+            figure if figure <= self.goal => " ✓✓",
+            figure if figure <= self.limit => " ✓",
             _ => " ✗",
         }
     }
 
     fn on_ratio(self, figure: f64) -> &'static str {
-        match figure <= self.must * TOLERANCE {
-            true => self.on_count(figure.min(self.must)),
+        match figure <= self.limit * TOLERANCE {
+            true => self.on_count(figure.min(self.limit)),
             false => " ✗",
         }
     }
@@ -86,7 +90,7 @@ impl Comparison {
             let verdict = gate.map_or("", |gate| gate.on_ratio(*ratio));
             let _ = write!(cells, " {ratio:.2}{verdict} |");
         }
-        for of in [|gate: Gate| gate.must, |gate: Gate| gate.go_for] {
+        for of in [|gate: Gate| gate.limit, |gate: Gate| gate.goal] {
             let limits =
                 gates.map(|gate| gate.map_or("–".to_owned(), |gate| format!("{:.2}", of(gate))));
             let _ = write!(cells, " {} |", limits.join(" / "));
@@ -138,24 +142,24 @@ impl Report {
         ];
         let date = said("date", &["-u", "+%Y-%m-%d"])?;
         let commit = said("git", &["describe", "--always", "--dirty"])?;
-        self.say(&format!("# Results\n\n{EXPLANATION}\n"));
-        self.say(&format!(
-            "On {date}, of commit {commit}: {}.",
+        self.say(&format!("# Results\n\n{}\n", wrap(EXPLANATION)));
+        self.say(&wrap(&format!(
+            "Measured on {date}, commit {commit}, with {}.",
             versions.join("; ")
-        ));
+        )));
         Ok(())
     }
 
     /// Adds a paragraph.
     pub fn note(&mut self, text: &str) {
-        self.say(&format!("\n{text}"));
+        self.say(&format!("\n{}", wrap(text)));
     }
 
     /// Begins a table of [`Report::work`].
     pub fn works(&mut self) {
         self.say(
-            "\n| work | CPU a request / nginx | / HAProxy | must ≤ | go for ≤ | µs | requests a second | p50 | p99 | errors \
-             | others' CPU |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            "\n| work | CPU per request / nginx | / HAProxy | limit | goal | µs | requests per second | p50 | p99 | errors \
+             | CPU of others |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         );
     }
 
@@ -176,7 +180,7 @@ impl Report {
     /// Begins a table of [`Report::comparison`].
     pub fn comparisons(&mut self) {
         self.say(
-            "\n| figure | / nginx | / HAProxy | must ≤ | go for ≤ | figures |\n| --- | --- | --- | --- | --- | --- |",
+            "\n| figure | / nginx | / HAProxy | limit | goal | figures |\n| --- | --- | --- | --- | --- | --- |",
         );
     }
 
@@ -206,8 +210,8 @@ impl Report {
     pub fn circumstances(&mut self, rounds: &Rounds) {
         let owns: Vec<Own> = rounds.iter().flatten().filter_map(|one| one.own).collect();
         self.note(&format!(
-            "The clients used {:.0} % of a core, and sent one request in a hundred more than {:.0} µs late. \
-             Errors: {}. Others' CPU: {}.",
+            "The clients used {:.0} % of a core, and sent 1 % of their requests more than {:.0} µs late. \
+             Errors: {}. CPU of others: {}.",
             100.0 * median(owns.iter().map(|own| own.busy).collect()),
             median(owns.iter().map(|own| own.late).collect()),
             errors(rounds),
@@ -218,7 +222,7 @@ impl Report {
     /// Begins a table of [`Report::count`] and [`Report::ratio`].
     pub fn absolutes(&mut self) {
         self.say(
-            "\n| figure | smoothserve | must ≤ | go for ≤ | nginx | HAProxy |\n| --- | --- | --- | --- | --- | --- |",
+            "\n| figure | smoothserve | limit | goal | nginx | HAProxy |\n| --- | --- | --- | --- | --- | --- |",
         );
     }
 
@@ -226,18 +230,18 @@ impl Report {
     pub fn count(&mut self, name: &str, figures: [f64; 3], gate: Option<Gate>) {
         let [own, nginx, haproxy] = figures;
         let verdict = gate.map_or("", |gate| gate.on_count(own));
-        let (must, go_for) = limits(gate);
+        let (limit, goal) = limits(gate);
         self.say(&format!(
-            "| {name} | {own:.2}{verdict} | {must} | {go_for} | {nginx:.2} | {haproxy:.2} |"
+            "| {name} | {own:.2}{verdict} | {limit} | {goal} | {nginx:.2} | {haproxy:.2} |"
         ));
     }
 
     /// Adds a row about a ratio between two figures of smoothserve.
     pub fn ratio(&mut self, name: &str, ratio: f64, gate: Option<Gate>) {
         let verdict = gate.map_or("", |gate| gate.on_ratio(ratio));
-        let (must, go_for) = limits(gate);
+        let (limit, goal) = limits(gate);
         self.say(&format!(
-            "| {name} | {ratio:.2}{verdict} | {must} | {go_for} | – | – |"
+            "| {name} | {ratio:.2}{verdict} | {limit} | {goal} | – | – |"
         ));
     }
 
@@ -271,10 +275,32 @@ fn said(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
+/// Breaks the lines of a paragraph at [`COLUMNS`].
+pub fn wrap(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = lines.last_mut().expect("there is always a line");
+        if last.is_empty() {
+            last.push_str(word);
+        } else if last.chars().count() + 1 + word.chars().count() <= COLUMNS {
+            last.push(' ');
+            last.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.join("\n")
+}
+
+/// A paragraph between empty lines, as [`wrap`] breaks it.
+pub fn paragraph(text: &str) -> String {
+    format!("\n{}\n\n", wrap(text))
+}
+
 fn limits(gate: Option<Gate>) -> (String, String) {
     let none = || "–".to_owned();
     match gate {
-        Some(gate) => (format!("{:.2}", gate.must), format!("{:.2}", gate.go_for)),
+        Some(gate) => (format!("{:.2}", gate.limit), format!("{:.2}", gate.goal)),
         None => (none(), none()),
     }
 }
@@ -350,6 +376,15 @@ mod tests {
         );
         assert_eq!(errors(&rounds), "3, 3, 3");
         assert_eq!(others(&rounds), "50 %");
+    }
+
+    #[test]
+    fn a_paragraph_has_lines_of_100_columns() {
+        assert_eq!(wrap(""), "");
+        let text = "µ ".repeat(51);
+        assert_eq!(wrap(&text), format!("{}\nµ", ["µ"; 50].join(" ")));
+        let word = "x".repeat(120);
+        assert_eq!(wrap(&format!("a {word} b")), format!("a\n{word}\nb"));
     }
 
     #[test]

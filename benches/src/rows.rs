@@ -102,12 +102,12 @@ pub fn other_protocols(programs: &Path, report: &mut Report) -> anyhow::Result<(
 pub fn all(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(APART, programs)?;
     report
-        .note("One worker each, with a core to itself; the instances and wrk have the other core.");
+        .note("Each proxy has one worker with a core to itself; the instances and wrk use the other core.");
     report.works();
     small_get(&peers, report)?;
     other_work(&peers, report)?;
     report
-        .note("The same with TLS 1.3 and certificates of ECDSA on P-256, and of other protocols.");
+        .note("The same, with TLS 1.3 and ECDSA certificates on P-256, and with other protocols.");
     report.works();
     protocols(&peers, report)?;
     report.absolutes();
@@ -144,13 +144,13 @@ fn other_work(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         ("GET, 10 MiB", TCP, get("/10485760", 8), [bodies; 2]),
         ("POST, 4 KiB", TCP, post, [bodies; 2]),
         (
-            "GET, a connection each",
+            "GET, one connection per request",
             TCP,
             close,
             [Gate::new(0.9, 0.8); 2],
         ),
         (
-            "the same, all deferred",
+            "the same, TCP_DEFER_ACCEPT everywhere",
             DEFERRED,
             close,
             [Gate::new(1.0, 0.8); 2],
@@ -180,8 +180,8 @@ fn protocols(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     let full = Load::Handshakes { resumed: false };
     let resumed = Load::Handshakes { resumed: true };
     for (name, port, load, must) in [
-        ("TLS: a GET with a handshake each", TLS, full, 0.55),
-        ("TLS: the same, resumed", TLS, resumed, 0.55),
+        ("TLS: one handshake per GET", TLS, full, 0.55),
+        ("TLS: one resumed handshake per GET", TLS, resumed, 0.55),
         ("TLS: GET, 64 connections", TLS, get("/", 64), 0.8),
         ("TLS: GET, 100 KiB", TLS, get("/102400", 32), 0.6),
         ("TLS: GET, 10 MiB", TLS, get("/10485760", 8), 0.6),
@@ -274,9 +274,9 @@ fn system_calls(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
         Ok(calls as f64 / TRACED as f64)
     };
     let figures = each(peers, |peer| count(peer, TCP))?;
-    report.count("system calls a GET", figures, Some(Gate::new(4.1, 4.0)));
+    report.count("system calls per GET", figures, Some(Gate::new(4.1, 4.0)));
     let figures = each(peers, |peer| count(peer, UNIX))?;
-    report.count("system calls a GET, unix sockets", figures, None);
+    report.count("system calls per GET, unix sockets", figures, None);
     Ok(())
 }
 
@@ -292,21 +292,21 @@ fn idle_memory(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     };
     let all = [own, nginx, haproxy];
     report.note(&format!(
-        "Memory (Pss) with {connections} idle connections, each of which has had an answer ({why})."
+        "Memory (Pss) with {connections} idle connections, each of which has received one response ({why})."
     ));
     report.comparisons();
     report.single(
-        "in all, MiB",
+        "total, MiB",
         all.map(|memory| memory.with as f64 / 1024.0),
         [Some(Gate::new(1.1, 1.0)), None],
     );
     report.single(
-        "before, MiB",
+        "without connections, MiB",
         all.map(|memory| memory.without as f64 / 1024.0),
         [None, None],
     );
     report.single(
-        "bytes a connection",
+        "bytes per connection",
         all.map(|memory| {
             memory.with.saturating_sub(memory.without) as f64 * 1024.0 / connections as f64
         }),
@@ -319,13 +319,13 @@ fn idle_memory(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
 pub fn latency(programs: &Path, report: &mut Report) -> anyhow::Result<()> {
     let peers = Peers::start(TOGETHER, programs)?;
     report.note(&format!(
-        "Moderate load: {THOUGHTFUL} clients, each of which asks every 2 to 6 ms. Two workers each; proxies, instances and \
-         clients run where they like."
+        "Moderate load: each of {THOUGHTFUL} clients sends a request every 2 to 6 ms. Each proxy has two workers; proxies, \
+         instances and clients run on any core."
     ));
     let rounds = measure(&peers, TCP, Load::Moderate)?;
     report.comparisons();
     let cpu = [Gate::new(1.0, 0.85), Gate::new(0.9, 0.85)];
-    report.comparison("CPU a request, µs", &rounds, |one| one.cpu, cpu.map(Some));
+    report.comparison("CPU per request, µs", &rounds, |one| one.cpu, cpu.map(Some));
     report.comparison("p50, µs", &rounds, |one| one.outcome.p50, [None, None]);
     let p99 = [Some(Gate::new(1.05, 0.8)), None];
     report.comparison("p99, µs", &rounds, |one| one.outcome.p99, p99);
@@ -377,20 +377,17 @@ fn rotations(peers: &Peers, report: &mut Report) -> anyhow::Result<()> {
     report.absolutes();
     let gate = Gate::new(1.3, 1.1);
     report.ratio("p99 during rotations / steady p99", ratio(1, 0), Some(gate));
+    report.ratio("p99 with bare processes / steady p99", ratio(2, 0), None);
     report.ratio(
-        "p99 with as many bare processes / steady p99",
-        ratio(2, 0),
-        None,
-    );
-    report.ratio(
-        "p99 during rotations / with bare processes",
+        "p99 during rotations / p99 with bare processes",
         ratio(1, 2),
         None,
     );
     report.note(&format!(
-        "{restarts} restarts of all {INSTANCES} instances, one after the other, under the moderate load: {errors} errors. As \
-         many processes that nobody asks for anything, started and ended while nothing is restarted, show what the starting \
-         itself does to a machine of two cores. p99 {:.0} µs steady, {:.0} µs during rotations, {:.0} µs with bare processes.",
+        "{restarts} restarts of all {INSTANCES} instances, one after the other, under the moderate load: {errors} errors. Bare \
+         processes show the cost of starting processes alone on a machine of two cores: while nothing restarts, as many \
+         processes start and end, which get no requests. p99 was {:.0} µs in the steady state, {:.0} µs during rotations, and \
+         {:.0} µs with bare processes.",
         p99(0),
         p99(1),
         p99(2)

@@ -9,7 +9,7 @@ use rustix::process::{Resource, getrlimit};
 use super::scene::{Cores, Scene, Service};
 use crate::peers::APART;
 use crate::process::{cpu_time, on_cores};
-use crate::report::median;
+use crate::report::{median, paragraph};
 
 /// The number of rounds that count; one more goes before them as warm-up.
 const ROUNDS: usize = 15;
@@ -58,21 +58,24 @@ pub fn tables(programs: &Path) -> anyhow::Result<String> {
             hosts: instances[1].hosts.clone(),
         })
         .collect();
-    let mut text = String::from(
-        "\nThe worker on one core, all else on the other; GET of a few bytes on connections that stay open. CPU time is that of \
-         the worker and the manager, and the ratios are to the first column.\n",
+    let mut text = paragraph(
+        "The worker has one core, everything else uses the other core. The load is a GET of a few bytes on connections that stay \
+         open. CPU time is that of the worker and the manager, and ratios are relative to the first column.",
     );
-    text += "\nHosts that a request is looked up among, each asked for in turn (of 5,000, in five services, the 1,000 of one), 64 \
-             connections:\n\n";
+    text += paragraph(
+        "Number of hosts that the router searches, with 64 connections; the clients ask for each host in turn (of the 5,000 \
+         hosts of five services, for the 1,000 hosts of one):",
+    )
+    .trim_start_matches('\n');
     text += &measure(&scene, "hosts", &hosts)?;
-    text += "\nInstances of the service, 64 connections:\n\n";
+    text += "\nNumber of instances of the service, with 64 connections:\n\n";
     text += &measure(&scene, "instances", &instances)?;
-    text += "\nConnections, 4 instances:\n\n";
+    text += "\nNumber of connections, with 4 instances:\n\n";
     text += &measure(&scene, "connections", &connections)?;
     if most < 10_000 {
         let _ = write!(
             text,
-            "\n{limit} descriptors, the limit of this machine, are enough for {most} connections.\n"
+            "\nThis machine limits a process to {limit} descriptors, which is enough for {most} connections.\n"
         );
     }
     Ok(text)
@@ -161,7 +164,7 @@ fn table(what: &str, columns: &[Column], rounds: &[Vec<Measured>]) -> String {
     };
     let mut text = row(what, &|index| columns[index].name.clone());
     text += &row("---", &|_| "---".to_owned());
-    text += &row("CPU a request, µs", &|index| {
+    text += &row("CPU per request, µs", &|index| {
         format!("{:.2}", each(index, &|round, index| round[index].cpu))
     });
     text += &row("ratio", &|index| {

@@ -14,7 +14,7 @@ use crate::clients::Moderate;
 use crate::configs::HOST;
 use crate::peers::TOGETHER;
 use crate::process::{cpu_time, memory};
-use crate::report::median;
+use crate::report::{median, paragraph};
 
 const PORT: u16 = 18720;
 
@@ -40,8 +40,8 @@ const STEADY: Duration = Duration::from_secs(3);
 pub fn tables(programs: &Path) -> anyhow::Result<String> {
     let mut rows = Rows::default();
     let mut rollouts = String::from(
-        "\n| rollout of one service of 3 instances | CPU of the manager | of the worker, a request: steady | during the rollout | \
-         p99 steady | during the rollout | instances of others replaced | errors |\n\
+        "\n| rollout of one service of 3 instances | CPU of the manager | CPU of the worker per request, steady | during the rollout | \
+         p99 steady | during the rollout | replaced instances of other services | errors |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     let mut columns = vec!["services × instances".to_owned()];
@@ -57,10 +57,11 @@ pub fn tables(programs: &Path) -> anyhow::Result<String> {
     }
     let rule = vec!["---"; columns.len()].join(" | ");
     let columns = columns.join(" | ");
-    let mut text = format!(
-        "\nThe manager, with everything on both cores. A reload is the time from `smoothctl reload` to its answer: all files \
-         are read, all is planned, and what has changed has begun; the CPU time is the manager's.\n\n| {columns} |\n| {rule} |\n"
+    let mut text = paragraph(
+        "The manager, with everything on both cores. A reload lasts from `smoothctl reload` to its answer: the manager has read \
+         all files, planned all changes, and started to carry them out. CPU time is that of the manager.",
     );
+    let _ = write!(text, "| {columns} |\n| {rule} |\n");
     for (name, cells) in rows.0 {
         let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
     }
@@ -97,9 +98,9 @@ fn many(services: usize, instances: usize) -> Vec<Service> {
 
 fn figures(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow::Result<()> {
     let start = &scene.start;
-    rows.add("start until ready", seconds(start.ready));
-    rows.add("start until all instances are", seconds(start.all));
-    rows.add("CPU of the start", milliseconds(start.cpu));
+    rows.add("start until smoothserve is ready", seconds(start.ready));
+    rows.add("start until all instances are ready", seconds(start.all));
+    rows.add("CPU of the manager for the start", milliseconds(start.cpu));
     thread::sleep(SETTLING);
     let before = [scene.manager(), scene.worker].map(|pid| cpu_time(&[pid]));
     thread::sleep(IDLE);
@@ -108,13 +109,16 @@ fn figures(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow::Resu
         let [before, after] = [&before, &after].map(|times| times[index].as_ref().ok().copied());
         Ok(after.unwrap_or_default() - before.unwrap_or_default())
     });
-    rows.add("CPU in 10 s without work: manager", milliseconds(manager?));
     rows.add(
-        "worker, which asks each instance for its health every 2 s",
+        "CPU of the manager in 10 s without work",
+        milliseconds(manager?),
+    );
+    rows.add(
+        "CPU of the worker in that time (a health check of each instance every 2 s)",
         milliseconds(worker?),
     );
-    rows.add("memory: manager", mebibytes(scene.manager())?);
-    rows.add("worker", mebibytes(scene.worker)?);
+    rows.add("memory of the manager", mebibytes(scene.manager())?);
+    rows.add("memory of the worker", mebibytes(scene.worker)?);
     // The first reload is warm-up, for the pages of the files and the executable of smoothctl.
     let mut reload = |name, cpu, change: &dyn Fn(&mut Service, usize)| -> anyhow::Result<()> {
         let mut times = Vec::new();
@@ -137,20 +141,27 @@ fn figures(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow::Resu
         rows.add(cpu, milliseconds(Duration::from_secs_f64(used)));
         Ok(())
     };
-    reload("reload with nothing changed", "its CPU", &|_, _| {})?;
-    reload("with a host changed", "CPU of that", &|service, round| {
-        service.hosts = vec![format!("{round}.changed.example")];
-    })?;
+    reload("reload without a change", "CPU of this reload", &|_, _| {})?;
     reload(
-        "with a new process",
-        "CPU of that and 0.3 s of its rollout",
+        "reload with a changed host",
+        "CPU of this reload (changed host)",
+        &|service, round| {
+            service.hosts = vec![format!("{round}.changed.example")];
+        },
+    )?;
+    reload(
+        "reload with a new process",
+        "CPU of this reload and of 0.3 s of its rollout",
         &|service, round| {
             service.args = round.to_string();
         },
     )?;
     // This reload waits for the rollouts.
     scene.smoothctl(&["reload"])?;
-    rows.add("memory afterwards: manager", mebibytes(scene.manager())?);
+    rows.add(
+        "memory of the manager afterwards",
+        mebibytes(scene.manager())?,
+    );
     under_reloads(scene, services, rows)
 }
 
@@ -177,11 +188,11 @@ fn under_reloads(scene: &Scene, services: &[Service], rows: &mut Rows) -> anyhow
     }
     let ratio = median(ratios);
     rows.add(
-        "p99 of a moderate load under reloads back to back / without",
+        "p99 of a moderate load during constant reloads / p99 without",
         format!("{ratio:.2}"),
     );
     rows.add(
-        "reloads and errors meanwhile",
+        "reloads and errors in that time",
         format!("{reloads}, {errors}"),
     );
     Ok(())
@@ -224,7 +235,7 @@ fn rollout(scene: &Scene, services: usize) -> anyhow::Result<String> {
         .iter()
         .filter(|(name, pids)| after.get(*name) != Some(pids));
     Ok(format!(
-        "| among {services} | {:.1} ms | {:.1} µs | {:.1} µs | {:.2} ms | {:.2} ms | {} | {errors} |\n",
+        "| among {services} services | {:.1} ms | {:.1} µs | {:.1} µs | {:.2} ms | {:.2} ms | {} | {errors} |\n",
         median(manager) * 1e3,
         median(steady_cpu) * 1e6,
         median(rolling_cpu) * 1e6,

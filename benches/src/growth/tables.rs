@@ -24,7 +24,7 @@ use crate::clients::Moderate;
 use crate::configs::HOST;
 use crate::peers::TOGETHER;
 use crate::process::{cpu_time, memory};
-use crate::report::median;
+use crate::report::{median, paragraph};
 
 const PORT: u16 = 18730;
 const INSTANCE: u16 = 18731;
@@ -40,13 +40,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Measures a table with few services and one with many.
 pub fn table(programs: &Path) -> anyhow::Result<String> {
-    let mut text = format!(
-        "\nA new table every {} ms, in which the host of one service is another, under a moderate load of another service; each \
-         service has an instance and two hosts:\n\n\
-         | services in the table | sent until used | CPU of the worker a table | p99 before | meanwhile | ratio | errors | memory |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    let mut text = paragraph(&format!(
+        "A new table every {} ms, which changes the host of one service, under a moderate load of another service. Each service \
+         has one instance and two hosts:",
         PAUSE.as_millis()
-    );
+    ));
+    text += "| services in the table | time from sending to use | CPU of the worker per table | p99 before | p99 meanwhile | \
+             ratio | errors | memory |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n";
     for services in [50, 500, 5000] {
         eprintln!("tables of {services}");
         text += &row(programs, services)?;
