@@ -1,15 +1,19 @@
-//! What of a service is on disk now, in a form that can be compared with what was there when its instances started.
+//! The fingerprint of a service: what of it is on disk now, in a form that can be compared with what was
+//! there when its instances started.
 //!
-//! A fingerprint says that a file is another one, not what is in it: device, inode, size and time of modification. The
-//! time of the last *status* change is left out on purpose, since a `chmod`, a new hard link or a backup changes it and
-//! nothing that a service would see. Two things besides the file itself matter for an executable:
+//! A fingerprint says that a file is another one, not what is in it: device, inode, size and time of
+//! modification. The time of the last *status* change is left out on purpose, since a `chmod`, a new hard
+//! link or a backup changes it and nothing that a service would see. Two things besides the file itself
+//! matter for an executable:
 //!
-//! * the path that it resolves to, since `current/shop` may lead to another folder by a flipped symlink even where both
-//!   folders hold hard links to one file;
-//! * its owner, as whom it may run, and whether it can be executed at all: a deploy that forgot `chmod +x` is mended by it.
+//! * the path that it resolves to, since `current/shop` may lead to another folder by a flipped symlink
+//!   even where both folders hold hard links to one file;
+//! * its owner, as whom it may run, and whether it can be executed at all: `chmod +x` mends a deploy that
+//!   forgot it.
 //!
-//! What is missing is part of a fingerprint too, so a file that appears later is a change. The environment file is compared
-//! by its contents; it is small, and editors and tools rewrite it without changing anything.
+//! A missing file is part of a fingerprint too, so a file that appears later is a change. The environment
+//! file is compared by its contents; it is small, and editors and tools rewrite it without changing
+//! anything.
 
 mod walk;
 
@@ -25,59 +29,59 @@ use crate::config::ServiceConfig;
 
 pub(crate) use walk::{MAX_ENTRIES, walk};
 
-/// More of an environment file is not compared.
+/// The most bytes of an environment file that are compared.
 const MAX_ENVIRONMENT_BYTES: u64 = 1024 * 1024;
 
-/// So many changed files are named.
+/// The most changed files that are named.
 const NAMED: usize = 3;
 
-/// A service's files at one moment. Equal: nothing has changed in between.
+/// The files of a service at one moment. If two are equal nothing has changed in between.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
     executable: Executable,
     environment_file: Option<Contents>,
-    /// By path, everything that `watch_files` stands for.
+    /// Everything that `watch_files` stands for, by path.
     watched: Arc<BTreeMap<PathBuf, Entry>>,
 }
 
-/// The executable.
+/// The executable of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Executable {
-    /// With all symlinks resolved.
+    /// The path with all symlinks resolved.
     path: Option<PathBuf>,
     entry: Entry,
     owner: Option<u32>,
     can_be_executed: bool,
 }
 
-/// What stands at a path.
+/// What is at a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Entry {
     Absent,
-    File(Identity),
-    /// What is in it has entries of its own.
+    File(FileIdentity),
+    /// A folder. What is in it has entries of its own.
     Folder,
-    /// A symlink in a folder; with the file that it leads to, if it is one.
-    Link(PathBuf, Option<Identity>),
-    /// A socket, a device and the like; or it cannot be looked at.
+    /// A symlink in a folder, with its target and the file there, if it is one.
+    Link(PathBuf, Option<FileIdentity>),
+    /// A socket, a device and the like, or something that cannot be looked at.
     Other,
 }
 
-/// Which file it is.
+/// Which file it is, and in which state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Identity {
+struct FileIdentity {
     device: u64,
     inode: u64,
     size: u64,
-    /// Seconds and nanoseconds.
+    /// The time of modification, in seconds and nanoseconds.
     modified: (i64, i64),
 }
 
-/// What a small file holds.
+/// The contents of a small file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Contents {
     Absent,
-    /// The file may hold secrets, so a hash is kept.
+    /// The length and a hash of the contents, which may hold secrets.
     Bytes {
         length: u64,
         hash: u64,
@@ -86,7 +90,7 @@ enum Contents {
 }
 
 impl Fingerprint {
-    /// Looks at all files of a service. This reads folders: with large `watch_files` it takes a while.
+    /// Takes the fingerprint of a service. This reads folders: with large `watch_files` it takes a while.
     pub fn take(service: &ServiceConfig) -> Fingerprint {
         let mut watched = BTreeMap::new();
         let mut budget = MAX_ENTRIES;
@@ -109,16 +113,16 @@ impl Fingerprint {
         }
     }
 
-    /// The same for equal fingerprints, and by all likelihood only for them; can be kept where the fingerprint is too
-    /// large, and compared by another build of this program.
+    /// Returns a number that is the same for equal fingerprints, and by all likelihood only for them. It
+    /// can be kept where the fingerprint is too large, and compared by another build of this program.
     pub fn digest(&self) -> u64 {
         let mut hasher = Fnv::default();
         self.hash(&mut hasher);
         hasher.finish()
     }
 
-    /// What is different in a newer one, for people: `the executable`, `the environment file`, `config/shop.toml`.
-    /// Empty if nothing is.
+    /// Says for people what is different in a newer fingerprint: `the executable`,
+    /// `the environment file`, `config/shop.toml`. Empty if nothing is.
     pub fn describe_change(&self, newer: &Fingerprint) -> String {
         let mut changes = Vec::new();
         if self.executable != newer.executable {
@@ -160,7 +164,7 @@ impl Executable {
 }
 
 impl Entry {
-    /// What a path leads to.
+    /// Looks at what a path leads to.
     fn at(path: &Path) -> Entry {
         match path.metadata() {
             Ok(metadata) => Entry::new(path, &metadata),
@@ -177,20 +181,20 @@ impl Entry {
         if metadata.is_dir() {
             Entry::Folder
         } else if metadata.is_file() {
-            Entry::File(Identity::new(metadata))
+            Entry::File(FileIdentity::new(metadata))
         } else if metadata.is_symlink() {
             let file = path.metadata().ok().filter(Metadata::is_file);
             let target = path.read_link().unwrap_or_default();
-            Entry::Link(target, file.as_ref().map(Identity::new))
+            Entry::Link(target, file.as_ref().map(FileIdentity::new))
         } else {
             Entry::Other
         }
     }
 }
 
-impl Identity {
-    fn new(metadata: &Metadata) -> Identity {
-        Identity {
+impl FileIdentity {
+    fn new(metadata: &Metadata) -> FileIdentity {
+        FileIdentity {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
@@ -223,7 +227,7 @@ impl Contents {
     }
 }
 
-/// FNV-1a. The standard library's hashers promise nothing from one version to the next.
+/// The hash FNV-1a. The standard library's hashers promise nothing from one version to the next.
 struct Fnv(u64);
 
 impl Default for Fnv {

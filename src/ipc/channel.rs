@@ -1,6 +1,7 @@
-//! Framed messages over a unix stream socket, each with at most one file descriptor.
+//! The channel: framed messages over a unix stream socket, each with at most one file descriptor.
 //!
-//! A frame is a little-endian `u32` length and that many bytes of JSON; a descriptor travels with its first byte.
+//! A frame is a little-endian `u32` length and that many bytes of JSON; a descriptor travels with the
+//! first byte of its frame.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -17,13 +18,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// The longest frame either side accepts: a table of many thousand services fits.
+/// The longest frame that either side accepts: a table of many thousand services fits.
 const LONGEST_FRAME: usize = 64 << 20;
 
-/// Descriptors that may wait for the message they belong to.
+/// The most descriptors that wait for the messages they belong to.
 const MOST_WAITING_DESCRIPTORS: usize = 64;
 
-/// What can go wrong on a channel; each ends the connection.
+/// Why a channel failed. Each of these ends the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// The socket failed.
@@ -47,14 +48,14 @@ impl Channel {
     /// Splits a connected socket into its two directions. Must run inside a tokio runtime.
     pub fn split<Out: Serialize, In: DeserializeOwned>(
         socket: std::os::unix::net::UnixStream,
-    ) -> io::Result<(Sender<Out>, Receiver<In>)> {
+    ) -> io::Result<(MessageSender<Out>, MessageReceiver<In>)> {
         socket.set_nonblocking(true)?;
         let socket = Arc::new(UnixStream::from_std(socket)?);
-        let sender = Sender {
+        let sender = MessageSender {
             socket: socket.clone(),
             messages: PhantomData,
         };
-        let receiver = Receiver {
+        let receiver = MessageReceiver {
             socket,
             bytes: Vec::new(),
             descriptors: VecDeque::new(),
@@ -64,13 +65,13 @@ impl Channel {
     }
 }
 
-/// The sending direction.
-pub struct Sender<Out> {
+/// The sending direction of a channel.
+pub struct MessageSender<Out> {
     socket: Arc<UnixStream>,
     messages: PhantomData<fn(Out)>,
 }
 
-impl<Out: Serialize> Sender<Out> {
+impl<Out: Serialize> MessageSender<Out> {
     /// Sends one message. Not cancel-safe: a message must be sent to its end.
     pub async fn send(
         &mut self,
@@ -124,16 +125,16 @@ fn send_some(
     )
 }
 
-/// The receiving direction.
-pub struct Receiver<In> {
+/// The receiving direction of a channel.
+pub struct MessageReceiver<In> {
     socket: Arc<UnixStream>,
     bytes: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
     messages: PhantomData<fn() -> In>,
 }
 
-impl<In: DeserializeOwned> Receiver<In> {
-    /// The next message, or `None` when the peer has closed the connection. Cancel-safe.
+impl<In: DeserializeOwned> MessageReceiver<In> {
+    /// Waits for the next message. `None`: the peer has closed the connection. Cancel-safe.
     pub async fn receive(&mut self) -> Result<Option<In>, ChannelError> {
         loop {
             if let Some(message) = self.take_frame()? {
@@ -158,7 +159,8 @@ impl<In: DeserializeOwned> Receiver<In> {
         }
     }
 
-    /// The oldest descriptor that has arrived; to be called once for each message that comes with one.
+    /// Takes the oldest descriptor that has arrived. To be called once for each message that comes with
+    /// one.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
     }
@@ -207,7 +209,7 @@ mod tests {
     use super::*;
     use crate::ipc::{FromWorker, Handling, ListenerId, ToWorker, WireService, WireTable};
 
-    fn pair() -> (Sender<ToWorker>, Receiver<ToWorker>) {
+    fn pair() -> (MessageSender<ToWorker>, MessageReceiver<ToWorker>) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (sender, _) = Channel::split::<ToWorker, FromWorker>(ours).unwrap();
         let (_, receiver) = Channel::split::<FromWorker, ToWorker>(theirs).unwrap();

@@ -1,4 +1,5 @@
-//! The route table.
+//! The table: all that a worker knows of listeners and services, or what is different since another
+//! table.
 
 use std::cmp::Ordering;
 use std::net::SocketAddr;
@@ -7,97 +8,108 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{CertificateId, Handling, ListenerId, WireEndpoint};
+use super::certificate::CertificateId;
+use super::endpoint::WireEndpoint;
+use super::handling::Handling;
 
-/// All that a worker knows, or of its services only what is different since an earlier table.
+/// All that a worker knows, or of the services only what is different since an earlier table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireTable {
-    /// Grows with each table; a worker ignores one that is not newer than what it has.
+    /// The number of the table, which grows. A worker ignores a table that is not newer than its own.
     pub number: u64,
-    /// `services` and `removed` are the differences from the table of this number, which must be in use. There is nothing
-    /// in table 0, so a table with its differences from that is whole.
+    /// `services` and `removed` are the differences from the table of this number, which must be in use.
+    /// There is nothing in table 0, so a table with its differences from that is whole.
     #[serde(default)]
     pub since: u64,
-    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are believed.
+    /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Whether instances are told by `Forwarded`, too, who has sent a request.
+    /// True: `Forwarded`, too, tells instances who has sent a request.
     #[serde(default)]
     pub forwarded: bool,
-    /// Client connections of each listener at a time. `None`: as many as there can be.
+    /// The most client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
-    /// All that is accepted on. A listener that is missing here is closed; its connections end with their current request.
+    /// All listeners. One that is missing here is closed; its connections end with their current request.
     pub listeners: Vec<WireListener>,
-    /// Services that are new or others than they were. In a whole table they are in the order of their names.
+    /// The services that are new or different. In a whole table they are in the order of their names.
     pub services: Vec<Arc<WireService>>,
-    /// The names of services that are no more.
+    /// The names of the services that are gone.
     #[serde(default)]
     pub removed: Vec<String>,
 }
 
-/// One listening socket.
+/// Names a listening socket for the life of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ListenerId(pub u32);
+
+/// One listener, a listening socket of the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireListener {
-    /// The socket, sent before.
+    /// The name of the socket, which was sent before.
     pub id: ListenerId,
-    /// The address it is bound to, for messages.
+    /// The address that the socket is bound to, for log messages.
     pub address: SocketAddr,
-    /// With TLS: the certificates, sent before, the first of which is for clients that name no host or another one.
+    /// The certificates of a listener with TLS, which were sent before. The first one is for clients that
+    /// name no host or another one.
     pub tls: Option<Vec<CertificateId>>,
-    /// Whether each connection has to come from a trusted proxy and to begin with a header of the PROXY protocol.
+    /// True: each connection has to come from a trusted proxy and to begin with a header of the PROXY
+    /// protocol.
     #[serde(default)]
     pub proxy_protocol: bool,
 }
 
-/// One service as the worker sees it.
+/// One service, as a table describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireService {
-    /// Its name: it is the same service as one of that name in another table.
+    /// The name. The same name in another table means the same service.
     pub name: String,
-    /// False for a service that was stopped: its requests get 503 at once instead of being held.
+    /// False for a stopped service: its requests get 503 at once instead of being held.
     pub running: bool,
-    /// How its requests are treated.
+    /// What is done with the requests of the service.
     #[serde(default)]
     pub handling: Handling,
-    /// The requests that are for it. Of all routes of all services the longest host wins, then the longest path.
+    /// The requests that the service gets. Of all routes of all services the longest host wins, then the
+    /// longest path.
     pub routes: Vec<Route>,
-    /// Its instances.
+    /// The instances of the service.
     pub endpoints: Vec<WireEndpoint>,
 }
 
-/// Requests to this listener for this host and path prefix.
+/// A route: the requests on one listener for one host and path prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// One of those of the table.
+    /// One of the table's listeners.
     pub listener: ListenerId,
-    /// The host.
+    /// The pattern of hosts.
     pub host: Host,
-    /// A prefix on segment borders, `/` for all: `/api` is for `/api`, `/api/` and `/api/x`, not for `/apix`.
+    /// The path prefix, which ends at a segment's end: `/api` is for `/api`, `/api/` and `/api/x`, not
+    /// for `/apix`, and `/` is for all.
     pub path: String,
-    /// So many bytes of `path`, from its beginning, are not for the instance to know.
+    /// How many bytes of `path`, from its beginning, the instance does not get.
     #[serde(default)]
     pub strip: usize,
 }
 
-/// A host pattern, in lower case, without a port.
+/// A pattern of hosts, in lower case, without a port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Host {
-    /// `a.example`
+    /// One host, `a.example`.
     Exact(String),
-    /// `*.example`, here without the `*.`: any host with at least one label before it.
+    /// All hosts with at least one label before this one: `*.example`, here without the `*.`.
     Subdomain(String),
-    /// `_`
+    /// Any host, `_`.
     Any,
 }
 
 impl WireTable {
-    /// All that its listeners need.
+    /// Lists the certificates of all listeners.
     pub fn certificates(&self) -> impl Iterator<Item = CertificateId> {
         let certificates = self.listeners.iter().flat_map(|listener| &listener.tls);
         certificates.flatten().copied()
     }
 
-    /// What is to be sent of this whole table to a worker that has got `before`, another whole table.
+    /// Returns the part of this whole table that a worker needs which has got `before`, another whole
+    /// table.
     pub fn changes_since(&self, before: &WireTable) -> WireTable {
         let mut changes = WireTable {
             since: before.number,

@@ -104,7 +104,7 @@ const STORED: &str = "listener-";
 
 impl Listeners {
     /// None open yet; these are there to be used.
-    pub fn new(sockets: Vec<given::Socket>) -> Listeners {
+    pub fn new(sockets: Vec<given::GivenSocket>) -> Listeners {
         let mut listeners = Listeners::default();
         for (name, socket) in sockets {
             match prepare(SockRef::from(&socket)).and_then(|()| socket.local_addr()) {

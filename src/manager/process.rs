@@ -236,7 +236,7 @@ impl Launcher {
         if let Destination::Journal(stream) = &self.output {
             order
                 .environment
-                .insert(journal::VARIABLE.to_owned(), stream.clone());
+                .insert(journal::STREAM_VARIABLE.to_owned(), stream.clone());
         }
         // A launcher that was killed meanwhile says nothing; how it ended says enough.
         let refusal = self

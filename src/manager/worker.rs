@@ -283,7 +283,10 @@ struct Life<F> {
 impl<F: Fn(Event)> Life<F> {
     async fn run(
         mut self,
-        (sender, receiver): (ipc::Sender<ToWorker>, ipc::Receiver<FromWorker>),
+        (sender, receiver): (
+            ipc::MessageSender<ToWorker>,
+            ipc::MessageReceiver<FromWorker>,
+        ),
         queue: mpsc::UnboundedReceiver<(ToWorker, Option<OwnedFd>)>,
     ) {
         tokio::select! {
@@ -329,7 +332,7 @@ impl<F: Fn(Event)> Life<F> {
 }
 
 async fn send_all(
-    mut sender: ipc::Sender<ToWorker>,
+    mut sender: ipc::MessageSender<ToWorker>,
     mut queue: mpsc::UnboundedReceiver<(ToWorker, Option<OwnedFd>)>,
 ) -> Result<(), ChannelError> {
     while let Some((message, descriptor)) = queue.recv().await {
@@ -341,7 +344,7 @@ async fn send_all(
 }
 
 async fn receive_all(
-    mut receiver: ipc::Receiver<FromWorker>,
+    mut receiver: ipc::MessageReceiver<FromWorker>,
     report: &impl Fn(Event),
 ) -> Result<(), ChannelError> {
     while let Some(message) = receiver.receive().await? {

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::ipc::{Channel, ChannelError, FromWorker, Receiver, Sender, ToWorker};
+use crate::ipc::{Channel, ChannelError, FromWorker, MessageReceiver, MessageSender, ToWorker};
 
 /// Messages that may wait for a manager that does not read. A manager further behind is better off with a new
 /// connection, on which it is told how things stand.
@@ -19,7 +19,7 @@ const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connected manager.
 pub(crate) struct Manager {
-    receiver: Receiver<ToWorker>,
+    receiver: MessageReceiver<ToWorker>,
     outgoing: mpsc::Sender<FromWorker>,
     writer: JoinHandle<()>,
 }
@@ -100,7 +100,7 @@ impl Drop for Manager {
     }
 }
 
-async fn write(mut sender: Sender<FromWorker>, mut messages: mpsc::Receiver<FromWorker>) {
+async fn write(mut sender: MessageSender<FromWorker>, mut messages: mpsc::Receiver<FromWorker>) {
     while let Some(message) = messages.recv().await {
         if let Err(error) = sender.send(&message, None).await {
             tracing::debug!(%error, "cannot reach the manager");

@@ -10,26 +10,27 @@ use rustix::net::{AddressFamily, SocketType, sockopt::socket_type};
 
 use super::supervisor::Supervisor;
 
-/// The name under which the control socket comes.
+/// The name under which systemd hands over the control socket.
 pub const CONTROL_SOCKET: &str = "bus";
 
-/// All of it.
+/// All that systemd has handed to this process.
 #[derive(Debug, Default)]
 pub struct Given {
     descriptors: Vec<(String, OwnedFd)>,
-    /// The way to tell systemd something; nothing if nobody wants to hear it.
+    /// The way to tell systemd something. `None`: this process is not supervised.
     pub supervisor: Option<Supervisor>,
 }
 
-/// A listening TCP socket and what it is called: a `.socket` unit by default, or as it was stored.
-pub type Socket = (String, std::net::TcpListener);
+/// A listening TCP socket and its name: that of its `.socket` unit, or the one it was stored under.
+pub type GivenSocket = (String, std::net::TcpListener);
 
 impl Given {
-    /// Takes it, and clears the environment so that nobody else takes it for his.
+    /// Takes what systemd hands over, and clears the environment so that no other process takes it for
+    /// its own.
     ///
     /// # Safety
-    /// Called before any other thread runs, and before anything else was opened: the descriptors named in the
-    /// environment are nobody else's then.
+    /// Called before any other thread runs, and before anything else was opened: the descriptors named in
+    /// the environment are nobody else's then.
     pub unsafe fn take() -> io::Result<Given> {
         // SAFETY: no other thread reads the environment.
         let descriptors = unsafe { sd_notify::listen_fds_with_names_and_unset_env()? };
@@ -41,24 +42,24 @@ impl Given {
         })
     }
 
-    /// The control socket, if there is a unit for it.
+    /// Takes the control socket, if there is a unit for it.
     pub fn control_socket(&mut self) -> Option<UnixListener> {
         self.named(CONTROL_SOCKET).map(UnixListener::from)
     }
 
-    /// A datagram socket that was stored under this name.
+    /// Takes the datagram socket that was stored under this name.
     pub fn datagram_socket(&mut self, name: &str) -> Option<UnixDatagram> {
         self.named(name).map(UnixDatagram::from)
     }
 
-    /// What was stored under names that begin in this way.
+    /// Takes the descriptors that were stored under names with this prefix.
     pub fn take_stored(&mut self, prefix: &str) -> Vec<(String, OwnedFd)> {
         let is_wanted = |(name, _): &mut (String, OwnedFd)| name.starts_with(prefix);
         self.descriptors.extract_if(.., is_wanted).collect()
     }
 
-    /// All listening TCP sockets.
-    pub fn tcp_sockets(&mut self) -> Vec<Socket> {
+    /// Takes all listening TCP sockets.
+    pub fn tcp_sockets(&mut self) -> Vec<GivenSocket> {
         let is_wanted = |(_, descriptor): &mut (String, OwnedFd)| is_tcp_listener(descriptor);
         let sockets = self.descriptors.extract_if(.., is_wanted);
         sockets
@@ -66,7 +67,7 @@ impl Given {
             .collect()
     }
 
-    /// The names of all that nobody has taken.
+    /// Lists the names of the descriptors that nobody has taken.
     pub fn left(&self) -> impl Iterator<Item = &str> {
         self.descriptors.iter().map(|(name, _)| name.as_str())
     }

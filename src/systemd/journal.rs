@@ -1,4 +1,5 @@
-//! The journal: whether it is behind a descriptor, streams into it for other processes, and the last lines of one.
+//! The journal: whether it is behind a descriptor, streams into it for other processes, and the last
+//! lines of a process.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,50 +11,55 @@ use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketTy
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-/// Where journald takes streams; there is one for the system and all users.
+/// Where journald takes streams; there is one socket for the system and all users.
 const STREAMS: &str = "/run/systemd/journal/stdout";
 
-/// What sd_journal_stream_fd(3) asks for, so that a program can go on writing while journald is restarted. The kernel
-/// gives less to those who are not root.
+/// The size of the buffer that sd_journal_stream_fd(3) asks for, so that a program can go on writing
+/// while journald is restarted. The kernel gives less to those who are not root.
 const STREAM_BUFFER: usize = 8 << 20;
 
-/// For lines without a prefix like `<3>`: LOG_INFO.
+/// The priority of lines without a prefix like `<3>`: LOG_INFO.
 const PRIORITY: u8 = 6;
 
-/// Lines that are quoted of an instance.
+/// The most lines of an instance that are quoted.
 const TAIL: usize = 20;
 
-/// What is quoted of a line, in characters.
+/// The most characters of a line that are quoted.
 const TAIL_LINE: usize = 512;
 
-/// What is read of them all. journald cuts lines at 48 KiB if it is not told otherwise.
+/// The most bytes that are read of all lines. journald cuts lines at 48 KiB by default.
 const TAIL_BYTES: u64 = 1 << 20;
 
 /// How long to wait for journalctl in all.
 const TAIL_LIMIT: Duration = Duration::from_secs(2);
 
-/// The name of the environment variable by which a program finds that it writes to the journal, see systemd.exec(5).
-pub const VARIABLE: &str = "JOURNAL_STREAM";
+/// The name of the environment variable by which a program finds that it writes to the journal, see
+/// systemd.exec(5).
+pub const STREAM_VARIABLE: &str = "JOURNAL_STREAM";
 
-/// What that variable must say for a program that has this descriptor as its stdout or stderr.
+/// Returns the value of [`STREAM_VARIABLE`] for a program that has this descriptor as its stdout or
+/// stderr.
 pub fn variable_for(descriptor: impl AsFd) -> io::Result<String> {
     let stat = rustix::fs::fstat(descriptor)?;
     Ok(format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Whether what is written to this descriptor is read by journald.
+/// Returns true if journald reads what is written to this descriptor.
 pub fn is_behind(descriptor: impl AsFd) -> bool {
-    std::env::var(VARIABLE).is_ok_and(|told| variable_for(descriptor).is_ok_and(|own| own == told))
+    std::env::var(STREAM_VARIABLE)
+        .is_ok_and(|told| variable_for(descriptor).is_ok_and(|own| own == told))
 }
 
 /// Opens a stream into the journal, to be a process's stdout and stderr. Its lines get `identifier` as
 /// `SYSLOG_IDENTIFIER` and the priority that a prefix like `<3>` says, else 6.
 ///
-/// The other fields are those of the process that writes, whoever opened the stream. journald looks them up when it
-/// reads the line; if the process has ended by then, the line gets `unit`, but only if it was root who opened the stream.
+/// The other fields are those of the process that writes, whoever opened the stream. journald looks them
+/// up when it reads the line; if the process has ended by then, the line gets `unit`, but only if root
+/// opened the stream.
 ///
-/// The protocol is that of sd_journal_stream_fd(3), libsystemd's only description of it being its source. journald keeps
-/// its end in systemd's file descriptor store, so that a stream outlives a restart of journald. Never waits.
+/// The protocol is that of sd_journal_stream_fd(3), which only libsystemd's source describes. journald
+/// keeps its end in systemd's file descriptor store, so that a stream outlives a restart of journald.
+/// Never waits.
 pub fn stream(identifier: &str, unit: &str) -> io::Result<OwnedFd> {
     if identifier.contains('\n') || unit.contains('\n') {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -70,19 +76,20 @@ pub fn stream(identifier: &str, unit: &str) -> io::Result<OwnedFd> {
     let _ = sockopt::set_socket_send_buffer_size_force(&socket, STREAM_BUFFER)
         .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, STREAM_BUFFER));
     let mut socket = UnixStream::from(socket);
-    // The lines say: identifier, unit, priority, whether prefixes count, and three times that journald is not to pass
-    // the stream on (to syslog, to the kernel's log, to the console).
+    // The lines say: identifier, unit, priority, whether prefixes count, and three times that journald is
+    // not to pass the stream on (to syslog, to the kernel's log, to the console).
     socket.write_all(format!("{identifier}\n{unit}\n{PRIORITY}\n1\n0\n0\n0\n").as_bytes())?;
     // Programs expect of their stdout that it waits.
     socket.set_nonblocking(false)?;
     Ok(socket.into())
 }
 
-/// The last lines that a process, or any other in its unit, has written since a time. `unit` is one of the manager that
-/// smoothserve itself was started by. Nothing if that cannot be found out within two seconds.
+/// Returns the last lines that a process, or any other in its unit, has written since a time. `unit` is
+/// one of the systemd that smoothserve itself was started by. The result is empty if the lines cannot be
+/// found out within two seconds.
 ///
-/// What a process has written may still be on its way when it has ended. journald waits for that when it is asked to,
-/// which only root may do; for others what came just before the end may be missing.
+/// What a process has written may still be on its way when it has ended. journald waits for that when it
+/// is asked to, which only root may do; for others what came just before the end may be missing.
 pub async fn last_lines(unit: &str, pid: u32, since: SystemTime) -> Vec<String> {
     let text = tokio::time::timeout(TAIL_LIMIT, read(unit, pid, since)).await;
     let text = text.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -114,7 +121,7 @@ async fn read(unit: &str, pid: u32, since: SystemTime) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Whoever stops waiting for it ends it.
+/// Prepares a command that ends if nobody waits for it any more.
 fn journalctl() -> Command {
     let mut command = Command::new("journalctl");
     command
@@ -156,7 +163,7 @@ mod tests {
 
     #[test]
     fn nothing_here_is_the_journal() {
-        assert!(!is_behind(std::io::stderr()) || std::env::var_os(VARIABLE).is_some());
+        assert!(!is_behind(std::io::stderr()) || std::env::var_os(STREAM_VARIABLE).is_some());
         let (one, other) = UnixStream::pair().unwrap();
         assert_ne!(variable_for(one).unwrap(), variable_for(other).unwrap());
     }

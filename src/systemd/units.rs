@@ -1,8 +1,8 @@
-//! Units of systemd, by its own D-Bus interface, see org.freedesktop.systemd1(5).
+//! Units of systemd: scopes and jobs, by its own D-Bus interface, see org.freedesktop.systemd1(5).
 //!
-//! A connection is made for every question, and the question is asked again until there is an answer, so that neither a
-//! restart of the bus nor systemd executing itself anew is felt. systemd's private socket, which would spare the bus, is
-//! of no use to zbus: the sender of its messages is no unique name.
+//! Every question has a connection of its own and is asked again until there is an answer, so that
+//! neither a restart of the bus nor systemd executing itself anew is felt. systemd's private socket, which
+//! would spare the bus, is of no use to zbus: the sender of its messages is no unique name.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,60 +14,65 @@ use zbus::{
     Connection, DynamicType, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, Type, Variant,
 };
 
-use super::{SERVICE, SLICE};
 use crate::config::{Amount, ScopeLimits};
+
+/// The slice of all that smoothserve starts.
+const SLICE: &str = "smoothserve.slice";
+
+/// The unit of the manager. What the manager starts is stopped after it.
+const SERVICE: &str = "smoothserve.service";
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 
-/// The most that a question takes, systemd executing itself anew in between.
+/// How long a question may take, with systemd executing itself anew in between.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two tries.
+/// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Signal number 9.
+/// The number of the signal SIGKILL.
 const SIGKILL: i32 = 9;
 
-/// systemd, of the system for root, of the user for others.
+/// The systemd whose units are meant: the system's for root, the user's for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Units {
-    /// On the system bus.
+    /// The system's, on the system bus.
     System,
-    /// On the user's bus.
+    /// The user's, on the session bus.
     User,
 }
 
 /// Why systemd did not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum UnitError {
-    /// It refused, or cannot be reached.
+    /// systemd refused, or cannot be reached.
     #[error("systemd: {0}")]
     Bus(#[from] zbus::Error),
-    /// It did not come to an end.
+    /// systemd did not answer in time.
     #[error("systemd did not answer within {} s", PATIENCE.as_secs())]
     Late,
     /// The job of a scope ended otherwise than it should.
     #[error("systemd could not make {unit}: the job's result was {result:?}")]
     Job {
-        /// The scope.
+        /// The name of the scope.
         unit: String,
-        /// As systemd says it.
+        /// The result, in systemd's own word.
         result: String,
     },
 }
 
-/// A unit that holds processes which it did not start.
+/// A scope: a unit that holds processes which systemd did not start.
 #[derive(Debug, Clone)]
 pub struct Scope {
     units: Units,
-    /// Its full name.
+    /// The full name of the unit.
     pub name: String,
 }
 
 impl Scope {
-    /// Whether a process is in it.
+    /// Returns true if a process is in the scope.
     pub fn holds(&self, pid: u32) -> bool {
         let Ok(groups) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
             return false;
@@ -79,12 +84,12 @@ impl Scope {
             .any(|(_, group)| group == self.name)
     }
 
-    /// Sends SIGKILL to all processes in it.
+    /// Sends SIGKILL to all processes in the scope.
     pub async fn kill(&self) {
         self.log(self.units.kill(&self.name).await);
     }
 
-    /// Ends what is left in it. Once nothing is, it is gone by itself.
+    /// Ends what is left in the scope. Once nothing is, the scope is gone by itself.
     pub async fn stop(&self) {
         self.log(self.units.stop(&self.name).await);
     }
@@ -97,7 +102,7 @@ impl Scope {
 }
 
 impl Units {
-    /// The systemd that has started this process, which is supervised.
+    /// Returns the systemd that has started this process, which is supervised.
     pub fn of_this_process() -> Units {
         match rustix::process::geteuid().is_root() {
             true => Units::System,
@@ -105,7 +110,8 @@ impl Units {
         }
     }
 
-    /// Puts a process into a new scope of its own, with limits for all that will be in it. Returns when it is there.
+    /// Puts a process into a new scope of its own, with limits for all that will be in it. Returns when
+    /// the process is there.
     pub async fn start_scope(
         &self,
         unit: &str,
@@ -179,7 +185,7 @@ impl Units {
         Err(zbus::Error::InputOutput(lost.into()))
     }
 
-    /// A scope that may have been started by an earlier process.
+    /// Returns the scope of this name, which an earlier process may have started.
     pub fn scope(&self, unit: &str) -> Scope {
         Scope {
             units: *self,
@@ -198,9 +204,10 @@ impl Units {
         gone_is_fine(self.ask("KillUnit", &(unit, "all", SIGKILL)).await)
     }
 
-    /// The names of the loaded units that match a pattern.
+    /// Lists the names of the loaded units that match a pattern.
     pub async fn list(&self, pattern: &str) -> Result<BTreeSet<String>, UnitError> {
-        // Name, description, load, active and sub state, what it follows, path; its job's number, type and path.
+        // Name, description, load, active and sub state, the unit it follows, path; then the number, the
+        // type and the path of its job.
         type Row = (
             String,
             String,
@@ -220,7 +227,7 @@ impl Units {
         Ok(rows.into_iter().map(|row| row.0).collect())
     }
 
-    /// Whether the unit of this process is being stopped only to be started again.
+    /// Returns true if the unit of this process is being stopped only to be started again.
     pub async fn is_restarting(&self) -> Result<bool, UnitError> {
         let unit: OwnedObjectPath = self.ask("GetUnitByPID", &(std::process::id(),)).await?;
         let unit_interface = "org.freedesktop.systemd1.Unit";
@@ -303,7 +310,7 @@ impl Units {
     }
 }
 
-/// The properties of a unit that are its limits, see org.freedesktop.systemd1(5).
+/// Makes the properties of a unit that are its limits, see org.freedesktop.systemd1(5).
 fn resources(limits: &ScopeLimits) -> Vec<(&'static str, Variant<'static>)> {
     // systemd knows how much the machine has, which may be less than the kernel says.
     let amount = |property, scale, amount| match amount {
@@ -328,13 +335,14 @@ fn resources(limits: &ScopeLimits) -> Vec<(&'static str, Variant<'static>)> {
     all.into_iter().flatten().collect()
 }
 
-/// Hundredths of a percent, 100 % at most, as systemd scales them: all of 32 bits are the whole.
+/// Scales hundredths of a percent, 100 % at most, as systemd does: the greatest 32-bit number is the
+/// whole.
 fn fraction(share: u32) -> u32 {
     let scaled = (u64::from(share) * u64::from(u32::MAX) + 5_000) / 10_000;
     u32::try_from(scaled).unwrap_or(u32::MAX)
 }
 
-/// The bus, or systemd on it, is about to come back.
+/// Returns true for an error that passes, since the bus, or systemd on it, is about to come back.
 fn is_passing(error: &zbus::Error) -> bool {
     match error {
         zbus::Error::InputOutput(_) | zbus::Error::Handshake(_) => true,
@@ -349,6 +357,7 @@ fn is_passing(error: &zbus::Error) -> bool {
     }
 }
 
+/// Takes the error that a unit does not exist for success.
 fn gone_is_fine(result: Result<(), UnitError>) -> Result<(), UnitError> {
     match result {
         Err(UnitError::Bus(zbus::Error::MethodError(name, ..)))

@@ -1,8 +1,8 @@
-//! What the kernel's events and the manager leave for the thread that watches.
+//! The inbox: what the kernel's events and the manager leave for the thread that watches.
 //!
-//! The side of `notify` must never wait for that thread, which itself waits for `notify` whenever it asks for a watch.
-//! So events are not queued but collected by path, and when there are too many paths, all that is remembered is that
-//! something happened.
+//! The side of `notify` must never wait for that thread, which itself waits for `notify` whenever it
+//! asks for a watch. So events are not queued but collected by path, and when there are too many paths,
+//! all that is remembered is that something happened.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,25 +12,26 @@ use std::time::Instant;
 use notify::EventKind;
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 
-use super::Subject;
+use super::subject::Subject;
 
-/// More paths are not told apart.
+/// The most paths that are told apart.
 const MAX_PATHS: usize = 16_384;
 
-/// Shared by the thread, `notify` and the manager.
+/// The inbox, which the thread, `notify` and the manager share.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Inbox(Arc<(Mutex<Batch>, Condvar)>);
 
-/// All that came in since the thread looked.
+/// All that came in since the thread looked last.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// What is to be watched from now on.
+    /// The subjects that are to be watched from now on, if the manager has declared them anew.
     pub(super) declared: Option<Vec<Subject>>,
-    /// Paths with a change; true: something came, went or was renamed there, not only its contents changed.
+    /// Paths with a change. True: something came, went or was renamed there, rather than only changed its
+    /// contents.
     pub(super) events: HashMap<PathBuf, bool>,
-    /// Events were lost.
+    /// True: events were lost.
     pub(super) overflow: bool,
-    /// Nobody wants to know any more.
+    /// True: the watcher was dropped, and the thread is to end.
     pub(super) closed: bool,
 }
 
@@ -72,13 +73,13 @@ impl Inbox {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on these are to be watched.
+    /// Declares what is to be watched from now on.
     pub(super) fn declare(&self, subjects: Vec<Subject>) {
         self.lock().declared = Some(subjects);
         self.0.1.notify_one();
     }
 
-    /// Something happened to a file.
+    /// Leaves an event of `notify`.
     pub(super) fn event(&self, event: notify::Result<notify::Event>) {
         let mut batch = self.lock();
         batch.add(event);
@@ -87,13 +88,13 @@ impl Inbox {
         }
     }
 
-    /// The thread is to end.
+    /// Asks the thread to end.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.0.1.notify_one();
     }
 
-    /// Takes what there is; waits for something until then, or for ever.
+    /// Takes all that came in. If that is nothing, waits for something until then, or for ever.
     pub(super) fn take(&self, until: Option<Instant>) -> Batch {
         let mut batch = self.lock();
         while batch.is_empty() {

@@ -1,10 +1,12 @@
-//! Which folders have to be watched, and for which names in them, so that no change of a file is missed.
+//! Places: which folders have to be watched, and for which names in them, so that no change of a file is
+//! missed.
 //!
-//! A file is watched through the folders on the way to it, since a watch on a file goes with the file when another one
-//! takes its place. Every step of the way counts: each name may be a symlink that is flipped, a folder that is moved away, or
-//! may not be there yet. So for `/srv/current/app`, where `current` leads to `releases/7`, these are watched: `srv` in `/`,
-//! `current`, `releases` in `/srv`, `7` in `/srv/releases`, and `app` in `/srv/releases/7`. Where the way ends, because
-//! nothing is there, the last folder tells when it goes on.
+//! A file is watched through the folders on the way to it, since a watch on a file goes with the file
+//! when another one takes its place. Every step of the way counts: each name may be a symlink that is
+//! flipped, a folder that is moved away, or may not be there yet. So for `/srv/current/app`, where
+//! `current` leads to `releases/7`, these are watched: `srv` in `/`, `current`, `releases` in `/srv`, `7`
+//! in `/srv/releases`, and `app` in `/srv/releases/7`. Where the way ends, because nothing is there, the
+//! last folder tells when it goes on.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -12,26 +14,26 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::fingerprint::{MAX_ENTRIES, walk};
 
-/// As the kernel does.
+/// The most symlinks on the way to a file; the kernel follows no more either.
 const MAX_LINKS: usize = 40;
 
-/// A folder and what is of interest in it.
+/// A folder and the name in it that is of interest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    /// Without symlinks.
+    /// The path of the folder, without symlinks.
     pub(super) folder: PathBuf,
-    /// `None`: everything.
+    /// The name in the folder. `None`: every name.
     pub(super) name: Option<OsString>,
-    /// True: on the way to the executable.
+    /// True: the place is on the way to an executable.
     pub(super) executable: bool,
 }
 
-/// The places on the way to an executable.
+/// Adds the places on the way to an executable.
 pub(super) fn of_executable(path: &Path, places: &mut BTreeSet<Place>) {
     follow(path, true, places);
 }
 
-/// The places on the way to a file, and if it is a folder, those in it.
+/// Adds the places on the way to a file, and if it is a folder, those in it.
 pub(super) fn of_file(path: &Path, places: &mut BTreeSet<Place>) {
     let Some(found) = follow(path, false, places) else {
         return;
@@ -50,7 +52,7 @@ pub(super) fn of_file(path: &Path, places: &mut BTreeSet<Place>) {
     });
 }
 
-/// Goes step by step as the kernel does, and gives where the way ends if something is there.
+/// Goes step by step as the kernel does, and returns where the way ends if something is there.
 fn follow(path: &Path, executable: bool, places: &mut BTreeSet<Place>) -> Option<PathBuf> {
     let mut at = PathBuf::from("/");
     let mut ahead: VecDeque<OsString> = VecDeque::new();

@@ -1,8 +1,8 @@
-//! When the files of a service have been quiet for long enough.
+//! The quiet time: when the files of a service have been quiet for long enough.
 
 use std::time::{Duration, Instant};
 
-/// Files that never come to rest are looked at this often all the same.
+/// How long files that never come to rest can put a restart off.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Changes that were seen and not yet told.
@@ -10,12 +10,12 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 pub(super) struct Changes {
     first: Instant,
     last: Instant,
-    /// The last one of the executable.
+    /// The last change of the executable.
     executable: Option<Instant>,
 }
 
 impl Changes {
-    /// One more change.
+    /// Adds a change to those that were seen before, if any.
     pub(super) fn add(changes: Option<Changes>, now: Instant, executable: bool) -> Changes {
         let before = changes.unwrap_or(Changes {
             first: now,
@@ -33,8 +33,9 @@ impl Changes {
         }
     }
 
-    /// When to tell about them. Files that change for ever, such as a log in a watched folder, put that off for a
-    /// while only; an executable that is still being written can put it off for ever, since it cannot be started.
+    /// Returns when to tell about the changes. Files that change for ever, such as a log in a watched
+    /// folder, put that off for a while only; an executable that is still being written can put it off
+    /// for ever, since it cannot be started.
     pub(super) fn due(&self, quiet: Duration) -> Instant {
         let rest = (self.last + quiet).min(self.first + MAX_WAIT.max(quiet));
         self.executable.map_or(rest, |last| rest.max(last + quiet))

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use smoothserve::ipc::{
-    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, Host, ListenerId, Probe,
-    Protocol, Receiver, Route, Sender, ToWorker, WireEndpoint, WireListener, WireService,
-    WireTable,
+    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, Host, ListenerId,
+    MessageReceiver, MessageSender, Probe, Protocol, Route, ToWorker, WireEndpoint, WireListener,
+    WireService, WireTable,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -93,8 +93,8 @@ impl Drop for Worker {
 
 /// The manager's end of a control connection.
 pub(crate) struct Manager {
-    sender: Sender<ToWorker>,
-    receiver: Receiver<FromWorker>,
+    sender: MessageSender<ToWorker>,
+    receiver: MessageReceiver<FromWorker>,
     /// All received messages but `Counts`.
     pub(crate) log: Vec<FromWorker>,
 }

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use smoothserve::ipc::{
-    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, Host, ListenerId, Probe,
-    Protocol, Receiver, Route, Sender, ToWorker, WireEndpoint, WireListener, WireService,
-    WireTable,
+    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, Host, ListenerId,
+    MessageReceiver, MessageSender, Probe, Protocol, Route, ToWorker, WireEndpoint, WireListener,
+    WireService, WireTable,
 };
 
 use crate::clients::Moderate;
@@ -175,8 +175,8 @@ impl Drop for Ended {
 struct Worker {
     process: Ended,
     runtime: tokio::runtime::Runtime,
-    sender: Sender<ToWorker>,
-    receiver: Receiver<FromWorker>,
+    sender: MessageSender<ToWorker>,
+    receiver: MessageReceiver<FromWorker>,
     _folder: tempfile::TempDir,
 }
 
