@@ -14,6 +14,9 @@
 //! request and, at the same time, the [`download`] of the response. Whatever goes wrong becomes a response in [`error`].
 
 mod accept;
+#[cfg(any(test, feature = "internals"))]
+#[doc(hidden)]
+pub mod check;
 mod client;
 mod control;
 mod download;
@@ -23,9 +26,6 @@ mod error;
 mod exchange;
 mod flow;
 mod forward;
-#[cfg(any(test, feature = "internals"))]
-#[doc(hidden)]
-pub mod fuzz;
 mod http;
 mod http2;
 mod ledger;
@@ -50,9 +50,6 @@ mod tunnel;
 mod upload;
 mod upstream;
 mod view;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod workload;
 
 use std::io;
 use std::num::NonZeroUsize;

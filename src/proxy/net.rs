@@ -1,9 +1,10 @@
 //! The floor `net`: connections as bytes.
 //!
-//! A [`socket`] is what the reactor knows; [`tls`] lies on one; a [`transport`] is either. Below HTTP/2 a [`cork`] collects what is
-//! sent, and each stream of HTTP/2 ([`h2_stream`], [`h2c_stream`]) is translated to HTTP/1.1. So a [`stream`], whichever of
-//! these it is, is what everybody above serves requests on: bytes of HTTP/1.1. They are received into a [`buffer`] and go
-//! out by [`send`].
+//! A [`socket`] is what the reactor knows; [`tls`] lies on one; a [`transport`] is either. Below
+//! HTTP/2 a [`cork`] collects what is sent, and each stream of HTTP/2 ([`h2_stream`],
+//! [`h2c_stream`]) is translated to HTTP/1.1. So a [`stream`], whichever of these it is, is what
+//! everybody above serves requests on: bytes of HTTP/1.1. They are received into a [`buffer`] and
+//! go out by [`send`].
 //!
 //! This floor knows `http` below it, and nothing of tables, services or threads.
 

@@ -1,15 +1,15 @@
-//! Heads as they are passed on: written anew, field by field, without what concerns one connection only (RFC 9110,
-//! section 7.6.1), and with what an instance should know about the client.
+//! Heads as they are passed on: written anew, field by field, without what concerns one connection
+//! only (RFC 9110, section 7.6.1), and with what an instance should know about the client.
 //!
-//! `X-Forwarded-For`, `-Proto` and `-Host` are always set, `Forwarded` (RFC 7239) where it is wanted, and
-//! `X-Forwarded-Prefix` where the instance does not get the beginning of the path. What the client itself says of that
-//! kind, in these fields or in others that programs read for the same purpose, is believed only from trusted peers and
-//! never passed on otherwise.
+//! `X-Forwarded-For`, `-Proto` and `-Host` are always set, `Forwarded` (RFC 7239) where it is
+//! wanted, and `X-Forwarded-Prefix` where the instance does not get the beginning of the path. What
+//! the client itself says of that kind, in these fields or in others that programs read for the
+//! same purpose, is believed only from trusted peers and never passed on otherwise.
 
 use std::time::Duration;
 
 use super::http1::{
-    Field, Framing, Kind, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
+    Field, FieldKind, Framing, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
 };
 
 /// Who has sent a request.
@@ -17,11 +17,11 @@ use super::http1::{
 pub(crate) struct Sender<'a> {
     /// The IP address, in text.
     pub(crate) address: &'a str,
-    /// Whether it came over TLS.
+    /// The request came over TLS.
     pub(crate) secure: bool,
-    /// Whether its word about who is behind it is taken.
+    /// The sender is a trusted proxy, whose word about its own client is taken.
     pub(crate) trusted: bool,
-    /// Whether an instance is told by `Forwarded`, too.
+    /// The instance is told of the sender by `Forwarded`, too.
     pub(crate) forwarded: bool,
 }
 
@@ -31,20 +31,23 @@ impl Sender<'_> {
     }
 }
 
-/// Whether the client itself asks over TLS, which a proxy in front may have taken off.
+/// Returns true if the client itself asks over TLS, which a proxy in front may have taken off.
 pub(crate) fn is_secure(head: &RequestHead<'_>, sender: Sender<'_>) -> bool {
     let mut fields = head.fields.iter();
-    let said = fields.find(|field| field.kind == Kind::ForwardedProto && !field.value.is_empty());
+    let said =
+        fields.find(|field| field.kind == FieldKind::ForwardedProto && !field.value.is_empty());
     match said.filter(|_| sender.trusted) {
         Some(field) => field.value.eq_ignore_ascii_case(b"https"),
         None => sender.secure,
     }
 }
 
-/// What is said about the connection to a client.
+/// What a response tells a client about the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Persistence {
+    /// Another request may follow.
     KeepAlive,
+    /// The connection ends with this response.
     Close,
 }
 
@@ -66,12 +69,12 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mu
     put(out, &[b"Host: ", head.host, b"\r\n"]);
     for field in &head.fields {
         let keep = match field.kind {
-            Kind::Other => !head.nominates || !is_nominated(field.name, &head.fields),
-            Kind::Trailer => head.framing == Framing::Chunked,
-            Kind::Expect => head.expects_continue,
-            Kind::ForwardedOther => sender.trusted,
-            Kind::Forwarded => sender.trusted && !sender.forwarded,
-            Kind::ForwardedPrefix => sender.trusted && head.prefix.is_empty(),
+            FieldKind::Other => !head.nominates || !is_nominated(field.name, &head.fields),
+            FieldKind::Trailer => head.framing == Framing::Chunked,
+            FieldKind::Expect => head.expects_continue,
+            FieldKind::ForwardedOther => sender.trusted,
+            FieldKind::Forwarded => sender.trusted && !sender.forwarded,
+            FieldKind::ForwardedPrefix => sender.trusted && head.prefix.is_empty(),
             _ => false,
         };
         if keep {
@@ -93,22 +96,22 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mu
 }
 
 fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) {
-    let incoming = |kind: Kind| {
+    let incoming = |kind: FieldKind| {
         let fields = head.fields.iter();
         fields.filter(move |field| sender.trusted && field.kind == kind && !field.value.is_empty())
     };
     put(out, &[b"X-Forwarded-For: "]);
-    for field in incoming(Kind::ForwardedFor) {
+    for field in incoming(FieldKind::ForwardedFor) {
         put(out, &[field.value, b", "]);
     }
     put(
         out,
         &[sender.address.as_bytes(), b"\r\nX-Forwarded-Proto: "],
     );
-    let proto = incoming(Kind::ForwardedProto).next();
+    let proto = incoming(FieldKind::ForwardedProto).next();
     let own = sender.scheme();
     put(out, &[proto.map_or(own, |field| field.value), b"\r\n"]);
-    let host = incoming(Kind::ForwardedHost).next();
+    let host = incoming(FieldKind::ForwardedHost).next();
     put(
         out,
         &[
@@ -119,7 +122,7 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
     );
     if sender.forwarded {
         put(out, &[b"Forwarded: "]);
-        for field in incoming(Kind::Forwarded) {
+        for field in incoming(FieldKind::Forwarded) {
             put(out, &[field.value, b", "]);
         }
         put_element(head.host, sender, out);
@@ -127,7 +130,7 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
     if !head.prefix.is_empty() {
         put(out, &[b"X-Forwarded-Prefix: "]);
         // What the proxy in front has taken away stood before that.
-        for field in incoming(Kind::ForwardedPrefix) {
+        for field in incoming(FieldKind::ForwardedPrefix) {
             put(
                 out,
                 &[field.value.strip_suffix(b"/").unwrap_or(field.value)],
@@ -137,8 +140,8 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
     }
 }
 
-/// What `Forwarded` has of one hop (RFC 7239, section 4). What is a token, or could be none, is left as it is; nothing
-/// of it can contain a quotation mark.
+/// Writes the element of `Forwarded` for one hop (RFC 7239, section 4). Only values that may not be
+/// tokens are quoted; none of them can contain a quotation mark.
 fn put_element(host: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) {
     let address = sender.address;
     match address.contains(':') {
@@ -151,7 +154,7 @@ fn put_element(host: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) {
     put(out, &[b";proto=", sender.scheme(), b"\r\n"]);
 }
 
-/// Writes the head of a response for a client; `framing` is how the body is delivered there.
+/// Writes the head of a response for a client, to which the body is delivered with `framing`.
 pub(crate) fn write_response(
     head: &ResponseHead<'_>,
     version: Version,
@@ -162,15 +165,16 @@ pub(crate) fn write_response(
     put_status(head, out);
     for field in &head.fields {
         let keep = match field.kind {
-            Kind::Connection
-            | Kind::KeepAlive
-            | Kind::ProxyConnection
-            | Kind::Te
-            | Kind::Upgrade
-            | Kind::TransferEncoding => false,
-            // Without a body it tells what the length would be; but never with 204 (RFC 9110, section 8.6).
-            Kind::ContentLength => framing == Framing::None && head.status != 204,
-            Kind::Trailer => framing == Framing::Chunked,
+            FieldKind::Connection
+            | FieldKind::KeepAlive
+            | FieldKind::ProxyConnection
+            | FieldKind::Te
+            | FieldKind::Upgrade
+            | FieldKind::TransferEncoding => false,
+            // Without a body it tells what the length would be; but never with 204 (RFC 9110,
+            // section 8.6).
+            FieldKind::ContentLength => framing == Framing::None && head.status != 204,
+            FieldKind::Trailer => framing == Framing::Chunked,
             _ => !head.nominates || !is_nominated(field.name, &head.fields),
         };
         if keep {
@@ -182,10 +186,10 @@ pub(crate) fn write_response(
     put(out, &[b"\r\n"]);
 }
 
-/// What tells browsers to come with TLS only (RFC 6797).
+/// The name of the field that tells browsers to come with TLS only (RFC 6797).
 pub(crate) const HSTS: &str = "strict-transport-security";
 
-/// Adds it to the head of a response that is written.
+/// Adds `Strict-Transport-Security` to the head of a response that `out` ends with.
 pub(crate) fn add_hsts(time: Duration, out: &mut Vec<u8>) {
     out.truncate(out.len() - b"\r\n".len());
     put(out, &[b"Strict-Transport-Security: max-age="]);
@@ -193,13 +197,13 @@ pub(crate) fn add_hsts(time: Duration, out: &mut Vec<u8>) {
     put(out, &[b"\r\n\r\n"]);
 }
 
-/// Writes a response that another one follows.
+/// Writes the head of an interim response, which another one follows.
 pub(crate) fn write_interim(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
     put_interim_fields(head, out);
     put(out, &[b"\r\n"]);
 }
 
-/// Writes the response that HTTP ends with on this connection.
+/// Writes the head of the 101 that HTTP ends with on this connection.
 pub(crate) fn write_switch(head: &ResponseHead<'_>, protocol: &[u8], out: &mut Vec<u8>) {
     put_interim_fields(head, out);
     put_upgrade(b"Upgrade", protocol, out);
@@ -210,7 +214,7 @@ fn put_interim_fields(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
     put_status(head, out);
     for field in &head.fields {
         let nominated = head.nominates && is_nominated(field.name, &head.fields);
-        if field.kind == Kind::Other && !nominated {
+        if field.kind == FieldKind::Other && !nominated {
             put_field(out, field);
         }
     }
@@ -229,7 +233,7 @@ fn put_upgrade(connection: &[u8], protocol: &[u8], out: &mut Vec<u8>) {
     );
 }
 
-/// How a body reaches a client: the same way if the client knows it.
+/// Returns how a body is framed for a client: as the instance frames it if the client knows that.
 pub(crate) fn delivery(framing: Framing, version: Version) -> Framing {
     match (framing, version) {
         (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
@@ -238,7 +242,8 @@ pub(crate) fn delivery(framing: Framing, version: Version) -> Framing {
     }
 }
 
-/// Writes what a client must know about the connection and does not take for granted.
+/// Writes the field that tells a client about the connection, where the client does not take that
+/// for granted.
 pub(crate) fn put_persistence(persistence: Persistence, version: Version, out: &mut Vec<u8>) {
     match (persistence, version) {
         (Persistence::Close, _) => put(out, &[b"Connection: close\r\n"]),
@@ -247,9 +252,11 @@ pub(crate) fn put_persistence(persistence: Persistence, version: Version, out: &
     }
 }
 
-/// Whether `Connection` names this field and may do so.
+/// Returns true if `Connection` names this field and may do so.
 fn is_nominated(name: &str, fields: &[Field<'_>]) -> bool {
-    let mut connection = fields.iter().filter(|field| field.kind == Kind::Connection);
+    let mut connection = fields
+        .iter()
+        .filter(|field| field.kind == FieldKind::Connection);
     connection
         .any(|field| tokens(field.value).any(|token| token.eq_ignore_ascii_case(name.as_bytes())))
         && !is_end_to_end(name)
@@ -273,7 +280,8 @@ fn put_framing(framing: Framing, out: &mut Vec<u8>) {
     }
 }
 
-/// Without the machinery of formatting, which would be a noticeable part of the cost of a small request.
+/// Writes a number without the machinery of formatting, which would be a noticeable part of the
+/// cost of a small request.
 fn put_decimal(mut number: u64, out: &mut Vec<u8>) {
     let start = out.len();
     loop {

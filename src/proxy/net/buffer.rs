@@ -1,10 +1,11 @@
 //! Received bytes, and the memory for them.
 //!
 //! # Theory of operation
-//! A buffer owns memory only while there are bytes in it: it is taken from the thread's pool when a socket has become
-//! readable, and goes back when the last byte is consumed. So a connection that waits, for whatever, holds none. Most
-//! reads need little; a buffer whose last read was filled to the brim takes a large piece for the next, as long as not
-//! too many large ones are in use, so that many slow streams cannot take much memory.
+//! A buffer owns memory only while there are bytes in it: it is taken from the thread's pool when a
+//! socket has become readable, and goes back when the last byte is consumed. So a connection that
+//! waits, for whatever, holds none. Most reads need little; a buffer whose last read was filled to
+//! the brim takes a large piece for the next, as long as not too many large ones are in use, so
+//! that many slow streams cannot take much memory.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -43,8 +44,9 @@ thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
 }
 
-/// A piece of memory that begins where a page does. Processors with a fast `rep movs` can take twice as long to copy to a place a few
-/// bytes into a page, which is where an allocator likes to put large pieces.
+/// A piece of memory that begins where a page does. Processors with a fast `rep movs` can take
+/// twice as long to copy to a place a few bytes into a page, which is where an allocator likes to
+/// put large pieces.
 #[derive(Default)]
 struct Memory {
     /// A page longer than the piece; empty if there is no piece.
@@ -147,7 +149,8 @@ impl Buffer {
         }
     }
 
-    /// Reads what `source` has, behind the bytes that are there. Resolves to 0 at the end of `source`.
+    /// Reads what `source` has, behind the bytes that are there. Resolves to 0 at the end of
+    /// `source`.
     pub(crate) async fn fill(&mut self, source: &impl Receive) -> io::Result<usize> {
         poll_fn(|cx| self.poll_fill(source, cx)).await
     }
@@ -183,8 +186,9 @@ impl Buffer {
             if self.start > 0 {
                 self.memory.copy_within(self.start..self.end, 0);
             } else {
-                // Only a head is not consumed as it comes. Heads are limited to less than a large piece, and those that
-                // do not fit into a small one are rare, so this one may have a large piece in any case.
+                // Only a head is not consumed as it comes. Heads are limited to less than a large
+                // piece, and those that do not fit into a small one are rare, so this one may have
+                // a large piece in any case.
                 debug_assert_eq!(self.memory.len(), SMALL);
                 let mut larger = POOL.with_borrow_mut(Pool::large);
                 larger[..unread].copy_from_slice(self.unread());

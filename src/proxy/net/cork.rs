@@ -1,6 +1,7 @@
 //! The connection below HTTP/2, which collects what it is given and sends it when it is told to.
 //!
-//! The h2 crate flushes after each frame of data. Left alone, every small response would be a system call, and a record of TLS.
+//! The h2 crate flushes after each frame of data. Left alone, every small response would be a
+//! system call, and a record of TLS.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -64,7 +65,8 @@ impl Corked {
         Poll::Ready(Ok(()))
     }
 
-    /// Gives back the memory for collected bytes, because a connection without requests may be so for a long time.
+    /// Gives back the memory for collected bytes, because a connection without requests may be so
+    /// for a long time.
     pub(crate) fn release(&self) {
         let mut collected = self.collected.borrow_mut();
         if collected.is_empty() {

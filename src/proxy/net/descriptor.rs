@@ -13,8 +13,9 @@ impl SharedDescriptor {
     /// Makes the reactor of this thread say when the descriptor is readable.
     #[allow(unsafe_code)]
     pub(crate) fn register(descriptor: Arc<OwnedFd>) -> io::Result<AsyncFd<SharedDescriptor>> {
-        // SAFETY: the Arc keeps the descriptor open and the same for as long as the AsyncFd that owns the Arc lives,
-        // and nothing takes an OwnedFd out of an Arc that is still shared with it.
+        // SAFETY: the Arc keeps the descriptor open and the same for as long as the AsyncFd that
+        // owns the Arc lives, and nothing takes an OwnedFd out of an Arc that is still shared with
+        // it.
         Ok(unsafe {
             AsyncFd::register_with_interest(SharedDescriptor(descriptor), Interest::READABLE)?
         })

@@ -1,5 +1,5 @@
-//! One stream of a client's connection with HTTP/2, as the rest of the worker sees it: a connection of HTTP/1.1 with one
-//! request on it.
+//! One stream of a client's connection with HTTP/2, as the rest of the worker sees it: a connection
+//! of HTTP/1.1 with one request on it.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -31,7 +31,8 @@ impl fmt::Debug for H2Stream {
 }
 
 impl H2Stream {
-    /// Makes a stream of a request that the h2 crate has received. `secure` tells whether there is TLS below.
+    /// Makes a stream of a request that the h2 crate has received. `secure` tells whether there is
+    /// TLS below.
     pub(crate) fn new(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,

@@ -1,5 +1,5 @@
-//! HTTP/2 towards an instance (`upstream_protocol: h2c`): a connection that many requests share, and one request on it, which
-//! the rest of the worker sees as a connection of HTTP/1.1 of its own.
+//! HTTP/2 towards an instance (`upstream_protocol: h2c`): a connection that many requests share,
+//! and one request on it, which the rest of the worker sees as a connection of HTTP/1.1 of its own.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -26,8 +26,8 @@ use crate::proxy::http::http2::{head, outgoing};
 /// Requests on one connection at a time, if the instance allows as many.
 const MOST_REQUESTS: usize = 100;
 
-/// Unread bytes of all responses on one connection. One stream that nobody reads must not stop the others, so there is room
-/// for all.
+/// Unread bytes of all responses on one connection. One stream that nobody reads must not stop the
+/// others, so there is room for all.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_REQUESTS as u32;
 
 /// A connection with HTTP/2 to an instance.
@@ -47,7 +47,8 @@ struct State {
 }
 
 impl InstanceConnection {
-    /// Begins HTTP/2 on a socket to an instance. A task of its own keeps the connection going until nobody has use for it.
+    /// Begins HTTP/2 on a socket to an instance. A task of its own keeps the connection going until
+    /// nobody has use for it.
     pub(crate) async fn open(socket: Socket) -> io::Result<InstanceConnection> {
         let corked = Rc::new(Corked::new(Transport::Socket(socket), Buffer::default()));
         let mut builder = h2::client::Builder::new();
@@ -89,7 +90,8 @@ impl InstanceConnection {
         !self.state.over.get() && self.state.requests.get() < most
     }
 
-    /// Returns true unless the connection has ended, or has been without a request for as long as `limit`.
+    /// Returns true unless the connection has ended, or has been without a request for as long as
+    /// `limit`.
     pub(crate) fn is_wanted(&self, now: Instant, limit: Duration) -> bool {
         let State {
             over,
@@ -241,7 +243,8 @@ impl Response {
     }
 }
 
-/// The kind of error that stands for a refused request, because no socket reports it once it is connected.
+/// The kind of error that stands for a refused request, because no socket reports it once it is
+/// connected.
 const REFUSAL: io::ErrorKind = io::ErrorKind::ConnectionRefused;
 
 /// Returns true if the instance has refused a request without having begun with it.
@@ -249,8 +252,9 @@ pub(crate) fn is_refusal(error: &io::Error) -> bool {
     error.kind() == REFUSAL
 }
 
-/// Translates an error of the h2 crate. An instance that is about to end refuses requests it has not begun with, so that they
-/// can be sent to another one (RFC 9113, section 8.7): that is as good as no connection.
+/// Translates an error of the h2 crate. An instance that is about to end refuses requests it has
+/// not begun with, so that they can be sent to another one (RFC 9113, section 8.7): that is as good
+/// as no connection.
 fn in_our_terms(error: h2::Error) -> io::Error {
     let refused = error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
     let left = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);

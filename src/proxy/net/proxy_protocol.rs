@@ -1,8 +1,9 @@
-//! The header with which a proxy in front tells whose connection it passes on: the PROXY protocol of haproxy.org
-//! (`proxy-protocol.txt`), versions 1 and 2. Pure.
+//! The header with which a proxy in front tells whose connection it passes on: the PROXY protocol
+//! of haproxy.org (`proxy-protocol.txt`), versions 1 and 2. Pure.
 //!
-//! A header stands before the first byte of the client, once a connection. Only a trusted proxy is asked for one, and must
-//! send it: a connection that begins otherwise is never taken for one with requests.
+//! A header stands before the first byte of the client, once a connection. Only a trusted proxy is
+//! asked for one, and must send it: a connection that begins otherwise is never taken for one with
+//! requests.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -10,7 +11,8 @@ use std::str::FromStr;
 /// The bytes that version 2 begins with. Neither a request nor a handshake of TLS does.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Bytes of version 2 before the addresses: signature, version and command, family and protocol, length of the rest.
+/// Bytes of version 2 before the addresses: signature, version and command, family and protocol,
+/// length of the rest.
 const FIXED: usize = 16;
 
 /// Bytes of version 1, with the end of its line.
@@ -24,7 +26,8 @@ const LONGEST: usize = 4 << 10;
 pub(crate) struct ProxyHeader {
     /// Bytes that the header takes.
     pub(crate) length: usize,
-    /// The client of the proxy in front; `None` if the proxy speaks for itself, or the client has no IP address.
+    /// The client of the proxy in front; `None` if the proxy speaks for itself, or the client has
+    /// no IP address.
     pub(crate) source: Option<SocketAddr>,
 }
 
@@ -133,8 +136,8 @@ fn parse_binary(bytes: &[u8]) -> Result<Option<ProxyHeader>, NoProxyHeader> {
     Ok(Some(ProxyHeader { length, source }))
 }
 
-/// Takes two addresses of `N` bytes and two ports, and returns the first of each, the source. What follows them is of no
-/// interest.
+/// Takes two addresses of `N` bytes and two ports, and returns the first of each, the source. What
+/// follows them is of no interest.
 fn source<const N: usize>(rest: &[u8]) -> Result<SocketAddr, NoProxyHeader>
 where
     IpAddr: From<[u8; N]>,

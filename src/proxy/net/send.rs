@@ -1,4 +1,5 @@
-//! Sends bytes of our own together with data that still lies in the buffer it was received in, in one system call.
+//! Sends bytes of our own together with data that still lies in the buffer it was received in, in
+//! one system call.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -7,7 +8,8 @@ use std::task::{Poll, ready};
 use super::stream::Stream;
 use crate::proxy::http::http1::{Encoding, Spans};
 
-/// Up to so many bytes are copied together before they are sent; above that, gathering by the kernel is cheaper.
+/// Up to so many bytes are copied together before they are sent; above that, gathering by the
+/// kernel is cheaper.
 pub(crate) const GATHERED: usize = 16 << 10;
 
 /// Bytes that are ready to be sent: `own[..split]`, the data, `own[split..]`.
@@ -29,8 +31,8 @@ impl<'a> Sendable<'a> {
         }
     }
 
-    /// What is in `own` already, perhaps a head, and then the data in `input`, in the framing of a body. The data is
-    /// the last of its body if there are `trailers`, even if no field is in them.
+    /// What is in `own` already, perhaps a head, and then the data in `input`, in the framing of a
+    /// body. The data is the last of its body if there are `trailers`, even if no field is in them.
     pub(crate) fn framed(
         own: &'a mut Vec<u8>,
         encoding: Encoding,

@@ -1,9 +1,10 @@
 //! A connected socket: of a client that was accepted, or to an instance over TCP or a unix socket.
 //!
 //! # Theory of operation
-//! The reactor has to hear of a socket that is to be waited for, and forget it afterwards: two system calls. A client
-//! that asks once and goes has mostly sent its request when it is accepted, so an accepted socket is *fresh* at first:
-//! it is read from and written to as if it were ready, and the reactor hears of it when it turns out not to be.
+//! The reactor has to hear of a socket that is to be waited for, and forget it afterwards: two
+//! system calls. A client that asks once and goes has mostly sent its request when it is accepted,
+//! so an accepted socket is *fresh* at first: it is read from and written to as if it were ready,
+//! and the reactor hears of it when it turns out not to be.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io::{self, IoSlice, Read, Write};
@@ -93,7 +94,8 @@ impl Socket {
                 Ok(Socket::Tcp(stream))
             }
             Address::Unix(path) => loop {
-                // Where TCP lets a connection wait for room in the queue, a unix socket says that there is none.
+                // Where TCP lets a connection wait for room in the queue, a unix socket says that
+                // there is none.
                 match UnixStream::connect(path).await {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         sleep(QUEUE_PAUSE).await;
@@ -151,7 +153,8 @@ impl Socket {
         let ready = match self {
             Socket::Accepted(accepted) => {
                 if accepted.registered.get().is_none() {
-                    // Most answers come sooner, and the reactor need not hear of the connection for this.
+                    // Most answers come sooner, and the reactor need not hear of the connection for
+                    // this.
                     sleep(BLIND).await;
                 }
                 match accepted.register() {
@@ -349,16 +352,16 @@ impl Accepted {
     }
 }
 
-/// Returns true if there is nothing to read from the socket, not even an end, as the kernel knows it
-/// at this moment.
+/// Returns true if there is nothing to read from the socket, not even an end, as the kernel knows
+/// it at this moment.
 pub(crate) fn is_quiet(socket: impl AsFd) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     recv(socket, &mut [0; 1], flags) == Err(Errno::WOULDBLOCK)
 }
 
 /// Returns true if a connection has reached itself. Where nobody listens on a port of the ephemeral
-/// range, the kernel may pick that very port as the source: nobody is there, and while the connection
-/// lives nobody can bind.
+/// range, the kernel may pick that very port as the source: nobody is there, and while the
+/// connection lives nobody can bind.
 fn is_to_itself(stream: &TcpStream, address: SocketAddr) -> io::Result<bool> {
     Ok(stream.local_addr()? == address)
 }

@@ -1,5 +1,5 @@
-//! The bytes of HTTP/1.1, wherever they come from and go to: a connection of its own, or a stream of HTTP/2 that is
-//! translated. Whoever serves a request knows no difference.
+//! The bytes of HTTP/1.1, wherever they come from and go to: a connection of its own, or a stream
+//! of HTTP/2 that is translated. Whoever serves a request knows no difference.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -90,8 +90,8 @@ impl Stream {
         }
     }
 
-    /// Resolves when the client has reset the connection, or its stream, not when it has merely sent
-    /// all it wants to send.
+    /// Resolves when the client has reset the connection, or its stream, not when it has merely
+    /// sent all it wants to send.
     pub(crate) async fn reset(&self) {
         match self {
             Stream::Transport(transport) => transport.socket().reset().await,

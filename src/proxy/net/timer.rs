@@ -1,8 +1,9 @@
 //! The one timer of a client connection.
 //!
-//! A connection always has exactly one limit that runs: for its next request, for the rest of a head, for progress.
-//! Nearly every change moves it into the future, so the timer of the runtime is left as it is, and set again only when
-//! it fires early. That makes a limit per request as good as free.
+//! A connection always has exactly one limit that runs: for its next request, for the rest of a
+//! head, for progress. Nearly every change moves it into the future, so the timer of the runtime is
+//! left as it is, and set again only when it fires early. That makes a limit per request as good as
+//! free.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;

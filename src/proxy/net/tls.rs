@@ -1,16 +1,17 @@
 //! TLS on the socket of a client.
 //!
 //! # Theory of operation
-//! A [`Secure`] connection lies between the plain bytes, which the rest of the worker sees, and the socket. The
-//! session is rustls's. One direction of the connection may have to move the other one's bytes (a closing alert, a key
-//! update), so both use one session, which is never borrowed across an await.
+//! A [`Secure`] connection lies between the plain bytes, which the rest of the worker sees, and the
+//! socket. The session is rustls's. One direction of the connection may have to move the other
+//! one's bytes (a closing alert, a key update), so both use one session, which is never borrowed
+//! across an await.
 //!
-//! * What is sent is encrypted first and then written in as few system calls as possible. If the socket takes only a part,
-//!   the sender goes on being told to wait: a send counts as done when its last encrypted byte is on its way, for nobody
-//!   would come back for the rest.
+//! * What is sent is encrypted first and then written in as few system calls as possible. If the
+//!   socket takes only a part, the sender goes on being told to wait: a send counts as done when
+//!   its last encrypted byte is on its way, for nobody would come back for the rest.
 //! * What the handshake leaves to be sent (the session tickets) goes along with the first response.
-//! * An end without TLS's own closing alert is an error, so nobody can make a part pass for the whole. We send that alert
-//!   whenever a connection ends regularly.
+//! * An end without TLS's own closing alert is an error, so nobody can make a part pass for the
+//!   whole. We send that alert whenever a connection ends regularly.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -32,7 +33,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// The name of HTTP/2 in the handshake (ALPN).
 const HTTP2: &[u8] = b"h2";
 
-/// So much is encrypted at a time, which is what a large piece of a buffer holds, and what goes around it.
+/// So much is encrypted at a time, which is what a large piece of a buffer holds, and what goes
+/// around it.
 const MOST_ENCRYPTED: usize = 144 << 10;
 
 /// A connection of a client with TLS.
@@ -107,8 +109,9 @@ impl Secure {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends what is left of the handshake, or answers a key update: the client may be waiting for it before it sends what
-    /// is waited for here. If the socket does not take it, the next send comes to it.
+    /// Sends what is left of the handshake, or answers a key update: the client may be waiting for
+    /// it before it sends what is waited for here. If the socket does not take it, the next send
+    /// comes to it.
     fn send_rest(&self, cx: &mut Context<'_>) -> io::Result<()> {
         let mut session = self.session.borrow_mut();
         if session.wants_write()
@@ -120,7 +123,8 @@ impl Secure {
         Ok(())
     }
 
-    /// Encrypts and sends what it can. After `Pending` it has to be called again with the same bytes.
+    /// Encrypts and sends what it can. After `Pending` it has to be called again with the same
+    /// bytes.
     pub(crate) fn poll_send(
         &self,
         cx: &mut Context<'_>,

@@ -15,10 +15,12 @@ use crate::ipc::{CertificateId, WireCertificate};
 /// The protocols that a handshake offers (ALPN), the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// All certificates that the manager has sent and that are in use, and what is common to all listeners with TLS.
+/// All certificates that the manager has sent and that are in use, and what is common to all
+/// listeners with TLS.
 pub(crate) struct Certificates {
     known: HashMap<CertificateId, Certificate>,
-    /// Encrypts session tickets, for all listeners and threads and over all tables. It changes its keys by itself.
+    /// Encrypts session tickets, for all listeners and threads and over all tables. It changes its
+    /// keys by itself.
     tickets: Arc<dyn ProducesTickets>,
     provider: Arc<CryptoProvider>,
 }
@@ -71,9 +73,9 @@ impl Certificates {
         self.known.retain(|id, _| named.contains(id));
     }
 
-    /// Returns what a listener needs for these certificates, the first of which is the default for names that none of
-    /// them has. A listener that had the same certificates before keeps what it had. The error is the certificate that
-    /// was never received.
+    /// Returns what a listener needs for these certificates, the first of which is the default for
+    /// names that none of them has. A listener that had the same certificates before keeps what it
+    /// had. The error is the certificate that was never received.
     pub(crate) fn listener(
         &self,
         certificates: Vec<CertificateId>,
@@ -102,8 +104,9 @@ impl Certificates {
     }
 }
 
-/// Returns the ciphers in the order in which smoothserve prefers them, whatever the client prefers: of ciphers that all are
-/// good enough, the one that processors are best at comes first. Browsers prefer the same one, OpenSSL's clients do not.
+/// Returns the ciphers in the order in which smoothserve prefers them, whatever the client prefers:
+/// of ciphers that all are good enough, the one that processors are best at comes first. Browsers
+/// prefer the same one, OpenSSL's clients do not.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| {
@@ -113,8 +116,8 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-/// Finds the certificate for the name that a client asks for: one for the name itself, then one with `*` in the place of its
-/// first label, then the default.
+/// Finds the certificate for the name that a client asks for: one for the name itself, then one
+/// with `*` in the place of its first label, then the default.
 #[derive(Default)]
 struct Resolver {
     exact: BTreeMap<String, Arc<CertifiedKey>>,

@@ -10,7 +10,9 @@ use super::spans::{FramingError, Spans};
 pub(crate) enum Framing {
     /// There is no body.
     None,
+    /// The body has as many bytes as were announced.
     Length(u64),
+    /// The body comes in chunks, the last of which is empty.
     Chunked,
     /// Only for responses: the body ends with the connection.
     UntilClose,
@@ -30,6 +32,7 @@ enum State {
 }
 
 impl Decoder {
+    /// Makes a decoder of a body that is framed so, at its beginning.
     pub(crate) fn new(framing: Framing) -> Decoder {
         let framing = match framing {
             Framing::None => State::Length { left: 0 },
@@ -40,7 +43,7 @@ impl Decoder {
         Decoder { framing }
     }
 
-    /// Whether the body has ended.
+    /// Returns true if the body has ended.
     pub(crate) fn is_end(&self) -> bool {
         match &self.framing {
             State::Length { left } => *left == 0,
@@ -49,7 +52,8 @@ impl Decoder {
         }
     }
 
-    /// Takes in as much of `input` as belongs to the body and as `spans` can note, and returns how much that was.
+    /// Takes in as much of `input` as belongs to the body and as `spans` can note, and returns how
+    /// much that was.
     pub(crate) fn decode(
         &mut self,
         input: &[u8],
@@ -73,7 +77,7 @@ impl Decoder {
         }
     }
 
-    /// The sender has closed its side.
+    /// Notes that the sender has closed its side, which is an error unless the body has ended.
     pub(crate) fn close(&mut self) -> Result<(), FramingError> {
         if let State::UntilClose { end } = &mut self.framing {
             *end = true;
@@ -98,11 +102,12 @@ impl Decoder {
 pub(crate) enum Encoding {
     /// The data as it is: its length was announced, or it ends with the connection.
     Plain,
+    /// The data in chunks.
     Chunked,
 }
 
 impl Encoding {
-    /// Writes what comes before so much data.
+    /// Writes the framing that comes before `length` bytes of data.
     pub(crate) fn before(self, length: usize, out: &mut Vec<u8>) {
         if self == Encoding::Chunked && length > 0 {
             // Writing to a Vec cannot fail.
@@ -110,7 +115,8 @@ impl Encoding {
         }
     }
 
-    /// Writes what comes after so much data, which is the last if there are trailers, even if none is in them.
+    /// Writes the framing that comes after `length` bytes of data. The data is the last of the body
+    /// if there are `trailers`, even if no field is in them.
     pub(crate) fn after(self, length: usize, trailers: Option<&[u8]>, out: &mut Vec<u8>) {
         if self == Encoding::Plain {
             return;

@@ -1,26 +1,29 @@
 //! The chunked transfer coding (RFC 9112, section 7.1), taken apart strictly.
 //!
 //! # Theory of operation
-//! A state machine over single bytes outside the data, so that it does not matter how the input is cut into pieces.
-//! Only data leaves it; sizes, extensions and line ends are checked and forgotten. The trailer section is collected
-//! and, once whole, checked and kept as lines that can be written as they are.
+//! A state machine over single bytes outside the data, so that it does not matter how the input is
+//! cut into pieces. Only data leaves it; sizes, extensions and line ends are checked and forgotten.
+//! The trailer section is collected and, once whole, checked and kept as lines that can be written
+//! as they are.
 
 use super::fields::is_trailer;
 use super::spans::{FramingError, Spans};
 
-/// Bytes of extensions after one chunk size.
+/// Bytes of extensions that may follow one chunk size.
 const LONGEST_EXTENSION: usize = 1024;
 
-/// Bytes of the trailer section.
+/// Bytes that the trailer section may have.
 const LONGEST_TRAILERS: usize = 8 << 10;
 
+/// Fields that the trailer section may have.
 const MOST_TRAILERS: usize = 50;
 
 /// Hexadecimal digits of a chunk size, leading zeros included.
 const MOST_DIGITS: u32 = 16;
 
+/// Takes a body in chunks out of its framing.
 #[derive(Debug, Default)]
-pub(crate) struct Chunked {
+pub(super) struct Chunked {
     state: State,
     trailers: Vec<u8>,
 }
@@ -31,7 +34,7 @@ enum State {
         digits: u32,
         value: u64,
     },
-    /// White space, which only an extension may follow.
+    /// In the white space behind a chunk size, which only an extension may follow.
     BeforeExtension {
         value: u64,
         length: usize,
@@ -48,8 +51,8 @@ enum State {
     },
     DataCr,
     DataLf,
-    /// In the trailer section, with as many bytes of the present line as are there, at most 2, and whether the last
-    /// was a CR.
+    /// In the trailer section, with as many bytes of the present line as are there, at most 2, and
+    /// whether the last was a CR.
     Trailers {
         line: u8,
         cr: bool,
@@ -67,18 +70,20 @@ impl Default for State {
 }
 
 impl Chunked {
-    pub(crate) fn is_end(&self) -> bool {
+    /// Returns true if the body has ended, its trailer section included.
+    pub(super) fn is_end(&self) -> bool {
         self.state == State::End
     }
 
     /// The lines of the trailer section, each with its CRLF.
-    pub(crate) fn trailers(&self) -> &[u8] {
+    pub(super) fn trailers(&self) -> &[u8] {
         &self.trailers
     }
 
-    /// Takes in what it can, notes where the data is, and returns how much of the input is done with. It stops early
-    /// only at the end of the body and when `spans` is full.
-    pub(crate) fn decode(
+    /// Takes in as much of `input` as belongs to the body, notes in `spans` where the data is, and
+    /// returns how many bytes were taken in. Decoding stops early only at the end of the body and
+    /// when `spans` is full.
+    pub(super) fn decode(
         &mut self,
         input: &[u8],
         spans: &mut Spans,
@@ -168,7 +173,7 @@ impl Chunked {
         }
     }
 
-    /// Replaces the section by the fields that may pass.
+    /// Replaces the trailer section by those of its fields that may pass.
     fn check_trailers(&mut self) -> Result<(), FramingError> {
         let raw = std::mem::take(&mut self.trailers);
         if raw == b"\r\n" {
@@ -196,7 +201,8 @@ mod tests {
 
     use super::*;
 
-    /// What a body decodes to when it comes in these pieces: data, trailers, and what is left after the end.
+    /// What a body decodes to when it comes in these pieces: data, trailers, and what is left after
+    /// the end.
     fn decode(pieces: &[&[u8]]) -> Result<(Vec<u8>, Vec<u8>, bool), FramingError> {
         let mut decoder = Chunked::default();
         let mut data = Vec::new();

@@ -12,14 +12,17 @@ pub(crate) fn slots<'b, const N: usize>() -> Slots<'b, N> {
 
 /// A field with what it means to a proxy.
 pub(crate) struct Field<'b> {
+    /// The name as it was sent, in any case.
     pub(crate) name: &'b str,
+    /// The value, without the white space around it.
     pub(crate) value: &'b [u8],
-    pub(crate) kind: Kind,
+    /// What the name means.
+    pub(crate) kind: FieldKind,
 }
 
 /// What a field means to a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum FieldKind {
     Host,
     Connection,
     KeepAlive,
@@ -35,64 +38,69 @@ pub(crate) enum Kind {
     ForwardedProto,
     ForwardedHost,
     ForwardedPrefix,
-    /// Says something else about who is on the other side of a proxy.
+    /// Another field that says who is on the other side of a proxy.
     ForwardedOther,
-    /// One of the above written with `_` for `-`. Many frameworks take the two for the same (RFC 3875, section 4.1.18),
-    /// so it would get past whatever is done about the right name.
+    /// One of the above written with `_` for `-`. Many frameworks take the two for the same (RFC
+    /// 3875, section 4.1.18), so such a field would get past whatever is done about the right name.
     Disguised,
+    /// A field that a proxy need not know.
     Other,
 }
 
-impl Kind {
-    pub(crate) fn of(name: &str) -> Kind {
+impl FieldKind {
+    /// Returns what a field of this name, in any case, means to a proxy.
+    pub(crate) fn of(name: &str) -> FieldKind {
         let kind = match name.len() {
-            2 => one_of(name, &[("te", Kind::Te)]),
-            4 => one_of(name, &[("host", Kind::Host)]),
-            6 => one_of(name, &[("expect", Kind::Expect)]),
+            2 => one_of(name, &[("te", FieldKind::Te)]),
+            4 => one_of(name, &[("host", FieldKind::Host)]),
+            6 => one_of(name, &[("expect", FieldKind::Expect)]),
             7 => one_of(
                 name,
-                &[("upgrade", Kind::Upgrade), ("trailer", Kind::Trailer)],
+                &[
+                    ("upgrade", FieldKind::Upgrade),
+                    ("trailer", FieldKind::Trailer),
+                ],
             ),
             9 => one_of(
                 name,
                 &[
-                    ("forwarded", Kind::Forwarded),
-                    ("x-real-ip", Kind::ForwardedOther),
+                    ("forwarded", FieldKind::Forwarded),
+                    ("x-real-ip", FieldKind::ForwardedOther),
                 ],
             ),
             10 => one_of(
                 name,
                 &[
-                    ("connection", Kind::Connection),
-                    ("keep-alive", Kind::KeepAlive),
+                    ("connection", FieldKind::Connection),
+                    ("keep-alive", FieldKind::KeepAlive),
                 ],
             ),
-            14 => one_of(name, &[("content-length", Kind::ContentLength)]),
-            15 => one_of(name, &[("x-forwarded-for", Kind::ForwardedFor)]),
+            14 => one_of(name, &[("content-length", FieldKind::ContentLength)]),
+            15 => one_of(name, &[("x-forwarded-for", FieldKind::ForwardedFor)]),
             16 => one_of(
                 name,
                 &[
-                    ("x-forwarded-host", Kind::ForwardedHost),
-                    ("proxy-connection", Kind::ProxyConnection),
+                    ("x-forwarded-host", FieldKind::ForwardedHost),
+                    ("proxy-connection", FieldKind::ProxyConnection),
                 ],
             ),
             17 => one_of(
                 name,
                 &[
-                    ("transfer-encoding", Kind::TransferEncoding),
-                    ("x-forwarded-proto", Kind::ForwardedProto),
+                    ("transfer-encoding", FieldKind::TransferEncoding),
+                    ("x-forwarded-proto", FieldKind::ForwardedProto),
                 ],
             ),
-            18 => one_of(name, &[("x-forwarded-prefix", Kind::ForwardedPrefix)]),
-            _ => Kind::Other,
+            18 => one_of(name, &[("x-forwarded-prefix", FieldKind::ForwardedPrefix)]),
+            _ => FieldKind::Other,
         };
         let kind = match kind {
-            Kind::Other if is_forwarded(name) => Kind::ForwardedOther,
-            Kind::Other => return Kind::Other,
+            FieldKind::Other if is_forwarded(name) => FieldKind::ForwardedOther,
+            FieldKind::Other => return FieldKind::Other,
             kind => kind,
         };
         match name.contains('_') {
-            true => Kind::Disguised,
+            true => FieldKind::Disguised,
             false => kind,
         }
     }
@@ -103,11 +111,11 @@ fn is_forwarded(name: &str) -> bool {
     name.len() > prefix.len() && same(&name[..prefix.len()], prefix)
 }
 
-fn one_of(name: &str, kinds: &[(&str, Kind)]) -> Kind {
+fn one_of(name: &str, kinds: &[(&str, FieldKind)]) -> FieldKind {
     kinds
         .iter()
         .find(|(known, _)| same(name, known))
-        .map_or(Kind::Other, |(_, kind)| *kind)
+        .map_or(FieldKind::Other, |(_, kind)| *kind)
 }
 
 fn same(name: &str, lower_case: &str) -> bool {
@@ -120,9 +128,10 @@ fn same(name: &str, lower_case: &str) -> bool {
         .all(|(a, b)| read(a) == b)
 }
 
-/// Whether a field that is [`Kind::Other`] is for the instance whatever `Connection` says. RFC 9110, section 7.6.1, lets
-/// a sender name only fields that concern the connection; a client that names one of these wants to take away what a
-/// proxy before us has put there, or hopes for a program that trusts its absence.
+/// Returns true if a field that is [`FieldKind::Other`] is for the instance whatever `Connection`
+/// says. RFC 9110, section 7.6.1, lets a sender name only fields that concern the connection; a
+/// client that names one of these wants to take away what a proxy before us has put there, or hopes
+/// for a program that trusts its absence.
 pub(crate) fn is_end_to_end(name: &str) -> bool {
     let content = "content-";
     if name
@@ -144,13 +153,13 @@ pub(crate) fn is_end_to_end(name: &str) -> bool {
     .any(|known| known.eq_ignore_ascii_case(name))
 }
 
-/// Whether a field may stand in a trailer section: none that frames, routes, identifies or describes the content, for
-/// those must be known before it (RFC 9110, section 6.5.1).
+/// Returns true if a field may stand in a trailer section: none that frames, routes, identifies or
+/// describes the content, for those must be known before it (RFC 9110, section 6.5.1).
 pub(super) fn is_trailer(name: &str) -> bool {
-    Kind::of(name) == Kind::Other && !is_end_to_end(name)
+    FieldKind::of(name) == FieldKind::Other && !is_end_to_end(name)
 }
 
-/// The members of a comma-separated list.
+/// Returns the members of a comma-separated list, without white space and empty ones.
 pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|&byte| byte == b',')
@@ -166,9 +175,12 @@ pub(super) fn content_length(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }
 
-/// The protocol of the only `Upgrade` field, if it is only one.
+/// Returns the protocol of the only `Upgrade` field; `None` if there are several fields or
+/// protocols.
 pub(super) fn one_upgrade<'b>(fields: &[Field<'b>]) -> Option<&'b [u8]> {
-    let mut upgrades = fields.iter().filter(|field| field.kind == Kind::Upgrade);
+    let mut upgrades = fields
+        .iter()
+        .filter(|field| field.kind == FieldKind::Upgrade);
     let value = upgrades.next()?.value;
     let mut protocols = tokens(value);
     let protocol = protocols.next()?;
@@ -181,21 +193,27 @@ mod tests {
 
     #[test]
     fn known_names_are_known_in_any_case() {
-        assert_eq!(Kind::of("HOST"), Kind::Host);
-        assert_eq!(Kind::of("Transfer-Encoding"), Kind::TransferEncoding);
-        assert_eq!(Kind::of("x-forwarded-For"), Kind::ForwardedFor);
-        assert_eq!(Kind::of("X-Forwarded-Prefix"), Kind::ForwardedPrefix);
-        assert_eq!(Kind::of("Forwarded"), Kind::Forwarded);
-        assert_eq!(Kind::of("X-Forwarded"), Kind::Other);
-        assert_eq!(Kind::of("Accept"), Kind::Other);
+        assert_eq!(FieldKind::of("HOST"), FieldKind::Host);
+        assert_eq!(
+            FieldKind::of("Transfer-Encoding"),
+            FieldKind::TransferEncoding
+        );
+        assert_eq!(FieldKind::of("x-forwarded-For"), FieldKind::ForwardedFor);
+        assert_eq!(
+            FieldKind::of("X-Forwarded-Prefix"),
+            FieldKind::ForwardedPrefix
+        );
+        assert_eq!(FieldKind::of("Forwarded"), FieldKind::Forwarded);
+        assert_eq!(FieldKind::of("X-Forwarded"), FieldKind::Other);
+        assert_eq!(FieldKind::of("Accept"), FieldKind::Other);
     }
 
     #[test]
     fn an_underscore_does_not_hide_a_known_name() {
-        assert_eq!(Kind::of("Content_Length"), Kind::Disguised);
-        assert_eq!(Kind::of("X_Forwarded-For"), Kind::Disguised);
-        assert_eq!(Kind::of("X_FORWARDED_PREFIX"), Kind::Disguised);
-        assert_eq!(Kind::of("my_field"), Kind::Other);
+        assert_eq!(FieldKind::of("Content_Length"), FieldKind::Disguised);
+        assert_eq!(FieldKind::of("X_Forwarded-For"), FieldKind::Disguised);
+        assert_eq!(FieldKind::of("X_FORWARDED_PREFIX"), FieldKind::Disguised);
+        assert_eq!(FieldKind::of("my_field"), FieldKind::Other);
     }
 
     #[test]

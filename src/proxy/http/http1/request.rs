@@ -1,60 +1,72 @@
 //! The head of a request: parsed, and checked for whatever could be read in two ways.
 
 use super::body::Framing;
-use super::fields::{Field, Kind, Slots, content_length, one_upgrade, tokens};
+use super::fields::{Field, FieldKind, Slots, content_length, one_upgrade, tokens};
 
 /// Bytes of the head of a request that is still served.
 pub(crate) const LONGEST_REQUEST_HEAD: usize = 32 << 10;
 
-/// Fields of a request, at most.
+/// Fields that the head of a request may have.
 pub(super) const MOST_REQUEST_FIELDS: usize = 100;
 
-/// Options that a `Connection` field may name beside the usual ones. Each is looked for among all fields.
+/// Options that `Connection` may name beside the usual ones. Each option is looked for among all
+/// fields.
 const MOST_NOMINATED: usize = 50;
 
-/// Why a request is not served. Nothing of it reaches an instance.
+/// Why a request is refused. Nothing of the request reaches an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
+    /// The head breaks the grammar, or could be read in two ways.
     #[error("bad request: {0}")]
     Bad(&'static str),
+    /// The request line alone is longer than a head may be.
     #[error("the request line is too long")]
     TargetTooLong,
+    /// The head is longer, or has more fields, than it may.
     #[error("the head is too large")]
     HeadTooLarge,
+    /// The request asks for something that a proxy may do without.
     #[error("not implemented: {0}")]
     NotImplemented(&'static str),
+    /// The version is neither HTTP/1.0 nor HTTP/1.1.
     #[error("unknown HTTP version")]
     Version,
 }
 
-/// The versions that HTTP/1 has.
+/// The versions of HTTP/1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
+    /// HTTP/1.0, where a connection ends with its first response unless both sides say otherwise.
     Http10,
+    /// HTTP/1.1.
     Http11,
 }
 
-/// The head of a request.
+/// The head of a request, parsed and checked.
 pub(crate) struct RequestHead<'b> {
+    /// The method as it was sent.
     pub(crate) method: &'b str,
     /// The target in origin-form, or `*`.
     pub(crate) target: &'b str,
-    /// What stood before that and is not for the instance to know.
+    /// The beginning of the path that [`strip`](RequestHead::strip) has taken from the target.
     pub(crate) prefix: &'b str,
     /// The host of the target, with its port if it has one. Empty if the client named none.
     pub(crate) host: &'b [u8],
+    /// The version that the client speaks.
     pub(crate) version: Version,
+    /// Where the body ends.
     pub(crate) framing: Framing,
-    /// Whether the client means to send another request.
+    /// The client means to send another request.
     pub(crate) keep_alive: bool,
-    /// Whether the client waits for `100 Continue` before it sends the body.
+    /// The client waits for `100 Continue` before it sends the body.
     pub(crate) expects_continue: bool,
-    /// Whether the client says that it takes trailers.
+    /// The client says that it takes trailers.
     pub(crate) takes_trailers: bool,
-    /// The protocol that the client wants to change to, unless it is none that can be passed on.
+    /// The protocol that the client wants to change to, if that wish can be passed on.
     pub(crate) upgrade: Option<&'b [u8]>,
-    /// Whether `Connection` names other fields.
+    /// `Connection` names other fields.
     pub(crate) nominates: bool,
+    /// All fields, in the order in which they were sent.
     pub(crate) fields: Vec<Field<'b>>,
     /// Bytes of the head.
     pub(crate) length: usize,
@@ -111,13 +123,13 @@ impl<'b> RequestHead<'b> {
         }))
     }
 
-    /// The path of the target, without its query.
+    /// Returns the path of the target, without its query.
     pub(crate) fn path(&self) -> &'b [u8] {
         let target = self.target.as_bytes();
         target.split(|&byte| byte == b'?').next().unwrap_or(target)
     }
 
-    /// Takes so many bytes away from the beginning of the path.
+    /// Takes `count` bytes from the beginning of the path, which the instance is not to see.
     pub(crate) fn strip(&mut self, count: usize) {
         if count > 0
             && let Some((prefix, target)) = self.target.split_at_checked(count)
@@ -127,12 +139,12 @@ impl<'b> RequestHead<'b> {
         }
     }
 
-    /// The host without its port.
+    /// Returns the host without its port.
     pub(crate) fn host_name(&self) -> &'b [u8] {
         split_port(self.host).0
     }
 
-    /// Whether the same request sent twice does what it does sent once (RFC 9110, section 9.2.2).
+    /// Returns true if the request sent twice does the same as sent once (RFC 9110, section 9.2.2).
     pub(crate) fn is_idempotent(&self) -> bool {
         matches!(
             self.method,
@@ -166,9 +178,9 @@ impl<'b> Checked<'b> {
         let mut upgrades = false;
         let mut nominated = 0;
         for &httparse::Header { name, value } in headers {
-            let kind = Kind::of(name);
+            let kind = FieldKind::of(name);
             match kind {
-                Kind::Host => {
+                FieldKind::Host => {
                     if host.replace(value).is_some() {
                         return Err(Refusal::Bad("several Host fields"));
                     }
@@ -176,19 +188,19 @@ impl<'b> Checked<'b> {
                         return Err(Refusal::Bad("invalid Host"));
                     }
                 }
-                Kind::ContentLength => {
+                FieldKind::ContentLength => {
                     let value = content_length(value).ok_or(Refusal::Bad("Content-Length"))?;
                     if length.replace(value).is_some() {
                         return Err(Refusal::Bad("several Content-Length fields"));
                     }
                 }
-                Kind::TransferEncoding => {
+                FieldKind::TransferEncoding => {
                     check_coding(value, version)?;
                     if coding.replace(()).is_some() {
                         return Err(Refusal::Bad("several Transfer-Encoding fields"));
                     }
                 }
-                Kind::Connection => {
+                FieldKind::Connection => {
                     for token in tokens(value) {
                         if token.eq_ignore_ascii_case(b"close") {
                             close = true;
@@ -200,8 +212,10 @@ impl<'b> Checked<'b> {
                         }
                     }
                 }
-                Kind::Expect => expects_continue |= value.eq_ignore_ascii_case(b"100-continue"),
-                Kind::Te => takes_trailers |= tokens(value).any(is_trailers),
+                FieldKind::Expect => {
+                    expects_continue |= value.eq_ignore_ascii_case(b"100-continue")
+                }
+                FieldKind::Te => takes_trailers |= tokens(value).any(is_trailers),
                 _ => {}
             }
             fields.push(Field { name, value, kind });
@@ -228,7 +242,8 @@ impl<'b> Checked<'b> {
             // RFC 9110, section 10.1.1: not from HTTP/1.0, and not without content.
             expects_continue: expects_continue && has_body && version == Version::Http11,
             takes_trailers: takes_trailers && version == Version::Http11,
-            // What follows a body would be the new protocol's or the old one's, depending on who reads.
+            // What follows a body would be the new protocol's or the old one's, depending on who
+            // reads.
             upgrade: protocol(&fields)
                 .filter(|_| upgrades && !has_body && !close && version == Version::Http11),
             nominates: nominated > 0,
@@ -237,8 +252,8 @@ impl<'b> Checked<'b> {
     }
 }
 
-/// The one protocol of an `Upgrade` field. HTTP/2 is none that a tunnel could be made of: it would take the requests in
-/// it past everything that is done here.
+/// Returns the one protocol of an `Upgrade` field. HTTP/2 is left out: a tunnel with it would take
+/// requests past everything that is done here.
 fn protocol<'b>(fields: &[Field<'b>]) -> Option<&'b [u8]> {
     let is_known = |protocol: &&[u8]| {
         let name = protocol.split(|&byte| byte == b'/').next();
@@ -272,7 +287,7 @@ fn refusal(error: httparse::Error, bytes: &[u8]) -> Refusal {
     }
 }
 
-/// The target in origin-form, and the host if the target names it (RFC 9112, section 3.2).
+/// Returns the target in origin-form, and the host if the target names one (RFC 9112, section 3.2).
 fn split_target<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b [u8]>), Refusal> {
     let invalid = Err(Refusal::Bad("request target"));
     if target.contains('#') {
@@ -323,7 +338,8 @@ fn check_coding(value: &[u8], version: Version) -> Result<(), Refusal> {
         None => true,
         Some(last) => {
             let chunked = codings().filter(is_chunked).count();
-            // Chunked must come last, once; alone it would have been found above but for superfluous commas.
+            // Chunked must come last, once; alone it would have been found above but for
+            // superfluous commas.
             chunked > 1 || (chunked == 1 && !is_chunked(&last)) || codings().all(|c| is_chunked(&c))
         }
     };
@@ -333,8 +349,9 @@ fn check_coding(value: &[u8], version: Version) -> Result<(), Refusal> {
     Err(Refusal::NotImplemented("transfer coding"))
 }
 
-/// A host and perhaps a port (RFC 9110, section 7.2), without user information. A comma, which a host name could have
-/// by the grammar only, is refused: it is what several hosts in one field look like.
+/// Returns true for a host and perhaps a port (RFC 9110, section 7.2), without user information. A
+/// comma, which a host name could have by the grammar only, is refused: it is what several hosts in
+/// one field look like.
 fn is_authority(value: &[u8]) -> bool {
     let (host, port) = split_port(value);
     let port_is_number =

@@ -3,41 +3,46 @@
 use std::time::Duration;
 
 use super::body::Framing;
-use super::fields::{Field, Kind, Slots, content_length, one_upgrade, tokens};
+use super::fields::{Field, FieldKind, Slots, content_length, one_upgrade, tokens};
 use super::request::Version;
 
 /// Bytes of the head of a response that is still passed on.
 pub(crate) const LONGEST_RESPONSE_HEAD: usize = 64 << 10;
 
-/// Fields of a response, at most.
+/// Fields that the head of a response may have.
 pub(super) const MOST_RESPONSE_FIELDS: usize = 200;
 
-/// The instance did not send HTTP, or something that could be read in two ways.
+/// Why a response is not passed on: the instance did not send HTTP, or something that could be read
+/// in two ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed response: {0}")]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
-/// The head of a response.
+/// The head of a response, parsed and checked.
 pub(crate) struct ResponseHead<'b> {
+    /// The status code, 100 or more.
     pub(crate) status: u16,
+    /// The reason phrase, which may be empty.
     pub(crate) reason: &'b str,
+    /// Where the body ends.
     pub(crate) framing: Framing,
-    /// The length that it names, also where no body follows.
+    /// The length that `Content-Length` names, also where no body follows.
     pub(crate) length: Option<u64>,
-    /// Whether the instance keeps the connection open.
+    /// The instance keeps the connection open.
     pub(crate) keep_alive: bool,
-    /// How long it keeps an idle connection open, if it says so.
+    /// How long the instance keeps an idle connection open, if it says so.
     pub(crate) keep_alive_timeout: Option<Duration>,
-    /// Whether `Connection` names other fields.
+    /// `Connection` names other fields.
     pub(crate) nominates: bool,
+    /// All fields, in the order in which they were sent.
     pub(crate) fields: Vec<Field<'b>>,
     /// Bytes of the head.
     pub(crate) size: usize,
 }
 
 impl<'b> ResponseHead<'b> {
-    /// Parses the head at the start of `bytes`, the response to a request that was `HEAD` or not; `None` if its end is
-    /// not there yet.
+    /// Parses the head at the start of `bytes`, the response to a request that was `HEAD` or not;
+    /// `None` if its end is not there yet.
     pub(crate) fn parse<'h>(
         bytes: &'b [u8],
         to_head: bool,
@@ -80,24 +85,24 @@ impl<'b> ResponseHead<'b> {
         Ok(Some(head))
     }
 
-    /// The value of the first field of this name, in any case.
+    /// Returns the value of the first field of this name, in any case.
     pub(crate) fn get(&self, name: &str) -> Option<&'b [u8]> {
         let mut fields = self.fields.iter();
         let field = fields.find(|field| field.name.eq_ignore_ascii_case(name))?;
         Some(field.value)
     }
 
-    /// Whether another response to the same request follows.
+    /// Returns true if another response to the same request follows.
     pub(crate) fn is_interim(&self) -> bool {
         self.status < 200
     }
 
-    /// The protocol that a 101 changes to, if it says so properly.
+    /// Returns the protocol that a 101 changes to, if the head names one properly.
     pub(crate) fn upgrade(&self) -> Option<&'b [u8]> {
         let mut connection = self.fields.iter();
         let upgrades = connection.any(|field| {
             let is_upgrade = |token: &[u8]| token.eq_ignore_ascii_case(b"upgrade");
-            field.kind == Kind::Connection && tokens(field.value).any(is_upgrade)
+            field.kind == FieldKind::Connection && tokens(field.value).any(is_upgrade)
         });
         one_upgrade(&self.fields).filter(|_| upgrades)
     }
@@ -112,21 +117,21 @@ impl<'b> ResponseHead<'b> {
         let mut close = false;
         let mut keep_alive = version == Version::Http11;
         for &httparse::Header { name, value } in headers {
-            let kind = Kind::of(name);
+            let kind = FieldKind::of(name);
             match kind {
-                Kind::ContentLength => {
+                FieldKind::ContentLength => {
                     let value = content_length(value).ok_or(Malformed("Content-Length"))?;
                     if self.length.replace(value).is_some() {
                         return Err(Malformed("several Content-Length fields"));
                     }
                 }
-                Kind::TransferEncoding => {
+                FieldKind::TransferEncoding => {
                     let is_chunked = value.eq_ignore_ascii_case(b"chunked");
                     if !is_chunked || std::mem::replace(&mut chunked, true) {
                         return Err(Malformed("Transfer-Encoding"));
                     }
                 }
-                Kind::Connection => {
+                FieldKind::Connection => {
                     for token in tokens(value) {
                         if token.eq_ignore_ascii_case(b"close") {
                             close = true;
@@ -137,7 +142,7 @@ impl<'b> ResponseHead<'b> {
                         }
                     }
                 }
-                Kind::KeepAlive => self.keep_alive_timeout = keep_alive_timeout(value),
+                FieldKind::KeepAlive => self.keep_alive_timeout = keep_alive_timeout(value),
                 _ => {}
             }
             self.fields.push(Field { name, value, kind });

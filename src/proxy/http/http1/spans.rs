@@ -28,7 +28,8 @@ impl Spans {
     /// Ranges that one `Spans` can note.
     pub(crate) const MOST: usize = 16;
 
-    /// Notes a range of data. Returns false, and notes nothing, if there is no room for another range.
+    /// Notes a range of data. Returns false, and notes nothing, if there is no room for another
+    /// range.
     pub(super) fn push(&mut self, start: usize, length: usize) -> bool {
         if length == 0 {
             return true;

@@ -11,15 +11,16 @@ use http::response;
 use http::uri::{Scheme, Uri};
 use http::{Method, Request, Response, StatusCode};
 
-use crate::proxy::http::http1::{Encoding, Field, Kind, RequestHead, ResponseHead};
+use crate::proxy::http::http1::{Encoding, Field, FieldKind, RequestHead, ResponseHead};
 
 /// Returns true if the request asks for a tunnel (RFC 8441).
 pub(crate) fn asks_for_tunnel(parts: &Parts) -> bool {
     parts.method == Method::CONNECT && parts.extensions.get::<Protocol>().is_some()
 }
 
-/// Writes the head of a client's request as a client of HTTP/1.1 would have written it, and returns how the body behind it
-/// is to be framed. The head is parsed like any other afterwards, so nothing is checked here.
+/// Writes the head of a client's request as a client of HTTP/1.1 would have written it, and returns
+/// how the body behind it is to be framed. The head is parsed like any other afterwards, so nothing
+/// is checked here.
 pub(crate) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) -> Encoding {
     let protocol = parts.extensions.get::<Protocol>();
     let tunnel = asks_for_tunnel(parts);
@@ -69,7 +70,8 @@ pub(crate) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) ->
     body
 }
 
-/// Writes all cookies as one field, because HTTP/2 lets a client send them in pieces (RFC 9113, section 8.2.3).
+/// Writes all cookies as one field, because HTTP/2 lets a client send them in pieces (RFC 9113,
+/// section 8.2.3).
 fn put_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     let mut cookies = fields.get_all(header::COOKIE).iter();
     let Some(first) = cookies.next() else {
@@ -82,8 +84,8 @@ fn put_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     put(out, &[b"\r\n"]);
 }
 
-/// Returns a nonce of 16 bytes in base64 (RFC 6455, section 4.1), which HTTP/2 does without. The nonce only has to be a new
-/// one each time.
+/// Returns a nonce of 16 bytes in base64 (RFC 6455, section 4.1), which HTTP/2 does without. The
+/// nonce only has to be a new one each time.
 fn websocket_key() -> String {
     let random = || RandomState::new().build_hasher().finish();
     // Hexadecimal digits are some of base64's. The last digit that counts has two bits only.
@@ -91,8 +93,8 @@ fn websocket_key() -> String {
     format!("{}A==", &digits[..21])
 }
 
-/// Makes a request of HTTP/2 for an instance of the head that an instance of HTTP/1.1 would get; `None` if HTTP/2 has no
-/// words for it.
+/// Makes a request of HTTP/2 for an instance of the head that an instance of HTTP/1.1 would get;
+/// `None` if HTTP/2 has no words for it.
 pub(crate) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(head.method.as_bytes()).ok()?;
@@ -108,13 +110,13 @@ pub(crate) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
         .build()
         .ok()?;
     put_fields(request.headers_mut(), &head.fields, |kind| {
-        kind != Kind::Host && (kind == Kind::Te || !is_of_connection(kind))
+        kind != FieldKind::Host && (kind == FieldKind::Te || !is_of_connection(kind))
     })?;
     Some(request)
 }
 
-/// Writes the head of an instance's response as an instance of HTTP/1.1 would have written it, and returns how the body
-/// behind it is to be framed.
+/// Writes the head of an instance's response as an instance of HTTP/1.1 would have written it, and
+/// returns how the body behind it is to be framed.
 pub(crate) fn write_response(
     parts: &response::Parts,
     is_end: bool,
@@ -148,7 +150,7 @@ pub(crate) fn write_response(
 fn put_fields(
     to: &mut HeaderMap,
     fields: &[Field<'_>],
-    is_kept: impl Fn(Kind) -> bool,
+    is_kept: impl Fn(FieldKind) -> bool,
 ) -> Option<()> {
     let kept = || fields.iter().filter(|field| is_kept(field.kind));
     let mut values = BytesMut::with_capacity(kept().map(|field| field.value.len()).sum());
@@ -164,19 +166,20 @@ fn put_fields(
 }
 
 /// Returns true for fields that concern one connection, which HTTP/2 says by other means.
-fn is_of_connection(kind: Kind) -> bool {
+fn is_of_connection(kind: FieldKind) -> bool {
     matches!(
         kind,
-        Kind::Connection
-            | Kind::KeepAlive
-            | Kind::ProxyConnection
-            | Kind::Te
-            | Kind::Upgrade
-            | Kind::TransferEncoding
+        FieldKind::Connection
+            | FieldKind::KeepAlive
+            | FieldKind::ProxyConnection
+            | FieldKind::Te
+            | FieldKind::Upgrade
+            | FieldKind::TransferEncoding
     )
 }
 
-/// Makes a response of HTTP/2 of the head that a client of HTTP/1.1 would get; `None` if HTTP/2 has no words for it.
+/// Makes a response of HTTP/2 of the head that a client of HTTP/1.1 would get; `None` if HTTP/2 has
+/// no words for it.
 pub(crate) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
@@ -378,7 +381,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client puts into a head, the parser sees one request that ends where the text does, or none.
+        /// Whatever a client puts into a head, the parser sees one request that ends where the text
+        /// does, or none.
         #[test]
         fn a_request_is_one_request(
             method in "[A-Z!#$%&'*+.^_`|~-]{1,8}",

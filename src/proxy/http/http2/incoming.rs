@@ -1,4 +1,5 @@
-//! What a stream of HTTP/2 brings, read as bytes of HTTP/1.1: a head that was translated already, and the body behind it.
+//! What a stream of HTTP/2 brings, read as bytes of HTTP/1.1: a head that was translated already,
+//! and the body behind it.
 
 use std::io;
 use std::task::{Context, Poll, ready};

@@ -10,11 +10,12 @@ use http::HeaderMap;
 use super::head;
 use crate::proxy::http::http1::{Decoder, Spans};
 
-/// Bytes of a body that may be sent beyond what the peer has room for; the h2 crate keeps them until there is room. A piece
-/// of framing is shorter.
+/// Bytes of a body that may be sent beyond what the peer has room for; the h2 crate keeps them
+/// until there is room. A piece of framing is shorter.
 const SLACK: usize = 32;
 
-/// Sends as much of the slices as there is room for. `poll_take` takes something from the beginning of what it is given.
+/// Sends as much of the slices as there is room for. `poll_take` takes something from the beginning
+/// of what it is given.
 pub(crate) fn poll_send(
     slices: &[IoSlice<'_>],
     mut poll_take: impl FnMut(&[u8]) -> Poll<io::Result<usize>>,
@@ -36,7 +37,8 @@ pub(crate) fn poll_send(
     Poll::Ready(Ok(taken))
 }
 
-/// Takes something from the beginning of `bytes`, a piece of a body in its framing, and sends the data in it.
+/// Takes something from the beginning of `bytes`, a piece of a body in its framing, and sends the
+/// data in it.
 pub(crate) fn poll_take(
     send: &mut SendStream<Bytes>,
     body: &mut Decoder,

@@ -1,9 +1,9 @@
-//! What a trusted proxy sends first.
+//! The property of what a trusted proxy sends first, a header of the PROXY protocol.
 
 use crate::proxy::net::proxy_protocol::ProxyHeader;
 
-/// Reads a header as it comes, byte by byte: what is known of it at some point is not changed by what follows, and a whole one
-/// ends within what is there.
+/// Reads a header as it comes, byte by byte. Panics if what was known at some point is changed by
+/// what follows, or if a whole header ends beyond what is there.
 pub fn check(input: &[u8]) {
     let whole = ProxyHeader::parse(input);
     if let Ok(Some(header)) = whole {

@@ -1,7 +1,7 @@
-//! What an instance sends in answer to one request.
+//! The properties of responses that an instance sends to one request, and that a client gets.
 
+use super::pieces::{PassedBody, PieceReceiver, Pieces, assert_passed_on, is_hop_by_hop, parts};
 use super::reader::{Context, ENDED_EARLY, Manner, Message};
-use super::{Body, Pieces, Receiver, assert_passed_on, is_hop_by_hop, parts};
 use crate::proxy::http::headers::{Persistence, delivery, write_interim, write_response};
 use crate::proxy::http::http1::{
     Encoding, Framing, LONGEST_RESPONSE_HEAD, ResponseHead, Version, slots,
@@ -26,7 +26,7 @@ struct Passed {
     head: Vec<u8>,
     /// The body as it was sent on.
     wire: Vec<u8>,
-    body: Body,
+    body: PassedBody,
     /// What was taken for the response.
     length: usize,
     instance_keeps_alive: bool,
@@ -67,7 +67,7 @@ pub fn check(input: &[u8]) {
 
 /// Takes one response, and writes it for the client. `None` if there is none.
 fn pass(sent: &[u8], pieces: Pieces, client: Client, interims: &mut Vec<u8>) -> Option<Passed> {
-    let mut receiver = Receiver::new(sent, pieces);
+    let mut receiver = PieceReceiver::new(sent, pieces);
     loop {
         let mut slots = slots();
         let head = match ResponseHead::parse(receiver.unread(), client.to_head, &mut slots) {
@@ -109,8 +109,8 @@ fn pass(sent: &[u8], pieces: Pieces, client: Client, interims: &mut Vec<u8>) -> 
     }
 }
 
-/// A head gains fields that say how the body is framed and what becomes of the connection, and white space: up to one
-/// byte for each field and line end.
+/// A head gains fields that say how the body is framed and what becomes of the connection, and
+/// white space: up to one byte for each field and line end.
 const MOST_ADDED: usize = 512;
 
 fn check_interims(mut wire: &[u8]) {

@@ -1,7 +1,8 @@
-//! Requests of a client, one after the other on one connection.
+//! The properties of requests that a client sends one after the other on one connection, and that
+//! instances get.
 
+use super::pieces::{PassedBody, PieceReceiver, Pieces, assert_passed_on, is_hop_by_hop, parts};
 use super::reader::{Context, ENDED_EARLY, Manner, Message};
-use super::{Body, Pieces, Receiver, assert_passed_on, is_hop_by_hop, parts};
 use crate::proxy::http::headers::{Sender, write_request};
 use crate::proxy::http::http1::{Encoding, Framing, LONGEST_REQUEST_HEAD, RequestHead, slots};
 
@@ -13,7 +14,7 @@ struct Passed {
     head: Vec<u8>,
     /// The body as it was sent on.
     wire: Vec<u8>,
-    body: Body,
+    body: PassedBody,
     /// Where the next request begins.
     end: usize,
 }
@@ -49,7 +50,7 @@ pub fn check(input: &[u8]) {
 
 /// Takes requests from the connection until there is no other, and writes them for instances.
 fn pass(sent: &[u8], pieces: Pieces, sender: Sender<'_>) -> Vec<Passed> {
-    let mut receiver = Receiver::new(sent, pieces);
+    let mut receiver = PieceReceiver::new(sent, pieces);
     let mut all = Vec::new();
     loop {
         while let [b'\r', b'\n', ..] | [b'\n', ..] = receiver.unread() {
@@ -86,7 +87,8 @@ fn pass(sent: &[u8], pieces: Pieces, sender: Sender<'_>) -> Vec<Passed> {
     }
 }
 
-/// `sent` is what the client has sent from the beginning of this request on, of which `length` was taken for it.
+/// `sent` is what the client has sent from the beginning of this request on, of which `length` was
+/// taken for it.
 fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: Sender<'_>) {
     let wire = [&passed.head[..], &passed.wire].concat();
     let seen = match (

@@ -1,34 +1,36 @@
-//! Reads messages as a program does that knows nothing but RFC 9112. What the proxy has written must be right by the
-//! letter. What was sent to it may also have what that lets a recipient tolerate; whatever the proxy takes must be no
-//! worse, and mean the same.
+//! Reads messages as a program does that knows nothing but RFC 9112. What the proxy has written
+//! must be right by the letter. What was sent to it may also have what that lets a recipient
+//! tolerate; whatever the proxy takes must be no worse, and mean the same.
 
-/// A message, and what follows it.
+/// A message, and the bytes that follow it.
 #[derive(Debug)]
 pub(super) struct Message<'a> {
     /// The three parts of the first line.
     pub(super) line: [&'a str; 3],
     /// Names as they are, and values.
     pub(super) fields: Vec<(&'a str, &'a [u8])>,
+    /// The data of the body.
     pub(super) body: Vec<u8>,
     /// `None` if there is no trailer section, since the body is not chunked.
     pub(super) trailers: Option<Vec<(&'a str, &'a [u8])>>,
+    /// The bytes behind the message.
     pub(super) rest: &'a [u8],
 }
 
-/// It is not a message, by the letter.
+/// Why bytes are not a message, by the letter.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Invalid(pub(super) &'static str);
 
-/// It is the beginning of one.
+/// The bytes are the beginning of a message.
 pub(super) const ENDED_EARLY: Invalid = Invalid("it ends early");
 
-/// How much is forgiven.
+/// How much a reader forgives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Manner {
     /// Nothing.
     Strict,
-    /// Empty lines before a head, lines of it that end with LF alone, HTTP/1.0, a status without a reason or with one in
-    /// another encoding, and chunk extensions.
+    /// Empty lines before a head, lines of it that end with LF alone, HTTP/1.0, a status without a
+    /// reason or with one in another encoding, and chunk extensions.
     Tolerant,
 }
 
@@ -43,6 +45,7 @@ pub(super) enum Context {
 }
 
 impl<'a> Message<'a> {
+    /// Reads the message that the bytes begin with.
     pub(super) fn read(
         bytes: &'a [u8],
         context: Context,
@@ -67,7 +70,7 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
-    /// The values of the fields with this name, which is in lower case.
+    /// Returns the values of the fields with this name, which is in lower case.
     pub(super) fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         let fields = self.fields.iter();
         fields
@@ -75,6 +78,7 @@ impl<'a> Message<'a> {
             .map(|(_, value)| *value)
     }
 
+    /// Returns true if another response to the same request follows.
     pub(super) fn is_interim(&self) -> bool {
         self.line[1].starts_with('1')
     }
@@ -138,7 +142,7 @@ fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], Invalid> {
     Ok(taken)
 }
 
-/// A line without its end. There is no CR in it, no LF and no NUL.
+/// Takes a line, and returns it without its end. A line contains no CR, LF or NUL.
 fn take_line<'a>(rest: &mut &'a [u8], manner: Manner) -> Result<&'a [u8], Invalid> {
     let end = rest.iter().position(|byte| b"\r\n\0".contains(byte));
     let line = take(rest, end.ok_or(ENDED_EARLY)?)?;

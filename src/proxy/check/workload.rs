@@ -1,9 +1,10 @@
-//! The work that every request costs, apart from the system calls: what `benches/instructions.rs` counts.
+//! The work that every request costs, apart from the system calls: what `benches/instructions.rs`
+//! counts.
 
-use super::router::Router;
 use crate::ipc::Route;
 use crate::proxy::http::headers::{Persistence, Sender, delivery, write_request, write_response};
 use crate::proxy::http::http1::{RequestHead, ResponseHead, Version, slots};
+use crate::proxy::router::Router;
 
 /// A route table as a listener has it.
 #[derive(Debug)]

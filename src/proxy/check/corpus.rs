@@ -1,0 +1,48 @@
+//! Holds the kept corpus of the fuzzer against the properties that its targets check.
+
+use std::path::Path;
+
+use super::pieces::{Pieces, parts};
+
+/// Calls `check` with every file of the corpus, with all flags, in its own pieces, in one, and byte
+/// by byte: the corpus is as small as it can be to reach all code, and not all that can go wrong
+/// there.
+fn replay(target: &str, check: fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let mut count = 0;
+    for entry in std::fs::read_dir(corpus.join(target)).unwrap() {
+        let path = entry.unwrap().path();
+        let input = std::fs::read(&path).unwrap();
+        count += 1;
+        let Some((_, sent, Pieces(cuts))) = parts(&input) else {
+            continue;
+        };
+        for flags in 0..8 {
+            for cuts in [cuts, [0, 0, 0], [1, 0, 0]] {
+                let input = [&[flags], &cuts[..], sent].concat();
+                if std::panic::catch_unwind(|| check(&input)).is_err() {
+                    panic!("{} with flags {flags} and cuts {cuts:?}", path.display());
+                }
+            }
+        }
+    }
+    assert!(count > 0, "no corpus");
+}
+
+#[test]
+fn the_corpus_of_proxy_headers_holds() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/proxy_header");
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        super::proxy_header(&std::fs::read(entry.unwrap().path()).unwrap());
+    }
+}
+
+#[test]
+fn the_corpus_of_requests_holds() {
+    replay("request", super::request);
+}
+
+#[test]
+fn the_corpus_of_responses_holds() {
+    replay("response", super::response);
+}
