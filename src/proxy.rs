@@ -3,12 +3,12 @@
 //! # Threads
 //! One data thread for each core ([`thread`]) serves connections, each with a runtime of its own and state that it
 //! shares with nobody. The main thread is the control thread ([`control`]): it speaks with the manager, probes the
-//! endpoints, and sends each table, checked and compiled once ([`table`]), to every data thread.
+//! endpoints, and sends each table, checked and compiled once ([`shared::table`]), to every data thread.
 //!
 //! # The way of a request
 //! A [`listener`] accepts, the thread with the fewest connections serves the connection ([`client`]). If a proxy in front
 //! says whose it is, that comes first ([`net::proxy_protocol`]). The head of each
-//! request is parsed and checked ([`http::http1`]), rewritten for an instance ([`http::headers`]), and routed ([`router`]): that makes
+//! request is parsed and checked ([`http::http1`]), rewritten for an instance ([`http::headers`]), and routed ([`shared::router`]): that makes
 //! it a [`request`]. To [`forward`] it, its [`service`] claims one of its endpoints ([`endpoint`]); the claim lends an idle
 //! connection to the instance ([`upstream`]) or opens one. On that the [`exchange`] takes place: the [`upload`] of the
 //! request and, at the same time, the [`download`] of the response. Whatever goes wrong becomes a response in [`error`].
@@ -37,15 +37,11 @@ mod parking;
 mod probe;
 mod reply;
 mod request;
-mod router;
 mod sandbox;
 mod service;
 mod shared;
 mod sockets;
-mod spec;
-mod table;
 mod thread;
-mod threads;
 mod tunnel;
 mod upload;
 mod upstream;
@@ -65,8 +61,8 @@ use tokio::sync::mpsc;
 
 use control::{Control, ControlError};
 use sandbox::{Confinement, SandboxError};
-use shared::certificates::Certificates;
-use threads::Threads;
+use shared::certificates::CertificateStore;
+use shared::threads::Threads;
 
 /// More threads than this never help.
 const MOST_THREADS: usize = 256;
@@ -168,7 +164,7 @@ impl Worker {
             })?);
         }
         drop(report);
-        let certificates = Certificates::new().map_err(WorkerError::Cryptography)?;
+        let certificates = CertificateStore::new().map_err(WorkerError::Cryptography)?;
         sandbox::seal(&self.confinement)?;
         let runtime = Builder::new_current_thread()
             .enable_all()

@@ -21,8 +21,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 use tokio::time::Instant;
 
 use super::listener::ListenerView;
-use super::threads::Threads;
 use crate::proxy::net::descriptor::SharedDescriptor;
+use crate::proxy::shared::threads::Threads;
 
 /// Connections accepted in one go before other tasks of the thread get their turn.
 const BATCH: usize = 64;
@@ -172,9 +172,9 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::super::listener::Routes;
-    use super::super::threads::Open;
     use super::*;
     use crate::ipc::ListenerId;
+    use crate::proxy::shared::threads::Open;
 
     /// The only thread of a worker, and the connections that it has accepted.
     #[derive(Clone)]

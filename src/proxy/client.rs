@@ -31,7 +31,7 @@ use super::http2;
 use super::listener::ListenerView;
 use super::request::Request;
 use super::view::View;
-use crate::proxy::http::headers::{Persistence, Sender};
+use crate::proxy::http::headers::{Persistence, RequestSender};
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, Version};
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::linger::linger;
@@ -331,7 +331,7 @@ impl Client {
     }
 
     fn admit(&mut self) -> Result<Option<Request>, Refusal> {
-        let sender = Sender {
+        let sender = RequestSender {
             address: &self.peer.text,
             secure: self.stream.is_secure(),
             trusted: self.peer.view.trusts(self.peer.address.ip()),

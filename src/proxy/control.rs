@@ -23,10 +23,10 @@ use super::ledger::Ledger;
 use super::manager::{Manager, ManagerFault};
 use super::probe::{Finding, Probers};
 use super::sockets::Sockets;
-use super::table::Table;
-use super::threads::{Command, Event, Report, Threads};
 use crate::ipc::{EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable};
-use crate::proxy::shared::certificates::Certificates;
+use crate::proxy::shared::certificates::CertificateStore;
+use crate::proxy::shared::table::Table;
+use crate::proxy::shared::threads::{ThreadCommand, ThreadEvent, ThreadReport, Threads};
 
 /// The least time between two reports of the counters...
 const COUNTS_INTERVAL: Duration = Duration::from_millis(200);
@@ -59,7 +59,7 @@ pub(crate) struct Control {
     /// Those before, as long as a thread may use them: none of the threads that serve is to be the one that clears them up.
     replaced: Vec<Arc<Table>>,
     sockets: Sockets,
-    certificates: Certificates,
+    certificates: CertificateStore,
     ledger: Ledger,
     probers: Probers,
     /// The probing endpoints that have answered.
@@ -74,7 +74,7 @@ pub(crate) struct Control {
     /// The manager's last ping, and the threads that have not answered it.
     ping: (u64, BTreeSet<usize>),
     findings: mpsc::UnboundedReceiver<(EndpointId, Finding)>,
-    reports: mpsc::UnboundedReceiver<Report>,
+    reports: mpsc::UnboundedReceiver<ThreadReport>,
 }
 
 /// The times of [`ToWorker::Drain`].
@@ -97,8 +97,8 @@ impl Control {
     /// `reports` is where `threads` report to.
     pub(crate) fn new(
         threads: Arc<Threads>,
-        certificates: Certificates,
-        reports: mpsc::UnboundedReceiver<Report>,
+        certificates: CertificateStore,
+        reports: mpsc::UnboundedReceiver<ThreadReport>,
     ) -> Control {
         let (found, findings) = mpsc::unbounded_channel();
         Control {
@@ -224,7 +224,7 @@ impl Control {
             Ok(ToWorker::Ping(number)) => {
                 self.ping = (number, (0..self.threads.count()).collect());
                 for thread in 0..self.threads.count() {
-                    self.command(thread, Command::Ping(number));
+                    self.command(thread, ThreadCommand::Ping(number));
                 }
             }
             Err(fault) => self.lose(&fault),
@@ -267,7 +267,7 @@ impl Control {
         for thread in 0..self.threads.count() {
             let table = table.clone();
             let opened = opened.clone();
-            self.command(thread, Command::Apply { table, opened });
+            self.command(thread, ThreadCommand::Apply { table, opened });
         }
     }
 
@@ -277,22 +277,22 @@ impl Control {
         self.faults.retain(|id, _| is(id, EndpointState::Active));
     }
 
-    fn command(&self, thread: usize, command: Command) {
+    fn command(&self, thread: usize, command: ThreadCommand) {
         // A thread that has ended reports that itself, and the worker ends.
         let _ = self.threads.send(thread, command);
     }
 
     /// A data thread has reported.
-    fn note(&mut self, report: Report) -> Result<(), ControlError> {
+    fn note(&mut self, report: ThreadReport) -> Result<(), ControlError> {
         let thread = report.thread;
         match report.event {
-            Event::Applied(table) => {
+            ThreadEvent::Applied(table) => {
                 if let Some(table) = self.ledger.applied(thread, table) {
                     self.replaced.retain(|replaced| replaced.number >= table);
                     self.say(FromWorker::Acknowledged(table));
                 }
             }
-            Event::Idle { endpoint, table } => {
+            ThreadEvent::Idle { endpoint, table } => {
                 if self.ledger.idle(thread, endpoint, table) {
                     if self.has_tunnels(endpoint) {
                         self.say(self.counts());
@@ -300,20 +300,20 @@ impl Control {
                     self.say(FromWorker::Idle(endpoint));
                 }
             }
-            Event::Pong(number) => {
+            ThreadEvent::Pong(number) => {
                 let (last, waiting) = &mut self.ping;
                 if number == *last && waiting.remove(&thread) && waiting.is_empty() {
                     self.say(FromWorker::Pong(number));
                 }
             }
-            Event::Closed => {
+            ThreadEvent::Closed => {
                 if let Some(drain) = &mut self.drain {
                     drain.accepting.remove(&thread);
                 }
             }
             // Whether it was the last one is asked after every event.
-            Event::Empty => {}
-            Event::Ended => return Err(ControlError::ThreadEnded(thread)),
+            ThreadEvent::Empty => {}
+            ThreadEvent::Ended => return Err(ControlError::ThreadEnded(thread)),
         }
         Ok(())
     }
@@ -438,7 +438,7 @@ impl Control {
         });
         self.sockets = Sockets::default();
         for thread in 0..self.threads.count() {
-            self.command(thread, Command::Drain { idle });
+            self.command(thread, ThreadCommand::Drain { idle });
         }
     }
 
@@ -450,7 +450,7 @@ impl Control {
     async fn end(mut self) {
         self.count();
         for thread in 0..self.threads.count() {
-            self.command(thread, Command::Stop);
+            self.command(thread, ThreadCommand::Stop);
         }
         if let Some(manager) = self.manager.take() {
             manager.farewell().await;

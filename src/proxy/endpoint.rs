@@ -19,13 +19,13 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
-use super::spec::{EndpointCounters, EndpointSpec};
-use super::threads::Reporter;
 use super::upstream::Upstream;
 use crate::ipc::{Address, EndpointId, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
 use crate::proxy::net::socket::Socket;
 use crate::proxy::net::stream::Stream;
+use crate::proxy::shared::spec::{EndpointCounters, EndpointSpec};
+use crate::proxy::shared::threads::Reporter;
 
 /// How long a connection to an instance may lie idle: shorter than any server's own limit, so that it is we who close.
 const INSTANCE_IDLE_LIMIT: Duration = Duration::from_secs(2);
@@ -327,15 +327,15 @@ mod tests {
     use tokio::net::{UnixListener, UnixStream};
     use tokio::sync::mpsc;
 
-    use super::super::threads::{Event, Report};
     use super::*;
     use crate::ipc::{EndpointCounts, Probe};
+    use crate::proxy::shared::threads::{ThreadEvent, ThreadReport};
 
     const ID: EndpointId = EndpointId(3);
 
     struct Fixture {
         endpoint: Rc<Endpoint>,
-        reports: mpsc::UnboundedReceiver<Report>,
+        reports: mpsc::UnboundedReceiver<ThreadReport>,
         server: UnixListener,
         _directory: tempfile::TempDir,
     }
@@ -376,7 +376,7 @@ mod tests {
         fn is_reported_idle(&mut self) -> bool {
             let report = self.reports.try_recv();
             let endpoint = ID;
-            report.is_ok_and(|report| report.event == Event::Idle { endpoint, table: 0 })
+            report.is_ok_and(|report| report.event == ThreadEvent::Idle { endpoint, table: 0 })
         }
     }
 

@@ -16,10 +16,10 @@ use rustls::ServerConfig;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::router::Router;
 use super::service::ServiceView;
 use crate::ipc::ListenerId;
 use crate::proxy::shared::certificates::ListenerTls;
+use crate::proxy::shared::router::Router;
 
 /// How often a listener logs that a connection did not begin as it should.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);

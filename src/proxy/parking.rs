@@ -25,9 +25,9 @@ use tokio::time::Instant;
 
 use super::drain::Drain;
 use super::listener::ListenerView;
-use super::threads::Open;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::net::socket::is_quiet;
+use crate::proxy::shared::threads::Open;
 
 /// How often the watch looks for connections whose time is over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

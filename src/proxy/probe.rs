@@ -17,12 +17,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::spec::EndpointSpec;
-use super::table::Table;
 use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
 use crate::proxy::net::socket::Socket;
 use crate::proxy::net::stream::Stream;
+use crate::proxy::shared::spec::EndpointSpec;
+use crate::proxy::shared::table::Table;
 
 /// The wait before the first probe of a new endpoint; it doubles after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

@@ -7,7 +7,7 @@ use super::outgoing::Outgoing;
 use super::reply::Reply;
 use super::service::ServiceView;
 use crate::ipc::EndpointId;
-use crate::proxy::http::headers::{Sender, is_secure, write_request};
+use crate::proxy::http::headers::{RequestSender, is_secure, write_request};
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots};
 use crate::proxy::net::buffer::Buffer;
 
@@ -39,7 +39,7 @@ impl Request {
     pub(crate) fn admit(
         buffer: &mut Buffer,
         listener: &ListenerView,
-        sender: Sender<'_>,
+        sender: RequestSender<'_>,
     ) -> Result<Option<Request>, Refusal> {
         let mut slots = slots();
         let Some(mut head) = RequestHead::parse(buffer.unread(), &mut slots)? else {
@@ -131,7 +131,7 @@ mod tests {
             buffer.fill(&Socket::Unix(ours)).await.unwrap();
             let address = ([127, 0, 0, 1], 80).into();
             let listener = ListenerView::new(ListenerId(1), address, Routes::default());
-            let sender = Sender {
+            let sender = RequestSender {
                 address: "192.0.2.1",
                 secure: false,
                 trusted: false,

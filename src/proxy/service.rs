@@ -141,10 +141,10 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio::time::Instant;
 
-    use super::super::spec::EndpointSpec;
-    use super::super::threads::Reporter;
     use super::*;
     use crate::ipc::{Address, Probe};
+    use crate::proxy::shared::spec::EndpointSpec;
+    use crate::proxy::shared::threads::Reporter;
 
     fn reporter() -> Reporter {
         let (reports, _) = mpsc::unbounded_channel();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, sockopt};
 
-use super::table::Table;
 use crate::ipc::ListenerId;
+use crate::proxy::shared::table::Table;
 
 /// More than any machine needs; each costs a descriptor.
 const MOST_SOCKETS: usize = 4096;
@@ -100,9 +100,9 @@ impl Sockets {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
-    use super::super::router::Router;
-    use super::super::table::Listener;
     use super::*;
+    use crate::proxy::shared::router::Router;
+    use crate::proxy::shared::table::ListenerSpec;
 
     const ONE: ListenerId = ListenerId(1);
 
@@ -113,7 +113,7 @@ mod tests {
     }
 
     fn table(listeners: &[ListenerId]) -> Table {
-        let listener = |&id: &ListenerId| Listener {
+        let listener = |&id: &ListenerId| ListenerSpec {
             proxy_protocol: false,
             id,
             address: ([127, 0, 0, 1], 80).into(),

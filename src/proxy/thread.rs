@@ -1,7 +1,7 @@
 //! A data thread: one core's worth of the worker, with a runtime, a table, pools and connections of its own.
 //!
 //! # Theory of operation
-//! The control thread sends [`Command`]s; the thread answers with [`Report`]s. A table is taken over in one step without
+//! The control thread sends [`ThreadCommand`]s; the thread answers with [`ThreadReport`]s. A table is taken over in one step without
 //! an await ([`View`]), and what the thread has said about a table is true from then on. Nothing on the way of a request is
 //! shared with another thread, but for counters that this thread alone writes.
 //!
@@ -30,12 +30,14 @@ use super::client::{self, CLIENT_IDLE_LIMIT, Client, PARK_AFTER, Peer};
 use super::drain::Drain;
 use super::listener::ListenerView;
 use super::parking::{Parked, Parking, Wake};
-use super::table::Table;
-use super::threads::{Command, Event, Handover, Open, Report, Reporter, Threads};
 use super::view::View;
 use crate::ipc::ListenerId;
 use crate::proxy::net::socket::Socket;
 use crate::proxy::net::turn;
+use crate::proxy::shared::table::Table;
+use crate::proxy::shared::threads::{
+    Handover, Open, Reporter, ThreadCommand, ThreadEvent, ThreadReport, Threads,
+};
 
 /// How often idle upstream connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
@@ -54,8 +56,8 @@ pub(crate) struct Thread {
 pub(crate) fn run(
     index: usize,
     threads: Arc<Threads>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
-    reports: mpsc::UnboundedSender<Report>,
+    mut commands: mpsc::UnboundedReceiver<ThreadCommand>,
+    reports: mpsc::UnboundedSender<ThreadReport>,
 ) -> io::Result<()> {
     let reporter = Reporter::new(index, reports);
     let _end = ReportEnd(reporter.clone());
@@ -70,11 +72,11 @@ pub(crate) fn run(
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::Apply { table, opened }) => thread.apply(table, opened),
-                    Some(Command::Serve(handover)) => thread.take(handover),
-                    Some(Command::Drain { idle }) => thread.drain(idle),
-                    Some(Command::Ping(number)) => thread.reporter.send(Event::Pong(number)),
-                    Some(Command::Stop) | None => break,
+                    Some(ThreadCommand::Apply { table, opened }) => thread.apply(table, opened),
+                    Some(ThreadCommand::Serve(handover)) => thread.take(handover),
+                    Some(ThreadCommand::Drain { idle }) => thread.drain(idle),
+                    Some(ThreadCommand::Ping(number)) => thread.reporter.send(ThreadEvent::Pong(number)),
+                    Some(ThreadCommand::Stop) | None => break,
                 },
                 _ = sweeps.tick() => thread.view.sweep(Instant::now()),
                 Err(error) = &mut parking => return Err(error),
@@ -88,7 +90,7 @@ struct ReportEnd(Reporter);
 
 impl Drop for ReportEnd {
     fn drop(&mut self) {
-        self.0.send(Event::Ended);
+        self.0.send(ThreadEvent::Ended);
     }
 }
 
@@ -147,7 +149,9 @@ impl Thread {
             table: self.view.table(),
             open,
         };
-        if let Err(Command::Serve(handover)) = self.threads.send(target, Command::Serve(handover)) {
+        if let Err(ThreadCommand::Serve(handover)) =
+            self.threads.send(target, ThreadCommand::Serve(handover))
+        {
             self.take(handover);
         }
     }
@@ -249,7 +253,7 @@ impl Thread {
             let idle_over = Instant::now() + idle;
             let mut accepting = thread.accepting.take();
             while accepting.join_next().await.is_some() {}
-            thread.reporter.send(Event::Closed);
+            thread.reporter.send(ThreadEvent::Closed);
             tokio::time::sleep_until(idle_over).await;
             thread.drain.end_idle();
         });
@@ -281,7 +285,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         // The connection may live on without a task.
         if self.open.take().is_some() && self.thread.drain.has_begun() {
-            self.thread.reporter.send(Event::Empty);
+            self.thread.reporter.send(ThreadEvent::Empty);
         }
     }
 }

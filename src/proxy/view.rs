@@ -20,9 +20,9 @@ use tokio::time::Instant;
 use super::endpoint::Endpoint;
 use super::listener::{ListenerView, Routes};
 use super::service::ServiceView;
-use super::table::Table;
-use super::threads::{Event, Reporter};
 use crate::ipc::{EndpointId, EndpointState, ListenerId};
+use crate::proxy::shared::table::Table;
+use crate::proxy::shared::threads::{Reporter, ThreadEvent};
 
 /// The table as one data thread uses it.
 pub(crate) struct View {
@@ -59,7 +59,7 @@ impl View {
         let (services, drained) = self.apply_services(&before, &table);
         self.apply_listeners(&table, services);
         settle();
-        self.reporter.send(Event::Applied(table.number));
+        self.reporter.send(ThreadEvent::Applied(table.number));
         for endpoint in drained {
             endpoint.drain();
         }
@@ -222,20 +222,20 @@ mod tests {
     use proptest::prelude::*;
     use tokio::sync::mpsc;
 
-    use super::super::threads::Report;
     use super::*;
     use crate::ipc::{
         Address, Handling, Host, Probe, Protocol, Route, WireEndpoint, WireListener, WireService,
         WireTable,
     };
-    use crate::proxy::shared::certificates::Certificates;
+    use crate::proxy::shared::certificates::CertificateStore;
+    use crate::proxy::shared::threads::ThreadReport;
 
     const ID: EndpointId = EndpointId(1);
 
     struct Fixture {
         view: View,
         table: Arc<Table>,
-        reports: mpsc::UnboundedReceiver<Report>,
+        reports: mpsc::UnboundedReceiver<ThreadReport>,
     }
 
     impl Fixture {
@@ -308,7 +308,7 @@ mod tests {
         fn take_over(&mut self, table: WireTable) {
             let number = self.table.number + 1;
             let table = WireTable { number, ..table };
-            let certificates = Certificates::new().unwrap();
+            let certificates = CertificateStore::new().unwrap();
             let table = self.table.succeed(table, |_| true, &certificates, 1);
             self.table = Arc::new(table.unwrap());
             self.view.apply(self.table.clone(), || {});
@@ -318,16 +318,16 @@ mod tests {
             self.view.services.borrow()["shop"].clone()
         }
 
-        fn events(&mut self) -> Vec<Event> {
+        fn events(&mut self) -> Vec<ThreadEvent> {
             std::iter::from_fn(|| self.reports.try_recv().ok())
                 .map(|report| report.event)
                 .collect()
         }
     }
 
-    fn idle(table: u64) -> Event {
+    fn idle(table: u64) -> ThreadEvent {
         let endpoint = ID;
-        Event::Idle { endpoint, table }
+        ThreadEvent::Idle { endpoint, table }
     }
 
     #[test]
@@ -349,11 +349,14 @@ mod tests {
         fixture.apply(true, Some(EndpointState::Active));
         let claim = fixture.service().claim(&[]);
         fixture.apply(true, Some(EndpointState::Draining));
-        assert_eq!(fixture.events(), [Event::Applied(1), Event::Applied(2)]);
+        assert_eq!(
+            fixture.events(),
+            [ThreadEvent::Applied(1), ThreadEvent::Applied(2)]
+        );
         drop(claim);
         assert_eq!(fixture.events(), [idle(2)]);
         fixture.apply(true, Some(EndpointState::Draining));
-        assert_eq!(fixture.events(), [Event::Applied(3), idle(3)]);
+        assert_eq!(fixture.events(), [ThreadEvent::Applied(3), idle(3)]);
     }
 
     #[test]
@@ -423,7 +426,7 @@ mod tests {
                 let of_both = before.endpoints().chain(table.endpoints());
                 let over: BTreeSet<_> = of_both.map(|(spec, _)| spec.id).filter(|&id| is_over(id)).collect();
                 let said = fixture.events().into_iter().filter_map(|event| match event {
-                    Event::Idle { endpoint, table: number } if number == table.number => Some(endpoint),
+                    ThreadEvent::Idle { endpoint, table: number } if number == table.number => Some(endpoint),
                     _ => None,
                 });
                 prop_assert_eq!(said.collect::<BTreeSet<_>>(), over);

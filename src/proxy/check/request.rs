@@ -3,7 +3,7 @@
 
 use super::pieces::{PassedBody, PieceReceiver, Pieces, assert_passed_on, is_hop_by_hop, parts};
 use super::reader::{Context, ENDED_EARLY, Manner, Message};
-use crate::proxy::http::headers::{Sender, write_request};
+use crate::proxy::http::headers::{RequestSender, write_request};
 use crate::proxy::http::http1::{Encoding, Framing, LONGEST_REQUEST_HEAD, RequestHead, slots};
 
 const ADDRESS: &str = "192.0.2.1";
@@ -24,7 +24,7 @@ pub fn check(input: &[u8]) {
     let Some((flags, sent, pieces)) = parts(input) else {
         return;
     };
-    let sender = Sender {
+    let sender = RequestSender {
         address: ADDRESS,
         secure: false,
         trusted: flags & 1 != 0,
@@ -49,7 +49,7 @@ pub fn check(input: &[u8]) {
 }
 
 /// Takes requests from the connection until there is no other, and writes them for instances.
-fn pass(sent: &[u8], pieces: Pieces, sender: Sender<'_>) -> Vec<Passed> {
+fn pass(sent: &[u8], pieces: Pieces, sender: RequestSender<'_>) -> Vec<Passed> {
     let mut receiver = PieceReceiver::new(sent, pieces);
     let mut all = Vec::new();
     loop {
@@ -89,7 +89,7 @@ fn pass(sent: &[u8], pieces: Pieces, sender: Sender<'_>) -> Vec<Passed> {
 
 /// `sent` is what the client has sent from the beginning of this request on, of which `length` was
 /// taken for it.
-fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: Sender<'_>) {
+fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: RequestSender<'_>) {
     let wire = [&passed.head[..], &passed.wire].concat();
     let seen = match (
         Message::read(&wire, Context::Request, Manner::Strict),

@@ -2,9 +2,11 @@
 //! counts.
 
 use crate::ipc::Route;
-use crate::proxy::http::headers::{Persistence, Sender, delivery, write_request, write_response};
+use crate::proxy::http::headers::{
+    Persistence, RequestSender, delivery, write_request, write_response,
+};
 use crate::proxy::http::http1::{RequestHead, ResponseHead, Version, slots};
-use crate::proxy::router::Router;
+use crate::proxy::shared::router::Router;
 
 /// A route table as a listener has it.
 #[derive(Debug)]
@@ -32,7 +34,7 @@ pub fn rewrite_request(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     let Ok(Some(head)) = RequestHead::parse(bytes, &mut slots) else {
         return false;
     };
-    let sender = Sender {
+    let sender = RequestSender {
         address: "192.0.2.1",
         secure: false,
         trusted: false,

@@ -9,11 +9,11 @@ use super::*;
 use crate::ipc::{Address, EndpointId, Handling, Host, ListenerId, Probe, Route};
 use crate::proxy::endpoint::Endpoint;
 use crate::proxy::listener::Routes;
-use crate::proxy::router::Router;
 use crate::proxy::service::ServiceView;
-use crate::proxy::spec::EndpointSpec;
+use crate::proxy::shared::router::Router;
+use crate::proxy::shared::spec::EndpointSpec;
+use crate::proxy::shared::threads::{Open, Reporter, Threads};
 use crate::proxy::thread::Thread;
-use crate::proxy::threads::{Open, Reporter, Threads};
 
 /// A client and a silent instance; `None` for a service without one.
 struct Fixture {
@@ -205,7 +205,7 @@ async fn the_next_event_of_a_stream_comes_when_it_comes() {
             "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked",
             None,
         ),
-        ("content-type: Text/Event-Stream; charset=utf-8", None),
+        ("content-type: Text/ThreadEvent-Stream; charset=utf-8", None),
         (
             "Content-Type: text/plain\r\nTransfer-Encoding: chunked",
             Some(60),

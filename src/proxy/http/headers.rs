@@ -14,7 +14,7 @@ use super::http1::{
 
 /// Who has sent a request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sender<'a> {
+pub(crate) struct RequestSender<'a> {
     /// The IP address, in text.
     pub(crate) address: &'a str,
     /// The request came over TLS.
@@ -25,14 +25,14 @@ pub(crate) struct Sender<'a> {
     pub(crate) forwarded: bool,
 }
 
-impl Sender<'_> {
+impl RequestSender<'_> {
     fn scheme(&self) -> &'static [u8] {
         if self.secure { b"https" } else { b"http" }
     }
 }
 
 /// Returns true if the client itself asks over TLS, which a proxy in front may have taken off.
-pub(crate) fn is_secure(head: &RequestHead<'_>, sender: Sender<'_>) -> bool {
+pub(crate) fn is_secure(head: &RequestHead<'_>, sender: RequestSender<'_>) -> bool {
     let mut fields = head.fields.iter();
     let said =
         fields.find(|field| field.kind == FieldKind::ForwardedProto && !field.value.is_empty());
@@ -52,7 +52,7 @@ pub(crate) enum Persistence {
 }
 
 /// Writes the head of a request for an instance.
-pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) {
+pub(crate) fn write_request(head: &RequestHead<'_>, sender: RequestSender<'_>, out: &mut Vec<u8>) {
     put(
         out,
         &[
@@ -95,7 +95,7 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: Sender<'_>, out: &mu
     put(out, &[b"\r\n"]);
 }
 
-fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) {
+fn put_forwarded(head: &RequestHead<'_>, sender: RequestSender<'_>, out: &mut Vec<u8>) {
     let incoming = |kind: FieldKind| {
         let fields = head.fields.iter();
         fields.filter(move |field| sender.trusted && field.kind == kind && !field.value.is_empty())
@@ -142,7 +142,7 @@ fn put_forwarded(head: &RequestHead<'_>, sender: Sender<'_>, out: &mut Vec<u8>) 
 
 /// Writes the element of `Forwarded` for one hop (RFC 7239, section 4). Only values that may not be
 /// tokens are quoted; none of them can contain a quotation mark.
-fn put_element(host: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) {
+fn put_element(host: &[u8], sender: RequestSender<'_>, out: &mut Vec<u8>) {
     let address = sender.address;
     match address.contains(':') {
         true => put(out, &[b"for=\"[", address.as_bytes(), b"]\""]),
@@ -316,7 +316,7 @@ mod tests {
             .unwrap();
         let mut out = Vec::new();
         let address = "192.0.2.1";
-        let sender = Sender {
+        let sender = RequestSender {
             address,
             secure: false,
             trusted,
@@ -333,7 +333,7 @@ mod tests {
             .unwrap()
             .unwrap();
         let mut out = Vec::new();
-        let sender = Sender {
+        let sender = RequestSender {
             address,
             secure: false,
             trusted,

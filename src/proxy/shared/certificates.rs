@@ -17,7 +17,7 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// All certificates that the manager has sent and that are in use, and what is common to all
 /// listeners with TLS.
-pub(crate) struct Certificates {
+pub(crate) struct CertificateStore {
     known: HashMap<CertificateId, Certificate>,
     /// Encrypts session tickets, for all listeners and threads and over all tables. It changes its
     /// keys by itself.
@@ -41,10 +41,10 @@ pub(crate) struct ListenerTls {
     pub(crate) config: Arc<ServerConfig>,
 }
 
-impl Certificates {
+impl CertificateStore {
     /// Makes an empty set, with a ticket key of its own.
-    pub(crate) fn new() -> Result<Certificates, rustls::Error> {
-        Ok(Certificates {
+    pub(crate) fn new() -> Result<CertificateStore, rustls::Error> {
+        Ok(CertificateStore {
             known: HashMap::new(),
             tickets: aws_lc_rs::Ticketer::new()?,
             provider: Arc::new(provider()),

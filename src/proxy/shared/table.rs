@@ -1,4 +1,5 @@
-//! A route table as the worker uses it: checked once, compiled once, immutable, shared by all threads.
+//! A route table as the worker uses it: checked once, compiled once, immutable, shared by all
+//! threads.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -6,93 +7,119 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::certificates::{CertificateStore, ListenerTls};
 use super::router::{Clash, Router};
 use super::spec::EndpointSpec;
 use crate::ipc::{
     CertificateId, EndpointId, EndpointState, Handling, ListenerId, Route, WireEndpoint,
     WireListener, WireService, WireTable,
 };
-use crate::proxy::shared::certificates::{Certificates, ListenerTls};
 
-/// All that a thread needs to know.
+/// A whole table: everything that a thread needs to know in order to serve.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
+    /// The number that the manager gave the table; a later table has a higher one.
     pub(crate) number: u64,
+    /// Networks of the proxies whose word about their own clients is taken.
     pub(crate) trusted_proxies: Vec<IpNet>,
+    /// Instances are told of the client by `Forwarded`, too.
     pub(crate) forwarded: bool,
+    /// Client connections that one listener may have; `None` for as many as there can be.
     pub(crate) max_connections: Option<u32>,
-    pub(crate) listeners: Vec<Listener>,
-    /// In the order of their names. Those that are the same in the table before, and of which nothing is drained, are shared
-    /// with it.
-    pub(crate) services: Vec<Arc<Service>>,
-    /// The places of all endpoints: the index of the service, and in it.
+    /// The listeners, in the order in which the manager names them.
+    pub(crate) listeners: Vec<ListenerSpec>,
+    /// The services, in the order of their names. Services that are the same in the table before,
+    /// and of which nothing drains, are shared with that table.
+    pub(crate) services: Vec<Arc<ServiceSpec>>,
+    /// The place of every endpoint: the index of its service, and its index in the service.
     pub(crate) places: HashMap<EndpointId, (usize, usize)>,
 }
 
+/// A listener as a table describes it.
 #[derive(Debug)]
-pub(crate) struct Listener {
+pub(crate) struct ListenerSpec {
+    /// The id by which the manager names the listener's socket.
     pub(crate) id: ListenerId,
+    /// The address that the socket listens on, for messages.
     pub(crate) address: SocketAddr,
+    /// Connections of this listener begin with a header of the PROXY protocol.
     pub(crate) proxy_protocol: bool,
-    /// Its services are indices into [`Table::services`].
+    /// Finds the service of a request, as an index into [`Table::services`].
     pub(crate) router: Arc<Router>,
-    /// Its connections are TLS's.
+    /// What the handshakes need, if connections of this listener begin with one of TLS.
     pub(crate) tls: Option<ListenerTls>,
 }
 
+/// A service as a table describes it.
 #[derive(Debug, Clone)]
-pub(crate) struct Service {
-    /// Unique in the table; it is the same service as one of that name in another table.
+pub(crate) struct ServiceSpec {
+    /// The name, which is unique in the table. A service of the same name in another table is the
+    /// same service.
     pub(crate) name: String,
+    /// False for a service that was stopped: requests for it need not wait for an endpoint.
     pub(crate) running: bool,
+    /// What is done with each request and response of the service.
     pub(crate) handling: Handling,
+    /// The hosts and paths that the service is for.
     pub(crate) routes: Vec<Route>,
+    /// The endpoints, one for each instance, with their states.
     pub(crate) endpoints: Vec<(Arc<EndpointSpec>, EndpointState)>,
 }
 
 /// The services that a table does not share with the one before it.
 #[derive(Debug)]
-pub(crate) struct Difference {
-    /// They are the same by name, each where it was. Otherwise everything counts as different.
+pub(crate) struct TableDifference {
+    /// Both tables name the same services in the same places. Otherwise all services count as
+    /// different.
     stay: bool,
-    pub(crate) before: Vec<Arc<Service>>,
-    /// With their indices.
-    pub(crate) now: Vec<(usize, Arc<Service>)>,
+    /// The services of the table before.
+    pub(crate) before: Vec<Arc<ServiceSpec>>,
+    /// The services of the new table, with their indices.
+    pub(crate) now: Vec<(usize, Arc<ServiceSpec>)>,
 }
 
 /// Why a table cannot be used at all.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Fault {
+pub(crate) enum TableFault {
+    /// The table names only what differs from another table than the one in use.
     #[error("it is made of table {0}, which is not in use")]
     OtherBefore(u64),
+    /// The table names a listener whose socket was not received.
     #[error("listener {0:?} was never received")]
     UnknownListener(ListenerId),
+    /// A listener names a certificate that was not received.
     #[error("certificate {0:?} was never received")]
     UnknownCertificate(CertificateId),
+    /// The table names a listener twice.
     #[error("listener {0:?} is named twice")]
     ListenerTwice(ListenerId),
+    /// A route is for a listener that the table does not name.
     #[error("a route names listener {0:?}, which is not there")]
     RouteWithoutListener(ListenerId),
+    /// The table names a service twice.
     #[error("service {0:?} is named twice")]
     ServiceTwice(String),
+    /// Two services, or one twice, name the same endpoint.
     #[error("endpoint {0:?} is named twice")]
     EndpointTwice(EndpointId),
+    /// Two routes of one listener are for the same host and path.
     #[error(transparent)]
     Clash(#[from] Clash),
 }
 
 impl Table {
-    /// Checks what the manager sent and makes it the successor of `self`. An endpoint goes on from where it was: its
-    /// address stays, its counters go on, and its state only moves down.
+    /// Checks the table that the manager sent and compiles it to the successor of `self`. An
+    /// endpoint of both tables goes on from where it was: its address stays, its counters go on,
+    /// and its state only moves down.
     pub(crate) fn succeed(
         &self,
         table: WireTable,
         is_known: impl Fn(ListenerId) -> bool,
-        certificates: &Certificates,
+        certificates: &CertificateStore,
         threads: usize,
-    ) -> Result<Table, Fault> {
+    ) -> Result<Table, TableFault> {
         if table.since != 0 && table.since != self.number {
-            return Err(Fault::OtherBefore(table.since));
+            return Err(TableFault::OtherBefore(table.since));
         }
         let mut successor = Table {
             number: table.number,
@@ -112,20 +139,20 @@ impl Table {
         let mut routers = successor.routers(self, &table.listeners, &difference)?;
         for listener in table.listeners {
             let Some(router) = routers.remove(&listener.id) else {
-                return Err(Fault::ListenerTwice(listener.id));
+                return Err(TableFault::ListenerTwice(listener.id));
             };
             if !is_known(listener.id) {
-                return Err(Fault::UnknownListener(listener.id));
+                return Err(TableFault::UnknownListener(listener.id));
             }
             let tls_before = self.listener(listener.id);
             let tls_before = tls_before.and_then(|known| known.tls.as_ref());
             let tls = listener
                 .tls
                 .map(|ids| certificates.listener(ids, tls_before));
-            successor.listeners.push(Listener {
+            successor.listeners.push(ListenerSpec {
                 id: listener.id,
                 address: listener.address,
-                tls: tls.transpose().map_err(Fault::UnknownCertificate)?,
+                tls: tls.transpose().map_err(TableFault::UnknownCertificate)?,
                 proxy_protocol: listener.proxy_protocol,
                 router,
             });
@@ -133,14 +160,15 @@ impl Table {
         Ok(successor)
     }
 
-    /// Puts in what is different, and replaces what drains: of that the threads have to say for each table that it is idle.
+    /// Puts in the services that are different, and replaces those that drain by copies: for these
+    /// the threads have to say for each table when they are idle.
     fn take_over_services(
         &mut self,
         before: &Table,
         changed: Vec<Arc<WireService>>,
         removed: &[String],
         threads: usize,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), TableFault> {
         for name in removed {
             if let Ok(index) = self.find(name) {
                 self.services.remove(index);
@@ -152,7 +180,7 @@ impl Table {
         let mut names = HashSet::with_capacity(changed.len());
         for service in changed {
             if !names.insert(service.name.clone()) {
-                return Err(Fault::ServiceTwice(service.name.clone()));
+                return Err(TableFault::ServiceTwice(service.name.clone()));
             }
             let service = before.successor_of(Arc::unwrap_or_clone(service), threads);
             match self.find(&service.name) {
@@ -163,8 +191,9 @@ impl Table {
         Ok(())
     }
 
-    /// The service of the next table, which is the one of this table if nothing of it is different.
-    fn successor_of(&self, service: WireService, threads: usize) -> Arc<Service> {
+    /// Compiles a service of the next table. It is the service of this table if nothing of it is
+    /// different.
+    fn successor_of(&self, service: WireService, threads: usize) -> Arc<ServiceSpec> {
         let endpoints = service.endpoints.into_iter().map(|endpoint| {
             if let Some((spec, state)) = self.endpoint(endpoint.id) {
                 return (spec.clone(), succeed_state(state, &endpoint, &service.name));
@@ -180,7 +209,7 @@ impl Table {
             (Arc::new(spec), state)
         });
         let endpoints = endpoints.collect();
-        let service = Service {
+        let service = ServiceSpec {
             name: service.name,
             running: service.running,
             handling: service.handling,
@@ -193,13 +222,14 @@ impl Table {
         }
     }
 
-    /// The services that the table does not share with the one before it.
-    pub(crate) fn difference_from(&self, before: &Table) -> Difference {
+    /// Finds the services that the table does not share with the one before it.
+    pub(crate) fn difference_from(&self, before: &Table) -> TableDifference {
         let pairs = || before.services.iter().zip(&self.services);
-        let stays =
-            |(was, is): (&Arc<Service>, &Arc<Service>)| Arc::ptr_eq(was, is) || was.name == is.name;
+        let stays = |(was, is): (&Arc<ServiceSpec>, &Arc<ServiceSpec>)| {
+            Arc::ptr_eq(was, is) || was.name == is.name
+        };
         let stay = before.services.len() == self.services.len() && pairs().all(stays);
-        let mut difference = Difference {
+        let mut difference = TableDifference {
             stay,
             before: Vec::new(),
             now: Vec::new(),
@@ -218,12 +248,12 @@ impl Table {
         difference
     }
 
-    /// Where the endpoints are.
+    /// Finds the places of all endpoints, from those of the table before.
     fn places(
         &self,
         before: &Table,
-        difference: &Difference,
-    ) -> Result<HashMap<EndpointId, (usize, usize)>, Fault> {
+        difference: &TableDifference,
+    ) -> Result<HashMap<EndpointId, (usize, usize)>, TableFault> {
         let mut places = HashMap::new();
         if difference.stay {
             places.clone_from(&before.places);
@@ -236,20 +266,21 @@ impl Table {
         for (index, service) in &difference.now {
             for (inner, (spec, _)) in service.endpoints.iter().enumerate() {
                 if places.insert(spec.id, (*index, inner)).is_some() {
-                    return Err(Fault::EndpointTwice(spec.id));
+                    return Err(TableFault::EndpointTwice(spec.id));
                 }
             }
         }
         Ok(places)
     }
 
-    /// The routers of the listeners, which share with those of `before` what is not different.
+    /// Makes the routers of the listeners, which share with those of `before` what is not
+    /// different.
     fn routers(
         &self,
         before: &Table,
         listeners: &[WireListener],
-        difference: &Difference,
-    ) -> Result<HashMap<ListenerId, Arc<Router>>, Fault> {
+        difference: &TableDifference,
+    ) -> Result<HashMap<ListenerId, Arc<Router>>, TableFault> {
         let known = before.listeners.iter().map(|listener| listener.id);
         let stay = difference.stay && known.eq(listeners.iter().map(|listener| listener.id));
         if !stay {
@@ -277,13 +308,13 @@ impl Table {
         Ok(routers)
     }
 
-    /// The index of a service, or the one that it would have.
+    /// Returns the index of a service; as an error, the index that it would have.
     fn find(&self, name: &str) -> Result<usize, usize> {
         self.services
             .binary_search_by(|service| service.name.as_str().cmp(name))
     }
 
-    fn listener(&self, id: ListenerId) -> Option<&Listener> {
+    fn listener(&self, id: ListenerId) -> Option<&ListenerSpec> {
         self.listeners.iter().find(|listener| listener.id == id)
     }
 
@@ -293,20 +324,21 @@ impl Table {
         Some((spec, *state))
     }
 
-    /// All endpoints of all services.
+    /// Returns all endpoints of all services, with their states.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Arc<EndpointSpec>, EndpointState)> {
         let services = self.services.iter();
         services.flat_map(|service| service.endpoints.iter().map(|(spec, state)| (spec, *state)))
     }
 
-    /// The state of an endpoint, if the table has it.
+    /// Returns the state of an endpoint, if the table names the endpoint.
     pub(crate) fn state(&self, id: EndpointId) -> Option<EndpointState> {
         self.endpoint(id).map(|(_, state)| state)
     }
 }
 
-impl Service {
-    fn is_as(&self, other: &Service) -> bool {
+impl ServiceSpec {
+    /// Returns true if nothing of the two is different.
+    fn is_as(&self, other: &ServiceSpec) -> bool {
         self.name == other.name
             && self.running == other.running
             && self.handling == other.handling
@@ -319,7 +351,8 @@ impl Service {
             )
     }
 
-    /// Whether the threads have to say when an endpoint of it is idle, which they do for each table.
+    /// Returns true if an endpoint of the service drains, so that the threads have to say for each
+    /// table when it is idle.
     fn drains(&self) -> bool {
         let mut endpoints = self.endpoints.iter();
         endpoints.any(|(_, state)| *state >= EndpointState::Draining)
@@ -328,19 +361,19 @@ impl Service {
 
 fn insert<'a>(
     routers: &mut HashMap<ListenerId, Arc<Router>>,
-    services: impl Iterator<Item = (usize, &'a Arc<Service>)>,
-) -> Result<(), Fault> {
+    services: impl Iterator<Item = (usize, &'a Arc<ServiceSpec>)>,
+) -> Result<(), TableFault> {
     for (index, service) in services {
         for route in &service.routes {
             let router = routers.get_mut(&route.listener);
-            let router = router.ok_or(Fault::RouteWithoutListener(route.listener))?;
+            let router = router.ok_or(TableFault::RouteWithoutListener(route.listener))?;
             Arc::make_mut(router).insert(index, route)?;
         }
     }
     Ok(())
 }
 
-fn remove(routers: &mut HashMap<ListenerId, Arc<Router>>, service: &Service) {
+fn remove(routers: &mut HashMap<ListenerId, Arc<Router>>, service: &ServiceSpec) {
     for route in &service.routes {
         if let Some(router) = routers.get_mut(&route.listener) {
             Arc::make_mut(router).remove(route);
@@ -423,15 +456,15 @@ mod tests {
         table(vec![listener(1)], services)
     }
 
-    fn certificates() -> Certificates {
-        Certificates::new().unwrap()
+    fn certificates() -> CertificateStore {
+        CertificateStore::new().unwrap()
     }
 
-    fn succeed(before: &Table, table: WireTable) -> Result<Table, Fault> {
+    fn succeed(before: &Table, table: WireTable) -> Result<Table, TableFault> {
         before.succeed(table, |id| id.0 < 10, &certificates(), 1)
     }
 
-    fn compile(table: WireTable) -> Result<Table, Fault> {
+    fn compile(table: WireTable) -> Result<Table, TableFault> {
         succeed(&Table::default(), table)
     }
 
@@ -503,33 +536,33 @@ mod tests {
         let faults = [
             (
                 table(vec![listener(10)], vec![]),
-                Fault::UnknownListener(ListenerId(10)),
+                TableFault::UnknownListener(ListenerId(10)),
             ),
             (
                 table(vec![listener(1), listener(1)], vec![]),
-                Fault::ListenerTwice(ListenerId(1)),
+                TableFault::ListenerTwice(ListenerId(1)),
             ),
             (
                 table(vec![listener(2)], vec![service("a", vec![])]),
-                Fault::RouteWithoutListener(ListenerId(1)),
+                TableFault::RouteWithoutListener(ListenerId(1)),
             ),
             (
                 of(vec![service("a", vec![]), service("a", vec![])]),
-                Fault::ServiceTwice("a".to_owned()),
+                TableFault::ServiceTwice("a".to_owned()),
             ),
             (
                 of(vec![
                     service("a", vec![active(1)]),
                     service("b", vec![active(1)]),
                 ]),
-                Fault::EndpointTwice(EndpointId(1)),
+                TableFault::EndpointTwice(EndpointId(1)),
             ),
             (
                 WireTable {
                     since: 7,
                     ..table(vec![], vec![])
                 },
-                Fault::OtherBefore(7),
+                TableFault::OtherBefore(7),
             ),
         ];
         for (table, fault) in faults {
@@ -539,7 +572,7 @@ mod tests {
             at("x.example", "a", vec![]),
             at("x.example", "b", vec![]),
         ]);
-        assert!(matches!(compile(clash), Err(Fault::Clash(_))));
+        assert!(matches!(compile(clash), Err(TableFault::Clash(_))));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What the threads of a worker are to one another: their loads, and the messages between them.
+//! What the threads of a worker know and say of one another: their loads, and the messages between
+//! them.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -16,79 +17,97 @@ use super::table::Table;
 use crate::ipc::{EndpointId, ListenerId};
 
 /// What the control thread, or another data thread, asks of a data thread.
-pub(crate) enum Command {
-    /// Use this table; accept on these sockets, which it is the first to name.
+pub(crate) enum ThreadCommand {
+    /// Use this table, and accept on these sockets, whose listeners no table has named before.
     Apply {
+        /// The table.
         table: Arc<Table>,
+        /// The sockets, with their listeners.
         opened: Vec<(ListenerId, Arc<OwnedFd>)>,
     },
     /// Serve this connection, which another thread accepted.
     Serve(Handover),
-    /// Accept what waits, then no more; close idle connections after this time.
-    Drain { idle: Duration },
-    /// Answer with [`Event::Pong`].
+    /// Drain: accept what waits in the queues, then no more; close idle connections after this
+    /// time.
+    Drain {
+        /// The time that idle connections still have for one more request.
+        idle: Duration,
+    },
+    /// Answer with [`ThreadEvent::Pong`].
     Ping(u64),
     /// End, whatever is left.
     Stop,
 }
 
-/// A connection on its way from the thread that accepted it.
+/// A client connection on its way from the thread that has accepted it to the one that is to serve
+/// it.
 pub(crate) struct Handover {
+    /// The socket.
     pub(crate) stream: std::net::TcpStream,
+    /// The address of the client, or of the proxy in front.
     pub(crate) peer: SocketAddr,
+    /// The listener that has accepted the connection.
     pub(crate) listener: ListenerId,
+    /// The table of the thread that has accepted the connection.
     pub(crate) table: Arc<Table>,
+    /// Counts the connection for the thread that is to serve it.
     pub(crate) open: Open,
 }
 
 /// What a data thread says to the control thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Report {
-    /// Which thread.
+pub(crate) struct ThreadReport {
+    /// The index of the data thread.
     pub(crate) thread: usize,
-    /// What it says.
-    pub(crate) event: Event,
+    /// What the thread says.
+    pub(crate) event: ThreadEvent,
 }
 
+/// What may happen on a data thread that the control thread has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// It uses the table of this number.
+pub(crate) enum ThreadEvent {
+    /// The thread uses the table of this number.
     Applied(u64),
-    /// Having applied this table, it has no connection to a draining endpoint, and will have none.
+    /// Having applied this table, the thread has no connection to a draining endpoint, and will
+    /// have none.
     Idle { endpoint: EndpointId, table: u64 },
-    /// It is not stuck.
+    /// The thread has taken the ping of this number, so it is not stuck.
     Pong(u64),
-    /// Draining, it has closed its listeners.
+    /// The draining thread has closed its listeners.
     Closed,
-    /// Draining, it has ended its last connection.
+    /// The draining thread has ended its last connection.
     Empty,
-    /// It has ended.
+    /// The thread has ended.
     Ended,
 }
 
 /// What every thread may know of every other.
 pub(crate) struct Threads {
     loads: Box<[Load]>,
-    commands: Box<[mpsc::UnboundedSender<Command>]>,
-    /// There are no descriptors for more connections.
+    commands: Box<[mpsc::UnboundedSender<ThreadCommand>]>,
+    /// Client connections that the worker has descriptors for.
     most_connections: u32,
-    /// So that one port cannot take them all.
+    /// Client connections that one listener may have, so that one port cannot take them all.
     most_of_listener: AtomicU32,
-    /// Open connections of each listener that has any. Looked at once a connection, not once a request.
+    /// Open connections of each listener that has any. They are looked at once a connection, not
+    /// once a request.
     of_listeners: Mutex<HashMap<ListenerId, u32>>,
 }
 
+/// What one thread has to do, on a cache line of its own.
 #[derive(Default)]
 #[repr(align(128))]
 struct Load {
+    /// Open client connections.
     connections: AtomicU32,
+    /// The number of the table that the thread uses.
     table: AtomicU64,
 }
 
 impl Threads {
-    /// For as many threads as there are senders.
+    /// Makes what is common to as many threads as there are senders.
     pub(crate) fn new(
-        commands: Vec<mpsc::UnboundedSender<Command>>,
+        commands: Vec<mpsc::UnboundedSender<ThreadCommand>>,
         most_connections: u32,
     ) -> Threads {
         Threads {
@@ -100,7 +119,7 @@ impl Threads {
         }
     }
 
-    /// Open client connections.
+    /// Returns the number of open client connections of all threads.
     pub(crate) fn connections(&self) -> u32 {
         let loads = self.loads.iter();
         loads
@@ -108,32 +127,34 @@ impl Threads {
             .sum()
     }
 
+    /// Returns the number of data threads.
     pub(crate) fn count(&self) -> usize {
         self.commands.len()
     }
 
-    /// False if the thread has ended.
-    pub(crate) fn send(&self, thread: usize, command: Command) -> Result<(), Command> {
+    /// Sends a command to a thread. The command comes back if the thread has ended.
+    pub(crate) fn send(&self, thread: usize, command: ThreadCommand) -> Result<(), ThreadCommand> {
         self.commands[thread].send(command).map_err(|error| error.0)
     }
 
-    /// A thread has taken over a table.
+    /// Notes that a thread uses the table of this number.
     pub(crate) fn applied(&self, thread: usize, table: u64) {
         self.loads[thread].table.store(table, Ordering::Release);
     }
 
-    /// How many client connections a listener may have.
+    /// Returns how many client connections one listener may have.
     pub(crate) fn most_connections(&self) -> u32 {
         self.most_of_listener.load(Ordering::Relaxed)
     }
 
-    /// From now on a listener may have so many, if there can be so many; those that are open stay.
+    /// Limits the client connections of each listener, at most to what the worker has descriptors
+    /// for. Open connections stay.
     pub(crate) fn limit_connections(&self, most: Option<u32>) {
         let most = most.unwrap_or(u32::MAX).min(self.most_connections);
         self.most_of_listener.store(most, Ordering::Relaxed);
     }
 
-    /// Whether the listener, or the worker, has as many connections as it may.
+    /// Returns true if the listener, or the worker, has as many connections as it may.
     pub(crate) fn are_full(&self, listener: ListenerId) -> bool {
         let of_listener = self.of_listeners().get(&listener).copied();
         of_listener.unwrap_or(0) >= self.most_connections()
@@ -145,7 +166,8 @@ impl Threads {
         counts.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread with the fewest connections that has a table at least as new as `thread`; `thread` itself among equals.
+    /// Returns the thread with the fewest connections that has a table at least as new as `thread`;
+    /// `thread` itself among equals.
     pub(crate) fn least_loaded(&self, thread: usize) -> usize {
         let table = self.loads[thread].table.load(Ordering::Relaxed);
         (0..self.loads.len())
@@ -158,7 +180,7 @@ impl Threads {
     }
 }
 
-/// An open client connection, counted for its thread and its listener.
+/// Counts an open client connection for its thread and its listener, until it is dropped.
 pub(crate) struct Open {
     threads: Arc<Threads>,
     thread: usize,
@@ -166,6 +188,7 @@ pub(crate) struct Open {
 }
 
 impl Open {
+    /// Counts a connection of this listener that this thread is to serve.
     pub(crate) fn new(threads: Arc<Threads>, thread: usize, listener: ListenerId) -> Open {
         threads.loads[thread]
             .connections
@@ -193,16 +216,17 @@ impl Drop for Open {
     }
 }
 
-/// The way of an endpoint, or of the thread itself, to the control thread.
+/// Carries what an endpoint, or the thread itself, has to say to the control thread.
 #[derive(Clone)]
 pub(crate) struct Reporter {
     thread: usize,
     table: Rc<Cell<u64>>,
-    reports: mpsc::UnboundedSender<Report>,
+    reports: mpsc::UnboundedSender<ThreadReport>,
 }
 
 impl Reporter {
-    pub(crate) fn new(thread: usize, reports: mpsc::UnboundedSender<Report>) -> Reporter {
+    /// Makes the reporter of the thread of this index.
+    pub(crate) fn new(thread: usize, reports: mpsc::UnboundedSender<ThreadReport>) -> Reporter {
         Reporter {
             thread,
             table: Rc::default(),
@@ -210,25 +234,26 @@ impl Reporter {
         }
     }
 
-    /// The index of the thread.
+    /// Returns the index of the thread.
     pub(crate) fn thread(&self) -> usize {
         self.thread
     }
 
-    /// What is reported from now on is true of this table.
+    /// Notes the table that the following reports are true of.
     pub(crate) fn follow(&self, table: u64) {
         self.table.set(table);
     }
 
-    /// A draining endpoint is idle.
+    /// Reports that a draining endpoint is idle.
     pub(crate) fn idle(&self, endpoint: EndpointId) {
         let table = self.table.get();
-        self.send(Event::Idle { endpoint, table });
+        self.send(ThreadEvent::Idle { endpoint, table });
     }
 
-    pub(crate) fn send(&self, event: Event) {
+    /// Reports an event.
+    pub(crate) fn send(&self, event: ThreadEvent) {
         // Nobody listens only when the process is about to end.
-        let _ = self.reports.send(Report {
+        let _ = self.reports.send(ThreadReport {
             thread: self.thread,
             event,
         });

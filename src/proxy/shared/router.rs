@@ -1,11 +1,13 @@
 //! Finds the service of a host and a path. Pure, shared by all threads.
 //!
-//! Of all routes that match, the one with the longest host wins, and of those with the same host the one with the
-//! longest path: an exact host before any `*.host`, a longer `*.host` before a shorter one, `_` last. The cost of a
-//! lookup does not depend on the number of routes, and what a stranger sends cannot make it grow: no part of a host or
-//! a path is hashed that is longer than the longest one that has been known.
+//! Of all routes that match, the one with the longest host wins, and of those with the same host
+//! the one with the longest path: an exact host before any `*.host`, a longer `*.host` before a
+//! shorter one, `_` last. The cost of a lookup does not depend on the number of routes, and what a
+//! stranger sends cannot make it grow: no part of a host or a path is hashed that is longer than
+//! the longest one that has been known.
 //!
-//! A router is changed by making another of it, which takes little more than what is different: see [`Hosts`].
+//! A router is changed by making another of it, which takes little more than what is different: see
+//! [`Hosts`].
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -24,44 +26,45 @@ pub(crate) struct Router {
     any: Paths,
 }
 
-/// Where a request goes.
+/// Where a request is routed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Destination {
-    /// The index of the service.
+    /// The index of the service in the table.
     pub(crate) service: usize,
-    /// How much of the path it does not get.
+    /// How many bytes at the beginning of the path the service does not get.
     pub(crate) strip: usize,
 }
 
-/// Hosts by their names, in parts, which a copy shares until it changes them.
+/// The hosts with their paths, in parts, which a copy shares until it changes them.
 #[derive(Debug, Clone, Default)]
 struct Hosts {
     hasher: RandomState,
-    /// [`PARTS`], or none.
+    /// As many as [`PARTS`], or none if there are no hosts.
     parts: Vec<Arc<Part>>,
 }
 
 type Part = HashTable<(Box<[u8]>, Paths)>;
 
-/// So many that a change copies little, so few that a listener with one host is small.
+/// The parts of a router: so many that a change copies little, so few that a listener with one host
+/// is small.
 const PARTS: usize = 64;
 
-/// The path prefixes of one host. There may be many hosts, so it is small.
+/// The path prefixes of one host, in little memory because there may be many hosts.
 #[derive(Debug, Clone, Default)]
 struct Paths {
-    /// For `/`, the only one that most hosts have.
+    /// The destination of `/`, which is the only prefix of most hosts.
     root: Option<Destination>,
     others: Option<Box<Prefixes>>,
 }
 
-/// All but `/`, without a slash at the end.
+/// The prefixes of a host other than `/`, without a slash at the end.
 #[derive(Debug, Clone, Default)]
 struct Prefixes {
     destinations: HashMap<Box<[u8]>, Destination>,
     longest: usize,
 }
 
-/// Two routes say different things about the same host and path.
+/// Why a route cannot be inserted: another one is for the same host and path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("two routes for {host:?} {path:?}")]
 pub(crate) struct Clash {
@@ -70,7 +73,7 @@ pub(crate) struct Clash {
 }
 
 impl Router {
-    /// Takes a route in that leads to the service of this index.
+    /// Inserts a route to the service of this index.
     pub(crate) fn insert(&mut self, service: usize, route: &Route) -> Result<(), Clash> {
         let paths = match &route.host {
             Host::Exact(host) => self.exact.entry(host.as_bytes()),
@@ -89,7 +92,7 @@ impl Router {
         }
     }
 
-    /// Drops a route, if it is there.
+    /// Removes a route, if it is there.
     pub(crate) fn remove(&mut self, route: &Route) {
         let path = prefix(route);
         match &route.host {
@@ -99,7 +102,8 @@ impl Router {
         }
     }
 
-    /// Where a request goes that is for a host without its port, in any case, and a path without its query.
+    /// Finds the destination of a request for a host without its port, in any case, and a path
+    /// without its query.
     pub(crate) fn find(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
         let host = host.strip_suffix(b".").unwrap_or(host);
         if host.iter().any(u8::is_ascii_uppercase) {
@@ -138,7 +142,7 @@ impl Hosts {
         found.map(|(_, paths)| paths)
     }
 
-    /// The paths of a host, which has none at first.
+    /// Returns the paths of a host, which is inserted without any if it is not there.
     fn entry(&mut self, host: &[u8]) -> &mut Paths {
         self.parts.resize_with(PARTS, Arc::default);
         let hash = self.hasher.hash_one(host);
@@ -165,13 +169,13 @@ impl Hosts {
     }
 }
 
-/// By bits of the hash that are of no other use in so small a table.
+/// Chooses the part of a host by bits of its hash that are of no other use in so small a table.
 fn part(hash: u64) -> usize {
     (hash >> 32) as usize % PARTS
 }
 
 impl Paths {
-    /// False if there was one for the same path.
+    /// Inserts a route. Returns false if there was one for the same path.
     fn insert(&mut self, service: usize, route: &Route) -> bool {
         let path = prefix(route);
         let destination = Destination {
@@ -219,7 +223,7 @@ impl Prefixes {
     }
 }
 
-/// The path of a route, without a slash at the end.
+/// Returns the path of a route, without a slash at the end.
 fn prefix(route: &Route) -> &[u8] {
     route.path.trim_end_matches('/').as_bytes()
 }

@@ -1,8 +1,10 @@
-//! What all threads share of an endpoint: where it is, whether its health check has taken it out, and its counters.
+//! What all threads share of an endpoint: where it is, whether its health check has taken it out,
+//! and its counters.
 //!
 //! # Theory of operation
-//! Counters are kept for each thread, on a cache line of its own, and only the thread itself writes them. So counting
-//! needs no atomic addition and no two threads contend for a line; the control thread adds the counters up when it reports.
+//! Counters are kept for each thread, on a cache line of its own, and only the thread itself writes
+//! them. So counting needs no atomic addition and no two threads contend for a line; the control
+//! thread adds the counters up when it reports.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -11,13 +13,18 @@ use crate::ipc::{Address, EndpointCounts, EndpointId, Probe, Protocol};
 /// An endpoint as a table describes it, shared by all threads and by all tables that have it.
 #[derive(Debug)]
 pub(crate) struct EndpointSpec {
+    /// The id by which the manager names the endpoint.
     pub(crate) id: EndpointId,
+    /// Where the instance listens.
     pub(crate) address: Address,
+    /// What the instance speaks.
     pub(crate) protocol: Protocol,
+    /// How the control thread asks the instance whether it is ready and healthy.
     pub(crate) probe: Probe,
-    /// Set by the health check: gets requests only when all endpoints of the service are out.
+    /// The health check has taken the endpoint out: it gets requests only when all endpoints of its
+    /// service are out.
     out: AtomicBool,
-    /// One for each thread, written by that thread alone.
+    /// The counters of each thread, written by that thread alone.
     counters: Box<[EndpointCounters]>,
 }
 
