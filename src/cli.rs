@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::bus::Bus;
 use crate::config::CONFIG_DIR;
-use crate::manager::dbus::Bus;
 
 /// Exit statuses of both programs, as sysexits.h and the shells have them.
 pub mod exit {

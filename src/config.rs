@@ -47,7 +47,7 @@ pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use listen::Listen;
 pub use load::{CONFIG_DIR, Config, check, load, load_files, load_partial};
 pub use process::{Bind, ProcessConfig, Ready, UpstreamProtocol};
-pub use service::{Rollout, SERVICE_KEYS, ServiceConfig};
+pub use service::{Rollout, SERVICE_KEYS, ServiceConfig, Times};
 pub use site::{HostPattern, Site};
 pub use strip_prefix::StripPrefix;
 pub use tls::{TLS_KEYS, TlsConfig};

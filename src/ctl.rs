@@ -18,7 +18,7 @@ use clap::Parser;
 
 use crate::cli::{self, exit};
 use crate::config;
-use crate::manager::status::Snapshot;
+use crate::status::Snapshot;
 use client::ManagerClient;
 use error::CtlError;
 use grammar::{ServiceNames, Verb};

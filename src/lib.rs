@@ -12,6 +12,7 @@
 //!
 //! The manager and the worker meet in [`ipc`] and nowhere else.
 
+pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod ctl;
@@ -23,5 +24,7 @@ pub mod launch;
 pub mod logging;
 pub mod manager;
 pub mod proxy;
+mod run_dir;
+pub mod status;
 pub mod systemd;
 pub mod watch;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use smoothserve::config::{
     self, Amount, Bind, Config, Faults, HandlingConfig, HostPattern, Limits, Listen, Nofile,
     ProcessConfig, ProcessLimits, Ready, Rollout, ScopeLimits, ServiceConfig, Site, StripPrefix,
-    UpstreamProtocol, load, load_partial,
+    Times, UpstreamProtocol, load, load_partial,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -112,11 +112,13 @@ fn files_of_the_original_program_load_unchanged() {
                 folder.join("view/common/server_error.html"),
             ],
             delay_update_time: Duration::from_secs(5),
-            delay_running_time: Duration::from_secs(3),
-            start_timeout: Duration::from_secs(63),
-            drain_timeout: Duration::from_secs(30),
-            tunnel_drain_timeout: Duration::from_secs(60),
-            stop_timeout: Duration::from_secs(10),
+            times: Times {
+                delay_running_time: Duration::from_secs(3),
+                start_timeout: Duration::from_secs(63),
+                drain_timeout: Duration::from_secs(30),
+                tunnel_drain_timeout: Duration::from_secs(60),
+                stop_timeout: Duration::from_secs(10),
+            },
             rollout: Rollout::StartFirst,
         }
     );
@@ -140,7 +142,7 @@ fn without_a_global_file_every_setting_has_its_default() {
     assert!(shop.enabled && !shop.auto_restart);
     assert_eq!(shop.sites[0].to_string(), "_");
     assert_eq!(shop.listen[0].to_string(), "[::]:8080");
-    assert_eq!(shop.start_timeout, Duration::from_secs(60));
+    assert_eq!(shop.times.start_timeout, Duration::from_secs(60));
     assert_eq!(shop.delay_update_time, Duration::from_secs(1));
 }
 
@@ -305,11 +307,11 @@ fn every_form_of_a_value_is_read() {
         let text =
             format!("drain_timeout: {key}\ndelay_update_time: {key}\ndelay_running_time: {key}");
         let found = service(&text);
-        assert_eq!(found.drain_timeout, second * value, "{key}");
+        assert_eq!(found.times.drain_timeout, second * value, "{key}");
         assert_eq!(found.delay_update_time, second * value, "{key}");
-        assert_eq!(found.delay_running_time, second * value, "{key}");
+        assert_eq!(found.times.delay_running_time, second * value, "{key}");
     }
-    assert_eq!(service("stop_timeout: 0.5").stop_timeout, second / 2);
+    assert_eq!(service("stop_timeout: 0.5").times.stop_timeout, second / 2);
 
     for (text, number) in [
         ("SIGTERM", 15),

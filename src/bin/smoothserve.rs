@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             bus,
             run_dir,
         } => Box::new(move || {
-            let options = manager::Options {
+            let options = manager::ManagerOptions {
                 config_dir: config,
                 run_dir: run_dir.path(),
                 bus,

@@ -56,6 +56,17 @@ pub struct ServiceConfig {
     pub watch_files: Vec<PathBuf>,
     /// How long the files must be quiet before an automatic restart.
     pub delay_update_time: Duration,
+    /// The times that bound each state of an instance.
+    #[serde(flatten)]
+    pub times: Times,
+    /// In which order old and new instances stop and start.
+    pub rollout: Rollout,
+}
+
+/// The times that bound each state of an instance, in the order in which an instance goes through
+/// them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
     /// The least time between the start of an instance and its first request.
     pub delay_running_time: Duration,
     /// The time an instance has to become ready.
@@ -67,8 +78,6 @@ pub struct ServiceConfig {
     pub tunnel_drain_timeout: Duration,
     /// The time between the stop signal, or the end of the tunnels, and SIGKILL.
     pub stop_timeout: Duration,
-    /// In which order old and new instances stop and start.
-    pub rollout: Rollout,
 }
 
 /// In which order an old instance is stopped and the new one started.
@@ -247,11 +256,13 @@ fn service(reader: &mut Reader<'_>, file: &Path, notes: &mut Vec<String>) -> Opt
         auto_restart,
         watch_files,
         delay_update_time: delay_update_time.unwrap_or(DELAY_UPDATE_TIME),
-        delay_running_time,
-        start_timeout,
-        drain_timeout: drain_timeout.unwrap_or(DRAIN_TIMEOUT),
-        tunnel_drain_timeout: tunnel_drain_timeout.unwrap_or(TUNNEL_DRAIN_TIMEOUT),
-        stop_timeout: stop_timeout.unwrap_or(STOP_TIMEOUT),
+        times: Times {
+            delay_running_time,
+            start_timeout,
+            drain_timeout: drain_timeout.unwrap_or(DRAIN_TIMEOUT),
+            tunnel_drain_timeout: tunnel_drain_timeout.unwrap_or(TUNNEL_DRAIN_TIMEOUT),
+            stop_timeout: stop_timeout.unwrap_or(STOP_TIMEOUT),
+        },
         rollout,
     })
 }

@@ -10,10 +10,10 @@ use zbus::{
 };
 
 use super::error::CtlError;
+use crate::bus::{BUS_NAME, Bus};
 use crate::cli::{RunDir, exit};
-use crate::manager::dbus::{Bus, NAME};
-use crate::manager::run_dir;
-use crate::manager::status::{JobStatus, Snapshot};
+use crate::run_dir;
+use crate::status::{JobStatus, Snapshot};
 
 const PATH: &str = "/org/smoothserve1";
 const MANAGER: &str = "org.smoothserve1.Manager";
@@ -64,7 +64,7 @@ impl ManagerClient {
         };
         let client = client.ok()?;
         let broker = DBusProxy::new(&client.connection).await.ok()?;
-        let name = NAME.try_into().expect("it is a name");
+        let name = BUS_NAME.try_into().expect("it is a name");
         broker.name_has_owner(name).await.ok()?.then_some(client)
     }
 
@@ -91,7 +91,7 @@ impl ManagerClient {
         })?;
         Ok(ManagerClient {
             connection,
-            destination: Some(NAME),
+            destination: Some(BUS_NAME),
         })
     }
 

@@ -15,9 +15,9 @@ use clap_complete::{ArgValueCompleter, CompleteEnv, CompletionCandidate};
 use super::client::ManagerClient;
 use super::grammar::Smoothctl;
 use super::render;
+use crate::bus::Bus;
 use crate::cli::RunDir;
-use crate::manager::dbus::Bus;
-use crate::manager::status::Snapshot;
+use crate::status::Snapshot;
 
 /// The environment variable that names the shell that asks. Nobody has set it by chance.
 pub const COMPLETE_VARIABLE: &str = "SMOOTHCTL_COMPLETE";

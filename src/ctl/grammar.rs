@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::bus::Bus;
 use crate::cli::RunDir;
 use crate::config::CONFIG_DIR;
-use crate::manager::dbus::Bus;
 
 /// Controls smoothserve
 ///

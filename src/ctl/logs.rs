@@ -6,7 +6,7 @@ use std::process::Command;
 use super::error::CtlError;
 use super::grammar::LogsArguments;
 use crate::cli::exit;
-use crate::manager::status::Snapshot;
+use crate::status::Snapshot;
 
 /// The number of lines that are shown if nothing else limits them.
 const LINES: &str = "100";

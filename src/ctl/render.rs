@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::config::EXPIRES_SOON;
-use crate::manager::status::{
+use crate::status::{
     InstanceState, InstanceStatus, JobKind, JobState, JobStatus, ServiceState, ServiceStatus,
     Snapshot,
 };
@@ -269,7 +269,7 @@ fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manager::status::{Failure, Moment};
+    use crate::status::{LastError, Moment};
 
     fn snapshot() -> Snapshot {
         let instance = InstanceStatus {
@@ -295,7 +295,7 @@ mod tests {
             instances: vec![instance],
             crashes: 1,
             requests: 20,
-            last_error: Some(Failure {
+            last_error: Some(LastError {
                 at: SystemTime::now(),
                 message: "shop/2 exited with status 1".into(),
             }),

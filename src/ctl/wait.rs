@@ -10,7 +10,7 @@ use super::client::ManagerClient;
 use super::error::CtlError;
 use super::render;
 use crate::cli::exit;
-use crate::manager::status::{JobState, JobStatus};
+use crate::status::{JobState, JobStatus};
 
 /// How often a job is asked for without a signal: steps and figures change without one.
 const LOOK: Duration = Duration::from_millis(200);

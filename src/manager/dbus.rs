@@ -1,14 +1,19 @@
 //! The D-Bus side of the manager: the same objects on the private socket and on a bus.
 //!
 //! # Theory of operation
-//! All of this is built on [`Handle`] alone: a method sends a command, a property reads the newest snapshot. For every
+//! All of this is built on [`ManagerHandle`] alone: a method sends a command, a property reads the newest snapshot. For every
 //! connection one task follows the snapshots: it adds and removes the objects of services and jobs, and emits the
 //! signals for what differs between one snapshot and the next. A client that does not read holds up its own connection's
 //! task and nobody else. The names of all members stand in `docs/dbus.md`.
 
 mod access;
 mod announce;
-mod objects;
+mod job_object;
+mod manager_object;
+mod paths;
+mod requests;
+mod service_object;
+mod values;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -23,13 +28,15 @@ use tokio::sync::Semaphore;
 use zbus::connection::Builder;
 use zbus::{Connection, Guid, MessageStream};
 
-use super::status::{Handle, Snapshot};
+use crate::bus::{BUS_NAME, Bus, MANAGER_PATH};
+use crate::manager::handle::ManagerHandle;
+use crate::status::Snapshot;
 use access::Access;
 use announce::announce;
-use objects::{JobObject, ManagerObject, ServiceObject};
-
-/// The well-known name, on a bus that has names.
-pub const NAME: &str = "org.smoothserve1";
+use job_object::JobObject;
+use manager_object::ManagerObject;
+use requests::add_job;
+use service_object::ServiceObject;
 
 /// Clients of the private socket at one time: this many who may change something, and as many others, so that those
 /// cannot keep root out.
@@ -42,22 +49,13 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_millis(100);
 const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
 
-/// Which bus to be on, besides the private socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Bus {
-    /// The bus that fits, if there is one.
-    Auto,
-    /// The system bus.
-    System,
-    /// The session bus.
-    Session,
-    /// No bus.
-    None,
-}
-
 /// Begins to serve, and returns when the private socket and an explicitly wanted bus are there. Must run inside a
 /// `LocalSet`.
-pub async fn serve(handle: Handle, private_socket: Socket, bus: Bus) -> anyhow::Result<()> {
+pub async fn serve(
+    handle: ManagerHandle,
+    private_socket: ControlSocket,
+    bus: Bus,
+) -> anyhow::Result<()> {
     let listener = private_socket.listen()?;
     tokio::task::spawn_local(accept(listener, handle.clone()));
     match bus {
@@ -81,21 +79,21 @@ pub async fn serve(handle: Handle, private_socket: Socket, bus: Bus) -> anyhow::
 
 /// The private socket.
 #[derive(Debug)]
-pub enum Socket {
+pub enum ControlSocket {
     /// To be made here.
     Path(PathBuf),
     /// Made by systemd.
     Given(std::os::unix::net::UnixListener),
 }
 
-impl Socket {
+impl ControlSocket {
     fn listen(self) -> anyhow::Result<UnixListener> {
         match self {
-            Socket::Path(path) => {
+            ControlSocket::Path(path) => {
                 let problem = || format!("cannot make the control socket {}", path.display());
                 bind(&path).with_context(problem)
             }
-            Socket::Given(listener) => {
+            ControlSocket::Given(listener) => {
                 listener.set_nonblocking(true)?;
                 Ok(UnixListener::from_std(listener)?)
             }
@@ -114,7 +112,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, handle: Handle) {
+async fn accept(listener: UnixListener, handle: ManagerHandle) {
     let masters = Arc::new(Semaphore::new(MOST_CLIENTS));
     let others = Arc::new(Semaphore::new(MOST_CLIENTS));
     loop {
@@ -162,25 +160,22 @@ async fn accept(listener: UnixListener, handle: Handle) {
 fn with_objects<'a>(
     builder: Builder<'a>,
     access: Access,
-    handle: &Handle,
+    handle: &ManagerHandle,
 ) -> (Builder<'a>, Arc<Snapshot>) {
     let snapshot = handle.snapshots().borrow().clone();
-    let mut builder = builder.serve_at(
-        objects::MANAGER_PATH,
-        ManagerObject::new(access, handle.clone()),
-    );
+    let mut builder = builder.serve_at(MANAGER_PATH, ManagerObject::new(access, handle.clone()));
     for name in snapshot.services.keys() {
         let object = ServiceObject::new(access, handle.clone(), name.clone());
-        builder = builder.serve_at(objects::service_path(name), object);
+        builder = builder.serve_at(paths::service_path(name), object);
     }
     for &id in snapshot.jobs.keys() {
         let object = JobObject::new(access, handle.clone(), id);
-        builder = builder.serve_at(objects::job_path(id), object);
+        builder = builder.serve_at(paths::job_path(id), object);
     }
     (builder, snapshot)
 }
 
-async fn connect(bus: Bus, handle: &Handle) -> zbus::Result<(Connection, Arc<Snapshot>)> {
+async fn connect(bus: Bus, handle: &ManagerHandle) -> zbus::Result<(Connection, Arc<Snapshot>)> {
     let is_users = bus == Bus::Auto && !rustix::process::geteuid().is_root();
     let builder = match bus {
         Bus::Session => Builder::session(),
@@ -188,13 +183,17 @@ async fn connect(bus: Bus, handle: &Handle) -> zbus::Result<(Connection, Arc<Sna
         _ => Builder::system(),
     };
     let (builder, shown) = with_objects(builder, Access::Bus, handle);
-    let connection = tokio::time::timeout(HANDSHAKE_LIMIT, builder.name(NAME).build()).await;
+    let connection = tokio::time::timeout(HANDSHAKE_LIMIT, builder.name(BUS_NAME).build()).await;
     let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
     Ok((connection.map_err(|_| zbus::Error::from(late))??, shown))
 }
 
 /// Stays on the bus, also when that goes away and comes back.
-async fn stay(bus: Bus, mut connection: Option<(Connection, Arc<Snapshot>)>, handle: Handle) {
+async fn stay(
+    bus: Bus,
+    mut connection: Option<(Connection, Arc<Snapshot>)>,
+    handle: ManagerHandle,
+) {
     let mut pause = RECONNECT;
     loop {
         if let Some((connection, shown)) = connection.take() {
@@ -218,7 +217,7 @@ async fn stay(bus: Bus, mut connection: Option<(Connection, Arc<Snapshot>)>, han
 async fn follow(
     connection: &Connection,
     access: Access,
-    handle: &Handle,
+    handle: &ManagerHandle,
     mut before: Arc<Snapshot>,
 ) {
     let mut snapshots = handle.snapshots();
@@ -248,7 +247,7 @@ async fn follow(
 async fn publish(
     connection: &Connection,
     access: Access,
-    handle: &Handle,
+    handle: &ManagerHandle,
     before: &Snapshot,
     now: &Snapshot,
 ) -> zbus::Result<()> {
@@ -259,10 +258,10 @@ async fn publish(
         .filter(|name| !before.services.contains_key(*name))
     {
         let object = ServiceObject::new(access, handle.clone(), name.clone());
-        server.at(objects::service_path(name), object).await?;
+        server.at(paths::service_path(name), object).await?;
     }
     for &id in now.jobs.keys().filter(|id| !before.jobs.contains_key(id)) {
-        objects::add_job(server, access, handle, id).await?;
+        add_job(server, access, handle, id).await?;
     }
     announce(connection, before, now).await?;
     for name in before
@@ -271,11 +270,11 @@ async fn publish(
         .filter(|name| !now.services.contains_key(*name))
     {
         server
-            .remove::<ServiceObject, _>(objects::service_path(name))
+            .remove::<ServiceObject, _>(paths::service_path(name))
             .await?;
     }
     for &id in before.jobs.keys().filter(|id| !now.jobs.contains_key(id)) {
-        server.remove::<JobObject, _>(objects::job_path(id)).await?;
+        server.remove::<JobObject, _>(paths::job_path(id)).await?;
     }
     Ok(())
 }

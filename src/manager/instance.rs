@@ -1,57 +1,28 @@
 //! One instance: its process, its address, and what is known of it.
 
+mod counts;
 mod evidence;
+mod start;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Socket, Type};
-use tokio::sync::oneshot;
 
-use super::World;
-use evidence::{Evidence, Kind};
-
-use super::counts::Counts;
-use super::deployment::Deployment;
-use super::environment::{self, Places};
-use super::identity::{self, Identity};
-use super::notify::Notify;
-use super::process::{self, Launcher, Process};
-use super::rollout::{self, Failure, InstanceId, State};
-use super::status::{InstanceState, InstanceStatus};
-use super::unix_socket;
 use crate::config::{Bind, Ready, UpstreamProtocol};
-use crate::ipc::{Address, EndpointCounts, Probe, Protocol};
-use crate::launch::Order;
-use crate::systemd::units::Units;
-
-/// The queue of a passed-on socket.
-const PASSED_ON_BACKLOG: i32 = 4096;
-
-/// Something that is heard of an instance.
-#[derive(Debug)]
-pub enum News {
-    /// Its process waits in the launcher, until it is allowed to go on.
-    Launched(Rc<Process>, oneshot::Sender<()>),
-    /// It said itself that it is ready, or was seen to take connections.
-    Ready,
-    /// The worker probed it.
-    Probed(Result<(), String>),
-    /// The worker has no connection to it any more.
-    Idle,
-    /// The worker's health check changed its mind.
-    Health(Option<String>),
-    /// The figures of the worker of this generation.
-    Counts(u32, EndpointCounts),
-    /// Its process has ended, or could not be made: how, in words.
-    Exited(String),
-}
+use crate::ipc::{Address, Probe, Protocol};
+use crate::manager::event::News;
+use crate::manager::process::deployment::Deployment;
+use crate::manager::process::launcher::ProcessName;
+use crate::manager::process::{Process, unix_socket};
+use crate::manager::rollout::{HeldInstance, InstanceFailure, InstanceId, LifeState};
+use crate::manager::world::World;
+use crate::status::{InstanceState, InstanceStatus};
+use counts::InstanceCounts;
+use evidence::{Evidence, EvidenceKind};
+use start::Prepared;
 
 /// A started instance.
 #[derive(Debug)]
@@ -67,7 +38,7 @@ pub struct Instance {
     /// Why the health check holds it out of the balance.
     pub fault: Option<String>,
     /// The workers' figures.
-    pub counts: Counts,
+    pub counts: InstanceCounts,
     /// How its process ended.
     pub ended: Option<String>,
     deployment: Rc<Deployment>,
@@ -80,7 +51,7 @@ pub struct Instance {
 
 /// What is kept of an instance for the next manager.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct Saved {
+pub struct SavedInstance {
     address: Address,
     /// Its number, and when it was started.
     process: Option<(u32, SystemTime)>,
@@ -99,16 +70,24 @@ impl Instance {
     ) -> Instance {
         let mut instance = Instance::new(slot, service, deployment);
         let report = world.reporter(id);
-        let name = process::Name {
+        let name = ProcessName {
             service: service.to_owned(),
             label: instance.label.clone(),
-            scope: scope(service, slot, id),
+            scope: scope_name(service, slot, id),
         };
-        match instance.prepare(id, slot, service, world) {
-            Ok((order, socket)) => {
+        match start::prepare(id, slot, service, &instance.deployment, world) {
+            Ok(prepared) => {
+                let Prepared {
+                    order,
+                    address,
+                    passed_on,
+                    socket_dir,
+                } = prepared;
+                instance.address = address;
+                instance.socket_dir = socket_dir;
                 let deployment = instance.deployment.clone();
-                let units = world.units;
-                tokio::task::spawn_local(run(name, order, deployment, socket, units, report));
+                let life = start::run(name, order, deployment, passed_on, world.units, report);
+                tokio::task::spawn_local(life);
             }
             Err(error) => report(News::Exited(format!("could not be started: {error:#}"))),
         }
@@ -122,7 +101,7 @@ impl Instance {
             since: SystemTime::now(),
             last_probe: None,
             fault: None,
-            counts: Counts::default(),
+            counts: InstanceCounts::default(),
             ended: None,
             deployment,
             process: None,
@@ -132,8 +111,8 @@ impl Instance {
     }
 
     /// What to keep.
-    pub fn save(&self) -> Saved {
-        Saved {
+    pub fn save(&self) -> SavedInstance {
+        SavedInstance {
             address: self.address.clone(),
             process: self
                 .process
@@ -150,7 +129,7 @@ impl Instance {
         slot: u32,
         service: &str,
         deployment: Rc<Deployment>,
-        saved: Saved,
+        saved: SavedInstance,
         world: &mut World,
     ) -> Instance {
         let mut instance = Instance::new(slot, service, deployment);
@@ -165,11 +144,11 @@ impl Instance {
         if let Some(folder) = &instance.socket_dir {
             unix_socket::admit_worker(folder);
         }
-        instance.counts = Counts::new(saved.past_requests);
+        instance.counts = InstanceCounts::new(saved.past_requests);
         let scope = world
             .units
             .as_ref()
-            .map(|units| units.scope(&scope(service, slot, id)));
+            .map(|units| units.scope(&scope_name(service, slot, id)));
         let process = scope
             .zip(saved.process)
             .and_then(|(scope, (pid, started))| Process::adopt(pid, started, scope).ok());
@@ -192,103 +171,6 @@ impl Instance {
             None => report(News::Exited("ended while smoothserve was away".to_owned())),
         }
         instance
-    }
-
-    /// Finds out all that the launcher needs to know.
-    fn prepare(
-        &mut self,
-        id: InstanceId,
-        slot: u32,
-        service: &str,
-        world: &mut World,
-    ) -> anyhow::Result<(Order, Option<TcpListener>)> {
-        let deployment = self.deployment.clone();
-        let process = &deployment.process;
-        let identity = Identity::find(identity::Wish {
-            user: process.user.as_deref(),
-            group: process.group.as_deref(),
-            owner: deployment.executable.owner,
-            default_user: &world.default_user,
-        })?;
-        let mut places = Places {
-            instance: slot,
-            name: service.to_owned(),
-            ..Places::default()
-        };
-        let mut passed_on = None;
-        match process.bind {
-            Bind::Port => {
-                let port = world.ports.take(id, process.address, service, slot)?;
-                self.address = Address::Tcp(SocketAddr::new(process.address, port));
-                places.port = Some(port);
-            }
-            Bind::Inherit => {
-                let socket = listening_socket(SocketAddr::new(process.address, 0))?;
-                self.address = Address::Tcp(socket.local_addr()?);
-                passed_on = Some(socket);
-            }
-            Bind::Unix => {
-                let folder = world.run_dir.join("instances").join(id.to_string());
-                let user = identity.credentials.as_ref();
-                let socket = unix_socket::make_place(&folder, user)?;
-                unix_socket::admit_worker(&folder);
-                places.socket = Some(socket.display().to_string());
-                self.address = Address::Unix(socket);
-                self.socket_dir = Some(folder);
-            }
-        }
-        let order = Order {
-            program: deployment.executable.path.clone(),
-            args: process
-                .args
-                .iter()
-                .map(|argument| places.fill(argument))
-                .collect(),
-            environment: self.environment(&identity, &places, world),
-            directory: match &process.working_directory {
-                Some(directory) => directory.clone(),
-                None => deployment
-                    .executable
-                    .path
-                    .parent()
-                    .unwrap_or(Path::new("/"))
-                    .to_owned(),
-            },
-            credentials: identity.credentials,
-            limits: process.limits.process.clone(),
-            inherits: passed_on.is_some(),
-            die_with: world.units.is_none().then(std::process::id),
-        };
-        Ok((order, passed_on))
-    }
-
-    fn environment(
-        &self,
-        identity: &Identity,
-        places: &Places,
-        world: &World,
-    ) -> BTreeMap<String, String> {
-        let mut environment = environment::base(identity);
-        environment.insert("SMOOTHSERVE_SERVICE".to_owned(), places.name.clone());
-        environment.insert(
-            "SMOOTHSERVE_INSTANCE".to_owned(),
-            places.instance.to_string(),
-        );
-        if let Some(port) = places.port {
-            environment.insert("PORT".to_owned(), port.to_string());
-        }
-        if let Some(socket) = &places.socket {
-            environment.insert("SOCKET".to_owned(), socket.clone());
-        }
-        if self.deployment.process.ready == Ready::Notify {
-            environment.insert(
-                "NOTIFY_SOCKET".to_owned(),
-                Notify::path(&world.run_dir).display().to_string(),
-            );
-        }
-        environment.extend(self.deployment.process.environment.clone());
-        environment.extend(self.deployment.environment_file.clone());
-        environment
     }
 
     /// Its process is there.
@@ -348,8 +230,8 @@ impl Instance {
         let process = &self.deployment.process;
         let kind = match (&process.ready, process.bind) {
             (Ready::Notify, _) => return false,
-            (Ready::Tcp, Bind::Inherit) => Kind::TakesFromQueue,
-            (_, Bind::Port) => Kind::Listens,
+            (Ready::Tcp, Bind::Inherit) => EvidenceKind::TakesFromQueue,
+            (_, Bind::Port) => EvidenceKind::Listens,
             _ => return true,
         };
         let Address::Tcp(address) = self.address else {
@@ -377,13 +259,13 @@ impl Instance {
     }
 
     /// A failure with its cause, but for what it has written itself.
-    pub fn describe(&self, failure: Failure, start_timeout: Duration) -> String {
+    pub fn describe(&self, failure: InstanceFailure, start_timeout: Duration) -> String {
         let mut message = self.label.clone();
         let how = self.ended.as_deref().unwrap_or("ended in an unknown way");
         match failure {
-            Failure::ExitedBeforeReady => message += &format!(" {how} before it was ready"),
-            Failure::Crashed => message += &format!(" {how} while it was serving"),
-            Failure::NotReadyInTime => {
+            InstanceFailure::ExitedBeforeReady => message += &format!(" {how} before it was ready"),
+            InstanceFailure::Crashed => message += &format!(" {how} while it was serving"),
+            InstanceFailure::NotReadyInTime => {
                 let seconds = start_timeout.as_secs_f64();
                 message += &format!(" was not ready within {seconds} s (start_timeout)");
                 message += &match &self.last_probe {
@@ -399,7 +281,7 @@ impl Instance {
     }
 
     /// As it is shown.
-    pub fn status(&self, held: &rollout::Instance) -> InstanceStatus {
+    pub fn status(&self, held: &HeldInstance) -> InstanceStatus {
         InstanceStatus {
             id: held.id,
             slot: held.slot,
@@ -407,10 +289,10 @@ impl Instance {
             pid: self.pid().unwrap_or_default(),
             address: self.address.to_string(),
             state: match held.state {
-                State::Starting { .. } => InstanceState::Starting,
-                State::Ready { .. } => InstanceState::Ready,
-                State::Draining { .. } => InstanceState::Draining,
-                State::Closing { .. } | State::Stopping { .. } => InstanceState::Stopping,
+                LifeState::Starting { .. } => InstanceState::Starting,
+                LifeState::Ready { .. } => InstanceState::Ready,
+                LifeState::Draining { .. } => InstanceState::Draining,
+                LifeState::Closing { .. } | LifeState::Stopping { .. } => InstanceState::Stopping,
             },
             since: self.since,
             in_flight: self.counts.in_flight(),
@@ -431,46 +313,6 @@ impl Instance {
 }
 
 /// The scope of an instance. No name is ever used for two.
-pub fn scope(service: &str, slot: u32, id: InstanceId) -> String {
+pub fn scope_name(service: &str, slot: u32, id: InstanceId) -> String {
     format!("smoothserve-{service}-{slot}-{id}.scope")
-}
-
-/// The life of an instance's process.
-async fn run(
-    name: process::Name,
-    order: Order,
-    deployment: Rc<Deployment>,
-    socket: Option<TcpListener>,
-    units: Option<Units>,
-    report: impl Fn(News),
-) {
-    let launcher = match &units {
-        Some(units) => {
-            let limits = &deployment.process.limits.scope;
-            Launcher::spawn_in_scope(&name, units, limits).await
-        }
-        None => Launcher::spawn(&name),
-    };
-    let how = match launcher {
-        Ok(launcher) => {
-            let (permit, permitted) = oneshot::channel();
-            report(News::Launched(launcher.process.clone(), permit));
-            match permitted.await {
-                Ok(()) => {
-                    let executable = deployment.executable.descriptor();
-                    launcher.go(order, executable, socket).await
-                }
-                Err(_) => "was not let go".to_owned(),
-            }
-        }
-        Err(error) => format!("could not be started: {error:#}"),
-    };
-    report(News::Exited(how));
-}
-
-fn listening_socket(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.bind(&address.into())?;
-    socket.listen(PASSED_ON_BACKLOG)?;
-    Ok(OwnedFd::from(socket).into())
 }

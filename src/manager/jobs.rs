@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::status::{JobKind, JobState, JobStatus};
+use crate::status::{JobKind, JobState, JobStatus};
 
 /// How long an ended job can still be asked about.
 const REMEMBERED: Duration = Duration::from_secs(60);

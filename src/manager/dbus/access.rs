@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use zbus::message::{Flags, Header};
 use zbus::{Connection, DBusError, Variant};
 
-use crate::manager::status::CommandError;
+use crate::manager::handle::CommandError;
 
 /// `org.smoothserve1.Error.…`
 #[derive(Debug, DBusError)]
 #[zbus(prefix = "org.smoothserve1.Error")]
-pub(super) enum Error {
+pub(super) enum CallError {
     #[zbus(error)]
     Bus(zbus::Error),
     NoSuchService(String),
@@ -23,14 +23,14 @@ pub(super) enum Error {
     AccessDenied(String),
 }
 
-impl From<CommandError> for Error {
-    fn from(error: CommandError) -> Error {
+impl From<CommandError> for CallError {
+    fn from(error: CommandError) -> CallError {
         let message = error.to_string();
         match error {
-            CommandError::NoSuchService(_) => Error::NoSuchService(message),
-            CommandError::NoSuchJob(_) => Error::NoSuchJob(message),
-            CommandError::InvalidConfig(_) => Error::InvalidConfig(message),
-            CommandError::ShuttingDown => Error::ShuttingDown(message),
+            CommandError::NoSuchService(_) => CallError::NoSuchService(message),
+            CommandError::NoSuchJob(_) => CallError::NoSuchJob(message),
+            CommandError::InvalidConfig(_) => CallError::InvalidConfig(message),
+            CommandError::ShuttingDown => CallError::ShuttingDown(message),
         }
     }
 }
@@ -50,17 +50,17 @@ impl Access {
         self,
         connection: &Connection,
         header: &Header<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), CallError> {
         let allowed = match self {
             Access::Peer(uid) => may_change(uid),
             Access::Bus => {
                 let sender = header
                     .sender()
-                    .ok_or_else(|| Error::AccessDenied("the caller has no name".to_owned()))?;
+                    .ok_or_else(|| CallError::AccessDenied("the caller has no name".to_owned()))?;
                 let bus = zbus::fdo::DBusProxy::new(connection).await?;
                 let user = bus.get_connection_unix_user(sender.clone().into()).await;
                 let user = user.map_err(|error| {
-                    Error::AccessDenied(format!("the caller is unknown: {error}"))
+                    CallError::AccessDenied(format!("the caller is unknown: {error}"))
                 })?;
                 may_change(user) || polkit_allows(connection, header).await
             }
@@ -68,7 +68,7 @@ impl Access {
         if allowed {
             return Ok(());
         }
-        Err(Error::AccessDenied(format!(
+        Err(CallError::AccessDenied(format!(
             "only root, the user of smoothserve, and on the system bus those whom polkit allows {ACTION} may change \
              anything"
         )))

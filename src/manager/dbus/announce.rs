@@ -3,11 +3,13 @@
 use zbus::Connection;
 use zbus::object_server::ObjectServer;
 
-use super::objects::{
-    JobObject, MANAGER_PATH, ManagerObject, ServiceObject, instance, job_path, path, ready,
-    service_path, word,
-};
-use crate::manager::status::{JobState, JobStatus, ServiceStatus, Snapshot};
+use super::job_object::JobObject;
+use super::manager_object::ManagerObject;
+use super::paths::{job_path, path, service_path};
+use super::service_object::ServiceObject;
+use super::values::{instance, word};
+use crate::bus::MANAGER_PATH;
+use crate::status::{JobState, JobStatus, ServiceStatus, Snapshot};
 
 /// Emits the signals for what differs between two snapshots.
 pub(super) async fn announce(
@@ -29,13 +31,15 @@ pub(super) async fn announce(
     for (&id, job) in &now.jobs {
         let old = before.jobs.get(&id);
         match old {
-            None => ManagerObject::job_new(emitter, path(job_path(id)), &job.service).await?,
+            None => {
+                ManagerObject::announce_new_job(emitter, path(job_path(id)), &job.service).await?
+            }
             Some(old) if old == job => {}
             Some(old) => announce_job(server, id, old, job).await?,
         }
         let was_running = old.is_none_or(|old| old.state == JobState::Running);
         if was_running && job.state != JobState::Running {
-            ManagerObject::job_removed(
+            ManagerObject::announce_ended_job(
                 emitter,
                 path(job_path(id)),
                 &job.service,
@@ -63,7 +67,7 @@ async fn announce_service(
     if old.wanted != new.wanted {
         service.wanted_changed(emitter).await?;
     }
-    if ready(old) != ready(new) {
+    if old.ready() != new.ready() {
         service.ready_changed(emitter).await?;
     }
     if old.generation != new.generation {

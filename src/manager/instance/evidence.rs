@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::rc::Weak;
 use std::time::Duration;
 
-use super::News;
+use crate::manager::event::News;
+use crate::manager::host::sockets;
 use crate::manager::process::Process;
-use crate::manager::sockets;
 
 /// How soon it is looked again whether it is the instance that answers, and how seldom at last.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
@@ -16,10 +16,11 @@ const LONGEST_LOOK: Duration = Duration::from_secs(1);
 pub(super) struct Evidence {
     pub(super) process: Weak<Process>,
     pub(super) address: SocketAddr,
-    pub(super) kind: Kind,
+    pub(super) kind: EvidenceKind,
 }
 
-pub(super) enum Kind {
+/// What shows that an answered probe was answered by the instance.
+pub(super) enum EvidenceKind {
     /// The connection of the probe was taken from the queue of the socket that was passed on.
     TakesFromQueue,
     /// The instance, and no other program, listens on its port.
@@ -31,10 +32,10 @@ impl Evidence {
     pub(super) fn is_there(&self) -> Option<bool> {
         let process = self.process.upgrade()?;
         Some(match self.kind {
-            Kind::TakesFromQueue => {
+            EvidenceKind::TakesFromQueue => {
                 sockets::queue_length(self.address).is_ok_and(|length| length == 0)
             }
-            Kind::Listens => sockets::listens(process.pid, self.address.port()),
+            EvidenceKind::Listens => sockets::listens(process.pid, self.address.port()),
         })
     }
 }

@@ -8,56 +8,41 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Desired, Instance, InstanceId, Reconciler, State, Target, soak};
+use super::desired::{Desired, RolloutTarget};
+use super::life::{HeldInstance, InstanceId, LifeStage, LifeState};
+use super::reconciler::{Reconciler, soak};
 
 /// What is kept of a [`Reconciler`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Saved {
+pub struct SavedRollout {
     desired: Desired,
-    target: Target,
-    good: Option<Target>,
+    target: RolloutTarget,
+    good: Option<RolloutTarget>,
     proven: bool,
-    instances: Vec<SavedInstance>,
+    instances: Vec<SavedHeldInstance>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct SavedInstance {
+struct SavedHeldInstance {
     id: InstanceId,
     slot: u32,
-    target: Target,
-    stage: Stage,
+    target: RolloutTarget,
+    stage: LifeStage,
     #[serde(default)]
     tunnels: bool,
 }
 
-/// A [`State`] without its times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Stage {
-    /// Its readiness was not seen, or not long enough after its start.
-    Starting,
-    /// It gets requests and is watched before the next is replaced.
-    Soaking,
-    /// It gets requests.
-    Ready,
-    /// It gets no new requests.
-    Draining,
-    /// It was told to stop, and ends its tunnels.
-    Closing,
-    /// It was told to stop.
-    Stopping,
-}
-
 impl Reconciler {
     /// What to keep.
-    pub fn save(&self) -> Saved {
-        let instances = self.instances.iter().map(|instance| SavedInstance {
+    pub fn save(&self) -> SavedRollout {
+        let instances = self.instances.iter().map(|instance| SavedHeldInstance {
             id: instance.id,
             slot: instance.slot,
             target: instance.target,
             stage: instance.state.stage(),
             tunnels: instance.tunnels,
         });
-        Saved {
+        SavedRollout {
             desired: self.desired.clone(),
             target: self.target,
             good: self.good,
@@ -67,35 +52,39 @@ impl Reconciler {
     }
 
     /// Goes on from what was kept.
-    pub fn restore(saved: Saved, now: Instant) -> Reconciler {
+    pub fn restore(saved: SavedRollout, now: Instant) -> Reconciler {
         let policy = &saved.desired.policy;
-        let instances = saved.instances.iter().map(|instance| Instance {
+        let instances = saved.instances.iter().map(|instance| HeldInstance {
             id: instance.id,
             slot: instance.slot,
             target: instance.target,
             tunnels: instance.tunnels,
             state: match instance.stage {
-                Stage::Starting => State::Starting {
+                LifeStage::Starting => LifeState::Starting {
                     ready: false,
-                    not_before: now + policy.delay_running_time,
-                    deadline: now + policy.start_timeout.max(policy.delay_running_time),
+                    not_before: now + policy.times.delay_running_time,
+                    deadline: now
+                        + policy
+                            .times
+                            .start_timeout
+                            .max(policy.times.delay_running_time),
                 },
-                Stage::Soaking => State::Ready {
+                LifeStage::Soaking => LifeState::Ready {
                     since: now,
                     soak_until: Some(now + soak(saved.proven)),
                 },
-                Stage::Ready => State::Ready {
+                LifeStage::Ready => LifeState::Ready {
                     since: now,
                     soak_until: None,
                 },
-                Stage::Draining => State::Draining {
-                    deadline: now + policy.drain_timeout,
+                LifeStage::Draining => LifeState::Draining {
+                    deadline: now + policy.times.drain_timeout,
                 },
-                Stage::Closing => State::Closing {
-                    deadline: now + policy.tunnel_drain_timeout,
+                LifeStage::Closing => LifeState::Closing {
+                    deadline: now + policy.times.tunnel_drain_timeout,
                 },
-                Stage::Stopping => State::Stopping {
-                    kill_at: Some(now + policy.stop_timeout),
+                LifeStage::Stopping => LifeState::Stopping {
+                    kill_at: Some(now + policy.times.stop_timeout),
                 },
             },
         });
@@ -113,22 +102,5 @@ impl Reconciler {
     /// Takes an instance out that has never become one: its launcher was still waiting when the manager ended.
     pub fn never_was(&mut self, id: InstanceId) {
         self.instances.retain(|instance| instance.id != id);
-    }
-}
-
-impl State {
-    /// How far it is.
-    pub fn stage(&self) -> Stage {
-        match self {
-            State::Starting { .. } => Stage::Starting,
-            State::Ready {
-                soak_until: Some(_),
-                ..
-            } => Stage::Soaking,
-            State::Ready { .. } => Stage::Ready,
-            State::Draining { .. } => Stage::Draining,
-            State::Closing { .. } => Stage::Closing,
-            State::Stopping { .. } => Stage::Stopping,
-        }
     }
 }

@@ -3,16 +3,21 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::reconciler::{PAUSE, SOAK};
 use super::*;
+use crate::config::Times;
+use crate::manager::backoff;
 
-fn policy(in_place: bool) -> Policy {
-    Policy {
+fn policy(in_place: bool) -> RolloutPolicy {
+    RolloutPolicy {
         in_place,
-        delay_running_time: Duration::ZERO,
-        start_timeout: Duration::from_secs(60),
-        drain_timeout: Duration::from_secs(30),
-        tunnel_drain_timeout: Duration::from_secs(40),
-        stop_timeout: Duration::from_secs(10),
+        times: Times {
+            delay_running_time: Duration::ZERO,
+            start_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+            tunnel_drain_timeout: Duration::from_secs(40),
+            stop_timeout: Duration::from_secs(10),
+        },
     }
 }
 
@@ -21,17 +26,17 @@ struct World {
     core: Reconciler,
     now: Instant,
     next_id: InstanceId,
-    next_target: Target,
+    next_target: RolloutTarget,
     /// Versions whose instances exit before they are ready.
     bad: BTreeSet<u64>,
     quiescent: BTreeSet<InstanceId>,
     seen_ready: BTreeSet<InstanceId>,
-    log: Vec<Action>,
+    log: Vec<RolloutAction>,
 }
 
 impl World {
     fn new(count: u32, in_place: bool) -> World {
-        let target = Target {
+        let target = RolloutTarget {
             generation: 1,
             version: 1,
         };
@@ -51,14 +56,14 @@ impl World {
             seen_ready: BTreeSet::new(),
             log: Vec::new(),
         };
-        world.send(Event::Desire(desired));
+        world.send(RolloutEvent::Desire(desired));
         world
     }
 
-    fn send(&mut self, event: Event) {
+    fn send(&mut self, event: RolloutEvent) {
         match event {
-            Event::Idle(id) => drop(self.quiescent.insert(id)),
-            Event::Ready(id) => drop(self.seen_ready.insert(id)),
+            RolloutEvent::Idle(id) => drop(self.quiescent.insert(id)),
+            RolloutEvent::Ready(id) => drop(self.seen_ready.insert(id)),
             _ => {}
         }
         let before = self.core.clone();
@@ -67,29 +72,35 @@ impl World {
         self.log.extend(actions);
     }
 
-    fn check(&self, before: &Reconciler, event: &Event, actions: &[Action]) {
+    fn check(&self, before: &Reconciler, event: &RolloutEvent, actions: &[RolloutAction]) {
         for action in actions {
-            let Action::Stop(id) = action else { continue };
+            let RolloutAction::Stop(id) = action else {
+                continue;
+            };
             let was = before
                 .instances
                 .iter()
                 .find(|instance| instance.id == *id)
                 .map(|instance| instance.state);
             let allowed = match was {
-                Some(State::Starting { .. }) => true,
-                Some(State::Draining { deadline }) => {
+                Some(LifeState::Starting { .. }) => true,
+                Some(LifeState::Draining { deadline }) => {
                     self.quiescent.contains(id) || deadline <= self.now
                 }
                 // Drained and over its drain time in one step would need a drain time of zero.
-                Some(State::Ready { .. } | State::Closing { .. } | State::Stopping { .. })
+                Some(
+                    LifeState::Ready { .. }
+                    | LifeState::Closing { .. }
+                    | LifeState::Stopping { .. },
+                )
                 | None => false,
             };
             assert!(allowed, "stopped {id} from {was:?} by {event:?}");
         }
         for new in self.core.instances() {
             let old = before.instances.iter().find(|old| old.id == new.id);
-            if let (Some(old), State::Stopping { .. }) = (old, new.state)
-                && let State::Closing { deadline } = old.state
+            if let (Some(old), LifeState::Stopping { .. }) = (old, new.state)
+                && let LifeState::Closing { deadline } = old.state
             {
                 let over = !new.tunnels || deadline <= self.now;
                 assert!(over, "tunnels of {new:?} were cut by {event:?}");
@@ -107,9 +118,9 @@ impl World {
             let lost = (1..=self.core.desired.count.min(before.desired.count))
                 .filter(|&slot| {
                     let was_ready = before.in_slot(slot).any(|instance| {
-                        instance.is_ready() && *event != Event::Exited(instance.id)
+                        instance.is_ready() && *event != RolloutEvent::Exited(instance.id)
                     });
-                    was_ready && !self.core.in_slot(slot).any(Instance::is_ready)
+                    was_ready && !self.core.in_slot(slot).any(HeldInstance::is_ready)
                 })
                 .count();
             let allowed = usize::from(self.core.desired.policy.in_place);
@@ -119,7 +130,7 @@ impl World {
             );
             if lost == 1 {
                 let unready = (1..=self.core.desired.count)
-                    .filter(|&slot| !self.core.in_slot(slot).any(Instance::is_ready))
+                    .filter(|&slot| !self.core.in_slot(slot).any(HeldInstance::is_ready))
                     .count();
                 assert_eq!(
                     unready, 1,
@@ -138,7 +149,7 @@ impl World {
     fn desire(&mut self, change: impl FnOnce(&mut Desired)) {
         let mut desired = self.core.desired().clone();
         change(&mut desired);
-        self.send(Event::Desire(desired));
+        self.send(RolloutEvent::Desire(desired));
     }
 
     fn deploy(&mut self, new_version: bool, bad: bool) {
@@ -153,8 +164,8 @@ impl World {
         self.desire(|desired| desired.target = target);
     }
 
-    fn pick(&self, which: usize, wanted: impl Fn(&State) -> bool) -> Option<Instance> {
-        let found: Vec<Instance> = self
+    fn pick(&self, which: usize, wanted: impl Fn(&LifeState) -> bool) -> Option<HeldInstance> {
+        let found: Vec<HeldInstance> = self
             .core
             .instances()
             .iter()
@@ -165,11 +176,11 @@ impl World {
     }
 
     /// What a starting process does when it is let run.
-    fn come_up(&mut self, instance: Instance) {
+    fn come_up(&mut self, instance: HeldInstance) {
         if self.bad.contains(&instance.target.version) {
-            self.send(Event::Exited(instance.id));
+            self.send(RolloutEvent::Exited(instance.id));
         } else {
-            self.send(Event::Ready(instance.id));
+            self.send(RolloutEvent::Ready(instance.id));
         }
     }
 
@@ -177,10 +188,10 @@ impl World {
         let end = self.now + time;
         while let Some(at) = self.core.deadline().filter(|&at| at <= end) {
             self.now = at.max(self.now);
-            self.send(Event::Tick);
+            self.send(RolloutEvent::Tick);
         }
         self.now = end;
-        self.send(Event::Tick);
+        self.send(RolloutEvent::Tick);
     }
 
     /// Lets everything happen that a world without faults does, until nothing is left to happen.
@@ -190,20 +201,20 @@ impl World {
                 return;
             }
             if let Some(instance) = self.pick(0, |state| {
-                matches!(state, State::Starting { ready: false, .. })
+                matches!(state, LifeState::Starting { ready: false, .. })
             }) {
                 self.come_up(instance);
             } else if let Some(instance) =
-                self.pick(0, |state| matches!(state, State::Draining { .. }))
+                self.pick(0, |state| matches!(state, LifeState::Draining { .. }))
             {
-                self.send(Event::Idle(instance.id));
+                self.send(RolloutEvent::Idle(instance.id));
             } else if let Some(instance) =
-                self.pick(0, |state| matches!(state, State::Stopping { .. }))
+                self.pick(0, |state| matches!(state, LifeState::Stopping { .. }))
             {
-                self.send(Event::Exited(instance.id));
+                self.send(RolloutEvent::Exited(instance.id));
             } else if let Some(at) = self.core.deadline() {
                 self.now = at.max(self.now);
-                self.send(Event::Tick);
+                self.send(RolloutEvent::Tick);
             } else {
                 panic!("stuck: {:#?}", self.core);
             }
@@ -222,11 +233,11 @@ impl World {
 
     /// What becomes of an old instance that is replaced.
     fn drain_and_stop(&mut self, slot: u32) {
-        let old = self.pick(0, |state| matches!(state, State::Draining { .. }));
+        let old = self.pick(0, |state| matches!(state, LifeState::Draining { .. }));
         let old = old.unwrap();
         assert_eq!((old.slot, old.target.generation), (slot, 1));
-        self.send(Event::Idle(old.id));
-        self.send(Event::Exited(old.id));
+        self.send(RolloutEvent::Idle(old.id));
+        self.send(RolloutEvent::Exited(old.id));
     }
 
     fn generations(&self) -> Vec<u64> {
@@ -245,13 +256,13 @@ impl World {
 
     fn gave_up(&self, wanted: u64) -> bool {
         self.log.iter().any(|action| {
-            matches!(action, Action::Failed { generation, gave_up: true, .. } if *generation == wanted)
+            matches!(action, RolloutAction::Failed { generation, gave_up: true, .. } if *generation == wanted)
         })
     }
 
-    fn failures(&self) -> Vec<(u64, Failure)> {
+    fn failures(&self) -> Vec<(u64, InstanceFailure)> {
         let failures = self.log.iter().filter_map(|action| match action {
-            Action::Failed {
+            RolloutAction::Failed {
                 generation,
                 failure,
                 ..
@@ -271,7 +282,7 @@ fn the_first_start_brings_all_instances_up_side_by_side() {
         (world.core.settled(), world.core.good()),
         (
             3,
-            Some(Target {
+            Some(RolloutTarget {
                 generation: 1,
                 version: 1
             })
@@ -286,19 +297,19 @@ fn start_first_replaces_one_by_one_and_soaks_the_first_of_a_new_version() {
     world.deploy(true, false);
     assert_eq!(world.generations(), [1, 2, 1]);
     let new = world
-        .pick(0, |state| matches!(state, State::Starting { .. }))
+        .pick(0, |state| matches!(state, LifeState::Starting { .. }))
         .unwrap();
     world.come_up(new);
     world.pass(SOAK - Duration::from_millis(1));
     assert!(
         world
-            .pick(0, |state| matches!(state, State::Draining { .. }))
+            .pick(0, |state| matches!(state, LifeState::Draining { .. }))
             .is_none()
     );
     world.pass(Duration::from_millis(1));
     assert_eq!(
         world
-            .pick(0, |state| matches!(state, State::Draining { .. }))
+            .pick(0, |state| matches!(state, LifeState::Draining { .. }))
             .unwrap()
             .target
             .generation,
@@ -318,7 +329,7 @@ fn a_pause_follows_each_new_instance_and_each_old_one() {
             if in_place {
                 world.drain_and_stop(slot);
             }
-            let new = world.pick(0, |state| matches!(state, State::Starting { .. }));
+            let new = world.pick(0, |state| matches!(state, LifeState::Starting { .. }));
             let new = new.unwrap();
             assert_eq!(new.slot, slot);
             world.come_up(new);
@@ -340,7 +351,7 @@ fn a_pause_follows_each_new_instance_and_each_old_one() {
 fn a_failed_start_gives_the_version_up_and_leaves_the_old_instances() {
     let mut world = World::new(3, false);
     world.settle();
-    let old: Vec<Instance> = world.core.instances().to_vec();
+    let old: Vec<HeldInstance> = world.core.instances().to_vec();
     world.deploy(true, true);
     world.settle();
     assert_eq!(
@@ -353,17 +364,17 @@ fn a_failed_start_gives_the_version_up_and_leaves_the_old_instances() {
         old.iter().map(|i| i.id).collect::<Vec<_>>()
     );
     assert!(world.gave_up(2));
-    assert_eq!(world.failures(), [(2, Failure::ExitedBeforeReady)]);
+    assert_eq!(world.failures(), [(2, InstanceFailure::ExitedBeforeReady)]);
 }
 
 #[test]
 fn an_instance_that_is_not_ready_in_time_is_stopped_and_then_killed() {
     let mut world = World::new(1, false);
     world.pass(Duration::from_secs(60));
-    assert_eq!(world.failures(), [(1, Failure::NotReadyInTime)]);
-    assert!(world.log.contains(&Action::Stop(1)));
+    assert_eq!(world.failures(), [(1, InstanceFailure::NotReadyInTime)]);
+    assert!(world.log.contains(&RolloutAction::Stop(1)));
     world.pass(Duration::from_secs(10));
-    assert!(world.log.contains(&Action::Kill(1)));
+    assert!(world.log.contains(&RolloutAction::Kill(1)));
 }
 
 /// An instance with tunnels that was told to stop.
@@ -371,11 +382,14 @@ fn closing() -> (World, InstanceId) {
     let mut world = World::new(1, false);
     world.settle();
     let id = world.core.instances()[0].id;
-    world.send(Event::Tunnels(id, true));
+    world.send(RolloutEvent::Tunnels(id, true));
     world.desire(|desired| desired.running = false);
-    assert!(!world.log.contains(&Action::Stop(id)), "it has requests");
-    world.send(Event::Idle(id));
-    assert!(world.log.contains(&Action::Stop(id)));
+    assert!(
+        !world.log.contains(&RolloutAction::Stop(id)),
+        "it has requests"
+    );
+    world.send(RolloutEvent::Idle(id));
+    assert!(world.log.contains(&RolloutAction::Stop(id)));
     (world, id)
 }
 
@@ -384,24 +398,24 @@ fn tunnels_have_their_own_time_and_then_the_instance_has_its_own() {
     let (mut world, id) = closing();
     world.pass(Duration::from_millis(39_999));
     let state = |world: &World| world.core.instances()[0].state.stage();
-    assert_eq!(state(&world), Stage::Closing);
+    assert_eq!(state(&world), LifeStage::Closing);
     world.pass(Duration::from_millis(1));
-    assert_eq!(state(&world), Stage::Stopping);
-    world.send(Event::Tunnels(id, false));
+    assert_eq!(state(&world), LifeStage::Stopping);
+    world.send(RolloutEvent::Tunnels(id, false));
     world.pass(Duration::from_millis(9_999));
-    assert!(!world.log.contains(&Action::Kill(id)));
+    assert!(!world.log.contains(&RolloutAction::Kill(id)));
     world.pass(Duration::from_millis(1));
-    assert!(world.log.contains(&Action::Kill(id)));
+    assert!(world.log.contains(&RolloutAction::Kill(id)));
 }
 
 #[test]
 fn the_end_of_the_last_tunnel_ends_their_time() {
     let (mut world, id) = closing();
     world.pass(Duration::from_secs(5));
-    world.send(Event::Tunnels(id, false));
+    world.send(RolloutEvent::Tunnels(id, false));
     world.pass(Duration::from_secs(10));
-    assert!(world.log.contains(&Action::Kill(id)));
-    world.send(Event::Exited(id));
+    assert!(world.log.contains(&RolloutAction::Kill(id)));
+    world.send(RolloutEvent::Exited(id));
     assert!(world.core.converged());
 }
 
@@ -410,9 +424,9 @@ fn tunnels_survive_another_manager() {
     let (mut world, id) = closing();
     world.core = Reconciler::restore(world.core.save(), world.now);
     world.pass(Duration::from_secs(39));
-    assert_eq!(world.core.instances()[0].state.stage(), Stage::Closing);
+    assert_eq!(world.core.instances()[0].state.stage(), LifeStage::Closing);
     world.pass(Duration::from_secs(11));
-    assert!(world.log.contains(&Action::Kill(id)));
+    assert!(world.log.contains(&RolloutAction::Kill(id)));
 }
 
 #[test]
@@ -421,14 +435,14 @@ fn race_16_a_crash_in_the_middle_of_a_rotation_is_repaired_first() {
     world.settle();
     world.deploy(true, false);
     let new = world
-        .pick(0, |state| matches!(state, State::Starting { .. }))
+        .pick(0, |state| matches!(state, LifeState::Starting { .. }))
         .unwrap();
-    let crashed = world.pick(2, State::is_ready).unwrap();
-    world.send(Event::Exited(crashed.id));
+    let crashed = world.pick(2, LifeState::is_ready).unwrap();
+    world.send(RolloutEvent::Exited(crashed.id));
     world.come_up(new);
     world.pass(SOAK * 2);
     let repair = world
-        .pick(0, |state| matches!(state, State::Starting { .. }))
+        .pick(0, |state| matches!(state, LifeState::Starting { .. }))
         .unwrap();
     assert_eq!(
         (repair.slot, repair.target.generation),
@@ -437,7 +451,7 @@ fn race_16_a_crash_in_the_middle_of_a_rotation_is_repaired_first() {
     );
     assert!(
         world
-            .pick(0, |state| matches!(state, State::Draining { .. }))
+            .pick(0, |state| matches!(state, LifeState::Draining { .. }))
             .is_some()
     );
     world.settle();
@@ -451,7 +465,7 @@ fn a_new_version_cures_slots_that_the_old_one_cannot_hold() {
     let slot = world.core.instances()[1].slot;
     for _ in 0..3 {
         let instance = *world.core.in_slot(slot).next().unwrap();
-        world.send(Event::Exited(instance.id));
+        world.send(RolloutEvent::Exited(instance.id));
         world.pass(Duration::from_secs(1));
     }
     world.deploy(true, false);
@@ -465,14 +479,14 @@ fn a_crash_during_the_soak_gives_the_version_up() {
     world.settle();
     world.deploy(true, false);
     let new = world
-        .pick(0, |state| matches!(state, State::Starting { .. }))
+        .pick(0, |state| matches!(state, LifeState::Starting { .. }))
         .unwrap();
     world.come_up(new);
     world.pass(Duration::from_secs(1));
-    world.send(Event::Exited(new.id));
+    world.send(RolloutEvent::Exited(new.id));
     world.settle();
     assert_eq!(world.generations(), [1, 1]);
-    assert_eq!(world.failures(), [(2, Failure::Crashed)]);
+    assert_eq!(world.failures(), [(2, InstanceFailure::Crashed)]);
 }
 
 #[test]
@@ -482,16 +496,16 @@ fn a_late_failure_rolls_the_replaced_slots_back() {
     world.deploy(true, false);
     while world.generations() != [2, 1, 2] {
         let starting = world.pick(0, |state| {
-            matches!(state, State::Starting { ready: false, .. })
+            matches!(state, LifeState::Starting { ready: false, .. })
         });
         match starting {
             Some(instance) if instance.slot == 2 => break,
             Some(instance) => world.come_up(instance),
             None => world.pass(SOAK),
         }
-        if let Some(instance) = world.pick(0, |state| matches!(state, State::Draining { .. })) {
-            world.send(Event::Idle(instance.id));
-            world.send(Event::Exited(instance.id));
+        if let Some(instance) = world.pick(0, |state| matches!(state, LifeState::Draining { .. })) {
+            world.send(RolloutEvent::Idle(instance.id));
+            world.send(RolloutEvent::Exited(instance.id));
         }
     }
     world.bad.insert(2);
@@ -506,7 +520,7 @@ fn crashes_back_off_and_recover() {
     let mut gaps = Vec::new();
     for _ in 0..12 {
         let instance = world.core.instances()[0];
-        world.send(Event::Exited(instance.id));
+        world.send(RolloutEvent::Exited(instance.id));
         let (_, retry_at) = world.core.waiting().next().unwrap();
         gaps.push(retry_at - world.now);
         world.settle();
@@ -517,7 +531,7 @@ fn crashes_back_off_and_recover() {
     );
     world.pass(backoff::RECOVERED_AFTER);
     let instance = world.core.instances()[0];
-    world.send(Event::Exited(instance.id));
+    world.send(RolloutEvent::Exited(instance.id));
     let (_, retry_at) = world.core.waiting().next().unwrap();
     assert!(retry_at - world.now < Duration::from_millis(130));
 }
@@ -526,13 +540,13 @@ fn crashes_back_off_and_recover() {
 fn delay_running_time_holds_a_ready_instance_back() {
     let mut world = World::new(1, false);
     world.desire(|desired| desired.running = false);
-    world.send(Event::Exited(1));
+    world.send(RolloutEvent::Exited(1));
     world.desire(|desired| {
         desired.running = true;
-        desired.policy.delay_running_time = Duration::from_secs(3);
+        desired.policy.times.delay_running_time = Duration::from_secs(3);
     });
     let instance = world.core.instances()[0];
-    world.send(Event::Ready(instance.id));
+    world.send(RolloutEvent::Ready(instance.id));
     world.pass(Duration::from_millis(2_999));
     assert!(!world.core.instances()[0].is_ready());
     world.pass(Duration::from_millis(1));
@@ -597,7 +611,8 @@ impl World {
             Step::Scale(count) => self.desire(|desired| desired.count = count),
             Step::Running(running) => self.desire(|desired| desired.running = running),
             Step::ComeUp(which) => {
-                let starting = self.pick(which, |state| matches!(state, State::Starting { .. }));
+                let starting =
+                    self.pick(which, |state| matches!(state, LifeState::Starting { .. }));
                 starting
                     .into_iter()
                     .for_each(|instance| self.come_up(instance));
@@ -605,45 +620,50 @@ impl World {
             Step::Crash(which) => {
                 let any = self.pick(which, |_| true);
                 any.into_iter()
-                    .for_each(|instance| self.send(Event::Exited(instance.id)));
+                    .for_each(|instance| self.send(RolloutEvent::Exited(instance.id)));
             }
             Step::GoIdle(which) => {
-                let draining = self.pick(which, |state| matches!(state, State::Draining { .. }));
+                let draining =
+                    self.pick(which, |state| matches!(state, LifeState::Draining { .. }));
                 draining
                     .into_iter()
-                    .for_each(|instance| self.send(Event::Idle(instance.id)));
+                    .for_each(|instance| self.send(RolloutEvent::Idle(instance.id)));
             }
             Step::Exit(which) => {
                 let stopping = self.pick(which, |state| {
-                    matches!(state, State::Closing { .. } | State::Stopping { .. })
+                    matches!(
+                        state,
+                        LifeState::Closing { .. } | LifeState::Stopping { .. }
+                    )
                 });
                 stopping
                     .into_iter()
-                    .for_each(|instance| self.send(Event::Exited(instance.id)));
+                    .for_each(|instance| self.send(RolloutEvent::Exited(instance.id)));
             }
             Step::Tunnels(which, tunnels) => {
                 // No new one once it drains.
                 let live = self.pick(which, |state| !tunnels || state.is_ready());
                 live.into_iter()
-                    .for_each(|instance| self.send(Event::Tunnels(instance.id, tunnels)));
+                    .for_each(|instance| self.send(RolloutEvent::Tunnels(instance.id, tunnels)));
             }
             Step::Pass(milliseconds) => self.pass(Duration::from_millis(milliseconds)),
-            Step::Cancel => self.send(Event::Cancel),
+            Step::Cancel => self.send(RolloutEvent::Cancel),
             Step::TakeOver(which) => {
                 self.core = Reconciler::restore(self.core.save(), self.now);
-                let starting = self.pick(which, |state| matches!(state, State::Starting { .. }));
+                let starting =
+                    self.pick(which, |state| matches!(state, LifeState::Starting { .. }));
                 if let Some(instance) = starting {
                     self.core.never_was(instance.id);
                 }
-                self.send(Event::Tick);
+                self.send(RolloutEvent::Tick);
             }
         }
     }
 }
 
-impl State {
+impl LifeState {
     fn is_ready(&self) -> bool {
-        matches!(self, State::Ready { .. })
+        matches!(self, LifeState::Ready { .. })
     }
 }
 
@@ -654,12 +674,15 @@ fn what_is_saved_can_be_read_back_and_is_the_same() {
     world.deploy(true, false);
     let saved = world.core.save();
     let text = serde_json::to_string(&saved).unwrap();
-    let read: Saved = serde_json::from_str(&text).unwrap();
+    let read: SavedRollout = serde_json::from_str(&text).unwrap();
     assert_eq!(read, saved);
     assert_eq!(Reconciler::restore(read, world.now).save(), saved);
     let held = world.core.instances().iter();
-    let stages: Vec<Stage> = held.map(|instance| instance.state.stage()).collect();
-    assert_eq!(stages, [Stage::Ready, Stage::Ready, Stage::Starting]);
+    let stages: Vec<LifeStage> = held.map(|instance| instance.state.stage()).collect();
+    assert_eq!(
+        stages,
+        [LifeStage::Ready, LifeStage::Ready, LifeStage::Starting]
+    );
 }
 
 proptest! {

@@ -2,11 +2,10 @@
 
 use std::time::SystemTime;
 
-use super::Service;
-use crate::manager::certificates::Certificates;
+use super::service::Service;
 use crate::manager::jobs::Progress;
-use crate::manager::rollout::State;
-use crate::manager::status::{InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus};
+use crate::manager::rollout::LifeState;
+use crate::status::{InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus};
 
 impl Service {
     /// How far it is, for its jobs.
@@ -33,28 +32,28 @@ impl Service {
         let doing = self.core.instances().iter().filter_map(|held| {
             let instance = self.instances.get(&held.id)?;
             let what = match (&held.state, &instance.last_probe) {
-                (State::Starting { ready: true, .. }, _) => {
+                (LifeState::Starting { ready: true, .. }, _) => {
                     "ready, waiting for delay_running_time".to_owned()
                 }
-                (State::Starting { .. }, Some(fault)) => {
+                (LifeState::Starting { .. }, Some(fault)) => {
                     format!("starting, not ready yet: {fault}")
                 }
-                (State::Starting { .. }, None) => "starting".to_owned(),
+                (LifeState::Starting { .. }, None) => "starting".to_owned(),
                 (
-                    State::Ready {
+                    LifeState::Ready {
                         soak_until: Some(_),
                         ..
                     },
                     _,
                 ) => "ready, watched before the next".to_owned(),
-                (State::Ready { .. }, _) => return None,
-                (State::Draining { .. }, _) => {
+                (LifeState::Ready { .. }, _) => return None,
+                (LifeState::Draining { .. }, _) => {
                     format!("draining, {} in flight", instance.counts.in_flight())
                 }
-                (State::Closing { .. }, _) => {
+                (LifeState::Closing { .. }, _) => {
                     format!("stopping, {} tunnels open", instance.counts.tunnels())
                 }
-                (State::Stopping { .. }, _) => "stopping".to_owned(),
+                (LifeState::Stopping { .. }, _) => "stopping".to_owned(),
             };
             Some(format!("{} {what}", instance.label))
         });
@@ -66,7 +65,7 @@ impl Service {
     }
 
     /// All that there is to show.
-    pub fn status(&self, certificates: &Certificates) -> ServiceStatus {
+    pub fn status(&self, certificate_expires: Option<SystemTime>) -> ServiceStatus {
         let desired = self.core.desired();
         let requests: u64 = self
             .instances
@@ -81,12 +80,10 @@ impl Service {
             listen: self.spec.listen.iter().map(ToString::to_string).collect(),
             sites: self.spec.sites.iter().map(ToString::to_string).collect(),
             instances: self.instance_statuses(),
-            crashes: self.crashes,
-            requests: self.past_requests + requests,
-            last_error: self.last_error.clone(),
-            certificate_expires: certificates
-                .get(&self.spec)
-                .map(|certificate| Moment(certificate.not_after())),
+            crashes: self.history.crashes,
+            requests: self.history.past_requests + requests,
+            last_error: self.history.last_error.clone(),
+            certificate_expires: certificate_expires.map(Moment),
         }
     }
 
@@ -106,6 +103,7 @@ impl Service {
                 address: String::new(),
                 state: InstanceState::Backoff,
                 since: self
+                    .history
                     .last_error
                     .as_ref()
                     .map_or(SystemTime::UNIX_EPOCH, |failure| failure.at),
@@ -127,8 +125,8 @@ impl Service {
             .iter()
             .filter(|instance| instance.is_ready())
             .count();
-        let never_started = self.spec.enabled && self.last_generation == 0;
-        if never_started && self.last_error.is_some() {
+        let never_started = self.spec.enabled && self.history.last_generation == 0;
+        if never_started && self.history.last_error.is_some() {
             return ServiceState::Failed;
         }
         if !desired.running {
@@ -146,7 +144,7 @@ impl Service {
             0 if failing => ServiceState::Failed,
             0 => ServiceState::Starting,
             _ if failing => ServiceState::Degraded,
-            _ if short && !self.came_up => ServiceState::Starting,
+            _ if short && !self.history.came_up => ServiceState::Starting,
             _ if short && !rolling => ServiceState::Degraded,
             _ => ServiceState::Rolling,
         }

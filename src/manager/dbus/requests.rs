@@ -1,0 +1,50 @@
+//! Commands of callers, and the jobs that come of them.
+
+use zbus::message::Header;
+use zbus::object_server::ObjectServer;
+use zbus::{Connection, OwnedObjectPath};
+
+use super::access::{Access, CallError};
+use super::job_object::JobObject;
+use super::paths::{job_path, path};
+use crate::manager::handle::{Command, ManagerHandle};
+
+/// Sends a command for a caller, and makes sure that the jobs' objects are there before the answer names them.
+pub(super) async fn command(
+    (access, handle): (Access, &ManagerHandle),
+    command: Command,
+    header: &Header<'_>,
+    connection: &Connection,
+) -> Result<Vec<OwnedObjectPath>, CallError> {
+    access.check(connection, header).await?;
+    let jobs = handle.command(command).await?;
+    for &job in &jobs {
+        add_job(connection.object_server(), access, handle, job).await?;
+    }
+    Ok(jobs.into_iter().map(|job| path(job_path(job))).collect())
+}
+
+/// Sends a command that makes one job.
+pub(super) async fn one(
+    who: (Access, &ManagerHandle),
+    what: Command,
+    header: &Header<'_>,
+    connection: &Connection,
+) -> Result<OwnedObjectPath, CallError> {
+    let mut jobs = command(who, what, header, connection).await?;
+    jobs.pop()
+        .ok_or_else(|| zbus::Error::Failure("the command made no job".to_owned()).into())
+}
+
+/// Adds the object of a job, if it is not there already.
+pub(super) async fn add_job(
+    server: &ObjectServer,
+    access: Access,
+    handle: &ManagerHandle,
+    id: u32,
+) -> zbus::Result<()> {
+    server
+        .at(job_path(id), JobObject::new(access, handle.clone(), id))
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! The object of a service.
+
+use zbus::OwnedObjectPath;
+use zbus::message::Header;
+use zbus::{Connection, interface};
+
+use super::access::{Access, CallError};
+use super::requests::one;
+use super::values::{InstanceTuple, failure, instance, load, microseconds, word};
+use crate::manager::handle::{Command, ManagerHandle};
+use crate::status::ServiceStatus;
+
+/// `org.smoothserve1.Service`
+pub(super) struct ServiceObject {
+    access: Access,
+    handle: ManagerHandle,
+    name: String,
+}
+
+impl ServiceObject {
+    /// The object of the service of this name, for callers of this kind.
+    pub(super) fn new(access: Access, handle: ManagerHandle, name: String) -> ServiceObject {
+        ServiceObject {
+            access,
+            handle,
+            name,
+        }
+    }
+
+    /// Reads something of the newest snapshot; a service that has just been removed has defaults only.
+    fn read<T: Default>(&self, read: impl FnOnce(&ServiceStatus) -> T) -> T {
+        let snapshots = self.handle.snapshots();
+        let snapshot = snapshots.borrow();
+        snapshot
+            .services
+            .get(&self.name)
+            .map(|service| read(service))
+            .unwrap_or_default()
+    }
+}
+
+#[interface(name = "org.smoothserve1.Service")]
+impl ServiceObject {
+    #[zbus(out_args("job"))]
+    async fn start(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, CallError> {
+        one(
+            (self.access, &self.handle),
+            Command::Start(self.name.clone()),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn stop(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, CallError> {
+        one(
+            (self.access, &self.handle),
+            Command::Stop(self.name.clone()),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn restart(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, CallError> {
+        one(
+            (self.access, &self.handle),
+            Command::Restart(self.name.clone()),
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> String {
+        self.read(|service| word(&service.state))
+    }
+
+    #[zbus(property)]
+    fn wanted(&self) -> u32 {
+        self.read(|service| service.wanted)
+    }
+
+    #[zbus(property)]
+    fn ready(&self) -> u32 {
+        self.read(ServiceStatus::ready)
+    }
+
+    #[zbus(property)]
+    fn generation(&self) -> u64 {
+        self.read(|service| service.generation)
+    }
+
+    #[zbus(property)]
+    fn file(&self) -> String {
+        self.read(|service| service.file.clone())
+    }
+
+    #[zbus(property)]
+    fn listen(&self) -> Vec<String> {
+        self.read(|service| service.listen.clone())
+    }
+
+    #[zbus(property)]
+    fn sites(&self) -> Vec<String> {
+        self.read(|service| service.sites.clone())
+    }
+
+    #[zbus(property)]
+    fn instances(&self) -> Vec<InstanceTuple> {
+        self.read(|service| service.instances.iter().map(instance).collect())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn load(&self) -> Vec<(u64, u32, u32, u64)> {
+        self.read(|service| service.instances.iter().map(load).collect())
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn requests(&self) -> u64 {
+        self.read(|service| service.requests)
+    }
+
+    #[zbus(property)]
+    fn crashes(&self) -> u32 {
+        self.read(|service| service.crashes)
+    }
+
+    #[zbus(property)]
+    fn certificate_expires(&self) -> u64 {
+        self.read(|service| {
+            let expires = service.certificate_expires;
+            expires.map_or(0, |expires| microseconds(expires.0))
+        })
+    }
+
+    #[zbus(property)]
+    fn last_error(&self) -> (u64, String) {
+        self.read(|service| service.last_error.as_ref().map(failure).unwrap_or_default())
+    }
+}

@@ -1,0 +1,213 @@
+//! Which port an instance gets.
+//!
+//! An instance prefers `start_instance_port` plus its slot − 1, then any other port of the range, then those above it
+//! that nobody claims: a start-first rollout needs one more port than there are instances, and a readiness probe is
+//! sure to reach the new process only if it has a port that no other has. Without a range, ports come from a quiet area
+//! below those that the kernel gives to outgoing connections.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::config::{Bind, Config};
+use crate::manager::rollout::InstanceId;
+
+/// How many ports above a range are tried.
+const BESIDE: u16 = 1000;
+
+/// Where ports are picked when nothing is said; see `ip_local_port_range` in ip(7).
+const QUIET: RangeInclusive<u16> = 21_000..=32_000;
+
+/// The ports that are spoken for.
+#[derive(Debug, Default)]
+pub struct Ports {
+    /// First port and number of ports, by service.
+    ranges: BTreeMap<String, (u16, u16)>,
+    /// By those ranges, with the service, and by the proxy itself, with no name.
+    claimed: BTreeMap<u16, String>,
+    taken: BTreeMap<InstanceId, u16>,
+    /// Where the next search in the quiet area begins: a port that has just become free is not used again at once.
+    next_quiet: u16,
+}
+
+impl Ports {
+    /// Takes over what a configuration claims.
+    pub fn claim(&mut self, config: &Config) {
+        self.ranges.clear();
+        self.claimed.clear();
+        for service in config.services.values() {
+            if let (Bind::Port, Some(start)) =
+                (service.process.bind, service.process.start_instance_port)
+            {
+                self.ranges
+                    .insert(service.name.clone(), (start, service.instance_count));
+                let range = start..start.saturating_add(service.instance_count);
+                self.claimed
+                    .extend(range.map(|port| (port, service.name.clone())));
+            }
+        }
+        let listening = config.services.values().flat_map(|service| &service.listen);
+        self.claimed
+            .extend(listening.map(|listen| (listen.port, String::new())));
+    }
+
+    /// Chooses a port that nobody else claims and that can be bound at the moment.
+    pub fn take(
+        &mut self,
+        id: InstanceId,
+        address: IpAddr,
+        service: &str,
+        slot: u32,
+    ) -> io::Result<u16> {
+        let taken: BTreeSet<u16> = self.taken.values().copied().collect();
+        let candidates = self.candidates(service, slot);
+        let port = candidates
+            .filter(|port| !taken.contains(port))
+            .find(|&port| {
+                let free = is_free(SocketAddr::new(address, port));
+                if !free {
+                    tracing::info!(
+                        service,
+                        port,
+                        "port is in use by another program, trying the next"
+                    );
+                }
+                free
+            })
+            .ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, "no free port is left"))?;
+        self.next_quiet = port.saturating_add(1);
+        self.taken.insert(id, port);
+        Ok(port)
+    }
+
+    /// An instance that an earlier manager has started has this port.
+    pub fn take_again(&mut self, id: InstanceId, port: u16) {
+        self.taken.insert(id, port);
+    }
+
+    /// The instance is gone.
+    pub fn release(&mut self, id: InstanceId) {
+        self.taken.remove(&id);
+    }
+
+    /// All ports that may be used, the best first.
+    fn candidates<'a>(&'a self, service: &'a str, slot: u32) -> Box<dyn Iterator<Item = u16> + 'a> {
+        let unclaimed = move |port: &u16| self.claimed.get(port).is_none_or(|by| by == service);
+        match self.ranges.get(service) {
+            Some(&(start, count)) => {
+                let preferred =
+                    start.checked_add(slot.saturating_sub(1).try_into().unwrap_or(u16::MAX));
+                let end = start.saturating_add(count);
+                let range = (start..end).filter(move |&port| Some(port) != preferred);
+                let beside = end..=end.saturating_add(BESIDE);
+                let in_range = preferred
+                    .into_iter()
+                    .filter(move |&port| port < end)
+                    .chain(range);
+                Box::new(in_range.chain(beside).filter(unclaimed))
+            }
+            None => {
+                let start = if QUIET.contains(&self.next_quiet) {
+                    self.next_quiet
+                } else {
+                    first_quiet()
+                };
+                let around = (start..=*QUIET.end()).chain(*QUIET.start()..start);
+                Box::new(around.filter(move |port| !self.claimed.contains_key(port)))
+            }
+        }
+    }
+}
+
+/// Where the first search begins: elsewhere for each manager, so that two do not try the same ports.
+fn first_quiet() -> u16 {
+    let span = u32::from(QUIET.end() - QUIET.start());
+    let offset = std::process::id().wrapping_mul(0x9E37_79B9) % span;
+    QUIET.start() + u16::try_from(offset).unwrap_or_default()
+}
+
+/// Whether a server could bind it now. It could be taken before the instance does; then that says so and is tried again.
+fn is_free(address: SocketAddr) -> bool {
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        // Two sockets may be bound with SO_REUSEADDR, but only one listens.
+        socket.listen(1)
+    };
+    bind().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn with_range(start: u16, count: u16) -> Ports {
+        let mut ports = Ports::default();
+        ports.ranges.insert("shop".to_owned(), (start, count));
+        ports
+    }
+
+    fn first(ports: &Ports, slot: u32, count: usize) -> Vec<u16> {
+        ports.candidates("shop", slot).take(count).collect()
+    }
+
+    #[test]
+    fn a_slot_prefers_its_own_port_then_the_range_then_what_is_beside() {
+        let mut ports = with_range(9001, 3);
+        ports.claimed.insert(9001, "shop".into());
+        ports.claimed.insert(9004, "other".into());
+        assert_eq!(first(&ports, 2, 5), [9002, 9001, 9003, 9005, 9006]);
+        assert_eq!(first(&ports, 7, 2), [9001, 9002]);
+    }
+
+    #[test]
+    fn race_14_and_15_a_port_in_use_is_passed_over() {
+        let stranger = TcpListener::bind((LOCALHOST, 0)).unwrap();
+        let port = stranger.local_addr().unwrap().port();
+        let mut ports = with_range(port, 1);
+        let given = ports.take(1, LOCALHOST, "shop", 1).unwrap();
+        assert_ne!(given, port);
+        let second = ports.take(2, LOCALHOST, "shop", 1).unwrap();
+        assert!(
+            second != port && second != given,
+            "a live instance's port is not given twice"
+        );
+    }
+
+    #[test]
+    fn picked_ports_are_not_used_again_at_once() {
+        let mut ports = Ports::default();
+        let one = ports.take(1, LOCALHOST, "shop", 1).unwrap();
+        ports.release(1);
+        let two = ports.take(2, LOCALHOST, "shop", 1).unwrap();
+        assert!(QUIET.contains(&one) && QUIET.contains(&two) && one != two);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_claimed_by_others_is_ever_offered(
+            slot in 1u32..20,
+            start: u16,
+            count in 1u16..10,
+            others in prop::collection::btree_set(any::<u16>(), 0..50),
+            ranged: bool,
+        ) {
+            let mut ports = if ranged { with_range(start, count) } else { Ports::default() };
+            ports.claimed.extend(others.iter().map(|&port| (port, "other".to_owned())));
+            let offered: Vec<u16> = ports.candidates("shop", slot).collect();
+            prop_assert!(offered.iter().all(|port| !others.contains(port)));
+            let unique: BTreeSet<u16> = offered.iter().copied().collect();
+            prop_assert_eq!(unique.len(), offered.len());
+        }
+    }
+}

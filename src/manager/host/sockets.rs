@@ -1,0 +1,126 @@
+//! What the kernel tells about listening sockets, in sock_diag(7) and proc_pid_fd(5).
+//!
+//! A probe that was answered shows that somebody listens. These tell whether it is the instance: between the choice of a
+//! port and its use another program may have taken it, and a socket that is passed on answers by the kernel alone.
+
+mod listening;
+mod proc_net;
+mod sock_diag;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+
+use super::ancestry::with_ancestors;
+use listening::{Family, Listening};
+
+/// How many connections wait to be accepted at an address.
+pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
+    let family = match address {
+        SocketAddr::V4(_) => Family::V4,
+        SocketAddr::V6(_) => Family::V6,
+    };
+    let mut sockets = listening(family, address.port())?.into_iter();
+    let found = sockets.find(|socket| socket.address == Some(address.ip()));
+    found
+        .map(|socket| socket.queue)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "nobody listens there"))
+}
+
+/// Whether one of the processes of an instance listens on a port. Where that cannot be seen it is taken for granted.
+pub fn listens(pid: u32, port: u16) -> bool {
+    let families = [Family::V4, Family::V6].into_iter();
+    let sockets = families.flat_map(|family| listening(family, port).unwrap_or_default());
+    let sockets: BTreeSet<String> = sockets
+        .map(|socket| format!("socket:[{}]", socket.inode))
+        .collect();
+    holds(pid, &sockets).unwrap_or(true)
+        || others(pid).any(|other| holds(other, &sockets).unwrap_or(false))
+}
+
+/// The sockets that listen on a port. A kernel may know nothing of sock_diag(7), or not of IPv6.
+fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
+    sock_diag::listening(family, port).or_else(|_| proc_net::listening(family, port))
+}
+
+fn holds(pid: u32, sockets: &BTreeSet<String>) -> io::Result<bool> {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // A descriptor may be closed meanwhile.
+        let target = entry.and_then(|entry| std::fs::read_link(entry.path()));
+        if target.is_ok_and(|target| {
+            target
+                .to_str()
+                .is_some_and(|target| sockets.contains(target))
+        }) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The processes that descend from this one.
+fn others(pid: u32) -> impl Iterator<Item = u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(move |&other| other != pid && with_ancestors(other).any(|ancestor| ancestor == pid))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn the_queue_is_as_long_as_there_are_connections_waiting() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let socket = TcpListener::bind(any).unwrap();
+            let address = socket.local_addr().unwrap();
+            assert_eq!(queue_length(address).unwrap(), 0);
+            let _waiting = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
+            assert_eq!(queue_length(address).unwrap(), 2);
+            socket.accept().unwrap();
+            assert_eq!(queue_length(address).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn both_sources_tell_the_same() {
+        for (any, family) in [
+            ("127.0.0.1:0", Family::V4),
+            ("[::1]:0", Family::V6),
+            ("[::]:0", Family::V6),
+        ] {
+            let socket = TcpListener::bind(any).unwrap();
+            let address = socket.local_addr().unwrap();
+            let to = SocketAddr::new("::1".parse().unwrap(), address.port());
+            let to = if family == Family::V6 { to } else { address };
+            let _waiting = std::net::TcpStream::connect(to).unwrap();
+            let told = sock_diag::listening(family, address.port()).unwrap();
+            assert_eq!(told, proc_net::listening(family, address.port()).unwrap());
+            assert_eq!((told[0].address, told[0].queue), (Some(address.ip()), 1));
+            assert_eq!(sock_diag::listening(family, 1).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn race_14_a_port_that_another_process_listens_on_is_not_the_instances() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert!(listens(std::process::id(), port));
+        assert!(
+            listens(std::os::unix::process::parent_id(), port),
+            "a child listens for its parent"
+        );
+        let mut stranger = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        assert!(!listens(stranger.id(), port));
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        drop(socket);
+        assert!(!listens(std::process::id(), port));
+    }
+}

@@ -1,0 +1,104 @@
+//! Listening sockets by sock_diag(7): only those that are asked for, however many connections the machine has.
+//!
+//! The messages are those of linux/netlink.h and linux/inet_diag.h, in the machine's byte order but for addresses and ports.
+
+use std::io;
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
+
+use super::listening::{Family, Listening};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const REQUEST_AND_DUMP: u16 = 0x301;
+const IPPROTO_TCP: u8 = 6;
+const STATES: u32 = 1 << 10; // TCP_LISTEN
+
+/// Bytes of a netlink header, of a request behind it, and of an answer behind it.
+const HEADER: usize = 16;
+const REQUEST: usize = 56;
+const ANSWER: usize = 72;
+
+/// The end of the answers, and an error instead of them.
+const DONE: u16 = 3;
+const ERROR: u16 = 2;
+
+/// The TCP sockets of a family that listen on `port`.
+pub(super) fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(netlink::SOCK_DIAG),
+    )?;
+    send(&socket, &request(family, port), SendFlags::empty())?;
+    let mut found = Vec::new();
+    // The kernel never sends more at once.
+    let mut buffer = vec![0; 32 << 10];
+    loop {
+        let (count, _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            let (kind, message) = take_message(&mut rest).ok_or(io::ErrorKind::InvalidData)?;
+            match kind {
+                DONE => return Ok(found),
+                ERROR => return Err(error(message).into()),
+                _ => found.push(understand(family, message).ok_or(io::ErrorKind::InvalidData)?),
+            }
+        }
+    }
+}
+
+fn request(family: Family, port: u16) -> Vec<u8> {
+    let family = match family {
+        Family::V4 => AddressFamily::INET,
+        Family::V6 => AddressFamily::INET6,
+    };
+    let mut request = Vec::with_capacity(HEADER + REQUEST);
+    request.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(REQUEST_AND_DUMP.to_ne_bytes());
+    // Neither a sequence number nor a sender.
+    request.extend([0; 8]);
+    request.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
+    request.extend(STATES.to_ne_bytes());
+    request.extend(port.to_be_bytes());
+    // From anywhere to anywhere.
+    request.resize(HEADER + REQUEST, 0);
+    request
+}
+
+/// The type of the next message, and what it says.
+fn take_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
+    let length = word(rest, 0)? as usize;
+    let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
+    let message = rest.get(HEADER..length)?;
+    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((kind, message))
+}
+
+fn error(message: &[u8]) -> Errno {
+    let number = word(message, 0).map_or(0, |number| number.cast_signed().wrapping_neg());
+    Errno::from_raw_os_error(number)
+}
+
+fn understand(family: Family, answer: &[u8]) -> Option<Listening> {
+    let answer = answer.get(..ANSWER)?;
+    let address = match family {
+        Family::V4 => IpAddr::from(<[u8; 4]>::try_from(&answer[8..12]).ok()?),
+        Family::V6 => IpAddr::from(<[u8; 16]>::try_from(&answer[8..24]).ok()?),
+    };
+    Some(Listening {
+        address: Some(address),
+        queue: word(answer, 56)?,
+        inode: word(answer, 68)?.into(),
+    })
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let four = bytes.get(at..at + 4)?;
+    Some(u32::from_ne_bytes(four.try_into().ok()?))
+}

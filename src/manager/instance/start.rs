@@ -1,0 +1,182 @@
+//! The start of an instance: what the launcher has to know is found out, then the process is made and lives.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use socket2::{Domain, Socket, Type};
+use tokio::sync::oneshot;
+
+use crate::config::{Bind, Ready};
+use crate::ipc::Address;
+use crate::launch::Order;
+use crate::manager::event::News;
+use crate::manager::host::notify::NotifySocket;
+use crate::manager::process::deployment::Deployment;
+use crate::manager::process::environment::{self, Placeholders};
+use crate::manager::process::identity::{IdentityWish, UserIdentity};
+use crate::manager::process::launcher::{Launcher, ProcessName};
+use crate::manager::process::unix_socket;
+use crate::manager::rollout::InstanceId;
+use crate::manager::world::World;
+use crate::systemd::units::Units;
+
+/// The length of the queue of a listening socket that is passed on to an instance.
+const PASSED_ON_BACKLOG: i32 = 4096;
+
+/// All that is decided about an instance before its process is made.
+pub(super) struct Prepared {
+    /// What the launcher is to become.
+    pub(super) order: Order,
+    /// Where the instance listens.
+    pub(super) address: Address,
+    /// The listening socket that the instance inherits, with `bind: inherit`.
+    pub(super) passed_on: Option<TcpListener>,
+    /// The folder of the instance's unix socket, with `bind: unix`.
+    pub(super) socket_dir: Option<PathBuf>,
+}
+
+/// Chooses the address of an instance and finds out all that its launcher needs to know.
+pub(super) fn prepare(
+    id: InstanceId,
+    slot: u32,
+    service: &str,
+    deployment: &Deployment,
+    world: &mut World,
+) -> anyhow::Result<Prepared> {
+    let process = &deployment.process;
+    let identity = UserIdentity::find(IdentityWish {
+        user: process.user.as_deref(),
+        group: process.group.as_deref(),
+        owner: deployment.executable.owner,
+        default_user: &world.default_user,
+    })?;
+    let mut placeholders = Placeholders {
+        instance: slot,
+        name: service.to_owned(),
+        ..Placeholders::default()
+    };
+    let mut passed_on = None;
+    let mut socket_dir = None;
+    let address = match process.bind {
+        Bind::Port => {
+            let port = world.ports.take(id, process.address, service, slot)?;
+            placeholders.port = Some(port);
+            Address::Tcp(SocketAddr::new(process.address, port))
+        }
+        Bind::Inherit => {
+            let socket = listening_socket(SocketAddr::new(process.address, 0))?;
+            let address = socket.local_addr()?;
+            passed_on = Some(socket);
+            Address::Tcp(address)
+        }
+        Bind::Unix => {
+            let folder = world.run_dir.join("instances").join(id.to_string());
+            let user = identity.credentials.as_ref();
+            let socket = unix_socket::make_place(&folder, user)?;
+            unix_socket::admit_worker(&folder);
+            placeholders.socket = Some(socket.display().to_string());
+            socket_dir = Some(folder);
+            Address::Unix(socket)
+        }
+    };
+    let args = process.args.iter();
+    let order = Order {
+        program: deployment.executable.path.clone(),
+        args: args.map(|argument| placeholders.fill(argument)).collect(),
+        environment: environment_of(deployment, &identity, &placeholders, &world.run_dir),
+        directory: match &process.working_directory {
+            Some(directory) => directory.clone(),
+            None => deployment
+                .executable
+                .path
+                .parent()
+                .unwrap_or(Path::new("/"))
+                .to_owned(),
+        },
+        credentials: identity.credentials,
+        limits: process.limits.process.clone(),
+        inherits: passed_on.is_some(),
+        die_with: world.units.is_none().then(std::process::id),
+    };
+    Ok(Prepared {
+        order,
+        address,
+        passed_on,
+        socket_dir,
+    })
+}
+
+/// The environment of an instance: what its user has, what smoothserve tells it, and what the service's file says.
+fn environment_of(
+    deployment: &Deployment,
+    identity: &UserIdentity,
+    placeholders: &Placeholders,
+    run_dir: &Path,
+) -> BTreeMap<String, String> {
+    let mut environment = environment::base(identity);
+    environment.insert("SMOOTHSERVE_SERVICE".to_owned(), placeholders.name.clone());
+    environment.insert(
+        "SMOOTHSERVE_INSTANCE".to_owned(),
+        placeholders.instance.to_string(),
+    );
+    if let Some(port) = placeholders.port {
+        environment.insert("PORT".to_owned(), port.to_string());
+    }
+    if let Some(socket) = &placeholders.socket {
+        environment.insert("SOCKET".to_owned(), socket.clone());
+    }
+    if deployment.process.ready == Ready::Notify {
+        environment.insert(
+            "NOTIFY_SOCKET".to_owned(),
+            NotifySocket::path(run_dir).display().to_string(),
+        );
+    }
+    environment.extend(deployment.process.environment.clone());
+    environment.extend(deployment.environment_file.clone());
+    environment
+}
+
+/// The life of an instance's process: it waits in the launcher, is let go, and ends. All of that is reported.
+pub(super) async fn run(
+    name: ProcessName,
+    order: Order,
+    deployment: Rc<Deployment>,
+    socket: Option<TcpListener>,
+    units: Option<Units>,
+    report: impl Fn(News),
+) {
+    let launcher = match &units {
+        Some(units) => {
+            let limits = &deployment.process.limits.scope;
+            Launcher::spawn_in_scope(&name, units, limits).await
+        }
+        None => Launcher::spawn(&name),
+    };
+    let how = match launcher {
+        Ok(launcher) => {
+            let (permit, permitted) = oneshot::channel();
+            report(News::Launched(launcher.process.clone(), permit));
+            match permitted.await {
+                Ok(()) => {
+                    let executable = deployment.executable.descriptor();
+                    launcher.go(order, executable, socket).await
+                }
+                Err(_) => "was not let go".to_owned(),
+            }
+        }
+        Err(error) => format!("could not be started: {error:#}"),
+    };
+    report(News::Exited(how));
+}
+
+/// A socket that listens before there is anybody to accept from it.
+fn listening_socket(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind(&address.into())?;
+    socket.listen(PASSED_ON_BACKLOG)?;
+    Ok(OwnedFd::from(socket).into())
+}

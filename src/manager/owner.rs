@@ -1,0 +1,21 @@
+//! The one task that owns the desired and the actual state of all services.
+
+mod boot;
+mod changes;
+mod commands;
+mod end;
+mod from_workers;
+mod manager;
+mod options;
+mod ports;
+mod publish;
+mod published;
+mod reload;
+mod run;
+mod services;
+mod state;
+mod table;
+mod takeover;
+
+pub use options::ManagerOptions;
+pub use run::run;

@@ -1,0 +1,47 @@
+//! The start of a manager that has nothing to take over.
+
+use super::from_workers::start_worker;
+use super::manager::Manager;
+use super::ports::{adopt_listeners, ports_of};
+use super::reload::{adopt, read_certificates};
+use crate::config;
+use crate::events;
+use crate::manager::service::{PlanReason, Service};
+
+/// Starts what is configured. A service with faults is logged and left out: the good ones run.
+pub(super) fn boot(manager: &mut Manager) {
+    let (config, faults) = config::load_partial(&manager.config_dir);
+    if !faults.is_empty() {
+        tracing::error!(
+            message_id = events::CONFIGURATION_REFUSED,
+            error = %faults,
+            "configuration has faults, the services without any are started"
+        );
+    }
+    let wanted = ports_of(manager, &config, None);
+    let (bound, errors) = manager.listeners.bind(&wanted);
+    for error in &errors {
+        tracing::error!(
+            message_id = events::PORT_NOT_OPENED,
+            error = %error,
+            "port not opened, its services are not reachable there"
+        );
+    }
+    adopt_listeners(manager, bound, &wanted);
+    read_certificates(manager, &config);
+    start_worker(manager);
+    let mut plans = Vec::new();
+    let mut failures = Vec::new();
+    for spec in config.services.values() {
+        match Service::new(spec.clone()).plan(spec, PlanReason::Reload) {
+            Ok(plan) => plans.push(plan),
+            Err(error) => failures.push((spec.name.clone(), error)),
+        }
+    }
+    adopt(manager, config, plans);
+    for (name, error) in failures {
+        if let Some(service) = manager.services.get_mut(&name) {
+            service.not_started(&error);
+        }
+    }
+}

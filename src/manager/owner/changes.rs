@@ -1,0 +1,149 @@
+//! What the manager does when files on disk have changed by themselves, or a certificate is about to expire.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::manager::{Manager, Phase};
+use super::ports::conflicts;
+use super::reload::watch_files;
+use crate::config::{self, ServiceConfig};
+use crate::events;
+use crate::manager::service::{PlanReason, Service};
+use crate::manager::worker::certificates::CertificateStore;
+use crate::status::JobKind;
+
+/// Takes in that files of a service with `auto_restart` have changed: the service's own file, its executable, or a watched
+/// file.
+pub(super) fn files_changed(manager: &mut Manager, name: &str) {
+    if manager.phase != Phase::Serving {
+        return;
+    }
+    let Some(service) = manager
+        .services
+        .get(name)
+        .filter(|service| !service.is_removed())
+    else {
+        return;
+    };
+    let spec = changed_spec(manager, service);
+    let plan = match service.plan(&spec, PlanReason::FilesChanged) {
+        Ok(plan) => plan,
+        Err(error) => {
+            tracing::error!(service = name, error = %error, "changed files not applied");
+            return;
+        }
+    };
+    let (certificates, unread) = CertificateStore::read([&*spec]);
+    if let Some((_, fault)) = unread.first() {
+        tracing::error!(service = name, error = %fault, "changed files not applied");
+        return;
+    }
+    Rc::make_mut(&mut manager.certificates).extend(certificates);
+    let service = manager.services.get_mut(name).expect("looked up above");
+    let goal = service.apply(plan, &mut manager.world);
+    if let Some(goal) = goal {
+        tracing::info!(service = name, "files changed");
+        manager.world.jobs.begin(
+            JobKind::Restart,
+            name,
+            vec![(name.to_owned(), goal)],
+            Instant::now(),
+        );
+    }
+    watch_files(manager);
+}
+
+/// What the service's file says now, if that can be applied to this service alone; otherwise what it said before.
+fn changed_spec(manager: &Manager, service: &Service) -> Arc<ServiceConfig> {
+    let name = &service.spec().name;
+    let refuse = |error: &str| {
+        tracing::error!(
+            message_id = events::CONFIGURATION_REFUSED,
+            service = name,
+            error,
+            "changed file not applied"
+        );
+        service.spec().clone()
+    };
+    let config = match config::load(&manager.config_dir) {
+        Ok(config) => config,
+        Err(faults) => return refuse(&faults.to_string()),
+    };
+    let Some(spec) = config.services.get(name) else {
+        return service.spec().clone();
+    };
+    if spec
+        .listen
+        .iter()
+        .any(|listen| manager.listeners.get(listen).is_none())
+    {
+        return refuse("it names a port that is not open yet; reload smoothserve to open it");
+    }
+    let others = manager
+        .services
+        .values()
+        .filter(|other| !other.is_removed());
+    let others = others
+        .map(Service::spec)
+        .filter(|other| other.name != *name);
+    match conflicts(manager, others.chain([spec]), None).first() {
+        Some(conflict) => refuse(&conflict.message),
+        None => spec.clone(),
+    }
+}
+
+/// Takes in that the certificate of a service has changed, and nothing else of the service.
+pub(super) fn certificate_changed(manager: &mut Manager, name: &str) {
+    let known = manager
+        .services
+        .get(name)
+        .filter(|service| !service.is_removed());
+    let Some(spec) = known.map(|service| service.spec().clone()) else {
+        return;
+    };
+    let refuse = |error: &str| {
+        tracing::error!(
+            message_id = events::CERTIFICATE_REFUSED,
+            service = name,
+            error,
+            "changed certificate not taken"
+        );
+    };
+    let (read, unread) = CertificateStore::read([&*spec]);
+    if let Some((_, fault)) = unread.first() {
+        return refuse(&fault.to_string());
+    }
+    let Some(certificate) = read.get(&spec) else {
+        return;
+    };
+    let before = manager.certificates.get(&spec);
+    if before.is_some_and(|before| before.digest == certificate.digest) {
+        return;
+    }
+    if let Some(invalid) = certificate.invalidity(SystemTime::now()) {
+        return refuse(&format!("it {invalid}"));
+    }
+    tracing::info!(
+        message_id = events::CERTIFICATE_RENEWED,
+        service = name,
+        "certificate renewed"
+    );
+    Rc::make_mut(&mut manager.certificates).extend(read);
+}
+
+/// Logs which certificates should have been renewed by now.
+pub(super) fn remind_of_certificates(manager: &Manager) {
+    let now = SystemTime::now();
+    for (name, service) in manager.services.iter() {
+        let certificate = manager.certificates.get(service.spec());
+        if let Some(note) = certificate.and_then(|certificate| certificate.end_is_near(now)) {
+            tracing::warn!(
+                message_id = events::CERTIFICATE_EXPIRES,
+                service = name,
+                note,
+                "certificate expires soon"
+            );
+        }
+    }
+}

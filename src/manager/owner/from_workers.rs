@@ -1,0 +1,142 @@
+//! What the owner does about its workers: what they say is taken in, and those that end are replaced.
+//!
+//! The owner believes a worker as little as possible: what does not concern a known instance in a fitting state is dropped on
+//! the way to it.
+
+use super::end::{DrainLimits, look_at_end, stop_instances};
+use super::manager::{Manager, Phase};
+use crate::events;
+use crate::ipc::{EndpointCounts, EndpointId, FromWorker};
+use crate::manager::event::{Event, News, WorkerEvent};
+
+/// Starts a worker. Older ones go on until it serves.
+pub(super) fn start_worker(manager: &mut Manager) {
+    match manager.workers.spawn() {
+        Ok(()) => {
+            for (_, listener) in manager.listeners.iter() {
+                manager.workers.send_listener(listener);
+            }
+            // Before the first table is made there is nothing to send.
+            let table = manager.published.table();
+            if table.number > 0 {
+                manager
+                    .workers
+                    .send_table_to_newest(table, &manager.certificates);
+            }
+        }
+        Err(error) => worker_failed(manager, &format!("cannot start it: {error}")),
+    }
+}
+
+/// Takes in what happened to a worker.
+pub(super) fn take_worker_event(manager: &mut Manager, generation: u32, event: WorkerEvent) {
+    match event {
+        WorkerEvent::Says(message) => take_message(manager, generation, message),
+        WorkerEvent::Lost => {
+            if let Some(worker) = manager.workers.get_mut(generation) {
+                worker.draining = true;
+            }
+            if manager.workers.current().is_none() && manager.phase == Phase::Serving {
+                start_worker(manager);
+            }
+        }
+        WorkerEvent::Gone(ending) => worker_gone(manager, generation, &ending),
+    }
+}
+
+fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
+    let Some(worker) = manager.workers.get_mut(generation) else {
+        return;
+    };
+    match message {
+        FromWorker::Hello { version } => tracing::info!(version, "worker connected"),
+        FromWorker::Acknowledged(_) if worker.serving => {}
+        FromWorker::Acknowledged(_) => {
+            worker.serving = true;
+            let limits = DrainLimits::of(&manager.services);
+            manager
+                .workers
+                .drain_older_than(generation, limits.requests, limits.tunnels);
+        }
+        FromWorker::Probed { endpoint, result } => {
+            manager.hear(endpoint.0, News::Probed(result));
+        }
+        // What an old worker thinks of an instance is of no importance any more.
+        FromWorker::Health { .. } if worker.draining => {}
+        FromWorker::Health { endpoint, fault } => manager.hear(endpoint.0, News::Health(fault)),
+        FromWorker::Idle(endpoint) => {
+            if !manager.world.owners.contains_key(&endpoint.0) {
+                return;
+            }
+            worker.idle.insert(endpoint);
+            look_at_idle(manager, endpoint);
+        }
+        FromWorker::OnlyTunnels => {
+            worker.only_tunnels = true;
+            look_at_end(manager);
+        }
+        FromWorker::Counts { endpoints, .. } => {
+            for counts in endpoints {
+                take_counts(manager, generation, counts);
+            }
+        }
+        FromWorker::Refused(_) => worker.refuses_table(),
+        FromWorker::Pong(_) => worker.unanswered = 0,
+    }
+}
+
+/// Takes in the counts of an endpoint, if they are news. Most are those of instances that nobody has asked for anything.
+fn take_counts(manager: &mut Manager, generation: u32, counts: EndpointCounts) {
+    let owner = manager.world.owners.get(&counts.id.0);
+    let service = owner.and_then(|name| manager.services.get(name));
+    if service.is_some_and(|service| !service.has_counted(generation, &counts)) {
+        manager.hear(counts.id.0, News::Counts(generation, counts));
+    }
+}
+
+fn look_at_idle(manager: &mut Manager, endpoint: EndpointId) {
+    if manager.workers.is_idle(endpoint) {
+        manager.hear(endpoint.0, News::Idle);
+    }
+}
+
+fn worker_gone(manager: &mut Manager, generation: u32, ending: &str) {
+    let Some(worker) = manager.workers.remove(generation) else {
+        return;
+    };
+    for service in manager.services.values_mut() {
+        service.worker_gone(generation, &mut manager.world);
+    }
+    // The others may have been waiting for this one's word alone.
+    for endpoint in manager.workers.idle_endpoints() {
+        look_at_idle(manager, endpoint);
+    }
+    match manager.phase {
+        Phase::Serving if worker.draining => {
+            tracing::info!(pid = worker.pid, status = ending, "old worker ended");
+        }
+        Phase::Serving => worker_failed(manager, ending),
+        _ if manager.workers.is_empty() => {
+            tracing::info!(status = ending, "worker ended");
+            stop_instances(manager);
+        }
+        _ => look_at_end(manager),
+    }
+}
+
+/// Starts another worker, after a while if this one has not even lived for a moment.
+fn worker_failed(manager: &mut Manager, ending: &str) {
+    tracing::error!(
+        message_id = events::WORKER_ENDED,
+        error = ending,
+        "worker ended, starting another"
+    );
+    let Some(wait) = manager.workers.pause_after_failure() else {
+        return start_worker(manager);
+    };
+    let reports = manager.world.reports.clone();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(wait).await;
+        let _ = reports.send(Event::WorkerDue);
+    });
+}

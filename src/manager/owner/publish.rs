@@ -1,0 +1,126 @@
+//! What comes of a change: jobs learn how far their services are, the workers get a new table if it differs, the next
+//! manager a new state, readers a new snapshot, systemd a word.
+
+use std::time::Instant;
+
+use super::manager::{Manager, Phase};
+use super::published::Sources;
+use crate::events;
+use crate::manager::host::supervision::SupervisionStage;
+use crate::manager::service::Service;
+
+/// Publishes the difference to what was published before. What is new is written down first: whoever takes over
+/// must find all that a worker or a process could have been told.
+pub(super) fn settle(manager: &mut Manager) {
+    let any_moved = settle_jobs(manager);
+    let touched = manager.services.take_touched();
+    let sources = Sources {
+        config: &manager.config,
+        services: &manager.services,
+        listeners: &manager.listeners,
+        certificates: &manager.certificates,
+    };
+    let published = &mut manager.published;
+    let different = published.note_differences(touched, &sources);
+    let has_new_table = published.build_table(&different, &sources);
+    let has_new_worker = manager.workers.have_changed();
+    let is_to_be_saved = has_new_table || has_new_worker || any_moved;
+    // Without systemd nothing is left to be taken over.
+    if is_to_be_saved && manager.world.units.is_some() {
+        let written = published.write_state(&sources, &manager.workers, &manager.world);
+        if let Err(error) = written {
+            tracing::error!(error = %error, "state not written, a restart of smoothserve would not find its instances");
+        }
+    }
+    if has_new_table {
+        let table = published.table();
+        manager.workers.send_table(table, sources.certificates);
+    }
+    for permit in manager.world.permits.drain(..) {
+        // One that was killed meanwhile needs none.
+        let _ = permit.send(());
+    }
+    let summary = summary(manager);
+    tell_systemd(manager, &summary);
+    let sources = Sources {
+        config: &manager.config,
+        services: &manager.services,
+        listeners: &manager.listeners,
+        certificates: &manager.certificates,
+    };
+    let jobs = manager.world.jobs.status();
+    manager.published.show(&different, &sources, summary, jobs);
+    debug_assert!(manager.published.is_up_to_date(&sources));
+}
+
+/// Tells the jobs where the services stand that have moved, and drops those of which nothing is left. Returns whether there
+/// were any.
+fn settle_jobs(manager: &mut Manager) -> bool {
+    let now = Instant::now();
+    let jobs = &mut manager.world.jobs;
+    let moved = manager.services.take_moved();
+    for name in &moved {
+        let Some(service) = manager.services.get(name) else {
+            continue;
+        };
+        jobs.progress(name, &service.progress(), now);
+        if service.is_gone() {
+            tracing::info!(service = name, "service removed");
+            manager.services.remove(name);
+            jobs.removed(name, now);
+        }
+    }
+    jobs.forget(now);
+    !moved.is_empty()
+}
+
+fn tell_systemd(manager: &mut Manager, summary: &str) {
+    let stage = stage(manager);
+    let supervision = &mut manager.world.supervision;
+    if stage == SupervisionStage::Up && supervision.stage() == SupervisionStage::Starting {
+        let services = manager.services.len();
+        tracing::info!(message_id = events::READY, services, "smoothserve ready");
+    }
+    supervision.tell(stage, summary);
+}
+
+/// What systemd is to think of the manager.
+fn stage(manager: &Manager) -> SupervisionStage {
+    let came_up = || {
+        let mut services = manager.services.values();
+        manager.workers.are_serving() && services.all(Service::has_come_up)
+    };
+    match manager.world.supervision.stage() {
+        _ if manager.phase != Phase::Serving => SupervisionStage::Stopping,
+        // Only when it is up it can be reloading.
+        SupervisionStage::Starting if came_up() => SupervisionStage::Up,
+        SupervisionStage::Starting => SupervisionStage::Starting,
+        _ if manager.world.jobs.are_reloading() => SupervisionStage::Reloading,
+        _ => SupervisionStage::Up,
+    }
+}
+
+/// The whole state in one line: `3 services, 8/8 instances ready; rolling shop 2/3`.
+fn summary(manager: &Manager) -> String {
+    let readiness = manager.services.values().map(Service::readiness);
+    let (ready, wanted) = readiness.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let mut summary = match manager.phase {
+        Phase::Serving => String::new(),
+        _ => "ending; ".to_owned(),
+    };
+    let services = manager.services.len();
+    let plural = if services == 1 { "" } else { "s" };
+    summary += &format!("{services} service{plural}, {ready}/{wanted} instances ready");
+    let busy = manager.services.iter().filter_map(|(name, service)| {
+        let progress = service.progress();
+        let verb = if progress.running {
+            "rolling"
+        } else {
+            "stopping"
+        };
+        (!progress.converged)
+            .then(|| format!("; {verb} {name} {}/{}", progress.done, progress.total))
+    });
+    summary.extend(busy);
+    summary
+}

@@ -1,0 +1,172 @@
+//! The loop of the one task that owns all state: it waits for the next thing to happen and takes it in.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::changes::{certificate_changed, files_changed, remind_of_certificates};
+use super::commands::perform;
+use super::end::{ask_for_restart, begin_end, end_faster, has_ended};
+use super::from_workers::{start_worker, take_worker_event};
+use super::manager::{Manager, Phase};
+use super::options::ManagerOptions;
+use super::publish::settle;
+use super::takeover;
+use crate::events;
+use crate::manager::dbus;
+use crate::manager::event::{Event, News};
+use crate::manager::handle::{Command, CommandRequest, ManagerHandle};
+use crate::manager::host::ancestry::with_ancestors;
+use crate::manager::host::signals::{Signal, Signals};
+use crate::manager::service::Service;
+use crate::run_dir;
+use crate::systemd::given::Given;
+use crate::watch::Changed;
+
+/// The time between two looks at whether the workers are stuck, and two signs of life to systemd.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// The time between two reminders that a certificate has to be renewed.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Runs the manager until it is told to end.
+pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> {
+    // Instances are told paths in it, and run elsewhere.
+    options.run_dir = std::path::absolute(&options.run_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        let _lock = run_dir::prepare(&options.run_dir)?;
+        let signals = Signals::new()?;
+        let (handle, requests, snapshots) = ManagerHandle::new();
+        let control_socket = match given.control_socket() {
+            Some(socket) => dbus::ControlSocket::Given(socket),
+            None => dbus::ControlSocket::Path(options.run_dir.join("bus")),
+        };
+        let (reports, events) = mpsc::unbounded_channel();
+        let scopes = takeover::scopes(&given).await;
+        let bus = options.bus;
+        let mut manager = Manager::new(options, &mut given, snapshots, reports)?;
+        takeover::take_over(&mut manager, given, scopes);
+        settle(&mut manager);
+        // Whoever asks finds everything that is there.
+        dbus::serve(handle, control_socket, bus).await?;
+        turn(&mut manager, signals, requests, events).await
+    })
+}
+
+/// Takes in one thing after the other until the manager has ended.
+async fn turn(
+    manager: &mut Manager,
+    mut signals: Signals,
+    mut requests: mpsc::Receiver<CommandRequest>,
+    mut events: mpsc::UnboundedReceiver<Event>,
+) -> anyhow::Result<()> {
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // What is read at the start is remarked upon then.
+    let mut reminder = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
+    while !has_ended(manager) {
+        tokio::select! {
+            Some(request) = requests.recv() => {
+                let answer = perform(manager, request.command);
+                // Jobs that can end at once must have done so when the caller looks at them.
+                settle(manager);
+                let _ = request.answer.send(answer);
+            }
+            Some(event) = events.recv() => {
+                take_event(manager, event);
+                while let Ok(event) = events.try_recv() {
+                    take_event(manager, event);
+                }
+            }
+            signal = signals.next() => take_signal(manager, signal),
+            () = until(deadline(manager)) => tick(manager),
+            _ = reminder.tick() => remind_of_certificates(manager),
+            _ = heartbeat.tick() => {
+                manager.workers.beat();
+                manager.world.supervision.beat();
+            }
+        }
+        settle(manager);
+    }
+    if manager.phase == Phase::Leaving {
+        tracing::info!("smoothserve ended, its workers and instances go on for the next");
+        return Ok(());
+    }
+    manager.published.remove_state()?;
+    tracing::info!(message_id = events::ENDED, "smoothserve ended");
+    Ok(())
+}
+
+fn take_event(manager: &mut Manager, event: Event) {
+    let serving = manager.phase == Phase::Serving;
+    match event {
+        Event::Instance(id, news) => manager.hear(id, news),
+        Event::Worker(generation, event) => take_worker_event(manager, generation, event),
+        Event::WorkerDue if serving => start_worker(manager),
+        Event::WorkerDue => {}
+        Event::Diagnosed(diagnosis) => {
+            if let Some(service) = manager.services.get_mut(&diagnosis.service) {
+                service.diagnosed(diagnosis, &mut manager.world);
+            }
+        }
+        Event::Restarting(true) if serving => manager.phase = Phase::Leaving,
+        Event::Restarting(false) if serving => begin_end(manager),
+        Event::Restarting(_) => {}
+        Event::Changed(Changed::Files(service)) => files_changed(manager, &service),
+        Event::Changed(Changed::Certificate(service)) => certificate_changed(manager, &service),
+        Event::SaidReady(pid) => said_ready(manager, pid),
+    }
+}
+
+/// Finds the instance that a process belongs to, which says that it is ready.
+fn said_ready(manager: &mut Manager, pid: u32) {
+    let found = with_ancestors(pid).find_map(|pid| {
+        let mut services = manager.services.values();
+        services.find_map(|service| service.instance_of(pid))
+    });
+    if let Some(id) = found {
+        manager.hear(id, News::Ready);
+    }
+}
+
+fn take_signal(manager: &mut Manager, signal: Signal) {
+    match (signal, manager.phase) {
+        (Signal::Reload, _) => {
+            // What is wrong with it has been logged.
+            let _ = perform(manager, Command::Reload);
+        }
+        (Signal::End, Phase::Serving) => ask_for_restart(manager),
+        (Signal::End, _) => end_faster(manager),
+    }
+}
+
+/// When [`tick`] is due.
+fn deadline(manager: &Manager) -> Option<Instant> {
+    let services = manager.services.values();
+    services.filter_map(Service::deadline).min()
+}
+
+/// Lets what is due happen to all services.
+fn tick(manager: &mut Manager) {
+    let now = Instant::now();
+    let is_due = |service: &Service| service.deadline().is_some_and(|at| at <= now);
+    let services = manager.services.iter();
+    let due = services.filter(|(_, service)| is_due(service));
+    let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
+    for name in due {
+        if let Some(service) = manager.services.get_mut(&name) {
+            service.tick(&mut manager.world);
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

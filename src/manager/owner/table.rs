@@ -1,0 +1,116 @@
+//! Builds the parts of the workers' table from the services. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::{HandlingConfig, HostPattern, Listen, ServiceConfig};
+use crate::ipc::{CertificateId, Handling, Host, ListenerId, Route, WireListener, WireService};
+use crate::manager::service::Service;
+use crate::manager::worker::certificates::CertificateStore;
+use crate::manager::worker::listeners::Listeners;
+
+/// A service's part of the table. A service whose port could not be opened has no route on that port.
+pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
+    let spec = service.spec();
+    let open = open_ports(service, listeners);
+    let routes = open.flat_map(|(_, listener)| {
+        spec.sites.iter().map(move |site| Route {
+            listener,
+            host: host(&site.host),
+            path: site.path.clone(),
+            strip: spec.strip_prefix.count(site),
+        })
+    });
+    WireService {
+        name: spec.name.clone(),
+        running: service.is_wanted(),
+        handling: handling(spec.handling),
+        routes: routes.collect(),
+        endpoints: service.endpoints(),
+    }
+}
+
+/// Compiles what a service's file says is done with its requests.
+fn handling(config: HandlingConfig) -> Handling {
+    let HandlingConfig {
+        max_request_body,
+        response_timeout,
+        queue_timeout,
+        redirect_https,
+        hsts,
+    } = config;
+    Handling {
+        max_request_body,
+        response_timeout,
+        queue_timeout,
+        redirect_https,
+        hsts,
+    }
+}
+
+/// Compiles the host of a site.
+fn host(pattern: &HostPattern) -> Host {
+    match pattern {
+        HostPattern::Exact(host) => Host::Exact(host.clone()),
+        HostPattern::Subdomain(parent) => Host::Subdomain(parent.clone()),
+        HostPattern::Any => Host::Any,
+    }
+}
+
+/// The listeners of the table, each with the certificates of all services on it.
+pub fn listeners<'a>(
+    services: impl IntoIterator<Item = &'a Service>,
+    listeners: &Listeners,
+    certificates: &CertificateStore,
+) -> Vec<WireListener> {
+    let mut tls: BTreeMap<ListenerId, Vec<CertificateId>> = BTreeMap::new();
+    let mut behind_proxies = BTreeSet::new();
+    for service in services {
+        let spec = service.spec();
+        for (listen, listener) in open_ports(service, listeners) {
+            if spec.has_tls_on(listen.port) {
+                // Even if there is none: then nobody gets a connection, rather than one without TLS.
+                let ids = tls.entry(listener).or_default();
+                add(ids, spec, certificates);
+            }
+            if spec.proxy_protocol {
+                behind_proxies.insert(listener);
+            }
+        }
+    }
+    let listeners = listeners.iter();
+    let listeners = listeners.map(|(_, listener)| WireListener {
+        id: listener.id,
+        address: listener.address,
+        tls: tls.remove(&listener.id),
+        proxy_protocol: behind_proxies.contains(&listener.id),
+    });
+    listeners.collect()
+}
+
+/// The listeners on which a service has routes: none if it gets no requests, though its instances may still drain.
+fn open_ports<'a>(
+    service: &'a Service,
+    listeners: &'a Listeners,
+) -> impl Iterator<Item = (Listen, ListenerId)> {
+    let ports = service.spec().listen.iter();
+    ports
+        .filter(|_| service.is_routed())
+        .filter_map(|listen| Some((*listen, listeners.get(listen)?.id)))
+}
+
+/// Adds the certificate of a service to those of a listener. The first is the default: that of the service for any host, or
+/// else of the first service.
+fn add(ids: &mut Vec<CertificateId>, spec: &ServiceConfig, certificates: &CertificateStore) {
+    let Some(certificate) = certificates.get(spec) else {
+        return;
+    };
+    let id = CertificateId(certificate.digest);
+    let is_default = spec.sites.iter().any(|site| site.host == HostPattern::Any);
+    let before = ids.iter().position(|known| *known == id);
+    match (is_default, before) {
+        (true, Some(index)) => ids[..=index].rotate_right(1),
+        (true, None) => ids.insert(0, id),
+        (false, Some(_)) => {}
+        (false, None) => ids.push(id),
+    }
+}

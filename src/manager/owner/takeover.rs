@@ -1,0 +1,181 @@
+//! From what an earlier manager has left to a manager that goes on with it.
+//!
+//! Under systemd workers and instances live on when the manager ends, by whatever cause, and serve. The next manager
+//! reads in the saved state what they are, and goes on where the last one stood.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use super::boot::boot;
+use super::commands::perform;
+use super::from_workers::start_worker;
+use super::manager::Manager;
+use super::ports::let_go;
+use super::reload::read_certificates;
+use super::state::SavedState;
+use crate::events;
+use crate::manager::handle::Command;
+use crate::manager::process::executable::STORED_PREFIX;
+use crate::manager::service::Service;
+use crate::manager::{instance, worker};
+use crate::systemd::given::Given;
+use crate::systemd::units::Units;
+
+/// The names of all scopes that a smoothserve makes.
+const ALL_SCOPES: &str = "smoothserve-*.scope";
+
+/// The time that systemd gives a worker to drain.
+const WORKERS_END: Duration = Duration::from_secs(90);
+
+/// The time between two looks at whether workers have ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The names of the scopes that an earlier smoothserve has left running.
+pub(super) async fn scopes(given: &Given) -> BTreeSet<String> {
+    if given.supervisor.is_none() {
+        return BTreeSet::new();
+    }
+    Units::of_this_process()
+        .list(ALL_SCOPES)
+        .await
+        .unwrap_or_else(|error| {
+            tracing::error!(error = %error, "cannot see what is running already");
+            BTreeSet::new()
+        })
+}
+
+/// Goes on with what an earlier manager has left, or starts from nothing. What runs and is known to nobody is ended.
+pub(super) fn take_over(manager: &mut Manager, mut given: Given, scopes: BTreeSet<String>) {
+    let state = manager.published.read_state().unwrap_or_else(|error| {
+        tracing::error!(error = %error, "the state of the last manager cannot be read");
+        None
+    });
+    // A name that is in use is not used again, whether it is known what it stands for or not.
+    let last = scopes.iter().filter_map(|scope| number(scope)).max();
+    manager.world.next_id += last.unwrap_or_default();
+    manager
+        .workers
+        .number_on_from(last.unwrap_or_default().try_into().unwrap_or_default());
+    match state.filter(|_| manager.world.units.is_some()) {
+        Some(state) => {
+            let executables = given.take_stored(STORED_PREFIX).into_iter().collect();
+            restore(manager, state, executables);
+        }
+        None => boot(manager),
+    }
+    forget_unknown(manager, &given, scopes);
+}
+
+fn restore(manager: &mut Manager, state: SavedState, mut executables: BTreeMap<String, OwnedFd>) {
+    manager.world.next_id = manager.world.next_id.max(state.next_id);
+    manager.world.jobs.number_on_from(state.last_job);
+    manager
+        .world
+        .default_user
+        .clone_from(&state.config.default_user);
+    read_certificates(manager, &state.config);
+    manager.config = state.config;
+    manager.world.ports.claim(&manager.config);
+    for error in manager.listeners.restore(state.listeners) {
+        tracing::error!(error = %error, "port not opened, its services are not reachable there");
+    }
+    for (name, saved) in state.services {
+        match Service::restore(saved, &mut executables, &mut manager.world) {
+            Ok(service) => manager.services.insert(name, service),
+            Err(error) => {
+                tracing::error!(service = name, error = %error, "service cannot be taken over");
+            }
+        }
+    }
+    for name in executables.keys() {
+        manager.world.supervision.forget(name);
+    }
+    // From here on the table is the successor of the last one: nothing that was routed is missing in it.
+    manager.published.number_on_from(state.table);
+    manager.workers.number_on_from(state.worker_generation);
+    state
+        .workers
+        .iter()
+        .for_each(|saved| manager.workers.adopt(saved));
+    for (_, listener) in manager.listeners.iter() {
+        manager.workers.send_listener(listener);
+    }
+    match manager.workers.current().map(|worker| worker.is_current()) {
+        Some(true) => {}
+        Some(false) => {
+            tracing::info!("another smoothserve is installed now, replacing the worker");
+            start_worker(manager);
+        }
+        None => start_worker(manager),
+    }
+    for service in manager.services.values_mut() {
+        service.tick(&mut manager.world);
+    }
+    tracing::info!(
+        message_id = events::TOOK_OVER,
+        services = manager.services.len(),
+        "took over from the last smoothserve"
+    );
+    // What has changed on disk since, or would have been a reload.
+    if let Err(error) = perform(manager, Command::Reload) {
+        tracing::error!(error = %error, "everything goes on as it was");
+    }
+}
+
+/// Ends scopes, closes sockets and drops descriptors that nobody knows.
+fn forget_unknown(manager: &mut Manager, given: &Given, scopes: BTreeSet<String>) {
+    let unused = manager.listeners.drop_unused();
+    let_go(manager, unused);
+    for name in given.left() {
+        tracing::info!(name, "stored descriptor is not needed any more");
+        manager.world.supervision.forget(name);
+    }
+    let Some(units) = manager.world.units else {
+        return;
+    };
+    let workers = manager.workers.save();
+    let workers = workers
+        .iter()
+        .map(|saved| worker::scope_name(saved.generation));
+    let instances = manager.services.values().flat_map(scopes_of);
+    let known: BTreeSet<String> = workers.chain(instances).collect();
+    let unknown: BTreeSet<String> = scopes.difference(&known).cloned().collect();
+    for name in &unknown {
+        tracing::warn!(unit = name, "ending a process that nobody knows");
+    }
+    tokio::task::spawn_local(end(units, unknown));
+}
+
+/// Ends scopes: workers first, since what they have accepted needs the instances.
+async fn end(units: Units, scopes: BTreeSet<String>) {
+    let (workers, instances): (BTreeSet<String>, _) = scopes
+        .into_iter()
+        .partition(|name| worker::is_scope_name(name));
+    for name in &workers {
+        units.scope(name).stop().await;
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < WORKERS_END {
+        match units.list(ALL_SCOPES).await {
+            Ok(left) if !left.is_disjoint(&workers) => tokio::time::sleep(LOOK).await,
+            _ => break,
+        }
+    }
+    for name in &instances {
+        units.scope(name).stop().await;
+    }
+}
+
+/// The number at the end of a scope's name.
+fn number(scope: &str) -> Option<u64> {
+    let name = scope.strip_suffix(".scope")?;
+    name.rsplit_once('-')?.1.parse().ok()
+}
+
+/// The scopes of a service's instances.
+fn scopes_of(service: &Service) -> impl Iterator<Item = String> {
+    let name = &service.spec().name;
+    let slots = service.slots();
+    slots.map(move |(id, slot)| instance::scope_name(name, slot, id))
+}

@@ -1,0 +1,52 @@
+//! An executable file, held open so that it can be executed even when its path holds another one.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+/// One executable file.
+#[derive(Debug)]
+pub struct OpenExecutable {
+    /// Without symlinks, as they were when it was opened.
+    pub path: PathBuf,
+    /// Who owns it.
+    pub owner: u32,
+    file: OwnedFd,
+}
+
+impl OpenExecutable {
+    /// Resolves the symlinks and opens what is there now.
+    pub fn open(path: &Path) -> io::Result<OpenExecutable> {
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let resolved = path.canonicalize().map_err(named)?;
+        let file = rustix::fs::open(&resolved, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let owner = rustix::fs::fstat(&file)?.st_uid;
+        Ok(OpenExecutable {
+            path: resolved,
+            owner,
+            file,
+        })
+    }
+
+    /// A file that an earlier manager had opened at this path.
+    pub fn opened(path: PathBuf, file: OwnedFd) -> io::Result<OpenExecutable> {
+        let owner = rustix::fs::fstat(&file)?.st_uid;
+        Ok(OpenExecutable { path, owner, file })
+    }
+
+    /// The open file.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// How the names begin under which systemd's store keeps executables.
+pub const STORED_PREFIX: &str = "executable-";
+
+/// The name under which systemd's store keeps the executable of a generation.
+pub fn stored_name(service: &str, generation: u64) -> String {
+    format!("{STORED_PREFIX}{service}-{generation}")
+}

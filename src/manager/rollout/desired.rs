@@ -1,0 +1,37 @@
+//! The desired state of a service, as the rollout core compares it with the actual state.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Times;
+
+/// What every slot is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutTarget {
+    /// Grows with every deploy and restart.
+    pub generation: u64,
+    /// Equal for generations of the same content.
+    pub version: u64,
+}
+
+/// What is wanted of a service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    /// False: no instance at all.
+    pub running: bool,
+    /// The number of slots.
+    pub count: u32,
+    /// The newest generation that was asked for.
+    pub target: RolloutTarget,
+    /// How and how fast.
+    pub policy: RolloutPolicy,
+}
+
+/// How instances are replaced, and the times that bound each state of an instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RolloutPolicy {
+    /// True: the old instance of a slot drains before the new one starts.
+    pub in_place: bool,
+    /// The times of the service's file.
+    #[serde(flatten)]
+    pub times: Times,
+}

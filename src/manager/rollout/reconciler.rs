@@ -1,0 +1,545 @@
+//! The rollout core itself: one service's slots, and the rules that move them towards the desired state.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::action::{InstanceFailure, RolloutAction};
+use super::desired::{Desired, RolloutTarget};
+use super::event::RolloutEvent;
+use super::life::{HeldInstance, InstanceId, LifeState};
+use crate::manager::backoff;
+
+/// How long the first instance of a new version must live beside the old ones before those go.
+pub const SOAK: Duration = Duration::from_secs(5);
+
+/// How long nothing happens after a step of a rotation. To start a process and to end one takes some milliseconds from all
+/// others on the machine, which must stay rare among the many in which requests are served.
+pub const PAUSE: Duration = Duration::from_millis(200);
+
+/// The failures of a slot.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Slot {
+    /// In a row, without [`backoff::RECOVERED_AFTER`] of readiness between them.
+    failures: u32,
+    /// It is missing because its instance failed, not because it was rotated in place.
+    failed: bool,
+    retry_at: Option<Instant>,
+}
+
+/// The state of one service.
+#[derive(Debug, Clone)]
+pub struct Reconciler {
+    pub(super) desired: Desired,
+    /// What is worked towards: the desired target, or the good one after the desired was given up.
+    pub(super) target: RolloutTarget,
+    pub(super) good: Option<RolloutTarget>,
+    /// The first instance of `target` has survived its soak.
+    pub(super) proven: bool,
+    pub(super) instances: Vec<HeldInstance>,
+    pub(super) slots: BTreeMap<u32, Slot>,
+    /// The pause after the end of an old instance.
+    pub(super) pause_until: Option<Instant>,
+}
+
+impl Reconciler {
+    /// A service of which nothing runs yet; the first [`RolloutEvent::Desire`] sets it going.
+    pub fn new(desired: Desired) -> Self {
+        Reconciler {
+            target: desired.target,
+            desired: Desired {
+                running: false,
+                ..desired
+            },
+            good: None,
+            proven: false,
+            instances: Vec::new(),
+            slots: BTreeMap::new(),
+            pause_until: None,
+        }
+    }
+
+    /// Takes in one event and returns what to do, in order. `next_id` names new instances.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        event: RolloutEvent,
+        next_id: &mut InstanceId,
+    ) -> Vec<RolloutAction> {
+        let mut actions = Vec::new();
+        match event {
+            RolloutEvent::Desire(desired) => self.desire(desired),
+            RolloutEvent::Ready(id) => self.seen_ready(id),
+            RolloutEvent::Idle(id) => self.idle(id, now, &mut actions),
+            RolloutEvent::Tunnels(id, tunnels) => self.count_tunnels(id, tunnels),
+            RolloutEvent::Exited(id) => self.exited(id, now, &mut actions),
+            RolloutEvent::Cancel => self.cancel(),
+            RolloutEvent::Tick => {}
+        }
+        self.expire(now, &mut actions);
+        self.reconcile(now, next_id, &mut actions);
+        actions
+    }
+
+    /// When to send the next [`RolloutEvent::Tick`].
+    pub fn deadline(&self) -> Option<Instant> {
+        let instances = self
+            .instances
+            .iter()
+            .filter_map(|instance| match instance.state {
+                LifeState::Starting {
+                    ready: true,
+                    not_before,
+                    ..
+                } => Some(not_before),
+                LifeState::Starting { deadline, .. }
+                | LifeState::Draining { deadline }
+                | LifeState::Closing { deadline } => Some(deadline),
+                LifeState::Ready { soak_until, .. } => soak_until,
+                LifeState::Stopping { kill_at } => kill_at,
+            });
+        let retries = (1..=self.desired.count)
+            .filter(|_| self.desired.running)
+            .filter_map(|slot| self.slots.get(&slot)?.retry_at);
+        instances.chain(retries).chain(self.pause_until).min()
+    }
+
+    /// The instances, oldest first.
+    pub fn instances(&self) -> &[HeldInstance] {
+        &self.instances
+    }
+
+    /// The desired state, as last given.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// What is worked towards: differs from the desired target when that was given up.
+    pub fn target(&self) -> RolloutTarget {
+        self.target
+    }
+
+    /// The target that can be gone back to.
+    pub fn good(&self) -> Option<RolloutTarget> {
+        self.good
+    }
+
+    /// Slots that wait for another try, and until when.
+    pub fn waiting(&self) -> impl Iterator<Item = (u32, Instant)> {
+        (1..=self.desired.count)
+            .filter(|&slot| self.desired.running && !self.in_slot(slot).any(HeldInstance::is_live))
+            .filter_map(|slot| Some((slot, self.slots.get(&slot)?.retry_at?)))
+    }
+
+    /// Slots that are as they are wanted.
+    pub fn settled(&self) -> u32 {
+        let slots = (1..=self.desired.count).filter(|&slot| {
+            self.in_slot(slot)
+                .any(|instance| instance.is_ready() && self.fits(instance))
+        });
+        slots.count() as u32
+    }
+
+    /// The target is reached in all slots and nothing else is left over.
+    pub fn converged(&self) -> bool {
+        let wanted = if self.desired.running {
+            self.desired.count
+        } else {
+            0
+        };
+        self.instances.len() as u32 == wanted
+            && (!self.desired.running || self.settled() == wanted)
+            && !self.soaking()
+    }
+
+    fn desire(&mut self, desired: Desired) {
+        let restarted = desired.running && !self.desired.running;
+        if desired.target != self.desired.target || restarted {
+            self.target = desired.target;
+            self.proven = self
+                .good
+                .is_some_and(|good| good.version == desired.target.version);
+            for slot in self.slots.values_mut() {
+                slot.retry_at = None;
+            }
+        }
+        self.desired = desired;
+    }
+
+    fn seen_ready(&mut self, id: InstanceId) {
+        if let Some(LifeState::Starting { ready, .. }) = self.state_mut(id) {
+            *ready = true;
+        }
+    }
+
+    fn idle(&mut self, id: InstanceId, now: Instant, actions: &mut Vec<RolloutAction>) {
+        if matches!(self.state_mut(id), Some(LifeState::Draining { .. })) {
+            self.stop(id, now, actions);
+        }
+    }
+
+    fn count_tunnels(&mut self, id: InstanceId, tunnels: bool) {
+        let mut instances = self.instances.iter_mut();
+        if let Some(instance) = instances.find(|instance| instance.id == id) {
+            instance.tunnels = tunnels;
+        }
+    }
+
+    fn exited(&mut self, id: InstanceId, now: Instant, actions: &mut Vec<RolloutAction>) {
+        let Some(index) = self.instances.iter().position(|instance| instance.id == id) else {
+            return;
+        };
+        let instance = self.instances.remove(index);
+        match instance.state {
+            LifeState::Starting { .. } => {
+                self.failed(&instance, InstanceFailure::ExitedBeforeReady, now, actions)
+            }
+            LifeState::Ready { .. } => {
+                self.failed(&instance, InstanceFailure::Crashed, now, actions)
+            }
+            LifeState::Draining { .. } | LifeState::Closing { .. } | LifeState::Stopping { .. } => {
+                self.pause_until = Some(now + PAUSE);
+            }
+        }
+    }
+
+    fn cancel(&mut self) {
+        if let Some(good) = self.good {
+            self.target = good;
+            self.proven = true;
+        }
+    }
+
+    /// Moves on whatever has waited long enough.
+    fn expire(&mut self, now: Instant, actions: &mut Vec<RolloutAction>) {
+        for index in 0..self.instances.len() {
+            let HeldInstance {
+                id,
+                target,
+                state,
+                tunnels,
+                ..
+            } = self.instances[index];
+            match state {
+                LifeState::Starting {
+                    ready: true,
+                    not_before,
+                    ..
+                } if not_before <= now => self.became_ready(index, now),
+                LifeState::Starting {
+                    ready: false,
+                    deadline,
+                    ..
+                } if deadline <= now => {
+                    let instance = self.instances[index];
+                    self.failed(&instance, InstanceFailure::NotReadyInTime, now, actions);
+                    self.stop(id, now, actions);
+                }
+                LifeState::Ready {
+                    since,
+                    soak_until: Some(until),
+                } if until <= now => {
+                    self.instances[index].state = LifeState::Ready {
+                        since,
+                        soak_until: None,
+                    };
+                    self.proven |= target == self.target;
+                }
+                LifeState::Draining { deadline } if deadline <= now => self.stop(id, now, actions),
+                LifeState::Closing { deadline } if deadline <= now || !tunnels => {
+                    let kill_at = Some(now + self.desired.policy.times.stop_timeout);
+                    self.instances[index].state = LifeState::Stopping { kill_at };
+                }
+                LifeState::Stopping { kill_at: Some(at) } if at <= now => {
+                    self.instances[index].state = LifeState::Stopping { kill_at: None };
+                    actions.push(RolloutAction::Kill(id));
+                }
+                _ => {}
+            }
+        }
+        for slot in self.slots.values_mut() {
+            slot.retry_at = slot.retry_at.filter(|&at| at > now);
+        }
+        self.pause_until = self.pause_until.filter(|&at| at > now);
+    }
+
+    fn became_ready(&mut self, index: usize, now: Instant) {
+        let target = self.instances[index].target;
+        let reached = self.good.is_none_or(|good| good == target);
+        let soaks = target == self.target && !reached;
+        let soak_until = soaks.then(|| now + soak(self.proven));
+        self.instances[index].state = LifeState::Ready {
+            since: now,
+            soak_until,
+        };
+        if let Some(slot) = self.slots.get_mut(&self.instances[index].slot) {
+            slot.retry_at = None;
+        }
+        if self.good.is_none() {
+            self.good = Some(target);
+            self.proven |= target == self.target;
+        }
+    }
+
+    /// Counts a failure against its slot, and gives an unfinished target up.
+    fn failed(
+        &mut self,
+        instance: &HeldInstance,
+        failure: InstanceFailure,
+        now: Instant,
+        actions: &mut Vec<RolloutAction>,
+    ) {
+        let HeldInstance {
+            id,
+            slot,
+            target,
+            state,
+            ..
+        } = *instance;
+        let record = self.slots.entry(slot).or_default();
+        if matches!(state, LifeState::Ready { since, .. } if since + backoff::RECOVERED_AFTER <= now)
+        {
+            record.failures = 0;
+        }
+        record.failures += 1;
+        record.failed = true;
+        record.retry_at = Some(now + backoff::delay(record.failures, id));
+        let before = self
+            .good
+            .filter(|&good| good != target && target == self.target);
+        if let Some(good) = before {
+            self.target = good;
+            self.proven = true;
+        }
+        actions.push(RolloutAction::Failed {
+            id,
+            slot,
+            generation: target.generation,
+            failure,
+            gave_up: before.is_some(),
+        });
+    }
+
+    /// Compares what is with what is wanted.
+    fn reconcile(
+        &mut self,
+        now: Instant,
+        next_id: &mut InstanceId,
+        actions: &mut Vec<RolloutAction>,
+    ) {
+        self.retire(now, actions);
+        if !self.desired.running {
+            if self.instances.is_empty() {
+                // A stopped service starts afresh: nothing of the past is gone back to.
+                self.good = None;
+                self.slots.clear();
+            }
+            return;
+        }
+        for slot in 1..=self.desired.count {
+            if !self.in_slot(slot).any(HeldInstance::is_live) && self.may_start(slot, now) {
+                let target = self.repair_target(slot);
+                self.start(slot, target, now, next_id, actions);
+            }
+        }
+        self.rotate(now, next_id, actions);
+        if self.converged() {
+            self.good = Some(self.target);
+            self.proven = true;
+        }
+    }
+
+    /// Takes out what is not wanted any more: superfluous, stale, or replaced.
+    fn retire(&mut self, now: Instant, actions: &mut Vec<RolloutAction>) {
+        let ids: Vec<InstanceId> = self.instances.iter().map(|instance| instance.id).collect();
+        for id in ids {
+            let Some(instance) = self.instances.iter().find(|instance| instance.id == id) else {
+                continue;
+            };
+            let surplus = !self.desired.running || instance.slot > self.desired.count;
+            match instance.state {
+                LifeState::Starting { .. } if surplus || self.stale(instance) => {
+                    self.stop(id, now, actions)
+                }
+                LifeState::Ready { .. } if surplus || self.replaced(instance) => {
+                    self.drain(id, now)
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A starting instance that nobody waits for: neither of the target nor a repair with the good version, or in a
+    /// slot that is already as it should be.
+    fn stale(&self, instance: &HeldInstance) -> bool {
+        let repair = Some(instance.target) == self.good
+            && !self.in_slot(instance.slot).any(HeldInstance::is_ready);
+        let served = self
+            .in_slot(instance.slot)
+            .any(|other| other.is_ready() && self.fits(other));
+        served || !(instance.target == self.target || repair)
+    }
+
+    /// A ready instance beside another one of its slot that is to stay.
+    fn replaced(&self, instance: &HeldInstance) -> bool {
+        self.in_slot(instance.slot).any(|other| {
+            let settled = matches!(
+                other.state,
+                LifeState::Ready {
+                    soak_until: None,
+                    ..
+                }
+            );
+            let better = !self.fits(instance) || other.id > instance.id;
+            other.id != instance.id && settled && self.fits(other) && better
+        })
+    }
+
+    /// Replaces the next slot whose instance does not fit, when all slots are ready and nothing else is under way.
+    fn rotate(&mut self, now: Instant, next_id: &mut InstanceId, actions: &mut Vec<RolloutAction>) {
+        let busy = self.instances.iter().any(|instance| match instance.state {
+            LifeState::Starting { .. } | LifeState::Draining { .. } | LifeState::Closing { .. } => {
+                true
+            }
+            LifeState::Ready { soak_until, .. } => soak_until.is_some(),
+            // One that does not even die of SIGKILL must not hold everything up.
+            LifeState::Stopping { kill_at } => kill_at.is_some(),
+        });
+        let all_ready =
+            (1..=self.desired.count).all(|slot| self.in_slot(slot).any(HeldInstance::is_ready));
+        if busy || !all_ready || self.pause_until.is_some() {
+            return;
+        }
+        let next = (1..=self.desired.count).find_map(|slot| {
+            let unfit = self
+                .in_slot(slot)
+                .find(|instance| instance.is_ready() && !self.fits(instance))?;
+            self.may_start(slot, now).then_some((slot, unfit.id))
+        });
+        match next {
+            Some((_, old)) if self.desired.policy.in_place => self.drain(old, now),
+            Some((slot, _)) => self.start(slot, self.target, now, next_id, actions),
+            None => {}
+        }
+    }
+
+    /// What a missing slot is to run. After its first crash in the middle of a rollout that has proven nothing, that
+    /// is the version that worked; if that fails too, the new one may well be the cure.
+    fn repair_target(&self, slot: u32) -> RolloutTarget {
+        let first_crash = self
+            .slots
+            .get(&slot)
+            .is_some_and(|slot| slot.failed && slot.failures == 1);
+        match self.good {
+            Some(good) if !self.proven && first_crash => good,
+            _ => self.target,
+        }
+    }
+
+    fn start(
+        &mut self,
+        slot: u32,
+        target: RolloutTarget,
+        now: Instant,
+        next_id: &mut InstanceId,
+        actions: &mut Vec<RolloutAction>,
+    ) {
+        let id = *next_id;
+        *next_id += 1;
+        let policy = &self.desired.policy;
+        let state = LifeState::Starting {
+            ready: false,
+            not_before: now + policy.times.delay_running_time,
+            deadline: now
+                + policy
+                    .times
+                    .start_timeout
+                    .max(policy.times.delay_running_time),
+        };
+        self.instances.push(HeldInstance {
+            id,
+            slot,
+            target,
+            state,
+            tunnels: false,
+        });
+        if let Some(slot) = self.slots.get_mut(&slot) {
+            slot.retry_at = None;
+            slot.failed = false;
+        }
+        actions.push(RolloutAction::Start {
+            id,
+            slot,
+            generation: target.generation,
+        });
+    }
+
+    fn drain(&mut self, id: InstanceId, now: Instant) {
+        let deadline = now + self.desired.policy.times.drain_timeout;
+        if let Some(state) = self.state_mut(id) {
+            *state = LifeState::Draining { deadline };
+        }
+    }
+
+    fn stop(&mut self, id: InstanceId, now: Instant, actions: &mut Vec<RolloutAction>) {
+        let policy = &self.desired.policy;
+        let deadline = now + policy.times.tunnel_drain_timeout;
+        let kill_at = now + policy.times.stop_timeout;
+        let mut instances = self.instances.iter_mut();
+        if let Some(instance) = instances.find(|instance| instance.id == id) {
+            instance.state = match instance.tunnels && deadline > now {
+                true => LifeState::Closing { deadline },
+                false => LifeState::Stopping {
+                    kill_at: Some(kill_at),
+                },
+            };
+            actions.push(RolloutAction::Stop(id));
+        }
+    }
+
+    fn may_start(&self, slot: u32, now: Instant) -> bool {
+        self.slots
+            .get(&slot)
+            .and_then(|slot| slot.retry_at)
+            .is_none_or(|at| at <= now)
+    }
+
+    fn soaking(&self) -> bool {
+        self.instances.iter().any(|instance| {
+            matches!(
+                instance.state,
+                LifeState::Ready {
+                    soak_until: Some(_),
+                    ..
+                }
+            )
+        })
+    }
+
+    /// A newer generation of the same version is as good as the target itself.
+    fn fits(&self, instance: &HeldInstance) -> bool {
+        instance.target.version == self.target.version
+            && instance.target.generation >= self.target.generation
+    }
+
+    /// The instances of a slot.
+    pub(super) fn in_slot(&self, slot: u32) -> impl Iterator<Item = &HeldInstance> {
+        self.instances
+            .iter()
+            .filter(move |instance| instance.slot == slot)
+    }
+
+    fn state_mut(&mut self, id: InstanceId) -> Option<&mut LifeState> {
+        self.instances
+            .iter_mut()
+            .find(|instance| instance.id == id)
+            .map(|instance| &mut instance.state)
+    }
+}
+
+/// How long an instance of a target that is not reached yet soaks.
+pub(super) fn soak(proven: bool) -> Duration {
+    match proven {
+        true => PAUSE,
+        false => SOAK,
+    }
+}

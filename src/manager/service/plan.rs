@@ -1,0 +1,162 @@
+//! What a change means for a service: planned without touching anything, then applied.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::service::{Service, desired};
+use crate::config::ServiceConfig;
+use crate::events;
+use crate::fingerprint::Fingerprint;
+use crate::manager::jobs::Goal;
+use crate::manager::process::deployment::Deployment;
+use crate::manager::rollout::{RolloutEvent, RolloutTarget};
+use crate::manager::world::World;
+
+/// What a change on disk or a command means for a service; made before anything is touched.
+pub struct Plan {
+    spec: Arc<ServiceConfig>,
+    deployment: Option<Deployment>,
+    running: bool,
+}
+
+impl Plan {
+    /// The configuration that it is for.
+    pub fn spec(&self) -> &Arc<ServiceConfig> {
+        &self.spec
+    }
+}
+
+/// Why a service is looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlanReason {
+    /// smoothserve was told to apply what changed.
+    Reload,
+    /// Its files were seen to change.
+    FilesChanged,
+    /// It is to be started, or replaced as it is.
+    Command,
+}
+
+impl Service {
+    /// Looks at the disk and decides what is to be done to make `spec` real. Touches nothing.
+    pub fn plan(&self, spec: &Arc<ServiceConfig>, reason: PlanReason) -> std::io::Result<Plan> {
+        let was_running = self.core.desired().running;
+        let running = match reason {
+            PlanReason::Command => true,
+            // A service that was stopped or started by hand stays so until its file says something new.
+            _ if spec.enabled != self.spec.enabled
+                || self.history.last_generation == 0
+                || self.removed =>
+            {
+                spec.enabled
+            }
+            _ => was_running,
+        };
+        let deployment = if running && self.needs_deployment(spec, reason, was_running) {
+            Some(self.deployment(spec)?)
+        } else {
+            None
+        };
+        Ok(Plan {
+            spec: spec.clone(),
+            deployment,
+            running,
+        })
+    }
+
+    fn needs_deployment(
+        &self,
+        spec: &Arc<ServiceConfig>,
+        reason: PlanReason,
+        was_running: bool,
+    ) -> bool {
+        if reason == PlanReason::Command || !was_running {
+            return true;
+        }
+        let now = Fingerprint::take(spec);
+        let differs = |generation: u64| {
+            self.deployments
+                .get(&generation)
+                .is_none_or(|deployment| !deployment.is(&spec.process, &now))
+        };
+        let already_tried =
+            reason == PlanReason::FilesChanged && !differs(self.core.desired().target.generation);
+        differs(self.core.target().generation) && !already_tried
+    }
+
+    /// What is on disk now, under the version of the deployment that has the same content, if there is one.
+    fn deployment(&self, spec: &Arc<ServiceConfig>) -> std::io::Result<Deployment> {
+        let mut deployment = Deployment::take(spec, self.history.last_version + 1)?;
+        if let Some(same) = self
+            .deployments
+            .values()
+            .find(|known| deployment.same_content(known))
+        {
+            deployment.version = same.version;
+        }
+        Ok(deployment)
+    }
+
+    /// Makes a plan real. The goal is what a job has to wait for, if anything changes.
+    pub fn apply(&mut self, plan: Plan, world: &mut World) -> Option<Goal> {
+        let count_before = self.core.desired().count;
+        let was_running = self.core.desired().running;
+        self.spec = plan.spec;
+        self.removed = false;
+        let mut target = self.core.desired().target;
+        let changed = plan.deployment.is_some()
+            || plan.running != was_running
+            || count_before != u32::from(self.spec.instance_count);
+        if let Some(deployment) = plan.deployment {
+            self.history.last_generation += 1;
+            self.history.last_version = self.history.last_version.max(deployment.version);
+            target = RolloutTarget {
+                generation: self.history.last_generation,
+                version: deployment.version,
+            };
+            if world.units.is_none() {
+                self.warn_of_limits(&deployment);
+            }
+            world.keep_executable(&self.spec.name, target.generation, &deployment.executable);
+            self.deployments
+                .insert(target.generation, Rc::new(deployment));
+            tracing::info!(
+                message_id = events::ROLLOUT_STARTED,
+                service = self.spec.name,
+                generation = target.generation,
+                instances = self.spec.instance_count,
+                "rollout started"
+            );
+        }
+        self.step(
+            RolloutEvent::Desire(desired(&self.spec, plan.running, target)),
+            world,
+        );
+        if !changed && !self.is_rolling_out() {
+            return None;
+        }
+        Some(self.goal())
+    }
+
+    /// Without systemd there are no scopes, and nothing keeps the limits that a scope would have. This is said once, not
+    /// with every generation.
+    fn warn_of_limits(&self, deployment: &Deployment) {
+        let limits = &deployment.process.limits.scope;
+        let mut known = self.deployments.values();
+        let keys = limits.keys();
+        if !keys.is_empty() && !known.any(|known| known.process.limits.scope == *limits) {
+            tracing::warn!(
+                service = self.spec.name,
+                note = keys.join(", "),
+                "limits that only systemd can keep have no effect"
+            );
+        }
+    }
+
+    /// It is on its way to its target, and nothing has gone wrong on it yet.
+    fn is_rolling_out(&self) -> bool {
+        self.core.desired().running
+            && !self.core.converged()
+            && self.core.waiting().next().is_none()
+    }
+}

@@ -1,0 +1,504 @@
+//! The service itself: what it holds, and what happens to it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::diagnosis;
+use super::history::History;
+use crate::config::{Rollout, ServiceConfig};
+use crate::events;
+use crate::ipc::{EndpointCounts, EndpointId, EndpointState, Probe, WireEndpoint};
+use crate::manager::event::{Diagnosis, News};
+use crate::manager::instance::Instance;
+use crate::manager::jobs::Goal;
+use crate::manager::process::deployment::Deployment;
+use crate::manager::rollout::{
+    Desired, HeldInstance, InstanceFailure, InstanceId, LifeState, Reconciler, RolloutAction,
+    RolloutEvent, RolloutPolicy, RolloutTarget,
+};
+use crate::manager::world::World;
+use crate::status::LastError;
+
+/// One configured service, or one that was removed and whose instances are not gone yet.
+pub struct Service {
+    /// The file of the service, as it was last applied.
+    pub(super) spec: Arc<ServiceConfig>,
+    /// Decides what is to be done to reach the desired state.
+    pub(super) core: Reconciler,
+    /// The deployments that a slot may still be started with, by generation.
+    pub(super) deployments: BTreeMap<u64, Rc<Deployment>>,
+    /// The instances that have a process, or are about to.
+    pub(super) instances: BTreeMap<InstanceId, Instance>,
+    /// Whether the service's file is gone; then the service ends with its last instance.
+    pub(super) removed: bool,
+    /// What has become of the service so far.
+    pub(super) history: History,
+    /// Whether the service may stand elsewhere than when this was last asked.
+    pub(super) moved: bool,
+}
+
+impl Service {
+    /// A service that is configured but of which nothing was started yet.
+    pub fn new(spec: Arc<ServiceConfig>) -> Service {
+        let target = RolloutTarget {
+            generation: 0,
+            version: 0,
+        };
+        Service {
+            core: Reconciler::new(desired(&spec, false, target)),
+            spec,
+            deployments: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            removed: false,
+            history: History::default(),
+            moved: false,
+        }
+    }
+
+    /// Its configuration as it was last applied.
+    pub fn spec(&self) -> &Arc<ServiceConfig> {
+        &self.spec
+    }
+
+    /// Returns true if the service may stand elsewhere than when this was last asked.
+    pub fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Has jobs look at where the service stands, as if it had moved.
+    pub fn mark_moved(&mut self) {
+        self.moved = true;
+    }
+
+    /// It was removed and nothing of it is left.
+    pub fn is_gone(&self) -> bool {
+        self.removed && self.instances.is_empty()
+    }
+
+    /// It is no longer configured.
+    pub fn is_removed(&self) -> bool {
+        self.removed
+    }
+
+    /// No process of it is left.
+    pub fn is_empty(&self) -> bool {
+        self.instances.is_empty()
+    }
+
+    /// Where it is wanted to get.
+    pub fn goal(&self) -> Goal {
+        match self.core.desired().running {
+            true => Goal::Running {
+                generation: self.core.target().generation,
+            },
+            false => Goal::Stopped,
+        }
+    }
+
+    /// It is configured, but what is on disk cannot be started. It is looked at again when that changes.
+    pub fn not_started(&mut self, error: &std::io::Error) {
+        tracing::error!(
+            message_id = events::SERVICE_NOT_STARTED,
+            service = self.spec.name,
+            error = %error,
+            "service not started"
+        );
+        self.history.last_error = Some(LastError {
+            at: SystemTime::now(),
+            message: error.to_string(),
+        });
+    }
+
+    /// Drains and stops all instances. `removed`: and the service with them.
+    pub fn stop(&mut self, removed: bool, world: &mut World) {
+        self.removed |= removed;
+        let wanted = Desired {
+            running: false,
+            ..self.core.desired().clone()
+        };
+        self.step(RolloutEvent::Desire(wanted), world);
+    }
+
+    /// Gives the rollout of this generation up, if it is still the one.
+    pub fn cancel(&mut self, generation: u64, world: &mut World) {
+        if self.core.desired().target.generation == generation {
+            self.step(RolloutEvent::Cancel, world);
+        }
+    }
+
+    /// When [`Service::tick`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.core.deadline()
+    }
+
+    /// Lets what is due happen.
+    pub fn tick(&mut self, world: &mut World) {
+        self.step(RolloutEvent::Tick, world);
+    }
+
+    /// Something happened to one of its instances.
+    pub fn hear(&mut self, id: InstanceId, news: News, world: &mut World) {
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        match news {
+            News::Launched(process, permit) => {
+                instance.launched(process);
+                world.permits.push(permit);
+                self.moved = true;
+            }
+            News::Ready => self.step(RolloutEvent::Ready(id), world),
+            News::Probed(Ok(())) => {
+                if instance.probe_suffices(world.reporter(id)) {
+                    self.step(RolloutEvent::Ready(id), world);
+                }
+            }
+            News::Probed(Err(fault)) => instance.last_probe = Some(fault),
+            News::Idle => self.step(RolloutEvent::Idle(id), world),
+            News::Health(fault) => {
+                match &fault {
+                    Some(fault) => tracing::warn!(
+                        message_id = events::INSTANCE_UNHEALTHY,
+                        service = self.spec.name,
+                        instance = instance.label,
+                        error = fault,
+                        "instance unhealthy"
+                    ),
+                    None => tracing::info!(
+                        service = self.spec.name,
+                        instance = instance.label,
+                        "instance healthy again"
+                    ),
+                }
+                instance.fault = fault;
+            }
+            News::Counts(worker, counts) => {
+                instance.counts.count(worker, counts);
+                self.look_at_tunnels(id, world);
+            }
+            News::Exited(how) => {
+                instance.ended = Some(how);
+                self.step(RolloutEvent::Exited(id), world);
+                if let Some(instance) = self.instances.remove(&id) {
+                    self.history.past_requests += instance.counts.requests();
+                    world.ports.release(id);
+                    world.owners.remove(&id);
+                    instance.clean_up();
+                }
+            }
+        }
+    }
+
+    /// Whether this is what is known already.
+    pub fn has_counted(&self, worker: u32, counts: &EndpointCounts) -> bool {
+        let instance = self.instances.get(&counts.id.0);
+        instance.is_some_and(|instance| instance.counts.has(worker, counts))
+    }
+
+    /// A worker has ended; what it counted is history.
+    pub fn worker_gone(&mut self, worker: u32, world: &mut World) {
+        for instance in self.instances.values_mut() {
+            instance.counts.gone(worker);
+        }
+        let ids: Vec<InstanceId> = self.instances.keys().copied().collect();
+        for id in ids {
+            self.look_at_tunnels(id, world);
+        }
+    }
+
+    /// Takes in whether an instance has tunnels, if that has changed.
+    fn look_at_tunnels(&mut self, id: InstanceId, world: &mut World) {
+        let Some(instance) = self.instances.get(&id) else {
+            return;
+        };
+        let tunnels = instance.counts.tunnels() > 0;
+        let mut held = self.core.instances().iter();
+        if held.any(|held| held.id == id && held.tunnels != tunnels) {
+            self.step(RolloutEvent::Tunnels(id, tunnels), world);
+        }
+    }
+
+    /// Takes its draining instances for idle: there is no worker that could be connected to them.
+    pub fn no_worker(&mut self, world: &mut World) {
+        let draining: Vec<InstanceId> = self
+            .core
+            .instances()
+            .iter()
+            .filter(|instance| matches!(instance.state, LifeState::Draining { .. }))
+            .map(|instance| instance.id)
+            .collect();
+        for id in draining {
+            self.step(RolloutEvent::Idle(id), world);
+        }
+    }
+
+    /// Ends the patience: SIGKILL for all that is left.
+    pub fn kill(&mut self) {
+        for instance in self.instances.values() {
+            instance.kill();
+        }
+    }
+
+    /// Hands an event to the rollout core and performs the actions that come of it.
+    pub(super) fn step(&mut self, event: RolloutEvent, world: &mut World) {
+        let before: Vec<HeldInstance> = self.core.instances().to_vec();
+        for action in self.core.handle(Instant::now(), event, &mut world.next_id) {
+            match action {
+                RolloutAction::Start {
+                    id,
+                    slot,
+                    generation,
+                } => self.start(id, slot, generation, world),
+                RolloutAction::Stop(id) => {
+                    if let Some(instance) = self.instances.get_mut(&id) {
+                        tracing::info!(
+                            service = self.spec.name,
+                            instance = instance.label,
+                            "stopping instance"
+                        );
+                        instance.stop();
+                    }
+                }
+                RolloutAction::Kill(id) => {
+                    if let Some(instance) = self.instances.get(&id) {
+                        tracing::warn!(
+                            service = self.spec.name,
+                            instance = instance.label,
+                            "instance did not stop in time, killing it"
+                        );
+                        instance.kill();
+                    }
+                }
+                RolloutAction::Failed {
+                    id,
+                    generation,
+                    failure,
+                    gave_up,
+                    ..
+                } => self.failed(id, generation, failure, gave_up, world),
+            }
+        }
+        self.note_changes(&before);
+        self.prune(world);
+        self.moved = true;
+    }
+
+    /// Has the cause of a failure found out, which takes a moment if it is in the journal, see [`Service::diagnosed`].
+    fn failed(
+        &mut self,
+        id: InstanceId,
+        generation: u64,
+        failure: InstanceFailure,
+        gave_up: bool,
+        world: &World,
+    ) {
+        let Some(instance) = self.instances.get(&id) else {
+            return;
+        };
+        if failure == InstanceFailure::Crashed {
+            self.history.crashes += 1;
+        }
+        let diagnosis = Diagnosis {
+            service: self.spec.name.clone(),
+            instance: instance.label.clone(),
+            generation,
+            failure,
+            gave_up,
+            at: SystemTime::now(),
+            message: instance.describe(failure, self.spec.times.start_timeout),
+        };
+        diagnosis::gather(diagnosis, instance.process(), world.reports.clone());
+    }
+
+    /// Logs a failure with its cause, and fails the jobs that it ends.
+    pub fn diagnosed(&mut self, diagnosis: Diagnosis, world: &mut World) {
+        diagnosis::log(&diagnosis);
+        let Diagnosis {
+            service,
+            generation,
+            at,
+            message,
+            ..
+        } = diagnosis;
+        world
+            .jobs
+            .failed(&service, generation, &message, Instant::now());
+        self.moved = true;
+        self.history.last_error = Some(LastError { at, message });
+    }
+
+    fn start(&mut self, id: InstanceId, slot: u32, generation: u64, world: &mut World) {
+        let deployment = self.deployments[&generation].clone();
+        let instance = Instance::start(id, slot, &self.spec.name, deployment, world);
+        tracing::info!(
+            service = self.spec.name,
+            instance = instance.label,
+            id,
+            generation,
+            "starting instance"
+        );
+        self.instances.insert(id, instance);
+        world.owners.insert(id, self.spec.name.clone());
+    }
+
+    /// Says what moved on, and remembers since when.
+    fn note_changes(&mut self, before: &[HeldInstance]) {
+        let unmoved = before.len() == self.core.instances().len()
+            && before.iter().all(|old| {
+                self.core
+                    .instances()
+                    .iter()
+                    .any(|new| new.id == old.id && kind(&new.state) == kind(&old.state))
+            });
+        // The newest first: a new instance is ready before the old one drains.
+        for new in self.core.instances().iter().rev() {
+            let old = before.iter().find(|old| old.id == new.id);
+            if old.is_some_and(|old| kind(&old.state) == kind(&new.state)) {
+                continue;
+            }
+            let Some(instance) = self.instances.get_mut(&new.id) else {
+                continue;
+            };
+            instance.since = SystemTime::now();
+            match new.state {
+                LifeState::Ready { .. } => {
+                    instance.accepted();
+                    tracing::info!(
+                        service = self.spec.name,
+                        instance = instance.label,
+                        "instance ready"
+                    );
+                }
+                LifeState::Draining { .. } => {
+                    tracing::info!(
+                        service = self.spec.name,
+                        instance = instance.label,
+                        "draining instance"
+                    );
+                }
+                _ => {}
+            }
+        }
+        if !unmoved && self.core.converged() {
+            self.history.came_up = self.core.desired().running;
+            let generation = self.core.target().generation;
+            match self.core.desired().running {
+                true if generation > self.history.finished => {
+                    self.history.finished = generation;
+                    tracing::info!(
+                        message_id = events::ROLLOUT_FINISHED,
+                        service = self.spec.name,
+                        generation,
+                        "rollout finished"
+                    );
+                }
+                true => {
+                    tracing::info!(service = self.spec.name, generation, "service is as wanted")
+                }
+                false => tracing::info!(
+                    message_id = events::SERVICE_STOPPED,
+                    service = self.spec.name,
+                    "service stopped"
+                ),
+            }
+        }
+    }
+
+    /// Its instances, as far as the worker is concerned with them.
+    pub fn endpoints(&self) -> Vec<WireEndpoint> {
+        let endpoints = self.core.instances().iter().filter_map(|held| {
+            let instance = self.instances.get(&held.id)?;
+            let state = match held.state {
+                // Nobody but the instance itself says when it is ready.
+                LifeState::Starting { .. } if instance.probe().is_none() => return None,
+                // There is nobody to be asked yet.
+                LifeState::Starting { .. } if instance.pid().is_none() => return None,
+                LifeState::Starting { .. } => EndpointState::Probing,
+                LifeState::Ready { .. } => EndpointState::Active,
+                LifeState::Draining { .. } => EndpointState::Draining,
+                LifeState::Closing { .. } => EndpointState::Draining,
+                LifeState::Stopping { .. } if held.tunnels => EndpointState::Cut,
+                // It was never routed, or it has drained.
+                LifeState::Stopping { .. } => EndpointState::Draining,
+            };
+            Some(WireEndpoint {
+                id: EndpointId(held.id),
+                address: instance.address.clone(),
+                protocol: instance.protocol(),
+                state,
+                probe: instance.probe().unwrap_or(Probe::Connect),
+            })
+        });
+        endpoints.collect()
+    }
+
+    /// Forgets deployments that nothing runs and nothing can be started with any more, so that their executables are
+    /// closed.
+    fn prune(&mut self, world: &World) {
+        let core = &self.core;
+        let is_used = |generation: u64| {
+            let running = core.instances().iter().map(|instance| instance.target);
+            let startable = [core.desired().target, core.target()];
+            let mut used = running.chain(startable).chain(core.good());
+            used.any(|target| target.generation == generation)
+        };
+        self.deployments.retain(|&generation, _| {
+            let used = is_used(generation);
+            if !used {
+                world.forget_executable(&self.spec.name, generation);
+            }
+            used
+        });
+    }
+
+    /// The instance whose process this is.
+    pub fn instance_of(&self, pid: u32) -> Option<InstanceId> {
+        let mut instances = self.instances.iter();
+        instances
+            .find(|(_, instance)| instance.pid() == Some(pid))
+            .map(|(id, _)| *id)
+    }
+
+    /// Its instances, and the slots that they are in.
+    pub fn slots(&self) -> impl Iterator<Item = (InstanceId, u32)> {
+        let instances = self.core.instances().iter();
+        instances.map(|instance| (instance.id, instance.slot))
+    }
+
+    /// It has an instance that gets requests, or has failed to have one, or needs none.
+    pub fn has_come_up(&self) -> bool {
+        let mut instances = self.core.instances().iter();
+        !self.is_wanted()
+            || self.history.last_error.is_some()
+            || instances.any(HeldInstance::is_ready)
+    }
+
+    /// Requests for its hosts are its own, even if it was stopped.
+    pub fn is_routed(&self) -> bool {
+        !self.removed && (self.spec.enabled || self.core.desired().running)
+    }
+
+    /// It is to run.
+    pub fn is_wanted(&self) -> bool {
+        !self.removed && self.core.desired().running
+    }
+}
+
+/// The desired state of a service by its file, with `target` as what its slots are to run.
+pub(super) fn desired(spec: &ServiceConfig, running: bool, target: RolloutTarget) -> Desired {
+    Desired {
+        running,
+        count: u32::from(spec.instance_count),
+        target,
+        policy: RolloutPolicy {
+            in_place: spec.rollout == Rollout::InPlace,
+            times: spec.times.clone(),
+        },
+    }
+}
+
+fn kind(state: &LifeState) -> std::mem::Discriminant<LifeState> {
+    std::mem::discriminant(state)
+}

@@ -1,0 +1,347 @@
+//! The manager's side of a proxy worker: starts its process, connects to its control socket, and carries messages.
+//!
+//! The worker listens on a socket of its own in the run directory, which the manager makes and hands over as standard
+//! input; so a manager that comes later can connect to a worker that is already there. Under systemd the worker has a
+//! scope of its own and lives on when the manager ends; otherwise it ends with the manager.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::certificates::CertificateStore;
+use crate::config::ScopeLimits;
+use crate::ipc::{
+    self, CertificateId, Channel, ChannelError, EndpointId, FromWorker, ToWorker, WireTable,
+};
+use crate::manager::event::WorkerEvent;
+use crate::manager::host::pidfd::Pidfd;
+use crate::manager::host::worker_user::{WORKER_USERS, worker_user};
+use crate::systemd::units::{Scope, Units};
+
+/// A worker closes its connection by ending, at once after its last word.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// One that lost its manager otherwise is asked to drain by a signal, and then has this long.
+const SIGNAL_DRAIN: Duration = Duration::from_secs(35);
+
+/// A running worker.
+#[derive(Debug)]
+pub struct WorkerProcess {
+    /// Grows with every worker.
+    pub generation: u32,
+    /// Its process.
+    pub pid: u32,
+    /// It was told to accept nothing more.
+    pub draining: bool,
+    /// It has used a table.
+    pub serving: bool,
+    /// The endpoints that it says it has no connection to, and will have none.
+    pub idle: BTreeSet<EndpointId>,
+    /// The certificates of the last table that it was sent.
+    certificates: BTreeSet<CertificateId>,
+    /// That table, if it is known to use it or to be about to: then the next is sent as what is different.
+    table: Option<Rc<WireTable>>,
+    /// Pings in a row that it has not answered.
+    pub unanswered: u32,
+    /// Draining, it has nothing left but tunnels.
+    pub only_tunnels: bool,
+    pidfd: Rc<Pidfd>,
+    outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
+}
+
+/// What is kept of a worker for the next manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedWorker {
+    /// As in [`WorkerProcess`].
+    pub generation: u32,
+    pid: u32,
+    draining: bool,
+}
+
+impl WorkerProcess {
+    /// Starts the worker process number `generation`; `report` hears of it from then on, [`WorkerEvent::Gone`] last.
+    /// Must run inside a `LocalSet`.
+    pub fn spawn(
+        run_dir: &Path,
+        generation: u32,
+        units: Option<Units>,
+        report: impl Fn(WorkerEvent) + 'static,
+    ) -> io::Result<WorkerProcess> {
+        let path = socket_path(run_dir, generation);
+        remove_if_there(&path)?;
+        let listener = UnixListener::bind(&path)?;
+        let channel = Channel::split(UnixStream::connect(&path)?)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("smoothserve").arg("proxy");
+        if units.is_none() {
+            command.arg("--die-with-parent");
+        }
+        if rustix::process::geteuid().is_root() {
+            // Without any of these users there is no worker, rather than one of root.
+            let name = worker_user().map_or(WORKER_USERS[0].to_owned(), |user| user.name);
+            command.args(["--user", &name]);
+        }
+        let child = command
+            .stdin(Stdio::from(OwnedFd::from(listener)))
+            .env_remove("NOTIFY_SOCKET")
+            .process_group(0)
+            .spawn()?;
+        let pid = child.id().unwrap_or_default();
+        let pidfd = Rc::new(Pidfd::open(pid)?);
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let life = Life {
+            path,
+            pidfd: pidfd.clone(),
+            child: Some(child),
+            report,
+        };
+        tokio::task::spawn_local(async move {
+            if let Some(units) = units {
+                let description = format!("smoothserve proxy worker {generation}");
+                let unlimited = ScopeLimits::default();
+                let started = units
+                    .start_scope(&scope_name(generation), &description, pid, &unlimited)
+                    .await;
+                if let Err(error) = started {
+                    life.signal(Signal::KILL);
+                    tracing::error!(error = %error, "worker has no scope");
+                }
+            }
+            life.run(channel, queue).await;
+        });
+        Ok(WorkerProcess::new(generation, pid, false, pidfd, outgoing))
+    }
+
+    /// Takes over a worker that an earlier manager has started, if it is still there.
+    pub fn adopt(
+        run_dir: &Path,
+        saved: &SavedWorker,
+        scope: &Scope,
+        report: impl Fn(WorkerEvent) + 'static,
+    ) -> anyhow::Result<WorkerProcess> {
+        let pidfd = Rc::new(Pidfd::open(saved.pid)?);
+        // By now the number may be that of another process, but none of those is in the scope.
+        anyhow::ensure!(scope.holds(saved.pid), "the process has ended");
+        let path = socket_path(run_dir, saved.generation);
+        let channel = Channel::split(UnixStream::connect(&path)?)?;
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let life = Life {
+            path,
+            pidfd: pidfd.clone(),
+            child: None,
+            report,
+        };
+        tokio::task::spawn_local(life.run(channel, queue));
+        Ok(WorkerProcess::new(
+            saved.generation,
+            saved.pid,
+            saved.draining,
+            pidfd,
+            outgoing,
+        ))
+    }
+
+    fn new(
+        generation: u32,
+        pid: u32,
+        draining: bool,
+        pidfd: Rc<Pidfd>,
+        outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
+    ) -> WorkerProcess {
+        WorkerProcess {
+            generation,
+            pid,
+            draining,
+            serving: false,
+            idle: BTreeSet::new(),
+            certificates: BTreeSet::new(),
+            table: None,
+            unanswered: 0,
+            only_tunnels: false,
+            pidfd,
+            outgoing,
+        }
+    }
+
+    /// What to keep.
+    pub fn save(&self) -> SavedWorker {
+        SavedWorker {
+            generation: self.generation,
+            pid: self.pid,
+            draining: self.draining,
+        }
+    }
+
+    /// Queues a message. When the worker is gone it is dropped: the next worker gets the whole state anyway.
+    pub fn send(&self, message: ToWorker, descriptor: Option<OwnedFd>) {
+        let _ = self.outgoing.send((message, descriptor));
+    }
+
+    /// Sends a table, after the certificates in it that the worker has not got.
+    pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &CertificateStore) {
+        let named: BTreeSet<CertificateId> = table.certificates().collect();
+        for id in named.difference(&self.certificates) {
+            if let Some(certificate) = certificates.message(*id) {
+                self.send(ToWorker::Certificate(certificate), None);
+            }
+        }
+        self.certificates = named;
+        let message = match self.table.replace(table.clone()) {
+            Some(before) => table.changes_since(&before),
+            None => (**table).clone(),
+        };
+        self.send(ToWorker::Table(message), None);
+    }
+
+    /// It has not taken a table, so that it lacks what the later ones go on from.
+    pub fn refuses_table(&mut self) {
+        self.table = None;
+    }
+
+    /// Lets it serve what it has accepted, and end.
+    pub fn drain(&mut self, idle: Duration, limit: Duration, tunnels: Duration) {
+        self.draining = true;
+        let message = ToWorker::Drain {
+            idle,
+            limit,
+            tunnels,
+        };
+        self.send(message, None);
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        self.pidfd.signal(Signal::KILL);
+    }
+
+    /// Whether it runs the same program as this process. Another build may have been installed since it was started.
+    pub fn is_current(&self) -> bool {
+        let file = |process: &str| {
+            let file = std::fs::metadata(format!("/proc/{process}/exe")).ok()?;
+            Some((file.dev(), file.ino()))
+        };
+        file(&self.pid.to_string()) == file("self")
+    }
+}
+
+/// The scope of a worker.
+pub fn scope_name(generation: u32) -> String {
+    format!("smoothserve-worker-{generation}.scope")
+}
+
+/// Whether this is the name of a worker's scope; a service may be called `worker`, too.
+pub fn is_scope_name(name: &str) -> bool {
+    name.strip_prefix("smoothserve-worker-")
+        .and_then(|rest| rest.strip_suffix(".scope"))
+        .is_some_and(|generation| generation.parse::<u32>().is_ok())
+}
+
+fn socket_path(run_dir: &Path, generation: u32) -> PathBuf {
+    run_dir.join(format!("worker-{generation}.sock"))
+}
+
+/// The time from the first message to the end of the process.
+struct Life<F> {
+    path: PathBuf,
+    pidfd: Rc<Pidfd>,
+    /// Nothing if an earlier manager was the parent.
+    child: Option<Child>,
+    report: F,
+}
+
+impl<F: Fn(WorkerEvent)> Life<F> {
+    async fn run(
+        mut self,
+        (sender, receiver): (
+            ipc::MessageSender<ToWorker>,
+            ipc::MessageReceiver<FromWorker>,
+        ),
+        queue: mpsc::UnboundedReceiver<(ToWorker, Option<OwnedFd>)>,
+    ) {
+        tokio::select! {
+            result = send_all(sender, queue) => log_broken("sending", result),
+            result = receive_all(receiver, &self.report) => log_broken("receiving", result),
+        }
+        let ending = match tokio::time::timeout(GRACE, self.ended()).await {
+            Ok(ending) => ending,
+            Err(_) => {
+                (self.report)(WorkerEvent::Lost);
+                self.signal(Signal::TERM);
+                match tokio::time::timeout(SIGNAL_DRAIN, self.ended()).await {
+                    Ok(ending) => ending,
+                    Err(_) => {
+                        self.signal(Signal::KILL);
+                        self.ended().await
+                    }
+                }
+            }
+        };
+        // A socket that is left behind does no harm: the next worker has another name.
+        let _ = remove_if_there(&self.path);
+        (self.report)(WorkerEvent::Gone(ending));
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.pidfd.signal(signal);
+    }
+
+    /// Waits for the end of the process. Cancel-safe.
+    async fn ended(&mut self) -> String {
+        match &mut self.child {
+            Some(child) => child
+                .wait()
+                .await
+                .map_or_else(|error| error.to_string(), |status| status.to_string()),
+            None => self.pidfd.ended().await.map_or_else(
+                |error| error.to_string(),
+                |()| "how is not known".to_owned(),
+            ),
+        }
+    }
+}
+
+async fn send_all(
+    mut sender: ipc::MessageSender<ToWorker>,
+    mut queue: mpsc::UnboundedReceiver<(ToWorker, Option<OwnedFd>)>,
+) -> Result<(), ChannelError> {
+    while let Some((message, descriptor)) = queue.recv().await {
+        sender
+            .send(&message, descriptor.as_ref().map(AsFd::as_fd))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn receive_all(
+    mut receiver: ipc::MessageReceiver<FromWorker>,
+    report: &impl Fn(WorkerEvent),
+) -> Result<(), ChannelError> {
+    while let Some(message) = receiver.receive().await? {
+        report(WorkerEvent::Says(message));
+    }
+    Ok(())
+}
+
+fn log_broken(direction: &str, result: Result<(), ChannelError>) {
+    if let Err(error) = result {
+        tracing::warn!(direction, error = %error, "the connection to the worker broke");
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

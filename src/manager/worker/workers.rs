@@ -1,0 +1,251 @@
+//! The proxy workers: at most one that accepts, and older ones that drain.
+//!
+//! A new worker takes over only once it serves: until it has used its first table, the one before goes on. An endpoint
+//! is quiescent when *every* worker has said that it is idle.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::certificates::CertificateStore;
+use super::listeners::OpenListener;
+use super::process::{SavedWorker, WorkerProcess, scope_name};
+use crate::events;
+use crate::ipc::{EndpointId, ToWorker, WireTable};
+use crate::manager::backoff;
+use crate::manager::event::{Event, Reports, WorkerEvent};
+use crate::systemd::units::Units;
+
+/// How long idle client connections are kept open for one more request when a worker drains.
+const IDLE_GRACE: Duration = Duration::from_secs(1);
+
+/// A worker that lived shorter than this has failed at its start; the next one waits a little.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+/// Unanswered pings after which a worker is stuck.
+const PATIENCE: u32 = 3;
+
+/// All of them.
+#[derive(Debug)]
+pub struct Workers {
+    run_dir: PathBuf,
+    units: Option<Units>,
+    reports: Reports,
+    /// Oldest first.
+    workers: Vec<WorkerProcess>,
+    last_generation: u32,
+    started: Instant,
+    /// In a row, at their start.
+    failures: u32,
+    pings: u64,
+    changed: bool,
+}
+
+impl Workers {
+    /// None yet.
+    pub fn new(run_dir: PathBuf, units: Option<Units>, reports: Reports) -> Workers {
+        Workers {
+            run_dir,
+            units,
+            reports,
+            workers: Vec::new(),
+            last_generation: 0,
+            started: Instant::now(),
+            failures: 0,
+            pings: 0,
+            changed: false,
+        }
+    }
+
+    /// The number of the newest, ever.
+    pub fn last_generation(&self) -> u32 {
+        self.last_generation
+    }
+
+    /// No number up to this one is used again.
+    pub fn number_on_from(&mut self, generation: u32) {
+        self.last_generation = self.last_generation.max(generation);
+    }
+
+    /// What to keep.
+    pub fn save(&self) -> Vec<SavedWorker> {
+        self.workers.iter().map(WorkerProcess::save).collect()
+    }
+
+    /// Takes over a worker of an earlier manager.
+    pub fn adopt(&mut self, saved: &SavedWorker) {
+        let Some(units) = &self.units else { return };
+        let scope = units.scope(&scope_name(saved.generation));
+        match WorkerProcess::adopt(
+            &self.run_dir,
+            saved,
+            &scope,
+            self.reporter(saved.generation),
+        ) {
+            Ok(worker) => {
+                tracing::info!(pid = worker.pid, "worker taken over");
+                self.workers.push(worker);
+                self.changed = true;
+            }
+            Err(error) => {
+                tracing::error!(error = %error, "worker cannot be taken over");
+                tokio::task::spawn_local(async move { scope.stop().await });
+            }
+        }
+    }
+
+    /// The one that accepts, or is about to.
+    pub fn current(&self) -> Option<&WorkerProcess> {
+        self.workers.iter().rfind(|worker| !worker.draining)
+    }
+
+    /// There is none at all.
+    pub fn is_empty(&self) -> bool {
+        self.workers.is_empty()
+    }
+
+    /// One of them uses a table.
+    pub fn are_serving(&self) -> bool {
+        self.workers
+            .iter()
+            .any(|worker| worker.serving && !worker.draining)
+    }
+
+    /// Whether there are others than at the last question.
+    pub fn have_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Sends a table to all of them: those that drain have to know which endpoints do.
+    pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &CertificateStore) {
+        let services = table.services.iter();
+        let endpoints = services.flat_map(|service| &service.endpoints);
+        let endpoints: BTreeSet<EndpointId> = endpoints.map(|endpoint| endpoint.id).collect();
+        for worker in &mut self.workers {
+            worker.idle.retain(|id| endpoints.contains(id));
+            worker.send_table(table, certificates);
+        }
+    }
+
+    /// Sends a listening socket to the one that accepts.
+    pub fn send_listener(&self, listener: &OpenListener) {
+        let workers = self.workers.iter().filter(|worker| !worker.draining);
+        for worker in workers {
+            match listener.descriptor().try_clone_to_owned() {
+                Ok(descriptor) => worker.send(ToWorker::Listener(listener.id), Some(descriptor)),
+                Err(error) => tracing::error!(error = %error, "cannot copy a listening socket"),
+            }
+        }
+    }
+
+    /// Asks all of them whether they are stuck, and kills those that are.
+    pub fn beat(&mut self) {
+        self.pings += 1;
+        for worker in &mut self.workers {
+            if worker.unanswered >= PATIENCE {
+                tracing::error!(pid = worker.pid, "worker does not answer, killing it");
+                worker.kill();
+            }
+            worker.unanswered += 1;
+            worker.send(ToWorker::Ping(self.pings), None);
+        }
+    }
+
+    /// Lets all of them serve what they have accepted, and end.
+    pub fn drain_all(&mut self, limit: Duration, tunnels: Duration) {
+        for worker in &mut self.workers {
+            worker.drain(IDLE_GRACE, limit, tunnels);
+        }
+        self.changed = true;
+    }
+
+    /// Ends all of them.
+    pub fn kill(&self) {
+        self.workers.iter().for_each(WorkerProcess::kill);
+    }
+
+    /// Whether none has anything left but tunnels.
+    pub fn have_only_tunnels(&self) -> bool {
+        self.workers.iter().all(|worker| worker.only_tunnels)
+    }
+
+    /// Whether no worker can have a connection to an endpoint that drains.
+    pub fn is_idle(&self, endpoint: EndpointId) -> bool {
+        self.workers
+            .iter()
+            .all(|worker| worker.idle.contains(&endpoint))
+    }
+
+    fn reporter(&self, generation: u32) -> impl Fn(WorkerEvent) + 'static {
+        let reports = self.reports.clone();
+        move |event| drop(reports.send(Event::Worker(generation, event)))
+    }
+
+    /// The worker of a generation, to be changed.
+    pub fn get_mut(&mut self, generation: u32) -> Option<&mut WorkerProcess> {
+        self.workers
+            .iter_mut()
+            .find(|worker| worker.generation == generation)
+    }
+
+    /// Starts a worker, which becomes the newest.
+    pub fn spawn(&mut self) -> std::io::Result<()> {
+        self.last_generation += 1;
+        self.started = Instant::now();
+        let generation = self.last_generation;
+        let report = self.reporter(generation);
+        let worker = WorkerProcess::spawn(&self.run_dir, generation, self.units, report)?;
+        tracing::info!(pid = worker.pid, "worker started");
+        self.changed = true;
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Drops a worker that has ended.
+    pub fn remove(&mut self, generation: u32) -> Option<WorkerProcess> {
+        let mut workers = self.workers.iter();
+        let index = workers.position(|worker| worker.generation == generation)?;
+        self.changed = true;
+        Some(self.workers.remove(index))
+    }
+
+    /// Sends a table to the newest worker alone.
+    pub fn send_table_to_newest(&mut self, table: &Rc<WireTable>, certificates: &CertificateStore) {
+        if let Some(worker) = self.workers.last_mut() {
+            worker.send_table(table, certificates);
+        }
+    }
+
+    /// Lets all workers drain that are older than this generation, which has taken over.
+    pub fn drain_older_than(&mut self, generation: u32, limit: Duration, tunnels: Duration) {
+        let workers = self.workers.iter_mut();
+        let older = workers.filter(|worker| worker.generation < generation && !worker.draining);
+        for worker in older {
+            tracing::info!(
+                message_id = events::WORKER_REPLACED,
+                pid = worker.pid,
+                "worker replaced, the old one drains"
+            );
+            worker.drain(IDLE_GRACE, limit, tunnels);
+            self.changed = true;
+        }
+    }
+
+    /// The endpoints that at least one worker says it has no connection to.
+    pub fn idle_endpoints(&self) -> BTreeSet<EndpointId> {
+        let idle = self.workers.iter().flat_map(|worker| &worker.idle);
+        idle.copied().collect()
+    }
+
+    /// Counts the failure of a worker. Returns how long to wait before the next is started; `None`: not at all, since the
+    /// last one that was started has lived for a while.
+    pub fn pause_after_failure(&mut self) -> Option<Duration> {
+        if self.started.elapsed() >= SHORT_LIFE {
+            self.failures = 0;
+            return None;
+        }
+        self.failures += 1;
+        Some(backoff::delay(self.failures, self.last_generation.into()))
+    }
+}
