@@ -34,6 +34,7 @@ mod manager;
 mod net;
 mod outgoing;
 mod parking;
+mod policy;
 mod probe;
 mod reply;
 mod request;

@@ -385,7 +385,7 @@ impl Client {
         } else {
             tracing::debug!(service, client_addr = %self.peer.address, %error, "request refused");
         }
-        let reply = request.reply;
+        let reply = &request.reply;
         let keep_alive = reply.keep_alive && request.outgoing.is_received() && !self.peer.closing();
         let told = match keep_alive {
             true => Persistence::KeepAlive,

@@ -9,7 +9,7 @@ use super::error::ProxyError;
 use super::flow::{ExchangeEnd, Flow, UploadState};
 use super::reply::{DeliveredResponse, Reply};
 use crate::proxy::http::headers::{
-    HSTS, Persistence, add_hsts, delivery, write_interim, write_response, write_switch,
+    Persistence, delivery, write_interim, write_response, write_switch,
 };
 use crate::proxy::http::http1::{
     Decoder, Encoding, Framing, LONGEST_RESPONSE_HEAD, Malformed, ResponseHead, Spans, Version,
@@ -48,7 +48,7 @@ pub(crate) async fn download(
     instance: &Stream,
     buffer: &mut Buffer,
     client: &Stream,
-    reply: Reply,
+    reply: &Reply,
     closing: impl Fn() -> bool,
 ) -> Result<DeliveredResponse, ExchangeEnd> {
     let mut out = Vec::new();
@@ -93,7 +93,7 @@ async fn read_head(
     instance: &Stream,
     buffer: &mut Buffer,
     client: &Stream,
-    reply: Reply,
+    reply: &Reply,
     closing: &impl Fn() -> bool,
     out: &mut Vec<u8>,
 ) -> Result<Head, ExchangeEnd> {
@@ -163,7 +163,7 @@ async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result
 fn translate(
     flow: &Flow,
     buffer: &mut Buffer,
-    reply: Reply,
+    reply: &Reply,
     closing: &impl Fn() -> bool,
     out: &mut Vec<u8>,
 ) -> Result<Option<Head>, Malformed> {
@@ -191,7 +191,7 @@ fn translate(
 fn translate_interim(
     flow: &Flow,
     head: &ResponseHead<'_>,
-    reply: Reply,
+    reply: &Reply,
     out: &mut Vec<u8>,
 ) -> Result<Head, Malformed> {
     if head.status == 101 {
@@ -223,7 +223,7 @@ fn translate_interim(
 fn translate_final(
     flow: &Flow,
     head: &ResponseHead<'_>,
-    reply: Reply,
+    reply: &Reply,
     closing: &impl Fn() -> bool,
     out: &mut Vec<u8>,
 ) -> Head {
@@ -242,10 +242,8 @@ fn translate_final(
         false => Persistence::Close,
     };
     write_response(head, reply.version, framing, persistence, out);
-    if let Some(time) = reply.hsts
-        && head.get(HSTS).is_none()
-    {
-        add_hsts(time, out);
+    if let Some(policy) = &reply.policy {
+        policy.apply(head, out);
     }
     flow.until_close.set(framing == Framing::UntilClose);
     flow.events.set(is_event_stream(head));

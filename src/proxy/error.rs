@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::time::SystemTime;
 
+use super::policy::body_room::BodyTooLarge;
+use super::policy::denial::Denial;
 use super::service::NoEndpoint;
 use crate::proxy::http::headers::{Persistence, put_persistence};
 use crate::proxy::http::http1::{FramingError, Malformed, Refusal, Version};
@@ -22,9 +24,9 @@ pub(crate) enum ProxyError {
     /// The client was too slow.
     #[error("the client did not send its request in time")]
     RequestTimeout,
-    /// The service wants requests over TLS only; there it is.
-    #[error("the service is asked over TLS")]
-    NeedsTls(Box<str>),
+    /// A rule of the service denies the request.
+    #[error(transparent)]
+    Denied(#[from] Box<Denial>),
     /// No service has this host and path here.
     #[error("no service for this host and path")]
     UnknownHost,
@@ -48,8 +50,14 @@ pub(crate) enum ProxyError {
     ResponseTimeout,
 }
 
+impl From<BodyTooLarge> for ProxyError {
+    fn from(_: BodyTooLarge) -> ProxyError {
+        ProxyError::BodyTooLarge
+    }
+}
+
 impl ProxyError {
-    /// The status, its reason, and what a stranger may know.
+    /// The status of the response, its reason phrase, and what a stranger may know.
     fn status(&self) -> (u16, &'static str, &'static str) {
         match self {
             ProxyError::Refused(Refusal::Bad(_)) | ProxyError::Body(_) => {
@@ -77,7 +85,7 @@ impl ProxyError {
                 "Request Timeout",
                 "The request did not arrive in time.\n",
             ),
-            ProxyError::NeedsTls(_) => (308, "Permanent Redirect", "This is to be had over TLS.\n"),
+            ProxyError::Denied(denial) => (denial.status, denial.reason, denial.text),
             ProxyError::UnknownHost => (404, "Not Found", "There is nothing at this address.\n"),
             ProxyError::NoEndpoint(_) => (
                 503,
@@ -98,11 +106,13 @@ impl ProxyError {
         }
     }
 
-    /// Whether the service has failed: neither was it the client's fault, nor was it meant to be so.
+    /// Returns true if the service has failed: neither was the error the client's fault, nor was it meant to be so.
     pub(crate) fn is_failure(&self) -> bool {
         let meant = matches!(
             self,
-            ProxyError::Refused(_) | ProxyError::NoEndpoint(NoEndpoint::Stopped)
+            ProxyError::Refused(_)
+                | ProxyError::Denied(_)
+                | ProxyError::NoEndpoint(NoEndpoint::Stopped)
         );
         self.status().0 >= 500 && !meant
     }
@@ -127,8 +137,10 @@ pub(crate) fn write_error(
     if status == 503 {
         out.extend_from_slice(b"Retry-After: 1\r\n");
     }
-    if let ProxyError::NeedsTls(place) = error {
-        let _ = write!(out, "Location: {place}\r\n");
+    if let ProxyError::Denied(denial) = error
+        && let Some((name, value)) = &denial.field
+    {
+        let _ = write!(out, "{name}: {value}\r\n");
     }
     put_persistence(persistence, version, out);
     out.extend_from_slice(b"\r\n");

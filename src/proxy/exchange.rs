@@ -39,7 +39,9 @@ pub(crate) async fn exchange(
     response_timeout: Duration,
 ) -> ExchangeEnd {
     let flow = Flow::new(request.outgoing.awaits_permission, request.upgrade.clone());
-    let (reply, outgoing) = (request.reply, &mut request.outgoing);
+    let Request {
+        reply, outgoing, ..
+    } = request;
     let Upstream { stream, buffer } = upstream;
     let Client { peer, timer, .. } = client;
     let closing = || peer.closing();

@@ -37,8 +37,8 @@ pub(crate) async fn forward(
     request: &mut Request,
 ) -> Result<Next, ProxyError> {
     let service = request.service.clone().ok_or(ProxyError::UnknownHost)?;
-    if let Some(place) = request.redirect.take() {
-        return Err(ProxyError::NeedsTls(place));
+    if let Some(denial) = request.denial.take() {
+        return Err(denial.into());
     }
     if request.outgoing.is_too_large() {
         return Err(ProxyError::BodyTooLarge);

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::error::ProxyError;
+use super::policy::body_room::BodyRoom;
 use crate::proxy::http::http1::{Decoder, Encoding, Framing, Spans};
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::send::{GATHERED, Sendable};
@@ -26,17 +27,20 @@ pub(crate) struct Outgoing {
     repeatable: bool,
     /// Something was sent that is not in `bytes` any more.
     forgotten: bool,
-    /// Bytes that the body may still have.
-    room: u64,
-    /// The body has more bytes than it may. What is left of it in the buffer is no other request.
-    too_large: bool,
+    /// What the body may still have. If it has more, what is left of it in the buffer is no other request.
+    room: BodyRoom,
     /// A piece of the body was decoded, but is still in the buffer because it is not sent yet.
     behind: bool,
 }
 
 impl Outgoing {
     /// A request of which nothing was sent.
-    pub(crate) fn new(bytes: Vec<u8>, framing: Framing, repeatable: bool) -> Outgoing {
+    pub(crate) fn new(
+        bytes: Vec<u8>,
+        framing: Framing,
+        repeatable: bool,
+        room: BodyRoom,
+    ) -> Outgoing {
         let encoding = match framing {
             Framing::Chunked => Encoding::Chunked,
             Framing::None | Framing::Length(_) | Framing::UntilClose => Encoding::Plain,
@@ -49,37 +53,26 @@ impl Outgoing {
             awaits_permission: false,
             repeatable,
             forgotten: false,
-            room: u64::MAX,
-            too_large: false,
+            room,
             behind: false,
         }
     }
 
-    /// Lets the body have at most so many bytes.
-    pub(crate) fn limit_body(&mut self, most: u64, framing: Framing) {
-        self.room = most;
-        self.too_large = matches!(framing, Framing::Length(length) if length > most);
-    }
-
     /// Returns true if the body is announced or known to be too large, so that sending any of it has no use.
     pub(crate) fn is_too_large(&self) -> bool {
-        self.too_large
+        self.room.is_exceeded()
     }
 
     /// Decodes the beginning of `input`, a piece of the body, and returns how many bytes it takes.
     fn decode(&mut self, input: &[u8], data: &mut Spans) -> Result<usize, ProxyError> {
         let consumed = self.body.decode(input, data)?;
-        let Some(room) = self.room.checked_sub(data.len() as u64) else {
-            self.too_large = true;
-            return Err(ProxyError::BodyTooLarge);
-        };
-        self.room = room;
+        self.room.take(data.len() as u64)?;
         Ok(consumed)
     }
 
     /// Returns true if the whole request has been taken out of the buffer, so that what comes next is another one.
     pub(crate) fn is_received(&self) -> bool {
-        self.body.is_end() && !self.behind && !self.too_large
+        self.body.is_end() && !self.behind && !self.room.is_exceeded()
     }
 
     /// Returns true if the method allows a second try.

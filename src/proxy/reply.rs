@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::policy::compiled::ResponsePolicy;
 use crate::proxy::http::headers::Persistence;
 use crate::proxy::http::http1::Version;
 
 /// What of a request decides how its response is delivered.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Reply {
     /// The request was `HEAD`, so the response has no body.
     pub(crate) to_head: bool,
@@ -14,8 +15,8 @@ pub(crate) struct Reply {
     pub(crate) version: Version,
     /// The client means to send another request.
     pub(crate) keep_alive: bool,
-    /// For how long a browser is to come with TLS only.
-    pub(crate) hsts: Option<Duration>,
+    /// What the policy of the service says about the response, if the service has one.
+    pub(crate) policy: Option<ResponsePolicy>,
 }
 
 /// A response that the client has got whole.

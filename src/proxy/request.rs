@@ -1,22 +1,25 @@
-//! A request that was let in: who is to answer it, and what the instance will get.
+//! A request that was admitted: which service is to answer it, and what the instance will get.
 
 use std::rc::Rc;
 
 use super::listener::ListenerView;
 use super::outgoing::Outgoing;
+use super::policy::compiled as policy;
+use super::policy::denial::Denial;
+use super::policy::rule::Ruling;
 use super::reply::Reply;
 use super::service::ServiceView;
 use crate::ipc::EndpointId;
-use crate::proxy::http::headers::{RequestSender, is_secure, write_request};
+use crate::proxy::http::headers::{RequestSender, write_request};
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots};
 use crate::proxy::net::buffer::Buffer;
 
-/// What is added to a head, roughly.
+/// What the head of a request gains on its way to an instance, roughly.
 const ADDED: usize = 192;
 
-/// A request whose head is done with.
+/// A request whose head was read, checked, routed and written for an instance.
 pub(crate) struct Request {
-    /// Who answers it; `None` if there is nobody.
+    /// The service that answers the request; `None` if no service has its host and path.
     pub(crate) service: Option<Rc<ServiceView>>,
     /// The instance that was asked last, for messages.
     pub(crate) instance: Option<EndpointId>,
@@ -24,8 +27,8 @@ pub(crate) struct Request {
     pub(crate) outgoing: Outgoing,
     /// The protocol that the client wants to change to.
     pub(crate) upgrade: Option<Rc<[u8]>>,
-    /// Where the client is to ask instead.
-    pub(crate) redirect: Option<Box<str>>,
+    /// The response of a rule that denies the request.
+    pub(crate) denial: Option<Box<Denial>>,
 }
 
 impl Request {
@@ -48,13 +51,19 @@ impl Request {
         if head.length > LONGEST_REQUEST_HEAD {
             return Err(Refusal::HeadTooLarge);
         }
-        let routed = listener.route(head.host_name(), head.path());
-        let service = routed.map(|(service, strip)| {
-            head.strip(strip);
-            service
-        });
+        let mut ruling = Ruling::default();
+        let mut policy = None;
+        let mut service = None;
+        if let Some((found, strip)) = listener.route(head.host_name(), head.path()) {
+            if let Some(rules) = found.policy() {
+                let (ruled, after) = policy::admit(rules, &mut head, sender, strip)?;
+                (ruling, policy) = (ruled, Some(after));
+            }
+            service = Some(found);
+        }
         let mut bytes = Vec::with_capacity(head.length + ADDED);
         write_request(&head, sender, &mut bytes);
+        let is_idempotent = head.is_idempotent();
         let mut request = Request {
             service,
             instance: None,
@@ -62,48 +71,18 @@ impl Request {
                 to_head: head.method == "HEAD",
                 version: head.version,
                 keep_alive: head.keep_alive,
-                hsts: None,
+                policy,
             },
-            outgoing: Outgoing::new(bytes, head.framing, head.is_idempotent()),
+            outgoing: Outgoing::new(bytes, head.framing, is_idempotent, ruling.room),
             upgrade: head.upgrade.map(Rc::from),
-            redirect: None,
+            denial: ruling.denial,
         };
-        let handling = request.service.as_ref().map(|service| service.handling());
-        let handling = handling.unwrap_or_default();
-        if let Some(most) = handling.max_request_body {
-            request.outgoing.limit_body(most, head.framing);
-        }
-        if handling.hsts.is_some() || handling.redirect_https.is_some() {
-            match is_secure(&head, sender) {
-                true => request.reply.hsts = handling.hsts,
-                false => {
-                    let place = handling.redirect_https;
-                    let place = place.map(|port| place_with_tls(&head, port));
-                    request.redirect = place.transpose()?;
-                }
-            }
-        }
         let (expects_continue, length) = (head.expects_continue, head.length);
         buffer.consume(length);
         // A client that has not waited needs no permission.
         request.outgoing.awaits_permission = expects_continue && buffer.is_empty();
         Ok(Some(request))
     }
-}
-
-/// The address of the same over TLS, on this port.
-fn place_with_tls(head: &RequestHead<'_>, port: u16) -> Result<Box<str>, Refusal> {
-    let host = std::str::from_utf8(head.host_name()).unwrap_or_default();
-    if host.is_empty() {
-        return Err(Refusal::Bad("no Host"));
-    }
-    let port = match port {
-        443 => String::new(),
-        port => format!(":{port}"),
-    };
-    let path = [head.prefix, head.target].concat();
-    let path = if path == "*" { "/" } else { &path };
-    Ok(format!("https://{host}{port}{path}").into())
 }
 
 #[cfg(test)]

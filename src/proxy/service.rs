@@ -7,6 +7,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::endpoint::{Claim, Endpoint};
+use super::policy::compiled::Policy;
 use crate::ipc::{EndpointId, Handling};
 
 /// How many requests of a service may wait for an endpoint, on each thread.
@@ -18,6 +19,7 @@ pub(crate) struct ServiceView {
     name: String,
     running: Cell<bool>,
     handling: Cell<Handling>,
+    policy: RefCell<Option<Rc<Policy>>>,
     /// The active endpoints.
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     /// Where the next choice begins, so that equals take turns.
@@ -46,6 +48,7 @@ impl ServiceView {
             name,
             running: Cell::new(false),
             handling: Cell::default(),
+            policy: RefCell::default(),
             endpoints: RefCell::default(),
             next: Cell::default(),
             held: RefCell::default(),
@@ -70,6 +73,16 @@ impl ServiceView {
     /// Takes over how a table wants the requests of the service to be treated.
     pub(crate) fn set_handling(&self, handling: Handling) {
         self.handling.set(handling);
+    }
+
+    /// The rules for requests of the service and their responses; `None` if the service uses none.
+    pub(crate) fn policy(&self) -> Option<Rc<Policy>> {
+        self.policy.borrow().clone()
+    }
+
+    /// Takes over the rules that a table has for the service.
+    pub(crate) fn set_policy(&self, policy: Option<Policy>) {
+        *self.policy.borrow_mut() = policy.map(Rc::new);
     }
 
     /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and counts the request in. An

@@ -174,6 +174,7 @@ impl View {
             let known = views_before.remove(&service.name);
             let view = known.unwrap_or_else(|| Rc::new(ServiceView::new(service.name.clone())));
             view.set_handling(service.handling);
+            view.set_policy(service.policy.clone());
             view.update(service.running, active);
             in_order.push(view.clone());
             services.insert(service.name.clone(), view);

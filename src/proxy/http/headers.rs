@@ -6,8 +6,6 @@
 //! the client itself says of that kind, in these fields or in others that programs read for the
 //! same purpose, is believed only from trusted peers and never passed on otherwise.
 
-use std::time::Duration;
-
 use super::http1::{
     Field, FieldKind, Framing, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
 };
@@ -184,17 +182,6 @@ pub(crate) fn write_response(
     put_framing(framing, out);
     put_persistence(persistence, version, out);
     put(out, &[b"\r\n"]);
-}
-
-/// The name of the field that tells browsers to come with TLS only (RFC 6797).
-pub(crate) const HSTS: &str = "strict-transport-security";
-
-/// Adds `Strict-Transport-Security` to the head of a response that `out` ends with.
-pub(crate) fn add_hsts(time: Duration, out: &mut Vec<u8>) {
-    out.truncate(out.len() - b"\r\n".len());
-    put(out, &[b"Strict-Transport-Security: max-age="]);
-    put_decimal(time.as_secs(), out);
-    put(out, &[b"\r\n\r\n"]);
 }
 
 /// Writes the head of an interim response, which another one follows.

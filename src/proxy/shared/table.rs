@@ -14,6 +14,7 @@ use crate::ipc::{
     CertificateId, EndpointId, EndpointState, Handling, ListenerId, Route, WireEndpoint,
     WireListener, WireService, WireTable,
 };
+use crate::proxy::policy::compiled::Policy;
 
 /// A whole table: everything that a thread needs to know in order to serve.
 #[derive(Debug, Default)]
@@ -60,6 +61,8 @@ pub(crate) struct ServiceSpec {
     pub(crate) running: bool,
     /// What is done with each request and response of the service.
     pub(crate) handling: Handling,
+    /// The rules that `handling` and `routes` say, compiled; `None` if they say none.
+    pub(crate) policy: Option<Policy>,
     /// The hosts and paths that the service is for.
     pub(crate) routes: Vec<Route>,
     /// The endpoints, one for each instance, with their states.
@@ -213,6 +216,7 @@ impl Table {
             name: service.name,
             running: service.running,
             handling: service.handling,
+            policy: Policy::compile(&service.handling, &service.routes),
             routes: service.routes,
             endpoints,
         };

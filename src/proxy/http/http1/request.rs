@@ -129,16 +129,6 @@ impl<'b> RequestHead<'b> {
         target.split(|&byte| byte == b'?').next().unwrap_or(target)
     }
 
-    /// Takes `count` bytes from the beginning of the path, which the instance is not to see.
-    pub(crate) fn strip(&mut self, count: usize) {
-        if count > 0
-            && let Some((prefix, target)) = self.target.split_at_checked(count)
-        {
-            self.prefix = prefix;
-            self.target = target;
-        }
-    }
-
     /// Returns the host without its port.
     pub(crate) fn host_name(&self) -> &'b [u8] {
         split_port(self.host).0
