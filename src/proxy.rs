@@ -5,47 +5,36 @@
 //! shares with nobody. The main thread is the control thread ([`control`]): it speaks with the manager, probes the
 //! endpoints, and sends each table, checked and compiled once ([`shared::table`]), to every data thread.
 //!
-//! # The way of a request
-//! A [`listener`] accepts, the thread with the fewest connections serves the connection ([`client`]). If a proxy in front
-//! says whose it is, that comes first ([`net::proxy_protocol`]). The head of each
-//! request is parsed and checked ([`http::http1`]), rewritten for an instance ([`http::headers`]), and routed ([`shared::router`]): that makes
-//! it a [`request`]. To [`forward`] it, its [`service`] claims one of its endpoints ([`endpoint`]); the claim lends an idle
-//! connection to the instance ([`upstream`]) or opens one. On that the [`exchange`] takes place: the [`upload`] of the
-//! request and, at the same time, the [`download`] of the response. Whatever goes wrong becomes a response in [`error`].
+//! # Floors, and the way of a request through them
+//! A folder is a floor. It knows those below it and none above it.
+//!
+//! * [`thread`]: a data thread accepts a connection; the thread with the fewest serves it, or parks it while it is idle.
+//! * [`connection`]: if a proxy in front says whose connection it is, that comes first, then TLS, and then it shows whether
+//!   the client speaks HTTP/1 or HTTP/2. Request after request is read.
+//! * [`exchange`]: the head of a request is checked and routed, and becomes a request to forward. An instance is found
+//!   for it, and on the connection to that instance the upload of the request and the download of the response take
+//!   place at the same time. Whatever goes wrong becomes a response here, in one place.
+//! * [`view`]: the thread's own view of the table: which listener leads to which service, and which endpoint of the
+//!   service is claimed. The claim lends an idle connection to the instance, or opens one.
+//! * [`control`] stands beside these. It makes the tables that the views follow, and serves no request.
+//! * [`net`]: connections as bytes, with or without TLS or HTTP/2 on them.
+//! * [`shared`]: what all threads share: the table, its routers and certificates, and how the threads speak to one another.
+//! * [`policy`]: what the file of a service says is done with a request before an instance gets it, and with a response
+//!   before the client gets it. It is compiled with the table, kept in the view and asked by the exchange.
+//! * [`http`]: what HTTP looks like on the wire: heads are parsed, checked and written anew, and bodies framed anew.
 
-mod accept;
 #[cfg(any(test, feature = "internals"))]
 #[doc(hidden)]
 pub mod check;
-mod client;
+mod connection;
 mod control;
-mod download;
-mod drain;
-mod endpoint;
-mod error;
 mod exchange;
-mod flow;
-mod forward;
 mod http;
-mod http2;
-mod ledger;
-mod listener;
-mod manager;
 mod net;
-mod outgoing;
-mod parking;
 mod policy;
-mod probe;
-mod reply;
-mod request;
 mod sandbox;
-mod service;
 mod shared;
-mod sockets;
 mod thread;
-mod tunnel;
-mod upload;
-mod upstream;
 mod view;
 
 use std::io;
@@ -60,7 +49,7 @@ use tokio::net::UnixListener;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
-use control::{Control, ControlError};
+use control::control::{Control, ControlError};
 use sandbox::{Confinement, SandboxError};
 use shared::certificates::CertificateStore;
 use shared::threads::Threads;
@@ -76,7 +65,7 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 
 /// How a worker runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct WorkerOptions {
     /// Data threads; by default as many as there are cores for this process.
     pub threads: Option<NonZeroUsize>,
     /// Become this user.
@@ -130,7 +119,7 @@ pub struct Worker {
 
 impl Worker {
     /// Takes the control socket, which is standard input. To be called before any thread is started.
-    pub fn prepare(options: &Options) -> Result<Worker, WorkerError> {
+    pub fn prepare(options: &WorkerOptions) -> Result<Worker, WorkerError> {
         let control_socket = control_socket()?;
         let threads = thread_count(options)?;
         let most_connections = most_connections(raise_descriptor_limit()?);
@@ -159,7 +148,7 @@ impl Worker {
             let report = report.clone();
             let thread = std::thread::Builder::new().name(format!("data-{index}"));
             running.push(thread.spawn(move || {
-                thread::run(index, shared, commands, report).inspect_err(
+                thread::thread::run(index, shared, commands, report).inspect_err(
                     |error| tracing::error!(thread = index, %error, "data thread failed"),
                 )
             })?);
@@ -209,7 +198,7 @@ fn die_with_parent() -> Result<(), WorkerError> {
     Ok(())
 }
 
-fn thread_count(options: &Options) -> io::Result<usize> {
+fn thread_count(options: &WorkerOptions) -> io::Result<usize> {
     let count = match options.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?,

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
             user,
             die_with_parent,
         } => {
-            let options = proxy::Options {
+            let options = proxy::WorkerOptions {
                 threads,
                 user,
                 die_with_parent,

@@ -14,7 +14,6 @@ pub(crate) mod descriptor;
 pub(crate) mod h2_stream;
 pub(crate) mod h2c_stream;
 pub(crate) mod linger;
-pub(crate) mod proxy_protocol;
 pub(crate) mod send;
 pub(crate) mod socket;
 pub(crate) mod stream;

@@ -4,7 +4,8 @@
 //! listener, a [`spec`] for each endpoint and what TLS needs of the [`certificates`]; every data
 //! thread takes a view of it. [`threads`] is what the threads know and say of one another.
 //!
-//! This floor knows the messages of the manager (`ipc`), and nothing else of the proxy.
+//! This floor knows the messages of the manager (`ipc`) and the `policy` that a table compiles for
+//! each service, and nothing else of the proxy.
 
 pub(crate) mod certificates;
 pub(crate) mod router;

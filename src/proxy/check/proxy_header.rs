@@ -1,6 +1,6 @@
 //! The property of what a trusted proxy sends first, a header of the PROXY protocol.
 
-use crate::proxy::net::proxy_protocol::ProxyHeader;
+use crate::proxy::connection::proxy_protocol::ProxyHeader;
 
 /// Reads a header as it comes, byte by byte. Panics if what was known at some point is changed by
 /// what follows, or if a whole header ends beyond what is there.

@@ -18,7 +18,7 @@ const MOST_WAITING: usize = 1 << 16;
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connected manager.
-pub(crate) struct Manager {
+pub(crate) struct ManagerLink {
     receiver: MessageReceiver<ToWorker>,
     outgoing: mpsc::Sender<FromWorker>,
     writer: JoinHandle<()>,
@@ -26,7 +26,7 @@ pub(crate) struct Manager {
 
 /// Why a manager was not let in, or the connection to it ended.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ManagerFault {
+pub(crate) enum LinkFault {
     #[error("the peer runs as user {0}")]
     Stranger(u32),
     #[error("the manager does not read")]
@@ -39,18 +39,18 @@ pub(crate) enum ManagerFault {
     Io(#[from] std::io::Error),
 }
 
-impl Manager {
+impl ManagerLink {
     /// Greets a manager. It must be root or run as the same user as the worker.
-    pub(crate) fn greet(socket: UnixStream) -> Result<Manager, ManagerFault> {
+    pub(crate) fn greet(socket: UnixStream) -> Result<ManagerLink, LinkFault> {
         let peer = sockopt::socket_peercred(&socket)
             .map_err(std::io::Error::from)?
             .uid;
         if !peer.is_root() && peer != rustix::process::geteuid() {
-            return Err(ManagerFault::Stranger(peer.as_raw()));
+            return Err(LinkFault::Stranger(peer.as_raw()));
         }
         let (sender, receiver) = Channel::split(socket)?;
         let (outgoing, messages) = mpsc::channel(MOST_WAITING);
-        let manager = Manager {
+        let manager = ManagerLink {
             receiver,
             outgoing,
             writer: tokio::task::spawn_local(write(sender, messages)),
@@ -62,12 +62,12 @@ impl Manager {
     }
 
     /// Sends a message, without waiting for its way to the manager.
-    pub(crate) fn say(&self, message: FromWorker) -> Result<(), ManagerFault> {
+    pub(crate) fn say(&self, message: FromWorker) -> Result<(), LinkFault> {
         self.outgoing
             .try_send(message)
             .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => ManagerFault::Slow,
-                mpsc::error::TrySendError::Closed(_) => ManagerFault::Gone,
+                mpsc::error::TrySendError::Full(_) => LinkFault::Slow,
+                mpsc::error::TrySendError::Closed(_) => LinkFault::Gone,
             })
     }
 
@@ -77,8 +77,8 @@ impl Manager {
     }
 
     /// The next message, with its descriptor if it is one that comes with it. Cancel-safe.
-    pub(crate) async fn receive(&mut self) -> Result<ToWorker, ManagerFault> {
-        self.receiver.receive().await?.ok_or(ManagerFault::Gone)
+    pub(crate) async fn receive(&mut self) -> Result<ToWorker, LinkFault> {
+        self.receiver.receive().await?.ok_or(LinkFault::Gone)
     }
 
     /// The descriptor of the listener message received last.
@@ -94,7 +94,7 @@ impl Manager {
     }
 }
 
-impl Drop for Manager {
+impl Drop for ManagerLink {
     fn drop(&mut self) {
         self.writer.abort();
     }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::policy::compiled::ResponsePolicy;
 use crate::proxy::http::headers::Persistence;
 use crate::proxy::http::http1::Version;
+use crate::proxy::policy::compiled::ResponsePolicy;
 
 /// What of a request decides how its response is delivered.
 #[derive(Debug)]

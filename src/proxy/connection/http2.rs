@@ -29,7 +29,8 @@ use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
 
-use super::client::{CLIENT_IDLE_LIMIT, Client, Peer};
+use super::requests::serve_request;
+use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
 use crate::proxy::http::http1::LONGEST_REQUEST_HEAD;
 use crate::proxy::http::http2::incoming::STREAM_WINDOW;
 use crate::proxy::net::cork::{Cork, Corked};
@@ -211,7 +212,7 @@ impl Serving {
         let record = self.record.clone();
         tokio::task::spawn_local(async move {
             // On the heap by itself, because a task is moved several times until it is there.
-            Box::pin(client.serve_stream()).await;
+            Box::pin(serve_request(&mut client)).await;
             let count = match client.stream.is_answered() {
                 true => &record.answered,
                 false => &record.wasted,

@@ -2,17 +2,17 @@
 
 use std::rc::Rc;
 
-use super::listener::ListenerView;
 use super::outgoing::Outgoing;
-use super::policy::compiled as policy;
-use super::policy::denial::Denial;
-use super::policy::rule::Ruling;
 use super::reply::Reply;
-use super::service::ServiceView;
 use crate::ipc::EndpointId;
 use crate::proxy::http::headers::{RequestSender, write_request};
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots};
 use crate::proxy::net::buffer::Buffer;
+use crate::proxy::policy::compiled::admit;
+use crate::proxy::policy::denial::Denial;
+use crate::proxy::policy::rule::Ruling;
+use crate::proxy::view::listener::ListenerView;
+use crate::proxy::view::service::ServiceView;
 
 /// What the head of a request gains on its way to an instance, roughly.
 const ADDED: usize = 192;
@@ -56,7 +56,7 @@ impl Request {
         let mut service = None;
         if let Some((found, strip)) = listener.route(head.host_name(), head.path()) {
             if let Some(rules) = found.policy() {
-                let (ruled, after) = policy::admit(rules, &mut head, sender, strip)?;
+                let (ruled, after) = admit(rules, &mut head, sender, strip)?;
                 (ruling, policy) = (ruled, Some(after));
             }
             service = Some(found);
@@ -91,11 +91,11 @@ mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio::net::UnixStream;
 
-    use super::super::listener::Routes;
     use super::*;
     use crate::ipc::ListenerId;
     use crate::proxy::http::http1::Framing;
     use crate::proxy::net::socket::Socket;
+    use crate::proxy::view::listener::Routes;
 
     /// What an instance would get of this head; `None` if it is refused or not whole.
     fn admitted(head: &str) -> Option<Vec<u8>> {

@@ -3,11 +3,11 @@
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use super::policy::body_room::BodyTooLarge;
-use super::policy::denial::Denial;
-use super::service::NoEndpoint;
 use crate::proxy::http::headers::{Persistence, put_persistence};
 use crate::proxy::http::http1::{FramingError, Malformed, Refusal, Version};
+use crate::proxy::policy::body_room::BodyTooLarge;
+use crate::proxy::policy::denial::Denial;
+use crate::proxy::view::service::NoEndpoint;
 
 /// Why a request is answered by the proxy itself.
 #[derive(Debug, thiserror::Error)]

@@ -16,15 +16,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::client::{Client, Next};
-use super::endpoint::Claim;
 use super::error::ProxyError;
 use super::exchange::exchange;
 use super::flow::ExchangeEnd;
 use super::request::Request;
-use super::service::ServiceView;
 use super::tunnel::tunnel;
-use super::upstream::Upstream;
 use crate::ipc::EndpointId;
+use crate::proxy::view::endpoint::Claim;
+use crate::proxy::view::service::ServiceView;
+use crate::proxy::view::upstream::Upstream;
 
 /// The pause after all instances were tried once; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

@@ -20,9 +20,9 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::time::Instant;
 
-use super::listener::ListenerView;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::shared::threads::Threads;
+use crate::proxy::view::listener::ListenerView;
 
 /// Connections accepted in one go before other tasks of the thread get their turn.
 const BATCH: usize = 64;
@@ -171,10 +171,10 @@ mod tests {
     use tokio::runtime::{Builder, LocalOptions};
     use tokio::sync::mpsc;
 
-    use super::super::listener::Routes;
     use super::*;
     use crate::ipc::ListenerId;
     use crate::proxy::shared::threads::Open;
+    use crate::proxy::view::listener::Routes;
 
     /// The only thread of a worker, and the connections that it has accepted.
     #[derive(Clone)]

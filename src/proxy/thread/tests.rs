@@ -1,19 +1,25 @@
 //! The limits of time, with time that passes by itself whenever nothing else happens.
 
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::*;
+use super::thread::Thread;
 use crate::ipc::{Address, EndpointId, Handling, Host, ListenerId, Probe, Route};
-use crate::proxy::endpoint::Endpoint;
-use crate::proxy::listener::Routes;
-use crate::proxy::service::ServiceView;
+use crate::proxy::connection::connection::serve;
+use crate::proxy::exchange::client::Client;
 use crate::proxy::shared::router::Router;
 use crate::proxy::shared::spec::EndpointSpec;
 use crate::proxy::shared::threads::{Open, Reporter, Threads};
-use crate::proxy::thread::Thread;
+use crate::proxy::view::endpoint::Endpoint;
+use crate::proxy::view::listener::{ListenerView, Routes};
+use crate::proxy::view::service::ServiceView;
 
 /// A client and a silent instance; `None` for a service without one.
 struct Fixture {
@@ -205,7 +211,7 @@ async fn the_next_event_of_a_stream_comes_when_it_comes() {
             "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked",
             None,
         ),
-        ("content-type: Text/ThreadEvent-Stream; charset=utf-8", None),
+        ("content-type: Text/Event-Stream; charset=utf-8", None),
         (
             "Content-Type: text/plain\r\nTransfer-Encoding: chunked",
             Some(60),
@@ -358,6 +364,6 @@ fn an_idle_connection_is_small() {
     fn size_of_output<T, F>(_: impl Fn(T) -> F) -> usize {
         size_of::<F>()
     }
-    let task = size_of_output(super::serve);
+    let task = size_of_output(serve);
     assert!(task <= 216, "{task}");
 }

@@ -20,11 +20,11 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use super::client::{Client, Next, STALL_LIMIT};
-use super::endpoint::Claim;
-use super::upstream::Upstream;
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
+use crate::proxy::view::endpoint::Claim;
+use crate::proxy::view::upstream::Upstream;
 
 /// Sends the head of the response, and from then on whatever comes from either side, until both have ended.
 pub(crate) async fn tunnel(

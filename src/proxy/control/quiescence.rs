@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ipc::EndpointId;
 
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub(crate) struct Quiescence {
     /// By thread, the newest table it uses.
     applied: Vec<u64>,
     draining: BTreeMap<EndpointId, Draining>,
@@ -25,9 +25,9 @@ struct Draining {
     busy: BTreeSet<usize>,
 }
 
-impl Ledger {
-    pub(crate) fn new(threads: usize) -> Ledger {
-        Ledger {
+impl Quiescence {
+    pub(crate) fn new(threads: usize) -> Quiescence {
+        Quiescence {
             applied: vec![0; threads],
             draining: BTreeMap::new(),
         }
@@ -89,34 +89,34 @@ mod tests {
 
     #[test]
     fn a_table_is_acknowledged_by_the_last_thread() {
-        let mut ledger = Ledger::new(2);
-        assert_eq!(ledger.applied(0, 1), None);
-        assert_eq!(ledger.applied(0, 2), None);
-        assert_eq!(ledger.applied(1, 1), Some(1));
-        assert_eq!(ledger.applied(1, 2), Some(2));
+        let mut quiescence = Quiescence::new(2);
+        assert_eq!(quiescence.applied(0, 1), None);
+        assert_eq!(quiescence.applied(0, 2), None);
+        assert_eq!(quiescence.applied(1, 1), Some(1));
+        assert_eq!(quiescence.applied(1, 2), Some(2));
     }
 
     #[test]
     fn an_endpoint_is_idle_when_every_thread_says_so() {
-        let mut ledger = Ledger::new(2);
-        ledger.sent(1, [ID]);
-        assert!(!ledger.idle(0, ID, 1));
-        assert!(!ledger.idle(0, ID, 1));
-        assert!(ledger.idle(1, ID, 1));
-        assert!(!ledger.idle(1, ID, 2), "it is said once");
-        ledger.sent(2, [ID]);
-        assert!(ledger.idle_endpoints().eq([ID]));
-        ledger.sent(3, []);
-        assert_eq!(ledger.idle_endpoints().count(), 0);
+        let mut quiescence = Quiescence::new(2);
+        quiescence.sent(1, [ID]);
+        assert!(!quiescence.idle(0, ID, 1));
+        assert!(!quiescence.idle(0, ID, 1));
+        assert!(quiescence.idle(1, ID, 1));
+        assert!(!quiescence.idle(1, ID, 2), "it is said once");
+        quiescence.sent(2, [ID]);
+        assert!(quiescence.idle_endpoints().eq([ID]));
+        quiescence.sent(3, []);
+        assert_eq!(quiescence.idle_endpoints().count(), 0);
     }
 
     #[test]
     fn what_was_said_of_an_endpoint_before_it_went_away_counts_for_nothing() {
-        let mut ledger = Ledger::new(1);
-        ledger.sent(1, []);
-        ledger.sent(2, [ID]);
-        assert!(!ledger.idle(0, ID, 1));
-        assert!(ledger.idle(0, ID, 2));
+        let mut quiescence = Quiescence::new(1);
+        quiescence.sent(1, []);
+        quiescence.sent(2, [ID]);
+        assert!(!quiescence.idle(0, ID, 1));
+        assert!(quiescence.idle(0, ID, 2));
     }
 
     /// A data thread, reduced to what matters here.
@@ -177,13 +177,13 @@ mod tests {
     }
 
     impl World {
-        fn take(&mut self, ledger: &mut Ledger, step: Step) {
+        fn take(&mut self, quiescence: &mut Quiescence, step: Step) {
             match step {
                 Step::Table(drained) => {
                     self.sent += 1;
                     self.drained = self.drained.max(drained);
                     let draining: BTreeSet<_> = (0..self.drained).map(EndpointId).collect();
-                    ledger.sent(self.sent, draining.iter().copied());
+                    quiescence.sent(self.sent, draining.iter().copied());
                     for thread in &mut self.threads {
                         thread.inbox.push_back((self.sent, draining.clone()));
                     }
@@ -196,7 +196,7 @@ mod tests {
                     }
                 }
                 Step::End(index, id) => self.end(index, EndpointId(id)),
-                Step::Note => self.note(ledger),
+                Step::Note => self.note(quiescence),
             }
         }
 
@@ -226,10 +226,10 @@ mod tests {
             }
         }
 
-        fn note(&mut self, ledger: &mut Ledger) {
+        fn note(&mut self, quiescence: &mut Quiescence) {
             match self.reports.pop_front() {
                 Some((thread, Said::Applied(table))) => {
-                    let acknowledged = ledger.applied(thread, table);
+                    let acknowledged = quiescence.applied(thread, table);
                     assert!(
                         self.threads
                             .iter()
@@ -237,7 +237,7 @@ mod tests {
                     );
                     self.acknowledged.extend(acknowledged);
                 }
-                Some((thread, Said::Idle(id, table))) if ledger.idle(thread, id, table) => {
+                Some((thread, Said::Idle(id, table))) if quiescence.idle(thread, id, table) => {
                     assert!(self.threads.iter().all(|thread| thread.is_quiescent(id)));
                     assert!(self.idle.insert(id), "an endpoint is reported idle once");
                 }
@@ -251,13 +251,13 @@ mod tests {
         fn idleness_is_never_claimed_too_early_and_never_forgotten(
             steps in proptest::collection::vec(step(), 0..200),
         ) {
-            let mut ledger = Ledger::new(THREADS);
+            let mut quiescence = Quiescence::new(THREADS);
             let mut world = World {
                 threads: vec![Model::default(); THREADS],
                 ..World::default()
             };
             for step in steps {
-                world.take(&mut ledger, step);
+                world.take(&mut quiescence, step);
             }
             // Let everything that is under way come to its end.
             for index in 0..THREADS {
@@ -271,7 +271,7 @@ mod tests {
                 }
             }
             while !world.reports.is_empty() {
-                world.note(&mut ledger);
+                world.note(&mut quiescence);
             }
             prop_assert!(world.acknowledged.iter().copied().eq(1..=world.sent));
             prop_assert!(world.idle.iter().copied().eq((0..world.drained).map(EndpointId)));

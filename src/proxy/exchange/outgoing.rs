@@ -3,11 +3,11 @@
 use std::io;
 
 use super::error::ProxyError;
-use super::policy::body_room::BodyRoom;
 use crate::proxy::http::http1::{Decoder, Encoding, Framing, Spans};
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::send::{GATHERED, Sendable};
 use crate::proxy::net::stream::Stream;
+use crate::proxy::policy::body_room::BodyRoom;
 
 /// Bytes of a request's body that are kept for a second try.
 const LONGEST_REPLAY: usize = 64 << 10;

@@ -23,11 +23,11 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use tokio::time::Instant;
 
-use super::drain::Drain;
-use super::listener::ListenerView;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::net::socket::is_quiet;
 use crate::proxy::shared::threads::Open;
+use crate::proxy::view::drain::Drain;
+use crate::proxy::view::listener::ListenerView;
 
 /// How often the watch looks for connections whose time is over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

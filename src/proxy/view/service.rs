@@ -7,8 +7,8 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::endpoint::{Claim, Endpoint};
-use super::policy::compiled::Policy;
 use crate::ipc::{EndpointId, Handling};
+use crate::proxy::policy::compiled::Policy;
 
 /// How many requests of a service may wait for an endpoint, on each thread.
 const MOST_HELD: usize = 1024;

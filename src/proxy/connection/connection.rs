@@ -1,0 +1,94 @@
+//! A new connection: whose it is, how it is secured, and which protocol is spoken on it.
+//!
+//! # Theory of operation
+//! What comes first on a connection depends on its listener: a header of the PROXY protocol, then a TLS handshake. Then the
+//! client's first bytes, or what TLS has agreed on, say whether it speaks HTTP/2 or HTTP/1.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+
+use super::http2;
+use super::proxy_protocol::{NoProxyHeader, ProxyHeader};
+use super::requests::{Waited, serve_requests, wait};
+use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client};
+use crate::proxy::net::stream::Stream;
+use crate::proxy::net::tls;
+use crate::proxy::net::transport::Transport;
+
+/// How long a trusted proxy may take to say whose connection it is. It does so at once, unless a segment is lost.
+const PROXY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Serves a new connection, to its end or until it is to be parked; then it is returned. The client is on the heap because
+/// a task has memory for what it is given and for what it works with, and this would be both.
+pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
+    if client.peer.listener.has_proxy_protocol() && !Box::pin(read_proxy_header(&mut client)).await
+    {
+        return None;
+    }
+    if let Some(config) = client.peer.listener.tls() {
+        client = Box::pin(secure(client, config)).await?;
+    }
+    if client.buffer.is_empty() && wait(&mut client, CLIENT_IDLE_LIMIT).await != Waited::Received {
+        return None;
+    }
+    if http2::is_begun(&client) {
+        Box::pin(http2::serve(*client)).await;
+        return None;
+    }
+    serve_requests(client).await
+}
+
+/// Learns from a trusted proxy whose connection this is. False if the connection is to be closed.
+async fn read_proxy_header(client: &mut Client) -> bool {
+    if !client.peer.view.trusts(client.peer.address.ip()) {
+        tracing::debug!(client_addr = %client.peer.address, "connection refused, it is not from a trusted proxy");
+        return false;
+    }
+    client.timer.set(PROXY_LIMIT);
+    let header = loop {
+        match ProxyHeader::parse(client.buffer.unread()) {
+            Ok(Some(header)) => break header,
+            Ok(None) => {}
+            Err(error) => {
+                client.peer.listener.log_refused(client.peer.address, error);
+                return false;
+            }
+        }
+        let received = client.buffer.fill(&client.stream);
+        match client.timer.limit(received).await {
+            Some(Ok(count)) if count > 0 => {}
+            // Whoever only looks whether the port is open sends nothing.
+            _ if client.buffer.is_empty() => return false,
+            _ => {
+                let error = NoProxyHeader::CUT;
+                client.peer.listener.log_refused(client.peer.address, error);
+                return false;
+            }
+        }
+    };
+    client.buffer.consume(header.length);
+    if let Some(source) = header.source {
+        client.peer = Rc::new(client.peer.in_place_of(source));
+    }
+    true
+}
+
+/// Does the handshake of TLS. `None` if the connection is to be closed.
+async fn secure(mut client: Box<Client>, config: Arc<ServerConfig>) -> Option<Box<Client>> {
+    let socket = client.stream.into_socket()?;
+    match tls::accept(socket, &mut client.buffer, config).await {
+        Ok(secure) => Some(Box::new(Client {
+            stream: Stream::Transport(Transport::Secure(Box::new(secure))),
+            buffer: client.buffer,
+            timer: client.timer,
+            peer: client.peer,
+        })),
+        Err(error) => {
+            tracing::debug!(client_addr = %client.peer.address, %error, "TLS handshake failed");
+            None
+        }
+    }
+}

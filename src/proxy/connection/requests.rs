@@ -1,0 +1,217 @@
+//! The loop of HTTP/1: the requests of one connection, one after the other.
+//!
+//! # Theory of operation
+//! A connection is idle until bytes come; then its requests are served one after the other, and the answers are sent in
+//! that order. The part that serves a request lives in memory of its own, so that an idle connection takes little, and
+//! a connection that stays idle gives its task back, which takes still less.
+//!
+//! How a connection ends:
+//! * While idle: when the client closes, after [`CLIENT_IDLE_LIMIT`], or when the worker drains and idle connections have
+//!   had their time. Until then a draining worker, or a listener that was removed, waits for one more request, whose
+//!   response tells the client that it is the last; a close at any moment could meet a request on its way.
+//! * After a response that says so, when the client may have sent more than was read: our side is closed first and the
+//!   rest is read for a while ([`linger`]).
+//! * In the middle of a response that cannot be completed: at once, so that the client cannot take it for whole.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Next, STALL_LIMIT};
+use crate::proxy::exchange::error::{ProxyError, write_error};
+use crate::proxy::exchange::forward::forward;
+use crate::proxy::exchange::request::Request;
+use crate::proxy::http::headers::Persistence;
+use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, Version};
+use crate::proxy::net::linger::linger;
+use crate::proxy::net::send::Sendable;
+use crate::proxy::net::stream::Stream;
+use crate::proxy::net::turn;
+
+/// How long an idle connection keeps its task: most requests of a browser follow one another closely.
+pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
+
+/// How long the head of a request may take from its first byte on.
+const HEAD_LIMIT: Duration = Duration::from_secs(15);
+
+/// How a wait for the next bytes ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// Bytes are there.
+    Received,
+    /// The limit has passed without a byte.
+    Long,
+    /// There will be no bytes, or nobody waits for them any more.
+    Over,
+}
+
+/// Serves the requests of a connection with HTTP/1, to its end or until it is to be parked; then it is returned.
+pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
+    let limit = match client.stream.as_socket() {
+        Some(_) => PARK_AFTER,
+        None => CLIENT_IDLE_LIMIT,
+    };
+    loop {
+        skip_empty_lines(&mut client);
+        if client.buffer.is_empty() {
+            match wait(&mut client, limit).await {
+                Waited::Received => {}
+                Waited::Long if limit < CLIENT_IDLE_LIMIT => return Some(client),
+                Waited::Long | Waited::Over => return None,
+            }
+        }
+        match Box::pin(serve_request(&mut client)).await {
+            Next::Request => {}
+            Next::Close => return None,
+            Next::Linger => {
+                Box::pin(let_read(&mut client)).await;
+                return None;
+            }
+            Next::Reset => {
+                // If that fails, the connection is gone already.
+                let _ = client.stream.reset_on_close();
+                return None;
+            }
+        }
+    }
+}
+
+/// Serves one request. On a stream of HTTP/2 that is all; how the stream ends then is its own matter.
+pub(super) async fn serve_request(client: &mut Client) -> Next {
+    let mut request = match read_request(client).await {
+        Ok(Some(request)) => request,
+        Ok(None) => return Next::Close,
+        Err(error) => return refuse(client, error).await,
+    };
+    turn::pass().await;
+    match forward(client, &mut request).await {
+        Ok(next) => next,
+        Err(error) => answer(client, error, &request).await,
+    }
+}
+
+/// Waits for the next bytes of an idle connection.
+pub(super) async fn wait(client: &mut Client, limit: Duration) -> Waited {
+    client.timer.set(limit);
+    let mut drained = pin!(client.peer.drain.idle_over());
+    poll_fn(|cx| {
+        let waited = if let Poll::Ready(received) = client.buffer.poll_fill(&client.stream, cx) {
+            return Poll::Ready(match received {
+                Ok(count) if count > 0 => Waited::Received,
+                _ => Waited::Over,
+            });
+        } else if drained.as_mut().poll(cx).is_ready() {
+            Waited::Over
+        } else {
+            ready!(client.timer.poll_expired(cx));
+            Waited::Long
+        };
+        // The reactor may not have heard of a request that is there already.
+        Poll::Ready(match client.stream.is_quiet() {
+            true => waited,
+            false => Waited::Received,
+        })
+    })
+    .await
+}
+
+/// Reads the head of a request; `None` if the connection ends without one.
+async fn read_request(client: &mut Client) -> Result<Option<Request>, ProxyError> {
+    let mut limited = false;
+    let mut new_lines = !client.buffer.is_empty();
+    loop {
+        skip_empty_lines(client);
+        if new_lines && let Some(request) = admit(client)? {
+            return Ok(Some(request));
+        }
+        let before = client.buffer.unread().len();
+        if before >= LONGEST_REQUEST_HEAD {
+            let in_first_line = !client.buffer.unread().contains(&b'\n');
+            return Err(match in_first_line {
+                true => Refusal::TargetTooLong.into(),
+                false => Refusal::HeadTooLarge.into(),
+            });
+        }
+        if before > 0 && !limited {
+            limited = true;
+            client.timer.set(HEAD_LIMIT);
+        }
+        let received = client.buffer.fill(&client.stream);
+        match client.timer.limit(received).await {
+            Some(Ok(0) | Err(_)) => return Ok(None),
+            Some(Ok(_)) => {
+                new_lines = before == 0 || client.buffer.unread()[before..].contains(&b'\n')
+            }
+            None if before == 0 => return Ok(None),
+            None => return Err(ProxyError::RequestTimeout),
+        }
+    }
+}
+
+/// Skips empty lines before a request, which are to be ignored (RFC 9112, section 2.2).
+fn skip_empty_lines(client: &mut Client) {
+    loop {
+        let length = match client.buffer.unread() {
+            [b'\r', b'\n', ..] => 2,
+            [b'\n', ..] => 1,
+            _ => return,
+        };
+        client.buffer.consume(length);
+    }
+}
+
+fn admit(client: &mut Client) -> Result<Option<Request>, Refusal> {
+    let sender = client.peer.sender(client.stream.is_secure());
+    Request::admit(&mut client.buffer, &client.peer.listener, sender)
+}
+
+/// Answers something that is no request. Where the next one would begin is unknown.
+async fn refuse(client: &mut Client, error: ProxyError) -> Next {
+    tracing::debug!(client_addr = %client.peer.address, %error, "request refused");
+    let mut out = Vec::new();
+    write_error(&error, false, Version::Http11, Persistence::Close, &mut out);
+    send(client, &out, Next::Linger).await
+}
+
+/// Answers a request that no instance has answered.
+async fn answer(client: &mut Client, error: ProxyError, request: &Request) -> Next {
+    let service = request.service_name();
+    let id = request.instance.map(|id| id.0);
+    if error.is_failure() {
+        tracing::warn!(service, id, client_addr = %client.peer.address, %error, "request failed");
+    } else {
+        tracing::debug!(service, client_addr = %client.peer.address, %error, "request refused");
+    }
+    let reply = &request.reply;
+    let keep_alive = reply.keep_alive && request.outgoing.is_received() && !client.peer.closing();
+    let told = match keep_alive {
+        true => Persistence::KeepAlive,
+        false => Persistence::Close,
+    };
+    let mut out = Vec::new();
+    write_error(&error, reply.to_head, reply.version, told, &mut out);
+    let next = client.next(told, request);
+    send(client, &out, next).await
+}
+
+/// Sends a whole response. Returns `next`, unless the client does not take it.
+async fn send(client: &mut Client, bytes: &[u8], next: Next) -> Next {
+    client.timer.set(STALL_LIMIT);
+    let sending = Sendable::plain(bytes);
+    match client
+        .timer
+        .limit(sending.send(&client.stream, || {}))
+        .await
+    {
+        Some(Ok(())) => next,
+        Some(Err(_)) | None => Next::Close,
+    }
+}
+
+/// Closes our side, and lets the client read what it has been sent.
+async fn let_read(client: &mut Client) {
+    if let Stream::Transport(transport) = &client.stream {
+        linger(transport, &mut client.buffer, &mut client.timer).await;
+    }
+}

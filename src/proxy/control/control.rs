@@ -1,0 +1,519 @@
+//! The control thread: speaks with the manager, hands tables to the data threads, and proves quiescence.
+//!
+//! # Theory of operation
+//! One loop owns all of this state and takes one event at a time: a manager connects, the manager says something, a
+//! data thread reports, a probe has found something out, a signal arrives, time passes. The data threads serve the last
+//! table whether or not a manager is there; a new manager is first told how things stand. Once draining, the worker
+//! opens no listener any more, but still follows tables and still reports idleness: its last connections need both.
+//!
+//! The order in which a table is taken over matters. The probes of endpoints that it drains end first; then
+//! [`Quiescence`] expects the threads' word about them; only then do the threads see the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::manager_link::{LinkFault, ManagerLink};
+use super::probe::{Finding, Probers};
+use super::quiescence::Quiescence;
+use super::sockets::Sockets;
+use crate::ipc::{EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable};
+use crate::proxy::shared::certificates::CertificateStore;
+use crate::proxy::shared::table::Table;
+use crate::proxy::shared::threads::{ThreadCommand, ThreadEvent, ThreadReport, Threads};
+
+/// The least time between two reports of the counters...
+const COUNTS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// ...and what each endpoint adds to it, so that a very long report does not fill the channel.
+const COUNTS_INTERVAL_PER_ENDPOINT: Duration = Duration::from_micros(200);
+
+/// How a worker drains that is told to by a signal, which knows no times.
+const SIGNAL_DRAIN: DrainTimes = DrainTimes {
+    idle: Duration::from_secs(1),
+    limit: Duration::from_secs(30),
+    tunnels: Duration::from_secs(30),
+};
+
+/// The wait after the control socket failed to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What ends the worker by an error.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    #[error("data thread {0} has ended")]
+    ThreadEnded(usize),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+pub(crate) struct Control {
+    threads: Arc<Threads>,
+    table: Arc<Table>,
+    /// Those before, as long as a thread may use them: none of the threads that serve is to be the one that clears them up.
+    replaced: Vec<Arc<Table>>,
+    sockets: Sockets,
+    certificates: CertificateStore,
+    quiescence: Quiescence,
+    probers: Probers,
+    /// The probing endpoints that have answered.
+    ready: BTreeSet<EndpointId>,
+    /// The active endpoints that the health check has taken out, and why.
+    faults: BTreeMap<EndpointId, String>,
+    manager: Option<ManagerLink>,
+    /// What the manager was told last.
+    counted: Option<(u32, Vec<EndpointCounts>)>,
+    next_counts: Instant,
+    drain: Option<Drain>,
+    /// The manager's last ping, and the threads that have not answered it.
+    ping: (u64, BTreeSet<usize>),
+    findings: mpsc::UnboundedReceiver<(EndpointId, Finding)>,
+    reports: mpsc::UnboundedReceiver<ThreadReport>,
+}
+
+/// The times of [`ToWorker::Drain`].
+struct DrainTimes {
+    idle: Duration,
+    limit: Duration,
+    tunnels: Duration,
+}
+
+struct Drain {
+    until: Instant,
+    tunnels_until: Instant,
+    /// The manager knows that nothing else is left.
+    only_tunnels: bool,
+    /// The threads that still have listeners.
+    accepting: BTreeSet<usize>,
+}
+
+impl Control {
+    /// `reports` is where `threads` report to.
+    pub(crate) fn new(
+        threads: Arc<Threads>,
+        certificates: CertificateStore,
+        reports: mpsc::UnboundedReceiver<ThreadReport>,
+    ) -> Control {
+        let (found, findings) = mpsc::unbounded_channel();
+        Control {
+            table: Arc::default(),
+            replaced: Vec::new(),
+            sockets: Sockets::default(),
+            certificates,
+            quiescence: Quiescence::new(threads.count()),
+            threads,
+            probers: Probers::new(found),
+            ready: BTreeSet::new(),
+            faults: BTreeMap::new(),
+            manager: None,
+            counted: None,
+            next_counts: Instant::now(),
+            drain: None,
+            ping: (0, BTreeSet::new()),
+            findings,
+            reports,
+        }
+    }
+
+    /// Runs until the worker has drained. Must run on a `LocalRuntime`.
+    pub(crate) async fn run(mut self, socket: UnixListener) -> Result<(), ControlError> {
+        let mut signals = Signals::new()?;
+        while !self.is_drained() {
+            let next_counts = self.next_counts;
+            self.tell_only_tunnels();
+            let until = self.drain_end();
+            tokio::select! {
+                manager = accept(&socket) => self.greet(manager),
+                message = receive(&mut self.manager) => self.hear(message).await,
+                Some(report) = self.reports.recv() => self.note(report)?,
+                Some((endpoint, finding)) = self.findings.recv() => self.find(endpoint, finding),
+                () = sleep_until(next_counts), if self.manager.is_some() => self.count(),
+                () = signals.drain() => self.drain(&SIGNAL_DRAIN, "signal"),
+                () = wait_until(until) => {
+                    tracing::warn!(connections = self.threads.connections(), "drain time is over, cutting off what is left");
+                    break;
+                }
+            }
+        }
+        self.end().await;
+        Ok(())
+    }
+
+    /// A manager has connected: it takes the place of the one before, and is told how things stand.
+    fn greet(&mut self, socket: std::os::unix::net::UnixStream) {
+        if let Some(drain) = &mut self.drain {
+            drain.only_tunnels = false;
+        }
+        match ManagerLink::greet(socket) {
+            Ok(manager) => self.manager = Some(manager),
+            Err(error) => {
+                tracing::warn!(%error, "manager refused");
+                return;
+            }
+        }
+        tracing::info!("manager connected");
+        self.sockets.forget_unopened();
+        self.counted = None;
+        self.next_counts = Instant::now();
+        let acknowledged = self.quiescence.acknowledged();
+        // What is said of idleness is read by them.
+        let mut messages = vec![self.counts()];
+        if acknowledged > 0 {
+            messages.push(FromWorker::Acknowledged(acknowledged));
+        }
+        messages.extend(self.quiescence.idle_endpoints().map(FromWorker::Idle));
+        messages.extend(self.ready.iter().map(|&endpoint| FromWorker::Probed {
+            endpoint,
+            result: Ok(()),
+        }));
+        messages.extend(self.faults.iter().map(|(&endpoint, fault)| {
+            let fault = Some(fault.clone());
+            FromWorker::Health { endpoint, fault }
+        }));
+        for message in messages {
+            self.say(message);
+        }
+    }
+
+    fn say(&mut self, message: FromWorker) {
+        if let Some(manager) = &self.manager
+            && let Err(fault) = manager.say(message)
+        {
+            self.lose(&fault);
+        }
+    }
+
+    fn lose(&mut self, fault: &LinkFault) {
+        tracing::warn!(error = %fault, "manager connection lost");
+        self.manager = None;
+    }
+
+    /// The manager has said something, or is gone.
+    async fn hear(&mut self, message: Result<ToWorker, LinkFault>) {
+        match message {
+            Ok(ToWorker::Listener(id)) => {
+                let descriptor = self.manager.as_mut().and_then(ManagerLink::take_descriptor);
+                if let Err(error) = self.sockets.add(id, descriptor) {
+                    tracing::error!(listener = id.0, %error, "listening socket refused");
+                }
+            }
+            Ok(ToWorker::Certificate(certificate)) => {
+                if let Err(error) = self.certificates.add(certificate) {
+                    tracing::error!(%error, "certificate refused");
+                }
+            }
+            Ok(ToWorker::Table(table)) => self.take_over(table).await,
+            Ok(ToWorker::Drain {
+                idle,
+                limit,
+                tunnels,
+            }) => {
+                let times = DrainTimes {
+                    idle,
+                    limit,
+                    tunnels,
+                };
+                self.drain(&times, "manager");
+            }
+            Ok(ToWorker::Ping(number)) => {
+                self.ping = (number, (0..self.threads.count()).collect());
+                for thread in 0..self.threads.count() {
+                    self.command(thread, ThreadCommand::Ping(number));
+                }
+            }
+            Err(fault) => self.lose(&fault),
+        }
+    }
+
+    async fn take_over(&mut self, table: WireTable) {
+        if table.number <= self.table.number {
+            // The manager may not know that it has been heard.
+            self.say(FromWorker::Acknowledged(self.quiescence.acknowledged()));
+            return;
+        }
+        let draining = self.drain.is_some();
+        let sockets = &self.sockets;
+        // A draining worker gets no sockets and needs none.
+        let is_known = |id| draining || sockets.contains(id);
+        let named: BTreeSet<_> = table.certificates().collect();
+        let number = table.number;
+        let (certificates, threads) = (&self.certificates, self.threads.count());
+        let table = match self.table.succeed(table, is_known, certificates, threads) {
+            Ok(table) => Arc::new(table),
+            Err(error) => {
+                tracing::error!(%error, "table refused");
+                self.say(FromWorker::Refused(number));
+                return;
+            }
+        };
+        let before = std::mem::replace(&mut self.table, table.clone());
+        self.certificates.keep(&named);
+        self.threads.limit_connections(table.max_connections);
+        self.probers.follow(&before, &table).await;
+        self.replaced.push(before);
+        self.forget_findings(&table);
+        let drained = table
+            .endpoints()
+            .filter(|(_, state)| *state >= EndpointState::Draining);
+        self.quiescence
+            .sent(table.number, drained.map(|(spec, _)| spec.id));
+        let opened = self.sockets.follow(&table);
+        for thread in 0..self.threads.count() {
+            let table = table.clone();
+            let opened = opened.clone();
+            self.command(thread, ThreadCommand::Apply { table, opened });
+        }
+    }
+
+    fn forget_findings(&mut self, table: &Table) {
+        let is = |id: &EndpointId, state| table.state(*id) == Some(state);
+        self.ready.retain(|id| is(id, EndpointState::Probing));
+        self.faults.retain(|id, _| is(id, EndpointState::Active));
+    }
+
+    fn command(&self, thread: usize, command: ThreadCommand) {
+        // A thread that has ended reports that itself, and the worker ends.
+        let _ = self.threads.send(thread, command);
+    }
+
+    /// A data thread has reported.
+    fn note(&mut self, report: ThreadReport) -> Result<(), ControlError> {
+        let thread = report.thread;
+        match report.event {
+            ThreadEvent::Applied(table) => {
+                if let Some(table) = self.quiescence.applied(thread, table) {
+                    self.replaced.retain(|replaced| replaced.number >= table);
+                    self.say(FromWorker::Acknowledged(table));
+                }
+            }
+            ThreadEvent::Idle { endpoint, table } => {
+                if self.quiescence.idle(thread, endpoint, table) {
+                    if self.has_tunnels(endpoint) {
+                        self.say(self.counts());
+                    }
+                    self.say(FromWorker::Idle(endpoint));
+                }
+            }
+            ThreadEvent::Pong(number) => {
+                let (last, waiting) = &mut self.ping;
+                if number == *last && waiting.remove(&thread) && waiting.is_empty() {
+                    self.say(FromWorker::Pong(number));
+                }
+            }
+            ThreadEvent::Closed => {
+                if let Some(drain) = &mut self.drain {
+                    drain.accepting.remove(&thread);
+                }
+            }
+            // Whether it was the last one is asked after every event.
+            ThreadEvent::Empty => {}
+            ThreadEvent::Ended => return Err(ControlError::ThreadEnded(thread)),
+        }
+        Ok(())
+    }
+
+    /// A probe has found something out, unless the table has moved on in the meantime.
+    fn find(&mut self, endpoint: EndpointId, finding: Finding) {
+        if self.table.state(endpoint) != Some(finding.concerns()) {
+            return;
+        }
+        let message = match finding {
+            Finding::Ready => {
+                self.ready.insert(endpoint);
+                let result = Ok(());
+                FromWorker::Probed { endpoint, result }
+            }
+            Finding::NotReady(fault) => {
+                let result = Err(fault);
+                FromWorker::Probed { endpoint, result }
+            }
+            Finding::Out(fault) => {
+                self.faults.insert(endpoint, fault.clone());
+                let fault = Some(fault);
+                FromWorker::Health { endpoint, fault }
+            }
+            Finding::In => {
+                self.faults.remove(&endpoint);
+                let fault = None;
+                FromWorker::Health { endpoint, fault }
+            }
+        };
+        self.say(message);
+    }
+
+    /// Time to report the counters, if they have changed and the manager has read what was said before.
+    fn count(&mut self) {
+        let connections = self.threads.connections();
+        let counts: Vec<_> = self
+            .table
+            .endpoints()
+            .map(|(spec, _)| spec.counts())
+            .collect();
+        let pause = COUNTS_INTERVAL_PER_ENDPOINT * u32::try_from(counts.len()).unwrap_or(u32::MAX);
+        self.next_counts = Instant::now() + COUNTS_INTERVAL.max(pause);
+        let is_listening = self.manager.as_ref().is_some_and(ManagerLink::is_listening);
+        let current = Some((connections, counts));
+        if is_listening && self.counted != current {
+            self.counted = current;
+            self.say_counts();
+        }
+    }
+
+    /// How things stand at this moment.
+    fn counts(&self) -> FromWorker {
+        let endpoints = self.table.endpoints();
+        FromWorker::Counts {
+            connections: self.threads.connections(),
+            endpoints: endpoints.map(|(spec, _)| spec.counts()).collect(),
+        }
+    }
+
+    fn has_tunnels(&self, endpoint: EndpointId) -> bool {
+        let mut endpoints = self.table.endpoints();
+        endpoints.any(|(spec, _)| spec.id == endpoint && spec.counts().tunnels > 0)
+    }
+
+    fn tunnels(&self) -> u32 {
+        let endpoints = self.table.endpoints();
+        endpoints.map(|(spec, _)| spec.counts().tunnels).sum()
+    }
+
+    /// When whatever is left is cut off.
+    fn drain_end(&self) -> Option<Instant> {
+        let drain = self.drain.as_ref()?;
+        Some(match self.tunnels() {
+            0 => drain.until,
+            _ => drain.until.max(drain.tunnels_until),
+        })
+    }
+
+    /// Says once that only tunnels are left, or that no more is waited for than them.
+    fn tell_only_tunnels(&mut self) {
+        let Some(drain) = self.drain.as_ref().filter(|drain| !drain.only_tunnels) else {
+            return;
+        };
+        let is_over = drain.until <= Instant::now();
+        let accepts = !drain.accepting.is_empty();
+        let tunnels = self.tunnels();
+        let alone = !accepts && self.threads.connections() <= tunnels;
+        if tunnels > 0 && (alone || is_over) && self.manager.is_some() {
+            self.say(FromWorker::OnlyTunnels);
+            if let Some(drain) = &mut self.drain {
+                drain.only_tunnels = true;
+            }
+        }
+    }
+
+    fn say_counts(&mut self) {
+        if let Some((connections, endpoints)) = self.counted.clone() {
+            self.say(FromWorker::Counts {
+                connections,
+                endpoints,
+            });
+        }
+    }
+
+    /// Begins to drain. Told so again, it only takes the new limit.
+    fn drain(&mut self, times: &DrainTimes, by: &'static str) {
+        let idle = times.idle;
+        let until = Instant::now() + times.limit;
+        let tunnels_until = Instant::now() + times.tunnels;
+        if let Some(drain) = &mut self.drain {
+            drain.until = until;
+            drain.tunnels_until = tunnels_until;
+            return;
+        }
+        tracing::info!(by, connections = self.threads.connections(), "draining");
+        self.drain = Some(Drain {
+            until,
+            tunnels_until,
+            only_tunnels: false,
+            accepting: (0..self.threads.count()).collect(),
+        });
+        self.sockets = Sockets::default();
+        for thread in 0..self.threads.count() {
+            self.command(thread, ThreadCommand::Drain { idle });
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        let drain = self.drain.as_ref();
+        drain.is_some_and(|drain| drain.accepting.is_empty()) && self.threads.connections() == 0
+    }
+
+    async fn end(mut self) {
+        self.count();
+        for thread in 0..self.threads.count() {
+            self.command(thread, ThreadCommand::Stop);
+        }
+        if let Some(manager) = self.manager.take() {
+            manager.farewell().await;
+        }
+    }
+}
+
+/// The next manager to connect.
+async fn accept(socket: &UnixListener) -> std::os::unix::net::UnixStream {
+    loop {
+        match socket
+            .accept()
+            .await
+            .and_then(|(stream, _)| stream.into_std())
+        {
+            Ok(stream) => return stream,
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a manager");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// What the manager says next; nothing, ever, if there is none.
+async fn receive(manager: &mut Option<ManagerLink>) -> Result<ToWorker, LinkFault> {
+    match manager {
+        Some(manager) => manager.receive().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The signals that a worker does not die of.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Resolves when a signal asks the worker to drain. SIGHUP is the manager's business.
+    async fn drain(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {}
+            }
+        }
+    }
+}

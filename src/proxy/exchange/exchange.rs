@@ -1,0 +1,104 @@
+//! One request and its response over one connection to an instance.
+//!
+//! # Theory of operation
+//! Two directions run at the same time within one task: [`upload`] takes the request to the instance, [`download`] the
+//! response to the client. They share nothing but a few flags ([`Flow`]). Neither reads more than it has passed on, so
+//! each side is as fast as the slower of the two.
+//!
+//! * The client is committed to once a byte of the final response has been sent to it. Before that, a failure can still
+//!   become another try or an error response; after that, it can only be made visible by cutting the connection off.
+//! * A response may end before the request does. The upload then goes on as long as the instance takes it, and the
+//!   instance counts as in use for as long.
+//! * An instance that takes no more of the request may still respond: then only the upload ends.
+//! * A client that has asked whether it should send its body at all is told what the instance says. If that says
+//!   nothing, it is told to go on.
+//! * A client that has sent all it wants to send and closed its side still gets its response; one that has reset the
+//!   connection ends the exchange.
+//! * An instance that changes the protocol, as the client has asked it to, ends the exchange; a tunnel follows.
+//! * Time runs out when neither direction has moved anything: for the service's `response_timeout` if it is the instance
+//!   that is waited for, and for `STALL_LIMIT` if it is the client. Between two events of an event stream, which come when
+//!   they come, a day may pass.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::client::Client;
+use super::download::download;
+use super::flow::{ExchangeEnd, Flow, UploadState};
+use super::request::Request;
+use super::upload::upload;
+use crate::proxy::view::upstream::Upstream;
+
+/// Sends the request to the instance and the response to the client.
+pub(crate) async fn exchange(
+    client: &mut Client,
+    request: &mut Request,
+    upstream: &mut Upstream,
+    response_timeout: Duration,
+) -> ExchangeEnd {
+    let flow = Flow::new(request.outgoing.awaits_permission, request.upgrade.clone());
+    let Request {
+        reply, outgoing, ..
+    } = request;
+    let Upstream { stream, buffer } = upstream;
+    let Client { peer, timer, .. } = client;
+    let closing = || peer.closing();
+    let mut reset = pin!(client.stream.reset());
+    let mut up = pin!(upload(
+        &flow,
+        &client.stream,
+        &mut client.buffer,
+        outgoing,
+        stream
+    ));
+    let mut down = pin!(download(
+        &flow,
+        stream,
+        buffer,
+        &client.stream,
+        reply,
+        closing
+    ));
+    let mut uploading = true;
+    let mut response = None;
+    poll_fn(|cx| {
+        loop {
+            let waits = flow.awaits_permission.get();
+            if uploading && let Poll::Ready(result) = up.as_mut().poll(cx) {
+                uploading = false;
+                if let Err(end) = result {
+                    return Poll::Ready(end);
+                }
+            }
+            if response.is_none()
+                && let Poll::Ready(result) = down.as_mut().poll(cx)
+            {
+                match result {
+                    Ok(whole) => response = Some(whole),
+                    Err(end) => return Poll::Ready(end),
+                }
+            }
+            if let Some(response) = response {
+                let wanted = response.instance_keeps_alive && !flow.awaits_permission.get();
+                if !uploading || !wanted {
+                    let reusable =
+                        wanted && flow.upload.get() == UploadState::Done && response.is_clean;
+                    return Poll::Ready(ExchangeEnd::Answered { reusable, response });
+                }
+            }
+            if waits == flow.awaits_permission.get() {
+                break;
+            }
+        }
+        if flow.moved.take() {
+            timer.set(flow.limit(response_timeout));
+        }
+        if timer.poll_expired(cx).is_ready() {
+            return Poll::Ready(flow.time_out());
+        }
+        reset.as_mut().poll(cx).map(|()| ExchangeEnd::Abandoned)
+    })
+    .await
+}

@@ -1,0 +1,472 @@
+//! A data thread's own view of the table.
+//!
+//! # Theory of operation
+//! A table is shared by all threads and immutable. What changes while it is in use (whether a listener is open, which
+//! endpoint is chosen next, which connections lie idle) belongs to one thread each, in `Rc` and `Cell`, and hangs in the
+//! thread's view. A table is taken over in one step without an await, so a request sees either the old one or the new
+//! one. The view takes over only what is different: listeners, services and endpoints that stay are the same objects.
+//!
+//! The view reports that the thread uses the table before it drains endpoints, for each of them may be reported idle at
+//! once, and what is said of idleness is true of the table that was reported last.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::endpoint::Endpoint;
+use super::listener::{ListenerView, Routes};
+use super::service::ServiceView;
+use crate::ipc::{EndpointId, EndpointState, ListenerId};
+use crate::proxy::shared::table::Table;
+use crate::proxy::shared::threads::{Reporter, ThreadEvent};
+
+/// The table as one data thread uses it.
+pub(crate) struct View {
+    reporter: Reporter,
+    table: RefCell<Arc<Table>>,
+    listeners: RefCell<HashMap<ListenerId, Rc<ListenerView>>>,
+    services: RefCell<HashMap<String, Rc<ServiceView>>>,
+    /// The services of `services`, in the order of the table.
+    in_order: RefCell<Rc<[Rc<ServiceView>]>>,
+    endpoints: RefCell<HashMap<EndpointId, Rc<Endpoint>>>,
+    /// Endpoints removed from the table that still have requests in flight.
+    removed_endpoints: RefCell<HashMap<EndpointId, Rc<Endpoint>>>,
+}
+
+impl View {
+    /// The view of a thread that has no table yet. Its endpoints report to `reporter`.
+    pub(crate) fn new(reporter: Reporter) -> View {
+        View {
+            reporter,
+            table: RefCell::default(),
+            listeners: RefCell::default(),
+            services: RefCell::default(),
+            in_order: RefCell::default(),
+            endpoints: RefCell::default(),
+            removed_endpoints: RefCell::default(),
+        }
+    }
+
+    /// Takes over a table, and reports that. `settle` is called in between: when the view shows the table and nothing has
+    /// been said of it yet.
+    pub(crate) fn apply(&self, table: Arc<Table>, settle: impl FnOnce()) {
+        self.reporter.follow(table.number);
+        let before = self.table.replace(table.clone());
+        let (services, drained) = self.apply_services(&before, &table);
+        self.apply_listeners(&table, services);
+        settle();
+        self.reporter.send(ThreadEvent::Applied(table.number));
+        for endpoint in drained {
+            endpoint.drain();
+        }
+    }
+
+    /// The table that the thread uses.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        self.table.borrow().clone()
+    }
+
+    /// Returns true if the table trusts this peer to say who is behind it, by `X-Forwarded-*` or the PROXY protocol.
+    pub(crate) fn trusts(&self, ip: IpAddr) -> bool {
+        let table = self.table.borrow();
+        table.trusted_proxies.iter().any(|net| net.contains(&ip))
+    }
+
+    /// Returns true if instances are told by `Forwarded`, too, who has sent a request.
+    pub(crate) fn sets_forwarded(&self) -> bool {
+        self.table.borrow().forwarded
+    }
+
+    /// The view of a listener that the table has.
+    pub(crate) fn listener(&self, id: ListenerId) -> Option<Rc<ListenerView>> {
+        self.listeners.borrow().get(&id).cloned()
+    }
+
+    /// The view of a listener that was removed while a connection that it had accepted was on its way to this thread. The
+    /// listener goes by the routes of `table`, the one that came with the connection.
+    pub(crate) fn removed_listener(
+        &self,
+        id: ListenerId,
+        table: &Table,
+    ) -> Option<Rc<ListenerView>> {
+        let mut listeners = table.listeners.iter();
+        let listener = listeners.find(|listener| listener.id == id)?;
+        let services = self.services.borrow();
+        let services = table.services.iter().map(|service| {
+            let known = services.get(&service.name).cloned();
+            known.unwrap_or_else(|| Rc::new(ServiceView::new(service.name.clone())))
+        });
+        let routes = Routes {
+            tls: listener.tls.clone(),
+            router: listener.router.clone(),
+            services: services.collect(),
+            proxy_protocol: listener.proxy_protocol,
+        };
+        let listener = ListenerView::new(listener.id, listener.address, routes);
+        listener.finish();
+        Some(Rc::new(listener))
+    }
+
+    /// Lets all listeners finish.
+    pub(crate) fn finish_listeners(&self) {
+        for listener in self.listeners.borrow().values() {
+            listener.finish();
+        }
+    }
+
+    /// Closes connections to instances that have been idle for too long.
+    pub(crate) fn sweep(&self, now: Instant) {
+        for endpoint in self.endpoints.borrow().values() {
+            endpoint.sweep(now);
+        }
+    }
+
+    /// Takes over the services that are not the same as in `before`, and their endpoints. Returns all services in the order
+    /// of the table, and the endpoints that the table drains or has removed, none of which can be claimed any more.
+    fn apply_services(
+        &self,
+        before: &Table,
+        table: &Table,
+    ) -> (Rc<[Rc<ServiceView>]>, Vec<Rc<Endpoint>>) {
+        let is_same = |index: usize| match (before.services.get(index), table.services.get(index)) {
+            (Some(before), Some(service)) => Arc::ptr_eq(before, service),
+            _ => false,
+        };
+        let mut services = self.services.borrow_mut();
+        let mut endpoints = self.endpoints.borrow_mut();
+        let mut views_before = HashMap::new();
+        let mut endpoints_before = self.removed_endpoints.take();
+        let changed = (0..before.services.len()).filter(|&index| !is_same(index));
+        for service in changed.map(|index| &before.services[index]) {
+            views_before.extend(services.remove_entry(&service.name));
+            let ids = service.endpoints.iter().map(|(spec, _)| spec.id);
+            endpoints_before.extend(ids.filter_map(|id| endpoints.remove_entry(&id)));
+        }
+        let in_order_before = self.in_order.take();
+        let mut in_order = Vec::with_capacity(table.services.len());
+        let mut drained = Vec::new();
+        for (index, service) in table.services.iter().enumerate() {
+            if is_same(index) {
+                in_order.push(in_order_before[index].clone());
+                continue;
+            }
+            let mut active = Vec::with_capacity(service.endpoints.len());
+            for (spec, state) in &service.endpoints {
+                let endpoint = endpoints_before
+                    .remove(&spec.id)
+                    .unwrap_or_else(|| Rc::new(Endpoint::new(spec.clone(), self.reporter.clone())));
+                match state {
+                    EndpointState::Probing => {}
+                    EndpointState::Active if endpoint.is_draining() => {}
+                    EndpointState::Active => active.push(endpoint.clone()),
+                    EndpointState::Draining => drained.push(endpoint.clone()),
+                    EndpointState::Cut => {
+                        endpoint.cut();
+                        drained.push(endpoint.clone());
+                    }
+                }
+                endpoints.insert(spec.id, endpoint);
+            }
+            let known = views_before.remove(&service.name);
+            let view = known.unwrap_or_else(|| Rc::new(ServiceView::new(service.name.clone())));
+            view.set_handling(service.handling);
+            view.set_policy(service.policy.clone());
+            view.update(service.running, active);
+            in_order.push(view.clone());
+            services.insert(service.name.clone(), view);
+        }
+        drained.extend(endpoints_before.values().cloned());
+        endpoints_before.retain(|_, removed| removed.is_in_use());
+        self.removed_endpoints.replace(endpoints_before);
+        for removed in views_before.into_values() {
+            removed.update(false, Vec::new());
+        }
+        let in_order: Rc<[Rc<ServiceView>]> = in_order.into();
+        self.in_order.replace(in_order.clone());
+        (in_order, drained)
+    }
+
+    fn apply_listeners(&self, table: &Table, services: Rc<[Rc<ServiceView>]>) {
+        let mut before = self.listeners.take();
+        let mut listeners = HashMap::with_capacity(table.listeners.len());
+        for listener in &table.listeners {
+            let routes = Routes {
+                tls: listener.tls.clone(),
+                router: listener.router.clone(),
+                services: services.clone(),
+                proxy_protocol: listener.proxy_protocol,
+            };
+            let view = match before.remove(&listener.id) {
+                Some(known) => {
+                    known.set_routes(routes);
+                    known
+                }
+                None => Rc::new(ListenerView::new(listener.id, listener.address, routes)),
+            };
+            listeners.insert(listener.id, view);
+        }
+        for removed in before.into_values() {
+            removed.finish();
+        }
+        *self.listeners.borrow_mut() = listeners;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::ipc::{
+        Address, Handling, Host, Probe, Protocol, Route, WireEndpoint, WireListener, WireService,
+        WireTable,
+    };
+    use crate::proxy::shared::certificates::CertificateStore;
+    use crate::proxy::shared::threads::ThreadReport;
+
+    const ID: EndpointId = EndpointId(1);
+
+    struct Fixture {
+        view: View,
+        table: Arc<Table>,
+        reports: mpsc::UnboundedReceiver<ThreadReport>,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let (report, reports) = mpsc::unbounded_channel();
+            Fixture {
+                view: View::new(Reporter::new(0, report)),
+                table: Arc::default(),
+                reports,
+            }
+        }
+
+        /// Applies a table with one service, on one listener or none.
+        fn apply(&mut self, listens: bool, endpoint: Option<EndpointState>) {
+            let endpoint = endpoint.map(|state| WireEndpoint {
+                id: ID,
+                address: Address::Unix("/nonexistent".into()),
+                state,
+                protocol: Protocol::default(),
+                probe: Probe::Connect,
+            });
+            let listener = listens.then(|| WireListener {
+                id: ListenerId(1),
+                address: ([127, 0, 0, 1], 80).into(),
+                tls: None,
+                proxy_protocol: false,
+            });
+            let route = Route {
+                listener: ListenerId(1),
+                host: Host::Any,
+                path: "/".to_owned(),
+                strip: 0,
+            };
+            self.take_over(WireTable {
+                listeners: listener.into_iter().collect(),
+                services: vec![Arc::new(WireService {
+                    name: "shop".to_owned(),
+                    running: true,
+                    handling: Handling::default(),
+                    routes: listens.then_some(route).into_iter().collect(),
+                    endpoints: endpoint.into_iter().collect(),
+                })],
+                trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+                ..WireTable::default()
+            });
+        }
+
+        /// Applies a table with these services, and no listener.
+        fn apply_services(&mut self, services: Services) {
+            let endpoint = |(id, state)| WireEndpoint {
+                id: EndpointId(id),
+                address: Address::Unix("/nonexistent".into()),
+                state,
+                protocol: Protocol::default(),
+                probe: Probe::Connect,
+            };
+            let services = services.into_iter().map(|(name, endpoints)| WireService {
+                name: name.to_string(),
+                running: true,
+                handling: Handling::default(),
+                routes: Vec::new(),
+                endpoints: endpoints.into_iter().map(endpoint).collect(),
+            });
+            self.take_over(WireTable {
+                services: services.map(Arc::new).collect(),
+                ..WireTable::default()
+            });
+        }
+
+        fn take_over(&mut self, table: WireTable) {
+            let number = self.table.number + 1;
+            let table = WireTable { number, ..table };
+            let certificates = CertificateStore::new().unwrap();
+            let table = self.table.succeed(table, |_| true, &certificates, 1);
+            self.table = Arc::new(table.unwrap());
+            self.view.apply(self.table.clone(), || {});
+        }
+
+        fn service(&self) -> Rc<ServiceView> {
+            self.view.services.borrow()["shop"].clone()
+        }
+
+        fn events(&mut self) -> Vec<ThreadEvent> {
+            std::iter::from_fn(|| self.reports.try_recv().ok())
+                .map(|report| report.event)
+                .collect()
+        }
+    }
+
+    fn idle(table: u64) -> ThreadEvent {
+        let endpoint = ID;
+        ThreadEvent::Idle { endpoint, table }
+    }
+
+    #[test]
+    fn only_an_active_endpoint_is_claimed() {
+        let mut fixture = Fixture::new();
+        for (state, claimed) in [
+            (EndpointState::Probing, false),
+            (EndpointState::Active, true),
+            (EndpointState::Draining, false),
+        ] {
+            fixture.apply(true, Some(state));
+            assert_eq!(fixture.service().claim(&[]).is_some(), claimed, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn idleness_is_reported_after_the_table_and_after_the_last_request() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let claim = fixture.service().claim(&[]);
+        fixture.apply(true, Some(EndpointState::Draining));
+        assert_eq!(
+            fixture.events(),
+            [ThreadEvent::Applied(1), ThreadEvent::Applied(2)]
+        );
+        drop(claim);
+        assert_eq!(fixture.events(), [idle(2)]);
+        fixture.apply(true, Some(EndpointState::Draining));
+        assert_eq!(fixture.events(), [ThreadEvent::Applied(3), idle(3)]);
+    }
+
+    #[test]
+    fn an_endpoint_that_left_with_a_request_in_flight_comes_back_draining() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let claim = fixture.service().claim(&[]);
+        fixture.apply(true, None);
+        fixture.apply(true, Some(EndpointState::Active));
+        assert!(fixture.service().claim(&[]).is_none());
+        drop(claim);
+        assert!(fixture.events().contains(&idle(3)));
+    }
+
+    /// Services by their names, each with its endpoints by their ids.
+    type Services = Vec<(char, Vec<(u64, EndpointState)>)>;
+
+    /// In any order, each with some of the three endpoints that only it can have.
+    fn services() -> impl Strategy<Value = Services> {
+        let state = prop_oneof![
+            Just(EndpointState::Probing),
+            Just(EndpointState::Active),
+            Just(EndpointState::Active),
+            Just(EndpointState::Draining),
+        ];
+        let endpoints =
+            |first: u64| proptest::collection::btree_map(first..first + 3, state.clone(), 0..=3);
+        let service = |name: char, first| {
+            let endpoints = endpoints(first).prop_map(Vec::from_iter);
+            proptest::option::of(endpoints.prop_map(move |endpoints| (name, endpoints)))
+        };
+        let all = (service('a', 0), service('b', 3), service('c', 6));
+        all.prop_map(|(a, b, c)| [a, b, c].into_iter().flatten().collect::<Vec<_>>())
+            .prop_shuffle()
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_is_taken_over_by_its_differences_as_it_is(
+            tables in proptest::collection::vec(services(), 1..6)
+        ) {
+            let mut fixture = Fixture::new();
+            let mut views: HashMap<String, Rc<ServiceView>> = HashMap::new();
+            for services in tables {
+                let before = fixture.table.clone();
+                fixture.apply_services(services);
+                let table = fixture.table.clone();
+                let mut after = HashMap::new();
+                for (index, service) in table.services.iter().enumerate() {
+                    let view = fixture.view.in_order.borrow()[index].clone();
+                    prop_assert_eq!(view.name(), &service.name);
+                    if let Some(known) = views.get(&service.name) {
+                        prop_assert!(Rc::ptr_eq(known, &view));
+                    }
+                    let active = service.endpoints.iter();
+                    let active = active.filter(|(_, state)| *state == EndpointState::Active);
+                    let mut claimed = Vec::new();
+                    while let Some(claim) = view.claim(&claimed) {
+                        claimed.push(claim.id());
+                    }
+                    claimed.sort();
+                    prop_assert_eq!(claimed, Vec::from_iter(active.map(|(spec, _)| spec.id)));
+                    after.insert(service.name.clone(), view);
+                }
+                views = after;
+                let is_over = |id| table.state(id).is_none_or(|state| state >= EndpointState::Draining);
+                let of_both = before.endpoints().chain(table.endpoints());
+                let over: BTreeSet<_> = of_both.map(|(spec, _)| spec.id).filter(|&id| is_over(id)).collect();
+                let said = fixture.events().into_iter().filter_map(|event| match event {
+                    ThreadEvent::Idle { endpoint, table: number } if number == table.number => Some(endpoint),
+                    _ => None,
+                });
+                prop_assert_eq!(said.collect::<BTreeSet<_>>(), over);
+            }
+        }
+    }
+
+    #[test]
+    fn connections_of_a_removed_listener_go_by_its_last_routes() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let listener = fixture.view.listeners.borrow()[&ListenerId(1)].clone();
+        fixture.apply(false, Some(EndpointState::Active));
+        assert!(listener.closing());
+        let (service, _) = listener.route(b"a.example", b"/").unwrap();
+        assert!(Rc::ptr_eq(&service, &fixture.service()));
+    }
+
+    #[test]
+    fn a_connection_that_arrives_after_the_end_of_its_listener_is_served() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, Some(EndpointState::Active));
+        let table = fixture.table.clone();
+        fixture.apply(false, Some(EndpointState::Active));
+        assert!(fixture.view.listener(ListenerId(1)).is_none());
+        let listener = fixture
+            .view
+            .removed_listener(ListenerId(1), &table)
+            .unwrap();
+        assert!(listener.closing());
+        let (service, _) = listener.route(b"a.example", b"/").unwrap();
+        assert!(Rc::ptr_eq(&service, &fixture.service()));
+    }
+
+    #[test]
+    fn only_the_proxies_of_the_table_are_trusted() {
+        let mut fixture = Fixture::new();
+        fixture.apply(true, None);
+        assert!(fixture.view.trusts([10, 1, 2, 3].into()));
+        assert!(!fixture.view.trusts([11, 1, 2, 3].into()));
+    }
+}
