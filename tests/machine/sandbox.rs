@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use nix::libc;
 use smoothserve_kit::injection::Injection;
 use smoothserve_kit::{example, machine, programs};
 

@@ -164,7 +164,7 @@ impl Parking {
             #[allow(unsafe_code)]
             // SAFETY: malloc_trim has no requirements.
             unsafe {
-                libc::malloc_trim(0);
+                nix::libc::malloc_trim(0);
             }
         }
     }
