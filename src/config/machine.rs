@@ -5,8 +5,9 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::SystemTime;
+
+use nix::unistd::{Group, User};
 
 use super::certificate::Certificate;
 use super::fields::shorten;
@@ -165,29 +166,20 @@ pub(super) enum Database {
     Group,
 }
 
-/// Whether there is a user or group of this name. The local file answers nearly always; `getent` knows about the others
-/// (LDAP, systemd), if there is one.
+/// Checks that there is a user or group of this name, where the C library looks for it (NSS: files,
+/// LDAP, systemd), as the manager does when it starts an instance.
 pub(super) fn known(database: Database, name: &str) -> Result<(), String> {
-    let (database, kind) = match database {
-        Database::Passwd => ("passwd", "user"),
-        Database::Group => ("group", "group"),
+    let (kind, found) = match database {
+        Database::Passwd => (
+            "user",
+            User::from_name(name).is_ok_and(|user| user.is_some()),
+        ),
+        Database::Group => (
+            "group",
+            Group::from_name(name).is_ok_and(|group| group.is_some()),
+        ),
     };
-    let listed = std::fs::read_to_string(Path::new("/etc").join(database)).is_ok_and(|text| {
-        text.lines()
-            .any(|line| line.split(':').next() == Some(name))
-    });
-    // A number would be looked up as an id.
-    let is_word = !name.starts_with(|c: char| c.is_ascii_digit() || c == '-');
-    let asked = || {
-        Command::new("getent")
-            .args([database, name])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    if listed || is_word && asked() {
+    if found {
         Ok(())
     } else {
         let shown = shorten(name);
@@ -209,8 +201,8 @@ fn certificate(service: &ServiceConfig) -> Option<Remark> {
     }
 }
 
-/// Lists what a person should look after before it is a fault: a certificate that expires soon or is
-/// not for all hosts. Each comes with the key that names it.
+/// Lists what a person should look after before it is a fault: a certificate that expires soon or
+/// is not for all hosts. Each comes with the key that names it.
 pub(super) fn remarks(service: &ServiceConfig) -> Vec<Remark> {
     let certificate = service
         .tls
