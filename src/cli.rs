@@ -1,6 +1,6 @@
-//! The command line of smoothserve, and what both programs share: the run directory, exit statuses and
-//! what clap's errors become. Help, manual pages and completions come from here; the command line of
-//! smoothctl is `ctl::Smoothctl`.
+//! The command line of smoothserve, and what both programs share: the run directory, exit statuses
+//! and what clap's errors become. Help, manual pages and completions come from here; the command
+//! line of smoothctl is `ctl::Smoothctl`.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -41,8 +41,9 @@ pub fn end(error: &clap::Error) -> ExitCode {
 
 /// Runs the web services of this server and is the proxy in front of them
 ///
-/// Starts several instances of each configured service, spreads HTTP over them, and replaces them one by one, so that
-/// no deploy, restart or changed configuration loses a request. smoothctl(1) controls it.
+/// Starts several instances of each configured service, spreads HTTP over them, and replaces them
+/// one by one, so that no deploy, restart or changed configuration loses a request. smoothctl(1)
+/// controls it.
 #[derive(Debug, Parser)]
 #[command(name = "smoothserve", version, disable_help_subcommand = true)]
 pub struct Smoothserve {
@@ -59,8 +60,8 @@ pub enum Role {
         /// The folder of smoothserve.yaml and services/
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = CONFIG_DIR)]
         config: PathBuf,
-        /// Where to be reached besides the private socket in the run directory; `auto` is the system bus for root and the
-        /// session bus for others, if it is there and lets us
+        /// Where to be reached besides the private socket in the run directory; `auto` is the
+        /// system bus for root and the session bus for others, if it is there and lets us
         #[arg(long, value_enum, default_value = "auto")]
         bus: Bus,
         /// Where the sockets are
@@ -89,10 +90,12 @@ pub enum Role {
     /// An instance before it becomes one, started by `run`
     #[command(hide = true)]
     Launch,
-    /// Make socket units of the configured ports, started by systemd under the name smoothserve-generator
+    /// Make socket units of the configured ports, started by systemd under the name
+    /// smoothserve-generator
     #[command(hide = true)]
     Generate {
-        /// The folder of smoothserve.yaml and services/ [default: as the units say, by $SYSTEMD_SCOPE]
+        /// The folder of smoothserve.yaml and services/ [default: as the units say, by
+        /// $SYSTEMD_SCOPE]
         #[arg(long, value_name = "DIR")]
         config: Option<PathBuf>,
         /// Where the units are made
@@ -107,7 +110,8 @@ pub enum Role {
 /// The option `--run-dir`: the directory by which the two programs find each other.
 #[derive(Debug, Args)]
 pub struct RunDir {
-    /// The run directory [default: /run/smoothserve for root, $XDG_RUNTIME_DIR/smoothserve for others]
+    /// The run directory [default: /run/smoothserve for root, $XDG_RUNTIME_DIR/smoothserve for
+    /// others]
     #[arg(
         long = "run-dir",
         value_name = "DIR",

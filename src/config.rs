@@ -8,13 +8,13 @@
 //!
 //! A file goes through these steps: bytes that are bounded text (`source`), a tree whose nodes know
 //! their positions (`raw`), known keys that occur once (`fields`), values that mean something
-//! (`value`), the parts of a service (`site`, `listen`, `tls`, `handling`, `process`, `limits`, each
-//! with its type and its keys), the whole service (`service`) that this machine has all files and
-//! users for (`machine`) and that does not collide with another service (`conflict`). `load` goes
-//! these steps for all files of a folder.
+//! (`value`), the parts of a service (`site`, `listen`, `tls`, `handling`, `process`, `limits`,
+//! each with its type and its keys), the whole service (`service`) that this machine has all files
+//! and users for (`machine`) and that does not collide with another service (`conflict`). `load`
+//! goes these steps for all files of a folder.
 //!
-//! These words are the configuration's own, and no worker knows them: the manager compiles them into
-//! what goes over the control socket (`ipc`).
+//! These words are the configuration's own, and no worker knows them: the manager compiles them
+//! into what goes over the control socket (`ipc`).
 
 mod certificate;
 mod conflict;

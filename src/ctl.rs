@@ -1,7 +1,7 @@
 //! smoothctl, and smoothtool, its name in older installations: asks the manager over D-Bus.
 //!
-//! `words` puts the words of a command line into the order that `grammar` has, `client` asks the manager,
-//! `render` and `wait` show what comes of it, and `logs` hands over to journalctl.
+//! `words` puts the words of a command line into the order that `grammar` has, `client` asks the
+//! manager, `render` and `wait` show what comes of it, and `logs` hands over to journalctl.
 
 mod client;
 pub mod complete;

@@ -1,19 +1,19 @@
-//! The fingerprint of a service: what of it is on disk now, in a form that can be compared with what was
-//! there when its instances started.
+//! The fingerprint of a service: what of it is on disk now, in a form that can be compared with
+//! what was there when its instances started.
 //!
-//! A fingerprint says that a file is another one, not what is in it: device, inode, size and time of
-//! modification. The time of the last *status* change is left out on purpose, since a `chmod`, a new hard
-//! link or a backup changes it and nothing that a service would see. Two things besides the file itself
-//! matter for an executable:
+//! A fingerprint says that a file is another one, not what is in it: device, inode, size and time
+//! of modification. The time of the last *status* change is left out on purpose, since a `chmod`, a
+//! new hard link or a backup changes it and nothing that a service would see. Two things besides
+//! the file itself matter for an executable:
 //!
-//! * the path that it resolves to, since `current/shop` may lead to another folder by a flipped symlink
-//!   even where both folders hold hard links to one file;
-//! * its owner, as whom it may run, and whether it can be executed at all: `chmod +x` mends a deploy that
-//!   forgot it.
+//! * the path that it resolves to, since `current/shop` may lead to another folder by a flipped
+//!   symlink even where both folders hold hard links to one file;
+//! * its owner, as whom it may run, and whether it can be executed at all: `chmod +x` mends a
+//!   deploy that forgot it.
 //!
-//! A missing file is part of a fingerprint too, so a file that appears later is a change. The environment
-//! file is compared by its contents; it is small, and editors and tools rewrite it without changing
-//! anything.
+//! A missing file is part of a fingerprint too, so a file that appears later is a change. The
+//! environment file is compared by its contents; it is small, and editors and tools rewrite it
+//! without changing anything.
 
 mod walk;
 
@@ -90,7 +90,8 @@ enum Contents {
 }
 
 impl Fingerprint {
-    /// Takes the fingerprint of a service. This reads folders: with large `watch_files` it takes a while.
+    /// Takes the fingerprint of a service. This reads folders: with large `watch_files` it takes a
+    /// while.
     pub fn take(service: &ServiceConfig) -> Fingerprint {
         let mut watched = BTreeMap::new();
         let mut budget = MAX_ENTRIES;
@@ -113,8 +114,9 @@ impl Fingerprint {
         }
     }
 
-    /// Returns a number that is the same for equal fingerprints, and by all likelihood only for them. It
-    /// can be kept where the fingerprint is too large, and compared by another build of this program.
+    /// Returns a number that is the same for equal fingerprints, and by all likelihood only for
+    /// them. It can be kept where the fingerprint is too large, and compared by another build of
+    /// this program.
     pub fn digest(&self) -> u64 {
         let mut hasher = Fnv::default();
         self.hash(&mut hasher);
@@ -254,7 +256,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    /// A service whose executable is `current/app` and that watches `current/config` and `current/view`.
+    /// A service whose executable is `current/app` and that watches `current/config` and
+    /// `current/view`.
     struct Place {
         dir: tempfile::TempDir,
         service: ServiceConfig,

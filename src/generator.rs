@@ -1,12 +1,14 @@
-//! The generator: makes a socket unit of each address that the proxy listens on.
+//! The generator: makes a socket unit for each address that the proxy listens on.
 //!
-//! systemd runs it at boot, before any unit is started, and at each `daemon-reload`. So systemd holds every port before
-//! smoothserve runs, keeps it while smoothserve is gone, and starts it at the first connection.
+//! systemd runs the generator at boot, before any unit is started, and at each `daemon-reload`. So
+//! systemd holds every port before smoothserve runs, keeps it while smoothserve is gone, and starts
+//! smoothserve at the first connection.
 //!
-//! Nothing is there yet when it runs: no network, perhaps no other file system than the root, nobody to ask about users.
-//! It reads the files of the configuration and nothing else, and whatever is wrong with one service neither keeps the
-//! others from their ports nor fails the boot: it is said in the log, and the manager will say more. A port without a
-//! unit is no harm, the manager opens it itself. See systemd.generator(7).
+//! Nothing is there yet when the generator runs: no network, perhaps no other file system than the
+//! root, nobody to ask about users. It reads the files of the configuration and nothing else. A
+//! fault of one service neither keeps the others from their ports nor fails the boot: the generator
+//! logs it, and the manager will say more. A port without a unit is no harm, since the manager
+//! opens it itself. See systemd.generator(7).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,26 +22,26 @@ use anyhow::Context;
 
 use crate::config::{self, CONFIG_DIR, Config, Faults, Listen, ServiceConfig};
 
-/// The name under which systemd starts it.
+/// The name under which systemd starts the generator.
 pub const GENERATOR_NAME: &str = "smoothserve-generator";
 
-/// The units start and stop with this one, and are used only while it is enabled.
+/// The unit with which the generated units start and stop. They are used only while it is enabled.
 const PARENT: &str = "smoothserve.socket";
 
-/// The kernel's log takes no more than 10 messages at a time from one program.
+/// The most messages of one run: the kernel's log takes 10 at a time from one program.
 const MOST_MESSAGES: usize = 8;
 
-/// A unit as it is written.
+/// A generated socket unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unit {
+pub struct SocketUnit {
     /// The name of its file.
     pub name: String,
-    /// What is in it.
+    /// The contents of its file.
     pub text: String,
 }
 
-/// Makes the units in a folder of systemd's. Without a folder of the configuration the one of the scope (system or user)
-/// is read.
+/// Makes the units in a folder of systemd's. Without `config_dir` the configuration is that of the
+/// scope (system or user).
 pub fn run(config_dir: Option<&Path>, folder: &Path) -> anyhow::Result<()> {
     let Some(config_dir) = config_dir.map(Path::to_owned).or_else(default_config_dir) else {
         return Ok(());
@@ -61,11 +63,11 @@ pub fn run(config_dir: Option<&Path>, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `%E/smoothserve` is for the units. `None`: a user without a home.
+/// Returns what `%E/smoothserve` is for the units. `None`: a user without a home.
 fn default_config_dir() -> Option<PathBuf> {
     let for_user = match std::env::var_os("SYSTEMD_SCOPE") {
         Some(scope) => scope == "user",
-        // Nobody but a person who tries it out.
+        // A person tries the generator out.
         None => !rustix::process::geteuid().is_root(),
     };
     if !for_user {
@@ -81,8 +83,8 @@ fn default_config_dir() -> Option<PathBuf> {
     Some(folder.join("smoothserve"))
 }
 
-/// A unit for each address of the services that are enabled, in the order of the addresses.
-pub fn units(config: &Config) -> Vec<Unit> {
+/// Makes a unit for each address of the enabled services, in the order of the addresses.
+pub fn units(config: &Config) -> Vec<SocketUnit> {
     let mut addresses: BTreeMap<Listen, Vec<&ServiceConfig>> = BTreeMap::new();
     for service in config.services.values().filter(|service| service.enabled) {
         for &listen in &service.listen {
@@ -91,14 +93,15 @@ pub fn units(config: &Config) -> Vec<Unit> {
     }
     addresses
         .iter()
-        .map(|(&listen, services)| Unit {
+        .map(|(&listen, services)| SocketUnit {
             name: unit_name(listen),
             text: text(listen, services),
         })
         .collect()
 }
 
-/// `smoothserve-port-80.socket`, or `smoothserve-port-127.0.0.1-80.socket`.
+/// Names the unit of an address: `smoothserve-port-80.socket`, or
+/// `smoothserve-port-127.0.0.1-80.socket`.
 pub fn unit_name(Listen { address, port }: Listen) -> String {
     match address {
         None => format!("smoothserve-port-{port}.socket"),
@@ -106,7 +109,8 @@ pub fn unit_name(Listen { address, port }: Listen) -> String {
     }
 }
 
-/// The socket is as the manager would open it itself: without `ReusePort=` for one, which would split its queue.
+/// Writes the unit. The socket is as the manager would open it itself: without `ReusePort=` for
+/// one, which would split its queue.
 fn text(listen: Listen, services: &[&ServiceConfig]) -> String {
     let Listen { address, port } = listen;
     let names: Vec<&str> = services
@@ -160,7 +164,7 @@ fn text(listen: Listen, services: &[&ServiceConfig]) -> String {
     text
 }
 
-/// An address for people.
+/// Describes an address for people.
 fn place(Listen { address, port }: Listen) -> String {
     match address {
         None => format!("port {port}"),
@@ -169,14 +173,14 @@ fn place(Listen { address, port }: Listen) -> String {
     }
 }
 
-/// A path as the value of a setting; `None` if a unit cannot have it.
+/// Escapes a path as the value of a setting. `None`: a unit cannot hold it.
 fn setting(path: &Path) -> Option<String> {
     let path = path.to_str()?;
     // `%` begins a specifier.
     (!path.contains(char::is_control)).then(|| path.replace('%', "%%"))
 }
 
-/// Says what is wrong, one line a fault.
+/// Reports the faults of the configuration, a line each.
 fn report(faults: &Faults) {
     let mut lines: Vec<String> = faults
         .iter()
@@ -187,7 +191,8 @@ fn report(faults: &Faults) {
         let more = faults.len() - MOST_MESSAGES;
         lines.push(format!("{more} more faults; `smoothserve check` shows all"));
     }
-    // The system's manager has no use for standard error, and at boot nobody else listens but the kernel.
+    // The system's systemd has no use for standard error, and at boot nobody listens but the
+    // kernel.
     let by_system = std::env::var_os("SYSTEMD_SCOPE").is_some_and(|scope| scope == "system");
     let mut kernel = match by_system {
         true => File::options().write(true).open("/dev/kmsg").ok(),
@@ -201,7 +206,7 @@ fn report(faults: &Faults) {
             ),
             None => writeln!(io::stderr(), "{GENERATOR_NAME}: {line}"),
         };
-        // If nobody wants to hear it, the units are made all the same.
+        // If the report cannot be written, the units are made all the same.
         drop(written);
     }
 }

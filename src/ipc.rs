@@ -1,20 +1,21 @@
 //! The control socket: what the manager and a proxy worker say to each other.
 //!
-//! The manager sends numbered, declarative tables: a whole one first on every connection, and from then
-//! on what is different in the next one. The worker answers with acknowledgements, probe results,
-//! idleness and counts. Sending a whole table again is harmless, so after any interruption both sides
-//! just go on.
+//! The manager sends numbered, declarative tables: a whole one first on every connection, and from
+//! then on what is different in the next one. The worker answers with acknowledgements, probe
+//! results, idleness and counts. Sending a whole table again is harmless, so after any interruption
+//! both sides just go on.
 //!
-//! These words belong to neither side. The manager compiles the configuration into them, and a worker
-//! compiles them into what its threads share. Managers and workers of different versions speak to each
-//! other, so a field that is added has a default.
+//! These words belong to neither side. The manager compiles the configuration into them, and a
+//! worker compiles them into what its threads share. Managers and workers of different versions
+//! speak to each other, so a field that is added has a default.
 //!
 //! # Quiescence
-//! An endpoint goes `Active → Draining` in some table. The worker reports [`FromWorker::Idle`] for it
-//! when every worker thread uses that table or a newer one, has closed its idle upstream connections to
-//! the endpoint, and has no request in flight on it. From then on no connection to the instance is open
-//! or can be opened, so stopping the instance cannot lose a request. Only tunnels may be left; there will
-//! be no more of them, and [`FromWorker::Counts`] says before how many there are.
+//! An endpoint goes `Active → Draining` in some table. The worker reports [`FromWorker::Idle`] for
+//! it when every worker thread uses that table or a newer one, has closed its idle upstream
+//! connections to the endpoint, and has no request in flight on it. From then on no connection to
+//! the instance is open or can be opened, so stopping the instance cannot lose a request. Only
+//! tunnels may be left; there will be no more of them, and [`FromWorker::Counts`] says before how
+//! many there are.
 
 mod certificate;
 mod channel;

@@ -1,11 +1,12 @@
 //! The launcher: a child of the manager that becomes an instance.
 //!
 //! # Theory of operation
-//! The manager starts `smoothserve launch` with a socket as standard input and then decides in its own time what is to
-//! become of it. The launcher first takes the descriptors, then reads its [`Order`] until the manager ends it, which is
-//! the "go"; a manager that dies before that sends it home. It then makes itself what the instance is to be, step by
-//! step, and executes the service's program. A step that fails is reported over the socket, in words; a socket that
-//! closes without a word says that the program runs.
+//! The manager starts `smoothserve launch` with a socket as standard input and then decides in its
+//! own time what the launcher is to become. The launcher first takes the descriptors, then reads
+//! its [`Order`] until the manager ends it, which is the "go"; if the manager dies before that, the
+//! launcher ends. It then makes itself what the instance is to be, step by step, and executes the
+//! service's program. It reports a step that fails over the socket, in words; a socket that closes
+//! without a word says that the program runs.
 
 mod descriptors;
 mod limits;
@@ -30,43 +31,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::ProcessLimits;
 
-/// The longest order that is read: the kernel takes no larger environment either.
+/// The longest order, in bytes, that is read: the kernel takes no larger environment either.
 const LONGEST_ORDER: u64 = 8 << 20;
 
-/// How long a program may be busy, which it is while somebody, even a forked child, has it open for writing.
+/// How often the launcher tries to execute a program that is busy, which it is while somebody, even
+/// a forked child, has it open for writing.
 const BUSY_TRIES: u32 = 8;
+
+/// The first pause between two of these tries; each pause is twice as long as the one before.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// What is to become of a launcher.
+/// What a launcher is to become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// The path of the program. If another file is there now than the one whose descriptor came with the order, that
-    /// one is executed instead: the path has been deployed over.
+    /// The path of the program. If it leads to another file by now than the descriptor that came
+    /// with the order, a deploy has replaced it, and the launcher executes the descriptor's file.
     pub program: PathBuf,
-    /// Without the program's own name.
+    /// The arguments, without the program's own name.
     pub args: Vec<String>,
-    /// All of it; what the launcher knows itself (`LISTEN_PID`) is added.
+    /// The whole environment. The launcher adds what only it knows (`LISTEN_PID`).
     pub environment: BTreeMap<String, String>,
-    /// Where to run.
+    /// The working directory.
     pub directory: PathBuf,
-    /// Whom to run as; `None`: as the manager.
+    /// The user to run as. `None`: the manager's.
     pub credentials: Option<Credentials>,
-    /// What it may use.
+    /// What the process may use.
     pub limits: ProcessLimits,
-    /// A listening socket came with the order, to be descriptor 3.
+    /// True: a listening socket came with the order, to be descriptor 3.
     pub inherits: bool,
-    /// Whose end is to be this one's end, too.
+    /// The process at whose end the instance is to get SIGTERM.
     pub die_with: Option<u32>,
 }
 
 /// A user to become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
-    /// User.
+    /// The number of the user.
     pub uid: u32,
-    /// Main group.
+    /// The number of the main group.
     pub gid: u32,
-    /// All groups.
+    /// The numbers of all groups.
     pub groups: Vec<u32>,
 }
 
@@ -78,14 +82,14 @@ pub fn run() -> anyhow::Result<()> {
     let mut order = Vec::new();
     (&manager).take(LONGEST_ORDER).read_to_end(&mut order)?;
     if order.is_empty() {
-        // The manager is gone, or wants nothing any more.
+        // The manager is gone, or has given the instance up.
         return Ok(());
     }
     let order: Order = serde_json::from_slice(&order).context("malformed order")?;
     let Err(error) = become_instance(&order, descriptors) else {
         return Ok(());
     };
-    // The manager reports it; it is gone only if it died just now.
+    // The manager reports the error, unless it died just now.
     let _ = (&manager).write_all(format!("{error:#}").as_bytes());
     Ok(())
 }
@@ -145,7 +149,7 @@ fn text(bytes: &[u8]) -> anyhow::Result<CString> {
     CString::new(bytes).with_context(shown)
 }
 
-/// By which path to execute, and whether the descriptor must stay open for it.
+/// Returns the path to execute, and true if the descriptor must stay open for it.
 fn program(order: &Order, executable: &OwnedFd) -> io::Result<(PathBuf, bool)> {
     let wanted = rustix::fs::fstat(executable)?;
     let same =
@@ -169,7 +173,7 @@ fn is_script(executable: &OwnedFd) -> bool {
         && magic == *b"#!"
 }
 
-/// Executes, which does not return, or returns why not.
+/// Executes the program, which does not return, or returns why that failed.
 fn execute(program: &CStr, args: &[CString], environment: &[CString]) -> io::Error {
     let mut pause = BUSY_PAUSE;
     for _ in 0..BUSY_TRIES {
@@ -184,7 +188,7 @@ fn execute(program: &CStr, args: &[CString], environment: &[CString]) -> io::Err
     Errno::ETXTBSY.into()
 }
 
-/// Becomes the user for good. To be called in a process of one thread.
+/// Becomes a user for good. To be called in a process of one thread.
 pub fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
     let (uid, gid) = (
         Uid::from_raw(credentials.uid),
@@ -206,7 +210,8 @@ pub fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks the kernel for SIGTERM when the parent ends. It forgets that when credentials change, so it comes after them.
+/// Asks the kernel for SIGTERM when the parent ends. The kernel forgets that when credentials
+/// change, so this comes after them.
 fn die_with(parent: u32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     let still_there = rustix::process::getppid()
@@ -216,10 +221,10 @@ fn die_with(parent: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where instances look for programs if nothing else is said.
+/// `PATH` of instances if nothing else is said.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Variables that speak of the manager itself and must reach no instance.
+/// The environment variables that are about the manager itself and must not reach an instance.
 const OWN_VARIABLES: [&str; 11] = [
     "LISTEN_FDS",
     "LISTEN_PID",
@@ -234,7 +239,7 @@ const OWN_VARIABLES: [&str; 11] = [
     "MEMORY_PRESSURE_WATCH",
 ];
 
-/// The manager's environment as far as instances may have it.
+/// Returns the manager's environment as far as instances may have it.
 pub fn inherited_environment() -> BTreeMap<String, String> {
     let utf8 = |value: OsString| String::from_utf8(value.into_vec()).ok();
     std::env::vars_os()

@@ -1,13 +1,15 @@
-//! smoothserve runs the web services of one Linux server: it starts several instances of each service,
-//! spreads HTTP over them, and replaces them one by one when a new version arrives, without losing a request.
+//! smoothserve runs the web services of one Linux server: it starts several instances of each
+//! service, spreads HTTP over them, and replaces them one by one when a new version arrives,
+//! without losing a request.
 //!
 //! One binary has several roles, each a process of its own:
 //!
-//! * the **manager** ([`manager`]) owns the desired and the actual state: configuration, instances, rollouts,
-//!   file watching and D-Bus. It never parses a byte that came from the network.
-//! * the **proxy worker** ([`proxy`]) accepts, routes, balances and forwards. It never sees the configuration:
-//!   it knows only the numbered tables that the manager sends it.
-//! * the **launcher** ([`launch`]) is the short life of an instance before it becomes the service's own program.
+//! * the **manager** ([`manager`]) owns the desired and the actual state: configuration, instances,
+//!   rollouts, file watching and D-Bus. It never parses a byte that came from the network.
+//! * the **proxy worker** ([`proxy`]) accepts, routes, balances and forwards. It never sees the
+//!   configuration: it knows only the numbered tables that the manager sends it.
+//! * the **launcher** ([`launch`]) is the short life of an instance before it becomes the service's
+//!   own program.
 //! * the **generator** ([`generator`]) tells systemd at boot which ports to listen on.
 //!
 //! The manager and the worker meet in [`ipc`] and nowhere else.

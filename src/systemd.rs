@@ -2,7 +2,8 @@
 //!
 //! * [`given`]: what systemd hands to a process that it starts: sockets, stored descriptors, the
 //!   watchdog.
-//! * [`supervisor`]: what a supervised process tells systemd: readiness, status, descriptors to keep.
+//! * [`supervisor`]: what a supervised process tells systemd: readiness, status, descriptors to
+//!   keep.
 //! * [`units`]: scopes, jobs and other units, by systemd's own D-Bus interface.
 //! * [`journal`]: streams to journald.
 //!

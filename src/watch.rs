@@ -1,23 +1,23 @@
 //! The watcher: tells which services' files or certificates have changed and are quiet again.
 //!
 //! # Theory of operation
-//! A thread of its own (`thread`) owns the watches, since it walks through folders and that must not
-//! hold the manager up. It knows for each subject (`subject`), which is what the manager declares for a
-//! service, the `places` where a change would show, and asks the kernel (`kernel`: inotify, through the
-//! crate `notify`) to tell about the folders among them. Then, in a loop:
+//! A thread of its own (`thread`) owns the watches, since it walks through folders and that must
+//! not hold the manager up. It knows for each subject (`subject`), which is what the manager
+//! declares for a service, the `places` where a change would show, and asks the kernel (`kernel`:
+//! inotify, through the crate `notify`) to tell about the folders among them. Then, in a loop:
 //!
-//! * An event at a place starts the quiet time of the services that have an interest in it, or starts it
-//!   again (`quiet`).
+//! * An event at a place starts the quiet time of the services that have an interest in it, or
+//!   starts it again (`quiet`).
 //! * If something came, went or was renamed there, the way to the files may lead elsewhere now. The
-//!   thread looks the places up anew, at most every `RENEWAL`, and moves the watches. It repeats that
-//!   until nothing new is found, because folders may have changed between looking and watching; and it
-//!   counts that as a change itself, because files may have changed.
+//!   thread looks the places up anew, at most every `RENEWAL`, and moves the watches. It repeats
+//!   that until nothing new is found, because folders may have changed between looking and
+//!   watching; and it counts that as a change itself, because files may have changed.
 //! * A service whose quiet time is over is told to the manager by name.
 //!
 //! A name only means "look again": whether there is a change is for
-//! [`Fingerprint`](crate::fingerprint::Fingerprint) to decide. So everything doubtful is told: every
-//! service once when it is declared, all of them when the kernel has lost events, and every `POLL` those
-//! with a folder that cannot be watched (no permission, no watches left).
+//! [`Fingerprint`](crate::fingerprint::Fingerprint) to decide. So everything doubtful is told:
+//! every service once when it is declared, all of them when the kernel has lost events, and every
+//! `POLL` those with a folder that cannot be watched (no permission, no watches left).
 
 mod inbox;
 mod kernel;
@@ -64,8 +64,8 @@ impl Watcher {
     }
 
     /// Watches the certificates of these services, the files of those with `auto_restart`, and no
-    /// others. A service that is new or has other files than before is told once, so that no change is
-    /// lost that came before.
+    /// others. A service that is new or has other files than before is told once, so that no change
+    /// is lost that came before.
     pub fn set<'a>(&self, services: impl IntoIterator<Item = &'a ServiceConfig>) {
         let subjects = services.into_iter().flat_map(|service| {
             let files = service.auto_restart.then(|| Subject::files(service));

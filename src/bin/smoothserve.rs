@@ -18,7 +18,8 @@ fn main() -> ExitCode {
     // SAFETY: there is no other thread yet, and nothing here has taken what systemd gives.
     #[allow(unsafe_code)]
     let given = unsafe { Given::take() };
-    // A launcher changes its user, which wants a process of one thread, and its stderr is the instance's.
+    // A launcher changes its user, which wants a process of one thread, and its stderr is the
+    // instance's.
     let logs_itself = !matches!(role, Role::Launch | Role::Generate { .. });
     let work: Box<dyn FnOnce() -> anyhow::Result<()>> = match role {
         Role::Run {
@@ -70,7 +71,8 @@ fn main() -> ExitCode {
 /// Parses the command line.
 fn role(arguments: Vec<OsString>) -> Result<Role, clap::Error> {
     match arguments.as_slice() {
-        // A launcher starts in the middle of traffic, and clap would take a seventh of its CPU time.
+        // A launcher starts in the middle of traffic, and clap would take a seventh of its CPU
+        // time.
         [_, role] if role == "launch" => Ok(Role::Launch),
         _ => Smoothserve::try_parse_from(arguments).map(|arguments| arguments.role),
     }

@@ -70,8 +70,8 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads both files. A certificate that has expired, or is not valid yet, is read as well: where
-    /// there is no other, it is better than none.
+    /// Reads both files. A certificate that has expired, or is not valid yet, is read as well:
+    /// where there is no other, it is better than none.
     pub fn read(tls: &TlsConfig) -> Result<Certificate, CertificateFault> {
         let chain = read_chain(&tls.certificate).map_err(CertificateFault::of_certificate)?;
         let key = read_key(&tls.key).map_err(CertificateFault::of_key)?;
@@ -140,8 +140,8 @@ impl Certificate {
         }
     }
 
-    /// Lists what a person should look after though the certificate can be used: that it will expire
-    /// soon, or is not for all hosts of a service.
+    /// Lists what a person should look after though the certificate can be used: that it will
+    /// expire soon, or is not for all hosts of a service.
     pub fn remarks(&self, sites: &[Site], now: SystemTime) -> Vec<String> {
         let mut remarks = Vec::from_iter(self.end_is_near(now));
         let mut uncovered: Vec<String> = sites

@@ -83,8 +83,8 @@ pub(super) struct At<T> {
 }
 
 impl Fields {
-    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. `None`: `root` is
-    /// no mapping, which is reported too.
+    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. `None`:
+    /// `root` is no mapping, which is reported too.
     pub(super) fn new(
         root: Node,
         known: &'static [&'static str],
@@ -185,7 +185,8 @@ pub(super) fn shorten(text: &str) -> String {
     shown
 }
 
-/// Finds the known word that was probably meant: the most similar one, or one that begins like `word`.
+/// Finds the known word that was probably meant: the most similar one, or one that begins like
+/// `word`.
 pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     // The distance costs the product of both lengths, and no word is that long.
     if word.is_empty() || word.len() > 64 {

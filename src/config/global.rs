@@ -64,7 +64,8 @@ impl Global {
     }
 }
 
-/// Reads the global file of a folder. Without the file, and for keys with a fault, the defaults hold.
+/// Reads the global file of a folder. Without the file, and for keys with a fault, the defaults
+/// hold.
 pub(super) fn read(dir: &Path, against: Against, notes: &mut Vec<String>) -> (Global, Vec<Fault>) {
     let mut global = Global::new(dir);
     let source = match Source::read(&dir.join(FILE)) {

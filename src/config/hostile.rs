@@ -10,7 +10,8 @@ use super::fault::Fault;
 use super::service::{Draft, SERVICE_KEYS, read};
 use super::source::Source;
 
-/// Reads a file without comparing it with the machine. Every fault has to stand somewhere in the file.
+/// Reads a file without comparing it with the machine. Every fault has to stand somewhere in the
+/// file.
 fn read_text(bytes: &[u8]) -> Result<Draft, Vec<Fault>> {
     let source = Source::decode(Path::new("/x/x.yaml"), bytes.to_vec()).map_err(|f| vec![f])?;
     let lines = source.text.split(['\n', '\r']).count();

@@ -61,8 +61,8 @@ pub struct ProcessLimits {
     pub nofile: Option<Nofile>,
     /// The priority, -20 to 19; the lowest number runs first.
     pub nice: Option<i32>,
-    /// How likely the kernel kills the process when the machine is out of memory, -1000 to 1000; the
-    /// highest number is killed first.
+    /// How likely the kernel kills the process when the machine is out of memory, -1000 to 1000;
+    /// the highest number is killed first.
     pub oom_score_adjust: Option<i32>,
 }
 
@@ -261,7 +261,8 @@ fn parse_percent(text: &str) -> Option<u32> {
     whole.checked_mul(100)?.checked_add(hundredths)
 }
 
-/// Parses a number of bytes. A letter behind the number (K, M, G, T) multiplies it by a power of 1024.
+/// Parses a number of bytes. A letter behind the number (K, M, G, T) multiplies it by a power of
+/// 1024.
 pub(super) fn parse_size(text: &str) -> Option<u64> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: u64 = match &text[number.len()..] {

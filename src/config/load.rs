@@ -50,9 +50,9 @@ pub fn load(dir: &Path) -> Result<Config, Faults> {
     }
 }
 
-/// Reads the good services of a folder, and reports all faults. A service that only lacks something on
-/// the machine, such as its executable, is among the good: it may still appear. Of two services that
-/// collide, the one whose file comes first by name is kept.
+/// Reads the good services of a folder, and reports all faults. A service that only lacks something
+/// on the machine, such as its executable, is among the good: it may still appear. Of two services
+/// that collide, the one whose file comes first by name is kept.
 pub fn load_partial(dir: &Path) -> (Config, Faults) {
     load_against(Against::Machine, dir)
 }

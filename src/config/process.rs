@@ -235,7 +235,8 @@ fn stop_signal(reader: &mut Reader<'_>) -> i32 {
         return signal.as_raw();
     }
     match text.parse::<i32>() {
-        // SIGSTOP would leave the instance where it is; those above 31 are for programs that talk to themselves.
+        // SIGSTOP would leave the instance where it is; those above 31 are for programs that talk
+        // to themselves.
         Ok(number) if (1..=31).contains(&number) && number != Signal::STOP.as_raw() => number,
         _ => {
             let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();

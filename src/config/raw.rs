@@ -1,8 +1,8 @@
 //! YAML as a tree of nodes that know their positions.
 //!
-//! The tree is made from the parser's events, since a tree that forgets positions could report only the
-//! first fault of a file. Scalars stay text; the key that they belong to says what they have to be, so
-//! `port: "80"` and `name: 1` are fine.
+//! The tree is made from the parser's events, since a tree that forgets positions could report only
+//! the first fault of a file. Scalars stay text; the key that they belong to says what they have to
+//! be, so `port: "80"` and `name: 1` are fine.
 //!
 //! The tree is bounded: by the size of the file, in depth, and in the number of nodes. Aliases are
 //! refused rather than expanded.

@@ -32,8 +32,8 @@ impl<'s> Reader<'s> {
         }
     }
 
-    /// Reads the value of a key and marks where it stands. `None`: the key is left out, or its value
-    /// is wrong, which is reported.
+    /// Reads the value of a key and marks where it stands. `None`: the key is left out, or its
+    /// value is wrong, which is reported.
     pub(super) fn get<T>(&mut self, key: &'static str, meaning: Meaning<T>) -> Option<T> {
         self.get_at(key, meaning).map(|found| found.value)
     }

@@ -51,8 +51,8 @@ pub struct ServiceConfig {
     pub process: ProcessConfig,
     /// True: smoothserve restarts the service when one of its files changes.
     pub auto_restart: bool,
-    /// Absolute paths of files and folders that belong to the service, beside its executable and its
-    /// own file.
+    /// Absolute paths of files and folders that belong to the service, beside its executable and
+    /// its own file.
     pub watch_files: Vec<PathBuf>,
     /// How long the files must be quiet before an automatic restart.
     pub delay_update_time: Duration,

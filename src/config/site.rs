@@ -159,7 +159,8 @@ fn check_name(whole: &str, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a path prefix and takes the slash off its end. The error says what is wrong and what to do.
+/// Checks a path prefix and takes the slash off its end. The error says what is wrong and what to
+/// do.
 pub(super) fn parse_path(text: &str) -> Result<String, String> {
     if text.contains('*') {
         return Err(format!(

@@ -114,8 +114,8 @@ impl Source {
         }
     }
 
-    /// Moves a position behind the last line, where the parser may see the end of the text, to the end
-    /// of that line.
+    /// Moves a position behind the last line, where the parser may see the end of the text, to the
+    /// end of that line.
     fn clamp(&self, at: Position) -> Position {
         let end = self.position(self.text.len());
         if at.line > end.line { end } else { at }
@@ -145,8 +145,8 @@ impl Source {
         Position { line, column }
     }
 
-    /// Finds where `part` stands in the value that begins at `from`. If the value is not written in one
-    /// piece there, that is `from` itself.
+    /// Finds where `part` stands in the value that begins at `from`. If the value is not written in
+    /// one piece there, that is `from` itself.
     pub(super) fn find(&self, from: Position, part: &str) -> Position {
         let found = self.line(from.line).and_then(|line| {
             let skipped = line.char_indices().nth(from.column - 1)?.0;
@@ -160,8 +160,8 @@ impl Source {
     }
 }
 
-/// Finds the lines as YAML counts them: ended by `\n`, `\r\n` or `\r`. The text behind the last end is
-/// a line too, so there is at least one.
+/// Finds the lines as YAML counts them: ended by `\n`, `\r\n` or `\r`. The text behind the last end
+/// is a line too, so there is at least one.
 fn lines(text: &str) -> Vec<Range<usize>> {
     let mut lines = Vec::new();
     let mut start = 0;
@@ -179,8 +179,8 @@ fn lines(text: &str) -> Vec<Range<usize>> {
     lines
 }
 
-/// Completes a path that a file gives, which begins at that file's folder. `..` stays, since a symlink
-/// may stand before it.
+/// Completes a path that a file gives, which begins at that file's folder. `..` stays, since a
+/// symlink may stand before it.
 pub(super) fn join(folder: &Path, path: &str) -> PathBuf {
     folder.join(path).components().collect()
 }

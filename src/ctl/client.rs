@@ -28,8 +28,8 @@ pub(super) struct ManagerClient {
 }
 
 impl ManagerClient {
-    /// Connects to the private socket, or to a bus if one is named. A user who runs no smoothserve of
-    /// their own means the system's, which is asked on the bus so that polkit knows who asks.
+    /// Connects to the private socket, or to a bus if one is named. A user who runs no smoothserve
+    /// of their own means the system's, which is asked on the bus so that polkit knows who asks.
     pub(super) async fn connect(run_dir: &RunDir, bus: Bus) -> Result<ManagerClient, CtlError> {
         match bus {
             Bus::System => ManagerClient::on(Builder::system()).await,
@@ -49,8 +49,8 @@ impl ManagerClient {
         }
     }
 
-    /// Connects to a smoothserve that runs. [`ManagerClient::connect`] would have systemd start one that
-    /// does not.
+    /// Connects to a smoothserve that runs. [`ManagerClient::connect`] would have systemd start one
+    /// that does not.
     pub(super) async fn connect_to_running(run_dir: &RunDir, bus: Bus) -> Option<ManagerClient> {
         let run_path = run_dir.path();
         let client = match bus {
@@ -184,8 +184,8 @@ impl ManagerClient {
     }
 }
 
-/// Returns true if a user asks who may have no smoothserve of their own, and the command line does not
-/// say which one is meant.
+/// Returns true if a user asks who may have no smoothserve of their own, and the command line does
+/// not say which one is meant.
 fn means_any(run_dir: &RunDir) -> bool {
     run_dir.is_default() && !rustix::process::geteuid().is_root()
 }

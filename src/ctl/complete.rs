@@ -1,8 +1,8 @@
 //! Completion: what a shell shows at Tab.
 //!
 //! The files that are installed for the shells run smoothctl with the words of the command line and
-//! [`COMPLETE_VARIABLE`]. smoothctl then never prints an error, never starts a smoothserve that does not
-//! run, and never lets a person wait.
+//! [`COMPLETE_VARIABLE`]. smoothctl then never prints an error, never starts a smoothserve that
+//! does not run, and never lets a person wait.
 
 use std::ffi::OsStr;
 use std::sync::mpsc;
@@ -25,7 +25,8 @@ pub const COMPLETE_VARIABLE: &str = "SMOOTHCTL_COMPLETE";
 /// The time smoothserve has to answer.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// Answers a shell, if it is one that asks, and returns true then. There must be no other thread yet.
+/// Answers a shell, if it is one that asks, and returns true then. There must be no other thread
+/// yet.
 pub fn answer() -> bool {
     if std::env::var_os(COMPLETE_VARIABLE).is_none() {
         return false;

@@ -10,15 +10,16 @@ use crate::config::CONFIG_DIR;
 
 /// Controls smoothserve
 ///
-/// Waits until what was asked for is done, shows every step, and exits 0 only if the wanted state was reached.
+/// Waits until what was asked for is done, shows every step, and exits 0 only if the wanted state
+/// was reached.
 #[derive(Debug, Parser)]
 #[command(name = "smoothctl", version, disable_help_subcommand = true)]
 pub struct Smoothctl {
     /// Where smoothserve is
     #[command(flatten)]
     pub run_dir: RunDir,
-    /// Ask on this bus instead of the private socket in the run directory; `auto` is the private socket, and the system
-    /// bus for a user who runs no smoothserve
+    /// Ask on this bus instead of the private socket in the run directory; `auto` is the private
+    /// socket, and the system bus for a user who runs no smoothserve
     #[arg(long, value_enum, default_value = "auto", global = true)]
     pub bus: Bus,
     /// What to do; `status` if nothing is said

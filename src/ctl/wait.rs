@@ -70,7 +70,8 @@ async fn end_of(
     }
 }
 
-/// The line that shows the step of a job: a terminal's is written over, elsewhere each step gets one.
+/// The line that shows the step of a job: a terminal's is written over, elsewhere each step gets
+/// one.
 struct Line {
     is_terminal: bool,
     shown: String,

@@ -8,8 +8,8 @@ const VERBS: [&str; 8] = [
 /// Options that take a value in a word of its own.
 const WITH_VALUE: [&str; 6] = ["--run-dir", "--bus", "-n", "--lines", "-S", "--since"];
 
-/// Puts the verb before the names, and translates what was meant for smoothtool. The error is a line
-/// to print.
+/// Puts the verb before the names, and translates what was meant for smoothtool. The error is a
+/// line to print.
 pub(super) fn arrange(arguments: &[String]) -> Result<Vec<String>, String> {
     let (program, rest) = arguments.split_first().ok_or("no arguments at all")?;
     let is_smoothtool = program.rsplit('/').next() == Some("smoothtool");
@@ -45,8 +45,8 @@ fn verb_first(words: &[String]) -> Vec<String> {
     words
 }
 
-/// Translates `-restart shop`, `-restart=shop` and `--restart shop`, with `-force` anywhere. That asked
-/// for a restart without the checks of a safe one; smoothserve's restarts are all safe.
+/// Translates `-restart shop`, `-restart=shop` and `--restart shop`, with `-force` anywhere. That
+/// asked for a restart without the checks of a safe one; smoothserve's restarts are all safe.
 fn from_smoothtool(words: &[String]) -> Result<Vec<String>, String> {
     const USAGE: &str = "usage: smoothtool -start|-stop|-restart NAME|all [-force]";
     let mut verb = None;

@@ -3,16 +3,16 @@
 use std::fs::Metadata;
 use std::path::Path;
 
-/// The most files and folders in all of a service's `watch_files` together. What comes behind is passed
-/// over.
+/// The most files and folders in all of a service's `watch_files` together. What comes behind is
+/// passed over.
 pub(crate) const MAX_ENTRIES: usize = 20_000;
 
 /// The deepest folder that is entered.
 const MAX_DEPTH: usize = 32;
 
-/// Visits what a path leads to and, if that is a folder, all that is in it, by name. Only the path itself
-/// is followed if it is a symlink: below it symlinks are visited as what they are, so there are no
-/// circles.
+/// Visits what a path leads to and, if that is a folder, all that is in it, by name. Only the path
+/// itself is followed if it is a symlink: below it symlinks are visited as what they are, so there
+/// are no circles.
 pub(crate) fn walk(root: &Path, budget: &mut usize, visit: &mut dyn FnMut(&Path, &Metadata)) {
     if let Ok(metadata) = root.metadata() {
         descend(root, &metadata, 0, budget, visit);

@@ -1,7 +1,7 @@
 //! The channel: framed messages over a unix stream socket, each with at most one file descriptor.
 //!
-//! A frame is a little-endian `u32` length and that many bytes of JSON; a descriptor travels with the
-//! first byte of its frame.
+//! A frame is a little-endian `u32` length and that many bytes of JSON; a descriptor travels with
+//! the first byte of its frame.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -159,8 +159,8 @@ impl<In: DeserializeOwned> MessageReceiver<In> {
         }
     }
 
-    /// Takes the oldest descriptor that has arrived. To be called once for each message that comes with
-    /// one.
+    /// Takes the oldest descriptor that has arrived. To be called once for each message that comes
+    /// with one.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
     }

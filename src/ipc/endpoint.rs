@@ -52,7 +52,8 @@ pub enum EndpointState {
     Probing,
     /// The instance gets requests and health checks.
     Active,
-    /// The instance gets no new request; the worker reports when it is idle. Nothing brings it back.
+    /// The instance gets no new request; the worker reports when it is idle. Nothing brings it
+    /// back.
     Draining,
     /// As `Draining`, and the worker cuts off the tunnels to the instance.
     Cut,

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What a worker does with the requests of a service before and while an instance has them. A message
-/// that leaves a field out means its default.
+/// What a worker does with the requests of a service before and while an instance has them. A
+/// message that leaves a field out means its default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Handling {
-    /// The most bytes that the body of a request may have. `None`: any number, since the body is passed
-    /// on as it comes.
+    /// The most bytes that the body of a request may have. `None`: any number, since the body is
+    /// passed on as it comes.
     pub max_request_body: Option<u64>,
     /// How long an instance may keep a request or the rest of a response waiting.
     pub response_timeout: Duration,
@@ -18,8 +18,8 @@ pub struct Handling {
     pub queue_timeout: Duration,
     /// The port with TLS that requests without TLS are redirected to. `None`: no redirect.
     pub redirect_https: Option<u16>,
-    /// How long browsers are told to use TLS only (`Strict-Transport-Security`). `None`: the header is
-    /// not sent.
+    /// How long browsers are told to use TLS only (`Strict-Transport-Security`). `None`: the header
+    /// is not sent.
     pub hsts: Option<Duration>,
 }
 

@@ -29,13 +29,13 @@ pub enum ToWorker {
         #[serde(default)]
         tunnels: Duration,
     },
-    /// A question that the worker answers with [`FromWorker::Pong`] of the same number once every thread
-    /// has seen it.
+    /// A question that the worker answers with [`FromWorker::Pong`] of the same number once every
+    /// thread has seen it.
     Ping(u64),
 }
 
-/// A message from a worker to the manager. The manager trusts none of it: every message is bounded in
-/// size, and one about an unknown table or endpoint is ignored.
+/// A message from a worker to the manager. The manager trusts none of it: every message is bounded
+/// in size, and one about an unknown table or endpoint is ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum FromWorker {
     /// The first message on every connection.
@@ -45,16 +45,16 @@ pub enum FromWorker {
     },
     /// All threads use the table of this number.
     Acknowledged(u64),
-    /// The worker cannot use the table of this number, and goes on with the one before. The next table
-    /// has to be whole.
+    /// The worker cannot use the table of this number, and goes on with the one before. The next
+    /// table has to be whole.
     Refused(u64),
-    /// The answer of one probe of an endpoint that is [`Probing`](super::EndpointState::Probing): sent for
-    /// the first success and for each failure before it.
+    /// The answer of one probe of an endpoint that is [`Probing`](super::EndpointState::Probing):
+    /// sent for the first success and for each failure before it.
     Probed {
         /// The endpoint.
         endpoint: EndpointId,
-        /// The failure, as a person wants to read it: `connect to 127.0.0.1:9001: connection refused`,
-        /// `GET /health: status 503`.
+        /// The failure, as a person wants to read it: `connect to 127.0.0.1:9001: connection
+        /// refused`, `GET /health: status 503`.
         result: Result<(), String>,
     },
     /// The steady health check took an active endpoint out of the balance or put it back.

@@ -15,10 +15,11 @@ use super::handling::Handling;
 /// All that a worker knows, or of the services only what is different since an earlier table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireTable {
-    /// The number of the table, which grows. A worker ignores a table that is not newer than its own.
+    /// The number of the table, which grows. A worker ignores a table that is not newer than its
+    /// own.
     pub number: u64,
-    /// `services` and `removed` are the differences from the table of this number, which must be in use.
-    /// There is nothing in table 0, so a table with its differences from that is whole.
+    /// `services` and `removed` are the differences from the table of this number, which must be in
+    /// use. There is nothing in table 0, so a table with its differences from that is whole.
     #[serde(default)]
     pub since: u64,
     /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are trusted.
@@ -29,9 +30,11 @@ pub struct WireTable {
     /// The most client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
-    /// All listeners. One that is missing here is closed; its connections end with their current request.
+    /// All listeners. One that is missing here is closed; its connections end with their current
+    /// request.
     pub listeners: Vec<WireListener>,
-    /// The services that are new or different. In a whole table they are in the order of their names.
+    /// The services that are new or different. In a whole table they are in the order of their
+    /// names.
     pub services: Vec<Arc<WireService>>,
     /// The names of the services that are gone.
     #[serde(default)]
@@ -49,11 +52,11 @@ pub struct WireListener {
     pub id: ListenerId,
     /// The address that the socket is bound to, for log messages.
     pub address: SocketAddr,
-    /// The certificates of a listener with TLS, which were sent before. The first one is for clients that
-    /// name no host or another one.
+    /// The certificates of a listener with TLS, which were sent before. The first one is for
+    /// clients that name no host or another one.
     pub tls: Option<Vec<CertificateId>>,
-    /// True: each connection has to come from a trusted proxy and to begin with a header of the PROXY
-    /// protocol.
+    /// True: each connection has to come from a trusted proxy and to begin with a header of the
+    /// PROXY protocol.
     #[serde(default)]
     pub proxy_protocol: bool,
 }
@@ -68,8 +71,8 @@ pub struct WireService {
     /// What is done with the requests of the service.
     #[serde(default)]
     pub handling: Handling,
-    /// The requests that the service gets. Of all routes of all services the longest host wins, then the
-    /// longest path.
+    /// The requests that the service gets. Of all routes of all services the longest host wins,
+    /// then the longest path.
     pub routes: Vec<Route>,
     /// The instances of the service.
     pub endpoints: Vec<WireEndpoint>,
@@ -82,8 +85,8 @@ pub struct Route {
     pub listener: ListenerId,
     /// The pattern of hosts.
     pub host: Host,
-    /// The path prefix, which ends at a segment's end: `/api` is for `/api`, `/api/` and `/api/x`, not
-    /// for `/apix`, and `/` is for all.
+    /// The path prefix, which ends at a segment's end: `/api` is for `/api`, `/api/` and `/api/x`,
+    /// not for `/apix`, and `/` is for all.
     pub path: String,
     /// How many bytes of `path`, from its beginning, the instance does not get.
     #[serde(default)]
@@ -108,8 +111,8 @@ impl WireTable {
         certificates.flatten().copied()
     }
 
-    /// Returns the part of this whole table that a worker needs which has got `before`, another whole
-    /// table.
+    /// Returns the part of this whole table that a worker needs which has got `before`, another
+    /// whole table.
     pub fn changes_since(&self, before: &WireTable) -> WireTable {
         let mut changes = WireTable {
             since: before.number,

@@ -1,4 +1,5 @@
-//! The descriptors of a launcher: those that come from the manager, and those that the instance is to have.
+//! The descriptors of a launcher: those that come from the manager, and those that the instance is
+//! to have.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSliceMut};
@@ -9,10 +10,10 @@ use std::os::unix::net::UnixStream;
 use rustix::io::FdFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// Where `LISTEN_FDS` begins.
+/// The first descriptor that `LISTEN_FDS` passes.
 const FIRST_PASSED: RawFd = 3;
 
-/// Copies a descriptor to a number that no instance is given.
+/// Copies a descriptor to a number that no instance gets a descriptor at.
 pub(super) fn out_of_the_way(descriptor: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(
         descriptor,
@@ -38,7 +39,8 @@ pub(super) fn receive(manager: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     Ok(descriptors.flatten().collect())
 }
 
-/// Leaves open across `execve`: the standard three, `passed` as descriptor 3, and `kept` where it is.
+/// Sees to it that `execve` leaves open only the standard three, `passed` as descriptor 3, and
+/// `kept` where it is.
 pub(super) fn arrange(passed: Option<OwnedFd>, kept: Option<&OwnedFd>) -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let number = entry?
@@ -46,8 +48,8 @@ pub(super) fn arrange(passed: Option<OwnedFd>, kept: Option<&OwnedFd>) -> io::Re
             .to_str()
             .and_then(|name| name.parse::<RawFd>().ok());
         if let Some(number) = number.filter(|&number| number >= FIRST_PASSED) {
-            // SAFETY: only its flags are changed. If it is not open any more, as the listing's own descriptor, the call
-            // fails, which does not matter.
+            // SAFETY: only the flags of the descriptor are changed. If it is not open any more, as
+            // that of the listing itself, the call fails, which does not matter.
             let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
             let _ = rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC);
         }
@@ -56,9 +58,10 @@ pub(super) fn arrange(passed: Option<OwnedFd>, kept: Option<&OwnedFd>) -> io::Re
         rustix::io::fcntl_setfd(kept, FdFlags::empty())?;
     }
     if let Some(passed) = passed {
-        // Whatever has this number now must move away; `execve` closes the copy or takes the one that was kept.
-        // SAFETY: number 3 is owned by nobody else from here on: the process is about to be another program, and if
-        // that fails it ends. It is never closed here, see `forget`.
+        // Whatever has this number now must move away; `execve` closes the copy or takes the one
+        // that was kept.
+        // SAFETY: nobody else owns number 3 from here on: the process is about to be another
+        // program, and if that fails it ends. The descriptor is never closed here, see `forget`.
         let mut third = unsafe { OwnedFd::from_raw_fd(FIRST_PASSED) };
         let result = rustix::io::dup2(&passed, &mut third);
         std::mem::forget(third);

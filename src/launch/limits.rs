@@ -1,7 +1,8 @@
-//! What an instance may use, as far as that is said of a process and not of its scope.
+//! The limits of an instance that hold for a process rather than for its scope.
 //!
-//! It is set before the process becomes its user, who may not be allowed to. What cannot be set is told in words: an
-//! instance that runs with other limits than it is meant to would be found out too late.
+//! The launcher sets them before it becomes the instance's user, who may not be allowed to. A limit
+//! that cannot be set is an error: an instance that runs with other limits than it is meant to
+//! would be found out too late.
 
 use std::fs;
 use std::str::FromStr;
@@ -11,14 +12,16 @@ use rustix::process::{Resource, Rlimit};
 
 use crate::config::{Nofile, ProcessLimits};
 
+/// The file with this process's adjustment of the OOM score.
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
+/// The file with the nice value of this process's session, see sched(7).
 const SESSION_NICE: &str = "/proc/self/autogroup";
 
-/// The most descriptors that the kernel allows any process.
+/// The file with the most descriptors that the kernel allows any process.
 const NR_OPEN: &str = "/proc/sys/fs/nr_open";
 
-/// Sets all that is given.
+/// Sets all limits that are given.
 pub(super) fn set(limits: &ProcessLimits) -> anyhow::Result<()> {
     if let Some(wanted) = limits.nofile {
         set_nofile(wanted)?;
@@ -67,8 +70,9 @@ fn set_nice(wanted: i32) -> anyhow::Result<()> {
     rustix::process::setpriority_process(None, wanted).with_context(|| {
         format!("`nice` is {wanted}, and smoothserve, which has {own}, is not allowed to give less; give {own} or more")
     })?;
-    // An instance is a session. Where the kernel divides the CPU among sessions first, see sched(7), it is the session's
-    // value that tells it from other instances. Other users than root may not set that often, so they may go without.
+    // An instance is a session. Where the kernel divides the CPU among sessions first, see
+    // sched(7), the session's value is what tells instances apart. Other users than root may not
+    // set that often, so they may go without.
     let _ = fs::write(SESSION_NICE, wanted.to_string());
     Ok(())
 }
@@ -83,15 +87,15 @@ fn set_oom_score(wanted: i32) -> anyhow::Result<()> {
     })
 }
 
-/// The manager may be among the last to be killed when the machine is out of memory, an instance is not. Where this
-/// cannot be said, the instance is to run all the same.
+/// Undoes the manager's own protection from being killed when the machine is out of memory, which
+/// is not meant for instances. If that fails the instance runs all the same.
 fn like_others_when_memory_is_short() {
     if read::<i32>(OOM_SCORE).is_some_and(|score| score < 0) {
         let _ = fs::write(OOM_SCORE, "0");
     }
 }
 
-/// A number in a file.
+/// Reads the number in a file.
 fn read<N: FromStr>(file: &str) -> Option<N> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }

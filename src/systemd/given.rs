@@ -25,12 +25,12 @@ pub struct Given {
 pub type GivenSocket = (String, std::net::TcpListener);
 
 impl Given {
-    /// Takes what systemd hands over, and clears the environment so that no other process takes it for
-    /// its own.
+    /// Takes what systemd hands over, and clears the environment so that no other process takes it
+    /// for its own.
     ///
     /// # Safety
-    /// Called before any other thread runs, and before anything else was opened: the descriptors named in
-    /// the environment are nobody else's then.
+    /// Called before any other thread runs, and before anything else was opened: the descriptors
+    /// named in the environment are nobody else's then.
     pub unsafe fn take() -> io::Result<Given> {
         // SAFETY: no other thread reads the environment.
         let descriptors = unsafe { sd_notify::listen_fds_with_names_and_unset_env()? };

@@ -1,5 +1,5 @@
-//! The journal: whether it is behind a descriptor, streams into it for other processes, and the last
-//! lines of a process.
+//! The journal: whether it is behind a descriptor, streams into it for other processes, and the
+//! last lines of a process.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,8 +14,8 @@ use tokio::process::Command;
 /// Where journald takes streams; there is one socket for the system and all users.
 const STREAMS: &str = "/run/systemd/journal/stdout";
 
-/// The size of the buffer that sd_journal_stream_fd(3) asks for, so that a program can go on writing
-/// while journald is restarted. The kernel gives less to those who are not root.
+/// The size of the buffer that sd_journal_stream_fd(3) asks for, so that a program can go on
+/// writing while journald is restarted. The kernel gives less to those who are not root.
 const STREAM_BUFFER: usize = 8 << 20;
 
 /// The priority of lines without a prefix like `<3>`: LOG_INFO.
@@ -50,16 +50,16 @@ pub fn is_behind(descriptor: impl AsFd) -> bool {
         .is_ok_and(|told| variable_for(descriptor).is_ok_and(|own| own == told))
 }
 
-/// Opens a stream into the journal, to be a process's stdout and stderr. Its lines get `identifier` as
-/// `SYSLOG_IDENTIFIER` and the priority that a prefix like `<3>` says, else 6.
+/// Opens a stream into the journal, to be a process's stdout and stderr. Its lines get `identifier`
+/// as `SYSLOG_IDENTIFIER` and the priority that a prefix like `<3>` says, else 6.
 ///
-/// The other fields are those of the process that writes, whoever opened the stream. journald looks them
-/// up when it reads the line; if the process has ended by then, the line gets `unit`, but only if root
-/// opened the stream.
+/// The other fields are those of the process that writes, whoever opened the stream. journald looks
+/// them up when it reads the line; if the process has ended by then, the line gets `unit`, but only
+/// if root opened the stream.
 ///
-/// The protocol is that of sd_journal_stream_fd(3), which only libsystemd's source describes. journald
-/// keeps its end in systemd's file descriptor store, so that a stream outlives a restart of journald.
-/// Never waits.
+/// The protocol is that of sd_journal_stream_fd(3), which only libsystemd's source describes.
+/// journald keeps its end in systemd's file descriptor store, so that a stream outlives a restart
+/// of journald. Never waits.
 pub fn stream(identifier: &str, unit: &str) -> io::Result<OwnedFd> {
     if identifier.contains('\n') || unit.contains('\n') {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -76,20 +76,21 @@ pub fn stream(identifier: &str, unit: &str) -> io::Result<OwnedFd> {
     let _ = sockopt::set_socket_send_buffer_size_force(&socket, STREAM_BUFFER)
         .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, STREAM_BUFFER));
     let mut socket = UnixStream::from(socket);
-    // The lines say: identifier, unit, priority, whether prefixes count, and three times that journald is
-    // not to pass the stream on (to syslog, to the kernel's log, to the console).
+    // The lines say: identifier, unit, priority, whether prefixes count, and three times that
+    // journald is not to pass the stream on (to syslog, to the kernel's log, to the console).
     socket.write_all(format!("{identifier}\n{unit}\n{PRIORITY}\n1\n0\n0\n0\n").as_bytes())?;
     // Programs expect of their stdout that it waits.
     socket.set_nonblocking(false)?;
     Ok(socket.into())
 }
 
-/// Returns the last lines that a process, or any other in its unit, has written since a time. `unit` is
-/// one of the systemd that smoothserve itself was started by. The result is empty if the lines cannot be
-/// found out within two seconds.
+/// Returns the last lines that a process, or any other in its unit, has written since a time.
+/// `unit` is one of the systemd that smoothserve itself was started by. The result is empty if the
+/// lines cannot be found out within two seconds.
 ///
-/// What a process has written may still be on its way when it has ended. journald waits for that when it
-/// is asked to, which only root may do; for others what came just before the end may be missing.
+/// What a process has written may still be on its way when it has ended. journald waits for that
+/// when it is asked to, which only root may do; for others what came just before the end may be
+/// missing.
 pub async fn last_lines(unit: &str, pid: u32, since: SystemTime) -> Vec<String> {
     let text = tokio::time::timeout(TAIL_LIMIT, read(unit, pid, since)).await;
     let text = text.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -110,7 +111,8 @@ async fn read(unit: &str, pid: u32, since: SystemTime) -> io::Result<Vec<u8>> {
         .arg(format!("--lines={TAIL}"))
         .arg(format!("--since=@{:.6}", since.as_secs_f64()))
         .arg(format!("{field}={unit}"))
-        // A line of a process that had ended when journald read it may have nothing but the process's number.
+        // A line of a process that had ended when journald read it may have nothing but the
+        // process's number.
         .args(["+", &format!("_PID={pid}")])
         .stdout(Stdio::piped())
         .spawn()?;

@@ -51,8 +51,8 @@ impl Supervisor {
         tell(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
     }
 
-    /// Has systemd keep a copy of a descriptor for the next process of this unit. systemd does not poll
-    /// it: a descriptor that has an error or was hung up is kept, too.
+    /// Has systemd keep a copy of a descriptor for the next process of this unit. systemd does not
+    /// poll it: a descriptor that has an error or was hung up is kept, too.
     pub fn store(self, name: &str, descriptor: BorrowedFd<'_>) {
         let state = [
             NotifyState::FdStore,

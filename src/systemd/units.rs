@@ -1,8 +1,9 @@
 //! Units of systemd: scopes and jobs, by its own D-Bus interface, see org.freedesktop.systemd1(5).
 //!
 //! Every question has a connection of its own and is asked again until there is an answer, so that
-//! neither a restart of the bus nor systemd executing itself anew is felt. systemd's private socket, which
-//! would spare the bus, is of no use to zbus: the sender of its messages is no unique name.
+//! neither a restart of the bus nor systemd executing itself anew is felt. systemd's private
+//! socket, which would spare the bus, is of no use to zbus: the sender of its messages is no unique
+//! name.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -110,8 +111,8 @@ impl Units {
         }
     }
 
-    /// Puts a process into a new scope of its own, with limits for all that will be in it. Returns when
-    /// the process is there.
+    /// Puts a process into a new scope of its own, with limits for all that will be in it. Returns
+    /// when the process is there.
     pub async fn start_scope(
         &self,
         unit: &str,
@@ -206,8 +207,8 @@ impl Units {
 
     /// Lists the names of the loaded units that match a pattern.
     pub async fn list(&self, pattern: &str) -> Result<BTreeSet<String>, UnitError> {
-        // Name, description, load, active and sub state, the unit it follows, path; then the number, the
-        // type and the path of its job.
+        // Name, description, load, active and sub state, the unit it follows, path; then the
+        // number, the type and the path of its job.
         type Row = (
             String,
             String,
@@ -335,8 +336,8 @@ fn resources(limits: &ScopeLimits) -> Vec<(&'static str, Variant<'static>)> {
     all.into_iter().flatten().collect()
 }
 
-/// Scales hundredths of a percent, 100 % at most, as systemd does: the greatest 32-bit number is the
-/// whole.
+/// Scales hundredths of a percent, 100 % at most, as systemd does: the greatest 32-bit number is
+/// the whole.
 fn fraction(share: u32) -> u32 {
     let scaled = (u64::from(share) * u64::from(u32::MAX) + 5_000) / 10_000;
     u32::try_from(scaled).unwrap_or(u32::MAX)

@@ -1,8 +1,8 @@
 //! The inbox: what the kernel's events and the manager leave for the thread that watches.
 //!
-//! The side of `notify` must never wait for that thread, which itself waits for `notify` whenever it
-//! asks for a watch. So events are not queued but collected by path, and when there are too many paths,
-//! all that is remembered is that something happened.
+//! The side of `notify` must never wait for that thread, which itself waits for `notify` whenever
+//! it asks for a watch. So events are not queued but collected by path, and when there are too many
+//! paths, all that is remembered is that something happened.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -26,8 +26,8 @@ pub(super) struct Inbox(Arc<(Mutex<Batch>, Condvar)>);
 pub(super) struct Batch {
     /// The subjects that are to be watched from now on, if the manager has declared them anew.
     pub(super) declared: Option<Vec<Subject>>,
-    /// Paths with a change. True: something came, went or was renamed there, rather than only changed its
-    /// contents.
+    /// Paths with a change. True: something came, went or was renamed there, rather than only
+    /// changed its contents.
     pub(super) events: HashMap<PathBuf, bool>,
     /// True: events were lost.
     pub(super) overflow: bool,

@@ -48,8 +48,8 @@ impl Kernel {
         if self.watched.get(folder) == Some(&Some(identity)) {
             return Ok(false);
         }
-        // Another folder may have been watched by that name; a watch goes with the folder, not with its
-        // name.
+        // Another folder may have been watched by that name; a watch goes with the folder, not with
+        // its name.
         if self.watched.remove(folder).is_some() {
             let _ = self.notify.unwatch(folder);
         }
@@ -66,7 +66,8 @@ impl Kernel {
         Ok(true)
     }
 
-    /// Notes that what was at a path may be gone; `notify` then gives up the watches below it by itself.
+    /// Notes that what was at a path may be gone; `notify` then gives up the watches below it by
+    /// itself.
     pub(super) fn doubt(&mut self, path: &Path) {
         let below = self.watched.range_mut(path.to_owned()..);
         for (_, identity) in below.take_while(|(folder, _)| folder.starts_with(path)) {

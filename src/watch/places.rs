@@ -1,12 +1,12 @@
-//! Places: which folders have to be watched, and for which names in them, so that no change of a file is
-//! missed.
+//! Places: which folders have to be watched, and for which names in them, so that no change of a
+//! file is missed.
 //!
-//! A file is watched through the folders on the way to it, since a watch on a file goes with the file
-//! when another one takes its place. Every step of the way counts: each name may be a symlink that is
-//! flipped, a folder that is moved away, or may not be there yet. So for `/srv/current/app`, where
-//! `current` leads to `releases/7`, these are watched: `srv` in `/`, `current`, `releases` in `/srv`, `7`
-//! in `/srv/releases`, and `app` in `/srv/releases/7`. Where the way ends, because nothing is there, the
-//! last folder tells when it goes on.
+//! A file is watched through the folders on the way to it, since a watch on a file goes with the
+//! file when another one takes its place. Every step of the way counts: each name may be a symlink
+//! that is flipped, a folder that is moved away, or may not be there yet. So for
+//! `/srv/current/app`, where `current` leads to `releases/7`, these are watched: `srv` in `/`,
+//! `current`, `releases` in `/srv`, `7` in `/srv/releases`, and `app` in `/srv/releases/7`. Where
+//! the way ends, because nothing is there, the last folder tells when it goes on.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;

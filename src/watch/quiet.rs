@@ -33,9 +33,9 @@ impl Changes {
         }
     }
 
-    /// Returns when to tell about the changes. Files that change for ever, such as a log in a watched
-    /// folder, put that off for a while only; an executable that is still being written can put it off
-    /// for ever, since it cannot be started.
+    /// Returns when to tell about the changes. Files that change for ever, such as a log in a
+    /// watched folder, put that off for a while only; an executable that is still being written can
+    /// put it off for ever, since it cannot be started.
     pub(super) fn due(&self, quiet: Duration) -> Instant {
         let rest = (self.last + quiet).min(self.first + MAX_WAIT.max(quiet));
         self.executable.map_or(rest, |last| rest.max(last + quiet))

@@ -181,8 +181,8 @@ impl Watching {
         }
     }
 
-    /// Watches the folders of all places and no others, and notes who is interested in them. Returns
-    /// for which services that has changed something or did not work.
+    /// Watches the folders of all places and no others, and notes who is interested in them.
+    /// Returns for which services that has changed something or did not work.
     fn watch_places(&mut self) -> HashMap<usize, Outcome> {
         let mut folders: BTreeMap<&Path, Vec<(usize, &Place)>> = BTreeMap::new();
         for (number, service) in self.services.iter().enumerate() {
@@ -268,7 +268,8 @@ struct Watched {
 /// Who wants to know about which names in a folder.
 #[derive(Debug, Default)]
 struct Interest {
-    /// By name: the numbers of services, each with true if the name is on the way to the executable.
+    /// By name: the numbers of services, each with true if the name is on the way to the
+    /// executable.
     names: HashMap<OsString, Vec<(usize, bool)>>,
     /// The numbers of services that want to know about every name.
     everything: Vec<usize>,
@@ -301,8 +302,8 @@ enum Outcome {
     Failed(String),
 }
 
-/// Notes an outcome for all services that have a place in the folder. A failure counts for more than a
-/// move, which the next look repeats.
+/// Notes an outcome for all services that have a place in the folder. A failure counts for more
+/// than a move, which the next look repeats.
 fn note(outcomes: &mut HashMap<usize, Outcome>, places: &[(usize, &Place)], outcome: &Outcome) {
     for (number, _) in places {
         match outcome {
