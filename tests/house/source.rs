@@ -248,7 +248,10 @@ impl Source {
     }
 
     fn mention(&mut self, path: Vec<String>, line: usize) {
-        if !path.is_empty() {
+        // `pub(crate)` and `self` name nothing.
+        let keywords = ["crate", "self", "super"];
+        let is_keyword = matches!(&path[..], [only] if keywords.contains(&only.as_str()));
+        if !path.is_empty() && !is_keyword {
             self.mentions.push(Mention { path, line });
         }
     }
