@@ -2,14 +2,18 @@
 //! and what clap's errors become. Help, manual pages and completions come from here; the command
 //! line of smoothctl is `ctl::Smoothctl`.
 
+use std::ffi::OsStr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::builder::{PossibleValue, TypedValueParser, ValueParserFactory};
+use clap::parser::ValueSource;
+use clap::{Arg, Args, Command, Parser, Subcommand, ValueHint};
 
 use crate::bus::Bus;
 use crate::config::CONFIG_DIR;
+use crate::log_level::{LEVELS, LogLevel};
 
 /// Exit statuses of both programs, as sysexits.h and the shells have them.
 pub mod exit {
@@ -67,6 +71,13 @@ pub enum Role {
         /// Where the sockets are
         #[command(flatten)]
         run_dir: RunDir,
+        /// Which messages are logged, whatever `log_level` in smoothserve.yaml says
+        ///
+        /// A level, or levels of single parts of smoothserve and of the libraries in it, by the
+        /// beginning of their targets: `info,smoothserve::proxy=debug,h2=debug`. Libraries are not
+        /// logged unless they are named. `info` if nothing is said anywhere
+        #[arg(long, value_name = "LEVEL", env = "RUST_LOG")]
+        log_level: Option<GivenLevel>,
     },
     /// Check a configuration and print all its faults, each with its line; exits 78 if there is one
     Check {
@@ -86,6 +97,9 @@ pub enum Role {
         /// End when the manager ends
         #[arg(long)]
         die_with_parent: bool,
+        /// Which messages are logged until a table says otherwise
+        #[arg(long, value_name = "LEVEL")]
+        log_level: Option<GivenLevel>,
     },
     /// An instance before it becomes one, started by `run`
     #[command(hide = true)]
@@ -141,5 +155,62 @@ impl RunDir {
             Some(path) => PathBuf::from(path).join("smoothserve"),
             None => PathBuf::from(format!("/tmp/smoothserve-{}", uid.as_raw())),
         }
+    }
+}
+
+/// A log level from the command line or the environment. A variable that is set to nothing gives
+/// none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenLevel(pub Option<LogLevel>);
+
+impl ValueParserFactory for GivenLevel {
+    type Parser = LevelParser;
+
+    fn value_parser() -> LevelParser {
+        LevelParser
+    }
+}
+
+/// Parses a [`GivenLevel`]. Shells complete the names of the levels, but directives are as good.
+#[derive(Debug, Clone, Copy)]
+pub struct LevelParser;
+
+impl TypedValueParser for LevelParser {
+    type Value = GivenLevel;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<GivenLevel, clap::Error> {
+        self.parse_ref_(command, argument, value, ValueSource::CommandLine)
+    }
+
+    fn parse_ref_(
+        &self,
+        command: &Command,
+        argument: Option<&Arg>,
+        value: &OsStr,
+        source: ValueSource,
+    ) -> Result<GivenLevel, clap::Error> {
+        if value.is_empty() {
+            return Ok(GivenLevel(None));
+        }
+        let parse = move |text: &str| {
+            let level: Result<LogLevel, _> = text.parse();
+            level.map_err(|error| match source {
+                ValueSource::EnvVariable => format!("the variable RUST_LOG: {error}"),
+                _ => error.to_string(),
+            })
+        };
+        let level = parse.parse_ref(command, argument, value)?;
+        Ok(GivenLevel(Some(level)))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let values = LEVELS.iter();
+        let values = values.map(|(name, about)| PossibleValue::new(*name).help(*about));
+        Some(Box::new(values))
     }
 }

@@ -23,6 +23,7 @@ pub mod fingerprint;
 pub mod generator;
 pub mod ipc;
 pub mod launch;
+pub mod log_level;
 pub mod logging;
 pub mod manager;
 pub mod proxy;

@@ -91,7 +91,7 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// Returns all messages in the source that are logged at the default level.
+/// Returns all messages in the source, at whatever level they are logged.
 fn messages() -> BTreeSet<Message> {
     let mut files = Vec::new();
     sources(&path("src"), &mut files);
@@ -100,7 +100,7 @@ fn messages() -> BTreeSet<Message> {
         let file = file.split("#[cfg(test)]\nmod tests {").next().unwrap();
         for call in file.split("tracing::").skip(1) {
             if let Some((level, arguments)) = call.split_once("!(")
-                && ["error", "warn", "info"].contains(&level)
+                && ["error", "warn", "info", "debug", "trace"].contains(&level)
             {
                 found.insert(Message::read(level, arguments));
             }

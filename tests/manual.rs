@@ -229,6 +229,8 @@ async fn bash_completes_verbs_options_and_services() {
     }
     assert_eq!(bash(&["smoothctl", "--bus", "sy"]), ["system"]);
     assert_eq!(bash(&["smoothserve", "r"]), ["run"]);
+    assert_eq!(bash(&["smoothserve", "run", "--log"]), ["--log-level"]);
+    assert_eq!(bash(&["smoothserve", "run", "--log-level", "d"]), ["debug"]);
     // The roles `launch` and `proxy` are hidden: people do not start them.
     assert!(bash(&["smoothserve", "l"]).is_empty());
     server.stop().await;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use smoothserve::cli::{self, Role, Smoothserve, exit};
+use smoothserve::log_level::LogLevel;
 use smoothserve::logging::Logging;
 use smoothserve::systemd::given::Given;
 use smoothserve::{config, events, generator, launch, manager, proxy};
@@ -21,25 +22,32 @@ fn main() -> ExitCode {
     // A launcher changes its user, which wants a process of one thread, and its stderr is the
     // instance's.
     let logs_itself = !matches!(role, Role::Launch | Role::Generate { .. });
+    let mut level = LogLevel::default();
     let work: Box<dyn FnOnce() -> anyhow::Result<()>> = match role {
         Role::Run {
             config,
             bus,
             run_dir,
-        } => Box::new(move || {
+            log_level,
+        } => {
             let options = manager::ManagerOptions {
                 config_dir: config,
                 run_dir: run_dir.path(),
                 bus,
+                log_level: log_level.and_then(|given| given.0),
             };
-            manager::run(options, given?)
-        }),
+            // Without one, that of the configuration is in force as soon as it is read.
+            level = options.log_level.clone().unwrap_or_default();
+            Box::new(move || manager::run(options, given?))
+        }
         Role::Check { config } => return check(&config),
         Role::Proxy {
             threads,
             user,
             die_with_parent,
+            log_level,
         } => {
+            level = log_level.and_then(|given| given.0).unwrap_or_default();
             let options = proxy::WorkerOptions {
                 threads,
                 user,
@@ -55,8 +63,8 @@ fn main() -> ExitCode {
         }
     };
     let _logging = match logs_itself {
-        true => Logging::begin(),
-        false => Logging::to_stderr(),
+        true => Logging::begin(&level),
+        false => Logging::without_thread(&level),
     };
     match work() {
         Ok(()) => ExitCode::SUCCESS,

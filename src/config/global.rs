@@ -10,6 +10,7 @@ use super::machine::{Against, Database, known};
 use super::raw::{self, Node};
 use super::source::{Source, join};
 use super::value;
+use crate::log_level::{LogLevel, LogLevelError};
 
 /// The name of the global file, which is beside the folder of services.
 const FILE: &str = "smoothserve.yaml";
@@ -22,6 +23,7 @@ pub const GLOBAL_KEYS: &[&str] = &[
     "trusted_proxies",
     "forwarded",
     "max_connections",
+    "log_level",
     "CommandPort",
     "ProxyAddr",
     "log",
@@ -48,6 +50,8 @@ pub(super) struct Global {
     pub(super) forwarded: bool,
     /// The most client connections of each listener at a time.
     pub(super) max_connections: Option<u32>,
+    /// Which messages are logged.
+    pub(super) log_level: Option<LogLevel>,
 }
 
 impl Global {
@@ -60,6 +64,7 @@ impl Global {
             trusted_proxies: Vec::new(),
             forwarded: false,
             max_connections: None,
+            log_level: None,
         }
     }
 }
@@ -140,6 +145,15 @@ fn fill(
         value::number(node.at, &text, key, 1..=10_000_000, report)
     });
     global.max_connections = connections.map(|most| most.value);
+    let level = fields.get("log_level", report, |node, key, report| {
+        let text = value::text(node, key, report)?;
+        let level: Result<LogLevel, _> = text.parse();
+        let refuse = |error: LogLevelError| {
+            report.at_part(node.at, error.part(), format!("`{key}`: {error}"));
+        };
+        level.map_err(refuse).ok()
+    });
+    global.log_level = level.map(|level| level.value);
     let unused: Vec<&str> = UNUSED_KEYS
         .iter()
         .copied()

@@ -16,6 +16,7 @@ use super::machine::{self, Against};
 use super::raw;
 use super::service::{self, Draft, ServiceConfig};
 use super::source::Source;
+use crate::log_level::LogLevel;
 
 /// Where the configuration is if nothing else is said.
 pub const CONFIG_DIR: &str = "/etc/smoothserve";
@@ -36,6 +37,9 @@ pub struct Config {
     /// The most client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
+    /// Which messages are logged, unless the command line says that. `None`: the default.
+    #[serde(default)]
+    pub log_level: Option<LogLevel>,
     /// The services by name.
     pub services: BTreeMap<String, Arc<ServiceConfig>>,
     /// Remarks that are no faults, such as keys without any use; the manager logs them once.
@@ -130,6 +134,7 @@ fn config(global: Global, drafts: Vec<Draft>, notes: Vec<String>) -> Config {
         trusted_proxies: global.trusted_proxies,
         forwarded: global.forwarded,
         max_connections: global.max_connections,
+        log_level: global.log_level,
         services,
         notes,
     }

@@ -30,6 +30,10 @@ pub struct WireTable {
     /// The most client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
+    /// The log level of the worker, as text: a worker takes a table also if it does not understand
+    /// the level in it. `None`, from a manager that knows of no levels: the worker keeps its own.
+    #[serde(default)]
+    pub log_level: Option<String>,
     /// All listeners. One that is missing here is closed; its connections end with their current
     /// request.
     pub listeners: Vec<WireListener>,

@@ -10,5 +10,6 @@ pub(crate) mod drain;
 pub(crate) mod endpoint;
 pub(crate) mod listener;
 pub(crate) mod service;
+pub(crate) mod throttle;
 pub(crate) mod upstream;
 pub(crate) mod view;

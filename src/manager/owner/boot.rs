@@ -11,6 +11,7 @@ use crate::manager::service::{PlanReason, Service};
 /// Starts what is configured. A service with faults is logged and left out: the good ones run.
 pub(super) fn boot(manager: &mut Manager) {
     let (config, faults) = config::load_partial(&manager.config_dir);
+    manager.set_log_level(&config);
     if !faults.is_empty() {
         tracing::error!(
             message_id = events::CONFIGURATION_REFUSED,

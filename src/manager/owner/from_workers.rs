@@ -11,7 +11,7 @@ use crate::manager::event::{Event, News, WorkerEvent};
 
 /// Starts a worker. Older ones go on until it serves.
 pub(super) fn start_worker(manager: &mut Manager) {
-    match manager.workers.spawn() {
+    match manager.workers.spawn(&manager.log_level) {
         Ok(()) => {
             for (_, listener) in manager.listeners.iter() {
                 manager.workers.send_listener(listener);

@@ -12,6 +12,8 @@ use super::options::ManagerOptions;
 use super::published::Published;
 use super::services::Services;
 use crate::config::Config;
+use crate::log_level::LogLevel;
+use crate::logging;
 use crate::manager::event::{Event, News, Reports};
 use crate::manager::host::notify::NotifySocket;
 use crate::manager::host::supervision::Supervision;
@@ -47,6 +49,10 @@ pub(super) struct Manager {
     pub(super) config_dir: PathBuf,
     /// The configuration that was last applied.
     pub(super) config: Arc<Config>,
+    /// The log level of the command line, which comes before that of the configuration.
+    given_log_level: Option<LogLevel>,
+    /// The log level in force, of the manager and of its workers.
+    pub(super) log_level: LogLevel,
     /// The services, those included that are removed and still drain.
     pub(super) services: Services,
     /// The listening sockets.
@@ -91,9 +97,12 @@ impl Manager {
                 trusted_proxies: Vec::new(),
                 forwarded: false,
                 max_connections: None,
+                log_level: None,
                 services: BTreeMap::new(),
                 notes: Vec::new(),
             }),
+            log_level: options.log_level.clone().unwrap_or_default(),
+            given_log_level: options.log_level,
             services: Services::default(),
             listeners: Listeners::new(given.tcp_sockets()),
             certificates: Rc::default(),
@@ -103,6 +112,15 @@ impl Manager {
             watcher,
             phase: Phase::Serving,
         })
+    }
+
+    /// Puts the log level into force that this configuration asks for, or the command line. The
+    /// workers get it with the next table.
+    pub(super) fn set_log_level(&mut self, config: &Config) {
+        let given = self.given_log_level.as_ref();
+        let level = given.or(config.log_level.as_ref());
+        self.log_level = level.cloned().unwrap_or_default();
+        logging::set_level(&self.log_level);
     }
 
     /// Brings news of an instance to its service.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::bus::Bus;
+use crate::log_level::LogLevel;
 
 /// What the manager is told on its command line.
 #[derive(Debug, Clone)]
@@ -13,4 +14,6 @@ pub struct ManagerOptions {
     pub run_dir: PathBuf,
     /// Where to offer D-Bus besides the private socket.
     pub bus: Bus,
+    /// Which messages are logged, whatever the configuration says of that.
+    pub log_level: Option<LogLevel>,
 }

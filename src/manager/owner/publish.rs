@@ -16,6 +16,7 @@ pub(super) fn settle(manager: &mut Manager) {
     let touched = manager.services.take_touched();
     let sources = Sources {
         config: &manager.config,
+        log_level: &manager.log_level,
         services: &manager.services,
         listeners: &manager.listeners,
         certificates: &manager.certificates,
@@ -44,6 +45,7 @@ pub(super) fn settle(manager: &mut Manager) {
     tell_systemd(manager, &summary);
     let sources = Sources {
         config: &manager.config,
+        log_level: &manager.log_level,
         services: &manager.services,
         listeners: &manager.listeners,
         certificates: &manager.certificates,

@@ -17,6 +17,7 @@ use super::state::{SavedState, StateFile};
 use super::table;
 use crate::config::Config;
 use crate::ipc::{WireService, WireTable};
+use crate::log_level::LogLevel;
 use crate::manager::service::Service;
 use crate::manager::worker::Workers;
 use crate::manager::worker::certificates::CertificateStore;
@@ -49,6 +50,8 @@ pub(super) struct Published {
 pub(super) struct Sources<'a> {
     /// The configuration that was last applied.
     pub(super) config: &'a Arc<Config>,
+    /// The log level in force.
+    pub(super) log_level: &'a LogLevel,
     /// All services.
     pub(super) services: &'a Services,
     /// The listening sockets.
@@ -147,7 +150,8 @@ impl Published {
     ) -> bool {
         // Even if nothing is in it, the first one is new: a worker serves once it has one.
         let is_first = self.table.number == 0;
-        if different.is_empty() && !is_first {
+        let log_level = Some(sources.log_level.to_string());
+        if different.is_empty() && !is_first && log_level == self.table.log_level {
             return false;
         }
         let Sources {
@@ -155,6 +159,7 @@ impl Published {
             services,
             listeners,
             certificates,
+            ..
         } = sources;
         for name in different {
             let service = services.get(name);
@@ -167,6 +172,7 @@ impl Published {
             trusted_proxies: config.trusted_proxies.clone(),
             forwarded: config.forwarded,
             max_connections: config.max_connections,
+            log_level,
             listeners: table::listeners(services.values(), listeners, certificates),
             services: self.parts.values().cloned().collect(),
             removed: Vec::new(),

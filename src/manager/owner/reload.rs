@@ -83,6 +83,7 @@ pub(super) fn adopt(
     {
         tracing::warn!(note, "configuration note");
     }
+    manager.set_log_level(&config);
     manager.world.default_user.clone_from(&config.default_user);
     manager.config = config.into();
     manager.world.ports.claim(&manager.config);

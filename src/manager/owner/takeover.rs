@@ -68,6 +68,7 @@ pub(super) fn take_over(manager: &mut Manager, mut given: Given, scopes: BTreeSe
 }
 
 fn restore(manager: &mut Manager, state: SavedState, mut executables: BTreeMap<String, OwnedFd>) {
+    manager.set_log_level(&state.config);
     manager.world.next_id = manager.world.next_id.max(state.next_id);
     manager.world.jobs.number_on_from(state.last_job);
     manager

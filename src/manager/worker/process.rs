@@ -24,6 +24,7 @@ use crate::config::ScopeLimits;
 use crate::ipc::{
     self, CertificateId, Channel, ChannelError, EndpointId, FromWorker, ToWorker, WireTable,
 };
+use crate::log_level::LogLevel;
 use crate::manager::event::WorkerEvent;
 use crate::manager::host::pidfd::Pidfd;
 use crate::manager::host::worker_user::{WORKER_USERS, worker_user};
@@ -75,6 +76,7 @@ impl WorkerProcess {
     pub fn spawn(
         run_dir: &Path,
         generation: u32,
+        log_level: &LogLevel,
         units: Option<Units>,
         report: impl Fn(WorkerEvent) + 'static,
     ) -> io::Result<WorkerProcess> {
@@ -84,6 +86,8 @@ impl WorkerProcess {
         let channel = Channel::split(UnixStream::connect(&path)?)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("smoothserve").arg("proxy");
+        // The worker logs before it gets its first table, too.
+        command.args(["--log-level", &log_level.to_string()]);
         if units.is_none() {
             command.arg("--die-with-parent");
         }

@@ -13,6 +13,7 @@ use super::listeners::OpenListener;
 use super::process::{SavedWorker, WorkerProcess, scope_name};
 use crate::events;
 use crate::ipc::{EndpointId, ToWorker, WireTable};
+use crate::log_level::LogLevel;
 use crate::manager::backoff;
 use crate::manager::event::{Event, Reports, WorkerEvent};
 use crate::systemd::units::Units;
@@ -190,12 +191,12 @@ impl Workers {
     }
 
     /// Starts a worker, which becomes the newest.
-    pub fn spawn(&mut self) -> std::io::Result<()> {
+    pub fn spawn(&mut self, log_level: &LogLevel) -> std::io::Result<()> {
         self.last_generation += 1;
         self.started = Instant::now();
         let generation = self.last_generation;
         let report = self.reporter(generation);
-        let worker = WorkerProcess::spawn(&self.run_dir, generation, self.units, report)?;
+        let worker = WorkerProcess::spawn(&self.run_dir, generation, log_level, self.units, report)?;
         tracing::info!(pid = worker.pid, "worker started");
         self.changed = true;
         self.workers.push(worker);

@@ -178,10 +178,12 @@ async fn refuse(client: &mut Client, error: ProxyError) -> Next {
 async fn answer(client: &mut Client, error: ProxyError, request: &Request) -> Next {
     let service = request.service_name();
     let id = request.instance.map(|id| id.0);
-    if error.is_failure() {
+    if !error.is_failure() {
+        tracing::debug!(service, client_addr = %client.peer.address, %error, "request refused");
+    } else if request.may_log_failure() {
         tracing::warn!(service, id, client_addr = %client.peer.address, %error, "request failed");
     } else {
-        tracing::debug!(service, client_addr = %client.peer.address, %error, "request refused");
+        tracing::debug!(service, id, client_addr = %client.peer.address, %error, "request failed");
     }
     let reply = &request.reply;
     let keep_alive = reply.keep_alive && request.outgoing.is_received() && !client.peer.closing();

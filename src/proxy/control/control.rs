@@ -24,6 +24,7 @@ use super::probe::{Finding, Probers};
 use super::quiescence::Quiescence;
 use super::sockets::Sockets;
 use crate::ipc::{EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable};
+use crate::logging;
 use crate::proxy::shared::certificates::CertificateStore;
 use crate::proxy::shared::table::Table;
 use crate::proxy::shared::threads::{ThreadCommand, ThreadEvent, ThreadReport, Threads};
@@ -231,7 +232,7 @@ impl Control {
         }
     }
 
-    async fn take_over(&mut self, table: WireTable) {
+    async fn take_over(&mut self, mut table: WireTable) {
         if table.number <= self.table.number {
             // The manager may not know that it has been heard.
             self.say(FromWorker::Acknowledged(self.quiescence.acknowledged()));
@@ -243,6 +244,7 @@ impl Control {
         let is_known = |id| draining || sockets.contains(id);
         let named: BTreeSet<_> = table.certificates().collect();
         let number = table.number;
+        let log_level = table.log_level.take();
         let (certificates, threads) = (&self.certificates, self.threads.count());
         let table = match self.table.succeed(table, is_known, certificates, threads) {
             Ok(table) => Arc::new(table),
@@ -252,6 +254,9 @@ impl Control {
                 return;
             }
         };
+        if let Some(level) = log_level {
+            set_log_level(&level);
+        }
         let before = std::mem::replace(&mut self.table, table.clone());
         self.certificates.keep(&named);
         self.threads.limit_connections(table.max_connections);
@@ -454,6 +459,17 @@ impl Control {
         }
         if let Some(manager) = self.manager.take() {
             manager.farewell().await;
+        }
+    }
+}
+
+/// Puts the log level of a table into force.
+fn set_log_level(level: &str) {
+    match level.parse() {
+        Ok(level) => logging::set_level(&level),
+        // The manager is of another version, and so will be the next worker.
+        Err(error) => {
+            tracing::warn!(level, %error, "log level not understood, keeping the last one")
         }
     }
 }

@@ -135,6 +135,13 @@ impl Client {
     pub(crate) fn log_cut(&self, request: &Request) {
         let service = request.service_name();
         let id = request.instance.map(|id| id.0);
-        tracing::warn!(service, id, client_addr = %self.peer.address, "response cut off");
+        match request.may_log_failure() {
+            true => {
+                tracing::warn!(service, id, client_addr = %self.peer.address, "response cut off")
+            }
+            false => {
+                tracing::debug!(service, id, client_addr = %self.peer.address, "response cut off")
+            }
+        }
     }
 }

@@ -183,7 +183,7 @@ impl Search<'_> {
     }
 
     fn note_failure(&mut self, claim: &Claim, error: io::Error) {
-        tracing::debug!(service = self.service.name(), instance = claim.id().0, %error, "cannot connect to instance");
+        tracing::debug!(service = self.service.name(), id = claim.id().0, %error, "cannot connect to instance");
         self.tried.push(claim.id());
         let until = match &self.failed {
             Some((_, until)) => *until,

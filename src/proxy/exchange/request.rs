@@ -37,6 +37,12 @@ impl Request {
         self.service.as_ref().map_or("", |service| service.name())
     }
 
+    /// Returns true if it may be logged that the service has failed to answer this request.
+    pub(crate) fn may_log_failure(&self) -> bool {
+        let service = self.service.as_ref();
+        service.is_none_or(|service| service.may_log_failure())
+    }
+
     /// Takes the head of a request out of the buffer and makes of it the head for an instance; `None` if its end is not
     /// there yet.
     pub(crate) fn admit(

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::endpoint::{Claim, Endpoint};
+use super::throttle::Throttle;
 use crate::ipc::{EndpointId, Handling};
 use crate::proxy::policy::compiled::Policy;
 
@@ -25,6 +26,7 @@ pub(crate) struct ServiceView {
     /// Where the next choice begins, so that equals take turns.
     next: Cell<usize>,
     held: RefCell<VecDeque<oneshot::Sender<Result<Claim, NoEndpoint>>>>,
+    failures: Throttle,
 }
 
 /// Why a request got no endpoint.
@@ -52,6 +54,7 @@ impl ServiceView {
             endpoints: RefCell::default(),
             next: Cell::default(),
             held: RefCell::default(),
+            failures: Throttle::default(),
         }
     }
 
@@ -63,6 +66,12 @@ impl ServiceView {
     /// Returns false for a service that was stopped or removed: a request that finds no endpoint need not wait for one.
     pub(crate) fn running(&self) -> bool {
         self.running.get()
+    }
+
+    /// Returns true if it may be logged that a request to this service has failed, and counts it
+    /// otherwise.
+    pub(crate) fn may_log_failure(&self) -> bool {
+        self.failures.admits(&self.name)
     }
 
     /// How the requests of the service are treated.

@@ -87,8 +87,30 @@ impl Smoothserve {
 
     /// Starts it on what is in `home`, and on the session bus at this address.
     pub fn spawn_on(programs: Programs, home: Home, bus: Option<&str>) -> Smoothserve {
+        Smoothserve::spawn_with(programs, home, bus, |command| command)
+    }
+
+    /// Starts smoothserve on what is in `home`, with a command line and an environment that `change`
+    /// has changed, and waits until it has brought everything up that it can.
+    pub async fn start_with(
+        programs: Programs,
+        home: Home,
+        change: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Smoothserve {
+        let server = Smoothserve::spawn_with(programs, home, None, change);
+        server.settled().await;
+        server
+    }
+
+    fn spawn_with(
+        programs: Programs,
+        home: Home,
+        bus: Option<&str>,
+        change: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Smoothserve {
         let log = File::create(home.log()).expect("the log can be made");
-        let manager = Command::new(&programs.smoothserve)
+        let mut command = Command::new(&programs.smoothserve);
+        command
             .arg("run")
             .args(["--bus", bus.map_or("none", |_| "session")])
             .envs(bus.map(|address| ("DBUS_SESSION_BUS_ADDRESS", address)))
@@ -96,13 +118,15 @@ impl Smoothserve {
             .arg(home.config())
             .arg("--run-dir")
             .arg(home.run())
+            // What is logged is for the test to say.
+            .env_remove("RUST_LOG")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor can be copied"))
             .stderr(log)
             // A Ctrl-C on the terminal is for the program that has started this one, which then stops it.
-            .process_group(0)
-            .spawn()
-            .expect("smoothserve can be started");
+            .process_group(0);
+        let manager = change(&mut command).spawn();
+        let manager = manager.expect("smoothserve can be started");
         let pid = manager.id().expect("it was not waited for");
         Smoothserve {
             home,

@@ -1,0 +1,283 @@
+//! The log level: which of smoothserve's own messages are logged, and which of the libraries in it.
+//!
+//! A log level is written as `debug`, or as a list of directives like
+//! `info,smoothserve::proxy=debug,h2=debug`. That is the syntax of `RUST_LOG`, with one difference:
+//! a level without a target is for smoothserve alone. Libraries log nothing unless a directive
+//! names them, since what some of them say at any level is up to strangers: an HTTP/2 PING
+//! acknowledgement that nobody has asked for, 17 bytes on the wire, makes h2 log a warning. What
+//! goes wrong inside a library reaches smoothserve as an error, which smoothserve logs itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+/// The target of everything that smoothserve logs itself: the first part of its module paths.
+const OWN_TARGET: &str = "smoothserve";
+
+/// The longest text of a log level, in bytes. A worker gets it as an argument.
+const LONGEST: usize = 1024;
+
+/// The levels by name, each with what a message of that level is about.
+pub const LEVELS: [(&str, &str); 6] = [
+    ("error", "Something has failed"),
+    ("warn", "Something is odd, or a request has failed"),
+    ("info", "What smoothserve does"),
+    ("debug", "Why single requests and connections were refused"),
+    ("trace", "Everything; as `debug` today"),
+    ("off", "Nothing at all"),
+];
+
+/// Which messages are logged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LogLevel {
+    /// The level of smoothserve's own messages.
+    own: LevelFilter,
+    /// The levels of single targets, each for all targets that begin with it.
+    targets: BTreeMap<String, LevelFilter>,
+}
+
+/// Why a text is no log level.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogLevelError {
+    /// A directive consists of one word, which names no level.
+    #[error("`{0}` is no level; {advice}", advice = Advice(.0))]
+    UnknownLevel(String),
+    /// The target of a directive is not written as the targets of messages are.
+    #[error(
+        "`{0}` is no target; a directive is TARGET=LEVEL, as in `info,smoothserve::proxy=debug`"
+    )]
+    BadTarget(String),
+    /// Two directives are for the same target, or two levels for smoothserve.
+    #[error("{0} has two levels; keep one")]
+    Twice(String),
+    /// There is nothing between two commas, or nothing at all.
+    #[error("a level is missing; write one of error, warn, info, debug, trace and off")]
+    Missing,
+    /// The text is far longer than a person writes it.
+    #[error("longer than {LONGEST} bytes; name fewer targets")]
+    TooLong,
+}
+
+impl LogLevelError {
+    /// The part of the text that is wrong; empty if that is nothing that stands in it.
+    pub(crate) fn part(&self) -> &str {
+        match self {
+            LogLevelError::UnknownLevel(part) | LogLevelError::BadTarget(part) => part,
+            LogLevelError::Twice(_) | LogLevelError::Missing | LogLevelError::TooLong => "",
+        }
+    }
+}
+
+/// What to write instead of a word that names no level.
+struct Advice<'a>(&'a str);
+
+impl fmt::Display for Advice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.0.to_lowercase();
+        let near = LEVELS.iter().map(|(name, _)| *name);
+        let near = near.min_by_key(|name| strsim::damerau_levenshtein(name, &word));
+        match near {
+            Some(near) if strsim::damerau_levenshtein(near, &word) <= 2 => {
+                write!(f, "did you mean `{near}`?")
+            }
+            _ => f.write_str(
+                "write one of error, warn, info, debug, trace and off, or TARGET=LEVEL as in `info,h2=debug`",
+            ),
+        }
+    }
+}
+
+impl Default for LogLevel {
+    fn default() -> LogLevel {
+        LogLevel {
+            own: LevelFilter::INFO,
+            targets: BTreeMap::new(),
+        }
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = LogLevelError;
+
+    fn from_str(text: &str) -> Result<LogLevel, LogLevelError> {
+        if text.len() > LONGEST {
+            return Err(LogLevelError::TooLong);
+        }
+        let mut own = None;
+        let mut targets = BTreeMap::new();
+        for directive in text.split(',').map(str::trim) {
+            let before = match directive.split_once('=') {
+                None => own.replace(level(directive)?),
+                Some((target, word)) => {
+                    let target = target.trim_end();
+                    if !is_target(target) {
+                        return Err(LogLevelError::BadTarget(target.to_owned()));
+                    }
+                    targets.insert(target.to_owned(), level(word.trim_start())?)
+                }
+            };
+            if before.is_some() {
+                let target = directive.split_once('=').map(|(target, _)| target);
+                let target = target.map(|target| format!("`{}`", target.trim_end()));
+                return Err(LogLevelError::Twice(
+                    target.unwrap_or("smoothserve".to_owned()),
+                ));
+            }
+        }
+        Ok(LogLevel {
+            own: own.unwrap_or(LogLevel::default().own),
+            targets,
+        })
+    }
+}
+
+/// Reads the name of a level.
+fn level(word: &str) -> Result<LevelFilter, LogLevelError> {
+    let lower = word.to_ascii_lowercase();
+    match LEVELS.iter().find(|(name, _)| *name == lower) {
+        Some((name, _)) => Ok(name.parse().expect("tracing has levels of these names")),
+        None if word.is_empty() => Err(LogLevelError::Missing),
+        None => Err(LogLevelError::UnknownLevel(word.to_owned())),
+    }
+}
+
+/// Returns true for the path of a module, or what else a library may call its target.
+fn is_target(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_:-./".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_part)
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.own.fmt(f)?;
+        let mut targets = self.targets.iter();
+        targets.try_for_each(|(target, level)| write!(f, ",{target}={level}"))
+    }
+}
+
+impl TryFrom<String> for LogLevel {
+    type Error = LogLevelError;
+
+    fn try_from(text: String) -> Result<LogLevel, LogLevelError> {
+        text.parse()
+    }
+}
+
+impl From<LogLevel> for String {
+    fn from(level: LogLevel) -> String {
+        level.to_string()
+    }
+}
+
+impl LogLevel {
+    /// The filter that lets through what is to be logged.
+    pub(crate) fn filter(&self) -> Targets {
+        let targets = self.targets.iter();
+        Targets::new()
+            .with_target(OWN_TARGET, self.own)
+            .with_targets(targets.map(|(target, level)| (target.as_str(), *level)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tracing::Level;
+
+    use super::*;
+
+    const PROXY: &str = "smoothserve::proxy::connection";
+
+    fn lets_through(text: &str, target: &str, level: Level) -> bool {
+        let log_level: LogLevel = text.parse().unwrap();
+        log_level.filter().would_enable(target, &level)
+    }
+
+    #[test]
+    fn a_level_is_for_smoothserve_alone() {
+        for (text, loudest) in [
+            ("error", Level::ERROR),
+            ("WARN", Level::WARN),
+            ("info", Level::INFO),
+            (" debug ", Level::DEBUG),
+            ("trace", Level::TRACE),
+        ] {
+            assert!(lets_through(text, PROXY, loudest), "{text}");
+            assert!(!lets_through(text, "h2::proto::ping_pong", Level::ERROR));
+        }
+        assert!(!lets_through("info", PROXY, Level::DEBUG));
+        assert!(!lets_through("off", PROXY, Level::ERROR));
+    }
+
+    #[test]
+    fn a_directive_is_for_all_that_begins_with_its_target() {
+        let text = "warn, h2 = debug ,smoothserve::proxy=trace";
+        assert!(lets_through(text, "h2::proto::ping_pong", Level::DEBUG));
+        assert!(!lets_through(text, "h2::proto::ping_pong", Level::TRACE));
+        assert!(lets_through(text, PROXY, Level::TRACE));
+        assert!(!lets_through(text, "smoothserve::manager", Level::INFO));
+        assert!(!lets_through(text, "mio::poll", Level::ERROR));
+        // Who asks for a library only still gets what smoothserve says.
+        assert!(lets_through("h2=debug", PROXY, Level::INFO));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_to_write_instead() {
+        for (text, message) in [
+            ("inof", "`inof` is no level; did you mean `info`?"),
+            (
+                "loud",
+                "`loud` is no level; write one of error, warn, info, debug, trace and off, \
+                 or TARGET=LEVEL as in `info,h2=debug`",
+            ),
+            ("h2=verbose", "`verbose` is no level; write one of"),
+            (
+                "",
+                "a level is missing; write one of error, warn, info, debug, trace and off",
+            ),
+            ("info,,h2=debug", "a level is missing"),
+            ("h2=", "a level is missing"),
+            ("info,debug", "smoothserve has two levels; keep one"),
+            ("h2=info,h2=debug", "`h2` has two levels; keep one"),
+            ("[span]=debug", "`[span]` is no target; a directive is"),
+            ("=debug", "`` is no target"),
+        ] {
+            let error = text.parse::<LogLevel>().unwrap_err().to_string();
+            assert!(error.starts_with(message), "{text}: {error}");
+        }
+        let error = "x".repeat(LONGEST + 1).parse::<LogLevel>().unwrap_err();
+        assert_eq!(error, LogLevelError::TooLong);
+    }
+
+    #[test]
+    fn every_level_has_a_name() {
+        for (name, _) in LEVELS {
+            assert_eq!(name.parse::<LogLevel>().unwrap().to_string(), name);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_log_level_is_read_back_as_it_was(
+            own in 0..LEVELS.len(),
+            targets in prop::collection::btree_map("[a-z0-9_:]{1,12}", 0..LEVELS.len(), 0..5),
+        ) {
+            let name = |index: usize| LEVELS[index].0;
+            let targets = targets.iter().map(|(target, level)| format!(",{target}={}", name(*level)));
+            let text = format!("{}{}", name(own), targets.collect::<String>());
+            let level: LogLevel = text.parse().unwrap();
+            prop_assert_eq!(level.to_string(), text);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in ".*") {
+            if let Ok(level) = text.parse::<LogLevel>() {
+                prop_assert_eq!(level.to_string().parse(), Ok(level));
+            }
+        }
+    }
+}

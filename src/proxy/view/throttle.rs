@@ -1,0 +1,160 @@
+//! How often a data thread logs that requests to a service have failed.
+//!
+//! Strangers decide how many requests come, and so how many of them fail while a service is broken.
+//! Each interval has a few messages of its own for each service and thread; how many more there
+//! would have been is said once, at its end.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// How long an interval is. It begins with the first failure after the last interval.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// How many failures of an interval have a message of their own.
+const MOST_LOGGED: u32 = 10;
+
+/// Counts the failures of one service, as one thread sees them.
+#[derive(Default)]
+pub(crate) struct Throttle {
+    /// The end of the last interval.
+    until: Cell<Option<Instant>>,
+    logged: Cell<u32>,
+    summary: RefCell<Weak<Summary>>,
+}
+
+/// The failures of an interval that have no message of their own. It is logged when the interval,
+/// or the thread, ends.
+struct Summary {
+    service: String,
+    count: Cell<u64>,
+}
+
+impl Throttle {
+    /// Returns true if a failure may be logged. Otherwise it is counted. Must run inside a
+    /// `LocalRuntime`.
+    pub(crate) fn admits(&self, service: &str) -> bool {
+        let now = Instant::now();
+        let until = match self.until.get().filter(|until| now < *until) {
+            Some(until) => until,
+            None => {
+                self.logged.set(0);
+                now + INTERVAL
+            }
+        };
+        self.until.set(Some(until));
+        if self.logged.get() < MOST_LOGGED {
+            self.logged.set(self.logged.get() + 1);
+            return true;
+        }
+        let known = self.summary.borrow().upgrade();
+        let summary = known.unwrap_or_else(|| self.summarize(service, until));
+        summary.count.set(summary.count.get() + 1);
+        false
+    }
+
+    /// Begins to count what is logged at the end of the interval.
+    fn summarize(&self, service: &str, until: Instant) -> Rc<Summary> {
+        let summary = Rc::new(Summary {
+            service: service.to_owned(),
+            count: Cell::new(0),
+        });
+        *self.summary.borrow_mut() = Rc::downgrade(&summary);
+        let counted = summary.clone();
+        tokio::task::spawn_local(async move {
+            sleep_until(until).await;
+            drop(counted);
+        });
+        summary
+    }
+}
+
+impl Drop for Summary {
+    fn drop(&mut self) {
+        let count = self.count.get();
+        tracing::warn!(service = self.service, count, "more requests failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing::{Event, Subscriber};
+    use tracing_subscriber::layer::{Context, SubscriberExt};
+    use tracing_subscriber::{Layer, Registry};
+
+    use super::*;
+
+    /// The counts of all summaries.
+    #[derive(Default, Clone)]
+    struct Counts(Arc<Mutex<Vec<u64>>>);
+
+    impl<S: Subscriber> Layer<S> for Counts {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            event.record(&mut self.clone());
+        }
+    }
+
+    impl Visit for Counts {
+        fn record_u64(&mut self, _: &Field, value: u64) {
+            self.0.lock().unwrap().push(value);
+        }
+
+        fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
+    }
+
+    fn run(test: impl AsyncFnOnce(&Throttle, &Counts)) -> Vec<u64> {
+        let counts = Counts::default();
+        let subscriber = Registry::default().with(counts.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_time().start_paused(true);
+            let runtime = builder.build_local(tokio::runtime::LocalOptions::default());
+            let runtime = runtime.unwrap();
+            runtime.block_on(test(&Throttle::default(), &counts));
+        });
+        counts.0.lock().unwrap().clone()
+    }
+
+    fn fail(throttle: &Throttle, times: u32) -> u32 {
+        let admitted = (0..times).filter(|_| throttle.admits("shop"));
+        u32::try_from(admitted.count()).unwrap()
+    }
+
+    #[test]
+    fn the_first_failures_are_logged_and_the_others_counted() {
+        let counts = run(async |throttle, counts| {
+            assert_eq!(fail(throttle, 60_000), MOST_LOGGED);
+            tokio::time::sleep(INTERVAL - Duration::from_millis(1)).await;
+            assert_eq!(fail(throttle, 1), 0);
+            assert!(counts.0.lock().unwrap().is_empty());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            assert_eq!(fail(throttle, 3), 3);
+        });
+        assert_eq!(counts, [60_001 - u64::from(MOST_LOGGED)]);
+    }
+
+    #[test]
+    fn few_failures_need_no_summary() {
+        let counts = run(async |throttle, _| {
+            for _ in 0..5 {
+                assert_eq!(fail(throttle, MOST_LOGGED), MOST_LOGGED);
+                tokio::time::sleep(INTERVAL).await;
+            }
+        });
+        assert!(counts.is_empty());
+    }
+
+    #[test]
+    fn what_was_counted_is_said_when_the_thread_ends() {
+        let counts = run(async |throttle, _| {
+            assert_eq!(fail(throttle, MOST_LOGGED + 5), MOST_LOGGED);
+        });
+        assert_eq!(counts, [5]);
+    }
+}

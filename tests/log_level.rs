@@ -1,0 +1,323 @@
+//! Which messages smoothserve logs: who decides that, and what strangers cannot make it log.
+
+use std::io::Read;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use smoothserve_kit::{Home, PATIENCE, Smoothserve, free_port, local, processes, programs, write};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// A home with the service `shop` on this port, and these lines in smoothserve.yaml.
+fn home(port: u16, lines: &str) -> Home {
+    let home = Home::new();
+    home.add_shop("shop", port, "bind: unix\n");
+    set(&home, lines);
+    home
+}
+
+fn set(home: &Home, lines: &str) {
+    let text = format!("default_user: nobody\n{lines}");
+    write(&home.config().join("smoothserve.yaml"), &text);
+}
+
+async fn connect(port: u16) -> TcpStream {
+    TcpStream::connect(local(port)).await.unwrap()
+}
+
+/// Sends requests on one connection, all at once, and returns the statuses of the responses.
+async fn statuses(port: u16, request: &str, count: usize) -> Vec<String> {
+    let (mut from, mut to) = connect(port).await.into_split();
+    let requests = request.repeat(count);
+    let sending = tokio::spawn(async move { to.write_all(requests.as_bytes()).await.map(|()| to) });
+    let mut received = String::new();
+    let receive = async {
+        let mut bytes = vec![0; 1 << 16];
+        while received.matches("HTTP/1.1 ").count() < count || !received.ends_with(".\n") {
+            let length = from.read(&mut bytes).await.unwrap();
+            assert!(length > 0, "closed after {received}");
+            received += std::str::from_utf8(&bytes[..length]).unwrap();
+        }
+    };
+    timeout(PATIENCE, receive).await.expect("all are answered");
+    drop(sending.await);
+    let statuses = received.split("HTTP/1.1 ").skip(1);
+    statuses.map(|response| response[..3].to_owned()).collect()
+}
+
+/// Asks for a host that no service has, which a worker logs at the level `debug`.
+async fn ask_for_nothing(port: u16, count: usize) {
+    let request = "GET / HTTP/1.1\r\nHost: nowhere.example\r\n\r\n";
+    let statuses = statuses(port, request, count).await;
+    assert_eq!(statuses, vec!["404"; count]);
+}
+
+/// Stops it, and returns all that it has logged.
+async fn log_of(mut server: Smoothserve) -> String {
+    server.signal(Signal::TERM);
+    assert!(server.ended().await.success());
+    server.log()
+}
+
+/// The loudest level that stands in the log. Both the manager and the worker log at `info` and
+/// `debug` what this looks for.
+fn loudest(log: &str) -> &'static str {
+    let says = |level: &str, text: &str| log.contains(&format!("{level} {text}"));
+    let is_info = [
+        says("INFO", "worker started"),
+        says("INFO", "manager connected"),
+    ];
+    match (is_info, says("DEBUG", "request refused")) {
+        ([false, false], false) => "warn",
+        ([true, true], false) => "info",
+        ([true, true], true) => "debug",
+        _ => panic!("manager and worker differ: {log}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_comes_before_the_environment_and_that_before_the_file() {
+    for (flag, variable, line, expected) in [
+        (None, None, "", "info"),
+        (None, None, "log_level: debug\n", "debug"),
+        (None, Some(""), "log_level: debug\n", "debug"),
+        (None, Some("warn"), "log_level: debug\n", "warn"),
+        (Some("debug"), Some("warn"), "log_level: error\n", "debug"),
+        (Some("warn"), None, "log_level: debug\n", "warn"),
+    ] {
+        let port = free_port();
+        let server = Smoothserve::start_with(programs!(), home(port, line), |command| {
+            command.args(flag.map(|level| format!("--log-level={level}")));
+            command.envs(variable.map(|level| ("RUST_LOG", level)))
+        })
+        .await;
+        ask_for_nothing(port, 1).await;
+        let log = log_of(server).await;
+        assert_eq!(
+            loudest(&log),
+            expected,
+            "{flag:?} {variable:?} {line:?}: {log}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_changes_the_level_and_replaces_nothing() {
+    let port = free_port();
+    let server = Smoothserve::start(programs!(), home(port, "log_level: warn\n")).await;
+    let below = processes::descendants(server.pid());
+    ask_for_nothing(port, 1).await;
+    set(&server.home, "log_level: debug\n");
+    server.ok(&["reload"]).await;
+    ask_for_nothing(port, 1).await;
+    server.says("DEBUG request refused").await;
+    server.says("INFO configuration applied").await;
+    set(&server.home, "log_level: error,smoothserve::proxy=debug\n");
+    server.ok(&["reload"]).await;
+    ask_for_nothing(port, 1).await;
+    set(&server.home, "log_level: error\n");
+    server.ok(&["reload"]).await;
+    ask_for_nothing(port, 1).await;
+    assert_eq!(processes::descendants(server.pid()), below);
+    let log = log_of(server).await;
+    let count = |text| log.matches(text).count();
+    assert_eq!(count("DEBUG request refused"), 2, "{log}");
+    assert_eq!(count("INFO configuration applied"), 1, "{log}");
+    assert_eq!(count("worker started"), 0, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_level_is_a_fault_with_its_place() {
+    let port = free_port();
+    let server = Smoothserve::start(programs!(), home(port, "")).await;
+    set(&server.home, "log_level: verbose\n");
+    let reload = server.ctl(&["reload"]).await;
+    let folder = server.home.config();
+    let check = smoothserve(&["check", folder.to_str().unwrap()], None);
+    for output in [reload, check] {
+        let words = [output.stdout, output.stderr].concat();
+        let words = String::from_utf8(words).unwrap();
+        let fault =
+            "smoothserve.yaml:2:12: `log_level`: `verbose` is no level; write one of error, ";
+        assert!(words.contains(fault), "{words}");
+        assert_eq!(output.status.code(), Some(78), "{words}");
+    }
+    ask_for_nothing(port, 1).await;
+    server.stop().await;
+
+    // At the start the services without a fault run, and the level is that of the default.
+    let server = Smoothserve::start(programs!(), home(port, "log_level: debgu\n")).await;
+    server
+        .says("`log_level`: `debgu` is no level; did you mean `debug`?")
+        .await;
+    ask_for_nothing(port, 1).await;
+    assert_eq!(loudest(&log_of(server).await), "info");
+}
+
+fn smoothserve(arguments: &[&str], variable: Option<&str>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smoothserve"));
+    command.args(arguments).env_remove("RUST_LOG");
+    command.envs(variable.map(|level| ("RUST_LOG", level)));
+    command.output().unwrap()
+}
+
+#[test]
+fn a_bad_level_on_the_command_line_or_in_the_environment_is_a_usage_error() {
+    let run = [
+        "run",
+        "--config",
+        "/nonexistent",
+        "--run-dir",
+        "/nonexistent",
+    ];
+    for (flag, variable, expected) in [
+        (
+            Some("loud"),
+            None,
+            "'--log-level <LEVEL>': `loud` is no level",
+        ),
+        (
+            Some("h2=1,2"),
+            None,
+            "'--log-level <LEVEL>': `1` is no level",
+        ),
+        (
+            None,
+            Some("[span]=info"),
+            "'--log-level <LEVEL>': the variable RUST_LOG: `[span]` is no target",
+        ),
+    ] {
+        let flag = flag.map(|level| ["--log-level", level]);
+        let arguments = [&run[..], flag.as_ref().map_or(&[], |flag| &flag[..])].concat();
+        let output = smoothserve(&arguments, variable);
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(64), "{words}");
+        assert!(words.contains(expected), "{words}");
+    }
+}
+
+/// A client of HTTP/2 that acknowledges PINGs which nobody has sent, and returns once the worker
+/// has read all of that.
+async fn acknowledge_pings(port: u16, count: usize) {
+    let ping = |flags, payload: &[u8; 8]| [&[0, 0, 8, 6, flags, 0, 0, 0, 0], &payload[..]].concat();
+    let mut client = connect(port).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let flood = ping(1, b"unasked!").repeat(count);
+    let bytes = [&preface[..], &settings, &flood, &ping(0, b"the last")].concat();
+    client.write_all(&bytes).await.unwrap();
+    let answer = ping(1, b"the last");
+    let mut received = Vec::new();
+    let receive = async {
+        while !received.windows(answer.len()).any(|part| part == answer) {
+            assert!(client.read_buf(&mut received).await.unwrap() > 0);
+        }
+    };
+    timeout(PATIENCE, receive)
+        .await
+        .expect("the last is answered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledgements_of_pings_that_nobody_has_sent_write_nothing() {
+    let port = free_port();
+    let server = Smoothserve::start(programs!(), home(port, "log_level: trace\n")).await;
+    let before = server.log();
+    acknowledge_pings(port, 60_000).await;
+    ask_for_nothing(port, 1).await;
+    server.ok(&["reload"]).await;
+    let log = log_of(server).await;
+    let log = log.strip_prefix(&before).unwrap();
+    for own in ["DEBUG request refused", "INFO configuration applied"] {
+        assert!(log.contains(own), "{log}");
+    }
+    assert!(!log.contains("PING") && !log.contains("WARN"), "{log}");
+    assert!(log.lines().count() < 20, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_a_library_is_shown_what_it_logs() {
+    let port = free_port();
+    let server = Smoothserve::start_with(programs!(), home(port, ""), |command| {
+        command.env("RUST_LOG", "info,h2=debug")
+    })
+    .await;
+    acknowledge_pings(port, 3).await;
+    let log = log_of(server).await;
+    let count = |text| log.matches(text).count();
+    assert_eq!(count("WARN"), 3, "{log}");
+    assert_eq!(count("PING ack that we never sent"), 3, "{log}");
+    assert_eq!(loudest(&log), "info", "{log}");
+}
+
+/// Takes connections, and closes each without an answer.
+const BROKEN: &str = r#"
+import os, socket
+server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
+while True:
+    connection, _ = server.accept()
+    connection.recv(1)
+    connection.close()
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_requests_are_counted_after_the_first() {
+    const REQUESTS: usize = 500;
+    let home = Home::new();
+    let port = free_port();
+    home.add_python("broken", port, BROKEN, "");
+    let server = Smoothserve::start(programs!(), home).await;
+    let request = "POST / HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 0\r\n\r\n";
+    let statuses = statuses(port, request, REQUESTS).await;
+    assert_eq!(statuses, vec!["502"; REQUESTS]);
+    let log = log_of(server).await;
+    // One connection is served by one thread. The machine may be so slow that a second interval
+    // begins.
+    let logged = log.matches("WARN request failed").count();
+    assert!((10..REQUESTS / 10).contains(&logged), "{log}");
+    let summaries = log
+        .lines()
+        .filter(|line| line.contains("WARN more requests failed"));
+    let counted = summaries.map(|line| {
+        let (_, count) = line.split_once("service=\"broken\" count=").unwrap();
+        count.parse::<usize>().unwrap()
+    });
+    assert_eq!(logged + counted.sum::<usize>(), REQUESTS, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_nothing_up() {
+    const REQUESTS: usize = 20_000;
+    let port = free_port();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let server =
+        Smoothserve::start_with(programs!(), home(port, "log_level: debug\n"), |command| {
+            command.stderr(writer)
+        })
+        .await;
+    ask_for_nothing(port, REQUESTS).await;
+    // From here on it is read, so what was lost can be said.
+    let reading = std::thread::spawn(move || {
+        let mut log = String::new();
+        reader.read_to_string(&mut log).unwrap();
+        log
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.stop().await;
+    let log = reading.join().unwrap();
+    let lost = log
+        .lines()
+        .filter(|line| line.contains("WARN messages lost"));
+    let lost = lost.map(|line| {
+        line.rsplit_once("lost=")
+            .unwrap()
+            .1
+            .parse::<usize>()
+            .unwrap()
+    });
+    let refused = log.matches("DEBUG request refused").count();
+    assert_eq!(refused + lost.sum::<usize>(), REQUESTS, "{}", log.len());
+    assert!(refused < REQUESTS / 2, "{refused}");
+}
