@@ -1,4 +1,5 @@
-//! The names by which smoothserve is found on D-Bus, for the manager that serves and for `smoothctl` that asks.
+//! The names by which smoothserve is found on D-Bus, for the manager that serves and for
+//! `smoothctl` that asks.
 
 /// The well-known name that smoothserve takes on a bus that has names.
 pub const BUS_NAME: &str = "org.smoothserve1";

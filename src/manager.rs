@@ -1,11 +1,12 @@
 //! The manager: owns the desired and the actual state of all services.
 //!
 //! # Theory of operation
-//! One task owns everything and waits in [`owner`] for the next thing to happen: a command, news of an instance
-//! or of a worker, changed files, a signal, a deadline. Each is taken in by the service that it concerns, whose pure
-//! rollout core says what to do. Then the result is compared with what was published before: the workers get a new table
-//! if it differs, jobs learn how far their services are, and readers get a new snapshot. Nothing here waits for anything
-//! else, so nothing can hang: whatever takes time happens in a task of its own that reports back as an [`event`].
+//! One task owns everything and waits in [`owner`] for the next thing to happen: a command, news of
+//! an instance or of a worker, changed files, a signal, a deadline. Each is taken in by the service
+//! that it concerns, whose pure rollout core says what to do. Then the result is compared with what
+//! was published before: the workers get a new table if it differs, jobs learn how far their
+//! services are, and readers get a new snapshot. Nothing here waits for anything else, so nothing
+//! can hang: whatever takes time happens in a task of its own that reports back as an [`event`].
 //!
 //! # Floors
 //! From the top; arrows point down, and no room knows one above it.

@@ -10,7 +10,7 @@ use rustix::fs::FlockOperation;
 /// The file that the manager holds a lock on.
 const LOCK: &str = "lock";
 
-/// Makes the directory and takes it for this manager, as long as the returned file is open.
+/// Makes the run directory and takes it for this manager, as long as the returned file is open.
 pub fn prepare(path: &Path) -> anyhow::Result<File> {
     DirBuilder::new()
         .recursive(true)
@@ -43,8 +43,9 @@ pub fn prepare(path: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Whether there is a manager that has taken the directory. To connect to its socket is no way to find out, because systemd
-/// starts a manager for who connects; nor is to try the lock, which might be what a manager that starts just then finds.
+/// Returns true if a manager has taken the run directory. Connecting to the manager's socket would
+/// not tell, because systemd starts a manager for whoever connects; nor would trying the lock,
+/// which a manager that starts at that moment would find taken.
 pub fn is_taken(path: &Path) -> bool {
     let (Ok(file), Ok(locks)) = (
         std::fs::metadata(path.join(LOCK)),
@@ -55,8 +56,9 @@ pub fn is_taken(path: &Path) -> bool {
     locks.lines().any(|line| is_of(line, file.ino()))
 }
 
-/// Whether this line of proc_locks(5) is about a file with that number. Devices are not compared: the kernel shows the file
-/// system's own, of which stat(2) shows nothing on some.
+/// Returns true if this line of proc_locks(5) is about the file with that inode. Devices are not
+/// compared: the kernel shows the file system's own device, which stat(2) does not show for some
+/// file systems.
 fn is_of(line: &str, inode: u64) -> bool {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, "FLOCK", _, "WRITE", _, file, ..] = words.as_slice() else {

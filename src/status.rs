@@ -1,7 +1,8 @@
-//! The vocabulary in which smoothserve's state is shown: a [`Snapshot`] of services, instances and jobs.
+//! The vocabulary in which smoothserve's state is shown: a [`Snapshot`] of services, instances and
+//! jobs.
 //!
-//! The manager publishes snapshots, D-Bus carries them as JSON, and `smoothctl` reads them back. The words in that JSON are
-//! an interface. Nothing here knows how the manager comes to them.
+//! The manager publishes snapshots, D-Bus carries them as JSON, and `smoothctl` reads them back.
+//! The words in that JSON are an interface. Nothing here knows how the manager comes to them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,52 +13,52 @@ use serde::{Deserialize, Serialize};
 /// The whole state at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// One line that sums it up: `3 services, 8/8 instances ready; rolling shop 2/3`.
+    /// The whole state in one line: `3 services, 8/8 instances ready; rolling shop 2/3`.
     pub summary: String,
-    /// Whom smoothserve runs as.
+    /// The user number that smoothserve runs as.
     pub uid: u32,
-    /// Its messages, and what its instances write, go to the journal.
+    /// Whether the messages of smoothserve, and what the instances write, go to the journal.
     pub journal: bool,
-    /// By name.
+    /// The services by name.
     pub services: BTreeMap<String, Arc<ServiceStatus>>,
-    /// Running jobs, and for a minute those that have ended.
+    /// The running jobs by number, and for a minute those that have ended.
     pub jobs: BTreeMap<u32, Arc<JobStatus>>,
 }
 
 /// A service in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceStatus {
-    /// In one word.
+    /// The state of the service in one word.
     pub state: ServiceState,
-    /// What is asked for: how many instances are to run, 0 when stopped.
+    /// The number of instances that are to run, 0 when the service was stopped.
     pub wanted: u32,
-    /// Counts the versions of the service that were rolled out, the newest wanted one.
+    /// The newest wanted generation. It grows with every deploy and restart.
     pub generation: u64,
-    /// The file that describes it.
+    /// The file that describes the service.
     pub file: String,
-    /// The addresses that the proxy listens on for it, `[::]:8080`.
+    /// The addresses that the proxy listens on for the service: `[::]:8080`.
     pub listen: Vec<String>,
-    /// Its hosts and paths, `a.example/api`.
+    /// The hosts and paths that the service serves: `a.example/api`.
     pub sites: Vec<String>,
-    /// In the order of slot and age.
+    /// The instances in the order of slot and age.
     pub instances: Vec<InstanceStatus>,
-    /// Instances that ended without being asked to, since smoothserve started.
+    /// How many instances ended without being asked to, since smoothserve started.
     pub crashes: u32,
-    /// Requests that its instances were chosen for, since smoothserve started.
+    /// How many requests the instances were chosen for, since smoothserve started.
     pub requests: u64,
     /// The last thing that went wrong, with its cause, and when.
     pub last_error: Option<LastError>,
-    /// When the certificate that is in use ends, of a service with TLS.
+    /// When the certificate in use expires, for a service with TLS.
     #[serde(default)]
     pub certificate_expires: Option<Moment>,
 }
 
-/// A time; in JSON in seconds since 1970.
+/// A time. JSON has it in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment(#[serde(with = "seconds")] pub SystemTime);
 
 impl ServiceStatus {
-    /// Instances that get requests.
+    /// Returns the number of instances that get requests.
     pub fn ready(&self) -> u32 {
         let ready = self
             .instances
@@ -70,10 +71,10 @@ impl ServiceStatus {
 /// Something that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
-    /// When; in JSON in seconds since 1970.
+    /// The time of the error. JSON has it in seconds since 1970.
     #[serde(with = "seconds")]
     pub at: SystemTime,
-    /// What, and why: the probe, the exit status, the last lines of stderr.
+    /// What went wrong and why: the probe, the exit status, the last lines of stderr.
     pub message: String,
 }
 
@@ -81,9 +82,9 @@ pub struct LastError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceState {
-    /// Not wanted, nothing runs.
+    /// The service is not wanted, and nothing of it runs.
     Stopped,
-    /// Wanted, no instance is ready yet.
+    /// The service is wanted, and no instance is ready yet.
     Starting,
     /// All wanted instances are ready.
     Running,
@@ -91,38 +92,38 @@ pub enum ServiceState {
     Rolling,
     /// Fewer instances than wanted are ready, and no rollout is the reason.
     Degraded,
-    /// Not wanted, instances are still draining or stopping.
+    /// The service is not wanted, and instances are still draining or stopping.
     Stopping,
-    /// Wanted, but no instance could be started.
+    /// The service is wanted, but no instance could be started.
     Failed,
 }
 
 /// An instance in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceStatus {
-    /// Names it for ever.
+    /// The number of the instance, which no other instance ever has.
     pub id: u64,
-    /// 1 to the number of instances.
+    /// The slot of the instance: 1 to the number of instances.
     pub slot: u32,
-    /// The generation of the service that it runs.
+    /// The generation of the service that the instance runs.
     pub generation: u64,
-    /// Its process; 0 in `backoff`.
+    /// The number of the instance's process; 0 in `backoff`.
     pub pid: u32,
-    /// `127.0.0.1:9001` or a path.
+    /// Where the instance listens: `127.0.0.1:9001` or a path.
     pub address: String,
-    /// Its state.
+    /// Where the instance is in its life.
     pub state: InstanceState,
-    /// When it entered that state; in JSON in seconds since 1970.
+    /// When the instance entered that state. JSON has it in seconds since 1970.
     #[serde(with = "seconds")]
     pub since: SystemTime,
-    /// Requests that it is working on.
+    /// The number of requests in flight.
     pub in_flight: u32,
-    /// Tunnels to it.
+    /// The number of open tunnels to the instance.
     #[serde(default)]
     pub tunnels: u32,
-    /// Requests that it was chosen for.
+    /// How many requests the instance was chosen for.
     pub requests: u64,
-    /// Why the health check holds it out of the balance.
+    /// Why the health check keeps requests away from the instance, if it does.
     pub fault: Option<String>,
 }
 
@@ -130,34 +131,34 @@ pub struct InstanceStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceState {
-    /// Its process runs, its readiness was not seen.
+    /// The process runs, but is not known to be ready.
     Starting,
-    /// It gets requests.
+    /// The instance gets requests.
     Ready,
-    /// It gets no new requests and ends those it has.
+    /// The instance gets no new requests and ends those it has.
     Draining,
-    /// It was told to stop.
+    /// The instance was told to stop.
     Stopping,
-    /// It crashed or could not start; another try follows.
+    /// The instance crashed or could not start; another try follows.
     Backoff,
 }
 
 /// A job in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobStatus {
-    /// What it does.
+    /// What the job does.
     pub kind: JobKind,
-    /// The service; empty for a reload.
+    /// The service that the job is for; empty for a reload.
     pub service: String,
-    /// How it stands.
+    /// How the job stands.
     pub state: JobState,
-    /// What it is doing at the moment, for people: `shop/2: waiting for readiness`.
+    /// What the job is doing at the moment, for people: `shop/2: waiting for readiness`.
     pub step: String,
-    /// Instances that it has brought where they are to be.
+    /// The number of instances that the job has brought where they are to be.
     pub done: u32,
-    /// Of how many.
+    /// The number of instances that the job has to bring there.
     pub total: u32,
-    /// Why it failed.
+    /// Why the job failed.
     pub error: Option<String>,
 }
 
@@ -179,13 +180,13 @@ pub enum JobKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
-    /// It is being worked on.
+    /// The job is being worked on.
     Running,
     /// The wanted state was reached.
     Done,
-    /// It was not, see `error`.
+    /// The wanted state was not reached, see `error`.
     Failed,
-    /// Cancelled by a command.
+    /// A command canceled the job.
     Canceled,
     /// A newer command wants the opposite for the same service.
     Superseded,

@@ -1,4 +1,4 @@
-//! How long to wait before an instance that failed is tried again.
+//! How long to wait before an instance or worker that failed is started again.
 
 use std::time::Duration;
 
@@ -8,8 +8,9 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// An instance that stayed up this long has recovered: its next failure counts as the first.
 pub const RECOVERED_AFTER: Duration = Duration::from_secs(30);
 
-/// The delay after this many failures in a row: 0.1 s doubling to 30 s, spread by a quarter to either side so that
-/// services that fell together do not rise together. The spread follows from `seed`, which keeps callers pure.
+/// The delay after this many failures in a row: 0.1 s doubling to 30 s, spread by a quarter to
+/// either side so that services that fell together do not rise together. The spread follows from
+/// `seed`, which keeps callers pure.
 pub fn delay(failures: u32, seed: u64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     let delay = FIRST.saturating_mul(1 << doublings).min(LONGEST);

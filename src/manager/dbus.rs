@@ -1,10 +1,11 @@
 //! The D-Bus side of the manager: the same objects on the private socket and on a bus.
 //!
 //! # Theory of operation
-//! All of this is built on [`ManagerHandle`] alone: a method sends a command, a property reads the newest snapshot. For every
-//! connection one task follows the snapshots: it adds and removes the objects of services and jobs, and emits the
-//! signals for what differs between one snapshot and the next. A client that does not read holds up its own connection's
-//! task and nobody else. The names of all members stand in `docs/dbus.md`.
+//! All of this is built on [`ManagerHandle`] alone: a method sends a command, a property reads the
+//! newest snapshot. For every connection one task follows the snapshots: it adds and removes the
+//! objects of services and jobs, and emits the signals for what differs between one snapshot and
+//! the next. A client that does not read holds up its own connection's task and nobody else. The
+//! names of all members stand in `docs/dbus.md`.
 
 mod access;
 mod announce;
@@ -38,8 +39,8 @@ use manager_object::ManagerObject;
 use requests::add_job;
 use service_object::ServiceObject;
 
-/// Clients of the private socket at one time: this many who may change something, and as many others, so that those
-/// cannot keep root out.
+/// The most clients of the private socket at a time: this many who may change something, and as
+/// many others, so that those cannot keep root out.
 const MOST_CLIENTS: usize = 128;
 
 /// The time that a client has to introduce itself, and a bus to let us in.
@@ -49,8 +50,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_millis(100);
 const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
 
-/// Begins to serve, and returns when the private socket and an explicitly wanted bus are there. Must run inside a
-/// `LocalSet`.
+/// Begins to serve, and returns when the private socket and an explicitly wanted bus are there.
+/// Must run inside a `LocalSet`.
 pub async fn serve(
     handle: ManagerHandle,
     private_socket: ControlSocket,
@@ -77,12 +78,12 @@ pub async fn serve(
     Ok(())
 }
 
-/// The private socket.
+/// The private socket, on which no bus is needed.
 #[derive(Debug)]
 pub enum ControlSocket {
-    /// To be made here.
+    /// The socket has to be made at this path.
     Path(PathBuf),
-    /// Made by systemd.
+    /// systemd has made the socket.
     Given(std::os::unix::net::UnixListener),
 }
 
@@ -155,8 +156,9 @@ async fn accept(listener: UnixListener, handle: ManagerHandle) {
     }
 }
 
-/// Puts all objects on a connection before its first message: nobody finds a part of them, and nothing that was there
-/// already is signalled as new. Returns the snapshot that they are from, too.
+/// Puts all objects on a connection before its first message: nobody finds a part of them, and
+/// nothing that was there already is signalled as new. Returns the snapshot that they are from,
+/// too.
 fn with_objects<'a>(
     builder: Builder<'a>,
     access: Access,
@@ -188,7 +190,7 @@ async fn connect(bus: Bus, handle: &ManagerHandle) -> zbus::Result<(Connection, 
     Ok((connection.map_err(|_| zbus::Error::from(late))??, shown))
 }
 
-/// Stays on the bus, also when that goes away and comes back.
+/// Keeps the service on the bus, also when the bus goes away and comes back.
 async fn stay(
     bus: Bus,
     mut connection: Option<(Connection, Arc<Snapshot>)>,
@@ -213,7 +215,8 @@ async fn stay(
     }
 }
 
-/// Keeps the objects of a connection as the snapshots say, until the connection or the manager ends.
+/// Keeps the objects of a connection as the snapshots say, until the connection or the manager
+/// ends.
 async fn follow(
     connection: &Connection,
     access: Access,

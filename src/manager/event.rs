@@ -1,5 +1,5 @@
-//! What the owner of the state hears: everything that takes time happens in a task of its own, and reports back with one of
-//! these.
+//! What the owner of the state hears: everything that takes time happens in a task of its own, and
+//! reports back with one of these.
 
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -44,7 +44,8 @@ pub enum News {
     Probed(Result<(), String>),
     /// The workers have no connection to the instance any more.
     Idle,
-    /// The health check of the worker changed its verdict: why the instance is unhealthy, or `None`.
+    /// The health check of the worker changed its verdict: why the instance is unhealthy, or
+    /// `None`.
     Health(Option<String>),
     /// The worker of this generation counted the requests of the instance.
     Counts(u32, EndpointCounts),
@@ -57,7 +58,8 @@ pub enum News {
 pub enum WorkerEvent {
     /// The worker sent a message.
     Says(FromWorker),
-    /// The connection to the worker has ended. It may still serve what it has accepted, but it is to accept no more.
+    /// The connection to the worker has ended. It may still serve what it has accepted, but it is
+    /// to accept no more.
     Lost,
     /// The process of the worker has ended: how, in words.
     Gone(String),
@@ -74,7 +76,7 @@ pub struct Diagnosis {
     pub generation: u64,
     /// In which part of its life the instance failed.
     pub failure: InstanceFailure,
-    /// Whether the generation was given up because of it.
+    /// Whether the generation was given up because of the failure.
     pub gave_up: bool,
     /// The time of the failure.
     pub at: SystemTime,

@@ -1,4 +1,5 @@
-//! The way to the manager for all that runs beside its own loop: commands in, snapshots out. D-Bus is built on this alone.
+//! The way to the manager for all that runs beside its own loop: commands in, snapshots out. D-Bus
+//! is built on this alone.
 
 use std::sync::Arc;
 
@@ -13,17 +14,18 @@ pub struct ManagerHandle {
     snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
-/// A command on its way to the manager, with the place for its answer.
+/// A command on its way to the manager, with the place for the answer.
 #[derive(Debug)]
 pub struct CommandRequest {
-    /// What is asked.
+    /// The command.
     pub command: Command,
-    /// The jobs that it made, in the order of the services' names, or why there are none.
+    /// Takes the numbers of the jobs that the command made, in the order of the services' names, or
+    /// why there are none.
     pub answer: oneshot::Sender<Result<Vec<u32>, CommandError>>,
 }
 
 impl ManagerHandle {
-    /// A handle, and the ends that the manager's loop holds.
+    /// Makes a handle, and the ends of it that the manager's loop holds.
     pub fn new() -> (
         ManagerHandle,
         mpsc::Receiver<CommandRequest>,
@@ -51,7 +53,7 @@ impl ManagerHandle {
         answered.await.unwrap_or(Err(CommandError::ShuttingDown))
     }
 
-    /// The state as it is now and as it changes.
+    /// Returns the state as it is now and as it changes.
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
     }
@@ -77,13 +79,13 @@ pub enum Command {
 /// Why a command made no job.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// The name is not configured.
+    /// No service of this name is configured.
     #[error("no service is named {0:?}")]
     NoSuchService(String),
-    /// The job has ended or never was.
+    /// The job of this number has ended or never was.
     #[error("there is no job {0}")]
     NoSuchJob(u32),
-    /// The files have faults; the whole report, a line or more for each.
+    /// The configuration has faults; this is the whole report, a line or more for each.
     #[error("the configuration has faults, nothing was changed:\n{0}")]
     InvalidConfig(String),
     /// smoothserve is stopping.

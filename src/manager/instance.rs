@@ -27,25 +27,25 @@ use start::Prepared;
 /// A started instance.
 #[derive(Debug)]
 pub struct Instance {
-    /// `shop/2`.
+    /// The service and the slot: `shop/2`.
     pub label: String,
-    /// Where it listens.
+    /// Where the instance listens.
     pub address: Address,
-    /// Since when it is in its state.
+    /// Since when the instance is in its state.
     pub since: SystemTime,
     /// The last probe that failed.
     pub last_probe: Option<String>,
-    /// Why the health check holds it out of the balance.
+    /// Why the health check keeps requests away from the instance, if it does.
     pub fault: Option<String>,
-    /// The workers' figures.
+    /// What the workers have counted.
     pub counts: InstanceCounts,
-    /// How its process ended.
+    /// How the process ended, in words.
     pub ended: Option<String>,
     deployment: Rc<Deployment>,
     process: Option<Rc<Process>>,
-    /// Told to stop before the process was there.
+    /// The signal for a process that was told to stop before it was there.
     stop_signal: Option<i32>,
-    /// The folder of its unix socket.
+    /// The folder of the instance's unix socket.
     socket_dir: Option<PathBuf>,
 }
 
@@ -53,14 +53,15 @@ pub struct Instance {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedInstance {
     address: Address,
-    /// Its number, and when it was started.
+    /// The number of the process, and when it was started.
     process: Option<(u32, SystemTime)>,
     socket_dir: Option<PathBuf>,
     past_requests: u64,
 }
 
 impl Instance {
-    /// Chooses an address and sets a process going. Whatever goes wrong is reported as [`News::Exited`].
+    /// Chooses an address and starts a process. Whatever goes wrong is reported as
+    /// [`News::Exited`].
     pub fn start(
         id: InstanceId,
         slot: u32,
@@ -110,7 +111,7 @@ impl Instance {
         }
     }
 
-    /// What to keep.
+    /// Returns what the next manager has to know of the instance.
     pub fn save(&self) -> SavedInstance {
         SavedInstance {
             address: self.address.clone(),
@@ -123,7 +124,8 @@ impl Instance {
         }
     }
 
-    /// Takes over what an earlier manager has started. If its process is gone, that is reported as any end is.
+    /// Takes over an instance that an earlier manager has started. If its process is gone, that is
+    /// reported as any end is.
     pub fn adopt(
         id: InstanceId,
         slot: u32,
@@ -173,7 +175,7 @@ impl Instance {
         instance
     }
 
-    /// Its process is there.
+    /// Takes in that the process of the instance is there.
     pub fn launched(&mut self, process: Rc<Process>) {
         if let Some(signal) = self.stop_signal {
             process.signal(signal);
@@ -181,7 +183,8 @@ impl Instance {
         self.process = Some(process);
     }
 
-    /// The signal that asks it to stop; a process that is not there yet gets it as soon as it is.
+    /// Sends the signal that asks the instance to stop; a process that is not there yet gets it as
+    /// soon as it is.
     pub fn stop(&mut self) {
         let signal = self.deployment.process.stop_signal;
         match &self.process {
@@ -190,24 +193,24 @@ impl Instance {
         }
     }
 
-    /// SIGKILL for its process and what that started.
+    /// Sends SIGKILL to the process and to what that has started.
     pub fn kill(&self) {
         if let Some(process) = &self.process {
             process.kill();
         }
     }
 
-    /// Its process.
+    /// Returns the process of the instance, if it is there.
     pub fn process(&self) -> Option<Rc<Process>> {
         self.process.clone()
     }
 
-    /// The number of its process.
+    /// Returns the number of the process, if it is there.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(|process| process.pid)
     }
 
-    /// What it speaks.
+    /// Returns the protocol that the instance speaks.
     pub fn protocol(&self) -> Protocol {
         match self.deployment.process.protocol {
             UpstreamProtocol::Http1 => Protocol::Http1,
@@ -215,7 +218,8 @@ impl Instance {
         }
     }
 
-    /// How the worker asks it; nothing while only the instance itself says when it is ready.
+    /// Returns how a worker probes the instance; `None` if the instance itself says when it is
+    /// ready.
     pub fn probe(&self) -> Option<Probe> {
         match &self.deployment.process.ready {
             Ready::Tcp => Some(Probe::Connect),
@@ -224,8 +228,8 @@ impl Instance {
         }
     }
 
-    /// Whether a probe that succeeded shows the instance to be ready. What answers must be the instance itself: if that
-    /// is not so yet, it is reported as soon as it is.
+    /// Returns true if a probe that succeeded shows that the instance is ready. What answers must
+    /// be the instance itself: if that is not so yet, [`News::Ready`] is reported as soon as it is.
     pub fn probe_suffices(&mut self, report: impl Fn(News) + 'static) -> bool {
         let process = &self.deployment.process;
         let kind = match (&process.ready, process.bind) {
@@ -253,12 +257,12 @@ impl Instance {
         false
     }
 
-    /// It is ready.
+    /// Takes in that the instance is ready.
     pub fn accepted(&mut self) {
         self.last_probe = None;
     }
 
-    /// A failure with its cause, but for what it has written itself.
+    /// Describes a failure with its cause, but for what the instance has written itself.
     pub fn describe(&self, failure: InstanceFailure, start_timeout: Duration) -> String {
         let mut message = self.label.clone();
         let how = self.ended.as_deref().unwrap_or("ended in an unknown way");
@@ -280,7 +284,7 @@ impl Instance {
         message
     }
 
-    /// As it is shown.
+    /// Returns the instance as it is shown.
     pub fn status(&self, held: &HeldInstance) -> InstanceStatus {
         InstanceStatus {
             id: held.id,
@@ -302,7 +306,7 @@ impl Instance {
         }
     }
 
-    /// Removes what it leaves behind in the file system.
+    /// Removes what the instance leaves behind in the file system.
     pub fn clean_up(&self) {
         if let Some(folder) = &self.socket_dir
             && let Err(error) = std::fs::remove_dir_all(folder)
@@ -312,7 +316,7 @@ impl Instance {
     }
 }
 
-/// The scope of an instance. No name is ever used for two.
+/// Returns the name of an instance's scope. No name is ever used for two instances.
 pub fn scope_name(service: &str, slot: u32, id: InstanceId) -> String {
     format!("smoothserve-{service}-{slot}-{id}.scope")
 }

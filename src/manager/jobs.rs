@@ -1,8 +1,8 @@
-//! The jobs: what was asked for, and how far it has come.
+//! The jobs: what was asked for, and how far each has come.
 //!
-//! A job has a part for each service that it touches. A part is done when its service has reached the part's goal or
-//! something newer that includes it; it has failed when the generation that it wanted was given up; it is superseded
-//! when the service is wanted the other way round.
+//! A job has a part for each service that it touches. A part is done when its service has reached
+//! the part's goal or something newer that includes it; it has failed when the generation that it
+//! wanted was given up; it is superseded when the service is wanted the other way round.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,32 +13,32 @@ use crate::status::{JobKind, JobState, JobStatus};
 /// How long an ended job can still be asked about.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// What a part wants of its service.
+/// What a part of a job wants of its service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {
     /// All instances run this generation or a newer one.
     Running {
-        /// The generation.
+        /// The generation that is wanted, at least.
         generation: u64,
     },
     /// No instance runs.
     Stopped,
 }
 
-/// Where a service is, as far as jobs care.
+/// Where a service stands, as far as jobs care.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// It is wanted to run.
+    /// Whether the service is wanted to run.
     pub running: bool,
-    /// It is where it is wanted.
+    /// Whether the service is where it is wanted.
     pub converged: bool,
-    /// The generation that it works towards.
+    /// The generation that the service works towards.
     pub generation: u64,
-    /// Instances that are where they are wanted, out of how many.
+    /// The number of instances that are where they are wanted.
     pub done: u32,
-    /// See `done`.
+    /// The number of instances that there are to be, or to stop.
     pub total: u32,
-    /// What it is doing, for people.
+    /// What the service is doing, for people.
     pub activity: String,
 }
 
@@ -82,18 +82,18 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// The newest number that was given to a job; 0 before the first.
+    /// Returns the number of the newest job; 0 before the first.
     pub fn last(&self) -> u32 {
         self.last
     }
 
-    /// No number up to this one is given again: somebody may still wait for the end of its job, who would take that of
-    /// another for it.
+    /// Gives new jobs numbers above `last` only: somebody may still wait for the end of an older
+    /// job, and would take the end of another job for it.
     pub fn number_on_from(&mut self, last: u32) {
         self.last = self.last.max(last);
     }
 
-    /// Begins a job. `service` is empty for a reload.
+    /// Begins a job and returns its number. `service` is empty for a reload.
     pub fn begin(
         &mut self,
         kind: JobKind,
@@ -124,7 +124,7 @@ impl Jobs {
         self.last
     }
 
-    /// Takes in where a service is now.
+    /// Takes in where a service stands now.
     pub fn progress(&mut self, service: &str, progress: &Progress, now: Instant) {
         self.each_part(service, now, |part| part.look(progress));
         for job in self.jobs.values_mut() {
@@ -136,7 +136,8 @@ impl Jobs {
         }
     }
 
-    /// An instance of this generation has failed, or the generation was given up.
+    /// Fails the parts that wait for this generation of a service, or an older one, because an
+    /// instance of it has failed.
     pub fn failed(&mut self, service: &str, generation: u64, error: &str, now: Instant) {
         self.each_part(service, now, |part| match part.goal {
             Goal::Running { generation: wanted } if wanted <= generation => {
@@ -146,7 +147,7 @@ impl Jobs {
         });
     }
 
-    /// The service is no longer configured, and the last of its instances is gone.
+    /// Ends the parts for a service that is no longer configured and whose last instance is gone.
     pub fn removed(&mut self, service: &str, now: Instant) {
         self.each_part(service, now, |part| match part.goal {
             Goal::Stopped => Some(Outcome::Done),
@@ -168,7 +169,7 @@ impl Jobs {
             .retain(|_, job| job.end.as_ref().is_none_or(|end| now < end.at + REMEMBERED));
     }
 
-    /// How all of them stand.
+    /// Returns how all jobs stand, by number.
     pub fn status(&self) -> BTreeMap<u32, Arc<JobStatus>> {
         let status = |job: &Job| match &job.end {
             Some(end) => end.status.clone(),
@@ -178,7 +179,7 @@ impl Jobs {
         jobs.map(|(id, job)| (*id, status(job))).collect()
     }
 
-    /// Whether a reload is not done yet.
+    /// Returns true if a reload is not done yet.
     pub fn are_reloading(&self) -> bool {
         let mut jobs = self.jobs.values();
         jobs.any(|job| job.kind == JobKind::Reload && job.end.is_none())
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_job_names_what_it_was_working_on() {
+    fn a_canceled_job_names_what_it_was_working_on() {
         let (mut jobs, now) = (Jobs::default(), Instant::now());
         let job = restart(&mut jobs, 2, now);
         assert_eq!(

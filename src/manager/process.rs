@@ -1,4 +1,5 @@
-//! The process of an instance: what it runs, as whom, with which environment, and how it comes to be.
+//! The process of an instance: what it runs, as whom, with which environment, and how it comes to
+//! be.
 
 pub mod deployment;
 pub mod environment;

@@ -1,4 +1,5 @@
-//! What all services share and change: the numbers of instances, their ports, the jobs, the way to systemd.
+//! What all services share and change: the numbers of instances, their ports, the jobs, the way to
+//! systemd.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,7 +30,8 @@ pub struct World {
     pub permits: Vec<oneshot::Sender<()>>,
     /// The systemd that supervises this process, if one does.
     pub supervision: Supervision,
-    /// The systemd that puts processes into scopes of their own, so that they outlive the manager. `None`: they do not.
+    /// The systemd that puts processes into scopes of their own, so that they outlive the manager.
+    /// `None`: they do not.
     pub units: Option<Units>,
     /// The folder for sockets and state.
     pub run_dir: PathBuf,

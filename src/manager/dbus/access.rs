@@ -1,7 +1,7 @@
-//! Who calls, what that one may do, and the errors that are given back.
+//! Who calls on D-Bus, what the caller may do, and the errors that a caller gets.
 //!
-//! Reading is for everyone. Root and smoothserve's own user may change everything; for others polkit decides, which
-//! knows callers on the system bus only.
+//! Reading is for everyone. Root and smoothserve's own user may change everything; for others
+//! polkit decides, which knows callers on the system bus only.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use zbus::{Connection, DBusError, Variant};
 
 use crate::manager::handle::CommandError;
 
-/// `org.smoothserve1.Error.…`
+/// Why a call fails: `org.smoothserve1.Error.…` on D-Bus.
 #[derive(Debug, DBusError)]
 #[zbus(prefix = "org.smoothserve1.Error")]
 pub(super) enum CallError {
@@ -35,17 +35,17 @@ impl From<CommandError> for CallError {
     }
 }
 
-/// How it is known who calls.
+/// How the manager knows who calls.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Access {
     /// The user at the other end of the private socket.
     Peer(u32),
-    /// The bus knows.
+    /// The bus knows the caller.
     Bus,
 }
 
 impl Access {
-    /// Refuses those who may change nothing.
+    /// Refuses callers who may change nothing.
     pub(super) async fn check(
         self,
         connection: &Connection,
@@ -75,10 +75,10 @@ impl Access {
     }
 }
 
-/// What polkit is asked for.
+/// The action that polkit is asked about.
 const ACTION: &str = "org.smoothserve1.manage-services";
 
-/// Whether polkit lets the caller do it, by a rule or because somebody has entered a password.
+/// Returns true if polkit allows the caller, by a rule or because somebody has entered a password.
 async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
     let Some(sender) = header.sender() else {
         return false;
@@ -107,7 +107,7 @@ async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
     answer.is_ok_and(|(is_authorized, ..)| is_authorized)
 }
 
-/// Whether this user is root or smoothserve's own.
+/// Returns true if this user is root or smoothserve's own.
 pub(super) fn may_change(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }

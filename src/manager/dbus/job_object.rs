@@ -8,7 +8,7 @@ use super::values::word;
 use crate::manager::handle::{Command, ManagerHandle};
 use crate::status::JobStatus;
 
-/// `org.smoothserve1.Job`
+/// The object of a job, with the interface `org.smoothserve1.Job`.
 pub(super) struct JobObject {
     access: Access,
     handle: ManagerHandle,

@@ -12,7 +12,7 @@ use super::values::word;
 use crate::manager::handle::{Command, CommandError, ManagerHandle};
 use crate::status::Snapshot;
 
-/// `org.smoothserve1.Manager`
+/// The object of the manager, with the interface `org.smoothserve1.Manager`.
 pub(super) struct ManagerObject {
     access: Access,
     handle: ManagerHandle,

@@ -4,7 +4,8 @@ use zbus::OwnedObjectPath;
 
 use crate::bus::MANAGER_PATH;
 
-/// The path of a service: `/org/smoothserve1/service/<name>`, the name escaped as systemd escapes unit names in paths.
+/// The path of a service: `/org/smoothserve1/service/<name>`, the name escaped as systemd escapes
+/// unit names in paths.
 pub(super) fn service_path(name: &str) -> String {
     let escaped: String = name
         .bytes()

@@ -9,7 +9,8 @@ use super::job_object::JobObject;
 use super::paths::{job_path, path};
 use crate::manager::handle::{Command, ManagerHandle};
 
-/// Sends a command for a caller, and makes sure that the jobs' objects are there before the answer names them.
+/// Sends a command for a caller, and makes sure that the jobs' objects are there before the answer
+/// names them.
 pub(super) async fn command(
     (access, handle): (Access, &ManagerHandle),
     command: Command,

@@ -10,7 +10,7 @@ use super::values::{InstanceTuple, failure, instance, load, microseconds, word};
 use crate::manager::handle::{Command, ManagerHandle};
 use crate::status::ServiceStatus;
 
-/// `org.smoothserve1.Service`
+/// The object of a service, with the interface `org.smoothserve1.Service`.
 pub(super) struct ServiceObject {
     access: Access,
     handle: ManagerHandle,
@@ -27,7 +27,8 @@ impl ServiceObject {
         }
     }
 
-    /// Reads something of the newest snapshot; a service that has just been removed has defaults only.
+    /// Reads something of the newest snapshot; a service that has just been removed has defaults
+    /// only.
     fn read<T: Default>(&self, read: impl FnOnce(&ServiceStatus) -> T) -> T {
         let snapshots = self.handle.snapshots();
         let snapshot = snapshots.borrow();

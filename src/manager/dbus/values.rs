@@ -21,7 +21,8 @@ pub(super) fn instance(instance: &InstanceStatus) -> InstanceTuple {
     )
 }
 
-/// What an instance has to do, as D-Bus shows it: its number, requests in flight, tunnels, requests ever.
+/// What an instance has to do, as D-Bus shows it: its number, requests in flight, tunnels, requests
+/// ever.
 pub(super) fn load(instance: &InstanceStatus) -> (u64, u32, u32, u64) {
     let InstanceStatus {
         id,
@@ -44,7 +45,7 @@ pub(super) fn microseconds(time: SystemTime) -> u64 {
     since.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
-/// The word that a value has in JSON as well.
+/// The word for a value, the same as in JSON.
 pub(super) fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,

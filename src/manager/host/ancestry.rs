@@ -1,6 +1,7 @@
 //! From which processes a process descends, see proc_pid_stat(5).
 
-/// How many ancestors of a process are looked at: an instance is never further away from what speaks for it.
+/// How many ancestors of a process are looked at: an instance is never further away from what
+/// speaks for it.
 const MOST_ANCESTORS: usize = 32;
 
 /// Yields a process, its parent, the parent of that one, and so on.

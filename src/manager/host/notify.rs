@@ -13,22 +13,22 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-/// systemd sends and takes no longer ones either.
+/// The longest message that is read. systemd sends and takes no longer ones either.
 const LONGEST_MESSAGE: usize = 4096;
 
-/// The socket.
+/// The socket on which instances say that they are ready.
 #[derive(Debug)]
 pub struct NotifySocket {
     socket: UnixDatagram,
 }
 
 impl NotifySocket {
-    /// Where it is in a run directory.
+    /// Returns the path of the socket in a run directory.
     pub fn path(run_dir: &Path) -> PathBuf {
         run_dir.join("notify")
     }
 
-    /// Makes it. Whoever may run as an instance's user may write to it; who wrote is told by the kernel.
+    /// Makes the socket. Any user may write to it, and the kernel tells which process wrote.
     pub fn bind(run_dir: &Path) -> io::Result<NotifySocket> {
         let path = NotifySocket::path(run_dir);
         match std::fs::remove_file(&path) {
@@ -41,19 +41,19 @@ impl NotifySocket {
         Ok(NotifySocket { socket })
     }
 
-    /// Goes on with the socket of an earlier manager: what was said in between waits in it.
+    /// Goes on with the socket of an earlier manager: what instances said in between waits in it.
     pub fn adopt(socket: std::os::unix::net::UnixDatagram) -> io::Result<NotifySocket> {
         socket.set_nonblocking(true)?;
         let socket = UnixDatagram::from_std(socket)?;
         Ok(NotifySocket { socket })
     }
 
-    /// The socket, to be kept for the next manager.
+    /// Returns the socket, to be kept for the next manager.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// The process that says next that it is ready.
+    /// Waits until a process says that it is ready, and returns its number. Cancel-safe.
     pub async fn ready(&self) -> io::Result<u32> {
         loop {
             self.socket.readable().await?;
@@ -70,7 +70,8 @@ impl NotifySocket {
     }
 }
 
-/// A message and the process that sent it; nothing if it is too long or from nobody.
+/// Reads a message and the number of the process that sent it; `None` if it is too long or the
+/// sender unknown.
 fn receive(socket: &UnixDatagram) -> io::Result<Option<(u32, Vec<u8>)>> {
     let mut bytes = vec![0; LONGEST_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];

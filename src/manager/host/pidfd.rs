@@ -15,23 +15,24 @@ pub struct Pidfd {
 }
 
 impl Pidfd {
-    /// The process that has this number now. Must run inside a runtime.
+    /// Opens the process that has this number now. Must run inside a runtime.
     pub fn open(pid: u32) -> io::Result<Pidfd> {
         let pid = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
         let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
-        // SAFETY: the descriptor is owned, so its number stays the same and open as long as it is registered.
+        // SAFETY: the descriptor is owned, so its number stays the same and open as long as it is
+        // registered.
         let descriptor =
             unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE)? };
         Ok(Pidfd { descriptor })
     }
 
-    /// Returns when the process has ended. Cancel-safe.
+    /// Waits for the end of the process. Cancel-safe.
     pub async fn ended(&self) -> io::Result<()> {
         self.descriptor.readable().await?.retain_ready();
         Ok(())
     }
 
-    /// Sends a signal. False if the process is gone.
+    /// Sends a signal. Returns false if the process is gone.
     pub fn signal(&self, signal: Signal) -> bool {
         pidfd_send_signal(self.descriptor.get_ref(), signal).is_ok()
     }

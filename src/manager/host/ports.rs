@@ -1,9 +1,10 @@
 //! Which port an instance gets.
 //!
-//! An instance prefers `start_instance_port` plus its slot − 1, then any other port of the range, then those above it
-//! that nobody claims: a start-first rollout needs one more port than there are instances, and a readiness probe is
-//! sure to reach the new process only if it has a port that no other has. Without a range, ports come from a quiet area
-//! below those that the kernel gives to outgoing connections.
+//! An instance prefers `start_instance_port` plus its slot − 1, then any other port of the range,
+//! then those above it that nobody claims: a start-first rollout needs one more port than there are
+//! instances, and a readiness probe is sure to reach the new process only if it has a port that no
+//! other has. Without a range, ports come from a quiet area below those that the kernel gives to
+//! outgoing connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,26 +16,28 @@ use socket2::{Domain, Socket, Type};
 use crate::config::{Bind, Config};
 use crate::manager::rollout::InstanceId;
 
-/// How many ports above a range are tried.
+/// The number of ports above a range that are tried.
 const BESIDE: u16 = 1000;
 
-/// Where ports are picked when nothing is said; see `ip_local_port_range` in ip(7).
+/// Where ports are picked for services without a range; see `ip_local_port_range` in ip(7).
 const QUIET: RangeInclusive<u16> = 21_000..=32_000;
 
-/// The ports that are spoken for.
+/// The ports that are claimed or taken.
 #[derive(Debug, Default)]
 pub struct Ports {
-    /// First port and number of ports, by service.
+    /// The first port and the number of ports that a service claims, by service.
     ranges: BTreeMap<String, (u16, u16)>,
-    /// By those ranges, with the service, and by the proxy itself, with no name.
+    /// The claimed ports, with the service that claims each in a range, or no name for those that
+    /// the proxy listens on.
     claimed: BTreeMap<u16, String>,
     taken: BTreeMap<InstanceId, u16>,
-    /// Where the next search in the quiet area begins: a port that has just become free is not used again at once.
+    /// Where the next search in the quiet area begins: a port that has just become free is not used
+    /// again at once.
     next_quiet: u16,
 }
 
 impl Ports {
-    /// Takes over what a configuration claims.
+    /// Claims the ports that a configuration names, and no others.
     pub fn claim(&mut self, config: &Config) {
         self.ranges.clear();
         self.claimed.clear();
@@ -83,17 +86,17 @@ impl Ports {
         Ok(port)
     }
 
-    /// An instance that an earlier manager has started has this port.
+    /// Takes the port of an instance that an earlier manager has started.
     pub fn take_again(&mut self, id: InstanceId, port: u16) {
         self.taken.insert(id, port);
     }
 
-    /// The instance is gone.
+    /// Gives back the port of an instance that is gone.
     pub fn release(&mut self, id: InstanceId) {
         self.taken.remove(&id);
     }
 
-    /// All ports that may be used, the best first.
+    /// Returns all ports that an instance may use, the best first.
     fn candidates<'a>(&'a self, service: &'a str, slot: u32) -> Box<dyn Iterator<Item = u16> + 'a> {
         let unclaimed = move |port: &u16| self.claimed.get(port).is_none_or(|by| by == service);
         match self.ranges.get(service) {
@@ -122,14 +125,16 @@ impl Ports {
     }
 }
 
-/// Where the first search begins: elsewhere for each manager, so that two do not try the same ports.
+/// Returns where the first search begins: elsewhere for each manager, so that two do not try the
+/// same ports.
 fn first_quiet() -> u16 {
     let span = u32::from(QUIET.end() - QUIET.start());
     let offset = std::process::id().wrapping_mul(0x9E37_79B9) % span;
     QUIET.start() + u16::try_from(offset).unwrap_or_default()
 }
 
-/// Whether a server could bind it now. It could be taken before the instance does; then that says so and is tried again.
+/// Returns true if a server could bind the address now. If another takes it first, the instance
+/// fails and is tried again.
 fn is_free(address: SocketAddr) -> bool {
     let bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;

@@ -22,7 +22,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes them over from their defaults.
+    /// Takes the signals over from their default actions.
     pub fn new() -> io::Result<Signals> {
         Ok(Signals {
             hangup: signal(SignalKind::hangup())?,
@@ -31,7 +31,7 @@ impl Signals {
         })
     }
 
-    /// The next one. Cancel-safe.
+    /// Waits for the next signal. Cancel-safe.
     pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.hangup.recv() => Signal::Reload,

@@ -1,7 +1,8 @@
 //! What the kernel tells about listening sockets, in sock_diag(7) and proc_pid_fd(5).
 //!
-//! A probe that was answered shows that somebody listens. These tell whether it is the instance: between the choice of a
-//! port and its use another program may have taken it, and a socket that is passed on answers by the kernel alone.
+//! A probe that was answered shows that somebody listens. These tell whether it is the instance:
+//! between the choice of a port and its use another program may have taken it, and a socket that is
+//! passed on answers by the kernel alone.
 
 mod listening;
 mod proc_net;
@@ -14,7 +15,7 @@ use std::net::SocketAddr;
 use super::ancestry::with_ancestors;
 use listening::{Family, Listening};
 
-/// How many connections wait to be accepted at an address.
+/// Returns how many connections wait to be accepted at an address.
 pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
     let family = match address {
         SocketAddr::V4(_) => Family::V4,
@@ -27,7 +28,7 @@ pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "nobody listens there"))
 }
 
-/// Whether one of the processes of an instance listens on a port. Where that cannot be seen it is taken for granted.
+/// Returns true if a process of an instance listens on a port, or if that cannot be seen.
 pub fn listens(pid: u32, port: u16) -> bool {
     let families = [Family::V4, Family::V6].into_iter();
     let sockets = families.flat_map(|family| listening(family, port).unwrap_or_default());
@@ -38,7 +39,8 @@ pub fn listens(pid: u32, port: u16) -> bool {
         || others(pid).any(|other| holds(other, &sockets).unwrap_or(false))
 }
 
-/// The sockets that listen on a port. A kernel may know nothing of sock_diag(7), or not of IPv6.
+/// Returns the sockets that listen on a port. A kernel may lack sock_diag(7), in general or for
+/// IPv6.
 fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
     sock_diag::listening(family, port).or_else(|_| proc_net::listening(family, port))
 }
@@ -58,7 +60,7 @@ fn holds(pid: u32, sockets: &BTreeSet<String>) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The processes that descend from this one.
+/// Returns the processes that descend from this one.
 fn others(pid: u32) -> impl Iterator<Item = u32> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

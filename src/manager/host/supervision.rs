@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crate::systemd::supervisor::Supervisor;
 
-/// Every heartbeat asks for this much more time, as long as something goes on that is allowed to take it.
+/// How much more time each heartbeat asks of systemd, as long as the manager starts, reloads or
+/// stops.
 const EXTENSION: Duration = Duration::from_secs(30);
 
-/// What systemd knows, if there is one that wants to know.
+/// What systemd was told last, if systemd supervises the manager.
 #[derive(Debug)]
 pub struct Supervision {
     supervisor: Option<Supervisor>,
@@ -21,7 +22,7 @@ pub struct Supervision {
 pub enum SupervisionStage {
     /// Not all services have come up, or failed to, for the first time.
     Starting,
-    /// As it should be.
+    /// All services are up.
     Up,
     /// A reload is under way.
     Reloading,
@@ -30,7 +31,7 @@ pub enum SupervisionStage {
 }
 
 impl Supervision {
-    /// Nothing is told to nobody.
+    /// Makes the way to a supervisor that was told nothing yet. Without one nothing is ever told.
     pub fn new(supervisor: Option<Supervisor>) -> Supervision {
         Supervision {
             supervisor,
@@ -39,12 +40,12 @@ impl Supervision {
         }
     }
 
-    /// Where it was said to be last.
+    /// Returns the stage that systemd was told last.
     pub fn stage(&self) -> SupervisionStage {
         self.stage
     }
 
-    /// Tells what is new.
+    /// Tells systemd the stage and the status, as far as they are new.
     pub fn tell(&mut self, stage: SupervisionStage, status: &str) {
         let is_new = self.stage != stage;
         self.stage = stage;
@@ -63,7 +64,7 @@ impl Supervision {
         }
     }
 
-    /// The manager is not stuck; what takes long may take longer.
+    /// Tells systemd that the manager is not stuck, and asks for time if something is under way.
     pub fn beat(&self) {
         let Some(supervisor) = self.supervisor else {
             return;
@@ -74,14 +75,14 @@ impl Supervision {
         }
     }
 
-    /// Keeps a descriptor for the next manager.
+    /// Has systemd keep a descriptor for the next manager.
     pub fn store(&self, name: &str, descriptor: BorrowedFd<'_>) {
         if let Some(supervisor) = self.supervisor {
             supervisor.store(name, descriptor);
         }
     }
 
-    /// Keeps it no longer.
+    /// Has systemd close the descriptor that it keeps under this name.
     pub fn forget(&self, name: &str) {
         if let Some(supervisor) = self.supervisor {
             supervisor.forget(name);

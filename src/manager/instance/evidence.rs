@@ -8,11 +8,11 @@ use crate::manager::event::News;
 use crate::manager::host::sockets;
 use crate::manager::process::Process;
 
-/// How soon it is looked again whether it is the instance that answers, and how seldom at last.
+/// The first and the longest pause between two looks at whether it is the instance that answers.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
-/// Where to look.
+/// Where to look for evidence that the instance itself answers.
 pub(super) struct Evidence {
     pub(super) process: Weak<Process>,
     pub(super) address: SocketAddr,
@@ -28,7 +28,7 @@ pub(super) enum EvidenceKind {
 }
 
 impl Evidence {
-    /// Nothing if the instance is gone, and nobody waits for it any more.
+    /// Returns whether the evidence is there; `None` if the instance is gone.
     pub(super) fn is_there(&self) -> Option<bool> {
         let process = self.process.upgrade()?;
         Some(match self.kind {
@@ -40,7 +40,7 @@ impl Evidence {
     }
 }
 
-/// Reports readiness as soon as it is shown.
+/// Looks for the evidence until it is there, and then reports [`News::Ready`].
 pub(super) async fn watch(evidence: Evidence, report: impl Fn(News)) {
     let mut pause = FIRST_LOOK;
     loop {

@@ -1,4 +1,5 @@
-//! The start of an instance: what the launcher has to know is found out, then the process is made and lives.
+//! The start of an instance: what the launcher has to know is found out, then the process is made
+//! and lives.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -110,7 +111,8 @@ pub(super) fn prepare(
     })
 }
 
-/// The environment of an instance: what its user has, what smoothserve tells it, and what the service's file says.
+/// The environment of an instance: what its user has, what smoothserve tells it, and what the
+/// service's file says.
 fn environment_of(
     deployment: &Deployment,
     identity: &UserIdentity,
@@ -140,7 +142,8 @@ fn environment_of(
     environment
 }
 
-/// The life of an instance's process: it waits in the launcher, is let go, and ends. All of that is reported.
+/// The life of an instance's process: it waits in the launcher, is let go, and ends. All of that is
+/// reported.
 pub(super) async fn run(
     name: ProcessName,
     order: Order,

@@ -1,4 +1,5 @@
-//! What the manager does when files on disk have changed by themselves, or a certificate is about to expire.
+//! What the manager does when files on disk have changed by themselves, or a certificate is about
+//! to expire.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,11 +11,11 @@ use super::reload::watch_files;
 use crate::config::{self, ServiceConfig};
 use crate::events;
 use crate::manager::service::{PlanReason, Service};
-use crate::manager::worker::certificates::CertificateStore;
+use crate::manager::worker::certificates::ServiceCertificates;
 use crate::status::JobKind;
 
-/// Takes in that files of a service with `auto_restart` have changed: the service's own file, its executable, or a watched
-/// file.
+/// Takes in that files of a service with `auto_restart` have changed: the service's own file, its
+/// executable, or a watched file.
 pub(super) fn files_changed(manager: &mut Manager, name: &str) {
     if manager.phase != Phase::Serving {
         return;
@@ -34,7 +35,7 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str) {
             return;
         }
     };
-    let (certificates, unread) = CertificateStore::read([&*spec]);
+    let (certificates, unread) = ServiceCertificates::read([&*spec]);
     if let Some((_, fault)) = unread.first() {
         tracing::error!(service = name, error = %fault, "changed files not applied");
         return;
@@ -54,7 +55,8 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str) {
     watch_files(manager);
 }
 
-/// What the service's file says now, if that can be applied to this service alone; otherwise what it said before.
+/// What the service's file says now, if that can be applied to this service alone; otherwise what
+/// it said before.
 fn changed_spec(manager: &Manager, service: &Service) -> Arc<ServiceConfig> {
     let name = &service.spec().name;
     let refuse = |error: &str| {
@@ -110,7 +112,7 @@ pub(super) fn certificate_changed(manager: &mut Manager, name: &str) {
             "changed certificate not taken"
         );
     };
-    let (read, unread) = CertificateStore::read([&*spec]);
+    let (read, unread) = ServiceCertificates::read([&*spec]);
     if let Some((_, fault)) = unread.first() {
         return refuse(&fault.to_string());
     }

@@ -13,8 +13,8 @@ use crate::manager::jobs::Goal;
 use crate::manager::service::{PlanReason, Service};
 use crate::status::JobKind;
 
-/// Performs a command, as far as it can be performed at once. What takes time is left to the jobs, whose numbers are
-/// returned.
+/// Performs a command, as far as it can be performed at once. What takes time is left to the jobs,
+/// whose numbers are returned.
 pub(super) fn perform(manager: &mut Manager, command: Command) -> Result<Vec<u32>, CommandError> {
     if manager.phase != Phase::Serving {
         return Err(CommandError::ShuttingDown);
@@ -81,7 +81,8 @@ fn renew(
     Ok(jobs)
 }
 
-/// Opens the ports of a service that is to be started although its file has it disabled, and so without ports.
+/// Opens the ports of a service that is to be started although its file has it disabled, and so
+/// without ports.
 fn open_ports(manager: &mut Manager, spec: &Arc<ServiceConfig>) -> Result<(), CommandError> {
     let others = manager
         .services

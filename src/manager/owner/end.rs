@@ -1,10 +1,11 @@
 //! How the manager ends.
 //!
-//! [`Phase`] moves only forward. First the workers drain, with all instances still up; then the instances are told to
-//! stop, which nobody is connected to any more; with the last of them the manager ends.
+//! [`Phase`] moves only forward. First the workers drain, with all instances still up; then the
+//! instances are told to stop, which nobody is connected to any more; with the last of them the
+//! manager ends.
 //!
-//! Under systemd, if the manager is asked to end only to be started again, it just ends: workers and instances live on and
-//! serve, and the next manager takes them over.
+//! Under systemd, if the manager is asked to end only to be started again, it just ends: workers
+//! and instances live on and serve, and the next manager takes them over.
 
 use std::time::Duration;
 
@@ -57,7 +58,8 @@ pub(super) fn end_faster(manager: &mut Manager) {
     }
 }
 
-/// Tells the instances to stop once nothing but tunnels is left: they have the time of their tunnels to end these.
+/// Tells the instances to stop once nothing but tunnels is left: they have the time of their
+/// tunnels to end these.
 pub(super) fn look_at_end(manager: &mut Manager) {
     if manager.phase == Phase::DrainingWorkers && manager.workers.have_only_tunnels() {
         stop_instances(manager);

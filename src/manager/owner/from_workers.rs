@@ -1,7 +1,8 @@
-//! What the owner does about its workers: what they say is taken in, and those that end are replaced.
+//! What the owner does about its workers: what they say is taken in, and those that end are
+//! replaced.
 //!
-//! The owner believes a worker as little as possible: what does not concern a known instance in a fitting state is dropped on
-//! the way to it.
+//! The owner believes a worker as little as possible: what does not concern a known instance in a
+//! fitting state is dropped on the way to it.
 
 use super::end::{DrainLimits, look_at_end, stop_instances};
 use super::manager::{Manager, Phase};
@@ -85,7 +86,8 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
     }
 }
 
-/// Takes in the counts of an endpoint, if they are news. Most are those of instances that nobody has asked for anything.
+/// Takes in the counts of an endpoint, if they are news. Most are those of instances that nobody
+/// has asked for anything.
 fn take_counts(manager: &mut Manager, generation: u32, counts: EndpointCounts) {
     let owner = manager.world.owners.get(&counts.id.0);
     let service = owner.and_then(|name| manager.services.get(name));

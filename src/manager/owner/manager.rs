@@ -19,7 +19,7 @@ use crate::manager::host::notify::NotifySocket;
 use crate::manager::host::supervision::Supervision;
 use crate::manager::rollout::InstanceId;
 use crate::manager::worker::Workers;
-use crate::manager::worker::certificates::CertificateStore;
+use crate::manager::worker::certificates::ServiceCertificates;
 use crate::manager::worker::listeners::Listeners;
 use crate::manager::world::World;
 use crate::status::Snapshot;
@@ -27,7 +27,8 @@ use crate::systemd::given::Given;
 use crate::systemd::units::Units;
 use crate::watch::Watcher;
 
-/// The name under which systemd's store keeps the socket on which instances say that they are ready.
+/// The name under which systemd's store keeps the socket on which instances say that they are
+/// ready.
 const NOTIFY_SOCKET: &str = "notify";
 
 /// How far the end of the manager has come. It only moves down this list.
@@ -58,7 +59,7 @@ pub(super) struct Manager {
     /// The listening sockets.
     pub(super) listeners: Listeners,
     /// The certificates of the services.
-    pub(super) certificates: Rc<CertificateStore>,
+    pub(super) certificates: Rc<ServiceCertificates>,
     /// The proxy workers.
     pub(super) workers: Workers,
     /// What was last told to workers, readers and the next manager.

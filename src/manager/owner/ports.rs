@@ -8,8 +8,9 @@ use crate::config::{self, Config, Listen, ServiceConfig};
 use crate::manager::service::Service;
 use crate::manager::worker::listeners::{BindError, BoundSockets, SocketKeeper};
 
-/// The addresses that are to be open: those of enabled services, even if they were stopped, since clients are to be
-/// told so, and those of services that were started by hand, or are about to be (`starting`).
+/// The addresses that are to be open: those of enabled services, even if they were stopped, since
+/// clients are to be told so, and those of services that were started by hand, or are about to be
+/// (`starting`).
 pub(super) fn ports_of(
     manager: &Manager,
     config: &Config,
@@ -22,7 +23,8 @@ pub(super) fn ports_of(
         .collect()
 }
 
-/// The conflicts between services, those that were started by hand, or are about to be, counted as enabled.
+/// The conflicts between services, those that were started by hand, or are about to be, counted as
+/// enabled.
 pub(super) fn conflicts<'a>(
     manager: &Manager,
     specs: impl Iterator<Item = &'a Arc<ServiceConfig>>,
@@ -44,8 +46,8 @@ fn is_to_run(manager: &Manager, spec: &ServiceConfig, starting: Option<&str>) ->
     spec.enabled || started || starting == Some(&spec.name)
 }
 
-/// Keeps the sockets that were bound for a change, hands them to the worker and to systemd, and closes those that are not
-/// wanted any more.
+/// Keeps the sockets that were bound for a change, hands them to the worker and to systemd, and
+/// closes those that are not wanted any more.
 pub(super) fn adopt_listeners(
     manager: &mut Manager,
     bound: BoundSockets,

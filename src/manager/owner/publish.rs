@@ -1,5 +1,5 @@
-//! What comes of a change: jobs learn how far their services are, the workers get a new table if it differs, the next
-//! manager a new state, readers a new snapshot, systemd a word.
+//! What comes of a change: jobs learn how far their services are, the workers get a new table if it
+//! differs, the next manager a new state, readers a new snapshot, systemd a word.
 
 use std::time::Instant;
 
@@ -9,8 +9,8 @@ use crate::events;
 use crate::manager::host::supervision::SupervisionStage;
 use crate::manager::service::Service;
 
-/// Publishes the difference to what was published before. What is new is written down first: whoever takes over
-/// must find all that a worker or a process could have been told.
+/// Publishes the difference to what was published before. What is new is written down first:
+/// whoever takes over must find all that a worker or a process could have been told.
 pub(super) fn settle(manager: &mut Manager) {
     let any_moved = settle_jobs(manager);
     let touched = manager.services.take_touched();
@@ -55,8 +55,8 @@ pub(super) fn settle(manager: &mut Manager) {
     debug_assert!(manager.published.is_up_to_date(&sources));
 }
 
-/// Tells the jobs where the services stand that have moved, and drops those of which nothing is left. Returns whether there
-/// were any.
+/// Tells the jobs where the services stand that have moved, and drops those of which nothing is
+/// left. Returns whether there were any.
 fn settle_jobs(manager: &mut Manager) -> bool {
     let now = Instant::now();
     let jobs = &mut manager.world.jobs;

@@ -1,7 +1,8 @@
 //! What was last told to the workers, to readers and to the next manager.
 //!
-//! There may be many services, of which a change concerns one. So what was made of the others is used again, as long as
-//! nobody has touched them and all that it was made with, [`Ingredients`], is the same.
+//! There may be many services, of which a change concerns one. So what was made of the others is
+//! used again, as long as nobody has touched them and all that it was made with, [`Ingredients`],
+//! is the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,7 +21,7 @@ use crate::ipc::{WireService, WireTable};
 use crate::log_level::LogLevel;
 use crate::manager::service::Service;
 use crate::manager::worker::Workers;
-use crate::manager::worker::certificates::CertificateStore;
+use crate::manager::worker::certificates::ServiceCertificates;
 use crate::manager::worker::listeners::{Listeners, SavedListeners};
 use crate::manager::world::World;
 use crate::status::{JobStatus, ServiceStatus, Snapshot};
@@ -57,13 +58,13 @@ pub(super) struct Sources<'a> {
     /// The listening sockets.
     pub(super) listeners: &'a Listeners,
     /// The certificates of the services.
-    pub(super) certificates: &'a Rc<CertificateStore>,
+    pub(super) certificates: &'a Rc<ServiceCertificates>,
 }
 
 /// What all services are shown and routed with.
 struct Ingredients {
     config: Arc<Config>,
-    certificates: Rc<CertificateStore>,
+    certificates: Rc<ServiceCertificates>,
     listeners: SavedListeners,
 }
 
@@ -121,8 +122,8 @@ impl Published {
         self.state_file.remove()
     }
 
-    /// The names of the services of which something else may have to be published than was, or which are no more. `touched`
-    /// are those that were changed themselves.
+    /// The names of the services of which something else may have to be published than was, or
+    /// which are no more. `touched` are those that were changed themselves.
     pub(super) fn note_differences(
         &mut self,
         touched: BTreeSet<String>,
@@ -244,7 +245,8 @@ impl Published {
         });
     }
 
-    /// Returns true if nothing has changed without being touched: each part is what would be made anew.
+    /// Returns true if nothing has changed without being touched: each part is what would be made
+    /// anew.
     pub(super) fn is_up_to_date(&self, sources: &Sources<'_>) -> bool {
         sources.services.iter().all(|(name, service)| {
             let part = table::part_of(service, sources.listeners);
@@ -259,7 +261,7 @@ impl Published {
     }
 }
 
-fn status_of(service: &Service, certificates: &CertificateStore) -> ServiceStatus {
+fn status_of(service: &Service, certificates: &ServiceCertificates) -> ServiceStatus {
     let certificate = certificates.get(service.spec());
     service.status(certificate.map(|certificate| certificate.not_after()))
 }

@@ -1,7 +1,7 @@
 //! How a configuration becomes the current one.
 //!
-//! A change is planned for all services that it touches before any of them is touched: a fault anywhere changes
-//! nothing.
+//! A change is planned for all services that it touches before any of them is touched: a fault
+//! anywhere changes nothing.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,10 +13,11 @@ use crate::events;
 use crate::manager::handle::CommandError;
 use crate::manager::jobs::Goal;
 use crate::manager::service::{Plan, PlanReason, Service};
-use crate::manager::worker::certificates::CertificateStore;
+use crate::manager::worker::certificates::ServiceCertificates;
 use crate::status::JobKind;
 
-/// Applies all that changed on disk, or nothing if there is a fault in it. Returns the number of the job.
+/// Applies all that changed on disk, or nothing if there is a fault in it. Returns the number of
+/// the job.
 pub(super) fn reload(manager: &mut Manager) -> Result<u32, CommandError> {
     let config = config::load(&manager.config_dir).map_err(|faults| refused(faults.to_string()))?;
     let wanted = ports_of(manager, &config, None);
@@ -34,7 +35,7 @@ pub(super) fn reload(manager: &mut Manager) -> Result<u32, CommandError> {
         }
     }
     let specs = config.services.values().map(|spec| &**spec);
-    let (certificates, unread) = CertificateStore::read(specs);
+    let (certificates, unread) = ServiceCertificates::read(specs);
     for (spec, fault) in unread.iter().filter(|(spec, _)| spec.enabled) {
         faults.push(format!("{}: {fault}", spec.file.display()));
     }
@@ -55,10 +56,11 @@ pub(super) fn reload(manager: &mut Manager) -> Result<u32, CommandError> {
         .begin(JobKind::Reload, "", parts, Instant::now()))
 }
 
-/// Reads the certificates of a configuration that is applied in any case: those that cannot be read are logged.
+/// Reads the certificates of a configuration that is applied in any case: those that cannot be read
+/// are logged.
 pub(super) fn read_certificates(manager: &mut Manager, config: &Config) {
     let specs = config.services.values().map(|spec| &**spec);
-    let (certificates, unread) = CertificateStore::read(specs.filter(|spec| spec.enabled));
+    let (certificates, unread) = ServiceCertificates::read(specs.filter(|spec| spec.enabled));
     for (spec, fault) in unread {
         tracing::error!(
             service = spec.name,
@@ -69,8 +71,8 @@ pub(super) fn read_certificates(manager: &mut Manager, config: &Config) {
     manager.certificates = certificates.into();
 }
 
-/// Makes a configuration and the plans for its services the current ones. Returns the goals that a job has to wait for, by
-/// service.
+/// Makes a configuration and the plans for its services the current ones. Returns the goals that a
+/// job has to wait for, by service.
 pub(super) fn adopt(
     manager: &mut Manager,
     config: Config,

@@ -1,4 +1,5 @@
-//! The loop of the one task that owns all state: it waits for the next thing to happen and takes it in.
+//! The loop of the one task that owns all state: it waits for the next thing to happen and takes it
+//! in.
 
 use std::time::{Duration, Instant};
 

@@ -5,8 +5,8 @@ use std::ops::Deref;
 
 use crate::manager::service::Service;
 
-/// All services by name. To be read it is a map; whatever is changed goes through here, so that what was made of a service
-/// that nobody has touched can be used again.
+/// All services by name. To be read it is a map; whatever is changed goes through here, so that
+/// what was made of a service that nobody has touched can be used again.
 #[derive(Default)]
 pub(super) struct Services {
     all: BTreeMap<String, Service>,
@@ -39,7 +39,8 @@ impl Services {
         self.all.remove(name);
     }
 
-    /// The names of the touched services that may stand elsewhere than when this was last asked. They stay touched.
+    /// The names of the touched services that may stand elsewhere than when this was last asked.
+    /// They stay touched.
     pub(super) fn take_moved(&mut self) -> Vec<String> {
         let has_moved = |name: &&String| {
             let service = self.all.get_mut(*name);

@@ -1,10 +1,11 @@
 //! What the manager writes down for the manager after it.
 //!
-//! Processes and descriptors outlive a manager under systemd; this file says what they are. It is written whole, under
-//! another name first, before anything that it speaks of is let go: a process without an entry is one that still waits
-//! in the launcher, and ends by itself.
+//! Processes and descriptors outlive a manager under systemd; this file says what they are. It is
+//! written whole, under another name first, before anything that it speaks of is let go: a process
+//! without an entry is one that still waits in the launcher, and ends by itself.
 //!
-//! A newer smoothserve reads the file of an older one, so a field that is added later has a default.
+//! A newer smoothserve reads the file of an older one, so a field that is added later has a
+//! default.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,7 +22,8 @@ use crate::manager::service::SavedService;
 use crate::manager::worker::SavedWorker;
 use crate::manager::worker::listeners::SavedListeners;
 
-/// All that is saved. When it is written, its large parts are text already, most of them from before.
+/// All that is saved. When it is written, its large parts are text already, most of them from
+/// before.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedState<C = Arc<Config>, S = SavedService> {
     /// The name of the next instance.
@@ -86,7 +88,8 @@ impl StateFile {
             .mode(0o600)
             .open(&new)?;
         file.write_all(&text)?;
-        // The directory is in memory, as the processes are: there is nothing that a sync could save.
+        // The directory is in memory, as the processes are: there is nothing that a sync could
+        // save.
         std::fs::rename(&new, &self.path)?;
         self.written = text;
         Ok(())

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{HandlingConfig, HostPattern, Listen, ServiceConfig};
 use crate::ipc::{CertificateId, Handling, Host, ListenerId, Route, WireListener, WireService};
 use crate::manager::service::Service;
-use crate::manager::worker::certificates::CertificateStore;
+use crate::manager::worker::certificates::ServiceCertificates;
 use crate::manager::worker::listeners::Listeners;
 
-/// A service's part of the table. A service whose port could not be opened has no route on that port.
+/// A service's part of the table. A service whose port could not be opened has no route on that
+/// port.
 pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
     let spec = service.spec();
     let open = open_ports(service, listeners);
@@ -60,7 +61,7 @@ fn host(pattern: &HostPattern) -> Host {
 pub fn listeners<'a>(
     services: impl IntoIterator<Item = &'a Service>,
     listeners: &Listeners,
-    certificates: &CertificateStore,
+    certificates: &ServiceCertificates,
 ) -> Vec<WireListener> {
     let mut tls: BTreeMap<ListenerId, Vec<CertificateId>> = BTreeMap::new();
     let mut behind_proxies = BTreeSet::new();
@@ -68,7 +69,8 @@ pub fn listeners<'a>(
         let spec = service.spec();
         for (listen, listener) in open_ports(service, listeners) {
             if spec.has_tls_on(listen.port) {
-                // Even if there is none: then nobody gets a connection, rather than one without TLS.
+                // Even if there is none: then nobody gets a connection, rather than one without
+                // TLS.
                 let ids = tls.entry(listener).or_default();
                 add(ids, spec, certificates);
             }
@@ -87,7 +89,8 @@ pub fn listeners<'a>(
     listeners.collect()
 }
 
-/// The listeners on which a service has routes: none if it gets no requests, though its instances may still drain.
+/// The listeners on which a service has routes: none if it gets no requests, though its instances
+/// may still drain.
 fn open_ports<'a>(
     service: &'a Service,
     listeners: &'a Listeners,
@@ -98,9 +101,9 @@ fn open_ports<'a>(
         .filter_map(|listen| Some((*listen, listeners.get(listen)?.id)))
 }
 
-/// Adds the certificate of a service to those of a listener. The first is the default: that of the service for any host, or
-/// else of the first service.
-fn add(ids: &mut Vec<CertificateId>, spec: &ServiceConfig, certificates: &CertificateStore) {
+/// Adds the certificate of a service to those of a listener. The first is the default: that of the
+/// service for any host, or else of the first service.
+fn add(ids: &mut Vec<CertificateId>, spec: &ServiceConfig, certificates: &ServiceCertificates) {
     let Some(certificate) = certificates.get(spec) else {
         return;
     };

@@ -1,7 +1,7 @@
 //! From what an earlier manager has left to a manager that goes on with it.
 //!
-//! Under systemd workers and instances live on when the manager ends, by whatever cause, and serve. The next manager
-//! reads in the saved state what they are, and goes on where the last one stood.
+//! Under systemd workers and instances live on when the manager ends, by whatever cause, and serve.
+//! The next manager reads in the saved state what they are, and goes on where the last one stood.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -45,7 +45,8 @@ pub(super) async fn scopes(given: &Given) -> BTreeSet<String> {
         })
 }
 
-/// Goes on with what an earlier manager has left, or starts from nothing. What runs and is known to nobody is ended.
+/// Goes on with what an earlier manager has left, or starts from nothing. What runs and is known to
+/// nobody is ended.
 pub(super) fn take_over(manager: &mut Manager, mut given: Given, scopes: BTreeSet<String>) {
     let state = manager.published.read_state().unwrap_or_else(|error| {
         tracing::error!(error = %error, "the state of the last manager cannot be read");
@@ -92,7 +93,8 @@ fn restore(manager: &mut Manager, state: SavedState, mut executables: BTreeMap<S
     for name in executables.keys() {
         manager.world.supervision.forget(name);
     }
-    // From here on the table is the successor of the last one: nothing that was routed is missing in it.
+    // From here on the table is the successor of the last one: nothing that was routed is missing
+    // in it.
     manager.published.number_on_from(state.table);
     manager.workers.number_on_from(state.worker_generation);
     state

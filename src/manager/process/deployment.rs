@@ -1,4 +1,5 @@
-//! What the instances of one generation run: the content of the disk at the moment when the generation was made.
+//! What the instances of one generation run: the content of the disk at the moment when the
+//! generation was made.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,18 +13,19 @@ use super::executable::OpenExecutable;
 use crate::config::{ProcessConfig, ServiceConfig};
 use crate::fingerprint::Fingerprint;
 
-/// The content of one generation.
+/// What the instances of one generation run.
 #[derive(Debug)]
 pub struct Deployment {
-    /// Equal for generations of the same content.
+    /// The version, which is equal for generations of the same content.
     pub version: u64,
-    /// How it is run.
+    /// How instances are run.
     pub process: ProcessConfig,
-    /// Held open, so that it can be started again when the path holds something else.
+    /// The executable, held open so that it can be started again when the path holds something
+    /// else.
     pub executable: OpenExecutable,
-    /// Of `environment_file`.
+    /// What `environment_file` sets.
     pub environment_file: BTreeMap<String, String>,
-    /// The digest of its fingerprint.
+    /// The digest of the fingerprint.
     content: u64,
 }
 
@@ -38,9 +40,10 @@ pub struct SavedDeployment {
 }
 
 impl Deployment {
-    /// Takes what is on disk now.
+    /// Takes what is on disk now as a deployment.
     pub fn take(spec: &ServiceConfig, version: u64) -> io::Result<Deployment> {
-        // The fingerprint comes first: of a change in between, the next look sees that it is not what was taken.
+        // The fingerprint comes first: of a change in between, the next look sees that it is not
+        // what was taken.
         let fingerprint = Fingerprint::take(spec);
         Ok(Deployment {
             version,
@@ -51,7 +54,7 @@ impl Deployment {
         })
     }
 
-    /// What to keep.
+    /// Returns what the next manager has to know of the deployment.
     pub fn save(&self) -> SavedDeployment {
         SavedDeployment {
             version: self.version,
@@ -62,7 +65,8 @@ impl Deployment {
         }
     }
 
-    /// Goes on from what was kept. Without the descriptor, what is at its path now has to do.
+    /// Goes on from what was saved. Without the descriptor, the executable that is at the path now
+    /// has to do.
     pub fn restore(saved: SavedDeployment, executable: Option<OwnedFd>) -> io::Result<Deployment> {
         Ok(Deployment {
             version: saved.version,
@@ -76,12 +80,12 @@ impl Deployment {
         })
     }
 
-    /// It is what `process` with what is on disk now would be.
+    /// Returns true if a deployment of `process` with what is on disk now would be the same.
     pub fn is(&self, process: &ProcessConfig, now: &Fingerprint) -> bool {
         self.process == *process && self.content == now.digest()
     }
 
-    /// Its instances are the same as those of the other.
+    /// Returns true if instances of both deployments are the same.
     pub fn same_content(&self, other: &Deployment) -> bool {
         self.process == other.process && self.content == other.content
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use super::identity::UserIdentity;
 use crate::launch::{DEFAULT_PATH, inherited_environment};
 
-/// What an instance starts from: the manager's own environment if it runs as the same user, otherwise only what a
-/// login of its user would set.
+/// Returns the environment that an instance starts from: the manager's own if it runs as the same
+/// user, otherwise only what a login of its user would set.
 pub fn base(identity: &UserIdentity) -> BTreeMap<String, String> {
     if identity.credentials.is_none() {
         return inherited_environment();
@@ -27,21 +27,22 @@ pub fn base(identity: &UserIdentity) -> BTreeMap<String, String> {
     base
 }
 
-/// The names that stand in braces in `args`.
+/// The values for the names that stand in braces in `args`.
 #[derive(Debug, Clone, Default)]
 pub struct Placeholders {
-    /// `{port}`
+    /// The value of `{port}`.
     pub port: Option<u16>,
-    /// `{instance}`
+    /// The value of `{instance}`.
     pub instance: u32,
-    /// `{name}`
+    /// The value of `{name}`.
     pub name: String,
-    /// `{socket}`
+    /// The value of `{socket}`.
     pub socket: Option<String>,
 }
 
 impl Placeholders {
-    /// Fills an argument in. What is not known stays as it is; the configuration lets nothing unknown through.
+    /// Fills the values into an argument. An unknown name stays as it is; the configuration lets
+    /// none through.
     pub fn fill(&self, argument: &str) -> String {
         let mut filled = argument
             .replace("{instance}", &self.instance.to_string())
@@ -56,9 +57,9 @@ impl Placeholders {
     }
 }
 
-/// Reads the lines of an environment file as systemd does: `KEY=value`, single or double quotes around a value, a
-/// backslash before the character that it protects or at the end of a line that goes on, comments with `#` or `;`. What is no
-/// assignment is left out.
+/// Reads the lines of an environment file as systemd does: `KEY=value`, single or double quotes
+/// around a value, a backslash before the character that it protects or at the end of a line that
+/// goes on, comments with `#` or `;`. What is no assignment is left out.
 pub fn parse_file(text: &str) -> BTreeMap<String, String> {
     let mut environment = BTreeMap::new();
     let mut rest = text.chars().peekable();

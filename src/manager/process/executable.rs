@@ -9,9 +9,9 @@ use rustix::fs::{Mode, OFlags};
 /// One executable file.
 #[derive(Debug)]
 pub struct OpenExecutable {
-    /// Without symlinks, as they were when it was opened.
+    /// The path without symlinks, as they were when the file was opened.
     pub path: PathBuf,
-    /// Who owns it.
+    /// The user number of the file's owner.
     pub owner: u32,
     file: OwnedFd,
 }
@@ -31,13 +31,13 @@ impl OpenExecutable {
         })
     }
 
-    /// A file that an earlier manager had opened at this path.
+    /// Takes a file that an earlier manager had opened at this path.
     pub fn opened(path: PathBuf, file: OwnedFd) -> io::Result<OpenExecutable> {
         let owner = rustix::fs::fstat(&file)?.st_uid;
         Ok(OpenExecutable { path, owner, file })
     }
 
-    /// The open file.
+    /// Returns the open file.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }

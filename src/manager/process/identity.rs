@@ -10,26 +10,26 @@ use crate::launch::Credentials;
 /// A user as an instance becomes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserIdentity {
-    /// `None`: the manager's own, which it cannot change.
+    /// The user to become. `None`: the manager's own, which it cannot change.
     pub credentials: Option<Credentials>,
-    /// For `USER` and `LOGNAME`.
+    /// The name, for `USER` and `LOGNAME`.
     pub name: String,
-    /// For `HOME`.
+    /// The home folder, for `HOME`.
     pub home: PathBuf,
-    /// For `SHELL`.
+    /// The login shell, for `SHELL`.
     pub shell: PathBuf,
 }
 
 /// Why it is not known whom to run as.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// No such user.
+    /// There is no user of this name or number.
     #[error("there is no user {0:?}")]
     NoUser(String),
-    /// No such group.
+    /// There is no group of this name.
     #[error("there is no group {0:?}")]
     NoGroup(String),
-    /// Only root can.
+    /// Only root can run a service as this user or group.
     #[error(
         "smoothserve does not run as root, so it cannot run a service as {0:?}; remove `user` and `group`"
     )]
@@ -39,16 +39,16 @@ pub enum IdentityError {
     System(#[from] nix::Error),
 }
 
-/// What decides it.
+/// What decides whom an instance runs as.
 #[derive(Debug, Clone, Copy)]
 pub struct IdentityWish<'a> {
-    /// `user` of the service.
+    /// The `user` of the service.
     pub user: Option<&'a str>,
-    /// `group` of the service.
+    /// The `group` of the service.
     pub group: Option<&'a str>,
-    /// Who owns the executable.
+    /// The user number of the executable's owner.
     pub owner: u32,
-    /// For executables of root.
+    /// The user for executables that belong to root.
     pub default_user: &'a str,
 }
 
@@ -104,7 +104,7 @@ enum Chosen<'a> {
     Number(u32),
 }
 
-/// A service that names no user never runs as root by that.
+/// Chooses the user. A service that names none never runs as root.
 fn chosen<'a>(wish: IdentityWish<'a>, own: u32) -> Chosen<'a> {
     match wish.user {
         Some(user) => Chosen::Named(user),
@@ -118,7 +118,7 @@ fn named(name: &str) -> Result<User, IdentityError> {
     User::from_name(name)?.ok_or_else(|| IdentityError::NoUser(name.to_owned()))
 }
 
-/// Files may belong to a number that has no name, as in containers.
+/// Finds the user of a number. Files may belong to a number that has no name, as in containers.
 fn by_number(uid: u32) -> Result<User, IdentityError> {
     let uid = Uid::from_raw(uid);
     User::from_uid(uid)?.ok_or_else(|| IdentityError::NoUser(uid.to_string()))

@@ -1,4 +1,5 @@
-//! The start of an instance's process: a launcher is made first, which waits until it is let go and then becomes the instance.
+//! The start of an instance's process: a launcher is made first, which waits until it is let go and
+//! then becomes the instance.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -22,7 +23,8 @@ use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::Units;
 
-/// After the end of a process, what it started may keep its pipes open; its own last lines are there at once.
+/// After the end of a process, what it started may keep its pipes open; its own last lines are
+/// there at once.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// The longest report of a launcher that is read.
@@ -31,30 +33,30 @@ const LONGEST_REPORT: u64 = 4096;
 /// A process that waits in the launcher. Dropped, it ends.
 #[derive(Debug)]
 pub struct Launcher {
-    /// The process.
+    /// The process of the launcher, and later of the instance.
     pub process: Rc<Process>,
     child: Child,
     socket: UnixStream,
     output: Destination,
 }
 
-/// Where it writes to.
+/// Where a process writes to.
 #[derive(Debug)]
 enum Destination {
-    /// Pipes, which are read here.
+    /// Pipes, which the manager reads.
     Manager(Output),
-    /// A stream, by the value that `JOURNAL_STREAM` is to have.
+    /// A stream to journald, by the value that `JOURNAL_STREAM` is to have.
     Journal(String),
 }
 
-/// What a process is to be known by.
+/// The names that a process is known by.
 #[derive(Debug)]
 pub struct ProcessName {
     /// The service: the identifier of its lines in the journal.
     pub service: String,
     /// `shop/2`: stands in front of its lines on a terminal.
     pub label: String,
-    /// `smoothserve-shop-2-17.scope`
+    /// The scope: `smoothserve-shop-2-17.scope`.
     pub scope: String,
 }
 
@@ -122,8 +124,8 @@ impl Launcher {
         })
     }
 
-    /// Lets the launcher become the instance, and returns when the process has ended: how, in words. `socket` is
-    /// passed on to it.
+    /// Lets the launcher become the instance, and returns when the process has ended: how, in
+    /// words. `socket` is passed on to it.
     pub async fn go(
         mut self,
         mut order: Order,
@@ -152,7 +154,8 @@ impl Launcher {
         }
     }
 
-    /// Sends the order. Returns what the launcher has to say against it; nothing once the program runs.
+    /// Sends the order. Returns what the launcher has to say against it; nothing once the program
+    /// runs.
     async fn hand_over(
         &mut self,
         order: &Order,

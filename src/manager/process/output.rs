@@ -1,7 +1,7 @@
 //! What an instance writes to its stdout and stderr: passed on line by line, the last lines kept.
 //!
-//! Reading never waits for anything but the pipe, so an instance is not held up by its own words, and it keeps no more
-//! than a few lines, however much comes.
+//! Reading never waits for anything but the pipe, so an instance is not held up by its own words,
+//! and it keeps no more than a few lines, however much comes.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -12,16 +12,16 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{ChildStderr, ChildStdout};
 use tokio::task::JoinSet;
 
-/// Lines that are kept of stderr.
+/// The number of lines that are kept of stderr.
 const TAIL: usize = 20;
 
-/// What is kept of a line.
+/// The number of characters that are kept of a line.
 const TAIL_LINE: usize = 512;
 
-/// What is passed on as one line; more is cut into several.
+/// The number of bytes that are passed on as one line; a longer line is cut into several.
 const LONGEST_LINE: usize = 8 << 10;
 
-/// The reading of both streams.
+/// The tasks that read both streams of a process.
 #[derive(Debug)]
 pub(super) struct Output {
     readers: JoinSet<()>,
@@ -31,7 +31,7 @@ pub(super) struct Output {
 pub(super) type Tail = Rc<RefCell<VecDeque<String>>>;
 
 impl Output {
-    /// Reads from now on. Must run inside a `LocalSet`.
+    /// Begins to read both streams. Must run inside a `LocalSet`.
     pub(super) fn read(
         label: &str,
         stdout: Option<ChildStdout>,
@@ -48,7 +48,7 @@ impl Output {
         Output { readers }
     }
 
-    /// Both streams have ended.
+    /// Waits until both streams have ended.
     pub(super) async fn ended(&mut self) {
         while self.readers.join_next().await.is_some() {}
     }

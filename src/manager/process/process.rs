@@ -1,7 +1,8 @@
 //! The process of an instance as the manager sees it: signalled and waited for through its pidfd.
 //!
-//! Under systemd a process has a scope of its own and writes to the journal, so it lives on when the manager ends, and the
-//! next manager takes it over. Otherwise it is a plain child that writes to the manager's pipes and ends with it.
+//! Under systemd a process has a scope of its own and writes to the journal, so it lives on when
+//! the manager ends, and the next manager takes it over. Otherwise it is a plain child that writes
+//! to the manager's pipes and ends with it.
 
 use std::io;
 use std::time::SystemTime;
@@ -16,9 +17,9 @@ use crate::systemd::units::Scope;
 /// A process that lives, or has lived until a moment ago.
 #[derive(Debug)]
 pub struct Process {
-    /// Its number, and that of its process group.
+    /// The number of the process, and of its process group.
     pub pid: u32,
-    /// When it was started.
+    /// When the process was started.
     pub started: SystemTime,
     pub(super) pidfd: Pidfd,
     pub(super) keeper: ProcessKeeper,
@@ -27,9 +28,10 @@ pub struct Process {
 /// Who keeps a process together and has its output.
 #[derive(Debug)]
 pub(super) enum ProcessKeeper {
-    /// Its process group and the manager.
+    /// The process group keeps the process together, and the manager has its output.
     Manager(Tail),
-    /// A scope and the journal. It lives on when the manager ends.
+    /// A scope keeps the process together, and the journal has its output. It lives on when the
+    /// manager ends.
     Systemd(Scope),
 }
 
@@ -50,14 +52,14 @@ impl Process {
         })
     }
 
-    /// Returns when it has ended.
+    /// Waits for the end of the process.
     pub async fn ended(&self) -> io::Result<()> {
         self.pidfd.ended().await?;
         self.left_behind().await;
         Ok(())
     }
 
-    /// The last lines of its stderr or, in the journal, of all its output.
+    /// Returns the last lines of the process's stderr or, in the journal, of all its output.
     pub async fn last_lines(&self) -> Vec<String> {
         match &self.keeper {
             ProcessKeeper::Manager(stderr) => stderr.borrow().iter().cloned().collect(),
@@ -67,7 +69,7 @@ impl Process {
         }
     }
 
-    /// What [`Process::last_lines`] are.
+    /// Returns what [`Process::last_lines`] are called: `stderr` or `log`.
     pub fn output(&self) -> &'static str {
         match self.keeper {
             ProcessKeeper::Manager(_) => "stderr",
@@ -82,9 +84,10 @@ impl Process {
         }
     }
 
-    /// Sends SIGKILL to the process and all that it has started, as far as it is known.
+    /// Sends SIGKILL to the process and to all that it has started, as far as that is known.
     pub fn kill(&self) {
-        // The pidfd vouches for the number: as long as the process was not waited for, it is nobody else's.
+        // The pidfd vouches for the number: as long as the process was not waited for, it is nobody
+        // else's.
         if self.pidfd.signal(Signal::KILL)
             && let Some(pid) = Pid::from_raw(self.pid.cast_signed())
         {
@@ -96,7 +99,7 @@ impl Process {
         }
     }
 
-    /// The process is gone; so must be what it has left in its scope.
+    /// Ends what a process that is gone has left in its scope.
     pub(super) async fn left_behind(&self) {
         if let ProcessKeeper::Systemd(scope) = &self.keeper {
             scope.stop().await;
@@ -104,7 +107,8 @@ impl Process {
     }
 }
 
-/// Its process has not become what it was to be: the manager ended before it was let go, and so will it.
+/// Returns true if the process is still a launcher: its manager ended before it was let go, and so
+/// will it.
 fn is_launcher(pid: u32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline"))
         .is_ok_and(|line| line.starts_with(b"smoothserve\0launch\0"))

@@ -1,9 +1,10 @@
 //! The socket of an instance with `bind: unix`.
 //!
-//! The instance makes it, as its own user, in a folder of its own. To connect to it one has to be able to write to it,
-//! and the proxy worker is another user. So as soon as the socket is there, the manager gives it the worker's group and
-//! lets that write. The folder is the instance's, who may put anything there: what is changed has to be a socket of the
-//! instance's user and nothing that a link leads to.
+//! The instance makes it, as its own user, in a folder of its own. To connect to it one has to be
+//! able to write to it, and the proxy worker is another user. So as soon as the socket is there,
+//! the manager gives it the worker's group and lets that write. The folder is the instance's, who
+//! may put anything there: what is changed has to be a socket of the instance's user and nothing
+//! that a link leads to.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -17,16 +18,16 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use crate::launch::Credentials;
 use crate::manager::host::worker_user::worker_user;
 
-/// The name in the folder.
+/// The name of the socket in its folder.
 const NAME: &str = "socket";
 
-/// Between two looks whether it is there. The worker looks as often.
+/// The pause between two looks at whether the socket is there. A worker looks as often.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// To read and write, for the group.
+/// The permission to read and write, for the group.
 const GROUP_ACCESS: u32 = 0o060;
 
-/// Makes the folder for an instance that runs as this user, and returns where the socket is to be.
+/// Makes the folder of an instance that runs as this user, and returns where the socket is to be.
 pub fn make_place(folder: &Path, user: Option<&Credentials>) -> io::Result<PathBuf> {
     DirBuilder::new()
         .recursive(true)
@@ -38,7 +39,8 @@ pub fn make_place(folder: &Path, user: Option<&Credentials>) -> io::Result<PathB
     Ok(folder.join(NAME))
 }
 
-/// Lets the worker in, once the socket is there or until the folder is gone. Must run inside a `LocalSet`.
+/// Lets workers connect as soon as the socket is there, unless the folder goes before. Must run
+/// inside a `LocalSet`.
 pub fn admit_worker(folder: &Path) {
     // A manager that is not root is the only user of all of this.
     let Some(worker) = worker_user() else { return };

@@ -2,7 +2,7 @@
 
 use super::life::InstanceId;
 
-/// Something to do.
+/// Something to do for a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RolloutAction {
     /// Start an instance of this generation.
@@ -11,9 +11,9 @@ pub enum RolloutAction {
         slot: u32,
         generation: u64,
     },
-    /// Send the stop signal.
+    /// Send the stop signal to an instance.
     Stop(InstanceId),
-    /// Send SIGKILL.
+    /// Send SIGKILL to an instance.
     Kill(InstanceId),
     /// Say that an instance failed.
     Failed {
@@ -21,7 +21,7 @@ pub enum RolloutAction {
         slot: u32,
         generation: u64,
         failure: InstanceFailure,
-        /// The generation is not rolled out any further.
+        /// Whether the generation is not rolled out any further.
         gave_up: bool,
     },
 }
@@ -29,10 +29,10 @@ pub enum RolloutAction {
 /// How an instance failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceFailure {
-    /// It was gone before it was ready.
+    /// The instance was gone before it was ready.
     ExitedBeforeReady,
-    /// It was not ready in time.
+    /// The instance was not ready in time.
     NotReadyInTime,
-    /// It was ready and went without being asked to.
+    /// The instance was ready and ended without being asked to.
     Crashed,
 }

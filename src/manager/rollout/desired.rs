@@ -7,22 +7,22 @@ use crate::config::Times;
 /// What every slot is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutTarget {
-    /// Grows with every deploy and restart.
+    /// The generation, which grows with every deploy and restart.
     pub generation: u64,
-    /// Equal for generations of the same content.
+    /// The version, which is equal for generations of the same content.
     pub version: u64,
 }
 
 /// What is wanted of a service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// False: no instance at all.
+    /// Whether instances run at all.
     pub running: bool,
     /// The number of slots.
     pub count: u32,
     /// The newest generation that was asked for.
     pub target: RolloutTarget,
-    /// How and how fast.
+    /// How instances are replaced, and how fast.
     pub policy: RolloutPolicy,
 }
 

@@ -6,48 +6,48 @@ use serde::{Deserialize, Serialize};
 
 use super::desired::RolloutTarget;
 
-/// Names an instance for ever.
+/// The number of an instance, which no other instance ever has.
 pub type InstanceId = u64;
 
-/// One instance.
+/// One instance, as the rollout core holds it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeldInstance {
-    /// Its name.
+    /// The number of the instance.
     pub id: InstanceId,
-    /// Its slot.
+    /// The slot of the instance.
     pub slot: u32,
-    /// What it runs.
+    /// What the instance runs.
     pub target: RolloutTarget,
-    /// Where it is in its life.
+    /// Where the instance is in its life.
     pub state: LifeState,
-    /// It has tunnels, as far as is known.
+    /// Whether the instance has tunnels, as far as is known.
     pub tunnels: bool,
 }
 
 /// Where an instance is in its life.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum LifeState {
-    /// Its process runs. `ready`: its readiness was seen, but `not_before` is still ahead.
+    /// The process runs. `ready`: its readiness was seen, but `not_before` is still ahead.
     Starting {
         ready: bool,
         not_before: Instant,
         deadline: Instant,
     },
-    /// It gets requests.
+    /// The instance gets requests.
     Ready {
         since: Instant,
         soak_until: Option<Instant>,
     },
-    /// It gets no new requests.
+    /// The instance gets no new requests.
     Draining { deadline: Instant },
-    /// It was told to stop, and ends its tunnels.
+    /// The instance was told to stop, and ends its tunnels.
     Closing { deadline: Instant },
-    /// It was told to stop; `kill_at` is empty once it was killed.
+    /// The instance was told to stop; `kill_at` is empty once it was killed.
     Stopping { kill_at: Option<Instant> },
 }
 
 impl HeldInstance {
-    /// It gets requests.
+    /// The instance gets requests.
     pub fn is_ready(&self) -> bool {
         matches!(self.state, LifeState::Ready { .. })
     }
@@ -64,22 +64,22 @@ impl HeldInstance {
 /// A [`LifeState`] without its times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LifeStage {
-    /// Its readiness was not seen, or not long enough after its start.
+    /// The instance was not seen to be ready, or not long enough after its start.
     Starting,
-    /// It gets requests and is watched before the next is replaced.
+    /// The instance gets requests and is watched before the next is replaced.
     Soaking,
-    /// It gets requests.
+    /// The instance gets requests.
     Ready,
-    /// It gets no new requests.
+    /// The instance gets no new requests.
     Draining,
-    /// It was told to stop, and ends its tunnels.
+    /// The instance was told to stop, and ends its tunnels.
     Closing,
-    /// It was told to stop.
+    /// The instance was told to stop.
     Stopping,
 }
 
 impl LifeState {
-    /// How far it is.
+    /// Returns how far the life is.
     pub fn stage(&self) -> LifeStage {
         match self {
             LifeState::Starting { .. } => LifeStage::Starting,

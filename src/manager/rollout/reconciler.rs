@@ -1,4 +1,5 @@
-//! The rollout core itself: one service's slots, and the rules that move them towards the desired state.
+//! The rollout core itself: one service's slots, and the rules that move them towards the desired
+//! state.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,28 +13,31 @@ use crate::manager::backoff;
 /// How long the first instance of a new version must live beside the old ones before those go.
 pub const SOAK: Duration = Duration::from_secs(5);
 
-/// How long nothing happens after a step of a rotation. To start a process and to end one takes some milliseconds from all
-/// others on the machine, which must stay rare among the many in which requests are served.
+/// How long nothing happens after a step of a rotation. To start a process and to end one takes
+/// some milliseconds from all others on the machine, which must stay rare among the many in which
+/// requests are served.
 pub const PAUSE: Duration = Duration::from_millis(200);
 
 /// The failures of a slot.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Slot {
-    /// In a row, without [`backoff::RECOVERED_AFTER`] of readiness between them.
+    /// The number of failures in a row, without [`backoff::RECOVERED_AFTER`] of readiness between
+    /// them.
     failures: u32,
-    /// It is missing because its instance failed, not because it was rotated in place.
+    /// Whether the slot is missing because its instance failed, not because it was rotated in
+    /// place.
     failed: bool,
     retry_at: Option<Instant>,
 }
 
-/// The state of one service.
+/// The state of one service's rollout.
 #[derive(Debug, Clone)]
 pub struct Reconciler {
     pub(super) desired: Desired,
-    /// What is worked towards: the desired target, or the good one after the desired was given up.
+    /// The target that is worked towards: the desired one, or the good one after that was given up.
     pub(super) target: RolloutTarget,
     pub(super) good: Option<RolloutTarget>,
-    /// The first instance of `target` has survived its soak.
+    /// Whether the first instance of `target` has survived its soak.
     pub(super) proven: bool,
     pub(super) instances: Vec<HeldInstance>,
     pub(super) slots: BTreeMap<u32, Slot>,
@@ -58,7 +62,7 @@ impl Reconciler {
         }
     }
 
-    /// Takes in one event and returns what to do, in order. `next_id` names new instances.
+    /// Takes in one event and returns what to do, in order. `next_id` numbers new instances.
     pub fn handle(
         &mut self,
         now: Instant,
@@ -80,7 +84,7 @@ impl Reconciler {
         actions
     }
 
-    /// When to send the next [`RolloutEvent::Tick`].
+    /// Returns when to send the next [`RolloutEvent::Tick`].
     pub fn deadline(&self) -> Option<Instant> {
         let instances = self
             .instances
@@ -103,34 +107,35 @@ impl Reconciler {
         instances.chain(retries).chain(self.pause_until).min()
     }
 
-    /// The instances, oldest first.
+    /// Returns the instances, oldest first.
     pub fn instances(&self) -> &[HeldInstance] {
         &self.instances
     }
 
-    /// The desired state, as last given.
+    /// Returns the desired state, as it was last given.
     pub fn desired(&self) -> &Desired {
         &self.desired
     }
 
-    /// What is worked towards: differs from the desired target when that was given up.
+    /// Returns the target that is worked towards: it differs from the desired one when that was
+    /// given up.
     pub fn target(&self) -> RolloutTarget {
         self.target
     }
 
-    /// The target that can be gone back to.
+    /// Returns the good target, which the rollout can go back to.
     pub fn good(&self) -> Option<RolloutTarget> {
         self.good
     }
 
-    /// Slots that wait for another try, and until when.
+    /// Returns the slots that wait for another try, and until when.
     pub fn waiting(&self) -> impl Iterator<Item = (u32, Instant)> {
         (1..=self.desired.count)
             .filter(|&slot| self.desired.running && !self.in_slot(slot).any(HeldInstance::is_live))
             .filter_map(|slot| Some((slot, self.slots.get(&slot)?.retry_at?)))
     }
 
-    /// Slots that are as they are wanted.
+    /// Returns the number of slots that are as they are wanted.
     pub fn settled(&self) -> u32 {
         let slots = (1..=self.desired.count).filter(|&slot| {
             self.in_slot(slot)
@@ -139,7 +144,7 @@ impl Reconciler {
         slots.count() as u32
     }
 
-    /// The target is reached in all slots and nothing else is left over.
+    /// Returns true if the target is reached in all slots and nothing else is left over.
     pub fn converged(&self) -> bool {
         let wanted = if self.desired.running {
             self.desired.count
@@ -209,7 +214,7 @@ impl Reconciler {
         }
     }
 
-    /// Moves on whatever has waited long enough.
+    /// Moves on all instances and slots that have waited long enough.
     fn expire(&mut self, now: Instant, actions: &mut Vec<RolloutAction>) {
         for index in 0..self.instances.len() {
             let HeldInstance {
@@ -319,7 +324,7 @@ impl Reconciler {
         });
     }
 
-    /// Compares what is with what is wanted.
+    /// Compares the actual state with the desired one, and takes the next step.
     fn reconcile(
         &mut self,
         now: Instant,
@@ -368,8 +373,8 @@ impl Reconciler {
         }
     }
 
-    /// A starting instance that nobody waits for: neither of the target nor a repair with the good version, or in a
-    /// slot that is already as it should be.
+    /// Returns true for a starting instance that nobody waits for: neither of the target nor a
+    /// repair with the good version, or in a slot that is already as it should be.
     fn stale(&self, instance: &HeldInstance) -> bool {
         let repair = Some(instance.target) == self.good
             && !self.in_slot(instance.slot).any(HeldInstance::is_ready);
@@ -379,7 +384,7 @@ impl Reconciler {
         served || !(instance.target == self.target || repair)
     }
 
-    /// A ready instance beside another one of its slot that is to stay.
+    /// Returns true for a ready instance beside another one of its slot that is to stay.
     fn replaced(&self, instance: &HeldInstance) -> bool {
         self.in_slot(instance.slot).any(|other| {
             let settled = matches!(
@@ -394,7 +399,8 @@ impl Reconciler {
         })
     }
 
-    /// Replaces the next slot whose instance does not fit, when all slots are ready and nothing else is under way.
+    /// Replaces the next slot whose instance does not fit, when all slots are ready and nothing
+    /// else is under way.
     fn rotate(&mut self, now: Instant, next_id: &mut InstanceId, actions: &mut Vec<RolloutAction>) {
         let busy = self.instances.iter().any(|instance| match instance.state {
             LifeState::Starting { .. } | LifeState::Draining { .. } | LifeState::Closing { .. } => {
@@ -422,8 +428,9 @@ impl Reconciler {
         }
     }
 
-    /// What a missing slot is to run. After its first crash in the middle of a rollout that has proven nothing, that
-    /// is the version that worked; if that fails too, the new one may well be the cure.
+    /// Returns what a missing slot is to run. After its first crash in the middle of a rollout that
+    /// has proven nothing, that is the version that worked; if that fails too, the new one may well
+    /// be the cure.
     fn repair_target(&self, slot: u32) -> RolloutTarget {
         let first_crash = self
             .slots
@@ -515,13 +522,14 @@ impl Reconciler {
         })
     }
 
-    /// A newer generation of the same version is as good as the target itself.
+    /// Returns true if an instance runs the target, or a newer generation of the same version,
+    /// which is as good.
     fn fits(&self, instance: &HeldInstance) -> bool {
         instance.target.version == self.target.version
             && instance.target.generation >= self.target.generation
     }
 
-    /// The instances of a slot.
+    /// Returns the instances of a slot.
     pub(super) fn in_slot(&self, slot: u32) -> impl Iterator<Item = &HeldInstance> {
         self.instances
             .iter()
@@ -536,7 +544,7 @@ impl Reconciler {
     }
 }
 
-/// How long an instance of a target that is not reached yet soaks.
+/// Returns how long an instance of a target soaks that is not reached yet.
 pub(super) fn soak(proven: bool) -> Duration {
     match proven {
         true => PAUSE,

@@ -1,7 +1,7 @@
 //! The state of a rollout as it survives the manager.
 //!
-//! Moments mean nothing to another process, so times that run begin anew. How often a slot has failed is forgotten, and
-//! that an old instance has just ended: a new manager goes on at once.
+//! Moments mean nothing to another process, so times that run begin anew. How often a slot has
+//! failed is forgotten, and that an old instance has just ended: a new manager goes on at once.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -33,7 +33,7 @@ struct SavedHeldInstance {
 }
 
 impl Reconciler {
-    /// What to keep.
+    /// Returns what the next manager has to know of the rollout.
     pub fn save(&self) -> SavedRollout {
         let instances = self.instances.iter().map(|instance| SavedHeldInstance {
             id: instance.id,
@@ -51,7 +51,7 @@ impl Reconciler {
         }
     }
 
-    /// Goes on from what was kept.
+    /// Goes on from what was saved.
     pub fn restore(saved: SavedRollout, now: Instant) -> Reconciler {
         let policy = &saved.desired.policy;
         let instances = saved.instances.iter().map(|instance| HeldInstance {
@@ -99,7 +99,8 @@ impl Reconciler {
         }
     }
 
-    /// Takes an instance out that has never become one: its launcher was still waiting when the manager ended.
+    /// Takes out an instance that has never become one: its launcher was still waiting when the
+    /// manager ended.
     pub fn never_was(&mut self, id: InstanceId) {
         self.instances.retain(|instance| instance.id != id);
     }

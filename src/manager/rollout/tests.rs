@@ -584,7 +584,8 @@ enum Step {
     Tunnels(usize, bool),
     Pass(u64),
     Cancel,
-    /// The manager ends and another takes over; of the instances that had not become ready, this one never was.
+    /// The manager ends and another takes over; of the instances that had not become ready, this
+    /// one never was.
     TakeOver(usize),
 }
 

@@ -20,7 +20,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The configuration that it is for.
+    /// Returns the configuration that the plan is for.
     pub fn spec(&self) -> &Arc<ServiceConfig> {
         &self.spec
     }
@@ -31,19 +31,20 @@ impl Plan {
 pub enum PlanReason {
     /// smoothserve was told to apply what changed.
     Reload,
-    /// Its files were seen to change.
+    /// The files of the service were seen to change.
     FilesChanged,
-    /// It is to be started, or replaced as it is.
+    /// The service is to be started, or replaced as it is.
     Command,
 }
 
 impl Service {
-    /// Looks at the disk and decides what is to be done to make `spec` real. Touches nothing.
+    /// Looks at the disk and decides what has to be done to make `spec` real. Touches nothing.
     pub fn plan(&self, spec: &Arc<ServiceConfig>, reason: PlanReason) -> std::io::Result<Plan> {
         let was_running = self.core.desired().running;
         let running = match reason {
             PlanReason::Command => true,
-            // A service that was stopped or started by hand stays so until its file says something new.
+            // A service that was stopped or started by hand stays so until its file says something
+            // new.
             _ if spec.enabled != self.spec.enabled
                 || self.history.last_generation == 0
                 || self.removed =>
@@ -84,7 +85,8 @@ impl Service {
         differs(self.core.target().generation) && !already_tried
     }
 
-    /// What is on disk now, under the version of the deployment that has the same content, if there is one.
+    /// Takes what is on disk now, under the version of the deployment that has the same content, if
+    /// there is one.
     fn deployment(&self, spec: &Arc<ServiceConfig>) -> std::io::Result<Deployment> {
         let mut deployment = Deployment::take(spec, self.history.last_version + 1)?;
         if let Some(same) = self
@@ -97,7 +99,7 @@ impl Service {
         Ok(deployment)
     }
 
-    /// Makes a plan real. The goal is what a job has to wait for, if anything changes.
+    /// Makes a plan real. Returns the goal that a job has to wait for, if anything changes.
     pub fn apply(&mut self, plan: Plan, world: &mut World) -> Option<Goal> {
         let count_before = self.core.desired().count;
         let was_running = self.core.desired().running;
@@ -138,8 +140,8 @@ impl Service {
         Some(self.goal())
     }
 
-    /// Without systemd there are no scopes, and nothing keeps the limits that a scope would have. This is said once, not
-    /// with every generation.
+    /// Warns that without systemd nothing keeps the limits that a scope would have. This is said
+    /// once, not with every generation.
     fn warn_of_limits(&self, deployment: &Deployment) {
         let limits = &deployment.process.limits.scope;
         let mut known = self.deployments.values();
@@ -153,7 +155,7 @@ impl Service {
         }
     }
 
-    /// It is on its way to its target, and nothing has gone wrong on it yet.
+    /// Returns true if the service is on its way to its target, and nothing has gone wrong yet.
     fn is_rolling_out(&self) -> bool {
         self.core.desired().running
             && !self.core.converged()

@@ -30,7 +30,7 @@ pub struct SavedService {
 }
 
 impl Service {
-    /// What to keep.
+    /// Returns what the next manager has to know of the service.
     pub fn save(&self) -> SavedService {
         let deployments = self.deployments.iter();
         let instances = self.instances.iter();
@@ -48,8 +48,8 @@ impl Service {
         }
     }
 
-    /// Goes on from what was kept, with the executables that were stored. It is to be looked at by
-    /// [`Service::tick`] once all services are there.
+    /// Goes on from what was saved, with the executables that were stored. [`Service::tick`] has to
+    /// be called once all services are there.
     pub fn restore(
         mut saved: SavedService,
         executables: &mut BTreeMap<String, OwnedFd>,

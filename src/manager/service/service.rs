@@ -57,7 +57,7 @@ impl Service {
         }
     }
 
-    /// Its configuration as it was last applied.
+    /// Returns the configuration of the service as it was last applied.
     pub fn spec(&self) -> &Arc<ServiceConfig> {
         &self.spec
     }
@@ -72,22 +72,22 @@ impl Service {
         self.moved = true;
     }
 
-    /// It was removed and nothing of it is left.
+    /// Returns true if the service was removed and nothing of it is left.
     pub fn is_gone(&self) -> bool {
         self.removed && self.instances.is_empty()
     }
 
-    /// It is no longer configured.
+    /// Returns true if the service is no longer configured.
     pub fn is_removed(&self) -> bool {
         self.removed
     }
 
-    /// No process of it is left.
+    /// Returns true if no process of the service is left.
     pub fn is_empty(&self) -> bool {
         self.instances.is_empty()
     }
 
-    /// Where it is wanted to get.
+    /// Returns the goal of a job that waits until the service is where it is wanted.
     pub fn goal(&self) -> Goal {
         match self.core.desired().running {
             true => Goal::Running {
@@ -97,7 +97,8 @@ impl Service {
         }
     }
 
-    /// It is configured, but what is on disk cannot be started. It is looked at again when that changes.
+    /// Takes in that what is on disk cannot be started. The service is looked at again when that
+    /// changes.
     pub fn not_started(&mut self, error: &std::io::Error) {
         tracing::error!(
             message_id = events::SERVICE_NOT_STARTED,
@@ -111,7 +112,7 @@ impl Service {
         });
     }
 
-    /// Drains and stops all instances. `removed`: and the service with them.
+    /// Drains and stops all instances; if `removed`, the service ends with them.
     pub fn stop(&mut self, removed: bool, world: &mut World) {
         self.removed |= removed;
         let wanted = Desired {
@@ -128,17 +129,17 @@ impl Service {
         }
     }
 
-    /// When [`Service::tick`] is due.
+    /// Returns when [`Service::tick`] is due.
     pub fn deadline(&self) -> Option<Instant> {
         self.core.deadline()
     }
 
-    /// Lets what is due happen.
+    /// Lets the rollout core do what is due.
     pub fn tick(&mut self, world: &mut World) {
         self.step(RolloutEvent::Tick, world);
     }
 
-    /// Something happened to one of its instances.
+    /// Takes in what happened to an instance of the service.
     pub fn hear(&mut self, id: InstanceId, news: News, world: &mut World) {
         let Some(instance) = self.instances.get_mut(&id) else {
             return;
@@ -191,13 +192,13 @@ impl Service {
         }
     }
 
-    /// Whether this is what is known already.
+    /// Returns true if a worker's counts are known already.
     pub fn has_counted(&self, worker: u32, counts: &EndpointCounts) -> bool {
         let instance = self.instances.get(&counts.id.0);
         instance.is_some_and(|instance| instance.counts.has(worker, counts))
     }
 
-    /// A worker has ended; what it counted is history.
+    /// Takes in that a worker has ended: what it counted is history.
     pub fn worker_gone(&mut self, worker: u32, world: &mut World) {
         for instance in self.instances.values_mut() {
             instance.counts.gone(worker);
@@ -220,7 +221,7 @@ impl Service {
         }
     }
 
-    /// Takes its draining instances for idle: there is no worker that could be connected to them.
+    /// Takes draining instances for idle: there is no worker that could be connected to them.
     pub fn no_worker(&mut self, world: &mut World) {
         let draining: Vec<InstanceId> = self
             .core
@@ -234,7 +235,7 @@ impl Service {
         }
     }
 
-    /// Ends the patience: SIGKILL for all that is left.
+    /// Kills all instances.
     pub fn kill(&mut self) {
         for instance in self.instances.values() {
             instance.kill();
@@ -285,7 +286,8 @@ impl Service {
         self.moved = true;
     }
 
-    /// Has the cause of a failure found out, which takes a moment if it is in the journal, see [`Service::diagnosed`].
+    /// Has the cause of a failure found out, which takes a moment if it is in the journal, see
+    /// [`Service::diagnosed`].
     fn failed(
         &mut self,
         id: InstanceId,
@@ -343,7 +345,7 @@ impl Service {
         world.owners.insert(id, self.spec.name.clone());
     }
 
-    /// Says what moved on, and remembers since when.
+    /// Logs which instances moved on, and remembers since when.
     fn note_changes(&mut self, before: &[HeldInstance]) {
         let unmoved = before.len() == self.core.instances().len()
             && before.iter().all(|old| {
@@ -406,7 +408,7 @@ impl Service {
         }
     }
 
-    /// Its instances, as far as the worker is concerned with them.
+    /// Returns the instances as endpoints, as far as workers are concerned with them.
     pub fn endpoints(&self) -> Vec<WireEndpoint> {
         let endpoints = self.core.instances().iter().filter_map(|held| {
             let instance = self.instances.get(&held.id)?;
@@ -434,8 +436,8 @@ impl Service {
         endpoints.collect()
     }
 
-    /// Forgets deployments that nothing runs and nothing can be started with any more, so that their executables are
-    /// closed.
+    /// Forgets deployments that nothing runs and nothing can be started with any more, so that
+    /// their executables are closed.
     fn prune(&mut self, world: &World) {
         let core = &self.core;
         let is_used = |generation: u64| {
@@ -453,7 +455,7 @@ impl Service {
         });
     }
 
-    /// The instance whose process this is.
+    /// Returns the instance whose process this is.
     pub fn instance_of(&self, pid: u32) -> Option<InstanceId> {
         let mut instances = self.instances.iter();
         instances
@@ -461,13 +463,14 @@ impl Service {
             .map(|(id, _)| *id)
     }
 
-    /// Its instances, and the slots that they are in.
+    /// Returns the instances, and the slots that they are in.
     pub fn slots(&self) -> impl Iterator<Item = (InstanceId, u32)> {
         let instances = self.core.instances().iter();
         instances.map(|instance| (instance.id, instance.slot))
     }
 
-    /// It has an instance that gets requests, or has failed to have one, or needs none.
+    /// Returns true if the service has an instance that gets requests, or has failed to have one,
+    /// or needs none.
     pub fn has_come_up(&self) -> bool {
         let mut instances = self.core.instances().iter();
         !self.is_wanted()
@@ -475,12 +478,13 @@ impl Service {
             || instances.any(HeldInstance::is_ready)
     }
 
-    /// Requests for its hosts are its own, even if it was stopped.
+    /// Returns true if the service has routes: it is enabled or runs. A stopped one answers that it
+    /// is stopped.
     pub fn is_routed(&self) -> bool {
         !self.removed && (self.spec.enabled || self.core.desired().running)
     }
 
-    /// It is to run.
+    /// Returns true if the service is to run.
     pub fn is_wanted(&self) -> bool {
         !self.removed && self.core.desired().running
     }

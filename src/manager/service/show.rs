@@ -8,7 +8,7 @@ use crate::manager::rollout::LifeState;
 use crate::status::{InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus};
 
 impl Service {
-    /// How far it is, for its jobs.
+    /// Returns how far the service is, for its jobs.
     pub fn progress(&self) -> Progress {
         let running = self.core.desired().running;
         let total = u32::from(self.spec.instance_count);
@@ -27,7 +27,8 @@ impl Service {
         }
     }
 
-    /// What is going on, for people: `shop/2 starting: connect to 127.0.0.1:9002: connection refused`.
+    /// Returns what is going on, for people: `shop/2 starting: connect to 127.0.0.1:9002:
+    /// connection refused`.
     fn activity(&self) -> String {
         let doing = self.core.instances().iter().filter_map(|held| {
             let instance = self.instances.get(&held.id)?;
@@ -64,7 +65,7 @@ impl Service {
         doing.chain(waiting).collect::<Vec<_>>().join("; ")
     }
 
-    /// All that there is to show.
+    /// Returns all that there is to show of the service.
     pub fn status(&self, certificate_expires: Option<SystemTime>) -> ServiceStatus {
         let desired = self.core.desired();
         let requests: u64 = self
@@ -150,7 +151,7 @@ impl Service {
         }
     }
 
-    /// Instances that get requests, and how many there should be.
+    /// Returns how many instances get requests, and how many should.
     pub fn readiness(&self) -> (u32, u32) {
         let ready = self
             .core

@@ -1,8 +1,9 @@
 //! The certificates that are in use, as they were when they were last read.
 //!
-//! They are read when a configuration is planned, and kept until the next one that is good. So what lies on disk may be
-//! broken for a while, or of two files one may be newer than the other, without anybody noticing. Keys are kept here and
-//! in the workers, and nowhere else.
+//! Certificates are read when a configuration is planned, and kept until the next good
+//! configuration. So the files on disk may be broken for a while, or of two files one may be newer
+//! than the other, without anybody noticing. Keys are kept here and in the workers, and nowhere
+//! else.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,9 +12,9 @@ use std::sync::Arc;
 use crate::config::{Certificate, CertificateFault, ServiceConfig, TlsConfig};
 use crate::ipc::{CertificateId, Secret, WireCertificate};
 
-/// By the paths of the certificate and the key.
+/// The certificates that are in use, by the paths of the certificate and the key.
 #[derive(Debug, Clone, Default)]
-pub struct CertificateStore {
+pub struct ServiceCertificates {
     known: BTreeMap<(PathBuf, PathBuf), Arc<Certificate>>,
 }
 
@@ -21,12 +22,16 @@ fn place(tls: &TlsConfig) -> (PathBuf, PathBuf) {
     (tls.certificate.clone(), tls.key.clone())
 }
 
-impl CertificateStore {
-    /// What these services need, with what cannot be read of it.
+impl ServiceCertificates {
+    /// Reads the certificates of services. Returns with them the services whose certificates cannot
+    /// be read, and why.
     pub fn read<'a>(
         services: impl IntoIterator<Item = &'a ServiceConfig>,
-    ) -> (CertificateStore, Vec<(&'a ServiceConfig, CertificateFault)>) {
-        let mut certificates = CertificateStore::default();
+    ) -> (
+        ServiceCertificates,
+        Vec<(&'a ServiceConfig, CertificateFault)>,
+    ) {
+        let mut certificates = ServiceCertificates::default();
         let mut faults = Vec::new();
         for service in services {
             let Some(tls) = &service.tls else { continue };
@@ -43,7 +48,7 @@ impl CertificateStore {
         (certificates, faults)
     }
 
-    /// The one of a service.
+    /// Returns the certificate of a service.
     pub fn get(&self, service: &ServiceConfig) -> Option<&Arc<Certificate>> {
         self.known.get(&place(service.tls.as_ref()?))
     }
@@ -60,8 +65,8 @@ impl CertificateStore {
         })
     }
 
-    /// Takes another's in, those of the same places in the stead of what is known.
-    pub fn extend(&mut self, others: CertificateStore) {
+    /// Adds the certificates of `others`, which replace those with the same paths.
+    pub fn extend(&mut self, others: ServiceCertificates) {
         self.known.extend(others.known);
     }
 }

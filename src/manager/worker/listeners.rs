@@ -1,8 +1,9 @@
-//! The listening sockets that the manager holds. A worker gets copies of them, so that a port stays open whatever
-//! happens to a worker.
+//! The listening sockets that the manager holds. A worker gets copies of them, so that a port stays
+//! open whatever happens to a worker.
 //!
-//! A socket comes from a unit of systemd that opened it before smoothserve was started, from systemd's store, where an
-//! earlier manager has put it, or is bound here. All three are told apart only when they are closed.
+//! A socket comes from a unit of systemd that opened it before smoothserve was started, from
+//! systemd's store, where an earlier manager has put it, or is bound here. All three are told apart
+//! only when they are closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,23 +20,24 @@ use crate::generator;
 use crate::ipc::ListenerId;
 use crate::systemd::given;
 
-/// The kernel cuts this to `net.core.somaxconn`.
+/// The length of a listening socket's queue. The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// See [`prepare`].
+/// How long a worker waits at most for a connection in accept(2), see [`prepare`].
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Seconds for which a connection without a request is kept from the worker; the kernel knows no shorter time.
+/// Seconds for which a connection without a request is kept from the worker; the kernel knows no
+/// shorter time.
 static DEFERRED: libc::c_int = 1;
 
 /// An open listening socket.
 #[derive(Debug)]
 pub struct OpenListener {
-    /// Its name towards the workers, never used twice.
+    /// The number by which workers know the socket, never used twice.
     pub id: ListenerId,
-    /// What it is bound to.
+    /// The address that the socket is bound to.
     pub address: SocketAddr,
-    /// Who else holds it.
+    /// Who else holds the socket.
     pub keeper: SocketKeeper,
     socket: TcpListener,
 }
@@ -43,14 +45,14 @@ pub struct OpenListener {
 /// Who else holds a socket, and has to let go of it before the port is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketKeeper {
-    /// A `.socket` unit.
+    /// The `.socket` unit of this name.
     Unit(String),
     /// systemd's store, under this name, if there is one.
     Store(String),
 }
 
 impl OpenListener {
-    /// The socket, to be passed on.
+    /// Returns the socket, to be passed on.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -60,7 +62,7 @@ impl OpenListener {
 #[derive(Debug, Default)]
 pub struct Listeners {
     open: BTreeMap<Listen, OpenListener>,
-    /// What systemd has given and nobody has asked for yet.
+    /// The sockets that systemd has given and nobody has asked for yet.
     given: BTreeMap<SocketAddr, (SocketKeeper, TcpListener)>,
     last_id: u32,
 }
@@ -91,7 +93,7 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// What is configured where this is the address of a socket.
+/// Returns the configured address of a socket that is bound to `address`.
 fn listen_of(address: SocketAddr) -> Listen {
     let is_any = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     Listen {
@@ -100,11 +102,11 @@ fn listen_of(address: SocketAddr) -> Listen {
     }
 }
 
-/// The names in systemd's store begin with this.
+/// How the names begin under which systemd's store keeps listening sockets.
 const STORED: &str = "listener-";
 
 impl Listeners {
-    /// None open yet; these are there to be used.
+    /// Makes a set without open sockets, for which `sockets` are there to be used.
     pub fn new(sockets: Vec<given::GivenSocket>) -> Listeners {
         let mut listeners = Listeners::default();
         for (name, socket) in sockets {
@@ -122,7 +124,7 @@ impl Listeners {
         listeners
     }
 
-    /// What to keep.
+    /// Returns what the next manager has to know of the sockets.
     pub fn save(&self) -> SavedListeners {
         SavedListeners {
             open: self
@@ -134,7 +136,8 @@ impl Listeners {
         }
     }
 
-    /// Opens what was open, under the names that the worker knows.
+    /// Opens the saved sockets, under the numbers that the workers know. Returns those that cannot
+    /// be opened.
     pub fn restore(&mut self, saved: SavedListeners) -> Vec<BindError> {
         self.last_id = saved.last_id;
         let wanted = saved.open.iter().map(|(listen, _)| *listen).collect();
@@ -148,13 +151,14 @@ impl Listeners {
         errors
     }
 
-    /// Lets go of what systemd has given and nobody has asked for.
+    /// Closes the sockets that systemd has given and nobody has asked for. Returns who else has to.
     pub fn drop_unused(&mut self) -> Vec<SocketKeeper> {
         let unused = std::mem::take(&mut self.given);
         unused.into_values().map(|(keeper, _)| keeper).collect()
     }
 
-    /// Opens those of the wanted addresses that are not open yet. Changes nothing until [`Listeners::adopt`].
+    /// Binds sockets for the wanted addresses that are not open yet. Nothing else changes until
+    /// [`Listeners::adopt`].
     pub fn bind(&self, wanted: &BTreeSet<Listen>) -> (BoundSockets, Vec<BindError>) {
         let mut bound = Vec::new();
         let mut errors = Vec::new();
@@ -186,8 +190,8 @@ impl Listeners {
         addresses.find(|address| self.given.contains_key(address))
     }
 
-    /// Keeps the sockets of [`Listeners::bind`], and closes those that are not wanted any more. Returns who else has to
-    /// let go of those.
+    /// Keeps the sockets of [`Listeners::bind`], and closes those that are not wanted any more.
+    /// Returns who else has to let go of those.
     pub fn adopt(&mut self, bound: BoundSockets, wanted: &BTreeSet<Listen>) -> Vec<SocketKeeper> {
         let open: BTreeSet<Listen> = self.open.keys().copied().collect();
         let closed = open.difference(wanted);
@@ -225,17 +229,17 @@ impl Listeners {
         );
     }
 
-    /// The newest name that was given; 0 before the first.
+    /// Returns the number of the newest socket; 0 before the first.
     pub fn last_id(&self) -> ListenerId {
         ListenerId(self.last_id)
     }
 
-    /// The socket of an address.
+    /// Returns the socket of a configured address.
     pub fn get(&self, listen: &Listen) -> Option<&OpenListener> {
         self.open.get(listen)
     }
 
-    /// All sockets, in the order of their addresses.
+    /// Returns all sockets, in the order of their addresses.
     pub fn iter(&self) -> impl Iterator<Item = (&Listen, &OpenListener)> {
         self.open.iter()
     }
@@ -261,19 +265,20 @@ fn no_ipv6(error: &io::Error) -> bool {
     )
 }
 
-/// Makes a socket one from which a worker never waits for a connection. Whether it blocks is a property that all
-/// descriptors of it share, and systemd sets it each time it passes it on: with `NonBlocking=yes` as it should be,
-/// otherwise blocking, with the worker in the middle of its work. The timeout makes little of that.
+/// Prepares a socket so that a worker never blocks in accept(2) on it. Blocking is a property that
+/// all descriptors of the socket share, and systemd sets it each time it passes the socket on: with
+/// `NonBlocking=yes` as it should be, otherwise blocking, while a worker is using it. The timeout
+/// keeps that harmless.
 ///
-/// And the kernel keeps a new connection to itself until a request comes over it, for a moment: the worker then reads the
-/// request as it accepts the connection, instead of waiting for it.
+/// And the kernel keeps a new connection to itself until a request comes over it, for a moment: the
+/// worker then reads the request as it accepts the connection, instead of waiting for it.
 fn prepare(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.set_read_timeout(Some(ACCEPT_TIMEOUT))?;
     defer_accept(socket.as_fd())
 }
 
-/// See `TCP_DEFER_ACCEPT` in tcp(7).
+/// Has the kernel keep new connections until a request comes, see `TCP_DEFER_ACCEPT` in tcp(7).
 #[allow(unsafe_code)]
 fn defer_accept(socket: BorrowedFd<'_>) -> io::Result<()> {
     let size = size_of_val(&DEFERRED)
@@ -304,8 +309,9 @@ fn bind_address(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    // Connections of an earlier run that wait in TIME_WAIT must not keep the port from us. SO_REUSEPORT stays off:
-    // it would split the accept queue, and closing one of the queues resets what is in it.
+    // Connections of an earlier run that wait in TIME_WAIT must not keep the port from us.
+    // SO_REUSEPORT stays off: it would split the accept queue, and closing one of the queues resets
+    // what is in it.
     socket.set_reuse_address(true)?;
     // Accepted sockets inherit it, which saves a call for each.
     socket.set_tcp_nodelay(true)?;

@@ -1,8 +1,10 @@
-//! The manager's side of a proxy worker: starts its process, connects to its control socket, and carries messages.
+//! The manager's side of a proxy worker: starts its process, connects to its control socket, and
+//! carries messages.
 //!
-//! The worker listens on a socket of its own in the run directory, which the manager makes and hands over as standard
-//! input; so a manager that comes later can connect to a worker that is already there. Under systemd the worker has a
-//! scope of its own and lives on when the manager ends; otherwise it ends with the manager.
+//! The worker listens on a socket of its own in the run directory, which the manager makes and
+//! hands over as standard input; so a manager that comes later can connect to a worker that is
+//! already there. Under systemd the worker has a scope of its own and lives on when the manager
+//! ends; otherwise it ends with the manager.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
-use super::certificates::CertificateStore;
+use super::certificates::ServiceCertificates;
 use crate::config::ScopeLimits;
 use crate::ipc::{
     self, CertificateId, Channel, ChannelError, EndpointId, FromWorker, ToWorker, WireTable,
@@ -30,32 +32,33 @@ use crate::manager::host::pidfd::Pidfd;
 use crate::manager::host::worker_user::{WORKER_USERS, worker_user};
 use crate::systemd::units::{Scope, Units};
 
-/// A worker closes its connection by ending, at once after its last word.
+/// How long a worker may take to end after its connection has. A worker closes it by ending.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// One that lost its manager otherwise is asked to drain by a signal, and then has this long.
+/// How long a worker whose connection broke may drain after the signal that asks it to.
 const SIGNAL_DRAIN: Duration = Duration::from_secs(35);
 
 /// A running worker.
 #[derive(Debug)]
 pub struct WorkerProcess {
-    /// Grows with every worker.
+    /// The number of the worker, which grows with every worker.
     pub generation: u32,
-    /// Its process.
+    /// The number of the worker's process.
     pub pid: u32,
-    /// It was told to accept nothing more.
+    /// Whether the worker was told to accept nothing more.
     pub draining: bool,
-    /// It has used a table.
+    /// Whether the worker has used a table.
     pub serving: bool,
-    /// The endpoints that it says it has no connection to, and will have none.
+    /// The draining endpoints to which the worker says it has no connection and will have none.
     pub idle: BTreeSet<EndpointId>,
-    /// The certificates of the last table that it was sent.
+    /// The certificates in the last table that the worker was sent.
     certificates: BTreeSet<CertificateId>,
-    /// That table, if it is known to use it or to be about to: then the next is sent as what is different.
+    /// The last table that the worker was sent, unless it refused it: the next is sent as the
+    /// difference from it.
     table: Option<Rc<WireTable>>,
-    /// Pings in a row that it has not answered.
+    /// The number of pings in a row that the worker has not answered.
     pub unanswered: u32,
-    /// Draining, it has nothing left but tunnels.
+    /// Whether the worker drains and has nothing left but tunnels.
     pub only_tunnels: bool,
     pidfd: Rc<Pidfd>,
     outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
@@ -64,15 +67,15 @@ pub struct WorkerProcess {
 /// What is kept of a worker for the next manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedWorker {
-    /// As in [`WorkerProcess`].
+    /// The number of the worker, as in [`WorkerProcess`].
     pub generation: u32,
     pid: u32,
     draining: bool,
 }
 
 impl WorkerProcess {
-    /// Starts the worker process number `generation`; `report` hears of it from then on, [`WorkerEvent::Gone`] last.
-    /// Must run inside a `LocalSet`.
+    /// Starts the worker process number `generation`; `report` hears of it from then on,
+    /// [`WorkerEvent::Gone`] last. Must run inside a `LocalSet`.
     pub fn spawn(
         run_dir: &Path,
         generation: u32,
@@ -178,7 +181,7 @@ impl WorkerProcess {
         }
     }
 
-    /// What to keep.
+    /// Returns what the next manager has to know of the worker.
     pub fn save(&self) -> SavedWorker {
         SavedWorker {
             generation: self.generation,
@@ -187,13 +190,14 @@ impl WorkerProcess {
         }
     }
 
-    /// Queues a message. When the worker is gone it is dropped: the next worker gets the whole state anyway.
+    /// Queues a message. When the worker is gone it is dropped: the next worker gets the whole
+    /// state anyway.
     pub fn send(&self, message: ToWorker, descriptor: Option<OwnedFd>) {
         let _ = self.outgoing.send((message, descriptor));
     }
 
-    /// Sends a table, after the certificates in it that the worker has not got.
-    pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &CertificateStore) {
+    /// Sends a table, after those of its certificates that the worker does not have.
+    pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &ServiceCertificates) {
         let named: BTreeSet<CertificateId> = table.certificates().collect();
         for id in named.difference(&self.certificates) {
             if let Some(certificate) = certificates.message(*id) {
@@ -208,12 +212,13 @@ impl WorkerProcess {
         self.send(ToWorker::Table(message), None);
     }
 
-    /// It has not taken a table, so that it lacks what the later ones go on from.
+    /// Notes that the worker has refused a table: the next is sent whole.
     pub fn refuses_table(&mut self) {
         self.table = None;
     }
 
-    /// Lets it serve what it has accepted, and end.
+    /// Has the worker serve what it has accepted, and end. `limit` bounds requests, `tunnels`
+    /// tunnels.
     pub fn drain(&mut self, idle: Duration, limit: Duration, tunnels: Duration) {
         self.draining = true;
         let message = ToWorker::Drain {
@@ -224,12 +229,13 @@ impl WorkerProcess {
         self.send(message, None);
     }
 
-    /// Ends it at once.
+    /// Kills the worker.
     pub fn kill(&self) {
         self.pidfd.signal(Signal::KILL);
     }
 
-    /// Whether it runs the same program as this process. Another build may have been installed since it was started.
+    /// Returns true if the worker runs the same program as this process. Another build may have
+    /// been installed since.
     pub fn is_current(&self) -> bool {
         let file = |process: &str| {
             let file = std::fs::metadata(format!("/proc/{process}/exe")).ok()?;
@@ -239,12 +245,12 @@ impl WorkerProcess {
     }
 }
 
-/// The scope of a worker.
+/// Returns the name of a worker's scope.
 pub fn scope_name(generation: u32) -> String {
     format!("smoothserve-worker-{generation}.scope")
 }
 
-/// Whether this is the name of a worker's scope; a service may be called `worker`, too.
+/// Returns true if `name` is that of a worker's scope. A service may be called `worker`, too.
 pub fn is_scope_name(name: &str) -> bool {
     name.strip_prefix("smoothserve-worker-")
         .and_then(|rest| rest.strip_suffix(".scope"))
@@ -255,11 +261,11 @@ fn socket_path(run_dir: &Path, generation: u32) -> PathBuf {
     run_dir.join(format!("worker-{generation}.sock"))
 }
 
-/// The time from the first message to the end of the process.
+/// The life of a worker from the first message to the end of its process.
 struct Life<F> {
     path: PathBuf,
     pidfd: Rc<Pidfd>,
-    /// Nothing if an earlier manager was the parent.
+    /// The process as a child; `None` if an earlier manager was the parent.
     child: Option<Child>,
     report: F,
 }

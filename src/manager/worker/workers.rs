@@ -1,14 +1,14 @@
 //! The proxy workers: at most one that accepts, and older ones that drain.
 //!
-//! A new worker takes over only once it serves: until it has used its first table, the one before goes on. An endpoint
-//! is quiescent when *every* worker has said that it is idle.
+//! A new worker takes over only once it serves: until it has used its first table, the one before
+//! goes on. An endpoint is quiescent when *every* worker has said that it is idle.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::certificates::CertificateStore;
+use super::certificates::ServiceCertificates;
 use super::listeners::OpenListener;
 use super::process::{SavedWorker, WorkerProcess, scope_name};
 use crate::events;
@@ -27,24 +27,24 @@ const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// Unanswered pings after which a worker is stuck.
 const PATIENCE: u32 = 3;
 
-/// All of them.
+/// All proxy workers.
 #[derive(Debug)]
 pub struct Workers {
     run_dir: PathBuf,
     units: Option<Units>,
     reports: Reports,
-    /// Oldest first.
+    /// The workers, oldest first.
     workers: Vec<WorkerProcess>,
     last_generation: u32,
     started: Instant,
-    /// In a row, at their start.
+    /// How many workers in a row failed at their start.
     failures: u32,
     pings: u64,
     changed: bool,
 }
 
 impl Workers {
-    /// None yet.
+    /// No worker yet.
     pub fn new(run_dir: PathBuf, units: Option<Units>, reports: Reports) -> Workers {
         Workers {
             run_dir,
@@ -59,17 +59,17 @@ impl Workers {
         }
     }
 
-    /// The number of the newest, ever.
+    /// Returns the generation of the newest worker that ever was.
     pub fn last_generation(&self) -> u32 {
         self.last_generation
     }
 
-    /// No number up to this one is used again.
+    /// Gives new workers generations above this one only.
     pub fn number_on_from(&mut self, generation: u32) {
         self.last_generation = self.last_generation.max(generation);
     }
 
-    /// What to keep.
+    /// Returns what the next manager has to know of the workers, oldest first.
     pub fn save(&self) -> Vec<SavedWorker> {
         self.workers.iter().map(WorkerProcess::save).collect()
     }
@@ -96,30 +96,30 @@ impl Workers {
         }
     }
 
-    /// The one that accepts, or is about to.
+    /// Returns the worker that accepts, or is about to.
     pub fn current(&self) -> Option<&WorkerProcess> {
         self.workers.iter().rfind(|worker| !worker.draining)
     }
 
-    /// There is none at all.
+    /// Returns true if there is no worker at all.
     pub fn is_empty(&self) -> bool {
         self.workers.is_empty()
     }
 
-    /// One of them uses a table.
+    /// Returns true if a worker that does not drain uses a table.
     pub fn are_serving(&self) -> bool {
         self.workers
             .iter()
             .any(|worker| worker.serving && !worker.draining)
     }
 
-    /// Whether there are others than at the last question.
+    /// Returns true if workers came, went or began to drain since this was last asked.
     pub fn have_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// Sends a table to all of them: those that drain have to know which endpoints do.
-    pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &CertificateStore) {
+    /// Sends a table to all workers: those that drain have to know which endpoints do, too.
+    pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &ServiceCertificates) {
         let services = table.services.iter();
         let endpoints = services.flat_map(|service| &service.endpoints);
         let endpoints: BTreeSet<EndpointId> = endpoints.map(|endpoint| endpoint.id).collect();
@@ -129,7 +129,7 @@ impl Workers {
         }
     }
 
-    /// Sends a listening socket to the one that accepts.
+    /// Sends a listening socket to the workers that accept.
     pub fn send_listener(&self, listener: &OpenListener) {
         let workers = self.workers.iter().filter(|worker| !worker.draining);
         for worker in workers {
@@ -140,7 +140,7 @@ impl Workers {
         }
     }
 
-    /// Asks all of them whether they are stuck, and kills those that are.
+    /// Asks all workers whether they are stuck, and kills those that are.
     pub fn beat(&mut self) {
         self.pings += 1;
         for worker in &mut self.workers {
@@ -153,7 +153,7 @@ impl Workers {
         }
     }
 
-    /// Lets all of them serve what they have accepted, and end.
+    /// Has all workers serve what they have accepted, and end.
     pub fn drain_all(&mut self, limit: Duration, tunnels: Duration) {
         for worker in &mut self.workers {
             worker.drain(IDLE_GRACE, limit, tunnels);
@@ -161,17 +161,17 @@ impl Workers {
         self.changed = true;
     }
 
-    /// Ends all of them.
+    /// Kills all workers.
     pub fn kill(&self) {
         self.workers.iter().for_each(WorkerProcess::kill);
     }
 
-    /// Whether none has anything left but tunnels.
+    /// Returns true if no worker has anything left but tunnels.
     pub fn have_only_tunnels(&self) -> bool {
         self.workers.iter().all(|worker| worker.only_tunnels)
     }
 
-    /// Whether no worker can have a connection to an endpoint that drains.
+    /// Returns true if no worker can have a connection to this draining endpoint.
     pub fn is_idle(&self, endpoint: EndpointId) -> bool {
         self.workers
             .iter()
@@ -183,7 +183,7 @@ impl Workers {
         move |event| drop(reports.send(Event::Worker(generation, event)))
     }
 
-    /// The worker of a generation, to be changed.
+    /// Returns the worker of a generation, to be changed.
     pub fn get_mut(&mut self, generation: u32) -> Option<&mut WorkerProcess> {
         self.workers
             .iter_mut()
@@ -212,7 +212,11 @@ impl Workers {
     }
 
     /// Sends a table to the newest worker alone.
-    pub fn send_table_to_newest(&mut self, table: &Rc<WireTable>, certificates: &CertificateStore) {
+    pub fn send_table_to_newest(
+        &mut self,
+        table: &Rc<WireTable>,
+        certificates: &ServiceCertificates,
+    ) {
         if let Some(worker) = self.workers.last_mut() {
             worker.send_table(table, certificates);
         }
@@ -233,14 +237,14 @@ impl Workers {
         }
     }
 
-    /// The endpoints that at least one worker says it has no connection to.
+    /// Returns the endpoints to which at least one worker says it has no connection.
     pub fn idle_endpoints(&self) -> BTreeSet<EndpointId> {
         let idle = self.workers.iter().flat_map(|worker| &worker.idle);
         idle.copied().collect()
     }
 
-    /// Counts the failure of a worker. Returns how long to wait before the next is started; `None`: not at all, since the
-    /// last one that was started has lived for a while.
+    /// Counts the failure of a worker. Returns how long to wait before the next is started; `None`:
+    /// not at all, since the last one that was started has lived for a while.
     pub fn pause_after_failure(&mut self) -> Option<Duration> {
         if self.started.elapsed() >= SHORT_LIFE {
             self.failures = 0;

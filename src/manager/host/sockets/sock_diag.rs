@@ -1,6 +1,8 @@
-//! Listening sockets by sock_diag(7): only those that are asked for, however many connections the machine has.
+//! Listening sockets by sock_diag(7): only those that are asked for, however many connections the
+//! machine has.
 //!
-//! The messages are those of linux/netlink.h and linux/inet_diag.h, in the machine's byte order but for addresses and ports.
+//! The messages are those of linux/netlink.h and linux/inet_diag.h, in the machine's byte order but
+//! for addresses and ports.
 
 use std::io;
 use std::net::IpAddr;
