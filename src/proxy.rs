@@ -51,7 +51,7 @@ use tokio::sync::mpsc;
 
 use control::control::{Control, ControlError};
 use sandbox::{Confinement, SandboxError};
-use shared::certificates::CertificateStore;
+use shared::certificates::ListenerCertificates;
 use shared::threads::Threads;
 
 /// More threads than this never help.
@@ -154,7 +154,7 @@ impl Worker {
             })?);
         }
         drop(report);
-        let certificates = CertificateStore::new().map_err(WorkerError::Cryptography)?;
+        let certificates = ListenerCertificates::new().map_err(WorkerError::Cryptography)?;
         sandbox::seal(&self.confinement)?;
         let runtime = Builder::new_current_thread()
             .enable_all()

@@ -8,8 +8,8 @@
 //! run by `cargo test`, too. What was written is read again by [`reader`], which shares no code
 //! with the proxy.
 //!
-//! This floor knows the floors that it checks: `net`, `http` and `shared`. No other part of the
-//! proxy knows it.
+//! This floor knows the floors that it checks: `connection`, `shared` and `http`. No other part of
+//! the proxy knows it.
 
 #[cfg(test)]
 mod corpus;

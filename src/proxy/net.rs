@@ -6,7 +6,8 @@
 //! everybody above serves requests on: bytes of HTTP/1.1. They are received into a [`buffer`] and
 //! go out by [`send`].
 //!
-//! This floor knows `http` below it, and nothing of tables, services or threads.
+//! This floor knows `http` below it and the form in which the manager names addresses (`ipc`), and
+//! nothing of tables, services or threads.
 
 pub(crate) mod buffer;
 pub(crate) mod cork;

@@ -196,7 +196,8 @@ impl Workers {
         self.started = Instant::now();
         let generation = self.last_generation;
         let report = self.reporter(generation);
-        let worker = WorkerProcess::spawn(&self.run_dir, generation, log_level, self.units, report)?;
+        let worker =
+            WorkerProcess::spawn(&self.run_dir, generation, log_level, self.units, report)?;
         tracing::info!(pid = worker.pid, "worker started");
         self.changed = true;
         self.workers.push(worker);

@@ -25,7 +25,7 @@ use super::quiescence::Quiescence;
 use super::sockets::Sockets;
 use crate::ipc::{EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable};
 use crate::logging;
-use crate::proxy::shared::certificates::CertificateStore;
+use crate::proxy::shared::certificates::ListenerCertificates;
 use crate::proxy::shared::table::Table;
 use crate::proxy::shared::threads::{ThreadCommand, ThreadEvent, ThreadReport, Threads};
 
@@ -60,7 +60,7 @@ pub(crate) struct Control {
     /// Those before, as long as a thread may use them: none of the threads that serve is to be the one that clears them up.
     replaced: Vec<Arc<Table>>,
     sockets: Sockets,
-    certificates: CertificateStore,
+    certificates: ListenerCertificates,
     quiescence: Quiescence,
     probers: Probers,
     /// The probing endpoints that have answered.
@@ -98,7 +98,7 @@ impl Control {
     /// `reports` is where `threads` report to.
     pub(crate) fn new(
         threads: Arc<Threads>,
-        certificates: CertificateStore,
+        certificates: ListenerCertificates,
         reports: mpsc::UnboundedReceiver<ThreadReport>,
     ) -> Control {
         let (found, findings) = mpsc::unbounded_channel();

@@ -17,7 +17,7 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// All certificates that the manager has sent and that are in use, and what is common to all
 /// listeners with TLS.
-pub(crate) struct CertificateStore {
+pub(crate) struct ListenerCertificates {
     known: HashMap<CertificateId, Certificate>,
     /// Encrypts session tickets, for all listeners and threads and over all tables. It changes its
     /// keys by itself.
@@ -41,10 +41,10 @@ pub(crate) struct ListenerTls {
     pub(crate) config: Arc<ServerConfig>,
 }
 
-impl CertificateStore {
+impl ListenerCertificates {
     /// Makes an empty set, with a ticket key of its own.
-    pub(crate) fn new() -> Result<CertificateStore, rustls::Error> {
-        Ok(CertificateStore {
+    pub(crate) fn new() -> Result<ListenerCertificates, rustls::Error> {
+        Ok(ListenerCertificates {
             known: HashMap::new(),
             tickets: aws_lc_rs::Ticketer::new()?,
             provider: Arc::new(provider()),

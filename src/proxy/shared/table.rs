@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::certificates::{CertificateStore, ListenerTls};
+use super::certificates::{ListenerCertificates, ListenerTls};
 use super::router::{Clash, Router};
 use super::spec::EndpointSpec;
 use crate::ipc::{
@@ -118,7 +118,7 @@ impl Table {
         &self,
         table: WireTable,
         is_known: impl Fn(ListenerId) -> bool,
-        certificates: &CertificateStore,
+        certificates: &ListenerCertificates,
         threads: usize,
     ) -> Result<Table, TableFault> {
         if table.since != 0 && table.since != self.number {
@@ -460,8 +460,8 @@ mod tests {
         table(vec![listener(1)], services)
     }
 
-    fn certificates() -> CertificateStore {
-        CertificateStore::new().unwrap()
+    fn certificates() -> ListenerCertificates {
+        ListenerCertificates::new().unwrap()
     }
 
     fn succeed(before: &Table, table: WireTable) -> Result<Table, TableFault> {

@@ -228,7 +228,7 @@ mod tests {
         Address, Handling, Host, Probe, Protocol, Route, WireEndpoint, WireListener, WireService,
         WireTable,
     };
-    use crate::proxy::shared::certificates::CertificateStore;
+    use crate::proxy::shared::certificates::ListenerCertificates;
     use crate::proxy::shared::threads::ThreadReport;
 
     const ID: EndpointId = EndpointId(1);
@@ -309,7 +309,7 @@ mod tests {
         fn take_over(&mut self, table: WireTable) {
             let number = self.table.number + 1;
             let table = WireTable { number, ..table };
-            let certificates = CertificateStore::new().unwrap();
+            let certificates = ListenerCertificates::new().unwrap();
             let table = self.table.succeed(table, |_| true, &certificates, 1);
             self.table = Arc::new(table.unwrap());
             self.view.apply(self.table.clone(), || {});
