@@ -1,27 +1,35 @@
 //! The proxy worker: accepts, routes, balances and forwards.
 //!
 //! # Threads
-//! One data thread for each core ([`thread`]) serves connections, each with a runtime of its own and state that it
-//! shares with nobody. The main thread is the control thread ([`control`]): it speaks with the manager, probes the
-//! endpoints, and sends each table, checked and compiled once ([`shared::table`]), to every data thread.
+//! One data thread for each core ([`thread`]) serves connections, each with a runtime of its own
+//! and state that it shares with nobody. The main thread is the control thread ([`control`]): it
+//! speaks with the manager, probes the endpoints, and sends each table, checked and compiled once
+//! ([`shared::table`]), to every data thread.
 //!
 //! # Floors, and the way of a request through them
 //! A folder is a floor. It knows those below it and none above it.
 //!
-//! * [`thread`]: a data thread accepts a connection; the thread with the fewest serves it, or parks it while it is idle.
-//! * [`connection`]: if a proxy in front says whose connection it is, that comes first, then TLS, and then it shows whether
-//!   the client speaks HTTP/1 or HTTP/2. Request after request is read.
-//! * [`exchange`]: the head of a request is checked and routed, and becomes a request to forward. An instance is found
-//!   for it, and on the connection to that instance the upload of the request and the download of the response take
-//!   place at the same time. Whatever goes wrong becomes a response here, in one place.
-//! * [`view`]: the thread's own view of the table: which listener leads to which service, and which endpoint of the
-//!   service is claimed. The claim lends an idle connection to the instance, or opens one.
-//! * [`control`] stands beside these. It makes the tables that the views follow, and serves no request.
+//! * [`thread`]: a data thread accepts a connection; the thread with the fewest serves it, or parks
+//!   it while it is idle.
+//! * [`connection`]: if a proxy in front says whose connection it is, that comes first, then TLS,
+//!   and then it shows whether the client speaks HTTP/1 or HTTP/2. Request after request is read.
+//! * [`exchange`]: the head of a request is checked and routed, and becomes a request to forward.
+//!   An instance is found for it, and on the connection to that instance the upload of the request
+//!   and the download of the response take place at the same time. Whatever goes wrong becomes a
+//!   response here, in one place.
+//! * [`view`]: the thread's own view of the table: which listener leads to which service, and which
+//!   endpoint of the service is claimed. The claim lends an idle connection to the instance, or
+//!   opens one.
+//! * [`control`] stands beside these. It makes the tables that the views follow, and serves no
+//!   request.
 //! * [`net`]: connections as bytes, with or without TLS or HTTP/2 on them.
-//! * [`shared`]: what all threads share: the table, its routers and certificates, and how the threads speak to one another.
-//! * [`policy`]: what the file of a service says is done with a request before an instance gets it, and with a response
-//!   before the client gets it. It is compiled with the table, kept in the view and asked by the exchange.
-//! * [`http`]: what HTTP looks like on the wire: heads are parsed, checked and written anew, and bodies framed anew.
+//! * [`shared`]: what all threads share: the table, its routers and certificates, and how the
+//!   threads speak to one another.
+//! * [`policy`]: what the file of a service says is done with a request before an instance gets it,
+//!   and with a response before the client gets it. It is compiled with the table, kept in the view
+//!   and asked by the exchange.
+//! * [`http`]: what HTTP looks like on the wire: heads are parsed, checked and written anew, and
+//!   bodies framed anew.
 
 #[cfg(any(test, feature = "internals"))]
 #[doc(hidden)]
@@ -60,21 +68,23 @@ const MOST_THREADS: usize = 256;
 /// Descriptors for everything but connections.
 const SPARE_DESCRIPTORS: u64 = 64;
 
-/// A client connection, its connection to an instance, and one that lies idle.
+/// Descriptors that a connection may need: its own, that of the connection to an instance, and that
+/// of one that lies idle.
 const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 
 /// How a worker runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkerOptions {
-    /// Data threads; by default as many as there are cores for this process.
+    /// How many data threads there are; by default as many as this process has cores.
     pub threads: Option<NonZeroUsize>,
-    /// Become this user.
+    /// The user that the worker becomes.
     pub user: Option<String>,
-    /// Be killed when the process that made the control socket, and is the parent, ends.
+    /// The kernel kills the worker when the process that made the control socket, and is its
+    /// parent, ends.
     pub die_with_parent: bool,
 }
 
-/// Why a worker ended otherwise than by draining.
+/// Why a worker did not start, or ended otherwise than by draining.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// Standard input is not what a manager gives a worker.
@@ -88,13 +98,13 @@ pub enum WorkerError {
     /// A data thread ended; its connections are lost.
     #[error("data thread {0} has ended unexpectedly")]
     ThreadEnded(usize),
-    /// It could do more than it should.
+    /// The worker could do more than it should.
     #[error("cannot confine the proxy worker: {0}")]
     Sandbox(#[from] SandboxError),
-    /// There is no randomness, or the like.
+    /// TLS cannot be prepared: there is no randomness, or the like.
     #[error("cannot prepare for TLS: {0}")]
     Cryptography(#[source] rustls::Error),
-    /// The system refused something.
+    /// The system refused something that the worker needs.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -118,7 +128,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Takes the control socket, which is standard input. To be called before any thread is started.
+    /// Takes the control socket, which is standard input. To be called before any thread is
+    /// started.
     pub fn prepare(options: &WorkerOptions) -> Result<Worker, WorkerError> {
         let control_socket = control_socket()?;
         let threads = thread_count(options)?;
@@ -136,7 +147,7 @@ impl Worker {
         })
     }
 
-    /// Runs until it has drained.
+    /// Runs the worker until it has drained.
     pub fn run(self) -> Result<(), WorkerError> {
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..self.threads).map(|_| mpsc::unbounded_channel()).unzip();

@@ -1,12 +1,15 @@
-//! What a worker gives up. It reads what strangers send, and all that it needs are the sockets that it is given.
+//! What a worker gives up. It reads what strangers send, and all that it needs are the sockets that
+//! it is given.
 //!
 //! # Theory of operation
-//! There are two steps. [`enter`] comes first, while the process has one thread: user, capabilities and Landlock belong
-//! to a thread, and those that it starts inherit them. [`seal`] comes when all threads run: seccomp can filter all of them
-//! at once, and a filter that comes late need not allow what only a beginning needs, like starting a thread.
+//! There are two steps. [`enter`] comes first, while the process has one thread: user, capabilities
+//! and Landlock belong to a thread, and those that it starts inherit them. [`seal`] comes when all
+//! threads run: seccomp can filter all of them at once, and a filter that comes late need not allow
+//! what only a beginning needs, like starting a thread.
 //!
-//! A system call that is not allowed fails with `EPERM` instead of ending the worker. Another C library may try a newer
-//! call before the one that is expected here, and that must not cost a request.
+//! A system call that is not allowed fails with `EPERM` instead of ending the worker. Another C
+//! library may try a newer call before the one that is expected here, and that must not cost a
+//! request.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,16 +37,16 @@ const MOST_CAPABILITIES: u32 = 64;
 /// Why a worker does not start: rather none than one that can do more than it should.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// Nobody has made it.
+    /// The user does not exist.
     #[error("there is no user {0}")]
     NoUser(String),
-    /// A call that must not fail did.
+    /// A system call that must not fail did.
     #[error("{0}: {1}")]
     Refused(&'static str, #[source] io::Error),
     /// The user cannot be left behind.
     #[error("{0:#}")]
     User(anyhow::Error),
-    /// The kernel has it, and does not take it.
+    /// The kernel knows Landlock, and does not take these rules.
     #[error("Landlock: {0}")]
     Landlock(#[from] RulesetError),
     /// The filter is wrong, or the kernel does not take it.
@@ -54,13 +57,14 @@ pub enum SandboxError {
 /// How a worker is confined.
 #[derive(Debug)]
 pub struct Confinement {
-    /// Whom it runs as now, if it was told to.
+    /// The user that the worker runs as now, if it was told to become one.
     user: Option<String>,
     landlock: RulesetStatus,
 }
 
-/// Gives up everything that a process of one thread can: the user, if it is to be another one, all capabilities, files,
-/// listening on other ports, signals to others. To be called before any thread is started.
+/// Gives up everything that a process of one thread can: the user, if it is to be another one, all
+/// capabilities, files, listening on other ports, signals to others. To be called before any thread
+/// is started.
 pub fn enter(user: Option<&str>) -> Result<Confinement, SandboxError> {
     user.map(become_user).transpose()?;
     let none = CapabilitySets {
@@ -87,7 +91,8 @@ pub fn enter(user: Option<&str>) -> Result<Confinement, SandboxError> {
 fn become_user(name: &str) -> Result<(), SandboxError> {
     let user = User::from_name(name).ok().flatten();
     let user = user.ok_or_else(|| SandboxError::NoUser(name.to_owned()))?;
-    // Nothing that it executes could get them back. Where that is refused there was nothing to give up.
+    // Nothing that it executes could get them back. Where that is refused there was nothing to give
+    // up.
     for capability in
         (0..MOST_CAPABILITIES).map(|number| CapabilitySet::from_bits_retain(1 << number))
     {
@@ -101,7 +106,8 @@ fn become_user(name: &str) -> Result<(), SandboxError> {
     launch::take_credentials(&credentials).map_err(SandboxError::User)
 }
 
-/// Lays a filter on all threads that lets through what serving needs. To be called when no more are to be started.
+/// Lays a filter on all threads that lets through what serving needs. To be called when no more are
+/// to be started.
 pub fn seal(confinement: &Confinement) -> Result<(), SandboxError> {
     limit(Resource::Nproc, 0)?;
     seccompiler::apply_filter_all_threads(&filter()?)?;
@@ -190,7 +196,7 @@ const ALSO_ALLOWED: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
 const ALSO_ALLOWED: &[libc::c_long] = &[];
 
-/// Those of which one argument, by its number, has to be one of these.
+/// System calls of which one argument, by its number, has to be one of these.
 fn allowed_with() -> Vec<(libc::c_long, u8, SeccompCmpOp, Vec<u64>)> {
     use SeccompCmpOp::{Eq, MaskedEq};
     let number = |value: i32| u64::from(value.cast_unsigned());

@@ -1,8 +1,9 @@
 //! A new connection: whose it is, how it is secured, and which protocol is spoken on it.
 //!
 //! # Theory of operation
-//! What comes first on a connection depends on its listener: a header of the PROXY protocol, then a TLS handshake. Then the
-//! client's first bytes, or what TLS has agreed on, say whether it speaks HTTP/2 or HTTP/1.
+//! What comes first on a connection depends on its listener: a header of the PROXY protocol, then a
+//! TLS handshake. Then the client's first bytes, or what TLS has agreed on, say whether it speaks
+//! HTTP/2 or HTTP/1.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,11 +19,13 @@ use crate::proxy::net::stream::Stream;
 use crate::proxy::net::tls;
 use crate::proxy::net::transport::Transport;
 
-/// How long a trusted proxy may take to say whose connection it is. It does so at once, unless a segment is lost.
+/// How long a trusted proxy may take to say whose connection it is. It does so at once, unless a
+/// segment is lost.
 const PROXY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Serves a new connection, to its end or until it is to be parked; then it is returned. The client is on the heap because
-/// a task has memory for what it is given and for what it works with, and this would be both.
+/// Serves a new connection, to its end or until it is to be parked; then it is returned. The client
+/// is on the heap because a task has memory for what it is given and for what it works with, and
+/// this would be both.
 pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
     if client.peer.listener.has_proxy_protocol() && !Box::pin(read_proxy_header(&mut client)).await
     {

@@ -1,20 +1,23 @@
-//! HTTP/2 facing the client.
+//! HTTP/2 facing the client: the connection, and its streams as requests.
 //!
 //! # Theory of operation
-//! The protocol itself is the h2 crate's, which hyper uses, too. Each stream becomes a [`Client`] of its own whose connection is
-//! the stream, translated to HTTP/1.1 (see [`H2Stream`]): from there on a request is like any other, so routing, retries,
-//! limits, tunnels and rollouts know nothing of HTTP/2, and whatever a client puts into its fields meets the same strict parser.
+//! The protocol itself is the h2 crate's, which hyper uses, too. Each stream becomes a [`Client`]
+//! of its own whose connection is the stream, translated to HTTP/1.1 (see [`H2Stream`]): from there
+//! on a request is like any other, so routing, retries, limits, tunnels and rollouts know nothing
+//! of HTTP/2, and whatever a client puts into its fields meets the same strict parser.
 //!
-//! The task of the connection polls the h2 crate, which writes into a [`Cork`]; what all streams have written meanwhile
-//! goes out in one system call at the end of each poll.
+//! The task of the connection polls the h2 crate, which writes into a [`Cork`]; what all streams
+//! have written meanwhile goes out in one system call at the end of each poll.
 //!
-//! How a connection ends: a draining worker, a listener that was removed and an idle connection say so with a GOAWAY that names no
-//! stream, and a second one, when the client is known to have got the first, that names the last (RFC 9113, section 6.8).
-//! So a request on its way is served, not lost.
+//! How a connection ends: a draining worker, a listener that was removed and an idle connection say
+//! so with a GOAWAY that names no stream, and a second one, when the client is known to have got
+//! the first, that names the last (RFC 9113, section 6.8). So a request on its way is served, not
+//! lost.
 //!
-//! What a client can do to us, and what bounds it: streams at a time ([`MOST_STREAMS`]); the size of a head, over all its
-//! CONTINUATION frames ([`LONGEST_REQUEST_HEAD`]); unread bodies (the windows); unsent responses ([`MOST_UNSENT`] a stream);
-//! requests that are made to be reset ([`MOST_WASTED`]); control frames, which the h2 crate answers one at a time.
+//! What a client can do to us, and what bounds it: streams at a time ([`MOST_STREAMS`]); the size
+//! of a head, over all its CONTINUATION frames ([`LONGEST_REQUEST_HEAD`]); unread bodies (the
+//! windows); unsent responses ([`MOST_UNSENT`] a stream); requests that are made to be reset
+//! ([`MOST_WASTED`]); control frames, which the h2 crate answers one at a time.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -39,13 +42,13 @@ use crate::proxy::net::linger::LINGER_LIMIT;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
 
-/// What every client that speaks HTTP/2 begins with.
+/// The bytes that every client that speaks HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long the client may take for its preface.
 const PREFACE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Requests of one connection at a time.
+/// Requests that one connection may have at a time.
 const MOST_STREAMS: u32 = 128;
 
 /// Unread bytes of all bodies of a connection.
@@ -57,7 +60,8 @@ const MOST_UNSENT: usize = 64 << 10;
 /// Requests that a client may give up beyond those that it has let be answered.
 const MOST_WASTED: u32 = 100;
 
-/// Returns true if the connection is one with HTTP/2: by the handshake of TLS, or by its first bytes.
+/// Returns true if the connection is one with HTTP/2: by the handshake of TLS, or by its first
+/// bytes.
 pub(crate) fn is_begun(client: &Client) -> bool {
     let agreed = match &client.stream {
         Stream::Transport(transport) => transport.agreed_on_http2(),
@@ -72,7 +76,7 @@ fn is_preface(received: &[u8]) -> bool {
     length > 2 && received[..length] == PREFACE[..length]
 }
 
-/// Serves a connection of HTTP/2 to its end.
+/// Serves a connection with HTTP/2 to its end.
 pub(crate) async fn serve(client: Client) {
     let Client {
         stream,
@@ -83,7 +87,8 @@ pub(crate) async fn serve(client: Client) {
     let Stream::Transport(transport) = stream else {
         return;
     };
-    // A client that is gone without a word is found by the kernel, for streams may be silent for as long as they like.
+    // A client that is gone without a word is found by the kernel, for streams may be silent for as
+    // long as they like.
     if transport.socket().watch_peer().is_err() {
         return;
     }
@@ -148,7 +153,7 @@ struct Serving {
 }
 
 impl Serving {
-    /// Resolves when the connection has ended, `Ok` if it did so in good order.
+    /// Resolves when the connection has ended: `Ok` if all that was to be sent is sent.
     fn poll(
         &mut self,
         drained: Pin<&mut impl Future<Output = ()>>,
@@ -163,7 +168,7 @@ impl Serving {
                 Poll::Ready(Some(Ok((request, respond)))) => self.serve(request, respond),
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(client_addr = %self.peer.address, %error, "HTTP/2 connection ended");
-                    // It may have a GOAWAY to say why.
+                    // The h2 crate may have a GOAWAY to send that says why.
                     ready!(self.corked.poll_push(cx))?;
                     return Poll::Ready(Ok(()));
                 }
@@ -178,7 +183,8 @@ impl Serving {
         if !self.connection.has_streams() {
             self.corked.release();
         } else if self.corked.has_moved() || !blocked {
-            // Streams may be silent for as long as they like, but what they have to say must be taken.
+            // Streams may be silent for as long as they like, but what they have to say must be
+            // taken.
             self.timer.set(CLIENT_IDLE_LIMIT);
         }
         if self.timer.poll_expired(cx).is_ready() {
@@ -197,7 +203,8 @@ impl Serving {
         self.connection.graceful_shutdown();
     }
 
-    /// A client that makes requests in order to give them up costs more than it pays (CVE-2023-44487).
+    /// Ends the connection of a client that makes requests in order to give them up
+    /// (CVE-2023-44487).
     fn check_waste(&mut self) {
         let Record { answered, wasted } = &*self.record;
         if wasted.get() > answered.get().saturating_add(MOST_WASTED) {
@@ -211,7 +218,8 @@ impl Serving {
         let mut client = Client::new(stream.into(), self.peer.clone());
         let record = self.record.clone();
         tokio::task::spawn_local(async move {
-            // On the heap by itself, because a task is moved several times until it is there.
+            // The future has memory of its own, because a task is moved several times until it
+            // runs.
             Box::pin(serve_request(&mut client)).await;
             let count = match client.stream.is_answered() {
                 true => &record.answered,

@@ -1,17 +1,20 @@
 //! The loop of HTTP/1: the requests of one connection, one after the other.
 //!
 //! # Theory of operation
-//! A connection is idle until bytes come; then its requests are served one after the other, and the answers are sent in
-//! that order. The part that serves a request lives in memory of its own, so that an idle connection takes little, and
-//! a connection that stays idle gives its task back, which takes still less.
+//! A connection is idle until bytes come; then its requests are served one after the other, and the
+//! answers are sent in that order. The part that serves a request lives in memory of its own, so
+//! that an idle connection takes little, and a connection that stays idle gives its task back,
+//! which takes still less.
 //!
 //! How a connection ends:
-//! * While idle: when the client closes, after [`CLIENT_IDLE_LIMIT`], or when the worker drains and idle connections have
-//!   had their time. Until then a draining worker, or a listener that was removed, waits for one more request, whose
-//!   response tells the client that it is the last; a close at any moment could meet a request on its way.
-//! * After a response that says so, when the client may have sent more than was read: our side is closed first and the
-//!   rest is read for a while ([`linger`]).
-//! * In the middle of a response that cannot be completed: at once, so that the client cannot take it for whole.
+//! * While idle: when the client closes, after [`CLIENT_IDLE_LIMIT`], or when the worker drains and
+//!   idle connections have had their time. Until then a draining worker, or a listener that was
+//!   removed, waits for one more request, whose response tells the client that it is the last; a
+//!   close at any moment could meet a request on its way.
+//! * After a response that says so, when the client may have sent more than was read: our side is
+//!   closed first and the rest is read for a while ([`linger`]).
+//! * In the middle of a response that cannot be completed: at once, so that the client cannot take
+//!   it for whole.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -29,7 +32,8 @@ use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::turn;
 
-/// How long an idle connection keeps its task: most requests of a browser follow one another closely.
+/// How long an idle connection keeps its task: most requests of a browser follow one another
+/// closely.
 pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
 
 /// How long the head of a request may take from its first byte on.
@@ -46,7 +50,8 @@ pub(super) enum Waited {
     Over,
 }
 
-/// Serves the requests of a connection with HTTP/1, to its end or until it is to be parked; then it is returned.
+/// Serves the requests of a connection with HTTP/1, to its end or until it is to be parked; then it
+/// is returned.
 pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
     let limit = match client.stream.as_socket() {
         Some(_) => PARK_AFTER,
@@ -77,7 +82,8 @@ pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client
     }
 }
 
-/// Serves one request. On a stream of HTTP/2 that is all; how the stream ends then is its own matter.
+/// Serves one request. On a stream of HTTP/2 that is all; how the stream ends then is its own
+/// matter.
 pub(super) async fn serve_request(client: &mut Client) -> Next {
     let mut request = match read_request(client).await {
         Ok(Some(request)) => request,

@@ -1,13 +1,16 @@
-//! The control thread: speaks with the manager, hands tables to the data threads, and proves quiescence.
+//! The control thread: speaks with the manager, hands tables to the data threads, and proves
+//! quiescence.
 //!
 //! # Theory of operation
-//! One loop owns all of this state and takes one event at a time: a manager connects, the manager says something, a
-//! data thread reports, a probe has found something out, a signal arrives, time passes. The data threads serve the last
-//! table whether or not a manager is there; a new manager is first told how things stand. Once draining, the worker
-//! opens no listener any more, but still follows tables and still reports idleness: its last connections need both.
+//! One loop owns all of this state and takes one event at a time: a manager connects, the manager
+//! says something, a data thread reports, a probe has found something out, a signal arrives, time
+//! passes. The data threads serve the last table whether or not a manager is there; a new manager
+//! is first told how things stand. Once draining, the worker opens no listener any more, but still
+//! follows tables and still reports idleness: its last connections need both.
 //!
-//! The order in which a table is taken over matters. The probes of endpoints that it drains end first; then
-//! [`Quiescence`] expects the threads' word about them; only then do the threads see the table.
+//! The order in which a table is taken over matters. The probes of endpoints that it drains end
+//! first; then [`Quiescence`] expects the threads' word about them; only then do the threads see
+//! the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,37 +18,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::drain_signals::DrainSignals;
 use super::manager_link::{LinkFault, ManagerLink};
 use super::probe::{Finding, Probers};
 use super::quiescence::Quiescence;
 use super::sockets::Sockets;
+use super::worker_drain::{DrainTimes, WorkerDrain};
 use crate::ipc::{EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable};
 use crate::logging;
 use crate::proxy::shared::certificates::ListenerCertificates;
 use crate::proxy::shared::table::Table;
 use crate::proxy::shared::threads::{ThreadCommand, ThreadEvent, ThreadReport, Threads};
 
-/// The least time between two reports of the counters...
+/// The least time between two reports of the counters.
 const COUNTS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// ...and what each endpoint adds to it, so that a very long report does not fill the channel.
+/// What each endpoint adds to the time between two reports, so that a very long report does not
+/// fill the channel.
 const COUNTS_INTERVAL_PER_ENDPOINT: Duration = Duration::from_micros(200);
-
-/// How a worker drains that is told to by a signal, which knows no times.
-const SIGNAL_DRAIN: DrainTimes = DrainTimes {
-    idle: Duration::from_secs(1),
-    limit: Duration::from_secs(30),
-    tunnels: Duration::from_secs(30),
-};
 
 /// The wait after the control socket failed to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What ends the worker by an error.
+/// Why the control thread, and with it the worker, ends by an error.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
     #[error("data thread {0} has ended")]
@@ -54,10 +52,12 @@ pub(crate) enum ControlError {
     Io(#[from] io::Error),
 }
 
+/// The state of the control thread.
 pub(crate) struct Control {
     threads: Arc<Threads>,
     table: Arc<Table>,
-    /// Those before, as long as a thread may use them: none of the threads that serve is to be the one that clears them up.
+    /// Earlier tables, as long as a thread may use them: no thread that serves is to be the one
+    /// that clears them up.
     replaced: Vec<Arc<Table>>,
     sockets: Sockets,
     certificates: ListenerCertificates,
@@ -68,34 +68,18 @@ pub(crate) struct Control {
     /// The active endpoints that the health check has taken out, and why.
     faults: BTreeMap<EndpointId, String>,
     manager: Option<ManagerLink>,
-    /// What the manager was told last.
+    /// The connections and counters that the manager was told last.
     counted: Option<(u32, Vec<EndpointCounts>)>,
     next_counts: Instant,
-    drain: Option<Drain>,
+    drain: Option<WorkerDrain>,
     /// The manager's last ping, and the threads that have not answered it.
     ping: (u64, BTreeSet<usize>),
     findings: mpsc::UnboundedReceiver<(EndpointId, Finding)>,
     reports: mpsc::UnboundedReceiver<ThreadReport>,
 }
 
-/// The times of [`ToWorker::Drain`].
-struct DrainTimes {
-    idle: Duration,
-    limit: Duration,
-    tunnels: Duration,
-}
-
-struct Drain {
-    until: Instant,
-    tunnels_until: Instant,
-    /// The manager knows that nothing else is left.
-    only_tunnels: bool,
-    /// The threads that still have listeners.
-    accepting: BTreeSet<usize>,
-}
-
 impl Control {
-    /// `reports` is where `threads` report to.
+    /// A control thread without a manager and without a table; `threads` report to `reports`.
     pub(crate) fn new(
         threads: Arc<Threads>,
         certificates: ListenerCertificates,
@@ -122,9 +106,9 @@ impl Control {
         }
     }
 
-    /// Runs until the worker has drained. Must run on a `LocalRuntime`.
+    /// Runs the control thread until the worker has drained. Must run on a `LocalRuntime`.
     pub(crate) async fn run(mut self, socket: UnixListener) -> Result<(), ControlError> {
-        let mut signals = Signals::new()?;
+        let mut signals = DrainSignals::new()?;
         while !self.is_drained() {
             let next_counts = self.next_counts;
             self.tell_only_tunnels();
@@ -135,7 +119,7 @@ impl Control {
                 Some(report) = self.reports.recv() => self.note(report)?,
                 Some((endpoint, finding)) = self.findings.recv() => self.find(endpoint, finding),
                 () = sleep_until(next_counts), if self.manager.is_some() => self.count(),
-                () = signals.drain() => self.drain(&SIGNAL_DRAIN, "signal"),
+                () = signals.drain() => self.drain(&DrainTimes::OF_SIGNAL, "signal"),
                 () = wait_until(until) => {
                     tracing::warn!(connections = self.threads.connections(), "drain time is over, cutting off what is left");
                     break;
@@ -146,10 +130,11 @@ impl Control {
         Ok(())
     }
 
-    /// A manager has connected: it takes the place of the one before, and is told how things stand.
+    /// Lets a manager that has connected take the place of the one before, and tells it how things
+    /// stand.
     fn greet(&mut self, socket: std::os::unix::net::UnixStream) {
         if let Some(drain) = &mut self.drain {
-            drain.only_tunnels = false;
+            drain.set_told(false);
         }
         match ManagerLink::greet(socket) {
             Ok(manager) => self.manager = Some(manager),
@@ -163,7 +148,7 @@ impl Control {
         self.counted = None;
         self.next_counts = Instant::now();
         let acknowledged = self.quiescence.acknowledged();
-        // What is said of idleness is read by them.
+        // The manager reads what is said of idleness by the counts.
         let mut messages = vec![self.counts()];
         if acknowledged > 0 {
             messages.push(FromWorker::Acknowledged(acknowledged));
@@ -195,7 +180,7 @@ impl Control {
         self.manager = None;
     }
 
-    /// The manager has said something, or is gone.
+    /// Takes in what the manager has said, or that it is gone.
     async fn hear(&mut self, message: Result<ToWorker, LinkFault>) {
         match message {
             Ok(ToWorker::Listener(id)) => {
@@ -240,7 +225,7 @@ impl Control {
         }
         let draining = self.drain.is_some();
         let sockets = &self.sockets;
-        // A draining worker gets no sockets and needs none.
+        // A worker that drains gets no sockets and needs none.
         let is_known = |id| draining || sockets.contains(id);
         let named: BTreeSet<_> = table.certificates().collect();
         let number = table.number;
@@ -287,7 +272,7 @@ impl Control {
         let _ = self.threads.send(thread, command);
     }
 
-    /// A data thread has reported.
+    /// Takes in what a data thread has reported.
     fn note(&mut self, report: ThreadReport) -> Result<(), ControlError> {
         let thread = report.thread;
         match report.event {
@@ -313,17 +298,17 @@ impl Control {
             }
             ThreadEvent::Closed => {
                 if let Some(drain) = &mut self.drain {
-                    drain.accepting.remove(&thread);
+                    drain.note_closed(thread);
                 }
             }
-            // Whether it was the last one is asked after every event.
+            // Whether that was the last thread is asked after every event.
             ThreadEvent::Empty => {}
             ThreadEvent::Ended => return Err(ControlError::ThreadEnded(thread)),
         }
         Ok(())
     }
 
-    /// A probe has found something out, unless the table has moved on in the meantime.
+    /// Takes in what a probe has found out, unless the table has moved on in the meantime.
     fn find(&mut self, endpoint: EndpointId, finding: Finding) {
         if self.table.state(endpoint) != Some(finding.concerns()) {
             return;
@@ -352,7 +337,7 @@ impl Control {
         self.say(message);
     }
 
-    /// Time to report the counters, if they have changed and the manager has read what was said before.
+    /// Reports the counters, if they have changed and the manager has read what was said before.
     fn count(&mut self) {
         let connections = self.threads.connections();
         let counts: Vec<_> = self
@@ -370,7 +355,7 @@ impl Control {
         }
     }
 
-    /// How things stand at this moment.
+    /// The counters at this moment, as a message.
     fn counts(&self) -> FromWorker {
         let endpoints = self.table.endpoints();
         FromWorker::Counts {
@@ -389,28 +374,21 @@ impl Control {
         endpoints.map(|(spec, _)| spec.counts().tunnels).sum()
     }
 
-    /// When whatever is left is cut off.
+    /// When whatever is left is cut off, if the worker drains.
     fn drain_end(&self) -> Option<Instant> {
         let drain = self.drain.as_ref()?;
-        Some(match self.tunnels() {
-            0 => drain.until,
-            _ => drain.until.max(drain.tunnels_until),
-        })
+        Some(drain.end(self.tunnels()))
     }
 
-    /// Says once that only tunnels are left, or that no more is waited for than them.
+    /// Tells the manager, once, that nothing but tunnels is waited for.
     fn tell_only_tunnels(&mut self) {
-        let Some(drain) = self.drain.as_ref().filter(|drain| !drain.only_tunnels) else {
-            return;
-        };
-        let is_over = drain.until <= Instant::now();
-        let accepts = !drain.accepting.is_empty();
-        let tunnels = self.tunnels();
-        let alone = !accepts && self.threads.connections() <= tunnels;
-        if tunnels > 0 && (alone || is_over) && self.manager.is_some() {
+        let (connections, tunnels) = (self.threads.connections(), self.tunnels());
+        let drain = self.drain.as_ref();
+        let has_news = drain.is_some_and(|drain| drain.has_news(connections, tunnels));
+        if has_news && self.manager.is_some() {
             self.say(FromWorker::OnlyTunnels);
             if let Some(drain) = &mut self.drain {
-                drain.only_tunnels = true;
+                drain.set_told(true);
             }
         }
     }
@@ -424,23 +402,15 @@ impl Control {
         }
     }
 
-    /// Begins to drain. Told so again, it only takes the new limit.
+    /// Begins to drain. A worker that drains already only takes the new limits.
     fn drain(&mut self, times: &DrainTimes, by: &'static str) {
-        let idle = times.idle;
-        let until = Instant::now() + times.limit;
-        let tunnels_until = Instant::now() + times.tunnels;
         if let Some(drain) = &mut self.drain {
-            drain.until = until;
-            drain.tunnels_until = tunnels_until;
+            drain.extend(times);
             return;
         }
         tracing::info!(by, connections = self.threads.connections(), "draining");
-        self.drain = Some(Drain {
-            until,
-            tunnels_until,
-            only_tunnels: false,
-            accepting: (0..self.threads.count()).collect(),
-        });
+        self.drain = Some(WorkerDrain::begin(times, self.threads.count()));
+        let idle = times.idle;
         self.sockets = Sockets::default();
         for thread in 0..self.threads.count() {
             self.command(thread, ThreadCommand::Drain { idle });
@@ -449,7 +419,7 @@ impl Control {
 
     fn is_drained(&self) -> bool {
         let drain = self.drain.as_ref();
-        drain.is_some_and(|drain| drain.accepting.is_empty()) && self.threads.connections() == 0
+        drain.is_some_and(|drain| !drain.is_accepting()) && self.threads.connections() == 0
     }
 
     async fn end(mut self) {
@@ -474,7 +444,7 @@ fn set_log_level(level: &str) {
     }
 }
 
-/// The next manager to connect.
+/// Accepts the next manager that connects.
 async fn accept(socket: &UnixListener) -> std::os::unix::net::UnixStream {
     loop {
         match socket
@@ -491,7 +461,7 @@ async fn accept(socket: &UnixListener) -> std::os::unix::net::UnixStream {
     }
 }
 
-/// What the manager says next; nothing, ever, if there is none.
+/// Receives what the manager says next; never resolves if there is none.
 async fn receive(manager: &mut Option<ManagerLink>) -> Result<ToWorker, LinkFault> {
     match manager {
         Some(manager) => manager.receive().await,
@@ -503,33 +473,5 @@ async fn wait_until(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The signals that a worker does not die of.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Signals> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Resolves when a signal asks the worker to drain. SIGHUP is the manager's business.
-    async fn drain(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => {}
-            }
-        }
     }
 }

@@ -10,14 +10,14 @@ use tokio::time::timeout;
 
 use crate::ipc::{Channel, ChannelError, FromWorker, MessageReceiver, MessageSender, ToWorker};
 
-/// Messages that may wait for a manager that does not read. A manager further behind is better off with a new
-/// connection, on which it is told how things stand.
+/// Messages that may wait for a manager that does not read. A manager that is further behind is
+/// better off with a new connection, on which it is told how things stand.
 const MOST_WAITING: usize = 1 << 16;
 
-/// The time for the last messages at the worker's end.
+/// How long the last messages may take when the worker ends.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
-/// A connected manager.
+/// The connection to a manager that was let in.
 pub(crate) struct ManagerLink {
     receiver: MessageReceiver<ToWorker>,
     outgoing: mpsc::Sender<FromWorker>,
@@ -40,7 +40,7 @@ pub(crate) enum LinkFault {
 }
 
 impl ManagerLink {
-    /// Greets a manager. It must be root or run as the same user as the worker.
+    /// Greets a manager, which must be root or run as the same user as the worker.
     pub(crate) fn greet(socket: UnixStream) -> Result<ManagerLink, LinkFault> {
         let peer = sockopt::socket_peercred(&socket)
             .map_err(std::io::Error::from)?
@@ -61,7 +61,7 @@ impl ManagerLink {
         Ok(manager)
     }
 
-    /// Sends a message, without waiting for its way to the manager.
+    /// Sends a message, without waiting until the manager has it.
     pub(crate) fn say(&self, message: FromWorker) -> Result<(), LinkFault> {
         self.outgoing
             .try_send(message)
@@ -71,22 +71,22 @@ impl ManagerLink {
             })
     }
 
-    /// Whether everything said so far is on its way.
+    /// Returns true if everything said so far is on its way.
     pub(crate) fn is_listening(&self) -> bool {
         self.outgoing.capacity() == self.outgoing.max_capacity()
     }
 
-    /// The next message, with its descriptor if it is one that comes with it. Cancel-safe.
+    /// Receives the next message, and keeps the descriptor that comes with it. Cancel-safe.
     pub(crate) async fn receive(&mut self) -> Result<ToWorker, LinkFault> {
         self.receiver.receive().await?.ok_or(LinkFault::Gone)
     }
 
-    /// The descriptor of the listener message received last.
+    /// Takes the descriptor that came with the last message.
     pub(crate) fn take_descriptor(&mut self) -> Option<std::os::fd::OwnedFd> {
         self.receiver.take_descriptor()
     }
 
-    /// Waits a moment for the last messages to leave.
+    /// Ends the connection, and waits a moment for the last messages to leave.
     pub(crate) async fn farewell(mut self) {
         let (closed, _) = mpsc::channel(1);
         drop(std::mem::replace(&mut self.outgoing, closed));

@@ -1,10 +1,11 @@
 //! Asks endpoints whether they are ready, and later whether they are healthy.
 //!
 //! # Theory of operation
-//! The control thread runs one task for each endpoint that is probing or active. A probing endpoint is asked until it
-//! answers once. An active one is asked steadily; [`Health`] decides from the answers whether it is in or out. A
-//! draining endpoint is never asked: when a table says that it drains, its task has ended, and with it its connection,
-//! before the data threads see that table, so that a probe can neither revive it nor spoil its quiescence.
+//! The control thread runs one task for each endpoint that is probing or active. A probing endpoint
+//! is asked until it answers once. An active one is asked steadily; [`Health`] decides from the
+//! answers whether it is in or out. A draining endpoint is never asked: when a table says that it
+//! drains, its task has ended, and with it its connection, before the data threads see that table,
+//! so that a probe can neither revive it nor spoil its quiescence.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -30,25 +31,26 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest wait between two probes of a new endpoint.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The time for one probe.
+/// How long one probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often an active endpoint is asked.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Failures in a row that take an endpoint out.
+/// Failures in a row that take an endpoint out of the choice.
 const FAILURES_OUT: u32 = 3;
 
-/// Successes in a row that put it back.
+/// Successes in a row that put an endpoint back.
 const SUCCESSES_IN: u32 = 2;
 
 /// How much of an answer is read to find its status line.
 const LONGEST_STATUS_LINE: usize = 4096;
 
-/// How much of an answer's rest is read, so that the instance does not see its connection reset...
+/// Bytes that are read of the rest of an answer, so that the instance does not see its connection
+/// reset.
 const MOST_DRAINED: usize = 64 << 10;
 
-/// ...and for how long.
+/// How long the rest of an answer is read.
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
 /// What probing found out about an endpoint.
@@ -56,16 +58,16 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 pub(crate) enum Finding {
     /// A probing endpoint has answered.
     Ready,
-    /// A probing endpoint has not, in words.
+    /// A probing endpoint has not answered; the fault is in words for a person.
     NotReady(String),
-    /// An active endpoint has failed too often, the last time in these words.
+    /// An active endpoint has failed too often; the last fault is in words for a person.
     Out(String),
-    /// It has answered often enough again.
+    /// An endpoint that was out has answered often enough again.
     In,
 }
 
 impl Finding {
-    /// The state that an endpoint must still have for this to mean anything.
+    /// The state that the endpoint must still have for the finding to mean anything.
     pub(crate) fn concerns(&self) -> EndpointState {
         match self {
             Finding::Ready | Finding::NotReady(_) => EndpointState::Probing,
@@ -86,7 +88,8 @@ struct Prober {
 }
 
 impl Probers {
-    /// The probes send what they find out to `findings`. They live on the caller's `LocalRuntime`.
+    /// No probe runs yet. Probes send what they find out to `findings`, and live on the caller's
+    /// `LocalRuntime`.
     pub(crate) fn new(findings: mpsc::UnboundedSender<(EndpointId, Finding)>) -> Probers {
         Probers {
             tasks: HashMap::new(),
@@ -94,8 +97,8 @@ impl Probers {
         }
     }
 
-    /// Probes what the table wants probed and nothing else, having followed the one before. When this returns, the other
-    /// probes have ended.
+    /// Probes what `table` wants probed and nothing else, having followed the table `before`. When
+    /// this returns, all other probes have ended.
     pub(crate) async fn follow(&mut self, before: &Table, table: &Table) {
         let difference = table.difference_from(before);
         let mut unwanted = Vec::new();
@@ -110,7 +113,7 @@ impl Probers {
             }
         }
         for prober in unwanted {
-            // Aborted, or at its end already.
+            // The task was aborted, or had ended already.
             let _ = prober.task.await;
         }
         let now = difference.now.iter();
@@ -182,16 +185,16 @@ fn spread(id: EndpointId) -> Duration {
     HEALTH_INTERVAL.mul_f64(f64::from(part) / f64::from(u32::MAX))
 }
 
-/// Counts answers.
+/// Counts answers, and decides whether an endpoint is in or out.
 #[derive(Debug, Default)]
 struct Health {
     out: bool,
-    /// In a row, against what it is.
+    /// Answers in a row that speak against the present decision.
     contrary: u32,
 }
 
 impl Health {
-    /// Takes an answer in, and says whether it changes anything.
+    /// Takes an answer in, and returns what it changes, if anything.
     fn observe(&mut self, answer: Result<(), String>) -> Option<Finding> {
         if answer.is_err() == self.out {
             self.contrary = 0;
@@ -211,7 +214,7 @@ impl Health {
     }
 }
 
-/// Asks once. The error is in words for a person.
+/// Asks an endpoint once. The error is in words for a person.
 async fn probe(spec: &EndpointSpec) -> Result<(), String> {
     let EndpointSpec { address, probe, .. } = spec;
     match timeout(PROBE_LIMIT, ask(spec)).await {
@@ -296,7 +299,8 @@ async fn drain(stream: &mut Stream) {
     }
 }
 
-/// `connection refused` rather than `Connection refused (os error 111)`.
+/// Puts an error in words for a person: `connection refused` rather than `Connection refused (os
+/// error 111)`.
 fn in_words(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);

@@ -1,31 +1,34 @@
 //! The proof of quiescence: which thread has said what about which table and endpoint. Pure.
 //!
 //! # Theory of operation
-//! Every thread answers every table, in order, so a table is acknowledged when the last thread has answered it, and no
-//! acknowledgement is passed over. An endpoint that a table marks draining is idle when every thread has said so having
-//! applied that table or a newer one: what a thread said before, about an endpoint that was away for a while, counts
-//! for nothing. Threads may say it more than once. Once idle, an endpoint stays idle until it leaves the table.
+//! Every thread answers every table, in order, so a table is acknowledged when the last thread has
+//! answered it, and no acknowledgement is passed over. An endpoint that a table marks draining is
+//! idle when every thread has said so having applied that table or a newer one: what a thread said
+//! before, about an endpoint that was away for a while, counts for nothing. Threads may say it more
+//! than once. Once idle, an endpoint stays idle until it leaves the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ipc::EndpointId;
 
+/// What the threads have said about tables and draining endpoints.
 #[derive(Debug)]
 pub(crate) struct Quiescence {
-    /// By thread, the newest table it uses.
+    /// By thread, the newest table that it uses.
     applied: Vec<u64>,
     draining: BTreeMap<EndpointId, Draining>,
 }
 
 #[derive(Debug)]
 struct Draining {
-    /// The table that said so first.
+    /// The first table that marks the endpoint draining.
     since: u64,
-    /// The threads that have not said that it is idle.
+    /// The threads that have not said that the endpoint is idle.
     busy: BTreeSet<usize>,
 }
 
 impl Quiescence {
+    /// No table was sent yet to so many threads.
     pub(crate) fn new(threads: usize) -> Quiescence {
         Quiescence {
             applied: vec![0; threads],
@@ -33,7 +36,7 @@ impl Quiescence {
         }
     }
 
-    /// A table was sent to the threads, in which these are all the draining endpoints.
+    /// Notes that a table was sent to the threads, in which these are all the draining endpoints.
     pub(crate) fn sent(&mut self, table: u64, draining: impl IntoIterator<Item = EndpointId>) {
         let mut before = std::mem::take(&mut self.draining);
         for id in draining {
@@ -45,7 +48,8 @@ impl Quiescence {
         }
     }
 
-    /// A thread uses this table. Returns the table if it was the last one to do so.
+    /// Notes that a thread uses a table. Returns the newest table that all threads use, if that is
+    /// news.
     pub(crate) fn applied(&mut self, thread: usize, table: u64) -> Option<u64> {
         let before = self.acknowledged();
         self.applied[thread] = table;
@@ -53,7 +57,8 @@ impl Quiescence {
         (now > before).then_some(now)
     }
 
-    /// A thread that had applied `table` holds no connection to a draining endpoint. True if it was the last one.
+    /// Notes that a thread that had applied `table` holds no connection to a draining endpoint.
+    /// Returns true if the thread was the last one to say so.
     pub(crate) fn idle(&mut self, thread: usize, endpoint: EndpointId, table: u64) -> bool {
         match self.draining.get_mut(&endpoint) {
             Some(draining) if table >= draining.since => {
@@ -68,7 +73,7 @@ impl Quiescence {
         self.applied.iter().copied().min().unwrap_or(0)
     }
 
-    /// The draining endpoints that are idle.
+    /// The draining endpoints that every thread has said are idle.
     pub(crate) fn idle_endpoints(&self) -> impl Iterator<Item = EndpointId> {
         let draining = self.draining.iter();
         draining

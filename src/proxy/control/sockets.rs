@@ -10,10 +10,11 @@ use rustix::net::{AddressFamily, sockopt};
 use crate::ipc::ListenerId;
 use crate::proxy::shared::table::Table;
 
-/// More than any machine needs; each costs a descriptor.
+/// Listening sockets that a worker takes: more than any machine needs, since each costs a
+/// descriptor.
 const MOST_SOCKETS: usize = 4096;
 
-/// Why a socket was not taken.
+/// Why a listening socket was not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketFault {
     #[error("the message came without a socket")]
@@ -26,6 +27,7 @@ pub(crate) enum SocketFault {
     System(#[from] rustix::io::Errno),
 }
 
+/// The listening sockets by the listeners that they are of.
 #[derive(Default)]
 pub(crate) struct Sockets {
     sockets: HashMap<ListenerId, Socket>,
@@ -33,12 +35,13 @@ pub(crate) struct Sockets {
 
 struct Socket {
     descriptor: Arc<OwnedFd>,
-    /// Whether a table has named it, so that the threads have it.
+    /// A table has named the socket, so the threads have it.
     opened: bool,
 }
 
 impl Sockets {
-    /// Takes a socket in. One that is here already stays: a manager that has started anew sends the same again.
+    /// Takes a socket in. A socket that is here already stays: a manager that has started anew
+    /// sends the same again.
     pub(crate) fn add(
         &mut self,
         id: ListenerId,
@@ -58,7 +61,7 @@ impl Sockets {
         }
         let flags = rustix::fs::fcntl_getfl(&descriptor)?;
         rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK)?;
-        // The connections inherit it.
+        // Connections inherit this option from their listening socket.
         sockopt::set_tcp_nodelay(&descriptor, true)?;
         let socket = Socket {
             descriptor: Arc::new(descriptor),
@@ -68,11 +71,13 @@ impl Sockets {
         Ok(())
     }
 
+    /// Returns true if the socket of this listener is here.
     pub(crate) fn contains(&self, id: ListenerId) -> bool {
         self.sockets.contains_key(&id)
     }
 
-    /// Closes those that were open and are not in the table, and returns those that it is the first to name.
+    /// Closes the sockets that were open and are not in the table, and returns those that the table
+    /// is the first to name.
     pub(crate) fn follow(&mut self, table: &Table) -> Vec<(ListenerId, Arc<OwnedFd>)> {
         let mut opened = Vec::new();
         let mut sockets = std::mem::take(&mut self.sockets);
@@ -90,7 +95,7 @@ impl Sockets {
         opened
     }
 
-    /// Forgets those that no table has named; the next manager sends its own.
+    /// Forgets the sockets that no table has named; the next manager sends its own.
     pub(crate) fn forget_unopened(&mut self) {
         self.sockets.retain(|_, socket| socket.opened);
     }

@@ -30,7 +30,8 @@ pub(crate) struct Client {
     pub(crate) peer: Rc<Peer>,
 }
 
-/// Who is on the other side of a client connection, and what this side knows: the listener, the view and the drain.
+/// Who is on the other side of a client connection, and what this side knows: the listener, the
+/// view and the drain.
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     /// The IP address as instances are told it.
@@ -103,7 +104,8 @@ impl Client {
         }
     }
 
-    /// Decides what becomes of the connection after a response to `request` that has told the client so much.
+    /// Decides what becomes of the connection after a response to `request` that has told the
+    /// client so much.
     pub(crate) fn next(&self, told: Persistence, request: &Request) -> Next {
         let received = request.outgoing.is_received();
         match told {

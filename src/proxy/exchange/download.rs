@@ -41,8 +41,8 @@ enum Head {
     },
 }
 
-/// Passes the response on, interim ones first. `closing` tells whether the connection to the client is to end with this
-/// response.
+/// Passes the response on, interim ones first. `closing` tells whether the connection to the client
+/// is to end with this response.
 pub(crate) async fn download(
     flow: &Flow,
     instance: &Stream,
@@ -64,7 +64,8 @@ pub(crate) async fn download(
         }
         send_interim(flow, client, &mut out).await?;
     };
-    // A client that is gone without a word is found by the kernel, if nothing is sent to it for long.
+    // A client that is gone without a word is found by the kernel, if nothing is sent to it for
+    // long.
     if flow.events.get() && client.watch_peer().is_err() {
         return Err(ExchangeEnd::Abandoned);
     }
@@ -118,15 +119,16 @@ async fn read_head(
             Ok(0) | Err(_) => return Err(flow.fail(ProxyError::Incomplete)),
             Ok(_) => {
                 flow.heard.set(true);
-                // A head seldom comes in pieces. If it does, a piece without a line end does not complete it, and
-                // need not be parsed to know that.
+                // A head seldom comes in pieces. If it does, a piece without a line end does not
+                // complete it, and need not be parsed to know that.
                 new_lines = before == 0 || buffer.unread()[before..].contains(&b'\n');
             }
         }
     }
 }
 
-/// Receives from the instance. If the instance stays silent for too long, the client is told to send its body.
+/// Receives from the instance. If the instance stays silent for too long, the client is told to
+/// send its body.
 async fn receive_or_permit(
     flow: &Flow,
     instance: &Stream,

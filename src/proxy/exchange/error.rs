@@ -12,13 +12,13 @@ use crate::proxy::view::service::NoEndpoint;
 /// Why a request is answered by the proxy itself.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
-    /// The head is not one that is served.
+    /// The head is malformed or not supported.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The body is not what the head announced.
     #[error("request body: {0}")]
     Body(#[from] FramingError),
-    /// The body is longer than the service wants it.
+    /// The body is longer than the service allows.
     #[error("the request body is larger than max_request_body")]
     BodyTooLarge,
     /// The client was too slow.
@@ -33,7 +33,7 @@ pub(crate) enum ProxyError {
     /// The service has no instance for it.
     #[error(transparent)]
     NoEndpoint(#[from] NoEndpoint),
-    /// No instance could be connected to for long enough; this is the last failure.
+    /// No instance could be connected to in time; the error is the last failure.
     #[error("connecting to an instance: {0}")]
     Connect(io::Error),
     /// The instance closed the connection without a response.
@@ -106,7 +106,8 @@ impl ProxyError {
         }
     }
 
-    /// Returns true if the service has failed: neither was the error the client's fault, nor was it meant to be so.
+    /// Returns true if the service has failed: neither was the error the client's fault, nor was it
+    /// meant to be so.
     pub(crate) fn is_failure(&self) -> bool {
         let meant = matches!(
             self,
@@ -118,7 +119,7 @@ impl ProxyError {
     }
 }
 
-/// Writes the response to a request that failed so.
+/// Writes the response to a request that has failed with `error`.
 pub(crate) fn write_error(
     error: &ProxyError,
     to_head: bool,

@@ -1,23 +1,26 @@
 //! One request and its response over one connection to an instance.
 //!
 //! # Theory of operation
-//! Two directions run at the same time within one task: [`upload`] takes the request to the instance, [`download`] the
-//! response to the client. They share nothing but a few flags ([`Flow`]). Neither reads more than it has passed on, so
-//! each side is as fast as the slower of the two.
+//! Two directions run at the same time within one task: [`upload`] takes the request to the
+//! instance, [`download`] the response to the client. They share nothing but a few flags
+//! ([`Flow`]). Neither reads more than it has passed on, so each side is as fast as the slower of
+//! the two.
 //!
-//! * The client is committed to once a byte of the final response has been sent to it. Before that, a failure can still
-//!   become another try or an error response; after that, it can only be made visible by cutting the connection off.
-//! * A response may end before the request does. The upload then goes on as long as the instance takes it, and the
-//!   instance counts as in use for as long.
+//! * The client is committed to once a byte of the final response has been sent to it. Before that,
+//!   a failure can still become another try or an error response; after that, it can only be made
+//!   visible by cutting the connection off.
+//! * A response may end before the request does. The upload then goes on as long as the instance
+//!   takes it, and the instance counts as in use for as long.
 //! * An instance that takes no more of the request may still respond: then only the upload ends.
-//! * A client that has asked whether it should send its body at all is told what the instance says. If that says
-//!   nothing, it is told to go on.
-//! * A client that has sent all it wants to send and closed its side still gets its response; one that has reset the
-//!   connection ends the exchange.
-//! * An instance that changes the protocol, as the client has asked it to, ends the exchange; a tunnel follows.
-//! * Time runs out when neither direction has moved anything: for the service's `response_timeout` if it is the instance
-//!   that is waited for, and for `STALL_LIMIT` if it is the client. Between two events of an event stream, which come when
-//!   they come, a day may pass.
+//! * A client that has asked whether it should send its body at all is told what the instance says.
+//!   If the instance says nothing, the client is told to go on.
+//! * A client that has sent all it wants to send and closed its side still gets its response; one
+//!   that has reset the connection ends the exchange.
+//! * An instance that changes the protocol, as the client has asked it to, ends the exchange; a
+//!   tunnel follows.
+//! * Time runs out when neither direction has moved anything: for the service's `response_timeout`
+//!   if it is the instance that is waited for, and for `STALL_LIMIT` if it is the client. Between
+//!   two events of an event stream, which come when they come, a day may pass.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -31,7 +34,7 @@ use super::request::Request;
 use super::upload::upload;
 use crate::proxy::view::upstream::Upstream;
 
-/// Sends the request to the instance and the response to the client.
+/// Sends the request to the instance and the response to the client, at the same time.
 pub(crate) async fn exchange(
     client: &mut Client,
     request: &mut Request,

@@ -1,9 +1,10 @@
 //! What the two directions of an exchange know of each other, and how an exchange ends.
 //!
 //! # Theory of operation
-//! The upload and the download of one exchange run within one task and share a [`Flow`]: a few flags in cells, each set
-//! by the direction that knows. Whoever reads or writes notes that something has moved, and the exchange sets its timer
-//! accordingly. The [`ExchangeEnd`] of a failure depends on whether the client has been committed to, so the flow makes it.
+//! The upload and the download of one exchange run within one task and share a [`Flow`]: a few
+//! flags in cells, each set by the direction that knows. Whoever reads or writes notes that
+//! something has moved, and the exchange sets its timer accordingly. The [`ExchangeEnd`] of a
+//! failure depends on whether the client has been committed to, so the flow makes it.
 
 use std::cell::Cell;
 use std::io;
@@ -39,7 +40,8 @@ pub(crate) enum ExchangeEnd {
     Failed(ProxyError),
     /// The response ended in the middle.
     Cut {
-        /// True if only a reset can tell the client, because for it the response ends with the connection.
+        /// True if only a reset can tell the client, because for it the response ends with the
+        /// connection.
         reset: bool,
     },
     /// The instance speaks the other protocol that the client has asked for.
@@ -105,12 +107,14 @@ impl Flow {
         }
     }
 
-    /// Notes that bytes have moved in either direction, so that the time for the next ones begins anew.
+    /// Notes that bytes have moved in either direction, so that the time for the next ones begins
+    /// anew.
     pub(crate) fn note_moved(&self) {
         self.moved.set(true);
     }
 
-    /// Ends the exchange with an error: the client gets it as a response, unless it has been committed to another one.
+    /// Ends the exchange with an error: the client gets it as a response, unless it has been
+    /// committed to another one.
     pub(crate) fn fail(&self, error: impl Into<ProxyError>) -> ExchangeEnd {
         match self.committed.get() {
             true => self.cut(),
@@ -134,7 +138,8 @@ impl Flow {
         }
     }
 
-    /// Ends the exchange because nothing has moved for too long, to the charge of whoever was waited for.
+    /// Ends the exchange because nothing has moved for too long, to the charge of whoever was
+    /// waited for.
     pub(crate) fn time_out(&self) -> ExchangeEnd {
         self.fail(match self.upload.get() {
             UploadState::Receiving => ProxyError::RequestTimeout,

@@ -1,13 +1,16 @@
-//! One request: finding it an instance, and another one where that loses nothing and does nothing twice.
+//! One request: finding it an instance, and another one where that loses nothing and does nothing
+//! twice.
 //!
 //! # Which failures lead to another try
-//! * No connection: any request goes to another instance, at once while there is one that was not tried, and then after
-//!   growing pauses, for the service's `queue_timeout` in all. So does one that an instance has refused in a way that says that it
-//!   has not begun with it, as HTTP/2 can, if all that was sent is still at hand.
-//! * A connection on which not a byte of the request could be sent: the same, since no instance has seen it.
-//! * A connection that ended after something was sent and before anything was received: the instance may have acted on
-//!   the request. It is sent again only once, only if its method is idempotent, and only if all that was sent of it is
-//!   still at hand.
+//! * No connection: any request goes to another instance, at once while there is one that was not
+//!   tried, and then after growing pauses, for the service's `queue_timeout` in all. So does a
+//!   request that an instance has refused without having begun with it, as HTTP/2 can say, if all
+//!   that was sent is still at hand.
+//! * A connection on which not a byte of the request could be sent: the same, since no instance has
+//!   seen it.
+//! * A connection that ended after something was sent and before anything was received: the
+//!   instance may have acted on the request. The request is sent again only once, only if its
+//!   method is idempotent, and only if all that was sent of it is still at hand.
 //! * Everything else is answered with an error.
 
 use std::io;
@@ -26,9 +29,10 @@ use crate::proxy::view::endpoint::Claim;
 use crate::proxy::view::service::ServiceView;
 use crate::proxy::view::upstream::Upstream;
 
-/// The pause after all instances were tried once; it doubles each time.
+/// The pause after all instances were tried once; the pause doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
+/// The longest pause between two rounds of tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Gets the request answered by an instance. An error means that nothing was answered yet.
@@ -100,7 +104,8 @@ pub(crate) async fn forward(
     }
 }
 
-/// An instance and a connection to it. The connection is declared first, so that it is closed before the claim ends.
+/// An instance and a connection to it. The connection is declared first, so that it is closed
+/// before the claim ends.
 struct Lease {
     upstream: Upstream,
     claim: Claim,
@@ -114,7 +119,7 @@ struct Search<'a> {
     only_new_connections: bool,
     tried: Vec<EndpointId>,
     pause: Duration,
-    /// The last failure, and when the search ends; set by the first.
+    /// The last failure, and when the search ends; the first failure sets that time.
     failed: Option<(io::Error, Instant)>,
 }
 
@@ -157,7 +162,8 @@ impl Search<'_> {
         }
     }
 
-    /// A request that cannot be repeated is worth a system call that finds out whether the instance has just closed.
+    /// Takes an idle connection. A request that cannot be repeated is worth a system call that
+    /// finds out whether the instance has just closed the connection.
     fn idle_connection(&self, claim: &Claim) -> Option<Upstream> {
         if self.only_new_connections {
             return None;
@@ -166,7 +172,7 @@ impl Search<'_> {
             .find_map(|mut idle| (self.repeatable || idle.is_surely_reusable()).then_some(idle))
     }
 
-    /// Every active instance was tried, or there is none.
+    /// Waits for an instance, after every active one was tried or there was none, and claims it.
     async fn wait(&mut self) -> Result<Claim, ProxyError> {
         if let Some((_, until)) = &self.failed {
             if Instant::now() + self.pause > *until {
@@ -192,8 +198,8 @@ impl Search<'_> {
         self.failed = Some((error, until));
     }
 
-    /// Not a byte could be sent. That happens to an idle connection that the instance has closed at this moment, and is
-    /// as good as no connection for a new one.
+    /// Notes that not a byte could be sent. That happens to an idle connection that the instance
+    /// has closed at this moment; on a new connection it counts as a failure to connect.
     fn note_unsent(&mut self, lease: Lease) {
         if !lease.reused {
             self.note_failure(&lease.claim, io::ErrorKind::ConnectionReset.into());

@@ -1,4 +1,5 @@
-//! A request on its way to an instance, over all tries: what was kept of it, and what is still to come of its body.
+//! A request on its way to an instance, over all tries: what was kept of it, and what is still to
+//! come of its body.
 
 use std::io;
 
@@ -27,7 +28,8 @@ pub(crate) struct Outgoing {
     repeatable: bool,
     /// Something was sent that is not in `bytes` any more.
     forgotten: bool,
-    /// What the body may still have. If it has more, what is left of it in the buffer is no other request.
+    /// What the body may still have. If it has more, what is left of it in the buffer is no other
+    /// request.
     room: BodyRoom,
     /// A piece of the body was decoded, but is still in the buffer because it is not sent yet.
     behind: bool,
@@ -58,7 +60,8 @@ impl Outgoing {
         }
     }
 
-    /// Returns true if the body is announced or known to be too large, so that sending any of it has no use.
+    /// Returns true if the body is announced or known to be too large, so that sending any of it
+    /// has no use.
     pub(crate) fn is_too_large(&self) -> bool {
         self.room.is_exceeded()
     }
@@ -70,7 +73,8 @@ impl Outgoing {
         Ok(consumed)
     }
 
-    /// Returns true if the whole request has been taken out of the buffer, so that what comes next is another one.
+    /// Returns true if the whole request has been taken out of the buffer, so that what comes next
+    /// is another one.
     pub(crate) fn is_received(&self) -> bool {
         self.body.is_end() && !self.behind && !self.room.is_exceeded()
     }
@@ -125,8 +129,8 @@ impl Outgoing {
         self.encoding.after(data.len(), trailers, &mut self.bytes);
     }
 
-    /// Sends what `buffer` has of the body, and keeps it if that is of use. The outer error is the client's, the inner
-    /// one the instance's.
+    /// Sends what `buffer` has of the body, and keeps it if that is of use. The outer error is the
+    /// client's, the inner one the instance's.
     pub(crate) async fn send_on(
         &mut self,
         buffer: &mut Buffer,

@@ -1,4 +1,5 @@
-//! What the download needs to know of a request, and what is known of a response once the client has it.
+//! What the download needs to know of a request, and what is known of a response once the client
+//! has it.
 
 use std::time::Duration;
 

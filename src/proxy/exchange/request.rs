@@ -43,8 +43,8 @@ impl Request {
         service.is_none_or(|service| service.may_log_failure())
     }
 
-    /// Takes the head of a request out of the buffer and makes of it the head for an instance; `None` if its end is not
-    /// there yet.
+    /// Takes the head of a request out of the buffer and makes of it the head for an instance;
+    /// `None` if its end is not there yet.
     pub(crate) fn admit(
         buffer: &mut Buffer,
         listener: &ListenerView,
@@ -130,8 +130,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Whatever a client sends, an instance that reads strictly sees one head in what it gets, with one host and a
-        /// framing that is the client's.
+        /// Whatever a client sends, an instance that reads strictly sees one head in what it gets,
+        /// with one host and a framing that is the client's.
         #[test]
         fn an_instance_sees_one_request(
             line in "(GET|POST|OPTIONS) (/|/x\\?y=/|\\*|http://b) HTTP/1\\.[01]",

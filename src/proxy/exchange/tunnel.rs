@@ -1,17 +1,19 @@
 //! What follows when an instance changes the protocol: bytes go both ways, and mean nothing here.
 //!
 //! # Theory of operation
-//! Each direction reads only when all that it has read before is sent, so each peer is as fast as the other reads, and a
-//! tunnel that is silent holds no memory. What either side has sent too early, right behind its head, lies in the buffers
-//! of the two connections and goes first.
+//! Each direction reads only when all that it has read before is sent, so each peer is as fast as
+//! the other reads, and a tunnel that is silent holds no memory. What either side has sent too
+//! early, right behind its head, lies in the buffers of the two connections and goes first.
 //!
-//! A side that has sent all it wants to send closes its half, and that is passed on; the other half stays open for as
-//! long as something moves in it. A reset, or any other fault of one connection, resets the other one: whoever reads must
-//! not take what it has got for all. Otherwise a tunnel may be silent for as long as it likes. A client that is gone
-//! without a word is found by the kernel; an instance cannot be, as it is on this machine.
+//! A side that has sent all it wants to send closes its half, and that is passed on; the other half
+//! stays open for as long as something moves in it. A reset, or any other fault of one connection,
+//! resets the other one: whoever reads must not take what it has got for all. Otherwise a tunnel
+//! may be silent for as long as it likes. A client that is gone without a word is found by the
+//! kernel; an instance cannot be, as it is on this machine.
 //!
-//! An instance that is to be replaced is told so while its tunnels are open, so that it can end them in the words of their
-//! protocol. Those that it has not ended when their time is over are cut off, like a reset.
+//! An instance that is to be replaced is told so while its tunnels are open, so that it can end
+//! them in the words of their protocol. Tunnels that it has not ended when their time is over are
+//! cut off, like a reset.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -26,7 +28,8 @@ use crate::proxy::net::stream::Stream;
 use crate::proxy::view::endpoint::Claim;
 use crate::proxy::view::upstream::Upstream;
 
-/// Sends the head of the response, and from then on whatever comes from either side, until both have ended.
+/// Runs a tunnel: sends the head of the response, and from then on whatever comes from either side,
+/// until both have ended.
 pub(crate) async fn tunnel(
     client: &mut Client,
     upstream: &mut Upstream,
@@ -89,7 +92,7 @@ async fn connect(client: &mut Client, upstream: &mut Upstream, head: &[u8]) -> i
     .await
 }
 
-/// Whether a direction has ended.
+/// Returns true if a direction has ended.
 fn poll_end(
     direction: Pin<&mut impl Future<Output = io::Result<()>>>,
     cx: &mut Context<'_>,
@@ -100,7 +103,7 @@ fn poll_end(
     }
 }
 
-/// Passes everything on from one side to the other, the end, too.
+/// Passes everything on from one side to the other, and its end, too.
 async fn pass(from: &Stream, buffer: &mut Buffer, to: &Stream, moved: impl Fn()) -> io::Result<()> {
     loop {
         if buffer.is_empty() && buffer.fill(from).await? == 0 {

@@ -1,7 +1,7 @@
 //! `max_request_body`: how many bytes the body of a request may have.
 //!
-//! The rule only sets the room. A body that is announced to be larger is refused at once, and one that turns out to be
-//! larger is cut off on its way, by whoever passes it on.
+//! The rule only sets the room. A body that is announced to be larger is refused at once, and one
+//! that turns out to be larger is cut off on its way, by whoever passes it on.
 
 use super::body_room::BodyRoom;
 use super::rule::{Asked, Rule};

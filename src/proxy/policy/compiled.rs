@@ -1,14 +1,15 @@
 //! The policy of a service: all rules that its file uses, compiled when a table comes in.
 //!
 //! # Theory of operation
-//! The control thread compiles the policy with the table, once. A service that uses no rule has no policy, so all that its
-//! requests pay is the question whether there is one. Every thread has a copy of its own, so a rule with much data holds
-//! it in an `Arc`.
+//! The control thread compiles the policy with the table, once. A service that uses no rule has no
+//! policy, so all that its requests pay is the question whether there is one. Every thread has a
+//! copy of its own, so a rule with much data holds it in an `Arc`.
 //!
-//! The policy is asked at two places. [`admit`] is asked when the head of a request was parsed and routed, and before it is
-//! written for an instance; what it rules is kept with the request. [`ResponsePolicy::apply`] is asked when the head
-//! of the final response was written for the client, and before it is sent. Neither concerns a response that the proxy
-//! makes itself, nor an interim one.
+//! The policy is asked at two places. [`admit`] is asked when the head of a request was parsed and
+//! routed, and before it is written for an instance; what it rules is kept with the request.
+//! [`ResponsePolicy::apply`] is asked when the head of the final response was written for the
+//! client, and before it is sent. Neither concerns a response that the proxy makes itself, nor an
+//! interim one.
 
 use std::rc::Rc;
 
@@ -63,8 +64,9 @@ policy_of! {
     hsts: Hsts,
 }
 
-/// Asks the policy of a service about a request: its head, who has sent it, and how many bytes of the path the route
-/// strips. Returns what the policy rules, and what it has to say about the response.
+/// Asks the policy of a service about a request: its head, who has sent it, and how many bytes of
+/// the path the route strips. Returns what the policy rules, and what it has to say about the
+/// response.
 pub(crate) fn admit(
     policy: Rc<Policy>,
     head: &mut RequestHead<'_>,
@@ -88,7 +90,8 @@ pub(crate) struct ResponsePolicy {
 const HEAD_END: &[u8] = b"\r\n";
 
 impl ResponsePolicy {
-    /// Applies the policy to the head of a response, which was written to the end of `out` for the client.
+    /// Applies the policy to the head of a response, which was written to the end of `out` for the
+    /// client.
     pub(crate) fn apply(&self, head: &ResponseHead<'_>, out: &mut Vec<u8>) {
         debug_assert!(out.ends_with(b"\r\n\r\n"));
         out.truncate(out.len() - HEAD_END.len());

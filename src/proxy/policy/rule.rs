@@ -13,7 +13,8 @@ pub(super) trait Rule: Sized {
     /// Compiles what the service says; `None` if it does not use the rule.
     fn compile(handling: &Handling, routes: &[Route]) -> Option<Self>;
 
-    /// Looks at a request before it is written for an instance. An error means that the request is malformed.
+    /// Looks at a request before it is written for an instance. An error means that the request is
+    /// malformed.
     fn on_request(&self, _asked: &mut Asked<'_, '_>) -> Result<(), Refusal> {
         Ok(())
     }
@@ -79,7 +80,8 @@ impl<'a, 'b> Asked<'a, 'b> {
         }
     }
 
-    /// Returns true if the client itself asks over TLS, which a trusted proxy in front may have taken off.
+    /// Returns true if the client itself asks over TLS, which a trusted proxy in front may have
+    /// taken off.
     pub(super) fn is_over_tls(&self) -> bool {
         let is_over_tls = || is_secure(self.head, self.sender);
         *self.over_tls.get_or_init(is_over_tls)

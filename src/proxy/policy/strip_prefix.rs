@@ -1,6 +1,8 @@
-//! `strip_prefix`: an instance does not get the beginning of the path that its service was found by.
+//! `strip_prefix`: an instance does not get the beginning of the path that its service was found
+//! by.
 //!
-//! How many bytes that are is said by the route of each request; the instance is told of them by `X-Forwarded-Prefix`.
+//! How many bytes that are is said by the route of each request; the instance is told of them by
+//! `X-Forwarded-Prefix`.
 
 use super::rule::{Asked, Rule};
 use crate::ipc::{Handling, Route};

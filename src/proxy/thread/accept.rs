@@ -1,10 +1,11 @@
 //! Accepting the connections of a listener.
 //!
 //! # Theory of operation
-//! All threads, and other worker generations, accept from one shared socket, each thread through its own epoll. While
-//! the listener is open, a thread accepts what comes, in batches, as long as the listener and the worker may have more
-//! connections. Once the listener is to finish, the thread takes what the kernel has already accepted and closes its
-//! descriptor. The socket is never shut down, for others may share it.
+//! All threads, and other worker generations, accept from one shared socket, each thread through
+//! its own epoll. While the listener is open, a thread accepts what comes, in batches, as long as
+//! the listener and the worker may have more connections. Once the listener is to finish, the
+//! thread takes what the kernel has already accepted and closes its descriptor. The socket is never
+//! shut down, for others may share it.
 //!
 //! Where an accepted connection is served is for the caller to say.
 
@@ -36,7 +37,8 @@ const FULL_PAUSE: Duration = Duration::from_millis(20);
 /// How often the same trouble is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Accepts connections of `listener` from `socket` and gives them to `place`, until the listener has finished.
+/// Accepts connections of `listener` from `socket` and gives them to `place`, until the listener
+/// has finished.
 pub(crate) async fn accept(
     listener: Rc<ListenerView>,
     socket: Arc<OwnedFd>,
@@ -119,8 +121,8 @@ impl<P: Fn(TcpStream, SocketAddr, &Rc<ListenerView>)> Acceptor<P> {
             let accepted = match self.listener.closing() {
                 false if self.threads.are_full(self.listener.id()) => return Batch::Full,
                 false => self.socket.try_io(Interest::READABLE, accept_one),
-                // What is in the queue counts, not what the reactor has heard of it, and all of it is taken: the queue
-                // is bounded, and the limit leaves room for it.
+                // What is in the queue counts, not what the reactor has heard of it, and all of it
+                // is taken: the queue is bounded, and the limit leaves room for it.
                 true => accept_one(self.socket.get_ref()),
             };
             match accepted {

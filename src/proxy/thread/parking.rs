@@ -1,11 +1,12 @@
 //! Where connections wait that have been idle for a while, without a task for each.
 //!
 //! # Theory of operation
-//! A task, its timer and the reactor's entry take many times what has to be known of a connection that only waits. So a
-//! connection that has got its answers and stays silent gives them up: its socket goes into an epoll that the thread has for
-//! parked connections, and a single task watches that epoll. When something comes, be it the end, the connection gets a task
-//! again, to which its socket is as fresh as an accepted one. What ends an idle connection ends a parked one: its limit, and
-//! the drain of the worker.
+//! A task, its timer and the reactor's entry take many times what has to be known of a connection
+//! that only waits. So a connection that has got its answers and stays silent gives them up: its
+//! socket goes into an epoll that the thread has for parked connections, and a single task watches
+//! that epoll. When something comes, be it the end, the connection gets a task again, to which its
+//! socket is as fresh as an accepted one. What ends an idle connection ends a parked one: its
+//! limit, and the drain of the worker.
 //!
 //! How a connection gets a task again, or is ended, is for the caller to say ([`Wake`]).
 
@@ -35,7 +36,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Connections that get a task again in one go before other tasks of the thread get their turn.
 const BATCH: usize = 64;
 
-/// After so many connections were parked, the memory of their tasks is worth being given back to the system.
+/// After so many connections were parked, the memory of their tasks is worth being given back to
+/// the system.
 const TRIM_AFTER: usize = 1000;
 
 /// The parked connections of a thread.
@@ -156,7 +158,8 @@ impl Parking {
         let _ = epoll::delete(&self.epoll, &parked.socket);
     }
 
-    /// Gives memory back to the system, which the allocator does not do by itself while a single byte behind is in use.
+    /// Gives memory back to the system, which the allocator does not do by itself while a single
+    /// byte behind is in use.
     fn trim(&self) {
         if self.untrimmed.get() >= TRIM_AFTER {
             self.untrimmed.set(0);

@@ -93,7 +93,8 @@ impl Fixture {
         stream
     }
 
-    /// All that the client gets until its connection is closed, and after how many seconds that was.
+    /// All that the client gets until its connection is closed, and after how many seconds that
+    /// was.
     async fn receive_all(&mut self) -> (String, u64) {
         let mut bytes = Vec::new();
         self.client.read_to_end(&mut bytes).await.unwrap();
@@ -359,7 +360,8 @@ async fn a_parked_connection_has_its_time_for_one_more_request_when_the_worker_d
 
 #[test]
 fn an_idle_connection_is_small() {
-    // What lies in memory for each idle connection beside the socket and its timer: itself, and the task that waits.
+    // What lies in memory for each idle connection beside the socket and its timer: itself, and the
+    // task that waits.
     assert!(size_of::<Client>() <= 152, "{}", size_of::<Client>());
     fn size_of_output<T, F>(_: impl Fn(T) -> F) -> usize {
         size_of::<F>()

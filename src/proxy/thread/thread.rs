@@ -1,15 +1,18 @@
-//! A data thread: one core's worth of the worker, with a runtime, a table, pools and connections of its own.
+//! A data thread: one core's worth of the worker, with a runtime, a table, pools and connections of
+//! its own.
 //!
 //! # Theory of operation
-//! The control thread sends [`ThreadCommand`]s; the thread answers with [`ThreadReport`]s. A table is taken over in one step without
-//! an await ([`View`]), and what the thread has said about a table is true from then on. Nothing on the way of a request is
-//! shared with another thread, but for counters that this thread alone writes.
+//! The control thread sends [`ThreadCommand`]s; the thread answers with [`ThreadReport`]s. A table
+//! is taken over in one step without an await ([`View`]), and what the thread has said about a
+//! table is true from then on. Nothing on the way of a request is shared with another thread, but
+//! for counters that this thread alone writes.
 //!
-//! A thread that accepts a connection gives it to the thread with the fewest. That one must know the listener: a
-//! thread with an older table is passed over, and one that has removed the listener in the meantime serves the
-//! connection by the routes of the table that came with it.
+//! A thread that accepts a connection gives it to the thread with the fewest. That one must know
+//! the listener: a thread with an older table is passed over, and one that has removed the listener
+//! in the meantime serves the connection by the routes of the table that came with it.
 //!
-//! A connection has a task while it is active. One that stays idle gives its task back and is parked ([`Parking`]).
+//! A connection has a task while it is active. One that stays idle gives its task back and is
+//! parked ([`Parking`]).
 
 use std::cell::RefCell;
 use std::io;
@@ -196,7 +199,8 @@ impl Thread {
         Box::new(Client::new(Socket::accepted(stream).into(), peer))
     }
 
-    /// Serves a connection by a task of its own. The connection counts until the task ends, or longer if it is parked.
+    /// Serves a connection by a task of its own. The connection counts until the task ends, or
+    /// longer if it is parked.
     fn spawn(
         self: &Rc<Self>,
         open: Open,
@@ -244,7 +248,8 @@ impl Thread {
         self.parking.len()
     }
 
-    /// Begins to drain: connections end with their next response, and those that are idle after this time.
+    /// Begins to drain: connections end with their next response, and those that are idle after
+    /// this time.
     pub(crate) fn drain(self: &Rc<Self>, idle: Duration) {
         if !self.drain.begin() {
             return;

@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use tokio::sync::Notify;
 
-/// Whether the worker drains, and how far it is. The drain of a thread begins once, and its idle time ends once.
+/// Whether the worker drains, and how far it is. The drain of a thread begins once, and its idle
+/// time ends once.
 #[derive(Default)]
 pub(crate) struct Drain {
     begun: Cell<bool>,
@@ -42,7 +43,8 @@ impl Drain {
         }
     }
 
-    /// Resolves when the worker drains and idle connections have had their time for one more request.
+    /// Resolves when the worker drains and idle connections have had their time for one more
+    /// request.
     pub(crate) async fn idle_over(&self) {
         let ends = self.idle_ends.notified();
         if !self.idle_over.get() {

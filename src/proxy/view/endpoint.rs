@@ -1,14 +1,17 @@
 //! One instance as a data thread sees it: its state, its idle connections, and the claims on it.
 //!
 //! # Theory of operation
-//! An endpoint is claimable until a table says that it is draining (or says nothing about it any more); nothing leads
-//! back. A [`Claim`] is one request on its way through the endpoint: choosing it and counting it are one step, since a
-//! thread does nothing else in between, and the count goes down when the claim is dropped. The thread that marks an
-//! endpoint draining closes its idle connections in the same step, so from then on only claims hold connections to it.
-//! When the last claim goes, the thread reports the endpoint idle. A claim that has become a tunnel is not waited for: it
-//! is counted on its own, and lives until it ends by itself or a table cuts it off. That report is true only if whoever holds a claim
-//! drops the connection **before** the claim: [`Claim::give_back`] sees to it, and a type that holds both must declare
-//! the connection first.
+//! An endpoint is claimable until a table says that it is draining (or says nothing about it any
+//! more); nothing leads back. A [`Claim`] is one request on its way through the endpoint: choosing
+//! it and counting it are one step, since a thread does nothing else in between, and the count goes
+//! down when the claim is dropped. The thread that marks an endpoint draining closes its idle
+//! connections in the same step, so from then on only claims hold connections to it. When the last
+//! claim goes, the thread reports the endpoint idle. A claim that has become a tunnel is not waited
+//! for: it is counted on its own, and lives until it ends by itself or a table cuts it off.
+//!
+//! The report that an endpoint is idle is true only if whoever holds a claim drops the connection
+//! **before** the claim: [`Claim::give_back`] does so, and a type that holds both must declare the
+//! connection first.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -27,45 +30,47 @@ use crate::proxy::net::stream::Stream;
 use crate::proxy::shared::spec::{EndpointCounters, EndpointSpec};
 use crate::proxy::shared::threads::Reporter;
 
-/// How long a connection to an instance may lie idle: shorter than any server's own limit, so that it is we who close.
+/// How long a connection to an instance may lie idle: shorter than any server's own limit, so that
+/// smoothserve is the one that closes it.
 const INSTANCE_IDLE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long before an instance's announced limit we close.
+/// How long before the limit that an instance has announced smoothserve closes an idle connection.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
 
-/// Idle connections kept per endpoint and thread.
+/// Idle connections that a thread keeps for each endpoint.
 const MOST_IDLE: usize = 512;
 
 /// How long an endpoint that could not be connected to stands behind the others.
 const PENALTY: Duration = Duration::from_secs(1);
 
-/// The thread's own view of an endpoint.
+/// The view that a data thread has of an endpoint.
 pub(crate) struct Endpoint {
     spec: Arc<EndpointSpec>,
     reporter: Reporter,
     draining: Cell<bool>,
-    /// Tunnels are to end.
+    /// Tunnels to the endpoint are to end.
     cut: Cell<bool>,
     cuts: Notify,
-    /// The newest at the end; it is taken first, so that the others can grow old.
+    /// Idle connections, the newest at the end; the newest is taken first, so that the others can
+    /// grow old.
     idle: RefCell<Vec<Idle>>,
-    /// Those that many requests can use at a time.
+    /// Connections that many requests can use at a time.
     shared: Shared,
     penalised_until: Cell<Option<Instant>>,
 }
 
-/// The connections of HTTP/2.
+/// The connections with HTTP/2 to one endpoint.
 #[derive(Default)]
 struct Shared {
     connections: RefCell<Vec<InstanceConnection>>,
-    /// How many there have been.
+    /// How many connections have been opened so far.
     opened: Cell<u64>,
-    /// One is opened at a time, for the next one who wants one may find room on it.
+    /// Held while a connection is opened: the next request that wants one may find room on it.
     opening: Mutex<()>,
 }
 
 impl Shared {
-    /// A request on one that has room for it.
+    /// Begins a request on a connection that has room for it.
     fn request(&self) -> Option<Stream> {
         let connections = self.connections.borrow();
         let connection = connections
@@ -80,7 +85,7 @@ struct Idle {
     until: Instant,
 }
 
-/// How gladly an endpoint is chosen; the least first.
+/// How an endpoint compares with the others of its service; the least is chosen first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
     out: bool,
@@ -89,6 +94,7 @@ pub(crate) struct Rank {
 }
 
 impl Endpoint {
+    /// The view of an endpoint without connections, which reports its idleness to `reporter`.
     pub(crate) fn new(spec: Arc<EndpointSpec>, reporter: Reporter) -> Endpoint {
         Endpoint {
             spec,
@@ -102,18 +108,22 @@ impl Endpoint {
         }
     }
 
+    /// The number that the manager knows the endpoint by.
     pub(crate) fn id(&self) -> EndpointId {
         self.spec.id
     }
 
+    /// Returns true once the endpoint takes no more requests.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.get()
     }
 
+    /// Requests of this thread that are in flight to the endpoint; tunnels are none.
     pub(crate) fn in_flight(&self) -> u32 {
         self.counters().in_flight()
     }
 
+    /// Where the endpoint stands in the choice at this moment.
     pub(crate) fn rank(&self) -> Rank {
         Rank {
             out: self.spec.is_out(),
@@ -122,7 +132,7 @@ impl Endpoint {
         }
     }
 
-    /// Counts a request in. Nobody claims a draining endpoint.
+    /// Counts a request in. Must not be called once the endpoint drains.
     pub(crate) fn claim(self: Rc<Self>) -> Claim {
         debug_assert!(!self.draining.get());
         self.counters().begin_request();
@@ -132,7 +142,8 @@ impl Endpoint {
         }
     }
 
-    /// From now on nobody claims it. Says so if it is idle, also when it was draining before.
+    /// Lets nobody claim the endpoint from now on. Reports it if it is idle, also when it was
+    /// draining before.
     pub(crate) fn drain(&self) {
         self.draining.set(true);
         drop(self.idle.take());
@@ -142,13 +153,13 @@ impl Endpoint {
         }
     }
 
-    /// Ends the tunnels to it, which was drained before.
+    /// Ends the tunnels to the endpoint, which was drained before.
     pub(crate) fn cut(&self) {
         self.cut.set(true);
         self.cuts.notify_waiters();
     }
 
-    /// Whether a request or a tunnel holds a connection to it.
+    /// Returns true if a request or a tunnel holds a connection to the endpoint.
     pub(crate) fn is_in_use(&self) -> bool {
         self.in_flight() > 0 || self.counters().tunnels() > 0
     }
@@ -178,7 +189,7 @@ impl Endpoint {
     }
 }
 
-/// One request that an endpoint was chosen for, counted in flight as long as this lives.
+/// One request that an endpoint was chosen for, counted in flight until the claim is dropped.
 ///
 /// Drop the connection before the claim.
 pub(crate) struct Claim {
@@ -187,17 +198,17 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// The endpoint, to be named as tried if it fails.
+    /// The number of the endpoint, to be named as tried if it fails.
     pub(crate) fn id(&self) -> EndpointId {
         self.endpoint.id()
     }
 
-    /// Where it listens, for messages.
+    /// The address of the instance.
     pub(crate) fn address(&self) -> &Address {
         &self.endpoint.spec.address
     }
 
-    /// The idle connection that was used last and is still good, or a place on one that has some.
+    /// Takes the idle connection that was used last and is still good, or a place on a shared one.
     pub(crate) fn take_idle(&self) -> Option<Upstream> {
         if self.endpoint.spec.protocol == Protocol::H2c {
             return self.endpoint.shared.request().map(Upstream::new);
@@ -215,8 +226,8 @@ impl Claim {
         None
     }
 
-    /// Ends the request with its connection in a reusable state: both codecs at rest, nothing unread. `keep_alive` is
-    /// what the instance announced with `Keep-Alive: timeout=`.
+    /// Ends the request with its connection in a reusable state: both codecs at rest, nothing
+    /// unread. `keep_alive` is what the instance announced with `Keep-Alive: timeout=`.
     pub(crate) fn give_back(self, upstream: Upstream, keep_alive: Option<Duration>) {
         let limit = keep_alive.map_or(INSTANCE_IDLE_LIMIT, |announced| {
             INSTANCE_IDLE_LIMIT.min(announced.saturating_sub(IDLE_MARGIN))
@@ -231,7 +242,8 @@ impl Claim {
         // Otherwise the connection is closed here, before the claim ends.
     }
 
-    /// Opens a new connection. A failure is counted, and for a moment the endpoint is chosen only if there is no other.
+    /// Opens a new connection. A failure is counted, and for a moment the endpoint is chosen only
+    /// if there is no other.
     pub(crate) async fn connect(&self) -> io::Result<Stream> {
         let result = match self.endpoint.spec.protocol {
             Protocol::Http1 => Socket::connect(self.address()).await.map(Stream::from),
@@ -273,7 +285,7 @@ impl Claim {
         Ok(request)
     }
 
-    /// The request has become a tunnel, and is not in flight any more.
+    /// Makes the request a tunnel, which is not in flight any more.
     pub(crate) fn become_tunnel(&mut self) {
         if !self.tunnel {
             self.tunnel = true;
@@ -282,7 +294,7 @@ impl Claim {
         }
     }
 
-    /// Resolves when tunnels are to end.
+    /// Resolves when tunnels to the endpoint are to end.
     pub(crate) async fn cut(&self) {
         let cuts = self.endpoint.cuts.notified();
         if !self.endpoint.cut.get() {
@@ -297,7 +309,8 @@ impl Claim {
         }
     }
 
-    /// Counts that the endpoint failed this request after the connection stood: no response, or a broken one.
+    /// Counts that the endpoint failed this request after the connection stood: no response, or a
+    /// broken one.
     pub(crate) fn count_failure(&self) {
         self.endpoint.counters().add_failure();
     }
@@ -313,7 +326,8 @@ impl Drop for Claim {
     }
 }
 
-/// Whether connecting failed for want of something on our side, which says nothing about the instance.
+/// Returns true if connecting failed for want of something on our side, which says nothing about
+/// the instance.
 fn is_ours(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
@@ -380,7 +394,7 @@ mod tests {
         }
     }
 
-    /// Whether our end is closed.
+    /// Returns true if our end of the connection is closed.
     fn is_closed(instance: &UnixStream) -> bool {
         use std::os::fd::AsFd;
         let mut byte = [0];

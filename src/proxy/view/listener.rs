@@ -1,9 +1,9 @@
 //! A listener as a data thread sees it: which services are behind it, and whether it is still open.
 //!
 //! # Theory of operation
-//! A listener is `Open` until the worker drains or a table removes it, and from then on, for good, `Finishing`: the
-//! thread takes what the kernel has already accepted, then closes its descriptor. Connections outlive their listener: they
-//! hold its view and go by its last routes.
+//! A listener is `Open` until the worker drains or a table removes it, and from then on, for good,
+//! `Finishing`: the thread takes what the kernel has already accepted, then closes its descriptor.
+//! Connections outlive their listener: they hold its view and go by its last routes.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
@@ -44,7 +44,8 @@ enum Mode {
 /// What becomes of the connections of a listener.
 #[derive(Clone, Default)]
 pub(crate) struct Routes {
-    /// Connections of this listener begin with a TLS handshake, for which this is the configuration.
+    /// Connections of this listener begin with a TLS handshake, for which this is the
+    /// configuration.
     pub(crate) tls: Option<ListenerTls>,
     pub(crate) router: Arc<Router>,
     /// The thread's views of all services, in the order in which the router counts them.
@@ -66,8 +67,8 @@ impl ListenerView {
         }
     }
 
-    /// The service for a host without its port, in any case, and a path without its query, and how many bytes of the
-    /// path the service does not get.
+    /// The service for a host without its port, in any case, and a path without its query, and how
+    /// many bytes of the path the service does not get.
     pub(crate) fn route(&self, host: &[u8], path: &[u8]) -> Option<(Rc<ServiceView>, usize)> {
         let routes = self.routes.borrow();
         let destination = routes.router.find(host, path)?;
@@ -80,7 +81,8 @@ impl ListenerView {
         self.routes.borrow().proxy_protocol
     }
 
-    /// Logs, now and then, that a connection from `peer` was refused because it did not begin as it should.
+    /// Logs, now and then, that a connection from `peer` was refused because it did not begin as it
+    /// should.
     pub(crate) fn log_refused(&self, peer: SocketAddr, error: impl Display) {
         let now = Instant::now();
         if self.quiet_until.get().is_none_or(|until| now >= until) {
@@ -95,7 +97,8 @@ impl ListenerView {
         routes.tls.as_ref().map(|tls| tls.config.clone())
     }
 
-    /// Returns true once the listener is to finish: its connections are to end with their next response.
+    /// Returns true once the listener is to finish: its connections are to end with their next
+    /// response.
     pub(crate) fn closing(&self) -> bool {
         self.mode.get() != Mode::Open
     }

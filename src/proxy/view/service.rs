@@ -1,4 +1,5 @@
-//! A service as a data thread sees it: the choice among its endpoints, and the requests that wait for one.
+//! A service as a data thread sees it: the choice among its endpoints, and the requests that wait
+//! for one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -14,8 +15,8 @@ use crate::proxy::policy::compiled::Policy;
 /// How many requests of a service may wait for an endpoint, on each thread.
 const MOST_HELD: usize = 1024;
 
-/// The view that a data thread has of a service. The view survives the table that removes the service, for the connections
-/// that still name it.
+/// The view that a data thread has of a service. The view survives the table that removes the
+/// service, for the connections that still name it.
 pub(crate) struct ServiceView {
     name: String,
     running: Cell<bool>,
@@ -63,7 +64,8 @@ impl ServiceView {
         &self.name
     }
 
-    /// Returns false for a service that was stopped or removed: a request that finds no endpoint need not wait for one.
+    /// Returns false for a service that was stopped or removed: a request that finds no endpoint
+    /// need not wait for one.
     pub(crate) fn running(&self) -> bool {
         self.running.get()
     }
@@ -94,9 +96,10 @@ impl ServiceView {
         *self.policy.borrow_mut() = policy.map(Rc::new);
     }
 
-    /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and counts the request in. An
-    /// endpoint that fails its health check or has just refused a connection is chosen only if there is no other. `None`
-    /// if every active endpoint was tried, or there is none.
+    /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and counts
+    /// the request in. An endpoint that fails its health check or has just refused a connection is
+    /// chosen only if there is no other. `None` if every active endpoint was tried, or there is
+    /// none.
     pub(crate) fn claim(&self, tried: &[EndpointId]) -> Option<Claim> {
         let endpoints = self.endpoints.borrow();
         let count = endpoints.len();
@@ -124,7 +127,8 @@ impl ServiceView {
         }
     }
 
-    /// Takes over what a table says about the endpoints of the service. Waiting requests are answered before any that comes later.
+    /// Takes over what a table says about the endpoints of the service. Waiting requests are
+    /// answered before any that comes later.
     pub(crate) fn update(&self, running: bool, endpoints: Vec<Rc<Endpoint>>) {
         self.running.set(running);
         *self.endpoints.borrow_mut() = endpoints;

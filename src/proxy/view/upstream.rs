@@ -13,6 +13,7 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
+    /// A connection on which nothing was received yet.
     pub(crate) fn new(stream: Stream) -> Upstream {
         Upstream {
             stream,
@@ -20,15 +21,17 @@ impl Upstream {
         }
     }
 
-    /// Whether another request may be sent: nothing is unread, and the instance has not closed, as far as the reactor
-    /// has heard. That costs no system call unless there is news.
+    /// Returns true if another request may be sent: nothing is unread, and the instance has not
+    /// closed the connection, as far as the reactor has heard. That costs no system call unless
+    /// there is news.
     pub(crate) fn is_reusable(&mut self) -> bool {
         let would_block = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
         let is_silent = |socket: &Socket| socket.try_read(&mut [0; 1]).is_err_and(would_block);
         self.buffer.is_empty() && self.stream.as_socket().is_some_and(is_silent)
     }
 
-    /// The same, as the kernel knows it at this moment.
+    /// Returns true if another request may be sent, as the kernel knows it at this moment; that
+    /// costs a system call.
     pub(crate) fn is_surely_reusable(&mut self) -> bool {
         self.buffer.is_empty() && self.stream.is_quiet()
     }

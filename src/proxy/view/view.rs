@@ -1,13 +1,15 @@
 //! A data thread's own view of the table.
 //!
 //! # Theory of operation
-//! A table is shared by all threads and immutable. What changes while it is in use (whether a listener is open, which
-//! endpoint is chosen next, which connections lie idle) belongs to one thread each, in `Rc` and `Cell`, and hangs in the
-//! thread's view. A table is taken over in one step without an await, so a request sees either the old one or the new
-//! one. The view takes over only what is different: listeners, services and endpoints that stay are the same objects.
+//! A table is shared by all threads and immutable. What changes while it is in use (whether a
+//! listener is open, which endpoint is chosen next, which connections lie idle) belongs to one
+//! thread each, in `Rc` and `Cell`, and hangs in the thread's view. A table is taken over in one
+//! step without an await, so a request sees either the old one or the new one. The view takes over
+//! only what is different: listeners, services and endpoints that stay are the same objects.
 //!
-//! The view reports that the thread uses the table before it drains endpoints, for each of them may be reported idle at
-//! once, and what is said of idleness is true of the table that was reported last.
+//! The view reports that the thread uses the table before it drains endpoints, for each of them may
+//! be reported idle at once, and what is said of idleness is true of the table that was reported
+//! last.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -51,8 +53,8 @@ impl View {
         }
     }
 
-    /// Takes over a table, and reports that. `settle` is called in between: when the view shows the table and nothing has
-    /// been said of it yet.
+    /// Takes over a table, and reports that. `settle` is called in between: when the view shows the
+    /// table and nothing has been said of it yet.
     pub(crate) fn apply(&self, table: Arc<Table>, settle: impl FnOnce()) {
         self.reporter.follow(table.number);
         let before = self.table.replace(table.clone());
@@ -70,7 +72,8 @@ impl View {
         self.table.borrow().clone()
     }
 
-    /// Returns true if the table trusts this peer to say who is behind it, by `X-Forwarded-*` or the PROXY protocol.
+    /// Returns true if the table trusts this peer to say who is behind it, by `X-Forwarded-*` or
+    /// the PROXY protocol.
     pub(crate) fn trusts(&self, ip: IpAddr) -> bool {
         let table = self.table.borrow();
         table.trusted_proxies.iter().any(|net| net.contains(&ip))
@@ -86,8 +89,9 @@ impl View {
         self.listeners.borrow().get(&id).cloned()
     }
 
-    /// The view of a listener that was removed while a connection that it had accepted was on its way to this thread. The
-    /// listener goes by the routes of `table`, the one that came with the connection.
+    /// The view of a listener that was removed while a connection that it had accepted was on its
+    /// way to this thread. The listener goes by the routes of `table`, the one that came with the
+    /// connection.
     pub(crate) fn removed_listener(
         &self,
         id: ListenerId,
@@ -125,8 +129,9 @@ impl View {
         }
     }
 
-    /// Takes over the services that are not the same as in `before`, and their endpoints. Returns all services in the order
-    /// of the table, and the endpoints that the table drains or has removed, none of which can be claimed any more.
+    /// Takes over the services that are not the same as in `before`, and their endpoints. Returns
+    /// all services in the order of the table, and the endpoints that the table drains or has
+    /// removed, none of which can be claimed any more.
     fn apply_services(
         &self,
         before: &Table,

@@ -1,0 +1,34 @@
+//! The signals that a worker does not die of.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals that ask a worker to drain, and the one that it ignores.
+pub(crate) struct DrainSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl DrainSignals {
+    /// Takes the signals over from the system, which would end the worker.
+    pub(crate) fn new() -> io::Result<DrainSignals> {
+        Ok(DrainSignals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Resolves when a signal asks the worker to drain. SIGHUP concerns only the manager.
+    pub(crate) async fn drain(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {}
+            }
+        }
+    }
+}
