@@ -1,12 +1,13 @@
-//! The manager is killed in the middle of a rollout, at one system call after the other: whatever it has just written
-//! down, stored, started or let go, the next one makes good of it.
+//! The manager is killed in the middle of a rollout, at one system call after the other. Whatever
+//! the manager has just saved, stored, started or let go, the next manager continues from it.
 
 use smoothserve_kit::{Status, machine};
 
 use crate::scene::{Scene, nothing_is_lost};
 
-/// What the manager does to the world: it writes its state (rename), starts processes (vfork, clone3), sends orders,
-/// descriptors and notifications (sendmsg, sendto), and asks systemd (connect).
+/// The system calls by which the manager affects the world: it saves its state (rename), starts
+/// processes (vfork, clone3), sends orders, descriptors and notifications (sendmsg, sendto), and
+/// asks systemd (connect).
 const CALLS: &str = "rename,vfork,clone,clone3,sendmsg,sendto,connect";
 
 #[test]
@@ -19,10 +20,10 @@ fn a_rollout_goes_on_after_a_crash_between_any_two_steps() {
         let scene = Scene::start(machine, "");
         let load = scene.load().await;
         let mut killed = 0;
-        // One time after the other the rollout comes a little further.
+        // In each round the rollout gets a little further.
         for call in (1..=120).step_by(4) {
             let (manager, before) = (scene.manager(), scene.settled());
-            // strace kills the manager as it enters this call, and goes with it.
+            // strace kills the manager at the entry of this call, and ends with it.
             machine.run(&format!(
                 "strace -qq -o /dev/null -e trace={CALLS} -e inject={CALLS}:signal=KILL:when={call} -p {manager} >/dev/null 2>&1 & \
                  until ! [ -e /proc/{manager} ] || grep -q 'TracerPid:\\s*[1-9]' /proc/{manager}/status; do :; done; \

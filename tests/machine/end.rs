@@ -1,11 +1,13 @@
-//! The end: on request, and with the whole machine.
+//! smoothserve ends on request, and at the shutdown of the machine, without losing accepted
+//! requests.
 
 use smoothserve_kit::client::{Connection, Request};
 use smoothserve_kit::machine::{self, Machine};
 
 use crate::scene::Scene;
 
-/// Requests that are being worked on when the end begins. Each takes two seconds, so that it cannot be over by then.
+/// Opens requests that are in flight when the end begins. Each takes two seconds, so that it cannot
+/// be over by then.
 async fn slow_requests(scene: &Scene<'_>) -> Vec<Connection> {
     let mut connections = Vec::new();
     for _ in 0..8 {
@@ -62,7 +64,7 @@ fn stop_ends_what_was_accepted_and_leaves_no_process() {
                 .is_err(),
             "the port is closed"
         );
-        // It starts again from nothing.
+        // After the stop it can be started again.
         machine.run("systemctl start smoothserve.socket smoothserve.service");
         assert_eq!(scene.shop().ready(), 3);
     });
@@ -76,7 +78,7 @@ fn a_signal_without_a_command_to_systemd_ends_everything_in_good_order_too() {
         let connections = slow_requests(&scene).await;
         machine.run(&format!("kill -TERM {manager}"));
         all_are_answered(connections).await;
-        // `Restart=always`: it was not a person who wanted it to stop.
+        // No person asked for the stop, so `Restart=always` starts another manager.
         scene.another_manager(manager);
         assert!(
             scene

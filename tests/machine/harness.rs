@@ -1,4 +1,4 @@
-//! The test machine keeps its own promises.
+//! The test machine itself: a real systemd, isolated from the host and from other machines.
 
 use smoothserve_kit::machine::{self, Machine};
 use smoothserve_kit::processes::Process;
@@ -24,7 +24,7 @@ fn a_machine_is_a_real_systemd_of_its_own() {
         assert_eq!(one.run("systemctl is-active sleeper").trim(), "active");
         one.run("logger -t someone 'a line for the journal' && journalctl --sync");
         assert!(one.journal().contains("a line for the journal"));
-        // This runs inside of the machine's network.
+        // The test runs in the network namespace of the machine.
         assert!(tokio::net::TcpListener::bind("127.0.0.1:80").await.is_ok());
     });
 }

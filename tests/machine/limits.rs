@@ -1,4 +1,4 @@
-//! What systemd and the kernel know of the limits of a service.
+//! The limits of a service, as systemd and the kernel enforce them.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,16 @@ use smoothserve_kit::machine::{self, Machine};
 
 use crate::scene::{Scene, nothing_is_lost};
 
-/// Only root may give such a priority, and the shop runs as another user.
+/// Limits in the file of the shop. Only root may set such a `nice`, and the shop runs as another
+/// user.
 const LIMITS: &str = "memory_max: 512M\nmemory_high: 300.5M\ncpu_quota: 150%\ntasks_max: 100\n\
                       limit_nofile: 1024:2048\nnice: -5\noom_score_adjust: 300\n";
 
-/// Those of [`LIMITS`] that systemd keeps, as shares, and another priority.
+/// The limits of [`LIMITS`] that systemd enforces, as percentages, and another `nice`.
 const SHARES: &str =
     "memory_max: 12.5%\nmemory_high: 10%\ncpu_quota: 33.33%\ntasks_max: 7%\nnice: 7\n";
 
-/// What becomes of limits in the scope and the process of an instance.
+/// The limits that the scope and the process of an instance have.
 #[derive(Debug, PartialEq)]
 struct Seen {
     scope: BTreeMap<String, String>,
@@ -35,7 +36,7 @@ impl Seen {
         Seen {
             scope: properties(machine, scope),
             nofile: nofile(machine, pid),
-            // Of the process and, if the kernel has that, of its session.
+            // The value of the process and, if the kernel has autogroups, of its session.
             nice: number(&format!(
                 "(ps -o ni= -p {pid}; sed 's/.* //' /proc/{pid}/autogroup) | sort -bu"
             )),
@@ -44,7 +45,7 @@ impl Seen {
     }
 }
 
-/// What systemd keeps a unit to.
+/// Returns the resource limits that systemd applies to a unit.
 fn properties(machine: &Machine, unit: &str) -> BTreeMap<String, String> {
     let text = machine.run(&format!(
         "systemctl show -p MemoryMax,MemoryHigh,CPUQuotaPerSecUSec,TasksMax {unit}"
@@ -55,14 +56,14 @@ fn properties(machine: &Machine, unit: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// How many descriptors a process may have open, soft and hard.
+/// Returns how many descriptors a process may have open: the soft and the hard limit.
 fn nofile(machine: &Machine, pid: u32) -> (String, String) {
     let text = machine.run(&format!("grep '^Max open files' /proc/{pid}/limits"));
     let numbers: Vec<&str> = text.split_ascii_whitespace().skip(3).collect();
     (numbers[0].to_owned(), numbers[1].to_owned())
 }
 
-/// What [`LIMITS`] are on the machine.
+/// Returns the limits that an instance of the shop must have with [`LIMITS`].
 fn expected() -> Seen {
     let scope = [
         ("MemoryMax", "536870912"),
@@ -80,7 +81,7 @@ fn expected() -> Seen {
     }
 }
 
-/// Every instance has them.
+/// Checks that each instance of the shop has the expected limits.
 fn assert_limits(scene: &Scene<'_>, expected: &Seen) {
     let pids = scene.shop().pids();
     assert_eq!(pids.len(), 3);
@@ -99,7 +100,7 @@ fn limits_are_those_of_scopes_and_processes_and_follow_a_reload() {
         scene.write_shop(SHARES);
         machine.run("systemctl reload smoothserve");
         assert!(scene.shop().pids().iter().all(|pid| !before.contains(pid)));
-        // systemd makes of a share what it makes of one in a unit of its own.
+        // A percentage means the same as in a unit that systemd-run makes.
         machine.run(
             "systemd-run --unit=model -p MemoryMax=12.5% -p MemoryHigh=10% -p CPUQuota=33.33% \
              -p TasksMax=7% sleep 1000",
@@ -147,7 +148,7 @@ fn what_only_root_may_set_is_told_to_others_in_words() {
                 &format!("name: {name}\nexecutable_path: /home/ada/shop\nport: {port}\n{limit}\n"),
             );
         }
-        // Nobody asks it for its readiness, so it runs as in a terminal, without scopes.
+        // This smoothserve has no `NOTIFY_SOCKET`, so it runs as in a terminal, without scopes.
         machine.run(
             "chown -R ada: /home/ada && systemd-run --unit=ada --uid=ada -p LimitNOFILE=4096 \
              smoothserve run --bus none --config /home/ada/config --run-dir /home/ada/run",

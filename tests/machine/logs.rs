@@ -1,4 +1,4 @@
-//! What people find in the journal.
+//! The journal: what people find in it, by service, by unit and by message id.
 
 use smoothserve_kit::{Build, Start, machine};
 
@@ -15,7 +15,7 @@ fn the_journal_shows_what_a_person_expects() {
         let manager = machine.run("journalctl -u smoothserve -o cat");
         assert!(manager.contains("smoothserve ready"), "{manager}");
 
-        // A crash, with its cause, by its id, explained.
+        // A crash is found by its message id, with its cause and an explanation.
         let victim = scene.shop().pids()[0];
         machine.run(&format!("kill -ABRT {victim}"));
         scene.machine.until(
@@ -24,7 +24,8 @@ fn the_journal_shows_what_a_person_expects() {
         );
         scene.settled();
 
-        // A bad deploy fails the reload with the words of the program, which are in the journal only.
+        // A bad deploy fails the reload, and the report has the last words of the program, which
+        // only the journal has.
         let before = scene.shop().pids();
         scene.deploy(&Build::starting("bad", Start::Crash));
         let failed = machine.try_run("smoothctl reload");

@@ -1,5 +1,5 @@
-//! smoothserve on a real systemd: installed as `make install` or the package does it, used as people use it, under the
-//! load that proves losses.
+//! smoothserve on a real systemd: installed by `make install` or by the package, used as people use
+//! it, under the load that proves losses.
 
 mod crash;
 mod end;

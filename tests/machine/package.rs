@@ -9,17 +9,17 @@ use smoothserve_kit::{client, example, local};
 
 use crate::scene::{PORT, SHOP, Scene, nothing_is_lost};
 
-/// Names the package, if it is another than the one that `make deb` builds.
+/// The environment variable that names the package, if it is not the one that `make deb` builds.
 const PACKAGE: &str = "SMOOTHSERVE_DEB";
 
-/// Where it is on the machine.
+/// The path of the package on the machine.
 pub const HERE: &str = "/srv/smoothserve.deb";
 
-/// Whether they run: the service, and what an upgrade leaves alone.
+/// Shows whether the service runs, and the units that an upgrade must not touch.
 const ACTIVE: &str = "systemctl is-active smoothserve.service smoothserve.socket smoothserve.slice \
                       smoothserve-port-8080.socket; true";
 
-/// The package that is tested.
+/// Returns the file of the package under test.
 fn package() -> PathBuf {
     if let Some(file) = std::env::var_os(PACKAGE) {
         return file.into();
@@ -36,13 +36,14 @@ fn package() -> PathBuf {
         .expect("this test needs the package: run `make deb`, or name one in SMOOTHSERVE_DEB")
 }
 
-/// Puts the package on the machine, and takes away what the images of containers have to make packages behave there.
+/// Copies the package to the machine, and removes the files by which container images change how
+/// packages behave.
 pub fn bring_package(machine: &Machine) {
     machine.install(&package(), HERE);
     machine.run("rm -rf /usr/sbin/policy-rc.d /etc/dpkg/dpkg.cfg.d/* /etc/apt/apt.conf.d/docker-*");
 }
 
-/// What an administrator types, without the answers to questions, of which there are none.
+/// Runs apt-get as an administrator does; no question is asked.
 fn apt(machine: &Machine, what: &str) {
     machine.run(&format!(
         "DEBIAN_FRONTEND=noninteractive apt-get --yes --quiet --quiet {what}"
@@ -54,13 +55,13 @@ fn install(machine: &Machine) {
     apt(machine, &format!("install {HERE}"));
 }
 
-/// The version of the newer package of this number.
+/// Returns the version of the newer package of this number.
 fn version(number: u32) -> String {
     format!("{}+{number}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Makes a newer package of the one that is there: another version, whose program is another file, and where `change`
-/// changes more of what is in the folder `new`.
+/// Makes a newer package from the one on the machine: it has another version and another file as
+/// its program, and the shell command `change` edits more of its contents, in the folder `new`.
 pub fn newer(machine: &Machine, number: u32, change: &str) -> String {
     let version = version(number);
     let package = format!("/srv/smoothserve-{number}.deb");
@@ -73,7 +74,8 @@ pub fn newer(machine: &Machine, number: u32, change: &str) -> String {
     package
 }
 
-/// Installs the package where the service's file is there already, so that systemd has its port from the beginning.
+/// Installs the package on a machine that already has the file of the shop, so that systemd holds
+/// its port from the beginning.
 fn install_under_shop(machine: &Machine) -> Scene<'_> {
     machine.add_shop(&example("shop"), &format!("port: {PORT}\n{SHOP}"));
     install(machine);
@@ -82,8 +84,8 @@ fn install_under_shop(machine: &Machine) -> Scene<'_> {
     scene
 }
 
-/// The files of the machine where packages and their programs leave them, but for those of package managers, the logs
-/// and what is written by the machine's other services.
+/// Lists the files of the machine where packages and their programs leave files, except those of
+/// package managers, logs, and other services.
 fn files(machine: &Machine) -> BTreeSet<String> {
     let list = machine.run(
         "find /etc /usr /var /run /srv /opt /root \
@@ -93,7 +95,7 @@ fn files(machine: &Machine) -> BTreeSet<String> {
     list.lines().map(str::to_owned).collect()
 }
 
-/// Units, processes, and sockets that somebody listens on.
+/// Lists the units, processes and listening sockets of smoothserve and the shop.
 fn running(machine: &Machine) -> String {
     machine.run(
         "systemctl list-units --all --state=loaded --plain --no-legend 'smoothserve*' '*org.smoothserve1*'; \
@@ -150,7 +152,7 @@ fn an_upgrade_loses_nothing_and_touches_neither_instances_nor_sockets() {
         let scene = install_under_shop(machine);
         let load = scene.load().await;
         let instances = scene.shop().pids();
-        // An invocation ends when a unit stops.
+        // A unit that stops and starts again gets another invocation.
         let invocations = || {
             machine.run(
                 "systemctl show --property=Id --property=InvocationID --property=ActiveState smoothserve.slice \
@@ -203,7 +205,7 @@ fn an_upgrade_starts_nothing_that_was_stopped() {
             machine.run("systemctl is-enabled smoothserve.service smoothserve.socket; true");
         assert_eq!(enabled, "disabled\ndisabled\n");
 
-        // One that is disabled and was started all the same is replaced like any other.
+        // A service that is disabled but runs is replaced like any other.
         machine.run("systemctl start smoothserve.socket smoothserve.service");
         let manager = scene.manager();
         assert_eq!(upgrade(), "active\nactive\nactive\nactive\n");
@@ -251,7 +253,7 @@ fn what_is_removed_has_ended_and_what_is_purged_is_gone() {
         assert!(!machine.path("/run/smoothserve").exists());
         machine.run(&format!("cat /etc/smoothserve/smoothserve.yaml {shop}"));
 
-        // It was there before, and is started all the same.
+        // An earlier installation is no reason not to start the service.
         install_under_shop(machine);
         assert_eq!(machine.run(ACTIVE), "active\nactive\nactive\nactive\n");
 

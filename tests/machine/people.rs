@@ -1,10 +1,11 @@
-//! Other people than root: they may look, and ask polkit; and they may have a smoothserve of their own.
+//! Users other than root: they may look, may act as polkit permits, and may have a smoothserve of
+//! their own.
 
 use smoothserve_kit::{client, example, local, machine};
 
 use crate::scene::Scene;
 
-/// A user, and how to be that user.
+/// Makes the user ada.
 const USER: &str = "useradd --create-home --shell /bin/bash ada";
 
 #[test]
@@ -52,7 +53,7 @@ fn to_complete_names_starts_no_smoothserve() {
         machine.run(USER);
         let root = "";
         let ada = "setpriv --reuid ada --regid ada --init-groups";
-        // As the files that are installed for the shells ask.
+        // The call of the completion scripts that are installed for the shells.
         let tab = |who: &str| {
             machine.run(&format!(
                 "{who} env SMOOTHCTL_COMPLETE=bash _CLAP_COMPLETE_INDEX=2 smoothctl -- smoothctl restart s"
@@ -61,7 +62,7 @@ fn to_complete_names_starts_no_smoothserve() {
         assert_eq!([tab(root), tab(ada)], ["shop", "shop"]);
         machine.run("systemctl stop smoothserve.service");
         assert_eq!([tab(root), tab(ada)], ["", ""]);
-        // Whoever connects either is in the queue or has had the service started.
+        // A connection is either in the queue of the socket or has started the service.
         let queue = machine.run("ss -xlH src /run/smoothserve/bus | awk '{ print $3 }'");
         assert_eq!(queue, "0\n");
         let state = |property: &str, unit: &str| {

@@ -1,4 +1,4 @@
-//! systemd holds the ports from boot on; those that come later are held for it.
+//! Ports: systemd holds the configured ones from boot on, and stores those that a reload adds.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ async fn page(address: SocketAddr) -> String {
         .text()
 }
 
-/// Configures the ports of the shop.
+/// Writes the file of the shop with these ports.
 fn listen_on(machine: &Machine, ports: &str) {
     machine.write(
         "/etc/smoothserve/services/shop.yaml",
@@ -62,7 +62,7 @@ fn a_port_that_a_reload_adds_is_kept_and_one_that_it_removes_is_closed() {
             }
             assert!(page(local(80)).await.contains("The shop"));
         }
-        // systemd learns of it later, and does not mind.
+        // systemd gets its own socket units of these ports later, which does no harm.
         machine.run("systemctl daemon-reload && systemctl restart smoothserve");
         assert_eq!(machine.run("systemctl --failed --no-legend"), "");
         nothing_is_lost(load).await;

@@ -1,4 +1,5 @@
-//! The whole life of an installation as README.md tells it: what it says is typed, and has to say what it shows.
+//! The life of an installation as README.md tells it: each command is run, and must print what the
+//! README shows.
 
 use std::fmt::Write;
 
@@ -8,14 +9,14 @@ use crate::package;
 
 const README: &str = include_str!("../../README.md");
 
-/// What stands for text that is not shown.
+/// The character that stands for omitted output.
 const ANYTHING: char = '…';
 
-/// A step of the page.
+/// A step of README.md.
 enum Step {
-    /// A file with its path in the first line.
+    /// A file, whose first line names its path.
     File { path: String, text: String },
-    /// A command of root, or of a user, and what it shows.
+    /// A command of root or of a user, and the output that the README shows.
     Command {
         of_root: bool,
         line: String,
@@ -25,7 +26,7 @@ enum Step {
 
 fn steps() -> Vec<Step> {
     let mut steps = Vec::new();
-    // Every other part of the text is in a fence.
+    // The parts of the text at odd positions are the contents of the fences.
     for block in README.split("\n```").skip(1).step_by(2) {
         let (kind, text) = block.split_once('\n').expect("a fence ends its line");
         match kind {
@@ -63,7 +64,7 @@ fn commands(text: &str, steps: &mut Vec<Step>) {
     }
 }
 
-/// Whether a text is as it is shown.
+/// Returns true if `text` is as `shown`, in which [`ANYTHING`] stands for any text.
 fn fits(shown: &str, text: &str) -> bool {
     let parts = shown.trim_end().split(ANYTHING);
     let parts: Vec<&str> = parts.map(|part| part.trim_matches('\n')).collect();
@@ -99,7 +100,7 @@ fn a_text_fits_what_is_shown_of_it() {
 fn the_life_of_an_installation_is_as_the_readme_tells_it() {
     machine::test(async |machine| {
         machine.run("useradd --create-home ada");
-        // Who types it says yes.
+        // Commands in the README do not answer the questions of apt.
         machine.write(
             "/etc/apt/apt.conf.d/yes",
             "APT::Get::Assume-Yes \"true\";\n",

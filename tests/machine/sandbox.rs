@@ -1,4 +1,5 @@
-//! What the proxy worker cannot do, which is all but serving. The real one is made to try it, while it serves.
+//! The sandbox of the proxy worker: a serving worker is made to try system calls, and only those
+//! for serving succeed.
 
 use std::fs;
 use std::io;
@@ -9,7 +10,7 @@ use smoothserve_kit::{example, machine, programs};
 
 use crate::scene::{PORT, SHOP, Scene, nothing_is_lost};
 
-/// Who it is and what it may do, as the kernel has it for each thread; see proc_pid_status(5).
+/// Reads the credentials and capabilities of a thread from the kernel; see proc_pid_status(5).
 fn status(pid: u32, thread: u32) -> impl Fn(&str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap();
     move |key: &str| {
@@ -69,7 +70,8 @@ fn the_worker_can_do_nothing_but_serve() {
         let load = scene.load().await;
         let pid = machine.outside(scene.worker());
         for thread in threads(pid) {
-            // One thread of the test has to do all that concerns a thread that it traces.
+            // ptrace(2) wants all calls for a traced thread to come from the same thread of the
+            // test.
             tokio::task::block_in_place(|| try_everything(thread));
         }
         nothing_is_lost(load).await;
@@ -92,7 +94,7 @@ fn try_everything(thread: u32) {
     let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let no_file = u64::MAX;
 
-    // It still does what it is asked to, so a refusal is one of what was asked for.
+    // A permitted call succeeds, so a failure below is a refusal of that call.
     let map = |protection| worker.call(libc::SYS_mmap, &[0, 4096, protection, private, no_file, 0]);
     let page = map(read_write).unwrap();
     let socket = |family: i32, kind: i32| {
@@ -170,7 +172,7 @@ fn try_everything(thread: u32) {
     worker.call(libc::SYS_munmap, &[page, 4096]).unwrap();
 }
 
-/// The socket belongs to the user of the service, and the worker is another one.
+/// The socket belongs to the user of the service, and the worker runs as another user.
 #[test]
 fn the_worker_reaches_the_unix_sockets_of_other_users() {
     machine::test(async |machine| {
@@ -195,7 +197,7 @@ fn the_worker_reaches_the_unix_sockets_of_other_users() {
     });
 }
 
-/// What an administrator finds by `systemd-analyze security` is explained in the documentation.
+/// Each finding of `systemd-analyze security` is explained in docs/security.md.
 #[test]
 fn whatever_the_unit_leaves_open_has_its_reason() {
     machine::test(async |machine| {
@@ -207,7 +209,8 @@ fn whatever_the_unit_leaves_open_has_its_reason() {
         let open = found.iter().filter(|line| line["set"] == false);
         for line in open {
             let name = line["name"].as_str().unwrap();
-            // `CapabilityBoundingSet=~CAP_KILL`, `RestrictNamespaces=~user`, `User=/DynamicUser=`
+            // Names look like `CapabilityBoundingSet=~CAP_KILL`, `RestrictNamespaces=~user` and
+            // `User=/DynamicUser=`.
             let named = match name.strip_prefix("CapabilityBoundingSet=~") {
                 Some(capability) => format!("`{}`", capability.replace('|', "\\|")),
                 None => format!("`{}=`", name.split('=').next().unwrap()),

@@ -6,19 +6,19 @@ use smoothserve_kit::load::{Load, Options, Report};
 use smoothserve_kit::machine::Machine;
 use smoothserve_kit::{Build, Service, Status, example, local, programs};
 
-/// Where the shop is.
+/// The port of the shop.
 pub const PORT: u16 = 8080;
 
-/// The shop's file but for its ports.
+/// The lines in the file of the shop that all tests have, except its port.
 pub const SHOP: &str = "instance_count: 3\n";
 
-/// The machine.
+/// A machine with an installed smoothserve.
 pub struct Scene<'a> {
     pub machine: &'a Machine,
 }
 
 impl<'a> Scene<'a> {
-    /// Installs everything, starts nothing.
+    /// Installs smoothserve and the shop, and starts nothing.
     pub fn install(machine: &'a Machine, lines: &str) -> Scene<'a> {
         machine.install_smoothserve(&programs!());
         let scene = Scene { machine };
@@ -27,13 +27,13 @@ impl<'a> Scene<'a> {
         scene
     }
 
-    /// Writes the shop's file, with further lines in it.
+    /// Writes the file of the shop, with these further lines.
     pub fn write_shop(&self, lines: &str) {
         let lines = format!("port: {PORT}\n{SHOP}{lines}");
         self.machine.add_shop(&example("shop"), &lines);
     }
 
-    /// Installs everything and starts it as an administrator does.
+    /// Installs smoothserve and the shop, and starts them as an administrator does.
     pub fn start(machine: &'a Machine, lines: &str) -> Scene<'a> {
         let scene = Scene::install(machine, lines);
         machine.run("systemctl enable --now smoothserve.socket smoothserve.service");
@@ -41,26 +41,27 @@ impl<'a> Scene<'a> {
         scene
     }
 
-    /// Puts load on the shop, and waits until it is well under way.
+    /// Puts load on the shop, and returns when 300 requests have ended.
     pub async fn load(&self) -> Load {
         let load = Load::start(Options::new(self.address()));
         load.go_on(300).await;
         load
     }
 
-    /// As seen from inside of the machine, where the tests run.
+    /// Returns the address of the shop in the network namespace of the machine, where the tests
+    /// run.
     pub fn address(&self) -> SocketAddr {
         local(PORT)
     }
 
-    /// What `smoothctl` says of the shop.
+    /// Returns the shop in the output of `smoothctl status`.
     pub fn shop(&self) -> Service {
         let text = self.machine.run("smoothctl status --json");
         let mut status: Status = serde_json::from_str(&text).expect("it is JSON");
         status.services.remove("shop").expect("it is configured")
     }
 
-    /// Waits until nothing is on its way any more.
+    /// Waits until no service is on its way to another state, and returns the shop.
     pub fn settled(&self) -> Service {
         let is_settled =
             |text: &str| serde_json::from_str(text).is_ok_and(|status: Status| status.settled());
@@ -68,12 +69,12 @@ impl<'a> Scene<'a> {
         self.shop()
     }
 
-    /// The process of the manager.
+    /// Returns the process number of the manager, as the machine counts.
     pub fn manager(&self) -> u32 {
         self.property("MainPID").parse().expect("it is a number")
     }
 
-    /// The process of the worker that accepts, by its scope.
+    /// Returns the process number of the newest worker, found by its scope.
     pub fn worker(&self) -> u32 {
         let pids = self
             .machine
@@ -84,13 +85,13 @@ impl<'a> Scene<'a> {
             .expect("there is one")
     }
 
-    /// A property of `smoothserve.service`.
+    /// Returns a property of `smoothserve.service`.
     pub fn property(&self, name: &str) -> String {
         let line = format!("systemctl show --value --property {name} smoothserve.service");
         self.machine.run(&line).trim().to_owned()
     }
 
-    /// Waits until another manager than this one is up.
+    /// Waits until the service is active with another manager than `before`.
     pub fn another_manager(&self, before: u32) {
         self.machine.until(
             "systemctl show --value --property MainPID --property ActiveState smoothserve.service",
@@ -103,7 +104,7 @@ impl<'a> Scene<'a> {
         );
     }
 
-    /// Puts a build of the shop in the place of the one that is there.
+    /// Replaces the executable of the shop with another build.
     pub fn deploy(&self, build: &Build) {
         let new = tempfile::tempdir().expect("a folder can be made");
         let file = new.path().join("shop");
@@ -111,7 +112,7 @@ impl<'a> Scene<'a> {
         self.machine.install(&file, "/opt/shop/shop");
     }
 
-    /// All processes in the slice.
+    /// Lists all processes in the slice of smoothserve.
     pub fn processes(&self) -> String {
         self.machine.run(
             "find /sys/fs/cgroup/smoothserve.slice -name cgroup.procs -exec cat {} + 2>/dev/null || true",
@@ -119,7 +120,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// Ends the load and checks that nothing was lost.
+/// Ends the load, and checks that no request was lost.
 pub async fn nothing_is_lost(load: Load) -> Report {
     load.go_on(300).await;
     let report = load.stop().await;

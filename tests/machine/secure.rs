@@ -1,4 +1,4 @@
-//! TLS on the port of https, whose key only root can read.
+//! TLS on port 443, with a key that only root can read.
 
 use smoothserve_kit::machine::{self, Machine};
 use smoothserve_kit::node;
@@ -8,11 +8,11 @@ use crate::scene::{Scene, nothing_is_lost};
 
 const HTTPS: u16 = 443;
 
-/// Where the certificate in use is, and where all are that clients believe.
+/// The folder of the certificate in use, and the file of all certificates that the clients trust.
 const LIVE: &str = "/etc/shop-tls";
 const AUTHORITY: &str = "/etc/authority.pem";
 
-/// Puts a new certificate, and its key, in the place of those that are there.
+/// Makes a new certificate and key in the place of the old ones.
 fn renew(machine: &Machine) {
     machine.run(&format!(
         "mkdir -p {LIVE} && cd {LIVE} && umask 077 \
@@ -22,7 +22,7 @@ fn renew(machine: &Machine) {
     ));
 }
 
-/// The certificate that is shown.
+/// Returns the fingerprint of the certificate that smoothserve presents.
 fn shown(machine: &Machine) -> String {
     machine.run(&format!(
         "openssl s_client -connect 127.0.0.1:{HTTPS} -servername shop.example </dev/null 2>/dev/null \
@@ -39,7 +39,7 @@ fn installed(machine: &Machine) -> String {
 #[test]
 fn renewals_restarts_and_upgrades_lose_nothing_over_tls() {
     machine::test(async |machine| {
-        // Both are believed from the beginning.
+        // The clients trust both certificates from the beginning.
         renew(machine);
         machine.run(&format!("mkdir /srv/old && cp {LIVE}/* /srv/old"));
         renew(machine);
@@ -48,7 +48,7 @@ fn renewals_restarts_and_upgrades_lose_nothing_over_tls() {
         let sockets = machine.run("systemctl list-sockets --no-pager");
         assert!(sockets.contains("[::]:443 "), "{sockets}");
         assert_eq!(shown(machine), installed(machine));
-        // Whoever faces the network cannot read the key.
+        // The worker, which faces the network, cannot read the key.
         let key = format!("{LIVE}/privkey.pem");
         assert_eq!(machine.run(&format!("stat -c '%a %U' {key}")), "600 root\n");
         let worker = scene.worker();
@@ -70,8 +70,8 @@ fn renewals_restarts_and_upgrades_lose_nothing_over_tls() {
         machine.run("systemctl restart smoothserve");
         assert_eq!(shown(machine), installed(machine));
         let h2 = loads.remove(0);
-        // An idle connection of HTTP/1.1 that a client uses at the moment when it is closed is its own to open again, and
-        // Node does not. HTTP/2 has words for that.
+        // The next step may close an idle HTTP/1.1 connection just as Node uses it, and Node does
+        // not reconnect by itself. In HTTP/2 a GOAWAY avoids that.
         node::nothing_is_lost(loads.remove(0)).await;
         machine.install_smoothserve(&programs!());
         machine.run("systemctl restart smoothserve");

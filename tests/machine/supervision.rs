@@ -1,4 +1,4 @@
-//! What systemd knows of smoothserve while it starts, works and ends.
+//! systemd's view of smoothserve while it starts, works and ends.
 
 use smoothserve_kit::{Build, Start, machine, programs};
 
@@ -7,7 +7,7 @@ use crate::scene::Scene;
 #[test]
 fn it_is_active_only_when_every_service_has_an_instance_or_has_failed() {
     machine::test(async |machine| {
-        // Less time than the service needs: it has to be extended.
+        // The service needs more time than this, so smoothserve has to extend the timeout.
         machine.write(
             "/etc/systemd/system/smoothserve.service.d/hurry.conf",
             "[Service]\nTimeoutStartSec=3s\n",
@@ -33,7 +33,7 @@ fn it_is_active_only_when_every_service_has_an_instance_or_has_failed() {
 fn it_is_ready_and_can_be_restarted_without_any_service() {
     machine::test(async |machine| {
         machine.install_smoothserve(&programs!());
-        // Each of them waits until it is done.
+        // Each of these commands waits until its job is done.
         machine.run("systemctl start smoothserve.socket smoothserve.service");
         machine.run("systemctl restart smoothserve && systemctl reload smoothserve");
         let status = machine.run("systemctl show --value --property StatusText smoothserve");
@@ -53,7 +53,7 @@ fn a_reload_is_under_way_until_its_rollouts_have_ended() {
         machine.until("systemctl is-active smoothserve", |state| {
             state == "active\n"
         });
-        // The same by systemd, which says how it has ended.
+        // A reload by systemctl waits for the rollouts, and reports their failure.
         scene.deploy(&Build::starting("worse", Start::Mute));
         assert!(
             !machine
@@ -90,7 +90,7 @@ fn instances_know_nothing_of_their_managers_supervision() {
                 "{group}"
             );
         }
-        // Nobody else may read what environments hold.
+        // Other users may not read the state, which holds environments.
         let modes = machine
             .run("stat -c '%a %n' /run/smoothserve/state.json /run/smoothserve/worker-*.sock");
         assert!(

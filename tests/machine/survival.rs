@@ -1,4 +1,5 @@
-//! Whatever happens to the manager, clients do not notice and the instances stay the same processes.
+//! Whatever happens to the manager, clients do not notice it, and the instances stay the same
+//! processes.
 
 use smoothserve_kit::load::Lost;
 use smoothserve_kit::{Build, client, machine, programs};
@@ -20,7 +21,7 @@ fn restarts_lose_nothing_and_keep_the_instances() {
         assert_eq!(scene.shop().pids(), instances);
         assert_eq!(scene.worker(), worker, "the worker goes on, too");
         nothing_is_lost(load).await;
-        // What a restarted manager has taken over it still manages.
+        // A restarted manager can still replace the instances that it has taken over.
         machine.run("smoothctl restart shop");
         assert!(
             scene
@@ -71,7 +72,7 @@ fn a_reload_with_a_fault_fails_and_leaves_everything_as_it_is() {
             journal.contains("/etc/smoothserve/services/bad.yaml:2:7")
         });
         assert_eq!(scene.property("ActiveState"), "active");
-        // A restart is no better and no worse.
+        // A restart with the fault on disk changes nothing either.
         machine.run("systemctl restart smoothserve");
         assert_eq!(scene.shop().pids(), instances);
         let page = client::get(scene.address(), "shop.example", "/")
@@ -123,7 +124,7 @@ fn a_manager_that_cannot_read_the_state_of_the_last_one_begins_anew_and_loses_no
 #[test]
 fn a_stuck_manager_is_ended_by_the_watchdog() {
     machine::test(async |machine| {
-        // The manager gives a sign of life every 5 s.
+        // The manager pings the watchdog every 5 s.
         machine.write(
             "/etc/systemd/system/smoothserve.service.d/watchdog.conf",
             "[Service]\nWatchdogSec=8s\n",
@@ -167,7 +168,7 @@ fn an_upgrade_replaces_manager_and_worker_and_keeps_the_instances() {
         let instances = scene.shop().pids();
         for _ in 0..3 {
             let (manager, worker) = (scene.manager(), scene.worker());
-            // The same program as another file is what a newer build is to the one that runs.
+            // To the running manager, the same program in another file is a newer build.
             machine.install_smoothserve(&programs!());
             machine.run("systemctl restart smoothserve");
             assert_ne!(scene.manager(), manager);
@@ -196,7 +197,7 @@ fn everything_around_it_can_be_restarted() {
         ] {
             machine.run(line);
             load.go_on(50).await;
-            // New scopes can be made, and it is back on the bus.
+            // smoothserve can make new scopes, and is on the bus again.
             machine.run("smoothctl restart shop");
             machine.until(
                 "busctl call org.smoothserve1 /org/smoothserve1 org.smoothserve1.Manager ListServices",
@@ -232,7 +233,7 @@ fn a_killed_worker_loses_only_what_was_in_flight() {
         let report = load.stop().await;
         println!("{report}");
         assert!(report.requests() > before);
-        // At most one request was in flight on each connection, or two that were sent in one packet.
+        // Each of the 32 connections had at most two requests in flight, those of one packet.
         assert!(report.lost.len() <= 64, "{report}");
         let refused = |lost: &Lost| lost.fault.to_string().contains("refused");
         assert!(
@@ -261,7 +262,7 @@ fn a_manager_that_fails_for_good_leaves_the_traffic_flowing() {
     });
 }
 
-/// A job ends with the manager that it was given to; whoever waits for it is told so.
+/// A job ends with its manager, and whoever waits for it gets a message.
 #[test]
 fn waiting_for_a_job_ends_with_a_restart_of_smoothserve() {
     machine::test(async |machine| {

@@ -28,7 +28,8 @@ fn tunnels_outlive_their_worker_and_get_the_goodbye_of_their_instance() {
             "cat /sys/fs/cgroup/smoothserve.slice/smoothserve-worker-*.scope/cgroup.procs",
             |pids| pids.lines().any(|pid| pid != worker.to_string()),
         );
-        // What is new goes by way of the new worker, what is old stays where it is: all are counted.
+        // New tunnels go through the new worker, old ones stay with the old worker, and both are
+        // counted.
         let mut new = talk(PORT).await;
         let count = |text: &str| {
             let status: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
@@ -45,7 +46,7 @@ fn tunnels_outlive_their_worker_and_get_the_goodbye_of_their_instance() {
         for tunnels in [&mut old, &mut new] {
             assert_eq!(tunnels.next().await, "[1001] 20");
         }
-        // With its last tunnel the old worker ends.
+        // The old worker ends with its last tunnel.
         machine.until(&format!("ls /proc/{worker} || echo gone"), |text| {
             text == "gone\n"
         });

@@ -1,42 +1,42 @@
 //! Builds of the example service.
 //!
-//! A new version of the service is a copy of its file with one more line at the end, which the running service reads
-//! from its own executable. So a deploy in a test is what it is in life, another file in the place of the old one,
-//! and needs no compiler.
+//! A new version of the service is a copy of its executable with one more line at the end, which
+//! the running service reads from its own executable. So a deploy in a test is a new file in place
+//! of the old one, as it is in production, and needs no compiler.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::str::FromStr;
 
-/// No line is longer.
+/// The longest line that a build may have at its end, in bytes.
 const LONGEST: u64 = 256;
 const START: &str = "\n#shop-build ";
 
-/// What is different from build to build.
+/// What distinguishes one build of the example service from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
-    /// The version that it names in its answers.
+    /// The version that the service names in its responses.
     pub version: String,
-    /// How it starts.
+    /// How the service starts.
     pub start: Start,
 }
 
-/// How a build starts.
+/// How a build of the example service starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// As it should.
+    /// The service becomes ready.
     Well,
-    /// It prints why to stderr and exits with status 3.
+    /// The service prints a reason to stderr and exits with status 3.
     Crash,
-    /// It runs, but never listens.
+    /// The service runs, but never listens.
     Mute,
-    /// It listens, but `/health` answers 500.
+    /// The service listens, but answers `/health` with 500.
     Sick,
 }
 
 impl Build {
-    /// A good build.
+    /// Describes a build that becomes ready.
     pub fn good(version: impl Into<String>) -> Build {
         Build {
             version: version.into(),
@@ -44,7 +44,7 @@ impl Build {
         }
     }
 
-    /// A build that starts in this way.
+    /// Describes a build that starts in the given way.
     pub fn starting(version: impl Into<String>, start: Start) -> Build {
         Build {
             version: version.into(),
@@ -52,12 +52,12 @@ impl Build {
         }
     }
 
-    /// The line at the end of the file.
+    /// Returns the line that this build has at the end of its file.
     pub fn line(&self) -> String {
         format!("{START}{} {}\n", self.version, self.start)
     }
 
-    /// The build that a file is; `None` if nothing stands at its end.
+    /// Reads which build a file is; `None` if the file has no such line at its end.
     pub fn read(file: &mut File) -> io::Result<Option<Build>> {
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LONGEST)))?;
@@ -75,7 +75,7 @@ impl Build {
             }))
     }
 
-    /// The build that is running, whatever has become of its file since.
+    /// Reads which build the running program is, even if its file was replaced since.
     pub fn running() -> io::Result<Option<Build>> {
         Build::read(&mut File::open("/proc/self/exe")?)
     }

@@ -1,5 +1,5 @@
-//! The D-Bus interface as a program of another maker would use it: by the names in the documentation, without a line
-//! of smoothserve's own client.
+//! A D-Bus client that uses the interface as a foreign program would: by the names in docs/dbus.md,
+//! without smoothserve's own client.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -11,14 +11,14 @@ use zbus::{Connection, MessageStream, OwnedObjectPath};
 const MANAGER: &str = "/org/smoothserve1";
 const INTERFACE: &str = "org.smoothserve1.Manager";
 
-/// A connection to the private socket of a smoothserve.
+/// A connection to the private D-Bus socket of a running smoothserve.
 #[derive(Debug)]
 pub struct Bus {
     connection: Connection,
 }
 
 impl Bus {
-    /// Connects.
+    /// Connects to the private socket.
     pub async fn open(socket: &Path) -> zbus::Result<Bus> {
         let stream = UnixStream::connect(socket)?;
         let builder = zbus::connection::Builder::unix_stream(stream).p2p();
@@ -27,7 +27,7 @@ impl Bus {
         })
     }
 
-    /// Calls a method of the manager that makes a job, and waits for its result: `done`, `failed`, …
+    /// Calls a method that makes a job, and waits for the result of the job: `done`, `failed`, …
     pub async fn job(&self, method: &str, service: &str) -> zbus::Result<String> {
         let mut ended = pin!(self.ends());
         let job = self.begin(method, service).await?;
@@ -44,7 +44,7 @@ impl Bus {
         }
     }
 
-    /// Calls a method of the manager that makes a job, and does not wait for it.
+    /// Calls a method that makes a job, and returns the path of the job at once.
     pub async fn begin(&self, method: &str, service: &str) -> zbus::Result<String> {
         let reply = self
             .connection
@@ -54,7 +54,7 @@ impl Bus {
         Ok(job.to_string())
     }
 
-    /// The jobs that end from now on, with their results.
+    /// Returns a stream of the jobs that end from now on, with their results.
     fn ends(
         &self,
     ) -> impl OrderedStreamExt<Data = (String, String), Ordering = zbus::message::Sequence> {

@@ -1,7 +1,8 @@
-//! A strict HTTP/1.1 client: what it gets must be exactly what the request asked for, framed as the standard says.
+//! A strict HTTP/1.1 client: a response must be exactly what the request asked for, framed as the
+//! standard says.
 //!
-//! It forgives nothing that a browser would quietly repair, and repeats nothing. So whatever it reports as a [`Fault`]
-//! is a request that somebody would have lost.
+//! The client repairs nothing that a browser would repair silently, and retries nothing. So each
+//! [`Fault`] that it reports is a request that somebody would have lost.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
@@ -12,13 +13,16 @@ use tokio::net::TcpStream;
 
 use crate::{Comparison, Pattern};
 
+/// The limit for the head of a response, in bytes.
 const LONGEST_HEAD: usize = 64 << 10;
+
+/// How much is read or written at a time, in bytes.
 const PIECE: usize = 128 << 10;
 
-/// Why a request has no right answer.
+/// The reason why a request did not get the right response.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// No connection.
+    /// The client could not connect.
     #[error("connect: {0}")]
     Connect(io::Error),
     /// The connection ended before the first byte of the response.
@@ -33,24 +37,24 @@ pub enum Fault {
     /// The response is not HTTP.
     #[error("malformed response: {0}")]
     Malformed(String),
-    /// The response has another status than the request must have.
+    /// The response has another status than the right one.
     #[error("status {status}: {body:?}")]
     Status {
-        /// What came.
+        /// The status of the response.
         status: u16,
-        /// The beginning of its body.
+        /// The beginning of the body of the response.
         body: String,
     },
-    /// The response is not the one that belongs to the request.
+    /// The response is not the right response to the request.
     #[error("wrong response: {0}")]
     Wrong(String),
-    /// It took too long.
+    /// The response took longer than the limit of the client.
     #[error("no end within {0:?}, at: {1}")]
     TimedOut(std::time::Duration, &'static str),
 }
 
 impl Fault {
-    /// Whether the client had seen a part of the response when it failed.
+    /// Returns true if a part of the response had arrived.
     pub fn answered(&self) -> bool {
         match self {
             Fault::Connect(_) | Fault::Closed | Fault::Broken(_) => false,
@@ -60,7 +64,7 @@ impl Fault {
     }
 }
 
-/// A request.
+/// A request of the client.
 #[derive(Debug, Clone)]
 pub struct Request {
     method: &'static str,
@@ -77,12 +81,12 @@ enum RequestBody {
 }
 
 impl Request {
-    /// `GET`.
+    /// Makes a `GET`.
     pub fn get(target: impl Into<String>) -> Request {
         Request::new("GET", target)
     }
 
-    /// Any method, without a body.
+    /// Makes a request of any method, without a body.
     pub fn new(method: &'static str, target: impl Into<String>) -> Request {
         Request {
             method,
@@ -92,7 +96,7 @@ impl Request {
         }
     }
 
-    /// `POST` of the first bytes of a pattern, with `Content-Length`.
+    /// Makes a `POST` of the first bytes of a pattern, with `Content-Length`.
     pub fn post(target: impl Into<String>, pattern: Pattern, length: u64) -> Request {
         let mut request =
             Request::new("POST", target).header("content-length", &length.to_string());
@@ -100,14 +104,14 @@ impl Request {
         request
     }
 
-    /// `POST` of these pieces, chunked.
+    /// Makes a chunked `POST` of these pieces.
     pub fn post_chunked(target: impl Into<String>, chunks: Vec<Vec<u8>>) -> Request {
         let mut request = Request::new("POST", target).header("transfer-encoding", "chunked");
         request.body = RequestBody::Chunks(chunks);
         request
     }
 
-    /// One more header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Request {
         let _ = write!(self.headers, "{name}: {value}\r\n");
         self
@@ -125,11 +129,11 @@ impl Request {
 /// The head of a response.
 #[derive(Debug, Clone)]
 pub struct Head {
-    /// The status.
+    /// The status code.
     pub status: u16,
-    /// In order, names in lower case.
+    /// The headers in their order, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Whether a `100 Continue` came just before it.
+    /// True if a `100 Continue` came just before this head.
     pub continued: bool,
     framing: Framing,
 }
@@ -141,14 +145,14 @@ enum Framing {
 }
 
 impl Head {
-    /// The value of the only header of this name.
+    /// Returns the value of the header of this name, if there is exactly one.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(other, _)| other == name);
         let first = values.next()?;
         values.next().is_none().then_some(first.1.as_str())
     }
 
-    /// Whether the server will close the connection after this response.
+    /// Returns true if the server announced to close the connection after this response.
     pub fn closes(&self) -> bool {
         self.header("connection")
             .is_some_and(|value| value.eq_ignore_ascii_case("close"))
@@ -158,37 +162,37 @@ impl Head {
 /// A whole response.
 #[derive(Debug, Clone)]
 pub struct Response {
-    /// Its head.
+    /// The head of the response.
     pub head: Head,
-    /// Its body.
+    /// The body of the response.
     pub body: Vec<u8>,
     /// The trailers of a chunked body.
     pub trailers: Vec<(String, String)>,
 }
 
 impl Response {
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
-/// What is done with a body as it arrives.
+/// The receiver of the body of a response.
 #[derive(Debug)]
 pub enum Sink {
-    /// It is kept, up to this many bytes.
+    /// Keeps the body, up to this many bytes.
     Keep(Vec<u8>, usize),
-    /// It must be the beginning of a pattern.
+    /// Compares the body with a pattern.
     Compare(Comparison),
 }
 
 impl Sink {
-    /// Keeps up to 4 MiB.
+    /// Makes a sink that keeps up to 4 MiB.
     pub fn keep() -> Sink {
         Sink::Keep(Vec::new(), 4 << 20)
     }
 
-    /// What was kept, as text.
+    /// Returns the bytes that were kept, as text.
     pub fn text(&self) -> String {
         match self {
             Sink::Keep(kept, _) => String::from_utf8_lossy(kept).into_owned(),
@@ -196,7 +200,7 @@ impl Sink {
         }
     }
 
-    /// How many bytes came.
+    /// Returns how many bytes have arrived.
     pub fn length(&self) -> u64 {
         match self {
             Sink::Keep(kept, _) => kept.len() as u64,
@@ -220,31 +224,31 @@ impl Sink {
     }
 }
 
-/// One `GET` on a connection of its own.
+/// Sends one `GET` on a new connection, and returns the response.
 pub async fn get(address: SocketAddr, host: &str, target: &str) -> Result<Response, Fault> {
     let mut connection = Connection::open(address, host).await?;
     connection.exchange(&Request::get(target)).await
 }
 
-/// What came first, the end of the request or the beginning of its response.
+/// What came first: the end of the request, or the beginning of its response.
 enum Outcome {
     Written(io::Result<()>),
     Early(io::Result<Vec<u8>>),
 }
 
-/// A connection to a server.
+/// A client's connection to a server.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
     host: String,
     arrived: Vec<u8>,
     requests: u64,
-    /// What it is waiting for, for those who give up on it.
+    /// What the connection waits for, for the report of a timeout.
     pub at: &'static str,
 }
 
 impl Connection {
-    /// Connects.
+    /// Connects to the server; `host` is the `Host` of all requests.
     pub async fn open(address: SocketAddr, host: &str) -> Result<Connection, Fault> {
         let stream = TcpStream::connect(address).await.map_err(Fault::Connect)?;
         stream.set_nodelay(true).map_err(Fault::Connect)?;
@@ -257,12 +261,12 @@ impl Connection {
         })
     }
 
-    /// How many requests were sent on it.
+    /// Returns how many requests were sent on this connection.
     pub fn requests(&self) -> u64 {
         self.requests
     }
 
-    /// One request and the whole response to it.
+    /// Sends a request, and reads the whole response.
     pub async fn exchange(&mut self, request: &Request) -> Result<Response, Fault> {
         let head = self.send(request).await?;
         let mut sink = Sink::keep();
@@ -277,13 +281,13 @@ impl Connection {
         })
     }
 
-    /// Sends bytes as they are.
+    /// Sends these bytes.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         self.stream.write_all(bytes).await.map_err(Fault::Broken)
     }
 
-    /// Sends requests without a body in one piece, as a pipelining client does; their responses are to be read one
-    /// after the other with [`head`](Self::head) and [`body`](Self::body).
+    /// Sends requests without a body in one piece, as a pipelining client does. The caller reads
+    /// the responses one after the other, with [`head`](Self::head) and [`body`](Self::body).
     pub async fn pipeline(&mut self, requests: &[Request]) -> Result<(), Fault> {
         let heads: Vec<u8> = requests
             .iter()
@@ -293,7 +297,8 @@ impl Connection {
         self.write(&heads).await
     }
 
-    /// Sends a request, and reads the head of the response even if the server does not want the body to its end.
+    /// Sends a request, and reads the head of the response, even if the server responds before the
+    /// body was sent completely.
     pub async fn send(&mut self, request: &Request) -> Result<Head, Fault> {
         self.requests += 1;
         self.at = "request";
@@ -317,7 +322,8 @@ impl Connection {
             }
         };
         match outcome {
-            // Nobody waits for the rest of the body now, and the connection is good for no other request.
+            // The server does not read the rest of the body, so this connection can carry no other
+            // request.
             Outcome::Early(first) => {
                 let first = first.map_err(Fault::Broken)?;
                 if first.is_empty() {
@@ -334,7 +340,7 @@ impl Connection {
         }
     }
 
-    /// The head of the next response to a request with this method.
+    /// Reads the head of the next response; `method` is the method of its request.
     pub async fn head(&mut self, method: &str) -> Result<Head, Fault> {
         self.at = "response";
         let mut continued = false;
@@ -362,7 +368,7 @@ impl Connection {
         }
     }
 
-    /// Waits for `100 Continue`, and takes nothing else for it.
+    /// Waits for `100 Continue`; anything else is a fault.
     pub async fn continued(&mut self) -> Result<(), Fault> {
         self.at = "100 Continue";
         loop {
@@ -376,7 +382,7 @@ impl Connection {
         }
     }
 
-    /// The body that follows a head, to its end, and its trailers.
+    /// Reads the body that follows a head, to its end, and returns its trailers.
     pub async fn body(
         &mut self,
         head: &Head,
@@ -395,7 +401,7 @@ impl Connection {
         Ok(trailers)
     }
 
-    /// Waits for the server to close the connection in order.
+    /// Waits until the server closes the connection properly, without further bytes.
     pub async fn closed(&mut self) -> Result<(), Fault> {
         self.at = "close";
         if self.arrived.is_empty() {
@@ -518,7 +524,7 @@ impl Connection {
         Ok(Some(head))
     }
 
-    /// More bytes. The end of the stream is [`Fault::CutOff`], an error [`Fault::Broken`].
+    /// Reads more bytes. The end of the stream is [`Fault::CutOff`], an error is [`Fault::Broken`].
     async fn read(&mut self) -> Result<(), Fault> {
         let before = self.arrived.len();
         self.arrived.reserve(PIECE);

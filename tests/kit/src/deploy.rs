@@ -1,4 +1,4 @@
-//! Deploys: the ways in which people put a new executable in the place of the old one.
+//! Deploys: the ways in which people replace the executable of a service.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::{Build, example};
 
-/// Writes a build of `source` to a file that must not exist.
+/// Writes a build of the program `source` to `file`, which must not exist.
 pub fn install(source: &Path, file: &Path, build: &Build) -> io::Result<()> {
-    // `fs::copy` would also take over the mode of the source before the file is complete.
+    // `fs::copy` would make the file executable before it is complete.
     let mut source = File::open(source)?;
     let mut target = OpenOptions::new().write(true).create_new(true).open(file)?;
     io::copy(&mut source, &mut target)?;
@@ -17,7 +17,7 @@ pub fn install(source: &Path, file: &Path, build: &Build) -> io::Result<()> {
     target.set_permissions(Permissions::from_mode(0o755))
 }
 
-/// The folder of a service's executable.
+/// The folder that holds the executable of an example service, and the deploys to it.
 #[derive(Debug)]
 pub struct App {
     folder: PathBuf,
@@ -25,7 +25,7 @@ pub struct App {
 }
 
 impl App {
-    /// The example service in this folder, which is made.
+    /// Makes the folder for an example service. It has no executable until the first deploy.
     pub fn new(folder: PathBuf) -> App {
         fs::create_dir_all(&folder).expect("the folder of the service can be made");
         App {
@@ -34,17 +34,17 @@ impl App {
         }
     }
 
-    /// The executable.
+    /// Returns the path of the executable.
     pub fn executable(&self) -> PathBuf {
         self.folder.join("shop")
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Deploys as most tools do: writes the new file beside the old one, then renames it.
+    /// Deploys as most tools do: writes the new file beside the old one, then renames the new file.
     #[track_caller]
     pub fn replace(&self, build: &Build) {
         let new = self.folder.join(".shop.new");
@@ -52,21 +52,21 @@ impl App {
         fs::rename(new, self.executable()).expect("the new file can be renamed");
     }
 
-    /// Deploys as `cp` does after `rm`: for a while there is no file, then a part of it.
+    /// Deploys as `rm` and `cp` do: for a while the file is missing, then incomplete.
     #[track_caller]
     pub fn overwrite(&self, build: &Build) {
         fs::remove_file(self.executable()).expect("the old file can be removed");
         install(&self.source, &self.executable(), build).expect("the new file can be written");
     }
 
-    /// Deploys by turning the executable into a symlink to a release of its own.
+    /// Deploys by pointing the executable, a symlink, to the folder of a new release.
     #[track_caller]
     pub fn link(&self, build: &Build) {
         let release = self.release(build);
         self.point(&release.join("shop"), &self.executable());
     }
 
-    /// Deploys by turning `current` into a symlink to a new folder; the executable is `current/shop`.
+    /// Deploys by pointing the symlink `current` to a new folder; the executable is `current/shop`.
     #[track_caller]
     pub fn flip(&self, build: &Build) {
         let release = self.release(build);

@@ -1,4 +1,5 @@
-//! The folders of one smoothserve: its configuration, its run directory, the services' executables, its log.
+//! The folders of one smoothserve: its configuration, its run directory, the executables of its
+//! services, its log.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -9,20 +10,20 @@ use tempfile::TempDir;
 use crate::script::PYTHON;
 use crate::{App, Build};
 
-/// A folder that ends with the test.
+/// A temporary folder for one smoothserve, removed at the end of the test.
 #[derive(Debug)]
 pub struct Home {
     folder: TempDir,
 }
 
 impl Home {
-    /// Makes it, with a configuration without services.
+    /// Makes the folder, with a configuration without services.
     pub fn new() -> Home {
         let folder = tempfile::Builder::new()
             .prefix("smoothserve-")
             .tempdir()
             .expect("a temporary folder can be made");
-        // Services run as another user when smoothserve is started by root, and must reach their executables.
+        // A smoothserve of root runs services as another user, who must reach their executables.
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755))
             .expect("the mode of the folder can be set");
         let home = Home { folder };
@@ -34,43 +35,44 @@ impl Home {
         home
     }
 
-    /// The folder of everything.
+    /// Returns the folder that holds all others.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// What `--config` names.
+    /// Returns the folder that `--config` names.
     pub fn config(&self) -> PathBuf {
         self.path().join("config")
     }
 
-    /// What `--run-dir` names.
+    /// Returns the folder that `--run-dir` names.
     pub fn run(&self) -> PathBuf {
         self.path().join("run")
     }
 
-    /// Where smoothserve writes its messages.
+    /// Returns the file that gets the messages of smoothserve.
     pub fn log(&self) -> PathBuf {
         self.path().join("log")
     }
 
-    /// The folder of a service's executable.
+    /// Makes the folder for the executable of a service.
     pub fn app(&self, name: &str) -> App {
         App::new(self.path().join("apps").join(name))
     }
 
-    /// The file of a service.
+    /// Returns the configuration file of a service.
     pub fn service(&self, name: &str) -> PathBuf {
         self.config().join("services").join(format!("{name}.yaml"))
     }
 
-    /// Writes the file of a service as an editor does: whole, or not at all.
+    /// Writes the configuration file of a service atomically, as editors do.
     #[track_caller]
     pub fn write_service(&self, name: &str, yaml: &str) {
         write(&self.service(name), yaml);
     }
 
-    /// Installs version 1 of the example service, and writes its file with these lines beside the necessary ones.
+    /// Installs version 1 of the example service, and writes its configuration file: the required
+    /// keys, and these lines.
     #[track_caller]
     pub fn add_shop(&self, name: &str, port: u16, lines: &str) -> App {
         let app = self.app(name);
@@ -79,7 +81,7 @@ impl Home {
         app
     }
 
-    /// Writes the file of an example service again.
+    /// Writes the configuration file of an example service: the required keys, and these lines.
     #[track_caller]
     pub fn write_shop(&self, name: &str, port: u16, lines: &str) {
         self.write_service(
@@ -94,7 +96,8 @@ impl Home {
         );
     }
 
-    /// Writes a service in Python, for `shop.example` on this port, with further lines in its file.
+    /// Installs a Python script as a service for `shop.example` on this port, with these further
+    /// lines in its configuration file.
     pub fn add_python(&self, name: &str, port: u16, script: &str, lines: &str) {
         let file = self.path().join(format!("{name}.py"));
         write(&file, script);
@@ -104,7 +107,7 @@ impl Home {
         self.write_service(name, &yaml);
     }
 
-    /// Removes the file of a service.
+    /// Removes the configuration file of a service.
     #[track_caller]
     pub fn remove_service(&self, name: &str) {
         fs::remove_file(self.service(name)).expect("the file of the service is there");
@@ -117,7 +120,7 @@ impl Default for Home {
     }
 }
 
-/// Writes a file by way of another one that takes its place.
+/// Writes a file atomically, by renaming a new file.
 #[track_caller]
 pub fn write(file: &Path, text: &str) {
     let mut new = file.as_os_str().to_owned();

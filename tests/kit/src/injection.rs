@@ -1,5 +1,5 @@
-//! System calls that another process is made to try: what a program can do is shown by the real one, not by its
-//! intentions.
+//! Makes a thread of another process do system calls, by ptrace(2), so that a test sees what the
+//! sandbox of the real process permits.
 
 use std::fs::File;
 use std::io;
@@ -10,10 +10,10 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-/// Room below the stack for what pointers among the arguments point to; the first 128 bytes are in use.
+/// How far below the stack pointer texts are put, in bytes; the first 128 may be in use (red zone).
 const ROOM: u64 = 4096;
 
-/// A thread that stands still.
+/// A stopped thread. Dropping it restores the registers and lets the thread go on.
 #[derive(Debug)]
 pub struct Injection {
     thread: Pid,
@@ -22,7 +22,8 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// Stops a thread behind a system call. If it waits in one, that is interrupted and tried again later.
+    /// Stops a thread just behind a system call. A call in which the thread waits is interrupted,
+    /// and restarted by the kernel later.
     pub fn begin(thread: u32) -> Injection {
         let memory = File::options()
             .read(true)
@@ -40,7 +41,7 @@ impl Injection {
             instruction == [0x0f, 0x05]
         };
         while !is_behind_call(&registers) {
-            // It was at work. It stops again where its next call begins, and where that ends.
+            // The thread was computing. It stops at the entry of its next call, and at the exit.
             for _ in 0..2 {
                 ptrace::syscall(thread, None).expect("it stands still");
                 wait(thread);
@@ -54,7 +55,8 @@ impl Injection {
         }
     }
 
-    /// Where in the memory of the process a text stands now, for one call.
+    /// Writes a text to the memory of the process, and returns its address, valid for the next
+    /// call.
     pub fn text(&self, text: &str) -> u64 {
         let place = self.registers.rsp - ROOM;
         let text = [text.as_bytes(), &[0]].concat();
@@ -62,13 +64,13 @@ impl Injection {
         place
     }
 
-    /// Makes the thread do a call, and returns what the kernel says to it.
+    /// Makes the thread do a system call, and returns the result of the call.
     pub fn call(&self, number: libc::c_long, arguments: &[u64]) -> io::Result<u64> {
         let argument = |index: usize| arguments.get(index).copied().unwrap_or_default();
         let registers = libc::user_regs_struct {
             rip: self.registers.rip - 2,
             rax: number.cast_unsigned(),
-            // What is to be done is no longer the call that was interrupted.
+            // The kernel must not restart the call that was interrupted.
             orig_rax: u64::MAX,
             rdi: argument(0),
             rsi: argument(1),
@@ -91,7 +93,7 @@ impl Injection {
 
 impl Drop for Injection {
     fn drop(&mut self) {
-        // If the thread is gone, there is nothing to put right.
+        // An error means that the thread is gone, and then nothing has to be restored.
         let _ = ptrace::setregs(self.thread, self.registers);
         let _ = ptrace::detach(self.thread, None);
     }

@@ -1,4 +1,5 @@
-//! What smoothserve's end-to-end tests and its demo are made of.
+//! The harness of smoothserve's end-to-end tests and of its demo: the client and the load that
+//! prove losses, deploys, a running smoothserve, and test machines with a systemd of their own.
 
 mod build;
 pub mod bus;

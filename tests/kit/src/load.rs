@@ -1,15 +1,16 @@
-//! Load that proves that nothing was lost.
+//! Load that proves that no request was lost.
 //!
-//! Every connection is a task that sends one request after the other, picked at random from a [`Mix`], with a random
-//! pause between them, and checks every byte of what comes back: the status, the length, the body, the name of the
-//! request (so a response that belongs to another request is noticed), and the end of the connection where the request
-//! asked for it.
+//! Each connection is a task that sends one request after the other, picked at random from a
+//! [`Mix`], with random pauses, and checks every byte of the response: the status, the length, the
+//! body, the name of the request (so that a response to another request is noticed), and the end of
+//! the connection where the request asked for it.
 //!
-//! What counts as lost is anything but the right response: a refused or broken connection, a response that was cut off,
-//! another status, a wrong byte, no end within the limit. There are only two things that a client has to bear: a
-//! response with `Connection: close`, after which it opens a new connection, and the same between two pipelined
-//! requests, where it has to send the second again (RFC 9112, section 9.6). A connection that is closed under an idle
-//! client is not among them: the client may just be sending the next request.
+//! A request is lost if anything but the right response comes: a refused or broken connection, a
+//! truncated response, another status, a wrong byte, no end within the limit. The client tolerates
+//! two things: a response with `Connection: close`, after which the client reconnects, and the same
+//! between two pipelined requests, after which the client sends the second again (RFC 9112, section
+//! 9.6). It does not tolerate that the server closes an idle connection, because the client may be
+//! sending the next request at that moment.
 
 mod report;
 
@@ -27,31 +28,32 @@ use crate::{Comparison, Pattern};
 
 pub use report::{Lost, Phase, Report, Seen};
 
-/// What is sent, to whom and how much of it.
+/// The server and the requests of a load.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The server.
+    /// The address of the server.
     pub address: SocketAddr,
     /// The `Host` of all requests.
     pub host: String,
-    /// How many connections are kept.
+    /// The number of connections.
     pub connections: usize,
-    /// The pause between two requests of a connection, on average. It is what bounds the rate.
+    /// The average pause between two requests of a connection, which bounds the rate.
     pub pause: Duration,
-    /// Which requests.
+    /// The share of each kind of request.
     pub mix: Mix,
-    /// The length of a download.
+    /// The length of a download, in bytes.
     pub download: u64,
-    /// The length of an upload.
+    /// The length of an upload, in bytes.
     pub upload: u64,
-    /// How many milliseconds a slow response takes.
+    /// The time that a slow response takes, in milliseconds.
     pub slow: Range<u64>,
-    /// After this time without an end a request is lost.
+    /// The time after which a request without an end is lost.
     pub limit: Duration,
 }
 
 impl Options {
-    /// 32 connections with the mix of [`Mix::default`], 20 MiB a download and 5 MiB an upload.
+    /// Returns options for 32 connections with the mix of [`Mix::default`], downloads of 20 MiB and
+    /// uploads of 5 MiB.
     pub fn new(address: SocketAddr) -> Options {
         Options {
             address,
@@ -67,16 +69,16 @@ impl Options {
     }
 }
 
-/// The share of each kind of request.
+/// The relative frequency of each kind of request.
 #[derive(Debug, Clone, Copy)]
 pub struct Mix {
     /// `GET` of a few bytes.
     pub small: u32,
-    /// `GET` whose response takes its time.
+    /// `GET` whose response comes after a while, see [`Options::slow`].
     pub slow: u32,
     /// `GET` of many bytes.
     pub download: u32,
-    /// `POST` of many bytes, answered with their checksum.
+    /// `POST` of many bytes, whose response is their checksum.
     pub upload: u32,
     /// A small `GET` on a connection of its own.
     pub fresh: u32,
@@ -98,7 +100,7 @@ impl Default for Mix {
 }
 
 impl Mix {
-    /// Small `GET`s alone.
+    /// Returns a mix of small `GET`s alone.
     pub fn small() -> Mix {
         Mix {
             small: 1,
@@ -140,7 +142,7 @@ impl Mix {
 pub enum Kind {
     /// `GET` of a few bytes.
     Small,
-    /// `GET` whose response takes its time.
+    /// `GET` whose response comes after a while, see [`Options::slow`].
     Slow,
     /// `GET` of many bytes.
     Download,
@@ -153,24 +155,24 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether a proxy may send such a request a second time.
+    /// Returns true if a proxy may send such a request a second time.
     pub fn idempotent(self) -> bool {
         self != Kind::Upload
     }
 }
 
-/// How the load stands at the moment.
+/// The counters of a running load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests that have ended, well or not.
+    /// The number of requests that have ended, lost ones included.
     pub requests: u64,
-    /// Of those, the lost ones.
+    /// The number of lost requests.
     pub lost: u64,
-    /// Requests that were sent and have not ended.
+    /// The number of requests that were sent and have not ended.
     pub in_flight: u64,
 }
 
-/// Load that is running.
+/// A running load.
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
@@ -186,7 +188,7 @@ struct Shared {
 }
 
 impl Load {
-    /// Starts the load on the current runtime, in a phase of the name `start`.
+    /// Starts a load on the current runtime, in a phase named `start`.
     pub fn start(options: Options) -> Load {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
@@ -201,12 +203,12 @@ impl Load {
         Load { shared, tasks }
     }
 
-    /// Counts what is sent from now on under another name.
+    /// Begins a new phase, which counts the requests that are sent from now on.
     pub fn phase(&self, name: &str) {
         self.shared.report().begin(name);
     }
 
-    /// How it stands.
+    /// Returns the counters of the load.
     pub fn counts(&self) -> Counts {
         let report = self.shared.report();
         Counts {
@@ -216,12 +218,12 @@ impl Load {
         }
     }
 
-    /// What happened so far.
+    /// Returns the report up to now.
     pub fn so_far(&self) -> Report {
         self.shared.report().clone()
     }
 
-    /// Waits until this many more requests have ended.
+    /// Waits until this many more requests have ended, lost ones included.
     pub async fn go_on(&self, requests: u64) {
         let goal = self.counts().requests + requests;
         while self.counts().requests < goal {
@@ -229,7 +231,7 @@ impl Load {
         }
     }
 
-    /// Waits until a response of this version has come.
+    /// Waits until a response of this version has arrived.
     pub async fn see(&self, version: &str, limit: Duration) -> Result<(), String> {
         let seen = async {
             while !self.shared.report().versions.contains_key(version) {
@@ -241,7 +243,7 @@ impl Load {
             .map_err(|_| format!("no response of version {version} within {limit:?}"))
     }
 
-    /// Ends every request that was begun, and begins no more.
+    /// Begins no more requests, waits for the open ones, and returns the report.
     pub async fn stop(mut self) -> Report {
         self.shared.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.tasks.join_next().await {
@@ -259,7 +261,7 @@ impl Shared {
     }
 }
 
-/// One connection of the load, and the requests on it.
+/// The task of one connection of the load.
 struct Client {
     number: usize,
     shared: Arc<Shared>,
@@ -307,7 +309,7 @@ impl Client {
         }
     }
 
-    /// Sends requests on a connection, and gives back the connection if another request may follow.
+    /// Sends requests on a connection, and returns the connection if another request may follow.
     async fn answered(
         &self,
         orders: Vec<Order>,
@@ -415,7 +417,8 @@ impl Client {
                 let request = Request::get(format!("/slow?ms={time}"));
                 (request, Right::Text("slow\n".to_owned()))
             }
-            // One of a pair that is a little slow is overtaken by the other if a proxy mixes them up.
+            // A slow first response is overtaken by the second if a proxy mixes up the two of a
+            // pair.
             Kind::Pipelined if self.random.bool() => {
                 (Request::get("/slow?ms=5"), Right::Text("slow\n".to_owned()))
             }
@@ -450,7 +453,7 @@ impl Client {
     }
 }
 
-/// A request and its right answer.
+/// A request and the right response to it.
 struct Order {
     kind: Kind,
     name: String,
@@ -458,6 +461,7 @@ struct Order {
     right: Right,
 }
 
+/// The body of the right response.
 enum Right {
     Text(String),
     Pattern(Pattern, u64),

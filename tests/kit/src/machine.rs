@@ -1,9 +1,10 @@
 //! A test machine: a real systemd, in namespaces of its own.
 //!
-//! [`test()`] boots it, which takes about a second, and runs a test on it, in a runtime whose threads are in the machine's
-//! network: what the test connects to, listens on the machine's loopback. The files of the machine are a copy-on-write
-//! view of this one's, or of another root file system that `SMOOTHSERVE_MACHINE_ROOT` names. Whatever happens to the
-//! test, nothing is left of the machine; if the test fails, the machine's journal is printed.
+//! [`test()`] boots a machine, which takes about a second, and runs a test on it, in a runtime
+//! whose threads are in the network namespace of the machine: the test connects to the loopback
+//! interface of the machine. The files of the machine are a copy-on-write view of this host's root
+//! file system, or of another one that `SMOOTHSERVE_MACHINE_ROOT` names. Nothing of a machine
+//! outlives its test; if the test fails, the journal of the machine is printed.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -18,32 +19,32 @@ use crate::processes::Process;
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// The program that boots it.
+/// The program that boots a machine.
 const BOOT: &str = include_str!("machine/boot.sh");
 
-/// Names another root file system than that of the machine that runs the tests.
+/// The environment variable that names the root file system, if it is not the one of this host.
 const ROOT: &str = "SMOOTHSERVE_MACHINE_ROOT";
 
-/// How long a boot may take on a machine that has much else to do.
+/// How long a boot may take on a busy host.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
-/// How much of the journal is printed.
+/// The option of journalctl that limits how much of the journal is printed.
 const JOURNAL_LINES: &str = "--lines=400";
 
-/// Between two looks at whether something has happened.
+/// The pause between two looks at whether something has happened.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A running machine.
+/// A running machine, which is killed when it is dropped.
 #[derive(Debug)]
 pub struct Machine {
     outside: Child,
-    /// The number of its first process, as seen from here.
+    /// The number of the first process of the machine, as the host counts.
     init: u32,
-    /// Where it is put together; empty as seen from here.
+    /// The mount point of the root file system of the machine; empty in the namespace of the host.
     _folder: tempfile::TempDir,
 }
 
-/// Boots a machine and runs a test on it.
+/// Boots a machine, and runs a test on it.
 pub fn test(body: impl AsyncFnOnce(&Machine)) {
     let machine = Machine::boot();
     let network = machine.network();
@@ -66,7 +67,7 @@ pub fn test(body: impl AsyncFnOnce(&Machine)) {
 }
 
 impl Machine {
-    /// Boots it and waits until all that it starts by itself has been started.
+    /// Boots a machine, and waits until systemd has started all enabled units.
     pub fn boot() -> Machine {
         assert!(
             rustix::process::geteuid().is_root(),
@@ -77,7 +78,7 @@ impl Machine {
         fs::write(&program, BOOT).expect("the folder can be written to");
         let root = folder.path().join("root");
         fs::create_dir(&root).expect("the folder can be written to");
-        // If the test is killed, the machine ends with it.
+        // If the test is killed, the machine is killed with it.
         let outside = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "sh"])
             .arg(&program)
@@ -119,12 +120,12 @@ impl Machine {
         matches!(state.as_str(), "running" | "degraded")
     }
 
-    /// Its first process, by the number that it has here.
+    /// Returns the first process of the machine, by its number on the host.
     pub fn first_process(&self) -> u32 {
         self.init
     }
 
-    /// The number that one of its processes has here.
+    /// Returns the number that the process `pid` of the machine has on the host.
     pub fn outside(&self, pid: u32) -> u32 {
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let own = namespace(&self.init.to_string());
@@ -143,17 +144,18 @@ impl Machine {
             .unwrap_or_else(|| panic!("the machine has no process {pid}"))
     }
 
-    /// A file of the machine as it is reached from here.
+    /// Returns the path by which the host reaches a file of the machine.
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.init)).join(path.trim_start_matches('/'))
     }
 
-    /// Its network namespace.
+    /// Returns the path of the network namespace of the machine.
     fn network(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/ns/net", self.init))
     }
 
-    /// A program on the machine, with the environment of a login of root.
+    /// Returns a command that runs a program on the machine, with the environment of a login of
+    /// root.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -166,7 +168,7 @@ impl Machine {
         command
     }
 
-    /// Runs a line of shell, for as long as a test waits for anything.
+    /// Runs a shell command on the machine, for at most [`PATIENCE`](crate::PATIENCE).
     pub fn try_run(&self, line: &str) -> Output {
         let limit = crate::PATIENCE.as_secs().to_string();
         let shell = self
@@ -176,7 +178,8 @@ impl Machine {
         shell.expect("nsenter, of util-linux, is installed")
     }
 
-    /// Runs a line of shell, which has to succeed, and returns what it writes.
+    /// Runs a shell command on the machine, checks that it succeeds, and returns its standard
+    /// output.
     pub fn run(&self, line: &str) -> String {
         let output = self.try_run(line);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -190,7 +193,7 @@ impl Machine {
         text(&output.stdout)
     }
 
-    /// Runs a line of shell again and again until what it writes is as it is to be.
+    /// Runs a shell command on the machine again and again until its output is as wanted.
     pub fn until(&self, line: &str, wanted: impl Fn(&str) -> bool) -> String {
         let begin = Instant::now();
         loop {
@@ -208,14 +211,14 @@ impl Machine {
         }
     }
 
-    /// Writes a file, and the folders on the way to it.
+    /// Writes a file of the machine, and makes its folder.
     pub fn write(&self, path: &str, text: &str) {
         let path = self.path(path);
         make_folder_of(&path);
         fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
-    /// Puts a program there as a deploy does it: another file in the place of the old one.
+    /// Installs a program on the machine as a deploy does: by renaming a new file.
     pub fn install(&self, program: &Path, path: &str) {
         let path = self.path(path);
         make_folder_of(&path);
@@ -225,7 +228,8 @@ impl Machine {
         fs::rename(&new, &path).expect("it is on the same file system");
     }
 
-    /// Installs smoothserve as `make install` does, and does what a package does after that.
+    /// Installs smoothserve by `make install`, and does what the package does after its
+    /// installation.
     pub fn install_smoothserve(&self, programs: &Programs) {
         let folder = programs
             .smoothserve
@@ -252,7 +256,8 @@ impl Machine {
         );
     }
 
-    /// Adds a service named `shop` whose instances are the example, with further lines in its file.
+    /// Adds a service named `shop` that runs the example service, with these further lines in its
+    /// configuration file.
     pub fn add_shop(&self, shop: &Path, lines: &str) {
         self.install(shop, "/opt/shop/shop");
         self.write(
@@ -263,7 +268,7 @@ impl Machine {
         );
     }
 
-    /// Its journal, as far as it is worth printing.
+    /// Returns the last lines of the journal of the machine.
     pub fn journal(&self) -> String {
         let output = self
             .command("journalctl")
@@ -276,7 +281,7 @@ impl Machine {
         )
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the machine has powered off by itself.
     pub fn has_ended(&self) {
         let begin = Instant::now();
         while self.runs() {
@@ -300,7 +305,7 @@ impl Drop for Machine {
         }
         crate::processes::signal_pid(self.outside.id(), Signal::KILL);
         let _ = self.outside.wait();
-        // Its first process goes last, after all others.
+        // The first process ends last, after all others of the machine.
         let begin = Instant::now();
         while self.runs() && begin.elapsed() < BOOT_LIMIT {
             thread::sleep(LOOK);
@@ -313,7 +318,7 @@ fn make_folder_of(path: &Path) {
     fs::create_dir_all(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
 }
 
-/// The only child of `unshare --fork`.
+/// Returns the only child of `unshare --fork`.
 fn first_child(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     children.split_ascii_whitespace().next()?.parse().ok()

@@ -1,11 +1,13 @@
-//! Load that Node makes, over HTTP/2 and over TLS: it proves that its requests are not lost either.
+//! Load by Node, over HTTP/2 and over TLS, which proves that no request of an independent client is
+//! lost.
 
 use std::path::Path;
 
 use crate::script::Script;
 
-/// Several connections with several requests at a time on each, whose bodies come back as they were sent. A GOAWAY is obeyed:
-/// what was begun goes on, what is new goes over a new connection, or, with `end`, is not begun at all.
+/// Keeps four connections with four requests at a time on each, and compares each body with its
+/// echo. After a GOAWAY, open requests go on, and new ones go over a new connection; with `end` no
+/// new ones are sent.
 const LOAD: &str = r#"
 const http2 = require('http2'), https = require('https'), net = require('net'), tls = require('tls');
 const crypto = require('crypto'), fs = require('fs');
@@ -81,8 +83,8 @@ Promise.all(lanes.flatMap((lane, l) => [...Array(4)].map((_, s) => run(lane, 1 +
 });
 "#;
 
-/// Load for `shop.example` on this port of this machine, in the middle of its work. The mode is `h2`, `https` (which is HTTP/1.1
-/// over TLS), or `h2c`; the certificates that are believed are in a file.
+/// Puts load on `shop.example` at this port, and returns when 100 requests were served. The mode is
+/// `h2`, `https` (HTTP/1.1 over TLS) or `h2c`; `authority` is the file of the trusted certificates.
 pub async fn load(mode: &str, port: u16, authority: &Path, more: &[&str]) -> Script {
     let port = port.to_string();
     let authority = authority.to_str().expect("a path of a test");
@@ -91,7 +93,7 @@ pub async fn load(mode: &str, port: u16, authority: &Path, more: &[&str]) -> Scr
     load
 }
 
-/// Ends the load, and checks that nothing was lost.
+/// Ends the load, and checks that no request was lost.
 pub async fn nothing_is_lost(mut load: Script) {
     let last = load.finish().await;
     assert!(last.starts_with("served true"), "{last}");

@@ -1,23 +1,24 @@
-//! Bodies that both ends can make on their own: an endless stream of bytes that a seed determines, in which every
-//! position can be computed alone.
+//! Bodies that both ends can compute: an endless stream of bytes that a seed determines, in which
+//! each position can be computed alone.
 //!
-//! So a download needs no buffer on either side, and the receiver knows at which byte a body went wrong.
+//! So a download needs no buffer on either side, and the receiver knows which byte of a body is
+//! wrong.
 
 use std::fmt;
 
-/// The stream of a seed.
+/// The endless stream of bytes of a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pattern {
     seed: u64,
 }
 
 impl Pattern {
-    /// The stream of this seed.
+    /// Returns the stream of this seed.
     pub fn new(seed: u64) -> Pattern {
         Pattern { seed }
     }
 
-    /// Writes the bytes that begin at `offset`.
+    /// Fills the buffer with the bytes from position `offset` on.
     pub fn fill(self, offset: u64, buffer: &mut [u8]) {
         let skip = (offset % 8) as usize;
         let mut index = offset / 8;
@@ -38,14 +39,14 @@ impl Pattern {
         rest.copy_from_slice(&self.word(index)[..rest.len()]);
     }
 
-    /// The first `length` bytes.
+    /// Returns the first `length` bytes.
     pub fn bytes(self, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.fill(0, &mut bytes);
         bytes
     }
 
-    /// The checksum of the first `length` bytes.
+    /// Returns the checksum of the first `length` bytes.
     pub fn checksum(self, length: u64) -> Checksum {
         let mut checksum = Checksum::default();
         let mut buffer = [0; 16 << 10];
@@ -60,7 +61,8 @@ impl Pattern {
         checksum
     }
 
-    /// Splitmix64 of the position: fast, and no two neighbouring words are alike.
+    /// Returns eight bytes: Splitmix64 of the position, which is fast, and no two neighbors are
+    /// alike.
     fn word(self, index: u64) -> [u8; 8] {
         let mut z = self
             .seed
@@ -71,7 +73,7 @@ impl Pattern {
     }
 }
 
-/// Compares what arrives with the stream of a seed.
+/// Compares bytes that arrive with the stream of a seed.
 #[derive(Debug)]
 pub struct Comparison {
     pattern: Pattern,
@@ -80,7 +82,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Begins at the first byte.
+    /// Begins a comparison at the first byte of the stream.
     pub fn new(pattern: Pattern) -> Comparison {
         Comparison {
             pattern,
@@ -89,7 +91,7 @@ impl Comparison {
         }
     }
 
-    /// The next bytes; the error is the position of the first that is wrong.
+    /// Compares the next bytes. The error is the position of the first wrong byte.
     pub fn update(&mut self, bytes: &[u8]) -> Result<(), u64> {
         self.scratch.resize(self.scratch.len().max(bytes.len()), 0);
         let expected = &mut self.scratch[..bytes.len()];
@@ -102,13 +104,13 @@ impl Comparison {
         Ok(())
     }
 
-    /// How many bytes have been right so far.
+    /// Returns how many bytes have been right so far.
     pub fn length(&self) -> u64 {
         self.offset
     }
 }
 
-/// Length and CRC-32 of a body.
+/// The length and the CRC-32 of a body.
 #[derive(Debug, Clone, Default)]
 pub struct Checksum {
     length: u64,
@@ -116,7 +118,7 @@ pub struct Checksum {
 }
 
 impl Checksum {
-    /// The next bytes.
+    /// Adds the next bytes of the body.
     pub fn update(&mut self, bytes: &[u8]) {
         self.length += bytes.len() as u64;
         self.crc.update(bytes);

@@ -1,9 +1,9 @@
-//! Where things are: programs that cargo has built, and free ports.
+//! Paths of programs that cargo has built, and free ports.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-/// An example of the root package, beside the program that is running.
+/// Returns the file of an example of the root package, which cargo puts beside the running program.
 pub fn example(name: &str) -> PathBuf {
     let running = std::env::current_exe().expect("a program knows its file");
     // Tests are in `target/PROFILE/deps`, examples in `target/PROFILE/examples`.
@@ -18,13 +18,14 @@ pub fn example(name: &str) -> PathBuf {
     file
 }
 
-/// A port that nobody listens on.
+/// Returns a port on which no program listens.
 pub fn free_port() -> u16 {
     free_ports(1)
 }
 
-/// The first of this many ports in a row that nobody listens on. They are none of those that the kernel gives to
-/// outgoing connections, because the load has many of those, and none of those that smoothserve picks for instances.
+/// Returns the first of `count` consecutive ports on which no program listens. The ports are
+/// outside of the range for outgoing connections, of which the load has many, and outside of the
+/// range from which smoothserve picks ports for instances.
 pub fn free_ports(count: u16) -> u16 {
     let is_free = |port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok();
     (0..1000)
@@ -33,7 +34,7 @@ pub fn free_ports(count: u16) -> u16 {
         .expect("one of a thousand places has room")
 }
 
-/// This port of this machine.
+/// Returns the address of this port on the loopback interface.
 pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }

@@ -1,4 +1,4 @@
-//! What `/proc` tells about processes.
+//! Processes as `/proc` shows them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,22 +6,22 @@ use std::path::Path;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A process, in a way that survives the reuse of its number.
+/// A process, identified by its number and its start time, so that a reused number is no confusion.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
-    /// Its number.
+    /// The process number.
     pub pid: u32,
     parent: u32,
     started: u64,
-    /// What `ps` shows.
+    /// The command line, as `ps` shows it.
     pub command: String,
 }
 
 impl Process {
-    /// The process of this number, unless it is gone or only waits for its parent to notice.
+    /// Returns the process of this number, or `None` if there is none or it is a zombie.
     pub fn of(pid: u32) -> Option<Process> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name of the program comes second, in parentheses, and may contain anything.
+        // The second field is the name of the program, in parentheses, and may contain anything.
         let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
         if fields[0] == "Z" || fields[0] == "X" {
             return None;
@@ -35,12 +35,12 @@ impl Process {
         })
     }
 
-    /// Whether it still runs.
+    /// Returns true if the process still runs.
     pub fn runs(&self) -> bool {
         Process::of(self.pid).is_some_and(|now| now.started == self.started)
     }
 
-    /// Sends it a signal if it still runs.
+    /// Sends the process a signal if it still runs.
     pub fn signal(&self, signal: Signal) {
         if self.runs() {
             signal_pid(self.pid, signal);
@@ -48,13 +48,13 @@ impl Process {
     }
 }
 
-/// Sends a signal to a process; that it has just ended is no error.
+/// Sends a signal to the process of this number. A process that has just ended is no error.
 pub fn signal_pid(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let _ = kill_process(pid.expect("a process has a positive number"), signal);
 }
 
-/// All processes below this one.
+/// Returns all descendants of the process of this number.
 pub fn descendants(pid: u32) -> Vec<Process> {
     let all = all();
     let mut found: Vec<Process> = Vec::new();
@@ -68,7 +68,7 @@ pub fn descendants(pid: u32) -> Vec<Process> {
     found
 }
 
-/// All processes whose executable or working directory is in this folder.
+/// Returns all processes whose executable or working directory is in this folder.
 pub fn inside(folder: &Path) -> Vec<Process> {
     let lives = |pid: u32, link: &str| {
         fs::read_link(format!("/proc/{pid}/{link}")).is_ok_and(|path| path.starts_with(folder))

@@ -1,5 +1,5 @@
-//! Clients in Python and JavaScript, which use what nobody here wrote. They say how far they are, a line each time, and go on
-//! until their stdin ends.
+//! Clients in Python and JavaScript, on implementations that are independent of smoothserve. A
+//! client prints a line for each step that it has reached, and goes on until its stdin ends.
 
 use std::process::Stdio;
 
@@ -9,10 +9,10 @@ use tokio::time::timeout;
 
 use crate::PATIENCE;
 
-/// Debian's, which finds the libraries that Debian has.
+/// Debian's Python, which finds the libraries that Debian packages.
 pub const PYTHON: &str = "/usr/bin/python3";
 
-/// A script that runs.
+/// A running script.
 pub struct Script {
     process: Child,
     stdin: Option<ChildStdin>,
@@ -20,12 +20,12 @@ pub struct Script {
 }
 
 impl Script {
-    /// Runs one of Python.
+    /// Starts a Python script.
     pub fn python(script: &str, arguments: &[&str]) -> Script {
         Script::run(Command::new(PYTHON).args(["-c", script]).args(arguments))
     }
 
-    /// Runs one of Node.
+    /// Starts a JavaScript program in Node.
     pub fn node(script: &str, arguments: &[&str]) -> Script {
         let mut node = Command::new("node");
         Script::run(node.args(["-e", script, "--"]).args(arguments))
@@ -45,14 +45,15 @@ impl Script {
         }
     }
 
-    /// The next line that it says.
+    /// Returns the next line that the script prints.
     pub async fn next(&mut self) -> String {
         let line = timeout(PATIENCE, self.lines.next_line()).await;
         let line = line.expect("it goes on").expect("it can be read");
         line.expect("it says something")
     }
 
-    /// Lets it end what it has begun, and returns what it says in the end.
+    /// Ends the stdin of the script, lets the script finish its requests, and returns its last
+    /// line.
     pub async fn finish(&mut self) -> String {
         drop(self.stdin.take());
         let last = self.next().await;
@@ -60,7 +61,7 @@ impl Script {
         last
     }
 
-    /// Waits until it has ended well.
+    /// Waits until the script has exited, and checks that it succeeded.
     pub async fn ended(&mut self) {
         let status = self.process.wait().await.expect("it can be waited for");
         assert!(status.success(), "{status}");

@@ -1,7 +1,7 @@
-//! A running smoothserve.
+//! A running smoothserve, without systemd.
 //!
-//! Whatever happens to a test, nothing of it is left: the manager and all that it has started are killed by their
-//! numbers when a [`Smoothserve`] is dropped, and if the test has failed, its log is printed.
+//! No process outlives a test: when a [`Smoothserve`] is dropped, the manager and all processes
+//! below it are killed, and the log is printed if the test has failed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,11 +18,11 @@ use tokio::time::{sleep, timeout};
 use crate::Home;
 use crate::processes::{self, Process};
 
-/// How long a test waits for what must happen. It is the limit of failing tests; those that succeed wait no longer
-/// than they have to.
+/// How long a test waits for an event before it fails. A test that succeeds waits no longer than it
+/// has to.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Lets one test of a file run at a time, for tests whose load would slow others down.
+/// Lets one test of a test binary run at a time, for tests whose load would slow down others.
 pub async fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::const_new(());
     ALONE.lock().await
@@ -31,14 +31,14 @@ pub async fn alone() -> MutexGuard<'static, ()> {
 /// The programs under test.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// `smoothserve`.
+    /// The file of `smoothserve`.
     pub smoothserve: PathBuf,
-    /// `smoothctl`.
+    /// The file of `smoothctl`.
     pub smoothctl: PathBuf,
 }
 
 impl Programs {
-    /// Those that cargo has built beside the example that is running.
+    /// Returns the programs that cargo has built beside the running example.
     pub fn beside_examples() -> Programs {
         let running = std::env::current_exe().expect("a program knows its file");
         // Examples are in `target/PROFILE/examples`, programs in `target/PROFILE`.
@@ -51,7 +51,7 @@ impl Programs {
     }
 }
 
-/// The programs that cargo has built for this test.
+/// Returns the programs that cargo has built for this test.
 #[macro_export]
 macro_rules! programs {
     () => {
@@ -65,7 +65,7 @@ macro_rules! programs {
 /// A running smoothserve.
 #[derive(Debug)]
 pub struct Smoothserve {
-    /// Its folders.
+    /// The folders of this smoothserve.
     pub home: Home,
     programs: Programs,
     manager: Child,
@@ -73,25 +73,27 @@ pub struct Smoothserve {
 }
 
 impl Smoothserve {
-    /// Starts it on what is in `home`, and waits until it has brought everything up that it can.
+    /// Starts smoothserve with the configuration in `home`, and waits until no service is on its
+    /// way to another state.
     pub async fn start(programs: Programs, home: Home) -> Smoothserve {
         let server = Smoothserve::spawn(programs, home);
         server.settled().await;
         server
     }
 
-    /// Starts it on what is in `home`.
+    /// Starts smoothserve with the configuration in `home`, and does not wait.
     pub fn spawn(programs: Programs, home: Home) -> Smoothserve {
         Smoothserve::spawn_on(programs, home, None)
     }
 
-    /// Starts it on what is in `home`, and on the session bus at this address.
+    /// Starts smoothserve with the configuration in `home`, connected to the session bus at this
+    /// address, if there is one.
     pub fn spawn_on(programs: Programs, home: Home, bus: Option<&str>) -> Smoothserve {
         Smoothserve::spawn_with(programs, home, bus, |command| command)
     }
 
-    /// Starts smoothserve on what is in `home`, with a command line and an environment that `change`
-    /// has changed, and waits until it has brought everything up that it can.
+    /// Starts smoothserve with the configuration in `home`, with a command line and an environment
+    /// that `change` has changed, and waits until no service is on its way to another state.
     pub async fn start_with(
         programs: Programs,
         home: Home,
@@ -123,7 +125,8 @@ impl Smoothserve {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor can be copied"))
             .stderr(log)
-            // A Ctrl-C on the terminal is for the program that has started this one, which then stops it.
+            // A Ctrl-C on the terminal must not reach smoothserve; the program that has started it
+            // stops it.
             .process_group(0);
         let manager = change(&mut command).spawn();
         let manager = manager.expect("smoothserve can be started");
@@ -136,22 +139,22 @@ impl Smoothserve {
         }
     }
 
-    /// The process of the manager.
+    /// Returns the process number of the manager.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// The private socket of the D-Bus interface.
+    /// Returns the path of the private D-Bus socket.
     pub fn bus(&self) -> PathBuf {
         self.home.run().join("bus")
     }
 
-    /// What it has written so far.
+    /// Returns the log up to now.
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.log()).unwrap_or_default()
     }
 
-    /// Waits until it has written this.
+    /// Waits until the log contains this text.
     #[track_caller]
     pub fn says<'a>(&'a self, text: &'a str) -> impl Future<Output = ()> + 'a {
         let caller = std::panic::Location::caller();
@@ -167,7 +170,7 @@ impl Smoothserve {
         }
     }
 
-    /// Runs `smoothctl`, which waits for the job.
+    /// Runs `smoothctl`, and returns its output.
     pub async fn ctl(&self, arguments: &[&str]) -> Output {
         self.ctl_command(arguments)
             .output()
@@ -175,7 +178,7 @@ impl Smoothserve {
             .expect("smoothctl can be started")
     }
 
-    /// A command line of `smoothctl` for this smoothserve.
+    /// Returns a `smoothctl` command for this smoothserve, not started.
     pub fn ctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.programs.smoothctl);
         command
@@ -186,7 +189,7 @@ impl Smoothserve {
         command
     }
 
-    /// Runs `smoothctl` and expects it to succeed.
+    /// Runs `smoothctl`, checks that it succeeds, and returns its standard output.
     #[track_caller]
     pub fn ok<'a>(&'a self, arguments: &'a [&'a str]) -> impl Future<Output = String> + 'a {
         let caller = std::panic::Location::caller();
@@ -203,7 +206,7 @@ impl Smoothserve {
         }
     }
 
-    /// The whole state, `None` while nobody can tell it.
+    /// Returns the status of all services, or `None` while smoothserve does not answer.
     pub async fn status(&self) -> Option<Status> {
         let output = self.ctl(&["status", "--json"]).await;
         if !output.status.success() {
@@ -213,7 +216,7 @@ impl Smoothserve {
         Some(status.expect("the status is the JSON that was agreed on"))
     }
 
-    /// Waits until the state is as wanted, and gives it back.
+    /// Waits until the status is as wanted, and returns it.
     #[track_caller]
     pub fn until<'a>(
         &'a self,
@@ -243,8 +246,8 @@ impl Smoothserve {
         self.until("everything is settled", Status::settled)
     }
 
-    /// Waits until all instances of a service are ready and run this version's generation or a newer one, and
-    /// nothing is on its way.
+    /// Waits until a service is `running`: all its instances are ready and of the newest
+    /// generation, and no rollout is on its way.
     #[track_caller]
     pub fn running<'a>(&'a self, service: &'a str) -> impl Future<Output = Service> + 'a {
         let status = self.until("the service runs", move |status| {
@@ -257,12 +260,12 @@ impl Smoothserve {
         }
     }
 
-    /// Sends the manager a signal.
+    /// Sends a signal to the manager.
     pub fn signal(&self, signal: Signal) {
         processes::signal_pid(self.pid, signal);
     }
 
-    /// Waits for the manager to end.
+    /// Waits until the manager has exited.
     pub async fn ended(&mut self) -> ExitStatus {
         timeout(PATIENCE, self.manager.wait())
             .await
@@ -270,7 +273,8 @@ impl Smoothserve {
             .expect("a child can be waited for")
     }
 
-    /// Stops it as a service manager does, and checks that it ends in order and leaves no process behind.
+    /// Stops smoothserve by SIGTERM, as a service manager does, and checks that it succeeds and
+    /// leaves no process behind.
     pub async fn stop(mut self) {
         let below = processes::descendants(self.pid);
         self.signal(Signal::TERM);
@@ -279,7 +283,8 @@ impl Smoothserve {
         self.assert_no_process_left(&below);
     }
 
-    /// Panics if one of these processes, or one in its folders, still runs.
+    /// Panics if one of these processes, or any process in the folders of this smoothserve, still
+    /// runs.
     #[track_caller]
     pub fn assert_no_process_left(&self, below: &[Process]) {
         let left: Vec<Process> = below
@@ -305,7 +310,7 @@ impl Drop for Smoothserve {
     }
 }
 
-/// The end of the log, which is what a failed test is explained by.
+/// Prints the end of the log, to explain why a test has failed.
 fn print_log(file: &Path) {
     const LINES: usize = 200;
     let log = fs::read_to_string(file).unwrap_or_default();
@@ -318,60 +323,60 @@ fn print_log(file: &Path) {
     eprintln!("--- the end of the log");
 }
 
-/// What `smoothctl status --json` prints, as far as tests read it.
+/// The output of `smoothctl status --json`, as far as tests read it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Status {
-    /// By name.
+    /// The services, by name.
     pub services: BTreeMap<String, Service>,
 }
 
 /// A service in a [`Status`].
 #[derive(Debug, Clone, Deserialize)]
 pub struct Service {
-    /// `running`, `rolling`, …
+    /// The state: `running`, `rolling`, …
     pub state: String,
-    /// How many instances are to run.
+    /// The desired number of instances.
     pub wanted: u32,
-    /// The newest wanted one.
+    /// The newest desired generation.
     pub generation: u64,
-    /// In the order of slot and age.
+    /// The instances, ordered by slot and age.
     pub instances: Vec<Instance>,
-    /// Instances that ended without being asked to.
+    /// The number of instances that exited without being asked to.
     pub crashes: u64,
-    /// The last thing that went wrong.
+    /// The last failure of the service.
     pub last_error: Option<Failure>,
 }
 
-/// Something that went wrong.
+/// A failure of a service in a [`Status`].
 #[derive(Debug, Clone, Deserialize)]
 pub struct Failure {
-    /// What, and why.
+    /// What has failed, and why.
     pub message: String,
 }
 
 /// An instance in a [`Status`].
 #[derive(Debug, Clone, Deserialize)]
 pub struct Instance {
-    /// Names it for ever.
+    /// The number of the instance, which is never reused.
     pub id: u64,
-    /// 1 to the number of instances.
+    /// The slot, from 1 to the number of instances.
     pub slot: u32,
-    /// The generation that it runs.
+    /// The generation that the instance runs.
     pub generation: u64,
-    /// Its process.
+    /// The process number.
     pub pid: u32,
-    /// Where it listens.
+    /// The address on which the instance listens.
     pub address: String,
-    /// `ready`, `draining`, …
+    /// The state: `ready`, `draining`, …
     pub state: String,
-    /// Requests that it is working on.
+    /// The number of open requests.
     pub in_flight: u64,
-    /// Connections to it that have changed their protocol.
+    /// The number of open tunnels, which are connections that have upgraded their protocol.
     pub tunnels: u64,
 }
 
 impl Status {
-    /// Whether no service is on its way to another state.
+    /// Returns true if no service is on its way to another state.
     pub fn settled(&self) -> bool {
         self.services.values().all(|service| {
             matches!(service.state.as_str(), "running" | "stopped" | "failed")
@@ -381,13 +386,13 @@ impl Status {
 }
 
 impl Service {
-    /// How many instances get requests.
+    /// Returns the number of ready instances.
     pub fn ready(&self) -> usize {
         let ready = self.instances.iter();
         ready.filter(|instance| instance.state == "ready").count()
     }
 
-    /// The processes of the instances, sorted.
+    /// Returns the process numbers of the instances, sorted.
     pub fn pids(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = self.instances.iter().map(|instance| instance.pid).collect();
         pids.sort_unstable();

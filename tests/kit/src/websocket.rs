@@ -1,8 +1,10 @@
-//! A WebSocket client and a service that nobody here wrote: Python's `websockets`.
+//! A WebSocket client and a WebSocket service on the `websockets` library of Python, an
+//! implementation that is independent of smoothserve.
 
 use crate::script::Script;
 
-/// Sends everything back. On SIGTERM it says goodbye by close code 1001, unless it is to be stubborn.
+/// A service that echoes every message. On SIGTERM it closes its connections with code 1001, unless
+/// its environment has `STUBBORN`.
 pub const SERVICE: &str = r#"
 import asyncio, http, os, signal, websockets
 
@@ -25,8 +27,8 @@ async def main():
 asyncio.run(main())
 "#;
 
-/// Opens 20 tunnels, tries a large message and a ping in each, and then talks until it is told goodbye. Its lines are
-/// `open`, and in the end all the close codes that it was told.
+/// A client that opens 20 tunnels, tries a large message and a ping in each, and then exchanges
+/// messages until the service closes them. It prints `open`, and at the end all close codes.
 const CLIENT: &str = r#"
 import asyncio, sys, websockets
 
@@ -62,7 +64,7 @@ async def main():
 asyncio.run(main())
 "#;
 
-/// 20 tunnels, all open.
+/// Opens 20 tunnels to this port, and returns their client when all are open.
 pub async fn talk(port: u16) -> Script {
     let mut talk = Script::python(CLIENT, &[&port.to_string()]);
     assert_eq!(talk.next().await, "open");

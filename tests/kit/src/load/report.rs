@@ -1,4 +1,4 @@
-//! What a load has found out.
+//! The results of a load: answered and lost requests, latencies, versions.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,61 +8,61 @@ use hdrhistogram::Histogram;
 
 use super::Kind;
 
-/// What happened to the requests of a load.
+/// The requests of a load, counted.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// In the order in which they began.
+    /// The phases of the load, in their order.
     pub phases: Vec<Phase>,
-    /// How many requests of each kind were answered right.
+    /// The number of requests of each kind that got the right answer.
     pub kinds: BTreeMap<Kind, u64>,
-    /// The requests that were not.
+    /// The requests that did not get the right answer.
     pub lost: Vec<Lost>,
-    /// How often a client had to open its connection again, because a response said so.
+    /// How often a client reconnected because a response said `Connection: close`.
     pub reopened: u64,
-    /// By version, what was seen of it.
+    /// The responses of each version of the service.
     pub versions: BTreeMap<String, Seen>,
 }
 
-/// The requests that were begun while a phase lasted.
+/// The requests that began during one phase of a load.
 #[derive(Debug, Clone)]
 pub struct Phase {
-    /// Its name.
+    /// The name of the phase.
     pub name: String,
-    /// How many were answered right.
+    /// The number of requests that got the right answer.
     pub requests: u64,
-    /// How many were not.
+    /// The number of requests that did not.
     pub lost: u64,
-    /// The times of the small requests on kept connections, in microseconds.
+    /// The latencies of the small requests on kept connections, in microseconds.
     latencies: Histogram<u64>,
 }
 
 /// The responses of one version of the service.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
-    /// How many.
+    /// The number of responses.
     pub responses: u64,
-    /// When the first came.
+    /// The time of the first response.
     pub first: Instant,
-    /// When the last came.
+    /// The time of the last response.
     pub last: Instant,
 }
 
 /// A request without the right answer.
 #[derive(Debug, Clone)]
 pub struct Lost {
-    /// When it was given up.
+    /// The time at which the client gave the request up.
     pub at: SystemTime,
-    /// What it was.
+    /// The kind of the request.
     pub kind: Kind,
-    /// Its `X-Request-Id`.
+    /// The `X-Request-Id` of the request.
     pub name: String,
-    /// How long after it was sent.
+    /// The time between sending the request and giving it up.
     pub after: Duration,
-    /// Whether there had been others on its connection.
+    /// True if the connection had carried other requests before.
     pub reused: bool,
-    /// Whether a part of the response had come.
+    /// True if a part of the response had arrived.
     pub answered: bool,
-    /// Why.
+    /// The reason, in words.
     pub fault: String,
 }
 
@@ -108,12 +108,12 @@ impl Report {
         self.lost.push(lost);
     }
 
-    /// All requests that have ended.
+    /// Returns the number of requests that have ended, right or not.
     pub fn requests(&self) -> u64 {
         self.kinds.values().sum::<u64>() + self.lost.len() as u64
     }
 
-    /// The phases of this name as one.
+    /// Returns all phases of this name, merged into one.
     pub fn phase_named(&self, name: &str) -> Phase {
         let mut all = Phase::new(name);
         for phase in self.phases.iter().filter(|phase| phase.name == name) {
@@ -124,7 +124,7 @@ impl Report {
         all
     }
 
-    /// The version whose response came last.
+    /// Returns the version whose response arrived last.
     pub fn last_version(&self) -> Option<&str> {
         let last = self.versions.iter().max_by_key(|(_, seen)| seen.last);
         last.map(|(version, _)| version.as_str())
@@ -136,7 +136,8 @@ impl Report {
         assert!(self.lost.is_empty(), "requests were lost\n{self}");
     }
 
-    /// Panics with the whole report unless there were answers to at least this many requests of each of these kinds.
+    /// Panics with the whole report unless at least `least` requests of each of these kinds got the
+    /// right answer.
     #[track_caller]
     pub fn assert_seen(&self, kinds: &[Kind], least: u64) {
         for kind in kinds {
@@ -157,7 +158,7 @@ impl Phase {
         }
     }
 
-    /// The time in which this share of the small requests was answered, 0.5 for the median.
+    /// Returns the latency that this share of the small requests did not exceed; 0.5 is the median.
     pub fn latency(&self, share: f64) -> Duration {
         Duration::from_micros(self.latencies.value_at_quantile(share))
     }

@@ -1,26 +1,29 @@
 #!/bin/sh
-# Boots systemd as the first process of namespaces of its own, over a copy-on-write view of a root file system:
+# Boots systemd as the first process of namespaces of its own, over a copy-on-write view of a root
+# file system:
 #
 #     boot.sh FOLDER [ROOT]
 #
-# FOLDER is an empty one, where the new root is put together; ROOT is `/` if nothing is said. Nothing reaches the outside:
-# all that is mounted is mounted in a private namespace and goes with it. SIGKILL to this process ends the machine.
+# FOLDER is empty, and becomes the mount point of the new root; ROOT is `/` by default. Nothing reaches
+# the host: all mounts are in a private namespace and vanish with it. SIGKILL to this process ends the
+# machine.
 set -eu
 
 case $1 in
 --in-cgroup)
-	# A cgroup for each machine: two of them would fight over the names in it. They are removed by those after them,
-	# since nobody is left to do it when a machine is killed.
+	# Each machine has a cgroup of its own, because the names in it are the same for all machines. When
+	# a machine is killed, nobody is left to remove its cgroup, so each machine removes those of earlier
+	# ones.
 	folder=$2 root=$3
 	mount -t cgroup2 cgroup2 "$folder"
 	for old in "$folder"/machine-*; do
-		# The owner's number is in the name; another process of that number is no reason to fail.
+		# Another machine may remove the same cgroup at the same time; that is no reason to fail.
 		if [ -d "$old" ] && grep -q '^populated 0' "$old/cgroup.events"; then
 			find "$old" -depth -type d -exec rmdir {} + 2>/dev/null || true
 		fi
 	done
 	own=$(mktemp -d "$folder/machine-XXXXXXXX")
-	# Another machine that boots now may take it for one that is left over, until there is somebody in it.
+	# As long as the cgroup is empty, another machine that boots now may remove it.
 	until echo $$ 2>/dev/null >"$own/cgroup.procs"; do mkdir -p "$own"; done
 	chmod 755 "$own"
 	umount "$folder"
@@ -35,7 +38,7 @@ case $1 in
 	cd "$folder/root"
 	mkdir -p proc sys dev run tmp
 	mount -t proc proc proc
-	# The kernel is everybody's; only the settings of the network are of the namespace.
+	# The settings of the kernel belong to the host; only those of the network are in the namespace.
 	mount --bind proc/sys proc/sys
 	mount --bind proc/sys/net proc/sys/net
 	mount -o remount,bind,ro proc/sys
@@ -56,7 +59,7 @@ case $1 in
 	: >etc/machine-id
 	: >etc/fstab
 	echo machine >etc/hostname
-	# What the root file system happens to have enabled is not started, nor what needs a real machine.
+	# Units that the root file system has enabled are not started, nor those that need a real machine.
 	rm -rf etc/systemd/system
 	mkdir -p etc/systemd/system-generators
 	for generator in usr/lib/systemd/system-generators/*; do
