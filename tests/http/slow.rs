@@ -60,7 +60,7 @@ async fn idle_connections_use_bounded_memory() {
     .await;
 }
 
-/// Slowloris. The time limits are tested with a paused clock, in `src/proxy/client/tests.rs`.
+/// Slowloris. The time limits are tested with a paused clock, in `src/proxy/thread/tests.rs`.
 #[tokio::test]
 async fn dripping_heads_use_bounded_memory() {
     bounded(BEGUN, async |scene| {
