@@ -226,7 +226,7 @@ fn page_file(page: &str) -> String {
 }
 
 #[test]
-fn documents_named_by_the_units_are_installed() {
+fn documents_named_by_the_units_and_the_catalog_are_installed() {
     let installation = Installation::new();
     for unit in INSTALLED
         .lines()
@@ -234,9 +234,11 @@ fn documents_named_by_the_units_are_installed() {
     {
         let path = installation.path(unit.split(' ').next().unwrap());
         let text = fs::read_to_string(path).unwrap();
-        let lines = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("Documentation="));
+        // The catalog writes a colon where units write an equals sign.
+        let lines = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix("Documentation")?;
+            rest.strip_prefix('=').or(rest.strip_prefix(": "))
+        });
         for address in lines.flat_map(|line| line.split(' ')) {
             let file = match address.strip_prefix("man:") {
                 Some(page) => page_file(page),

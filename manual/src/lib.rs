@@ -25,11 +25,11 @@ const SMOOTHSERVE: Program = Program {
     exit: &[
         (
             0,
-            "It has ended as it was told to, or the configuration has no faults.",
+            "smoothserve has ended as it was told to, or the configuration has no faults.",
         ),
         (
             1,
-            "It could not start or not go on; its last message says why.",
+            "smoothserve could not start, or could not continue; its last message says why.",
         ),
         (exit::USAGE, "The command line is wrong."),
         (exit::CONFIG, "`check` has found faults."),
@@ -43,25 +43,22 @@ const SMOOTHCTL: Program = Program {
         (0, "The wanted state was reached."),
         (
             1,
-            "It was not reached, another command took its place, or there is no service of that name.",
+            "The wanted state was not reached, another command took its place, or no service has that name.",
         ),
         (exit::USAGE, "The command line is wrong."),
         (
             exit::UNAVAILABLE,
             "smoothserve does not run, went away, or does not write to the journal.",
         ),
-        (
-            exit::SOFTWARE,
-            "Something failed in a way that nobody foresaw.",
-        ),
-        (exit::NO_PERMISSION, "The caller may not do that."),
+        (exit::SOFTWARE, "An unexpected internal error occurred."),
+        (exit::NO_PERMISSION, "The caller is not allowed to do that."),
         (
             exit::CONFIG,
             "The configuration has faults; nothing was changed.",
         ),
         (
             exit::INTERRUPTED,
-            "The waiting was ended by Ctrl-C. What was begun goes on.",
+            "Ctrl-C ended the waiting. The work that has begun continues.",
         ),
     ],
 };

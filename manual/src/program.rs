@@ -190,7 +190,7 @@ fn item(page: &mut Page, argument: &Arg) {
     }
     if let Some(variable) = argument.get_env() {
         let variable = variable.to_string_lossy();
-        help.push_str(&format!(" Also by the variable `{variable}`."));
+        help.push_str(&format!(" The variable `{variable}` also sets it."));
     }
     markdown::add(page, &help);
     let words = argument.get_possible_values();

@@ -44,6 +44,18 @@ fn steps() -> Vec<Step> {
     steps
 }
 
+/// Returns the file names of the two packages that the page installs.
+fn packages() -> [&'static str; 2] {
+    let lines = README.lines();
+    let names: Vec<&str> = lines
+        .filter_map(|line| line.strip_prefix("# apt install ./"))
+        .collect();
+    let [first, second] = names[..] else {
+        panic!("README.md installs a package and upgrades it: {names:?}");
+    };
+    [first, second]
+}
+
 fn commands(text: &str, steps: &mut Vec<Step>) {
     for line in text.lines() {
         let command = line
@@ -113,8 +125,9 @@ fn the_life_of_an_installation_is_as_the_readme_tells_it() {
         }
         package::bring_package(machine);
         let newer = package::newer(machine, 1, "true");
+        let [first, second] = packages();
         machine.run(&format!(
-            "cd /srv && mv {} smoothserve_0.1.0_amd64.deb && mv {newer} smoothserve_0.2.0_amd64.deb",
+            "cd /srv && mv {} {first} && mv {newer} {second}",
             package::HERE
         ));
         for step in steps() {
