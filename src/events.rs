@@ -1,5 +1,5 @@
-//! The events that people search for, by the `MESSAGE_ID` that they have in the journal. `systemd/smoothserve.catalog`
-//! explains each; an id means the same for ever.
+//! The events that people search for, each by the `MESSAGE_ID` that its messages have in the
+//! journal. `systemd/smoothserve.catalog` explains each event; an id never gets another meaning.
 
 /// smoothserve cannot start, or cannot go on.
 pub const FAILED: &str = "52f90a956e874f0cb26bbd43855b4905";

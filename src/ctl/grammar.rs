@@ -67,7 +67,7 @@ pub enum Verb {
 #[derive(Debug, Args)]
 pub struct LogsArguments {
     /// The service
-    #[arg(value_name = "NAME")]
+    #[arg(index = 1, value_name = "NAME")]
     pub name: String,
     /// Go on and show what comes
     #[arg(short, long)]
@@ -79,7 +79,7 @@ pub struct LogsArguments {
     #[arg(short = 'S', long, value_name = "TIME", allow_hyphen_values = true)]
     pub since: Option<String>,
     /// More options of journalctl, like `-p err` or `-o json`
-    #[arg(last = true, value_name = "OPTIONS")]
+    #[arg(index = 2, last = true, value_name = "OPTIONS")]
     pub options: Vec<String>,
 }
 
