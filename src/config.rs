@@ -49,5 +49,5 @@ pub use load::{CONFIG_DIR, Config, check, load, load_files, load_partial};
 pub use process::{Bind, ProcessConfig, Ready, UpstreamProtocol};
 pub use service::{Rollout, SERVICE_KEYS, ServiceConfig, Times};
 pub use site::{HostPattern, Site};
-pub use strip_prefix::StripPrefix;
+pub use strip_prefix::StripPrefixConfig;
 pub use tls::{TLS_KEYS, TlsConfig};

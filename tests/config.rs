@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use smoothserve::config::{
     self, Amount, Bind, Config, Faults, HandlingConfig, HostPattern, Limits, Listen, Nofile,
-    ProcessConfig, ProcessLimits, Ready, Rollout, ScopeLimits, ServiceConfig, Site, StripPrefix,
-    Times, UpstreamProtocol, load, load_partial,
+    ProcessConfig, ProcessLimits, Ready, Rollout, ScopeLimits, ServiceConfig, Site,
+    StripPrefixConfig, Times, UpstreamProtocol, load, load_partial,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -84,7 +84,7 @@ fn files_of_the_original_program_load_unchanged() {
                 address: None,
                 port: 8020
             }],
-            strip_prefix: StripPrefix::Nothing,
+            strip_prefix: StripPrefixConfig::Nothing,
             proxy_protocol: false,
             handling: HandlingConfig::default(),
             instance_count: 2,

@@ -15,7 +15,7 @@ use super::raw::Node;
 use super::reader::Reader;
 use super::site::Site;
 use super::source::{Source, join};
-use super::strip_prefix::StripPrefix;
+use super::strip_prefix::StripPrefixConfig;
 use super::tls::TlsConfig;
 use super::value;
 
@@ -35,7 +35,7 @@ pub struct ServiceConfig {
     pub tls: Option<TlsConfig>,
     /// The prefix that is taken off the paths of requests.
     #[serde(default)]
-    pub strip_prefix: StripPrefix,
+    pub strip_prefix: StripPrefixConfig,
     /// Where the proxy listens for the service, with TLS or without.
     pub listen: Vec<Listen>,
     /// True: connections begin with a header of the PROXY protocol, by which a proxy in front says
@@ -217,7 +217,7 @@ fn service(reader: &mut Reader<'_>, file: &Path, notes: &mut Vec<String>) -> Opt
     let tls = TlsConfig::read(reader, &ports);
     let has_plain = !ports.is_empty();
     ports.extend(tls.iter().flat_map(|tls| &tls.ports));
-    let strip_prefix = StripPrefix::read(reader, &sites);
+    let strip_prefix = StripPrefixConfig::read(reader, &sites);
     let listen = Listen::read(reader, &ports);
     let proxy_protocol = reader.get("proxy_protocol", value::boolean);
     let handling = HandlingConfig::read(reader, tls.as_ref(), has_plain);

@@ -10,7 +10,7 @@ use super::value;
 
 /// The prefix that is taken off the paths of requests before an instance gets them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StripPrefix {
+pub enum StripPrefixConfig {
     /// None: instances get the whole path.
     #[default]
     Nothing,
@@ -20,13 +20,13 @@ pub enum StripPrefix {
     Prefix(String),
 }
 
-impl StripPrefix {
+impl StripPrefixConfig {
     /// Reads `strip_prefix`, and reports one that fits none of the service's sites.
-    pub(super) fn read(reader: &mut Reader<'_>, sites: &[Site]) -> StripPrefix {
+    pub(super) fn read(reader: &mut Reader<'_>, sites: &[Site]) -> StripPrefixConfig {
         let Some(At { at, value: strip }) = reader.get_at("strip_prefix", strip_prefix) else {
-            return StripPrefix::Nothing;
+            return StripPrefixConfig::Nothing;
         };
-        if strip != StripPrefix::Nothing && sites.iter().all(|site| strip.count(site) == 0) {
+        if strip != StripPrefixConfig::Nothing && sites.iter().all(|site| strip.count(site) == 0) {
             let message = "`strip_prefix`: no `server_name` has such a path; give it one, as `example.org/api`";
             reader.report.at(at, message);
         }
@@ -36,9 +36,9 @@ impl StripPrefix {
     /// Returns how many bytes of the path of this site are taken off.
     pub fn count(&self, site: &Site) -> usize {
         match self {
-            StripPrefix::Nothing => 0,
-            StripPrefix::Path => site.path.trim_end_matches('/').len(),
-            StripPrefix::Prefix(prefix) => {
+            StripPrefixConfig::Nothing => 0,
+            StripPrefixConfig::Path => site.path.trim_end_matches('/').len(),
+            StripPrefixConfig::Prefix(prefix) => {
                 let prefix = prefix.trim_end_matches('/');
                 match site.path.strip_prefix(prefix) {
                     Some(rest) if rest.is_empty() || rest.starts_with('/') => prefix.len(),
@@ -50,17 +50,17 @@ impl StripPrefix {
 }
 
 /// Reads `true`, `false` or `/prefix`.
-fn strip_prefix(node: &Node, key: &str, report: &mut Report<'_>) -> Option<StripPrefix> {
+fn strip_prefix(node: &Node, key: &str, report: &mut Report<'_>) -> Option<StripPrefixConfig> {
     let text = value::text(node, key, report)?;
     let why = if text.starts_with('/') {
         match parse_path(&text) {
-            Ok(prefix) => return Some(StripPrefix::Prefix(prefix)),
+            Ok(prefix) => return Some(StripPrefixConfig::Prefix(prefix)),
             Err(why) => why,
         }
     } else {
         match text.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" => return Some(StripPrefix::Path),
-            "false" | "no" | "off" => return Some(StripPrefix::Nothing),
+            "true" | "yes" | "on" => return Some(StripPrefixConfig::Path),
+            "false" | "no" | "off" => return Some(StripPrefixConfig::Nothing),
             _ => "give `true`, `false`, or a path such as /api".to_owned(),
         }
     };

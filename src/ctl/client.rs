@@ -10,12 +10,11 @@ use zbus::{
 };
 
 use super::error::CtlError;
-use crate::bus::{BUS_NAME, Bus};
+use crate::bus::{BUS_NAME, Bus, MANAGER_PATH};
 use crate::cli::{RunDir, exit};
 use crate::run_dir;
 use crate::status::{JobStatus, Snapshot};
 
-const PATH: &str = "/org/smoothserve1";
 const MANAGER: &str = "org.smoothserve1.Manager";
 const JOB: &str = "org.smoothserve1.Job";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -97,7 +96,7 @@ impl ManagerClient {
 
     /// Asks for the whole state, and returns it as it came and as it is understood.
     pub(super) async fn dump(&self) -> Result<(String, Snapshot), CtlError> {
-        let reply = self.call(PATH, MANAGER, "Dump", &()).await?;
+        let reply = self.call(MANAGER_PATH, MANAGER, "Dump", &()).await?;
         let json: String = reply
             .body()
             .deserialize()
@@ -124,7 +123,7 @@ impl ManagerClient {
     where
         B: serde::Serialize + zbus::DynamicType,
     {
-        let reply = self.call(PATH, MANAGER, member, arguments).await?;
+        let reply = self.call(MANAGER_PATH, MANAGER, member, arguments).await?;
         reply
             .body()
             .deserialize()
@@ -133,7 +132,7 @@ impl ManagerClient {
 
     /// Gives a command that makes a job for each service, and returns the jobs' paths.
     pub(super) async fn command_all(&self, member: &str) -> Result<Vec<OwnedObjectPath>, CtlError> {
-        let reply = self.call(PATH, MANAGER, member, &()).await?;
+        let reply = self.call(MANAGER_PATH, MANAGER, member, &()).await?;
         reply
             .body()
             .deserialize()

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use clap::{Arg, Command, CommandFactory, FromArgMatches};
+use clap::{Command, CommandFactory, FromArgMatches};
 use clap_complete::{ArgValueCompleter, CompleteEnv, CompletionCandidate};
 
 use super::client::ManagerClient;
@@ -39,16 +39,20 @@ pub fn answer() -> bool {
     true
 }
 
-/// The command line of smoothctl, with completers for the names of services.
+/// The command line of smoothctl, with completers for the names of services. The order of commands
+/// and arguments is that of the grammar: positional arguments count by it.
 fn command() -> Command {
-    let one = |argument: Arg| argument.add(ArgValueCompleter::new(service));
-    let one_or_all = |argument: Arg| argument.add(ArgValueCompleter::new(service_or_all));
-    Smoothctl::command()
-        .mut_subcommand("status", |status| status.mut_arg("names", one))
-        .mut_subcommand("logs", |logs| logs.mut_arg("name", one))
-        .mut_subcommand("start", |start| start.mut_arg("names", one_or_all))
-        .mut_subcommand("stop", |stop| stop.mut_arg("names", one_or_all))
-        .mut_subcommand("restart", |restart| restart.mut_arg("names", one_or_all))
+    Smoothctl::command().mut_subcommands(|verb| {
+        let completer = match verb.get_name() {
+            "status" | "logs" => ArgValueCompleter::new(service),
+            "start" | "stop" | "restart" => ArgValueCompleter::new(service_or_all),
+            _ => return verb,
+        };
+        verb.mut_args(|argument| match argument.get_id().as_str() {
+            "name" | "names" => argument.add(completer.clone()),
+            _ => argument,
+        })
+    })
 }
 
 /// Lists the services whose names begin with this.
@@ -128,5 +132,20 @@ mod tests {
             let argument = positionals.next().unwrap();
             assert!(argument.get::<ArgValueCompleter>().is_some(), "{verb}");
         }
+    }
+
+    #[test]
+    fn completers_change_no_order() {
+        let order = |command: &Command| -> Vec<String> {
+            let verbs = command.get_subcommands();
+            let line = |verb: &Command| {
+                let arguments = verb
+                    .get_arguments()
+                    .map(|argument| argument.get_id().as_str());
+                format!("{verb}: {}", arguments.collect::<Vec<_>>().join(" "))
+            };
+            verbs.map(line).collect()
+        };
+        assert_eq!(order(&command()), order(&Smoothctl::command()));
     }
 }
