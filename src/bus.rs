@@ -10,7 +10,9 @@ pub(crate) const MANAGER_PATH: &str = "/org/smoothserve1";
 /// Which bus smoothserve is on, besides its private socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bus {
-    /// The system bus for root, the session bus for others, if there is one.
+    // Both programs show this line, and the one that asks means something else by it than the one
+    // that serves; the help of their options says what.
+    /// The bus that fits, if there is one.
     Auto,
     /// The system bus.
     System,
