@@ -1,33 +1,49 @@
-# What a developer types. Every target installs what it needs first, see scripts/install-needs.
+# The commands of a developer. Each target installs what it needs first (scripts/install-needs), but
+# for `check-fast`.
 
 CARGO ?= cargo
 
-# For `install`. With another prefix smoothserve runs as well, but D-Bus and polkit look for their files in /usr only.
+# Cargo's profile of what is built and packaged: `release` is what ships, `dev` is what the tests
+# use.
+PROFILE = release
+
+# What cargo builds. The whole workspace gives dependencies more features than what ships has.
+BUILD = --bins
+
+# For `install`. With another prefix smoothserve runs as well, but D-Bus and polkit look for their
+# files in /usr only.
 DESTDIR =
 prefix = /usr
-BIN = target/release
+BIN = target/$(PROFILE:dev=debug)
 MANUAL = target/manual
 
-# What writes the manual. Not --release: it runs once, for a moment.
+# The program that writes the manual. Not --release: it runs once, for a moment.
 MANUAL_WRITER ?= $(CARGO) run --locked --quiet --package smoothserve-manual --
 
-.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny
+.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny minimum-rust
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 32
 
+# The package under test holds the dev build that the tests need anyway, debug assertions included; a
+# release build would compile all dependencies once more. `make deb` builds the package that ships,
+# and `make check-debian12` tests that one.
+check: BUILD = --workspace --bins --examples
 check: install-needs ## Format, lint, and run every test
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) metadata --manifest-path fuzz/Cargo.toml --locked --format-version 1 >/dev/null
+	./scripts/deny
+	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
-	$(CARGO) build --workspace --bins --examples --locked
-	MANUAL_WRITER=$(CURDIR)/target/debug/smoothserve-manual $(MAKE) deb
+	$(CARGO) build --locked $(BUILD)
+	./scripts/minimum-rust
+	DEB_BUILD_OPTIONS=noautodbgsym DEB_COMPRESSION="-Zgzip -z1" MANUAL_WRITER=$(CURDIR)/target/debug/smoothserve-manual \
+		$(MAKE) deb PROFILE=dev BUILD="$(BUILD)"
 	./scripts/run-tests
 
-check-fast: install-needs ## Run the tests that need no machine of their own
-	./scripts/run-tests 'not binary(machine)'
+check-fast: ## Format, lint, and run the tests that need neither root nor other programs; installs nothing
+	@./scripts/check-fast
 
 check-debian12: release = bookworm
 check-debian13: release = trixie
@@ -73,13 +89,13 @@ bench-instructions: ## Count the instructions of routing and rewriting, compare 
 	$(CARGO) bench --locked --features internals --bench instructions -- $(SAVE)
 
 build: manual ## Build the programs as they ship, and their manual
-	$(CARGO) build --release --locked --bins
+	$(CARGO) build --profile $(PROFILE) --locked $(BUILD)
 
 manual: ## Write the manual pages and the completions of the shells
 	$(MANUAL_WRITER) $(MANUAL)
 
-# Under DESTDIR, if that is given. Needs no root there; neither builds, since root should not, nor enables anything, which
-# is for a package to do.
+# Installs under DESTDIR, if that is given, and needs no root there. It does not build, since root
+# should not, and enables nothing, since the package does that.
 install: unitdir = $(DESTDIR)$(prefix)/lib/systemd
 install: datadir = $(DESTDIR)$(prefix)/share
 install: ## Install what `make build` has built, with its units (DESTDIR=, prefix=, BIN=, MANUAL=)
@@ -109,8 +125,8 @@ install: ## Install what `make build` has built, with its units (DESTDIR=, prefi
 	[ -e $(DESTDIR)/etc/smoothserve/smoothserve.yaml ] || \
 		install -m 644 -t $(DESTDIR)/etc/smoothserve smoothserve.yaml
 
-# All of it in target/deb. Without a package of a toolchain that is new enough, since Debian 12 has none: the one that is
-# at hand is taken.
+# The package and what belongs to it go to target/deb. The toolchain in use builds it, whether a
+# package brought that or rustup.
 deb: version = $(shell dpkg-parsechangelog --show-field Version)_$(shell dpkg-architecture --query DEB_HOST_ARCH)
 deb: install-needs ## Build the Debian package in target/deb, and have lintian look at it
 	rm -rf target/deb
@@ -124,5 +140,8 @@ deb: install-needs ## Build the Debian package in target/deb, and have lintian l
 install-needs: ## Install what building and testing need (Debian)
 	@./scripts/install-needs
 
-deny: ## Check licences, sources and advisories of all dependencies (wants cargo-deny)
-	$(CARGO) deny check
+minimum-rust: ## Build with the oldest Rust that Cargo.toml states, if that is here
+	./scripts/minimum-rust
+
+deny: ## Check licenses, sources and advisories of all dependencies, if cargo-deny is here
+	./scripts/deny
