@@ -177,7 +177,7 @@ fn the_installed_configuration_states_the_defaults() {
         .flat_map(str::lines)
         .filter_map(setting)
         .collect();
-    assert_eq!(settings.len(), 3, "{settings:?}");
+    assert_eq!(settings.len(), 4, "{settings:?}");
     fs::write(&file, settings.join("\n")).unwrap();
     assert_eq!(load(), without);
 }
