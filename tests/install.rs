@@ -153,8 +153,10 @@ fn a_second_installation_keeps_the_configuration() {
 fn the_installed_configuration_states_the_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let load = || -> Config {
-        let (config, faults) = load_files(folder.path());
+        let (mut config, faults) = load_files(folder.path());
         assert!(faults.is_empty(), "{faults}");
+        // A file without a level means the default level.
+        config.log_level.get_or_insert_default();
         config
     };
     fs::create_dir(folder.path().join("services")).unwrap();
