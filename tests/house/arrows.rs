@@ -23,8 +23,9 @@ impl fmt::Display for Arrow {
     }
 }
 
-/// Finds all arrows between files, each at every place where it begins. What a file only hands on with `pub use` is no
-/// arrow of that file: whoever takes it from there uses the file that defines it.
+/// Finds all arrows between files, each at every place where it begins. What a file only hands on
+/// with `pub use` is no arrow of that file: whoever takes it from there uses the file that defines
+/// it.
 pub(crate) fn find(tree: &Tree) -> Vec<Arrow> {
     let mut arrows = Vec::new();
     for source in tree.sources() {
@@ -50,15 +51,16 @@ pub(crate) fn find(tree: &Tree) -> Vec<Arrow> {
     arrows
 }
 
-/// Follows a path to the file that defines what it names; `true` if that is the module itself. `None` for what is defined
-/// outside the crate, and for names that are no items.
+/// Follows a path to the file that defines what it names; `true` if that is the module itself.
+/// `None` for what is defined outside the crate, and for names that are no items.
 fn resolve<'t>(
     tree: &'t Tree,
     at: &'t Source,
     path: &[String],
     depth: usize,
 ) -> Option<(&'t Source, bool)> {
-    // A name may be imported and handed on a few times, and something that looks like a circle must end.
+    // A name may be imported and handed on a few times, and something that looks like a circle must
+    // end.
     if depth > 16 {
         return None;
     }

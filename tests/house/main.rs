@@ -1,7 +1,9 @@
-//! Holds `src/` to the plan in ARCHITECTURE.md: which folder may use which, and how things are named.
+//! Holds `src/` to the plan in ARCHITECTURE.md: which folder may use which, and how things are
+//! named.
 //!
-//! The plan is the table under "The house". A row is a floor: the path of a folder (or file), what it holds, and the
-//! floors it may use. Floors are listed from the top down, so a floor may only use those below it.
+//! The plan is the table under "The house". A row is a floor: the path of a folder (or file), what
+//! it holds, and the floors it may use. Floors are listed from the top down, so a floor may only
+//! use those below it.
 
 mod arrows;
 mod source;
@@ -165,7 +167,8 @@ fn arrows() -> Vec<Arrow> {
     arrows::find(&tree())
 }
 
-/// Reads the plan. A floor's path, in backquotes, begins its row; the floors it may use, in backquotes, end it.
+/// Reads the plan. A floor's path, in backquotes, begins its row; the floors it may use, in
+/// backquotes, end it.
 fn plan() -> Vec<Floor> {
     let page = std::fs::read_to_string(source::root().join("ARCHITECTURE.md")).unwrap();
     let (_, section) = page

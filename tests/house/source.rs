@@ -1,4 +1,5 @@
-//! The files of `src/` as modules: what each imports, names and makes visible. Tests inside them are left out.
+//! The files of `src/` as modules: what each imports, names and makes visible. Tests inside them
+//! are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

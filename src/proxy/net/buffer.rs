@@ -47,22 +47,47 @@ thread_local! {
 /// A piece of memory that begins where a page does. Processors with a fast `rep movs` can take
 /// twice as long to copy to a place a few bytes into a page, which is where an allocator likes to
 /// put large pieces.
+///
+/// A new small piece is ready for use in its first page alone, for most heads need no more: memory
+/// that nobody has written to costs the machine nothing, and the allocator may write to all of a
+/// piece of this size when it is asked for zeros. Large pieces come from the kernel, which knows
+/// them to be zero.
 #[derive(Default)]
 struct Memory {
-    /// A page longer than the piece; empty if there is no piece.
-    allocated: Box<[u8]>,
+    /// The part that is ready for use, behind what comes before the first whole page. It has room
+    /// for the whole piece; it is empty if there is no piece.
+    allocated: Vec<u8>,
     start: usize,
 }
 
 impl Memory {
-    fn new(length: usize) -> Memory {
-        let allocated: Box<[u8]> = vec![0; length + PAGE].into();
+    fn small() -> Memory {
+        let mut allocated: Vec<u8> = Vec::with_capacity(SMALL + PAGE);
         let start = allocated.as_ptr().align_offset(PAGE).min(PAGE);
+        allocated.resize(start + PAGE, 0);
         Memory { allocated, start }
     }
 
-    fn span(&self) -> Range<usize> {
-        self.start..self.start + self.allocated.len().saturating_sub(PAGE)
+    fn large() -> Memory {
+        let mut allocated = vec![0; LARGE + PAGE];
+        let start = allocated.as_ptr().align_offset(PAGE).min(PAGE);
+        allocated.truncate(start + LARGE);
+        Memory { allocated, start }
+    }
+
+    /// Returns the bytes of the whole piece, ready or not; 0 if there is no piece.
+    fn length(&self) -> usize {
+        match self.allocated.capacity() {
+            0 => 0,
+            capacity if capacity < LARGE => SMALL,
+            _ => LARGE,
+        }
+    }
+
+    /// Makes the whole piece ready for use.
+    fn make_ready(&mut self) {
+        let length = self.length();
+        self.allocated.resize(self.start + length, 0);
     }
 }
 
@@ -70,14 +95,13 @@ impl Deref for Memory {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.allocated[self.span()]
+        &self.allocated[self.start..]
     }
 }
 
 impl DerefMut for Memory {
     fn deref_mut(&mut self) -> &mut [u8] {
-        let span = self.span();
-        &mut self.allocated[span]
+        &mut self.allocated[self.start..]
     }
 }
 
@@ -98,21 +122,21 @@ impl Pool {
     }
 
     fn small(&mut self) -> Memory {
-        self.small.pop().unwrap_or_else(|| Memory::new(SMALL))
+        self.small.pop().unwrap_or_else(Memory::small)
     }
 
     fn large(&mut self) -> Memory {
         self.large_used += 1;
-        self.large.pop().unwrap_or_else(|| Memory::new(LARGE))
+        self.large.pop().unwrap_or_else(Memory::large)
     }
 
     fn put_back(&mut self, memory: Memory) {
-        if memory.len() == LARGE {
+        if memory.length() == LARGE {
             self.large_used -= 1;
             if self.large.len() < MOST_LARGE_KEPT {
                 self.large.push(memory);
             }
-        } else if memory.len() == SMALL && self.small.len() < MOST_SMALL_KEPT {
+        } else if memory.length() == SMALL && self.small.len() < MOST_SMALL_KEPT {
             self.small.push(memory);
         }
     }
@@ -166,7 +190,7 @@ impl Buffer {
         let read = source.poll_receive(cx, &mut self.memory[self.end..]);
         if let Poll::Ready(Ok(count)) = read {
             self.end += count;
-            self.full = self.end == self.memory.len();
+            self.full = self.end == self.memory.length();
         }
         if self.is_empty() {
             self.release();
@@ -181,6 +205,8 @@ impl Buffer {
                 true if pool.large_used < MOST_LARGE_USED => pool.large(),
                 _ => pool.small(),
             });
+        } else if self.end == self.memory.len() && self.end < self.memory.length() {
+            self.memory.make_ready();
         } else if self.end == self.memory.len() {
             let unread = self.end - self.start;
             if self.start > 0 {
@@ -189,7 +215,7 @@ impl Buffer {
                 // Only a head is not consumed as it comes. Heads are limited to less than a large
                 // piece, and those that do not fit into a small one are rare, so this one may have
                 // a large piece in any case.
-                debug_assert_eq!(self.memory.len(), SMALL);
+                debug_assert_eq!(self.memory.length(), SMALL);
                 let mut larger = POOL.with_borrow_mut(Pool::large);
                 larger[..unread].copy_from_slice(self.unread());
                 self.release();
@@ -253,6 +279,18 @@ mod tests {
         assert!(buffer.memory.is_empty());
         drop(theirs);
         assert_eq!(buffer.fill(&ours).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_new_small_piece_is_made_ready_as_it_is_needed() {
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        theirs.write_all(&[1; PAGE + 1]).await.unwrap();
+        let mut buffer = Buffer::default();
+        assert_eq!(buffer.fill(&ours).await.unwrap(), PAGE);
+        assert!(!buffer.full);
+        assert_eq!(buffer.fill(&ours).await.unwrap(), 1);
+        assert_eq!(buffer.memory.len(), SMALL);
+        assert_eq!(buffer.unread(), &[1; PAGE + 1]);
     }
 
     #[tokio::test]
