@@ -57,22 +57,32 @@ struct Memory {
     /// The part that is ready for use, behind what comes before the first whole page. It has room
     /// for the whole piece; it is empty if there is no piece.
     allocated: Vec<u8>,
-    start: usize,
 }
 
 impl Memory {
     fn small() -> Memory {
-        let mut allocated: Vec<u8> = Vec::with_capacity(SMALL + PAGE);
-        let start = allocated.as_ptr().align_offset(PAGE).min(PAGE);
-        allocated.resize(start + PAGE, 0);
-        Memory { allocated, start }
+        let mut memory = Memory {
+            allocated: Vec::with_capacity(SMALL + PAGE),
+        };
+        memory.make_ready(PAGE);
+        memory
     }
 
     fn large() -> Memory {
-        let mut allocated = vec![0; LARGE + PAGE];
-        let start = allocated.as_ptr().align_offset(PAGE).min(PAGE);
-        allocated.truncate(start + LARGE);
-        Memory { allocated, start }
+        let mut memory = Memory {
+            allocated: vec![0; LARGE + PAGE],
+        };
+        memory.allocated.truncate(memory.start() + LARGE);
+        memory
+    }
+
+    /// Returns where the piece begins in what was allocated. The allocation never moves, since all
+    /// of the piece was asked for at the start.
+    fn start(&self) -> usize {
+        match self.allocated.capacity() {
+            0 => 0,
+            _ => self.allocated.as_ptr().align_offset(PAGE).min(PAGE),
+        }
     }
 
     /// Returns the bytes of the whole piece, ready or not; 0 if there is no piece.
@@ -84,10 +94,9 @@ impl Memory {
         }
     }
 
-    /// Makes the whole piece ready for use.
-    fn make_ready(&mut self) {
-        let length = self.length();
-        self.allocated.resize(self.start + length, 0);
+    /// Makes this many bytes of the piece ready for use.
+    fn make_ready(&mut self, length: usize) {
+        self.allocated.resize(self.start() + length, 0);
     }
 }
 
@@ -95,13 +104,14 @@ impl Deref for Memory {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.allocated[self.start..]
+        &self.allocated[self.start()..]
     }
 }
 
 impl DerefMut for Memory {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.allocated[self.start..]
+        let start = self.start();
+        &mut self.allocated[start..]
     }
 }
 
@@ -206,7 +216,7 @@ impl Buffer {
                 _ => pool.small(),
             });
         } else if self.end == self.memory.len() && self.end < self.memory.length() {
-            self.memory.make_ready();
+            self.memory.make_ready(SMALL);
         } else if self.end == self.memory.len() {
             let unread = self.end - self.start;
             if self.start > 0 {
