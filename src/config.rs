@@ -3,18 +3,18 @@
 //!
 //! Nothing downstream checks these values again. [`load()`] is all or nothing: a configuration with
 //! any fault yields no [`Config`], only the report of all its faults. [`load_partial`] is for the
-//! start, when the good services run whatever the others are, and [`load_files`] for the boot, when
-//! there is no machine yet to compare them with.
+//! start, when the services without faults run even if others have some, and [`load_files`] is for
+//! the boot, when users and addresses are not there yet to be checked.
 //!
 //! A file goes through these steps: bytes that are bounded text (`source`), a tree whose nodes know
-//! their positions (`raw`), known keys that occur once (`fields`), values that mean something
-//! (`value`), the parts of a service (`site`, `listen`, `tls`, `handling`, `process`, `limits`,
-//! each with its type and its keys), the whole service (`service`) that this machine has all files
-//! and users for (`machine`) and that does not collide with another service (`conflict`). `load`
-//! goes these steps for all files of a folder.
+//! their positions (`raw`), known keys that occur once (`fields`), typed values (`value`), the
+//! parts of a service (`site`, `listen`, `tls`, `handling`, `process`, `limits`, each with its type
+//! and its keys), the whole service (`service`), whose files and users this machine must have
+//! (`machine`), and which must not collide with another service (`conflict`). `load` takes all
+//! files of a folder through these steps.
 //!
-//! These words are the configuration's own, and no worker knows them: the manager compiles them
-//! into what goes over the control socket (`ipc`).
+//! No worker knows the types of the configuration: the manager compiles them into those that go
+//! over the control socket (`ipc`).
 
 mod certificate;
 mod conflict;

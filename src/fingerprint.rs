@@ -1,10 +1,10 @@
-//! The fingerprint of a service: what of it is on disk now, in a form that can be compared with
-//! what was there when its instances started.
+//! The fingerprint of a service: the state of its files on disk, in a form that can be compared
+//! with their state when its instances started.
 //!
 //! A fingerprint says that a file is another one, not what is in it: device, inode, size and time
-//! of modification. The time of the last *status* change is left out on purpose, since a `chmod`, a
-//! new hard link or a backup changes it and nothing that a service would see. Two things besides
-//! the file itself matter for an executable:
+//! of modification. The time of the last *status* change is left out on purpose: a `chmod`, a new
+//! hard link or a backup changes it, but nothing that a service would see. Two things besides the
+//! file itself matter for an executable:
 //!
 //! * the path that it resolves to, since `current/shop` may lead to another folder by a flipped
 //!   symlink even where both folders hold hard links to one file;
@@ -35,7 +35,8 @@ const MAX_ENVIRONMENT_BYTES: u64 = 1024 * 1024;
 /// The most changed files that are named.
 const NAMED: usize = 3;
 
-/// The files of a service at one moment. If two are equal nothing has changed in between.
+/// The files of a service at one moment. If two fingerprints are equal, nothing has changed in
+/// between.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
     executable: Executable,
@@ -67,7 +68,7 @@ enum Entry {
     Other,
 }
 
-/// Which file it is, and in which state.
+/// The identity of a file, and whether its contents may have changed since.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct FileIdentity {
     device: u64,

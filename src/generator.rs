@@ -7,8 +7,8 @@
 //! Nothing is there yet when the generator runs: no network, perhaps no other file system than the
 //! root, nobody to ask about users. It reads the files of the configuration and nothing else. A
 //! fault of one service neither keeps the others from their ports nor fails the boot: the generator
-//! logs it, and the manager will say more. A port without a unit is no harm, since the manager
-//! opens it itself. See systemd.generator(7).
+//! logs it, and the manager will say more. A port without a unit does no harm, since the manager
+//! opens the port itself. See systemd.generator(7).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -25,7 +25,8 @@ use crate::config::{self, CONFIG_DIR, Config, Faults, Listen, ServiceConfig};
 /// The name under which systemd starts the generator.
 pub const GENERATOR_NAME: &str = "smoothserve-generator";
 
-/// The unit with which the generated units start and stop. They are used only while it is enabled.
+/// The unit with which the generated units start and stop. systemd uses them only while this unit
+/// is enabled.
 const PARENT: &str = "smoothserve.socket";
 
 /// The most messages of one run: the kernel's log takes 10 at a time from one program.
@@ -40,13 +41,13 @@ pub struct SocketUnit {
     pub text: String,
 }
 
-/// Makes the units in a folder of systemd's. Without `config_dir` the configuration is that of the
-/// scope (system or user).
+/// Writes the units into a folder that systemd has named. Without `config_dir`, reads the
+/// configuration of the system or of the user, as `$SYSTEMD_SCOPE` says.
 pub fn run(config_dir: Option<&Path>, folder: &Path) -> anyhow::Result<()> {
     let Some(config_dir) = config_dir.map(Path::to_owned).or_else(default_config_dir) else {
         return Ok(());
     };
-    // Installed and not configured, which is most users' user manager.
+    // smoothserve is installed but not configured, as for most users of a machine.
     if !config_dir.exists() {
         return Ok(());
     }
@@ -67,7 +68,7 @@ pub fn run(config_dir: Option<&Path>, folder: &Path) -> anyhow::Result<()> {
 fn default_config_dir() -> Option<PathBuf> {
     let for_user = match std::env::var_os("SYSTEMD_SCOPE") {
         Some(scope) => scope == "user",
-        // A person tries the generator out.
+        // The variable is missing if a person tries the generator out.
         None => !rustix::process::geteuid().is_root(),
     };
     if !for_user {

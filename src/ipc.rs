@@ -5,7 +5,7 @@
 //! results, idleness and counts. Sending a whole table again is harmless, so after any interruption
 //! both sides just go on.
 //!
-//! These words belong to neither side. The manager compiles the configuration into them, and a
+//! These types belong to neither side. The manager compiles the configuration into them, and a
 //! worker compiles them into what its threads share. Managers and workers of different versions
 //! speak to each other, so a field that is added has a default.
 //!
@@ -14,8 +14,8 @@
 //! it when every worker thread uses that table or a newer one, has closed its idle upstream
 //! connections to the endpoint, and has no request in flight on it. From then on no connection to
 //! the instance is open or can be opened, so stopping the instance cannot lose a request. Only
-//! tunnels may be left; there will be no more of them, and [`FromWorker::Counts`] says before how
-//! many there are.
+//! tunnels may be left: no new one can begin, and an earlier [`FromWorker::Counts`] has told their
+//! number.
 
 mod certificate;
 mod channel;

@@ -188,7 +188,7 @@ fn execute(program: &CStr, args: &[CString], environment: &[CString]) -> io::Err
     Errno::ETXTBSY.into()
 }
 
-/// Becomes a user for good. To be called in a process of one thread.
+/// Becomes a user for good. The process must have one thread only.
 pub fn take_credentials(credentials: &Credentials) -> anyhow::Result<()> {
     let (uid, gid) = (
         Uid::from_raw(credentials.uid),
@@ -221,7 +221,8 @@ fn die_with(parent: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `PATH` of instances if nothing else is said.
+/// The `PATH` of instances that run as another user than the manager, unless the service's file
+/// sets one.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The environment variables that are about the manager itself and must not reach an instance.

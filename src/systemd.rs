@@ -1,4 +1,4 @@
-//! systemd: all that speaks to it.
+//! All that speaks to systemd.
 //!
 //! * [`given`]: what systemd hands to a process that it starts: sockets, stored descriptors, the
 //!   watchdog.

@@ -1,8 +1,8 @@
 //! The watcher: tells which services' files or certificates have changed and are quiet again.
 //!
 //! # Theory of operation
-//! A thread of its own (`thread`) owns the watches, since it walks through folders and that must
-//! not hold the manager up. It knows for each subject (`subject`), which is what the manager
+//! A thread of its own (`thread`) owns the watches, because it walks through folders, and the
+//! manager must not wait for that. It knows for each subject (`subject`), which is what the manager
 //! declares for a service, the `places` where a change would show, and asks the kernel (`kernel`:
 //! inotify, through the crate `notify`) to tell about the folders among them. Then, in a loop:
 //!
@@ -10,7 +10,7 @@
 //!   starts it again (`quiet`).
 //! * If something came, went or was renamed there, the way to the files may lead elsewhere now. The
 //!   thread looks the places up anew, at most every `RENEWAL`, and moves the watches. It repeats
-//!   that until nothing new is found, because folders may have changed between looking and
+//!   this until nothing new is found, because folders may have changed between looking and
 //!   watching; and it counts that as a change itself, because files may have changed.
 //! * A service whose quiet time is over is told to the manager by name.
 //!

@@ -19,8 +19,8 @@ fn main() -> ExitCode {
     // SAFETY: there is no other thread yet, and nothing here has taken what systemd gives.
     #[allow(unsafe_code)]
     let given = unsafe { Given::take() };
-    // A launcher changes its user, which wants a process of one thread, and its stderr is the
-    // instance's.
+    // A launcher changes its user, which requires a process with one thread, and its stderr is that
+    // of the instance.
     let logs_itself = !matches!(role, Role::Launch | Role::Generate { .. });
     let mut level = LogLevel::default();
     let work: Box<dyn FnOnce() -> anyhow::Result<()>> = match role {
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
                 bus,
                 log_level: log_level.and_then(|given| given.0),
             };
-            // Without one, that of the configuration is in force as soon as it is read.
+            // Without a level here, that of the configuration is in force once it is read.
             level = options.log_level.clone().unwrap_or_default();
             Box::new(move || manager::run(options, given?))
         }

@@ -1,8 +1,8 @@
-//! A certificate and its key, as they are on disk: read, and compared with each other and with the
-//! time.
+//! Certificates and their keys on disk: they are read, and checked against each other and the
+//! present time.
 //!
-//! Only the manager reads them, when it plans a reload, and `smoothserve check` does. A worker gets
-//! what is good.
+//! Only the manager and `smoothserve check` read these files. A worker gets the certificate and the
+//! key from the manager.
 
 use std::fs::File;
 use std::io::Read;
@@ -24,7 +24,7 @@ use super::tls::TlsConfig;
 /// How long before its end a certificate is reported as one that should have been renewed.
 pub const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
-/// The longest file of a certificate or a key that is read, far more than a chain takes.
+/// The most bytes that are read of a certificate or key file, far more than a chain has.
 const LONGEST: u64 = 256 << 10;
 
 /// Why a certificate or its key cannot be used.
@@ -127,8 +127,8 @@ impl Certificate {
         self.not_after
     }
 
-    /// Says so if the certificate is not valid, or will soon expire and should have been renewed by
-    /// now.
+    /// Returns a warning if the certificate is not valid, or expires so soon that it should have
+    /// been renewed by now.
     pub fn end_is_near(&self, now: SystemTime) -> Option<String> {
         match self.invalidity(now) {
             Some(invalid) => Some(invalid),
@@ -140,8 +140,8 @@ impl Certificate {
         }
     }
 
-    /// Lists what a person should look after though the certificate can be used: that it will
-    /// expire soon, or is not for all hosts of a service.
+    /// Lists remarks about a certificate that can be used: that it expires soon, or does not cover
+    /// all hosts of a service.
     pub fn remarks(&self, sites: &[Site], now: SystemTime) -> Vec<String> {
         let mut remarks = Vec::from_iter(self.end_is_near(now));
         let mut uncovered: Vec<String> = sites
@@ -178,7 +178,7 @@ impl Certificate {
     }
 }
 
-/// What the server's own certificate, the first of a chain, says: for whom it is, and for how long.
+/// The hosts and the time of validity in the server's own certificate, the first of a chain.
 struct Leaf {
     hosts: Vec<String>,
     addresses: Vec<IpAddr>,
@@ -261,7 +261,8 @@ fn not_pem(path: &Path, error: &pem::Error) -> String {
     format!("{} is not PEM: {why}", path.display())
 }
 
-/// Computes the digest of everything that a client or a worker could see a difference in.
+/// Computes the digest of the chain and the key: everything that makes a difference to a client or
+/// a worker.
 fn digest(provider: &CryptoProvider, chain: &[CertificateDer<'_>], key: &[u8]) -> [u8; 32] {
     let mut suites = provider.cipher_suites.iter();
     let hash = suites.find_map(|suite| match suite {
@@ -287,7 +288,7 @@ fn to_address(bytes: &[u8]) -> Option<IpAddr> {
         .ok()
 }
 
-/// Converts seconds since 1970. A time before that is taken for 1970, which is as long over.
+/// Converts seconds since 1970. An earlier time becomes 1970, which has passed as well.
 fn to_time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
 }

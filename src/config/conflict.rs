@@ -72,8 +72,8 @@ fn named(service: &ServiceConfig) -> String {
 /// The key that shows a conflict, and the message about it.
 type Finding = Option<(&'static str, String)>;
 
-/// Finds a port on all addresses of which one service listens, and on some of which the other does:
-/// the kernel does not allow both.
+/// Finds a port on which one service listens on all addresses and the other only on some: the
+/// kernel does not allow both.
 fn addresses(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (a, b) = pairs(first, second)
         .find(|(a, b)| a.address != b.address && overlap(a.address, b.address))?;
@@ -97,7 +97,8 @@ fn addresses(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     Some((key, message))
 }
 
-/// Finds a port that has TLS for one service only: what a client sends first does not decide that.
+/// Finds a port on which only one of the services has TLS: a port has TLS or has not, whatever a
+/// client sends first.
 fn security(first: &ServiceConfig, second: &ServiceConfig) -> Finding {
     let (_, b) = pairs(first, second)
         .find(|(a, b)| first.has_tls_on(a.port) != second.has_tls_on(b.port))?;

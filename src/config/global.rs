@@ -29,10 +29,10 @@ pub const GLOBAL_KEYS: &[&str] = &[
     "log",
 ];
 
-/// Keys of an older version, which have no use any more.
+/// Keys of an older version, which are accepted and have no effect.
 const UNUSED_KEYS: &[&str] = &["CommandPort", "ProxyAddr", "log"];
 
-/// `default_user` if nothing is said.
+/// The value of `default_user` if the file does not set it.
 const DEFAULT_USER: &str = "www-data";
 
 /// The settings of `smoothserve.yaml`.

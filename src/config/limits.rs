@@ -13,15 +13,15 @@ use super::value;
 /// One hundred percent, in hundredths of a percent.
 const WHOLE: u32 = 10_000;
 
-/// The least memory, in bytes, that is taken as meant: whoever writes less has forgotten the unit.
+/// The least memory, in bytes, that a file may set: whoever writes less has forgotten the unit.
 const LEAST_MEMORY: u64 = 1 << 20;
 
 /// The fewest descriptors a program runs with: standard input, output and error, and those it needs
 /// to be loaded.
 const LEAST_DESCRIPTORS: u64 = 16;
 
-/// What an instance may use. A limit that is `None` is that of systemd and of smoothserve's own
-/// process.
+/// What an instance may use. A limit that is `None` stays as systemd, or smoothserve's own process,
+/// has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// The limits of all processes of the instance together.

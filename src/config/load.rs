@@ -18,7 +18,7 @@ use super::service::{self, Draft, ServiceConfig};
 use super::source::Source;
 use crate::log_level::LogLevel;
 
-/// Where the configuration is if nothing else is said.
+/// The folder of the configuration if the command line names no other one.
 pub const CONFIG_DIR: &str = "/etc/smoothserve";
 
 /// The most services of one server; more files than that are a mistake.
@@ -37,7 +37,8 @@ pub struct Config {
     /// The most client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
-    /// Which messages are logged, unless the command line says that. `None`: the default.
+    /// Which messages are logged, unless the command line or the environment sets a level. `None`:
+    /// the default.
     #[serde(default)]
     pub log_level: Option<LogLevel>,
     /// The services by name.
@@ -54,9 +55,9 @@ pub fn load(dir: &Path) -> Result<Config, Faults> {
     }
 }
 
-/// Reads the good services of a folder, and reports all faults. A service that only lacks something
-/// on the machine, such as its executable, is among the good: it may still appear. Of two services
-/// that collide, the one whose file comes first by name is kept.
+/// Reads the services of a folder that have no faults, and reports all faults. A service that only
+/// lacks something on the machine, such as its executable, is read, too: what it lacks may still
+/// appear. Of two services that collide, the one whose file comes first by name is kept.
 pub fn load_partial(dir: &Path) -> (Config, Faults) {
     load_against(Against::Machine, dir)
 }

@@ -22,7 +22,7 @@ pub(super) enum Against {
     Nothing,
 }
 
-/// Something about the machine to tell: the key that names it, and what to say about it.
+/// A remark about what the machine has or lacks: the key that names it, and the text.
 pub(super) type Remark = (&'static str, String);
 
 /// Lists what the machine lacks for a service.
@@ -201,8 +201,8 @@ fn certificate(service: &ServiceConfig) -> Option<Remark> {
     }
 }
 
-/// Lists what a person should look after before it is a fault: a certificate that expires soon or
-/// is not for all hosts. Each comes with the key that names it.
+/// Lists remarks about what is no fault yet: a certificate that expires soon or does not cover all
+/// hosts.
 pub(super) fn remarks(service: &ServiceConfig) -> Vec<Remark> {
     let certificate = service
         .tls

@@ -1,4 +1,5 @@
-//! The process of an instance: what runs, as whom, and how the proxy speaks to it.
+//! The process of an instance: what runs, as whom, how it becomes ready, and how the proxy speaks
+//! to it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,7 +15,7 @@ use super::reader::Reader;
 use super::source::join;
 use super::value;
 
-/// All that makes an instance of a service what it is.
+/// What an instance of a service runs, and how. A change of any field replaces the instances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessConfig {
     /// The absolute path of the program. Symlinks are resolved at each start.
@@ -235,8 +236,8 @@ fn stop_signal(reader: &mut Reader<'_>) -> i32 {
         return signal.as_raw();
     }
     match text.parse::<i32>() {
-        // SIGSTOP would leave the instance where it is; those above 31 are for programs that talk
-        // to themselves.
+        // SIGSTOP would only suspend the instance; programs use signals above 31 for purposes of
+        // their own.
         Ok(number) if (1..=31).contains(&number) && number != Signal::STOP.as_raw() => number,
         _ => {
             let names: Vec<&str> = SIGNALS.iter().map(|(name, _)| *name).collect();

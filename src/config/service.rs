@@ -47,7 +47,8 @@ pub struct ServiceConfig {
     pub handling: HandlingConfig,
     /// The number of instances, at least 1.
     pub instance_count: u16,
-    /// What an instance is. A change here means new instances; a change elsewhere does not.
+    /// What an instance runs, and how. A change of it replaces the instances; a change of any other
+    /// field does not.
     pub process: ProcessConfig,
     /// True: smoothserve restarts the service when one of its files changes.
     pub auto_restart: bool,
@@ -151,7 +152,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const TUNNEL_DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A service as its file alone says it, before it is compared with the other files and with the
+/// A service read from its file alone, before it is compared with the other files and with the
 /// machine.
 #[derive(Debug)]
 pub(super) struct Draft {
@@ -308,7 +309,7 @@ fn rollout(reader: &mut Reader<'_>) -> Rollout {
         .unwrap_or(Rollout::StartFirst)
 }
 
-/// Reads `delay_running_time` and `start_timeout`, which has to be the longer one.
+/// Reads `delay_running_time` and `start_timeout`; the second has to be longer than the first.
 fn start_times(reader: &mut Reader<'_>) -> (Duration, Duration) {
     let delay = reader
         .get("delay_running_time", value::duration)

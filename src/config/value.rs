@@ -16,10 +16,10 @@ use super::raw::{Node, Value};
 /// The longest time that a timeout or a delay may be.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The longest time of those that are counted in days.
+/// The longest duration of a key that is meant in days, such as `hsts`.
 const MAX_LONG_DURATION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
-/// The longest single value, in bytes: longer ones are no names, paths or arguments.
+/// The most bytes of a single value: no name, path or argument is longer.
 const MAX_TEXT: usize = 32 * 1024;
 
 /// The most elements of a list of hosts, ports or addresses.

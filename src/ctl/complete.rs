@@ -25,8 +25,8 @@ pub const COMPLETE_VARIABLE: &str = "SMOOTHCTL_COMPLETE";
 /// The time smoothserve has to answer.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// Answers a shell, if it is one that asks, and returns true then. There must be no other thread
-/// yet.
+/// Returns false if no shell asks; otherwise answers it and returns true. There must be no other
+/// thread yet.
 pub fn answer() -> bool {
     if std::env::var_os(COMPLETE_VARIABLE).is_none() {
         return false;
@@ -111,7 +111,7 @@ fn snapshot() -> Option<Snapshot> {
 
 /// Reads where smoothserve is from what is typed so far.
 fn destination() -> Option<(RunDir, Bus)> {
-    // The shells' files put it behind the first `--`.
+    // The files for the shells put the words that are typed behind the first `--`.
     let words = std::env::args_os().skip_while(|word| word != "--").skip(1);
     let typed = Smoothctl::command().ignore_errors(true);
     let found = typed.try_get_matches_from(words).ok()?;

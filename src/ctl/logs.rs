@@ -36,16 +36,16 @@ fn arguments(logs: &LogsArguments, uid: u32) -> Vec<String> {
     arguments.extend(lines.map(|lines| format!("--lines={lines}")));
     arguments.extend(logs.since.iter().map(|since| format!("--since={since}")));
     arguments.extend_from_slice(&logs.options);
-    // A user's smoothserve and that of the system may have services of the same name. The instances
-    // of the system's run as anyone.
+    // A user's smoothserve and that of the system may have services of the same name. Only a user's
+    // smoothserve has all its instances run as one user.
     let own = (uid != 0).then(|| format!("_UID={uid}"));
     arguments.extend(own.clone());
     arguments.push("SYSLOG_IDENTIFIER=smoothserve".to_owned());
     arguments.push(format!("SERVICE={}", logs.name));
     arguments.push("+".to_owned());
     arguments.extend(own);
-    // No better field is in all lines: those that journald has read after the end of their process
-    // lack its slice.
+    // No better field is in all lines: a line that journald reads after its process has ended lacks
+    // the slice of the process.
     arguments.push(format!("SYSLOG_IDENTIFIER={}", logs.name));
     arguments
 }

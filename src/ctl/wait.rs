@@ -12,7 +12,8 @@ use super::render;
 use crate::cli::exit;
 use crate::status::{JobState, JobStatus};
 
-/// How often a job is asked for without a signal: steps and figures change without one.
+/// How often the state of a job is asked for without a signal: no signal of the manager tells of a
+/// new step.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Waits until all jobs have ended, unless `no_block` is set. Fails if one of them was not done.

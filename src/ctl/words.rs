@@ -1,6 +1,7 @@
-//! The order of words: what a person types, put into the order that the command line has. Pure.
+//! The order of words on a command line: what a person types, put into the order of the grammar.
+//! Pure.
 
-/// The commands of smoothctl.
+/// The verbs of smoothctl, in the order of the grammar.
 const VERBS: [&str; 8] = [
     "status", "list", "start", "stop", "restart", "reload", "logs", "check",
 ];
@@ -8,8 +9,8 @@ const VERBS: [&str; 8] = [
 /// Options that take a value in a word of its own.
 const WITH_VALUE: [&str; 6] = ["--run-dir", "--bus", "-n", "--lines", "-S", "--since"];
 
-/// Puts the verb before the names, and translates what was meant for smoothtool. The error is a
-/// line to print.
+/// Puts the verb before the names, and translates the arguments of smoothtool. The error is a line
+/// to print.
 pub(super) fn arrange(arguments: &[String]) -> Result<Vec<String>, String> {
     let (program, rest) = arguments.split_first().ok_or("no arguments at all")?;
     let is_smoothtool = program.rsplit('/').next() == Some("smoothtool");

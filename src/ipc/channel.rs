@@ -159,8 +159,8 @@ impl<In: DeserializeOwned> MessageReceiver<In> {
         }
     }
 
-    /// Takes the oldest descriptor that has arrived. To be called once for each message that comes
-    /// with one.
+    /// Takes the oldest descriptor that has arrived. Must be called once for each message that
+    /// comes with a descriptor.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
     }

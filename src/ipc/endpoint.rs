@@ -12,7 +12,7 @@ pub struct EndpointId(pub u64);
 /// One instance of a service, as a table describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireEndpoint {
-    /// The name of the instance, which it keeps for ever.
+    /// The number of the instance, which never changes.
     pub id: EndpointId,
     /// The address that the instance listens on.
     pub address: Address,
@@ -80,7 +80,8 @@ pub struct EndpointCounts {
     pub tunnels: u32,
     /// All requests that the instance was ever chosen for.
     pub requests: u64,
-    /// The requests of those that failed: no connection, no response, or a broken one.
+    /// How many of these requests failed: no connection, no response, or a broken response. A whole
+    /// response is no failure, whatever its status.
     pub failures: u64,
 }
 

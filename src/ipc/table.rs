@@ -19,7 +19,7 @@ pub struct WireTable {
     /// own.
     pub number: u64,
     /// `services` and `removed` are the differences from the table of this number, which must be in
-    /// use. There is nothing in table 0, so a table with its differences from that is whole.
+    /// use. Table 0 is empty, so the differences from table 0 are a whole table.
     #[serde(default)]
     pub since: u64,
     /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are trusted.
@@ -115,8 +115,8 @@ impl WireTable {
         certificates.flatten().copied()
     }
 
-    /// Returns the part of this whole table that a worker needs which has got `before`, another
-    /// whole table.
+    /// Returns what a worker that has `before`, another whole table, has to get of this one: the
+    /// differences.
     pub fn changes_since(&self, before: &WireTable) -> WireTable {
         let mut changes = WireTable {
             since: before.number,

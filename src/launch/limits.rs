@@ -1,8 +1,8 @@
 //! The limits of an instance that hold for a process rather than for its scope.
 //!
 //! The launcher sets them before it becomes the instance's user, who may not be allowed to. A limit
-//! that cannot be set is an error: an instance that runs with other limits than it is meant to
-//! would be found out too late.
+//! that cannot be set is an error: otherwise an instance would run with wrong limits, and nobody
+//! would notice in time.
 
 use std::fs;
 use std::str::FromStr;

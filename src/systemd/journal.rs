@@ -1,5 +1,5 @@
 //! The journal: whether it is behind a descriptor, streams into it for other processes, and the
-//! last lines of a process.
+//! last lines that a process has written.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -79,14 +79,14 @@ pub fn stream(identifier: &str, unit: &str) -> io::Result<OwnedFd> {
     // The lines say: identifier, unit, priority, whether prefixes count, and three times that
     // journald is not to pass the stream on (to syslog, to the kernel's log, to the console).
     socket.write_all(format!("{identifier}\n{unit}\n{PRIORITY}\n1\n0\n0\n0\n").as_bytes())?;
-    // Programs expect of their stdout that it waits.
+    // Programs expect that writing to stdout blocks.
     socket.set_nonblocking(false)?;
     Ok(socket.into())
 }
 
 /// Returns the last lines that a process, or any other in its unit, has written since a time.
-/// `unit` is one of the systemd that smoothserve itself was started by. The result is empty if the
-/// lines cannot be found out within two seconds.
+/// `unit` is a unit of the systemd that has started smoothserve itself. The result is empty if
+/// journalctl does not answer within two seconds.
 ///
 /// What a process has written may still be on its way when it has ended. journald waits for that
 /// when it is asked to, which only root may do; for others what came just before the end may be

@@ -1,9 +1,9 @@
 //! Units of systemd: scopes and jobs, by its own D-Bus interface, see org.freedesktop.systemd1(5).
 //!
-//! Every question has a connection of its own and is asked again until there is an answer, so that
-//! neither a restart of the bus nor systemd executing itself anew is felt. systemd's private
-//! socket, which would spare the bus, is of no use to zbus: the sender of its messages is no unique
-//! name.
+//! Every question has a connection of its own and is asked again until there is an answer, so
+//! neither a restart of the bus nor a re-execution of systemd does any harm. zbus cannot use
+//! systemd's private socket, which would need no bus: the sender of the messages there is not a
+//! unique name.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const DESTINATION: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 
-/// How long a question may take, with systemd executing itself anew in between.
+/// How long a question may take, even if systemd executes itself again meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pause between two tries.
@@ -54,7 +54,7 @@ pub enum UnitError {
     /// systemd did not answer in time.
     #[error("systemd did not answer within {} s", PATIENCE.as_secs())]
     Late,
-    /// The job of a scope ended otherwise than it should.
+    /// The job that starts a scope did not succeed.
     #[error("systemd could not make {unit}: the job's result was {result:?}")]
     Job {
         /// The name of the scope.
@@ -90,7 +90,7 @@ impl Scope {
         self.log(self.units.kill(&self.name).await);
     }
 
-    /// Ends what is left in the scope. Once nothing is, the scope is gone by itself.
+    /// Stops what is left in the scope. systemd removes a scope by itself once it is empty.
     pub async fn stop(&self) {
         self.log(self.units.stop(&self.name).await);
     }
@@ -124,7 +124,7 @@ impl Units {
             ("PIDs", Variant::from(vec![pid])),
             ("Slice", Variant::from(SLICE)),
             ("Description", Variant::from(description)),
-            // At shutdown what is ordered before is stopped after.
+            // At shutdown, systemd stops in the reverse order: first the manager, then the scope.
             ("Before", Variant::from(vec![SERVICE])),
             ("CollectMode", Variant::from("inactive-or-failed")),
         ];

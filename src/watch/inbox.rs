@@ -1,8 +1,8 @@
 //! The inbox: what the kernel's events and the manager leave for the thread that watches.
 //!
-//! The side of `notify` must never wait for that thread, which itself waits for `notify` whenever
-//! it asks for a watch. So events are not queued but collected by path, and when there are too many
-//! paths, all that is remembered is that something happened.
+//! The thread of `notify` must never wait for the thread that watches, which itself waits for
+//! `notify` whenever it asks for a watch. So events are not queued but collected by path, and when
+//! there are too many paths, all that is remembered is that something happened.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -94,7 +94,8 @@ impl Inbox {
         self.0.1.notify_one();
     }
 
-    /// Takes all that came in. If that is nothing, waits for something until then, or for ever.
+    /// Takes all that came in. If nothing has, waits for something until this time; `None`:
+    /// forever.
     pub(super) fn take(&self, until: Option<Instant>) -> Batch {
         let mut batch = self.lock();
         while batch.is_empty() {

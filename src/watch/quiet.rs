@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// How long files that never come to rest can put a restart off.
+/// How long files that never stop changing can delay a restart.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// Changes that were seen and not yet told.
+/// Changes that were seen and that the manager does not know of yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Changes {
     first: Instant,
@@ -33,9 +33,9 @@ impl Changes {
         }
     }
 
-    /// Returns when to tell about the changes. Files that change for ever, such as a log in a
-    /// watched folder, put that off for a while only; an executable that is still being written can
-    /// put it off for ever, since it cannot be started.
+    /// Returns when to tell about the changes. Files that never stop changing, such as a log in a
+    /// watched folder, delay this only for a while; an executable that is still being written can
+    /// delay it forever, since it cannot be started.
     pub(super) fn due(&self, quiet: Duration) -> Instant {
         let rest = (self.last + quiet).min(self.first + MAX_WAIT.max(quiet));
         self.executable.map_or(rest, |last| rest.max(last + quiet))

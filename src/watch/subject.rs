@@ -1,4 +1,4 @@
-//! Subjects: what is watched for a service, and what is told of a change.
+//! Subjects: what is watched for a service, and what the manager is told about a change.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ impl Changed {
     }
 }
 
-/// Files that are watched for one service, and told of together.
+/// Files that are watched for one service, and reported to the manager together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Subject {
     /// What is told when one of the files may have changed.

@@ -1,4 +1,5 @@
-//! The thread that watches: its state and its loop. The theory of operation is in `watch`.
+//! The thread that watches: its state and its loop. The top of src/watch.rs has the theory of
+//! operation.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -14,10 +15,10 @@ use super::places::Place;
 use super::quiet::Changes;
 use super::subject::{Changed, Subject};
 
-/// The least time between two times that places are looked up.
+/// The shortest time from one lookup of the places to the next.
 const RENEWAL: Duration = Duration::from_millis(100);
 
-/// How often services are told whose files cannot all be watched.
+/// How often the manager is told to look at a service whose files cannot all be watched.
 const POLL: Duration = Duration::from_secs(10);
 
 /// The state of the thread.
@@ -225,7 +226,7 @@ impl Watching {
         outcomes
     }
 
-    /// Tells the services whose quiet time is over. The error: nobody listens any more.
+    /// Tells the manager the services whose quiet time is over. Fails if nobody listens any more.
     fn tell(&mut self) -> Result<(), mpsc::error::SendError<Changed>> {
         let now = Instant::now();
         let mut polled = false;
@@ -257,11 +258,12 @@ impl Watching {
 struct Watched {
     subject: Subject,
     places: BTreeSet<Place>,
-    /// Changes that were seen and not yet told.
+    /// Changes that were seen and that the manager does not know of yet.
     changes: Option<Changes>,
     /// True: the places have to be looked up anew.
     stale: bool,
-    /// When to tell the subject without an event, since not all of its places can be watched.
+    /// When to tell the manager about the subject without an event, since not all of its places can
+    /// be watched.
     poll_at: Option<Instant>,
 }
 
