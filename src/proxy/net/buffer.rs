@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll, ready};
 
 /// Something that bytes are received from, into memory that is there only once they have come.
