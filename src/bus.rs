@@ -1,17 +1,17 @@
-//! The names by which smoothserve is found on D-Bus, for the manager that serves and for
-//! `smoothctl` that asks.
+//! The names by which D-Bus clients find smoothserve. The manager serves under these names, and
+//! `smoothctl` calls them.
 
-/// The well-known name that smoothserve takes on a bus that has names.
+/// The well-known name that smoothserve takes on the system bus or the session bus.
 pub const BUS_NAME: &str = "org.smoothserve1";
 
-/// The path of the manager's own object; the objects of services and jobs lie below it.
+/// The path of the manager's object. The paths of services and jobs begin with this path.
 pub(crate) const MANAGER_PATH: &str = "/org/smoothserve1";
 
 /// Which bus smoothserve is on, besides its private socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bus {
-    // Both programs show this line, and the one that asks means something else by it than the one
-    // that serves; the help of their options says what.
+    // The help of both programs shows this line, but "fits" means something else for each: the help
+    // of the option `--bus` explains it.
     /// The bus that fits, if there is one.
     Auto,
     /// The system bus.

@@ -1,11 +1,11 @@
-//! The log level: which of smoothserve's own messages are logged, and which of the libraries in it.
+//! The log level: selects the messages of smoothserve, and of the libraries in it, that are logged.
 //!
 //! A log level is written as `debug`, or as a list of directives like
-//! `info,smoothserve::proxy=debug,h2=debug`. That is the syntax of `RUST_LOG`, with one difference:
-//! a level without a target is for smoothserve alone. Libraries log nothing unless a directive
-//! names them, since what some of them say at any level is up to strangers: an HTTP/2 PING
-//! acknowledgement that nobody has asked for, 17 bytes on the wire, makes h2 log a warning. What
-//! goes wrong inside a library reaches smoothserve as an error, which smoothserve logs itself.
+//! `info,smoothserve::proxy=debug,h2=debug`. This is the syntax of `RUST_LOG`, with one difference:
+//! a level without a target applies to smoothserve alone. A library logs nothing unless a directive
+//! names it, because clients can make some libraries log at any level: an HTTP/2 PING
+//! acknowledgment without a PING, 17 bytes on the wire, makes h2 log a warning. An error inside a
+//! library still reaches smoothserve, which logs it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,13 +14,14 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-/// The target of everything that smoothserve logs itself: the first part of its module paths.
+/// The target of all messages of smoothserve itself: the first part of its module paths.
 const OWN_TARGET: &str = "smoothserve";
 
-/// The longest text of a log level, in bytes. A worker gets it as an argument.
+/// The longest text of a log level, in bytes. The limit exists because a worker gets the text as a
+/// command-line argument.
 const LONGEST: usize = 1024;
 
-/// The levels by name, each with what a message of that level is about.
+/// The names of the levels, each with the kind of message that it is for.
 pub const LEVELS: [(&str, &str); 6] = [
     ("error", "Something has failed"),
     ("warn", "Something is odd, or a request has failed"),
@@ -30,40 +31,40 @@ pub const LEVELS: [(&str, &str); 6] = [
     ("off", "Nothing at all"),
 ];
 
-/// Which messages are logged.
+/// The log level: the messages that are logged, by level and target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LogLevel {
     /// The level of smoothserve's own messages.
     own: LevelFilter,
-    /// The levels of single targets, each for all targets that begin with it.
+    /// The levels of other targets. A level applies to all targets that begin with its key.
     targets: BTreeMap<String, LevelFilter>,
 }
 
-/// Why a text is no log level.
+/// Why a text is not a log level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogLevelError {
-    /// A directive consists of one word, which names no level.
+    /// The word in the place of a level is not the name of one.
     #[error("`{0}` is no level; {advice}", advice = Advice(.0))]
     UnknownLevel(String),
-    /// The target of a directive is not written as the targets of messages are.
+    /// The target of a directive is not a module path.
     #[error(
         "`{0}` is no target; a directive is TARGET=LEVEL, as in `info,smoothserve::proxy=debug`"
     )]
     BadTarget(String),
-    /// Two directives are for the same target, or two levels for smoothserve.
+    /// Two directives name the same target, or two levels apply to smoothserve.
     #[error("{0} has two levels; keep one")]
     Twice(String),
-    /// There is nothing between two commas, or nothing at all.
+    /// A level is missing: the text is empty, or nothing stands between two commas.
     #[error("a level is missing; write one of error, warn, info, debug, trace and off")]
     Missing,
-    /// The text is far longer than a person writes it.
+    /// The text is longer than anything that a person would write.
     #[error("longer than {LONGEST} bytes; name fewer targets")]
     TooLong,
 }
 
 impl LogLevelError {
-    /// The part of the text that is wrong; empty if that is nothing that stands in it.
+    /// Returns the wrong part of the text, or an empty text if no single part of it is wrong.
     pub(crate) fn part(&self) -> &str {
         match self {
             LogLevelError::UnknownLevel(part) | LogLevelError::BadTarget(part) => part,
@@ -72,7 +73,7 @@ impl LogLevelError {
     }
 }
 
-/// What to write instead of a word that names no level.
+/// Displays a suggestion for a word that is not the name of a level.
 struct Advice<'a>(&'a str);
 
 impl fmt::Display for Advice<'_> {
@@ -145,7 +146,8 @@ fn level(word: &str) -> Result<LevelFilter, LogLevelError> {
     }
 }
 
-/// Returns true for the path of a module, or what else a library may call its target.
+/// Returns true if the text can be the target of a message: a module path, or another name that a
+/// library uses as its target.
 fn is_target(text: &str) -> bool {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_:-./".contains(&byte);
     !text.is_empty() && text.bytes().all(is_part)
@@ -174,7 +176,7 @@ impl From<LogLevel> for String {
 }
 
 impl LogLevel {
-    /// The filter that lets through what is to be logged.
+    /// Returns the filter that lets through the messages of this log level.
     pub(crate) fn filter(&self) -> Targets {
         let targets = self.targets.iter();
         Targets::new()
@@ -221,7 +223,7 @@ mod tests {
         assert!(lets_through(text, PROXY, Level::TRACE));
         assert!(!lets_through(text, "smoothserve::manager", Level::INFO));
         assert!(!lets_through(text, "mio::poll", Level::ERROR));
-        // Who asks for a library only still gets what smoothserve says.
+        // A directive for a library leaves the level of smoothserve at its default.
         assert!(lets_through("h2=debug", PROXY, Level::INFO));
     }
 

@@ -1,17 +1,17 @@
-//! Where smoothserve's messages go: with all their fields to journald if that is behind stderr,
-//! else to stderr.
+//! Logging: messages go to journald with all their fields if journald reads stderr, otherwise to
+//! stderr as text.
 //!
 //! # Theory of operation
-//! A message for journald is a datagram, and tracing-journald waits as long as journald's queue has
-//! no room for it. That is short while journald is restarted, and very long when it hangs. A pipe
-//! or a terminal behind stderr may be as slow. Neither the manager's loop nor the proxy's data
-//! threads may wait for it, so a thread of its own does: what is to be logged is copied into a
-//! [`Queue`]. What the queue has no room for is dropped and counted, and the count is logged when
-//! there is room again. Each datagram is addressed anew, so a journald that went away is found
-//! again; what is too long for a datagram travels as a file in memory.
+//! A message for journald is a datagram, and tracing-journald blocks while journald's queue is
+//! full: briefly while journald restarts, and very long when journald hangs. A pipe or a terminal
+//! behind stderr may be as slow. The manager's loop and the proxy's data threads must never block
+//! on this, so they only copy each message into a [`Queue`], and a separate thread writes it. When
+//! the queue is full, messages are dropped and counted; the count is logged when there is room
+//! again. Each datagram is sent to journald's address anew, so it reaches a journald that has
+//! restarted. A message that is too long for a datagram is sent as a memfd.
 //!
-//! The [`LogLevel`] in force is a filter in front of everything: what it does not let through costs
-//! a comparison where it occurs. [`set_level`] replaces the filter while messages are logged.
+//! The [`LogLevel`] in force is a filter in front of the queue: a message that the filter rejects
+//! costs one comparison. [`set_level`] replaces the filter at run time.
 
 mod message;
 mod queue;
@@ -36,8 +36,8 @@ use self::queue::Queue;
 use crate::log_level::LogLevel;
 use crate::systemd::journal;
 
-/// The log level in force, and the filters of all subscribers that it is made of. The filters are
-/// the same at all times: where subscribers differ in what they want, tracing asks them at each
+/// The log level in force, and the filter of each subscriber. All filters are equal at all times:
+/// if subscribers differed, tracing could not cache their answer and would ask them for every
 /// message.
 static IN_FORCE: Mutex<InForce> = Mutex::new(InForce {
     level: None,
@@ -49,24 +49,25 @@ struct InForce {
     filters: Vec<reload::Handle<Targets, Registry>>,
 }
 
-/// Logs until it is dropped, when all that was logged has been written.
+/// Keeps logging running. Dropping this value waits until all queued messages are written.
 #[must_use]
 pub struct Logging {
     waiting: Waiting,
 }
 
-/// What is still to be written when logging ends.
+/// The queue that is flushed when logging ends.
 enum Waiting {
     /// Messages for journald.
     Messages(Arc<Queue<JournalMessage>>),
     /// Lines for stderr.
     Lines(Arc<Queue<Vec<u8>>>),
-    /// Nothing: each message is written at once.
+    /// No queue: each message is written at once.
     Nothing,
 }
 
 impl Logging {
-    /// Logs to journald if stderr is read by it, else to stderr, by a thread that does the waiting.
+    /// Starts logging: to journald if it reads stderr, otherwise to stderr. A separate thread
+    /// writes the messages, so callers never wait.
     pub fn begin(level: &LogLevel) -> Logging {
         if journal::is_behind(io::stderr())
             && let Ok(queue) = to_journald(level)
@@ -76,7 +77,7 @@ impl Logging {
                 waiting: Waiting::Messages(queue),
             };
         }
-        // What stderr does not take is lost, whatever the reason.
+        // An error of writing to stderr has no place to be reported, so it is ignored.
         let Ok(queue) = Queue::start(|line: Vec<u8>| drop(io::stderr().write_all(&line))) else {
             return Logging::without_thread(level);
         };
@@ -105,7 +106,7 @@ impl Drop for Logging {
     }
 }
 
-/// Makes this the log level from now on. Before [`Logging::begin`] there is nothing to change.
+/// Puts `level` into force. Does nothing before [`Logging::begin`].
 pub fn set_level(level: &LogLevel) {
     let mut in_force = IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner);
     if in_force.level.as_ref() == Some(level) {
@@ -113,12 +114,12 @@ pub fn set_level(level: &LogLevel) {
     }
     in_force.level = Some(level.clone());
     for filter in &in_force.filters {
-        // A filter whose subscriber is gone has nothing left to let through.
+        // Reloading fails only if the subscriber is gone, and then its filter is not needed.
         let _ = filter.reload(level.filter());
     }
 }
 
-/// Makes a registry behind a filter that [`set_level`] changes.
+/// Makes a registry with a filter that [`set_level`] can replace.
 fn registry(
     level: &LogLevel,
 ) -> tracing_subscriber::layer::Layered<reload::Layer<Targets, Registry>, Registry> {
@@ -129,7 +130,7 @@ fn registry(
     Registry::default().with(filter)
 }
 
-/// Logs lines for people.
+/// Logs messages as lines of text for people.
 fn log_lines<W>(level: &LogLevel, to: W)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
@@ -153,8 +154,8 @@ fn to_journald(level: &LogLevel) -> io::Result<Arc<Queue<JournalMessage>>> {
     })
 }
 
-/// Makes a subscriber that sends to journald what the systemd world expects. `info` is the priority
-/// of that level.
+/// Makes a subscriber that sends messages to journald with the fields and priorities that systemd's
+/// tools expect. `info` is the priority of messages at the level `info`.
 fn journald(level: &LogLevel, info: Priority) -> io::Result<Dispatch> {
     let priorities = PriorityMappings {
         error: Priority::Error,
@@ -170,7 +171,7 @@ fn journald(level: &LogLevel, info: Priority) -> io::Result<Dispatch> {
     Ok(Dispatch::new(registry(level).with(layer)))
 }
 
-/// Puts a copy of each event into the queue.
+/// A layer that puts a copy of each event into the queue.
 struct Enqueue(Arc<Queue<JournalMessage>>);
 
 impl<S: Subscriber> Layer<S> for Enqueue {
@@ -179,8 +180,8 @@ impl<S: Subscriber> Layer<S> for Enqueue {
     }
 }
 
-/// Puts each line into the queue. tracing-subscriber writes a message, with the end of its line, in
-/// one go.
+/// A writer that puts each line into the queue. tracing-subscriber writes a whole message, with its
+/// line end, in one call, so one call is one line.
 struct Lines(Arc<Queue<Vec<u8>>>);
 
 impl<'w> MakeWriter<'w> for Lines {
@@ -202,7 +203,7 @@ impl Write for &Lines {
     }
 }
 
-/// Writes the fields of a message on stderr, without those that are for machines.
+/// Formats the fields of a message for stderr, without the fields that only programs read.
 struct ForPeople;
 
 impl<'writer> FormatFields<'writer> for ForPeople {

@@ -1,29 +1,30 @@
 //! The manager: owns the desired and the actual state of all services.
 //!
 //! # Theory of operation
-//! One task owns everything and waits in [`owner`] for the next thing to happen: a command, news of
-//! an instance or of a worker, changed files, a signal, a deadline. Each is taken in by the service
-//! that it concerns, whose pure rollout core says what to do. Then the result is compared with what
-//! was published before: the workers get a new table if it differs, jobs learn how far their
-//! services are, and readers get a new snapshot. Nothing here waits for anything else, so nothing
-//! can hang: whatever takes time happens in a task of its own that reports back as an [`event`].
+//! One task owns all state and waits in [`owner`] for the next event: a command, a report about an
+//! instance or a worker, changed files, a signal, a deadline. The service that an event concerns
+//! takes it in, and the service's pure rollout core decides what to do. Then the manager compares
+//! the result with what it published before: it sends the workers a new table if the table differs,
+//! updates the progress of jobs, and gives readers a new snapshot. The task waits for nothing but
+//! the next event, so nothing can block it: work that takes time runs in a separate task, which
+//! reports back with an [`event`].
 //!
 //! # Floors
-//! From the top; arrows point down, and no room knows one above it.
+//! The rooms, from top to bottom. A room uses only rooms below it.
 //!
 //! | room | holds |
 //! |---|---|
-//! | [`owner`] | the one task: the loop, commands, reloads, takeover, the end, what is published |
-//! | [`dbus`] | the objects on the private socket and on a bus, which know [`handle`] alone |
+//! | [`owner`] | the task that owns all state: its loop, commands, reloads, takeover, end, output |
+//! | [`dbus`] | the D-Bus objects on the private socket and on a bus; they use only [`handle`] |
 //! | [`service`] | the shell around a service's rollout |
-//! | [`instance`], [`worker`] | an instance; the proxy workers, with listeners and certificates |
+//! | [`instance`], [`worker`] | one instance; the proxy workers, listeners and certificates |
 //! | [`world`] | what all services share |
-//! | [`jobs`], [`handle`] | what was asked for and how far it is; how it is asked for |
-//! | [`event`] | what tasks report |
+//! | [`jobs`], [`handle`] | jobs and their progress; commands and snapshots for other tasks |
+//! | [`event`] | the events that tasks report |
 //! | [`process`] | the process of an instance |
-//! | [`host`] | the machine: ports, signals, pidfds, sockets, systemd |
+//! | [`host`] | the machine: ports, signals, pidfds, sockets, notifications to systemd |
 //! | [`rollout`] | the pure core that decides what to do next for a service |
-//! | [`backoff`] | how long to wait before another try |
+//! | [`backoff`] | how long to wait after a failure |
 
 mod backoff;
 mod dbus;

@@ -1,4 +1,4 @@
-//! The run directory: sockets and state of one running manager.
+//! The run directory, which holds the sockets and the state of one running manager.
 
 use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -7,10 +7,11 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 
-/// The file that the manager holds a lock on.
+/// The name of the file that a running manager locks.
 const LOCK: &str = "lock";
 
-/// Makes the run directory and takes it for this manager, as long as the returned file is open.
+/// Creates the run directory and locks it for this manager. The lock is held as long as the
+/// returned file is open.
 pub fn prepare(path: &Path) -> anyhow::Result<File> {
     DirBuilder::new()
         .recursive(true)
@@ -26,7 +27,7 @@ pub fn prepare(path: &Path) -> anyhow::Result<File> {
         );
     }
     let lock_path = path.join(LOCK);
-    // Whoever can open it can lock it, and keep smoothserve from starting.
+    // Another user who can open the file could lock it and keep smoothserve from starting.
     let mode = Permissions::from_mode(0o600);
     let lock = File::create(&lock_path)
         .and_then(|lock| lock.set_permissions(mode).map(|()| lock))
@@ -43,9 +44,9 @@ pub fn prepare(path: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Returns true if a manager has taken the run directory. Connecting to the manager's socket would
-/// not tell, because systemd starts a manager for whoever connects; nor would trying the lock,
-/// which a manager that starts at that moment would find taken.
+/// Returns true if a manager holds the lock of the run directory. Two simpler ways would not do:
+/// connecting to the manager's socket makes systemd start a manager, and trying the lock could make
+/// a manager that starts at the same moment fail.
 pub fn is_taken(path: &Path) -> bool {
     let (Ok(file), Ok(locks)) = (
         std::fs::metadata(path.join(LOCK)),
@@ -56,9 +57,9 @@ pub fn is_taken(path: &Path) -> bool {
     locks.lines().any(|line| is_of(line, file.ino()))
 }
 
-/// Returns true if this line of proc_locks(5) is about the file with that inode. Devices are not
-/// compared: the kernel shows the file system's own device, which stat(2) does not show for some
-/// file systems.
+/// Returns true if this line of proc_locks(5) is an exclusive lock of the file with this inode. The
+/// device is not compared, because the kernel shows a device number there that stat(2) does not
+/// report for some file systems.
 fn is_of(line: &str, inode: u64) -> bool {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, "FLOCK", _, "WRITE", _, file, ..] = words.as_slice() else {

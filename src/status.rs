@@ -1,8 +1,7 @@
-//! The vocabulary in which smoothserve's state is shown: a [`Snapshot`] of services, instances and
-//! jobs.
+//! The status types: a [`Snapshot`] shows all services, instances and jobs at one moment.
 //!
 //! The manager publishes snapshots, D-Bus carries them as JSON, and `smoothctl` reads them back.
-//! The words in that JSON are an interface. Nothing here knows how the manager comes to them.
+//! The names in this JSON are a public interface.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,18 +9,18 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-/// The whole state at one moment.
+/// The state of all services and jobs at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// The whole state in one line: `3 services, 8/8 instances ready; rolling shop 2/3`.
+    /// A summary of the state in one line: `3 services, 8/8 instances ready; rolling shop 2/3`.
     pub summary: String,
     /// The user number that smoothserve runs as.
     pub uid: u32,
-    /// Whether the messages of smoothserve, and what the instances write, go to the journal.
+    /// Whether the messages of smoothserve and the output of instances go to the journal.
     pub journal: bool,
     /// The services by name.
     pub services: BTreeMap<String, Arc<ServiceStatus>>,
-    /// The running jobs by number, and for a minute those that have ended.
+    /// The jobs by number: all that run, and those that have ended within the last minute.
     pub jobs: BTreeMap<u32, Arc<JobStatus>>,
 }
 
@@ -30,9 +29,9 @@ pub struct Snapshot {
 pub struct ServiceStatus {
     /// The state of the service in one word.
     pub state: ServiceState,
-    /// The number of instances that are to run, 0 when the service was stopped.
+    /// The number of instances that should run, 0 if the service was stopped.
     pub wanted: u32,
-    /// The newest wanted generation. It grows with every deploy and restart.
+    /// The newest generation that was asked for. It grows with every deploy and restart.
     pub generation: u64,
     /// The file that describes the service.
     pub file: String,
@@ -40,25 +39,25 @@ pub struct ServiceStatus {
     pub listen: Vec<String>,
     /// The hosts and paths that the service serves: `a.example/api`.
     pub sites: Vec<String>,
-    /// The instances in the order of slot and age.
+    /// The instances, ordered by slot and age.
     pub instances: Vec<InstanceStatus>,
-    /// How many instances ended without being asked to, since smoothserve started.
+    /// How many ready instances have ended without being told to stop, since smoothserve started.
     pub crashes: u32,
     /// How many requests the instances were chosen for, since smoothserve started.
     pub requests: u64,
-    /// The last thing that went wrong, with its cause, and when.
+    /// The last error of the service, with its cause and time.
     pub last_error: Option<LastError>,
-    /// When the certificate in use expires, for a service with TLS.
+    /// When the certificate in use expires. Only a service with TLS has one.
     #[serde(default)]
     pub certificate_expires: Option<Moment>,
 }
 
-/// A time. JSON has it in seconds since 1970.
+/// A point in time. JSON has it in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment(#[serde(with = "seconds")] pub SystemTime);
 
 impl ServiceStatus {
-    /// Returns the number of instances that get requests.
+    /// Returns the number of instances of this service that get requests.
     pub fn ready(&self) -> u32 {
         let ready = self
             .instances
@@ -68,52 +67,53 @@ impl ServiceStatus {
     }
 }
 
-/// Something that went wrong.
+/// An error of a service, with its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
     /// The time of the error. JSON has it in seconds since 1970.
     #[serde(with = "seconds")]
     pub at: SystemTime,
-    /// What went wrong and why: the probe, the exit status, the last lines of stderr.
+    /// What went wrong and why, for example the failed probe, the exit status, or the last lines of
+    /// stderr.
     pub message: String,
 }
 
-/// A service's state in one word.
+/// The state of a service in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceState {
-    /// The service is not wanted, and nothing of it runs.
+    /// The service should not run, and no instance runs.
     Stopped,
-    /// The service is wanted, and no instance is ready yet.
+    /// The service should run, and no instance is ready yet.
     Starting,
     /// All wanted instances are ready.
     Running,
     /// Instances are being replaced.
     Rolling,
-    /// Fewer instances than wanted are ready, and no rollout is the reason.
+    /// Fewer instances than wanted are ready, for another reason than a rollout.
     Degraded,
-    /// The service is not wanted, and instances are still draining or stopping.
+    /// The service should not run, and instances are still draining or stopping.
     Stopping,
-    /// The service is wanted, but no instance could be started.
+    /// The service should run, but no instance could be started.
     Failed,
 }
 
 /// An instance in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceStatus {
-    /// The number of the instance, which no other instance ever has.
+    /// The number of the instance. No other instance ever has the same number.
     pub id: u64,
     /// The slot of the instance: 1 to the number of instances.
     pub slot: u32,
     /// The generation of the service that the instance runs.
     pub generation: u64,
-    /// The number of the instance's process; 0 in `backoff`.
+    /// The process number of the instance, 0 in the state `backoff`.
     pub pid: u32,
     /// Where the instance listens: `127.0.0.1:9001` or a path.
     pub address: String,
-    /// Where the instance is in its life.
+    /// The state of the instance.
     pub state: InstanceState,
-    /// When the instance entered that state. JSON has it in seconds since 1970.
+    /// When the instance entered its state. JSON has it in seconds since 1970.
     #[serde(with = "seconds")]
     pub since: SystemTime,
     /// The number of requests in flight.
@@ -121,25 +121,26 @@ pub struct InstanceStatus {
     /// The number of open tunnels to the instance.
     #[serde(default)]
     pub tunnels: u32,
-    /// How many requests the instance was chosen for.
+    /// How many requests the instance was chosen for in total.
     pub requests: u64,
-    /// Why the health check keeps requests away from the instance, if it does.
+    /// Why the health check keeps requests away from the instance, or `None` if the instance is
+    /// healthy.
     pub fault: Option<String>,
 }
 
-/// The life of an instance.
+/// The state of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceState {
-    /// The process runs, but is not known to be ready.
+    /// The process runs, but has not shown that it is ready.
     Starting,
     /// The instance gets requests.
     Ready,
-    /// The instance gets no new requests and ends those it has.
+    /// The instance gets no new requests and finishes those it has.
     Draining,
     /// The instance was told to stop.
     Stopping,
-    /// The instance crashed or could not start; another try follows.
+    /// The instance crashed or could not start, and is started again after a pause.
     Backoff,
 }
 
@@ -148,21 +149,21 @@ pub enum InstanceState {
 pub struct JobStatus {
     /// What the job does.
     pub kind: JobKind,
-    /// The service that the job is for; empty for a reload.
+    /// The service of the job; empty for a reload.
     pub service: String,
-    /// How the job stands.
+    /// The state of the job.
     pub state: JobState,
-    /// What the job is doing at the moment, for people: `shop/2: waiting for readiness`.
+    /// What the job is doing at the moment, as text for people: `shop/2: waiting for readiness`.
     pub step: String,
-    /// The number of instances that the job has brought where they are to be.
+    /// The number of instances that have reached the state that the job wants.
     pub done: u32,
-    /// The number of instances that the job has to bring there.
+    /// The number of instances that the job has to bring into that state.
     pub total: u32,
-    /// Why the job failed.
+    /// Why the job failed, if it did.
     pub error: Option<String>,
 }
 
-/// What a job does.
+/// The kind of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobKind {
@@ -176,15 +177,15 @@ pub enum JobKind {
     Restart,
 }
 
-/// How a job stands.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
-    /// The job is being worked on.
+    /// The job is still at work.
     Running,
-    /// The wanted state was reached.
+    /// All services of the job have reached the state that it wants.
     Done,
-    /// The wanted state was not reached, see `error`.
+    /// A service has not reached the state that the job wants; `error` says why.
     Failed,
     /// A command canceled the job.
     Canceled,
@@ -192,13 +193,13 @@ pub enum JobState {
     Superseded,
 }
 
-/// Times as seconds since 1970, with their fraction.
+/// Writes and reads a time as seconds since 1970, with fractions.
 mod seconds {
     use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
     use serde::{Deserialize, Deserializer, Serializer};
 
-    /// Writes a time.
+    /// Writes a time as seconds since 1970.
     pub(super) fn serialize<S: Serializer>(
         time: &SystemTime,
         serializer: S,
@@ -210,7 +211,7 @@ mod seconds {
         )
     }
 
-    /// Reads a time.
+    /// Reads a time from seconds since 1970.
     pub(super) fn deserialize<'a, D: Deserializer<'a>>(
         deserializer: D,
     ) -> Result<SystemTime, D::Error> {

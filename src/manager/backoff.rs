@@ -1,16 +1,17 @@
-//! How long to wait before an instance or worker that failed is started again.
+//! Backoff: how long to wait before the next start after an instance or a worker has failed.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// An instance that stayed up this long has recovered: its next failure counts as the first.
+/// The time after which an instance that stays up has recovered: its next failure counts as the
+/// first.
 pub const RECOVERED_AFTER: Duration = Duration::from_secs(30);
 
-/// The delay after this many failures in a row: 0.1 s doubling to 30 s, spread by a quarter to
-/// either side so that services that fell together do not rise together. The spread follows from
-/// `seed`, which keeps callers pure.
+/// Returns the delay after `failures` failures in a row: 0.1 s, doubled up to 30 s, and varied by
+/// up to a quarter so that services that failed together do not restart together. The variation
+/// depends only on `seed`, so callers stay pure.
 pub fn delay(failures: u32, seed: u64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     let delay = FIRST.saturating_mul(1 << doublings).min(LONGEST);

@@ -1,11 +1,11 @@
 //! The D-Bus side of the manager: the same objects on the private socket and on a bus.
 //!
 //! # Theory of operation
-//! All of this is built on [`ManagerHandle`] alone: a method sends a command, a property reads the
-//! newest snapshot. For every connection one task follows the snapshots: it adds and removes the
-//! objects of services and jobs, and emits the signals for what differs between one snapshot and
-//! the next. A client that does not read holds up its own connection's task and nobody else. The
-//! names of all members stand in `docs/dbus.md`.
+//! The D-Bus side uses nothing of the manager but [`ManagerHandle`]: a method sends a command, and
+//! a property reads the newest snapshot. For each connection, one task follows the snapshots: it
+//! adds and removes the objects of services and jobs, and emits signals for the differences between
+//! one snapshot and the next. A client that does not read blocks only the task of its own
+//! connection. `docs/dbus.md` lists all members.
 
 mod access;
 mod announce;
@@ -39,19 +39,19 @@ use manager_object::ManagerObject;
 use requests::add_job;
 use service_object::ServiceObject;
 
-/// The most clients of the private socket at a time: this many who may change something, and as
-/// many others, so that those cannot keep root out.
+/// The limit of clients on the private socket at a time: this many that may change something, and
+/// as many others. The two are counted apart, so that other users cannot keep root out.
 const MOST_CLIENTS: usize = 128;
 
-/// The time that a client has to introduce itself, and a bus to let us in.
+/// How long a client may take for the D-Bus handshake, and how long the manager waits for a bus.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Between two tries to reach a bus that went away, or was not there: at first, and at most.
+/// The pause between two attempts to reach a bus that is not there: the first one, and the longest.
 const RECONNECT: Duration = Duration::from_millis(100);
 const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
 
-/// Begins to serve, and returns when the private socket and an explicitly wanted bus are there.
-/// Must run inside a `LocalSet`.
+/// Starts to serve D-Bus. Returns when the private socket is open and, if the user has asked for a
+/// certain bus, the manager is on that bus. Must run inside a `LocalSet`.
 pub async fn serve(
     handle: ManagerHandle,
     private_socket: ControlSocket,
@@ -78,12 +78,12 @@ pub async fn serve(
     Ok(())
 }
 
-/// The private socket, on which no bus is needed.
+/// The private socket, which serves D-Bus without a bus.
 #[derive(Debug)]
 pub enum ControlSocket {
-    /// The socket has to be made at this path.
+    /// The manager has to create the socket at this path.
     Path(PathBuf),
-    /// systemd has made the socket.
+    /// systemd has created the socket.
     Given(std::os::unix::net::UnixListener),
 }
 
@@ -108,7 +108,8 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    // Everyone may look; who may change something is decided for each call.
+    // Any user may connect and read. Whether a caller may change something is checked for each
+    // call.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     Ok(listener)
 }
@@ -156,9 +157,9 @@ async fn accept(listener: UnixListener, handle: ManagerHandle) {
     }
 }
 
-/// Puts all objects on a connection before its first message: nobody finds a part of them, and
-/// nothing that was there already is signalled as new. Returns the snapshot that they are from,
-/// too.
+/// Adds all objects to a connection before it takes its first message: a client never sees only
+/// some of the objects, and objects that exist already are not announced as new. Also returns the
+/// snapshot that the objects come from.
 fn with_objects<'a>(
     builder: Builder<'a>,
     access: Access,
@@ -190,7 +191,7 @@ async fn connect(bus: Bus, handle: &ManagerHandle) -> zbus::Result<(Connection, 
     Ok((connection.map_err(|_| zbus::Error::from(late))??, shown))
 }
 
-/// Keeps the service on the bus, also when the bus goes away and comes back.
+/// Keeps smoothserve on the bus, and connects again after the bus has gone away.
 async fn stay(
     bus: Bus,
     mut connection: Option<(Connection, Arc<Snapshot>)>,
@@ -215,7 +216,7 @@ async fn stay(
     }
 }
 
-/// Keeps the objects of a connection as the snapshots say, until the connection or the manager
+/// Keeps the objects of a connection in step with the snapshots until the connection or the manager
 /// ends.
 async fn follow(
     connection: &Connection,
@@ -232,7 +233,8 @@ async fn follow(
             return;
         }
         before = now;
-        // What comes in is answered elsewhere; here it matters only that it ends.
+        // zbus answers the calls. This loop reads messages only to notice the end of the
+        // connection.
         loop {
             tokio::select! {
                 changed = snapshots.changed() => match changed {

@@ -1,5 +1,5 @@
-//! What the owner of the state hears: everything that takes time happens in a task of its own, and
-//! reports back with one of these.
+//! The events that reach the task which owns the manager's state. Work that takes time runs in a
+//! separate task, which reports its result as an [`Event`].
 
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -11,17 +11,17 @@ use super::rollout::{InstanceFailure, InstanceId};
 use crate::ipc::{EndpointCounts, FromWorker};
 use crate::watch::Changed;
 
-/// Brings the reports of tasks to the owner of the state.
+/// The channel on which tasks send their reports to the owner of the state.
 pub type Reports = mpsc::UnboundedSender<Event>;
 
-/// Something that happened.
+/// An event that the owner of the state takes in.
 #[derive(Debug)]
 pub enum Event {
-    /// There is news of an instance.
+    /// A task reports about the instance with this number.
     Instance(InstanceId, News),
-    /// There is news of the worker of this generation.
+    /// A task reports about the worker of this generation.
     Worker(u32, WorkerEvent),
-    /// It is time to start a worker again.
+    /// The pause after a worker's failure is over: a new worker can be started.
     WorkerDue,
     /// The cause of an instance's failure is known.
     Diagnosed(Diagnosis),
@@ -29,43 +29,43 @@ pub enum Event {
     Restarting(bool),
     /// Files on disk have changed and are quiet again.
     Changed(Changed),
-    /// The process of this number says that it is ready.
+    /// The process with this number says that it is ready.
     SaidReady(u32),
 }
 
-/// What is heard of an instance.
+/// A report about an instance.
 #[derive(Debug)]
 pub enum News {
-    /// The process of the instance waits in the launcher until it gets its permit to go on.
+    /// The process of the instance waits in the launcher until it gets its permit to continue.
     Launched(Rc<Process>, oneshot::Sender<()>),
-    /// The instance said that it is ready, or was seen to take connections.
+    /// The instance has said that it is ready, or was seen to accept connections.
     Ready,
-    /// A worker probed the instance; a fault is in words.
+    /// A worker has probed the instance. An error describes why the probe failed.
     Probed(Result<(), String>),
     /// The workers have no connection to the instance any more.
     Idle,
-    /// The health check of the worker changed its verdict: why the instance is unhealthy, or
-    /// `None`.
+    /// A worker's health check has a new result: why the instance is unhealthy, or `None` if it is
+    /// healthy.
     Health(Option<String>),
-    /// The worker of this generation counted the requests of the instance.
+    /// The worker of this generation has counted the requests of the instance.
     Counts(u32, EndpointCounts),
-    /// The process of the instance has ended or could not be made: how, in words.
+    /// The process of the instance has ended or could not be created. The text says how.
     Exited(String),
 }
 
-/// What is heard of a worker.
+/// A report about a worker.
 #[derive(Debug)]
 pub enum WorkerEvent {
     /// The worker sent a message.
     Says(FromWorker),
-    /// The connection to the worker has ended. It may still serve what it has accepted, but it is
-    /// to accept no more.
+    /// The connection to the worker has ended. The worker may still serve connections that it has
+    /// accepted, but must accept no new ones.
     Lost,
-    /// The process of the worker has ended: how, in words.
+    /// The process of the worker has ended. The text says how.
     Gone(String),
 }
 
-/// The failure of an instance, with all that is known of the cause.
+/// The failure of an instance, with all that is known about its cause.
 #[derive(Debug)]
 pub struct Diagnosis {
     /// The service of the instance.
@@ -74,12 +74,12 @@ pub struct Diagnosis {
     pub instance: String,
     /// The generation that the instance ran.
     pub generation: u64,
-    /// In which part of its life the instance failed.
+    /// The stage of its life at which the instance failed.
     pub failure: InstanceFailure,
     /// Whether the generation was given up because of the failure.
     pub gave_up: bool,
     /// The time of the failure.
     pub at: SystemTime,
-    /// What happened, and the instance's own last words.
+    /// What happened, followed by the last output of the instance.
     pub message: String,
 }

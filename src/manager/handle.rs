@@ -1,5 +1,5 @@
-//! The way to the manager for all that runs beside its own loop: commands in, snapshots out. D-Bus
-//! is built on this alone.
+//! The handle through which other tasks use the manager: commands go in, snapshots come out. The
+//! D-Bus side uses nothing else of the manager.
 
 use std::sync::Arc;
 
@@ -7,25 +7,25 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::status::Snapshot;
 
-/// The way to the manager for everyone outside of its own loop.
+/// A handle to the manager for tasks outside its own loop.
 #[derive(Debug, Clone)]
 pub struct ManagerHandle {
     commands: mpsc::Sender<CommandRequest>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
-/// A command on its way to the manager, with the place for the answer.
+/// A command on its way to the manager, with the channel for the answer.
 #[derive(Debug)]
 pub struct CommandRequest {
     /// The command.
     pub command: Command,
-    /// Takes the numbers of the jobs that the command made, in the order of the services' names, or
-    /// why there are none.
+    /// Receives the numbers of the jobs that the command has made, ordered by the names of the
+    /// services, or the reason why the command made no jobs.
     pub answer: oneshot::Sender<Result<Vec<u32>, CommandError>>,
 }
 
 impl ManagerHandle {
-    /// Makes a handle, and the ends of it that the manager's loop holds.
+    /// Makes a handle, and the receiving ends for the manager's loop.
     pub fn new() -> (
         ManagerHandle,
         mpsc::Receiver<CommandRequest>,
@@ -43,7 +43,8 @@ impl ManagerHandle {
         )
     }
 
-    /// Asks the manager for something and waits for the numbers of the jobs, not for their ends.
+    /// Sends a command to the manager. Returns the numbers of its jobs as soon as they have begun,
+    /// and does not wait for their ends.
     pub async fn command(&self, command: Command) -> Result<Vec<u32>, CommandError> {
         let (answer, answered) = oneshot::channel();
         self.commands
@@ -53,16 +54,16 @@ impl ManagerHandle {
         answered.await.unwrap_or(Err(CommandError::ShuttingDown))
     }
 
-    /// Returns the state as it is now and as it changes.
+    /// Returns a receiver that has the newest snapshot and hears of each newer one.
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
     }
 }
 
-/// What can be asked of the manager.
+/// A command to the manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Apply all that changed on disk. One job, of which the services' rollouts are the steps.
+    /// Apply all changes on disk. This makes one job, whose parts are the rollouts of the services.
     Reload,
     /// Bring a service into its running state.
     Start(String),
@@ -72,7 +73,7 @@ pub enum Command {
     Restart(String),
     /// Restart every running service: a job for each.
     RestartAll,
-    /// Give a job up; what it has replaced stays replaced.
+    /// Cancel a job. Instances that the job has already replaced stay replaced.
     Cancel(u32),
 }
 
@@ -82,10 +83,11 @@ pub enum CommandError {
     /// No service of this name is configured.
     #[error("no service is named {0:?}")]
     NoSuchService(String),
-    /// The job of this number has ended or never was.
+    /// No running job has this number.
     #[error("there is no job {0}")]
     NoSuchJob(u32),
-    /// The configuration has faults; this is the whole report, a line or more for each.
+    /// The configuration has faults. The text is the whole report, with one or more lines for each
+    /// fault.
     #[error("the configuration has faults, nothing was changed:\n{0}")]
     InvalidConfig(String),
     /// smoothserve is stopping.

@@ -1,5 +1,5 @@
-//! The machine as the manager sees it: ports, signals, processes by their descriptors, listening
-//! sockets of others, and what systemd is told. Nothing here knows of services.
+//! The machine as the manager uses it: ports, signals, pidfds, the listening sockets of other
+//! programs, and notifications to systemd. Nothing in this folder knows about services.
 
 pub mod ancestry;
 pub mod notify;

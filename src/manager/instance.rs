@@ -1,4 +1,4 @@
-//! One instance: its process, its address, and what is known of it.
+//! One instance: its process, its address, and what the manager knows about it.
 
 mod counts;
 mod evidence;
@@ -27,29 +27,29 @@ use start::Prepared;
 /// A started instance.
 #[derive(Debug)]
 pub struct Instance {
-    /// The service and the slot: `shop/2`.
+    /// The name of the service and the slot: `shop/2`.
     pub label: String,
     /// Where the instance listens.
     pub address: Address,
-    /// Since when the instance is in its state.
+    /// When the instance entered its present state.
     pub since: SystemTime,
-    /// The last probe that failed.
+    /// The error of the last probe that failed.
     pub last_probe: Option<String>,
     /// Why the health check keeps requests away from the instance, if it does.
     pub fault: Option<String>,
-    /// What the workers have counted.
+    /// The counters of the instance, summed over all workers.
     pub counts: InstanceCounts,
-    /// How the process ended, in words.
+    /// A text that says how the process ended.
     pub ended: Option<String>,
     deployment: Rc<Deployment>,
     process: Option<Rc<Process>>,
-    /// The signal for a process that was told to stop before it was there.
+    /// The stop signal, if the instance was told to stop before its process existed.
     stop_signal: Option<i32>,
     /// The folder of the instance's unix socket.
     socket_dir: Option<PathBuf>,
 }
 
-/// What is kept of an instance for the next manager.
+/// The state of an instance that is saved for the next manager.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedInstance {
     address: Address,
@@ -60,8 +60,8 @@ pub struct SavedInstance {
 }
 
 impl Instance {
-    /// Chooses an address and starts a process. Whatever goes wrong is reported as
-    /// [`News::Exited`].
+    /// Chooses an address and starts the process of an instance. Any error on the way is reported
+    /// as [`News::Exited`].
     pub fn start(
         id: InstanceId,
         slot: u32,
@@ -111,7 +111,7 @@ impl Instance {
         }
     }
 
-    /// Returns what the next manager has to know of the instance.
+    /// Returns the state that the next manager needs to take over the instance.
     pub fn save(&self) -> SavedInstance {
         SavedInstance {
             address: self.address.clone(),
@@ -124,8 +124,8 @@ impl Instance {
         }
     }
 
-    /// Takes over an instance that an earlier manager has started. If its process is gone, that is
-    /// reported as any end is.
+    /// Takes over an instance that an earlier manager has started. If its process is gone, this is
+    /// reported as [`News::Exited`].
     pub fn adopt(
         id: InstanceId,
         slot: u32,
@@ -142,7 +142,7 @@ impl Instance {
         }
         instance.address = saved.address;
         instance.socket_dir = saved.socket_dir;
-        // It may have been about to listen.
+        // The previous manager may have ended before the instance created its socket.
         if let Some(folder) = &instance.socket_dir {
             unix_socket::admit_worker(folder);
         }
@@ -175,7 +175,7 @@ impl Instance {
         instance
     }
 
-    /// Takes in that the process of the instance is there.
+    /// Takes in that the process of the instance exists now.
     pub fn launched(&mut self, process: Rc<Process>) {
         if let Some(signal) = self.stop_signal {
             process.signal(signal);
@@ -183,8 +183,8 @@ impl Instance {
         self.process = Some(process);
     }
 
-    /// Sends the signal that asks the instance to stop; a process that is not there yet gets it as
-    /// soon as it is.
+    /// Sends the stop signal to the instance. If its process does not exist yet, it gets the signal
+    /// as soon as it exists.
     pub fn stop(&mut self) {
         let signal = self.deployment.process.stop_signal;
         match &self.process {
@@ -193,19 +193,19 @@ impl Instance {
         }
     }
 
-    /// Sends SIGKILL to the process and to what that has started.
+    /// Sends SIGKILL to the process and to the processes that it has started.
     pub fn kill(&self) {
         if let Some(process) = &self.process {
             process.kill();
         }
     }
 
-    /// Returns the process of the instance, if it is there.
+    /// Returns the process of the instance, if it exists.
     pub fn process(&self) -> Option<Rc<Process>> {
         self.process.clone()
     }
 
-    /// Returns the number of the process, if it is there.
+    /// Returns the number of the process, if it exists.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(|process| process.pid)
     }
@@ -218,8 +218,8 @@ impl Instance {
         }
     }
 
-    /// Returns how a worker probes the instance; `None` if the instance itself says when it is
-    /// ready.
+    /// Returns how a worker probes the instance, or `None` if the instance itself reports its
+    /// readiness.
     pub fn probe(&self) -> Option<Probe> {
         match &self.deployment.process.ready {
             Ready::Tcp => Some(Probe::Connect),
@@ -228,8 +228,9 @@ impl Instance {
         }
     }
 
-    /// Returns true if a probe that succeeded shows that the instance is ready. What answers must
-    /// be the instance itself: if that is not so yet, [`News::Ready`] is reported as soon as it is.
+    /// Returns true if a successful probe shows that the instance is ready. The instance itself
+    /// must have answered: if this cannot be seen yet, [`News::Ready`] is reported as soon as it
+    /// can.
     pub fn probe_suffices(&mut self, report: impl Fn(News) + 'static) -> bool {
         let process = &self.deployment.process;
         let kind = match (&process.ready, process.bind) {
@@ -262,7 +263,7 @@ impl Instance {
         self.last_probe = None;
     }
 
-    /// Describes a failure with its cause, but for what the instance has written itself.
+    /// Describes a failure and its cause. The output of the instance is not part of the text.
     pub fn describe(&self, failure: InstanceFailure, start_timeout: Duration) -> String {
         let mut message = self.label.clone();
         let how = self.ended.as_deref().unwrap_or("ended in an unknown way");
@@ -284,7 +285,7 @@ impl Instance {
         message
     }
 
-    /// Returns the instance as it is shown.
+    /// Returns the instance as snapshots show it.
     pub fn status(&self, held: &HeldInstance) -> InstanceStatus {
         InstanceStatus {
             id: held.id,
@@ -306,7 +307,7 @@ impl Instance {
         }
     }
 
-    /// Removes what the instance leaves behind in the file system.
+    /// Removes the files that the instance leaves behind.
     pub fn clean_up(&self) {
         if let Some(folder) = &self.socket_dir
             && let Err(error) = std::fs::remove_dir_all(folder)
@@ -316,7 +317,7 @@ impl Instance {
     }
 }
 
-/// Returns the name of an instance's scope. No name is ever used for two instances.
+/// Returns the name of an instance's scope. Two instances never have the same name.
 pub fn scope_name(service: &str, slot: u32, id: InstanceId) -> String {
     format!("smoothserve-{service}-{slot}-{id}.scope")
 }

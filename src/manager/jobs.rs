@@ -1,8 +1,9 @@
-//! The jobs: what was asked for, and how far each has come.
+//! The jobs: what was asked for, and how far each job is.
 //!
-//! A job has a part for each service that it touches. A part is done when its service has reached
-//! the part's goal or something newer that includes it; it has failed when the generation that it
-//! wanted was given up; it is superseded when the service is wanted the other way round.
+//! A job has a part for each service that it concerns. A part is done when its service has reached
+//! the part's goal, or a newer goal that includes it. A part has failed when the generation that it
+//! waits for was given up. A part is superseded when a newer command wants the opposite: a stop
+//! instead of a start, or a start instead of a stop.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,35 +11,35 @@ use std::time::{Duration, Instant};
 
 use crate::status::{JobKind, JobState, JobStatus};
 
-/// How long an ended job can still be asked about.
+/// How long a job stays visible after its end.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// What a part of a job wants of its service.
+/// The goal of a part: the state that its service should reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {
     /// All instances run this generation or a newer one.
     Running {
-        /// The generation that is wanted, at least.
+        /// The oldest generation that satisfies the goal.
         generation: u64,
     },
     /// No instance runs.
     Stopped,
 }
 
-/// Where a service stands, as far as jobs care.
+/// How far a service is, as jobs need to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// Whether the service is wanted to run.
+    /// Whether the service should run.
     pub running: bool,
-    /// Whether the service is where it is wanted.
+    /// Whether the service has reached its desired state.
     pub converged: bool,
-    /// The generation that the service works towards.
+    /// The generation that the rollout of the service works toward.
     pub generation: u64,
-    /// The number of instances that are where they are wanted.
+    /// The number of instances that have reached their desired state.
     pub done: u32,
-    /// The number of instances that there are to be, or to stop.
+    /// The number of instances that should run, or that have to stop.
     pub total: u32,
-    /// What the service is doing, for people.
+    /// What the service is doing at the moment, as text for people.
     pub activity: String,
 }
 
@@ -67,14 +68,14 @@ struct Job {
     end: Option<End>,
 }
 
-/// What a job has come to; nothing of it changes any more.
+/// The end of a job: its time, and the final status, which does not change any more.
 #[derive(Debug)]
 struct End {
     at: Instant,
     status: Arc<JobStatus>,
 }
 
-/// All jobs that run, and those that have ended a short time ago.
+/// All jobs that run, and the jobs that have ended within the last minute.
 #[derive(Debug, Default)]
 pub struct Jobs {
     last: u32,
@@ -87,8 +88,8 @@ impl Jobs {
         self.last
     }
 
-    /// Gives new jobs numbers above `last` only: somebody may still wait for the end of an older
-    /// job, and would take the end of another job for it.
+    /// Makes the numbers of new jobs begin above `last`. A client may still wait for a job of the
+    /// previous manager, and must not take the end of a new job for it.
     pub fn number_on_from(&mut self, last: u32) {
         self.last = self.last.max(last);
     }
@@ -124,7 +125,7 @@ impl Jobs {
         self.last
     }
 
-    /// Takes in where a service stands now.
+    /// Updates the jobs with the progress of a service.
     pub fn progress(&mut self, service: &str, progress: &Progress, now: Instant) {
         self.each_part(service, now, |part| part.look(progress));
         for job in self.jobs.values_mut() {
@@ -136,8 +137,8 @@ impl Jobs {
         }
     }
 
-    /// Fails the parts that wait for this generation of a service, or an older one, because an
-    /// instance of it has failed.
+    /// Fails the parts that wait for `generation` of a service, or for an older one, because an
+    /// instance of that generation has failed.
     pub fn failed(&mut self, service: &str, generation: u64, error: &str, now: Instant) {
         self.each_part(service, now, |part| match part.goal {
             Goal::Running { generation: wanted } if wanted <= generation => {
@@ -155,7 +156,7 @@ impl Jobs {
         });
     }
 
-    /// Ends a running job, and names the services and generations that it was still working on.
+    /// Cancels a running job. Returns the services and goals that the job has not reached yet.
     pub fn cancel(&mut self, id: u32, now: Instant) -> Option<Vec<(String, Goal)>> {
         let job = self.jobs.get_mut(&id).filter(|job| job.end.is_none())?;
         job.end(JobState::Canceled, now);
@@ -163,13 +164,13 @@ impl Jobs {
         Some(open.map(|part| (part.service.clone(), part.goal)).collect())
     }
 
-    /// Forgets jobs that ended long ago.
+    /// Forgets jobs that ended more than a minute ago.
     pub fn forget(&mut self, now: Instant) {
         self.jobs
             .retain(|_, job| job.end.as_ref().is_none_or(|end| now < end.at + REMEMBERED));
     }
 
-    /// Returns how all jobs stand, by number.
+    /// Returns the status of all jobs, by number.
     pub fn status(&self) -> BTreeMap<u32, Arc<JobStatus>> {
         let status = |job: &Job| match &job.end {
             Some(end) => end.status.clone(),
@@ -179,7 +180,7 @@ impl Jobs {
         jobs.map(|(id, job)| (*id, status(job))).collect()
     }
 
-    /// Returns true if a reload is not done yet.
+    /// Returns true if a reload is still running.
     pub fn are_reloading(&self) -> bool {
         let mut jobs = self.jobs.values();
         jobs.any(|job| job.kind == JobKind::Reload && job.end.is_none())
@@ -208,7 +209,8 @@ impl Part {
         let outcome = match self.goal {
             Goal::Running { .. } if !progress.running => Outcome::Superseded,
             Goal::Stopped if progress.running => Outcome::Superseded,
-            // A generation that was given up has said so by `failed`.
+            // The service works toward an older generation. If the wanted one was given up,
+            // `failed` ends this part.
             Goal::Running { generation } if progress.generation < generation => return None,
             _ if progress.converged => Outcome::Done,
             _ => return None,

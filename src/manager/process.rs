@@ -1,5 +1,4 @@
-//! The process of an instance: what it runs, as whom, with which environment, and how it comes to
-//! be.
+//! The process of an instance: its program, its user, its environment, and how it is started.
 
 pub mod deployment;
 pub mod environment;

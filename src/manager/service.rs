@@ -1,5 +1,5 @@
-//! One service: the shell around its rollout core. It performs the core's actions on real processes
-//! and feeds back what happens to them.
+//! One service: the shell around its rollout core. The shell performs the core's actions on real
+//! processes and reports back what happens to them.
 
 mod diagnosis;
 mod history;

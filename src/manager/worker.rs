@@ -1,4 +1,5 @@
-//! The proxy workers and what they are given: listening sockets, certificates, tables.
+//! The proxy workers and what they get from the manager: listening sockets, certificates and
+//! tables.
 
 pub mod certificates;
 pub mod listeners;

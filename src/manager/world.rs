@@ -1,5 +1,5 @@
-//! What all services share and change: the numbers of instances, their ports, the jobs, the way to
-//! systemd.
+//! What all services share and change: the numbers of instances, their ports, the jobs, and the
+//! connection to systemd.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::process::executable::{OpenExecutable, stored_name};
 use super::rollout::InstanceId;
 use crate::systemd::units::Units;
 
-/// What the services share. It is lent to a service whenever that is to do something.
+/// What all services share. A service borrows it whenever the service has something to do.
 pub struct World {
     /// The number of the next instance.
     pub next_id: InstanceId,
@@ -22,25 +22,25 @@ pub struct World {
     pub jobs: Jobs,
     /// The ports of all instances.
     pub ports: Ports,
-    /// The names of the services that instances belong to.
+    /// The name of the service that each instance belongs to.
     pub owners: HashMap<InstanceId, String>,
-    /// Where tasks report to.
+    /// The channel on which tasks report events.
     pub reports: Reports,
-    /// The permits of launchers that may go on once it is written down that they are there.
+    /// The permits of launchers. A permit is sent once the state file names the launcher's process.
     pub permits: Vec<oneshot::Sender<()>>,
-    /// The systemd that supervises this process, if one does.
+    /// The notifications to systemd, if systemd supervises this process.
     pub supervision: Supervision,
-    /// The systemd that puts processes into scopes of their own, so that they outlive the manager.
-    /// `None`: they do not.
+    /// The connection to systemd that gives each process its own scope, so that it outlives the
+    /// manager. `None`: processes end with the manager.
     pub units: Option<Units>,
     /// The folder for sockets and state.
     pub run_dir: PathBuf,
-    /// The user of services that name none and whose executable belongs to root.
+    /// The user for services without `user` whose executable belongs to root.
     pub default_user: String,
 }
 
 impl World {
-    /// A world without services.
+    /// Makes a world without services.
     pub fn new(
         reports: Reports,
         supervision: Supervision,
@@ -61,11 +61,11 @@ impl World {
         }
     }
 
-    /// A function that brings news of the instance `id` to the owner of the state.
+    /// Returns a function that reports news of instance `id` to the owner of the state.
     pub fn reporter(&self, id: InstanceId) -> impl Fn(News) + Clone + 'static {
         let reports = self.reports.clone();
         move |news| {
-            // Without a manager there is nobody left who wants to know.
+            // Sending fails only when the manager has ended, and then nobody needs the news.
             let _ = reports.send(Event::Instance(id, news));
         }
     }
@@ -76,7 +76,7 @@ impl World {
         self.supervision.store(&name, executable.descriptor());
     }
 
-    /// Has systemd close the executable of a generation that nothing is started with any more.
+    /// Has systemd close the executable of a generation that no slot can be started from any more.
     pub fn forget_executable(&self, service: &str, generation: u64) {
         self.supervision.forget(&stored_name(service, generation));
     }

@@ -1,7 +1,8 @@
-//! Who calls on D-Bus, what the caller may do, and the errors that a caller gets.
+//! Access control on D-Bus: who calls, what the caller may do, and the errors that a call can
+//! return.
 //!
-//! Reading is for everyone. Root and smoothserve's own user may change everything; for others
-//! polkit decides, which knows callers on the system bus only.
+//! Any user may read. Root and smoothserve's own user may change everything. For other users polkit
+//! decides, but only on the system bus, because polkit cannot identify callers elsewhere.
 
 use std::collections::HashMap;
 
@@ -35,17 +36,17 @@ impl From<CommandError> for CallError {
     }
 }
 
-/// How the manager knows who calls.
+/// How the manager finds out which user calls.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Access {
-    /// The user at the other end of the private socket.
+    /// On the private socket: the user number of the client.
     Peer(u32),
-    /// The bus knows the caller.
+    /// On a bus: the bus tells the user of each caller.
     Bus,
 }
 
 impl Access {
-    /// Refuses callers who may change nothing.
+    /// Returns an error if the caller may not change anything.
     pub(super) async fn check(
         self,
         connection: &Connection,
@@ -75,10 +76,10 @@ impl Access {
     }
 }
 
-/// The action that polkit is asked about.
+/// The polkit action that callers need.
 const ACTION: &str = "org.smoothserve1.manage-services";
 
-/// Returns true if polkit allows the caller, by a rule or because somebody has entered a password.
+/// Returns true if polkit allows the call, by a rule or because a user has entered a password.
 async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
     let Some(sender) = header.sender() else {
         return false;
@@ -101,7 +102,7 @@ async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
             &(subject, ACTION, details, u32::from(may_ask), ""),
         )
         .await;
-    // Where there is no polkit, nobody is allowed anything by it.
+    // Without polkit the call is refused.
     let Ok(reply) = reply else { return false };
     let answer: zbus::Result<(bool, bool, HashMap<String, String>)> = reply.body().deserialize();
     answer.is_ok_and(|(is_authorized, ..)| is_authorized)

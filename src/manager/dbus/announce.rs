@@ -1,4 +1,4 @@
-//! The signals: what differs between one snapshot and the next.
+//! The D-Bus signals that announce the differences between one snapshot and the next.
 
 use zbus::Connection;
 use zbus::object_server::ObjectServer;

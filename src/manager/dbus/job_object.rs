@@ -1,4 +1,4 @@
-//! The object of a job.
+//! The D-Bus object of a job.
 
 use zbus::message::Header;
 use zbus::{Connection, interface};
@@ -8,7 +8,7 @@ use super::values::word;
 use crate::manager::handle::{Command, ManagerHandle};
 use crate::status::JobStatus;
 
-/// The object of a job, with the interface `org.smoothserve1.Job`.
+/// The D-Bus object of a job, with the interface `org.smoothserve1.Job`.
 pub(super) struct JobObject {
     access: Access,
     handle: ManagerHandle,
@@ -16,7 +16,7 @@ pub(super) struct JobObject {
 }
 
 impl JobObject {
-    /// The object of the job with this number, for callers of this kind.
+    /// Makes the object of the job with this number. `access` says how callers are identified.
     pub(super) fn new(access: Access, handle: ManagerHandle, id: u32) -> JobObject {
         JobObject { access, handle, id }
     }

@@ -1,4 +1,4 @@
-//! The object of the manager.
+//! The D-Bus object of the manager.
 
 use zbus::OwnedObjectPath;
 use zbus::message::Header;
@@ -12,14 +12,14 @@ use super::values::word;
 use crate::manager::handle::{Command, CommandError, ManagerHandle};
 use crate::status::Snapshot;
 
-/// The object of the manager, with the interface `org.smoothserve1.Manager`.
+/// The D-Bus object of the manager, with the interface `org.smoothserve1.Manager`.
 pub(super) struct ManagerObject {
     access: Access,
     handle: ManagerHandle,
 }
 
 impl ManagerObject {
-    /// The object of the manager, for callers of this kind.
+    /// Makes the object of the manager. `access` says how callers are identified.
     pub(super) fn new(access: Access, handle: ManagerHandle) -> ManagerObject {
         ManagerObject { access, handle }
     }

@@ -4,8 +4,8 @@ use zbus::OwnedObjectPath;
 
 use crate::bus::MANAGER_PATH;
 
-/// The path of a service: `/org/smoothserve1/service/<name>`, the name escaped as systemd escapes
-/// unit names in paths.
+/// Returns the path of a service's object, `/org/smoothserve1/service/<name>`. The name is escaped
+/// as systemd escapes unit names in paths.
 pub(super) fn service_path(name: &str) -> String {
     let escaped: String = name
         .bytes()
@@ -19,12 +19,12 @@ pub(super) fn service_path(name: &str) -> String {
     format!("{MANAGER_PATH}/service/{escaped}")
 }
 
-/// The path of a job: `/org/smoothserve1/job/<n>`.
+/// Returns the path of a job's object: `/org/smoothserve1/job/<n>`.
 pub(super) fn job_path(id: u32) -> String {
     format!("{MANAGER_PATH}/job/{id}")
 }
 
-/// A path that is made of allowed characters, as D-Bus carries it.
+/// Converts a path that has only allowed characters into the type that D-Bus messages carry.
 pub(super) fn path(path: String) -> OwnedObjectPath {
     OwnedObjectPath::try_from(path).expect("made of allowed characters")
 }

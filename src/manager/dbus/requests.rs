@@ -1,4 +1,4 @@
-//! Commands of callers, and the jobs that come of them.
+//! Commands that D-Bus callers send to the manager, and the job objects that result.
 
 use zbus::message::Header;
 use zbus::object_server::ObjectServer;
@@ -9,8 +9,8 @@ use super::job_object::JobObject;
 use super::paths::{job_path, path};
 use crate::manager::handle::{Command, ManagerHandle};
 
-/// Sends a command for a caller, and makes sure that the jobs' objects are there before the answer
-/// names them.
+/// Checks the caller and sends a command to the manager. Adds the objects of the new jobs before it
+/// returns their paths, so that the caller finds them.
 pub(super) async fn command(
     (access, handle): (Access, &ManagerHandle),
     command: Command,
@@ -25,7 +25,7 @@ pub(super) async fn command(
     Ok(jobs.into_iter().map(|job| path(job_path(job))).collect())
 }
 
-/// Sends a command that makes one job.
+/// Sends a command that makes exactly one job, and returns the path of that job.
 pub(super) async fn one(
     who: (Access, &ManagerHandle),
     what: Command,
@@ -37,7 +37,7 @@ pub(super) async fn one(
         .ok_or_else(|| zbus::Error::Failure("the command made no job".to_owned()).into())
 }
 
-/// Adds the object of a job, if it is not there already.
+/// Adds the object of a job unless it exists already.
 pub(super) async fn add_job(
     server: &ObjectServer,
     access: Access,

@@ -1,4 +1,4 @@
-//! The object of a service.
+//! The D-Bus object of a service.
 
 use zbus::OwnedObjectPath;
 use zbus::message::Header;
@@ -10,7 +10,7 @@ use super::values::{InstanceTuple, failure, instance, load, microseconds, word};
 use crate::manager::handle::{Command, ManagerHandle};
 use crate::status::ServiceStatus;
 
-/// The object of a service, with the interface `org.smoothserve1.Service`.
+/// The D-Bus object of a service, with the interface `org.smoothserve1.Service`.
 pub(super) struct ServiceObject {
     access: Access,
     handle: ManagerHandle,
@@ -18,7 +18,7 @@ pub(super) struct ServiceObject {
 }
 
 impl ServiceObject {
-    /// The object of the service of this name, for callers of this kind.
+    /// Makes the object of the service with this name. `access` says how callers are identified.
     pub(super) fn new(access: Access, handle: ManagerHandle, name: String) -> ServiceObject {
         ServiceObject {
             access,
@@ -27,8 +27,8 @@ impl ServiceObject {
         }
     }
 
-    /// Reads something of the newest snapshot; a service that has just been removed has defaults
-    /// only.
+    /// Reads a value of this service from the newest snapshot. Returns the default value if the
+    /// service has just been removed.
     fn read<T: Default>(&self, read: impl FnOnce(&ServiceStatus) -> T) -> T {
         let snapshots = self.handle.snapshots();
         let snapshot = snapshots.borrow();

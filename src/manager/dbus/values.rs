@@ -1,13 +1,13 @@
-//! Values as D-Bus shows them.
+//! The types and conversions of values in D-Bus messages.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::status::{InstanceStatus, LastError};
 
-/// An instance as D-Bus shows it; the order is that of `docs/dbus.md`.
+/// An instance as a D-Bus struct. `docs/dbus.md` names the fields in this order.
 pub(super) type InstanceTuple = (u64, u32, u64, u32, String, String, u64, String);
 
-/// An instance as D-Bus shows it.
+/// Converts an instance into its D-Bus struct.
 pub(super) fn instance(instance: &InstanceStatus) -> InstanceTuple {
     (
         instance.id,
@@ -21,8 +21,8 @@ pub(super) fn instance(instance: &InstanceStatus) -> InstanceTuple {
     )
 }
 
-/// What an instance has to do, as D-Bus shows it: its number, requests in flight, tunnels, requests
-/// ever.
+/// Returns the load of an instance as a D-Bus struct: its number, its requests in flight, its open
+/// tunnels, and all requests that it was chosen for.
 pub(super) fn load(instance: &InstanceStatus) -> (u64, u32, u32, u64) {
     let InstanceStatus {
         id,
@@ -34,18 +34,18 @@ pub(super) fn load(instance: &InstanceStatus) -> (u64, u32, u32, u64) {
     (id, in_flight, tunnels, requests)
 }
 
-/// An error with its time, as D-Bus shows it.
+/// Converts an error and its time into a D-Bus struct.
 pub(super) fn failure(failure: &LastError) -> (u64, String) {
     (microseconds(failure.at), failure.message.clone())
 }
 
-/// A time as D-Bus shows it: microseconds since 1970.
+/// Converts a time into microseconds since 1970.
 pub(super) fn microseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
-/// The word for a value, the same as in JSON.
+/// Returns the word for a value of an enum, the same word as in JSON.
 pub(super) fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,

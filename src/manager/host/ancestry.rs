@@ -1,17 +1,18 @@
-//! From which processes a process descends, see proc_pid_stat(5).
+//! The ancestors of a process, read from proc_pid_stat(5).
 
-/// How many ancestors of a process are looked at: an instance is never further away from what
-/// speaks for it.
+/// How many ancestors of a process are read. A process that sends `READY=1` for an instance is
+/// never further away from it.
 const MOST_ANCESTORS: usize = 32;
 
-/// Yields a process, its parent, the parent of that one, and so on.
+/// Yields a process, its parent, its grandparent, and so on.
 pub fn with_ancestors(pid: u32) -> impl Iterator<Item = u32> {
     std::iter::successors(Some(pid), |&pid| parent(pid)).take(MOST_ANCESTORS)
 }
 
 fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything, see proc(5).
+    // The process name in parentheses may contain any characters, so the last `)` ends it, see
+    // proc(5).
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace()
         .nth(1)?

@@ -1,4 +1,4 @@
-//! The socket on which instances say by themselves that they are ready, as sd_notify(3) does.
+//! The socket on which instances report their readiness with the protocol of sd_notify(3).
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,10 +13,10 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-/// The longest message that is read. systemd sends and takes no longer ones either.
+/// The longest message that is read, in bytes. systemd has the same limit.
 const LONGEST_MESSAGE: usize = 4096;
 
-/// The socket on which instances say that they are ready.
+/// The socket on which instances report their readiness.
 #[derive(Debug)]
 pub struct NotifySocket {
     socket: UnixDatagram,
@@ -28,7 +28,8 @@ impl NotifySocket {
         run_dir.join("notify")
     }
 
-    /// Makes the socket. Any user may write to it, and the kernel tells which process wrote.
+    /// Creates the socket. Any user may write to it; the kernel tells which process has sent a
+    /// message.
     pub fn bind(run_dir: &Path) -> io::Result<NotifySocket> {
         let path = NotifySocket::path(run_dir);
         match std::fs::remove_file(&path) {
@@ -41,19 +42,21 @@ impl NotifySocket {
         Ok(NotifySocket { socket })
     }
 
-    /// Goes on with the socket of an earlier manager: what instances said in between waits in it.
+    /// Takes over the socket of an earlier manager. Messages that arrived in between wait in the
+    /// socket.
     pub fn adopt(socket: std::os::unix::net::UnixDatagram) -> io::Result<NotifySocket> {
         socket.set_nonblocking(true)?;
         let socket = UnixDatagram::from_std(socket)?;
         Ok(NotifySocket { socket })
     }
 
-    /// Returns the socket, to be kept for the next manager.
+    /// Returns the descriptor of the socket, which systemd keeps for the next manager.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// Waits until a process says that it is ready, and returns its number. Cancel-safe.
+    /// Waits until a process reports that it is ready, and returns the number of the process.
+    /// Cancel-safe.
     pub async fn ready(&self) -> io::Result<u32> {
         loop {
             self.socket.readable().await?;
@@ -70,8 +73,8 @@ impl NotifySocket {
     }
 }
 
-/// Reads a message and the number of the process that sent it; `None` if it is too long or the
-/// sender unknown.
+/// Reads a message and the number of the process that sent it. Returns `None` if the message is too
+/// long or its sender is unknown.
 fn receive(socket: &UnixDatagram) -> io::Result<Option<(u32, Vec<u8>)>> {
     let mut bytes = vec![0; LONGEST_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
@@ -83,7 +86,7 @@ fn receive(socket: &UnixDatagram) -> io::Result<Option<(u32, Vec<u8>)>> {
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
     )?;
-    // Descriptors that somebody sends along are closed by being dropped here.
+    // Descriptors that a sender attaches are dropped here, which closes them.
     let sender = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmCredentials(credentials) => {
             Some(credentials.pid.as_raw_nonzero().get().cast_unsigned())

@@ -1,10 +1,10 @@
-//! Which port an instance gets.
+//! The choice of a port for each instance.
 //!
-//! An instance prefers `start_instance_port` plus its slot − 1, then any other port of the range,
-//! then those above it that nobody claims: a start-first rollout needs one more port than there are
-//! instances, and a readiness probe is sure to reach the new process only if it has a port that no
-//! other has. Without a range, ports come from a quiet area below those that the kernel gives to
-//! outgoing connections.
+//! An instance prefers the port `start_instance_port` plus its slot − 1, then any other port of the
+//! service's range, then the ports above the range that no service claims. A start-first rollout
+//! needs one more port than there are instances: the new process must have a port of its own, or a
+//! readiness probe might reach another instance. A service without a range gets ports from a quiet
+//! area, below the ports that the kernel gives to outgoing connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,28 +16,28 @@ use socket2::{Domain, Socket, Type};
 use crate::config::{Bind, Config};
 use crate::manager::rollout::InstanceId;
 
-/// The number of ports above a range that are tried.
+/// How many ports above a range may be tried.
 const BESIDE: u16 = 1000;
 
 /// Where ports are picked for services without a range; see `ip_local_port_range` in ip(7).
 const QUIET: RangeInclusive<u16> = 21_000..=32_000;
 
-/// The ports that are claimed or taken.
+/// The ports that are claimed by services or taken by instances.
 #[derive(Debug, Default)]
 pub struct Ports {
-    /// The first port and the number of ports that a service claims, by service.
+    /// The range of each service that claims one: the first port, and the number of ports.
     ranges: BTreeMap<String, (u16, u16)>,
-    /// The claimed ports, with the service that claims each in a range, or no name for those that
-    /// the proxy listens on.
+    /// The owner of each claimed port: the service for a port in a range, or an empty name for a
+    /// port that the proxy listens on.
     claimed: BTreeMap<u16, String>,
     taken: BTreeMap<InstanceId, u16>,
-    /// Where the next search in the quiet area begins: a port that has just become free is not used
-    /// again at once.
+    /// Where the next search in the quiet area begins. It moves on with each search, so that a port
+    /// that has just become free is not used again at once.
     next_quiet: u16,
 }
 
 impl Ports {
-    /// Claims the ports that a configuration names, and no others.
+    /// Replaces all claims with the ports that `config` names.
     pub fn claim(&mut self, config: &Config) {
         self.ranges.clear();
         self.claimed.clear();
@@ -57,7 +57,7 @@ impl Ports {
             .extend(listening.map(|listen| (listen.port, String::new())));
     }
 
-    /// Chooses a port that nobody else claims and that can be bound at the moment.
+    /// Chooses a port that no other service claims and that can be bound at the moment.
     pub fn take(
         &mut self,
         id: InstanceId,
@@ -86,7 +86,7 @@ impl Ports {
         Ok(port)
     }
 
-    /// Takes the port of an instance that an earlier manager has started.
+    /// Marks the port of an instance that an earlier manager has started as taken.
     pub fn take_again(&mut self, id: InstanceId, port: u16) {
         self.taken.insert(id, port);
     }
@@ -96,7 +96,7 @@ impl Ports {
         self.taken.remove(&id);
     }
 
-    /// Returns all ports that an instance may use, the best first.
+    /// Returns all ports that an instance may use, in order of preference.
     fn candidates<'a>(&'a self, service: &'a str, slot: u32) -> Box<dyn Iterator<Item = u16> + 'a> {
         let unclaimed = move |port: &u16| self.claimed.get(port).is_none_or(|by| by == service);
         match self.ranges.get(service) {
@@ -125,22 +125,23 @@ impl Ports {
     }
 }
 
-/// Returns where the first search begins: elsewhere for each manager, so that two do not try the
-/// same ports.
+/// Returns where the first search begins. The value differs between managers, so that two managers
+/// on one machine do not try the same ports.
 fn first_quiet() -> u16 {
     let span = u32::from(QUIET.end() - QUIET.start());
     let offset = std::process::id().wrapping_mul(0x9E37_79B9) % span;
     QUIET.start() + u16::try_from(offset).unwrap_or_default()
 }
 
-/// Returns true if a server could bind the address now. If another takes it first, the instance
-/// fails and is tried again.
+/// Returns true if a server could bind the address now. If another program takes the port first,
+/// the instance fails and is started again.
 fn is_free(address: SocketAddr) -> bool {
     let bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
-        // Two sockets may be bound with SO_REUSEADDR, but only one listens.
+        // With SO_REUSEPORT two sockets can be bound to one port, so only listen(2) shows that it
+        // is free.
         socket.listen(1)
     };
     bind().is_ok()

@@ -9,11 +9,11 @@ use tokio::signal::unix::{SignalKind, signal};
 pub enum Signal {
     /// SIGHUP: apply what changed on disk.
     Reload,
-    /// SIGTERM or SIGINT: drain everything and end.
+    /// SIGTERM or SIGINT: drain and stop everything, then end.
     End,
 }
 
-/// The signals as they come.
+/// The stream of the signals that the manager handles.
 #[derive(Debug)]
 pub struct Signals {
     hangup: tokio::signal::unix::Signal,
@@ -22,7 +22,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals over from their default actions.
+    /// Starts to handle the signals, in place of their default actions.
     pub fn new() -> io::Result<Signals> {
         Ok(Signals {
             hangup: signal(SignalKind::hangup())?,

@@ -1,8 +1,8 @@
-//! What the kernel tells about listening sockets, in sock_diag(7) and proc_pid_fd(5).
+//! Listening sockets as the kernel reports them, by sock_diag(7) and proc_pid_fd(5).
 //!
-//! A probe that was answered shows that somebody listens. These tell whether it is the instance:
-//! between the choice of a port and its use another program may have taken it, and a socket that is
-//! passed on answers by the kernel alone.
+//! A successful probe shows only that some program listens. The functions here tell whether this
+//! program is the instance: another program may have taken the port after it was chosen, and the
+//! kernel completes connections to an inherited socket even before the instance accepts.
 
 mod listening;
 mod proc_net;
@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use super::ancestry::with_ancestors;
 use listening::{Family, Listening};
 
-/// Returns how many connections wait to be accepted at an address.
+/// Returns how many connections wait to be accepted on the socket that listens at `address`.
 pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
     let family = match address {
         SocketAddr::V4(_) => Family::V4,
@@ -28,7 +28,7 @@ pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "nobody listens there"))
 }
 
-/// Returns true if a process of an instance listens on a port, or if that cannot be seen.
+/// Returns true if a process of an instance listens on a port, or if the manager may not see that.
 pub fn listens(pid: u32, port: u16) -> bool {
     let families = [Family::V4, Family::V6].into_iter();
     let sockets = families.flat_map(|family| listening(family, port).unwrap_or_default());
@@ -39,15 +39,15 @@ pub fn listens(pid: u32, port: u16) -> bool {
         || others(pid).any(|other| holds(other, &sockets).unwrap_or(false))
 }
 
-/// Returns the sockets that listen on a port. A kernel may lack sock_diag(7), in general or for
-/// IPv6.
+/// Returns the sockets that listen on a port. Falls back to proc_net(5), because a kernel may lack
+/// sock_diag(7), in general or for IPv6.
 fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
     sock_diag::listening(family, port).or_else(|_| proc_net::listening(family, port))
 }
 
 fn holds(pid: u32, sockets: &BTreeSet<String>) -> io::Result<bool> {
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // A descriptor may be closed meanwhile.
+        // The process may close the descriptor in between.
         let target = entry.and_then(|entry| std::fs::read_link(entry.path()));
         if target.is_ok_and(|target| {
             target
@@ -60,7 +60,7 @@ fn holds(pid: u32, sockets: &BTreeSet<String>) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Returns the processes that descend from this one.
+/// Returns the descendants of a process.
 fn others(pid: u32) -> impl Iterator<Item = u32> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

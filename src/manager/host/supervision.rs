@@ -1,15 +1,15 @@
-//! What systemd is told of how the manager stands.
+//! Notifications to systemd about the state of the manager.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::systemd::supervisor::Supervisor;
 
-/// How much more time each heartbeat asks of systemd, as long as the manager starts, reloads or
-/// stops.
+/// The extra time that each heartbeat asks of systemd while the manager starts, reloads or stops.
 const EXTENSION: Duration = Duration::from_secs(30);
 
-/// What systemd was told last, if systemd supervises the manager.
+/// The notifications to systemd, if systemd supervises the manager. Remembers what systemd was told
+/// last.
 #[derive(Debug)]
 pub struct Supervision {
     supervisor: Option<Supervisor>,
@@ -17,10 +17,10 @@ pub struct Supervision {
     status: String,
 }
 
-/// Where a service of `Type=notify` is in its life.
+/// The stage of a `Type=notify` service, as systemd sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SupervisionStage {
-    /// Not all services have come up, or failed to, for the first time.
+    /// At least one service has neither come up nor failed since the start.
     Starting,
     /// All services are up.
     Up,
@@ -31,7 +31,8 @@ pub enum SupervisionStage {
 }
 
 impl Supervision {
-    /// Makes the way to a supervisor that was told nothing yet. Without one nothing is ever told.
+    /// Makes the notifier. It has told `supervisor` nothing yet; without a supervisor it does
+    /// nothing.
     pub fn new(supervisor: Option<Supervisor>) -> Supervision {
         Supervision {
             supervisor,
@@ -45,7 +46,7 @@ impl Supervision {
         self.stage
     }
 
-    /// Tells systemd the stage and the status, as far as they are new.
+    /// Tells systemd the stage and the status text if they have changed.
     pub fn tell(&mut self, stage: SupervisionStage, status: &str) {
         let is_new = self.stage != stage;
         self.stage = stage;
@@ -64,7 +65,8 @@ impl Supervision {
         }
     }
 
-    /// Tells systemd that the manager is not stuck, and asks for time if something is under way.
+    /// Tells systemd that the manager is alive, and asks for more time if the manager starts,
+    /// reloads or stops.
     pub fn beat(&self) {
         let Some(supervisor) = self.supervisor else {
             return;
@@ -82,7 +84,7 @@ impl Supervision {
         }
     }
 
-    /// Has systemd close the descriptor that it keeps under this name.
+    /// Has systemd close the descriptor that it stores under this name.
     pub fn forget(&self, name: &str) {
         if let Some(supervisor) = self.supervisor {
             supervisor.forget(name);

@@ -1,19 +1,19 @@
-//! What the workers have counted.
+//! The counters of an instance, summed over all workers.
 
 use std::collections::BTreeMap;
 
 use crate::ipc::EndpointCounts;
 
-/// The figures of one instance, as all workers have counted them.
+/// The counters of one instance, summed over all workers.
 #[derive(Debug, Default)]
 pub struct InstanceCounts {
     by_worker: BTreeMap<u32, EndpointCounts>,
-    /// The number of requests that workers counted which are gone.
+    /// The requests that were counted by workers that have ended.
     past_requests: u64,
 }
 
 impl InstanceCounts {
-    /// Goes on from the number of requests that was saved.
+    /// Makes counters that continue from a saved number of requests.
     pub fn new(past_requests: u64) -> InstanceCounts {
         InstanceCounts {
             past_requests,
@@ -21,17 +21,17 @@ impl InstanceCounts {
         }
     }
 
-    /// Takes in what a worker has counted.
+    /// Takes in the newest counters of a worker.
     pub fn count(&mut self, worker: u32, counts: EndpointCounts) {
         self.by_worker.insert(worker, counts);
     }
 
-    /// Returns true if a worker has said exactly this before.
+    /// Returns true if `counts` are the last counters that this worker has sent.
     pub fn has(&self, worker: u32, counts: &EndpointCounts) -> bool {
         self.by_worker.get(&worker) == Some(counts)
     }
 
-    /// Adds the requests of a worker that is gone to the past.
+    /// Adds the requests of a worker that has ended to the past requests.
     pub fn gone(&mut self, worker: u32) {
         if let Some(counts) = self.by_worker.remove(&worker) {
             self.past_requests += counts.requests;
@@ -48,14 +48,14 @@ impl InstanceCounts {
         self.by_worker.values().map(|counts| counts.tunnels).sum()
     }
 
-    /// Returns how many requests the instance was chosen for.
+    /// Returns how many requests the instance was chosen for in total.
     pub fn requests(&self) -> u64 {
         let now: u64 = self.by_worker.values().map(|counts| counts.requests).sum();
         self.past_requests + now
     }
 
-    /// Returns the requests of workers that are gone, to be saved: workers that are still there
-    /// will tell theirs again.
+    /// Returns the requests that were counted by workers that have ended. Only these are saved,
+    /// because running workers send their counters again.
     pub fn past_requests(&self) -> u64 {
         self.past_requests
     }

@@ -1,4 +1,4 @@
-//! What shows, besides an answered probe, that it is the instance that answers.
+//! Evidence that a probe was answered by the instance itself and not by another program.
 
 use std::net::SocketAddr;
 use std::rc::Weak;
@@ -8,27 +8,28 @@ use crate::manager::event::News;
 use crate::manager::host::sockets;
 use crate::manager::process::Process;
 
-/// The first and the longest pause between two looks at whether it is the instance that answers.
+/// The first and the longest pause between two looks for the evidence.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
-/// Where to look for evidence that the instance itself answers.
+/// Where to look for the evidence, and which kind to look for.
 pub(super) struct Evidence {
     pub(super) process: Weak<Process>,
     pub(super) address: SocketAddr,
     pub(super) kind: EvidenceKind,
 }
 
-/// What shows that an answered probe was answered by the instance.
+/// The kind of evidence.
 pub(super) enum EvidenceKind {
-    /// The connection of the probe was taken from the queue of the socket that was passed on.
+    /// The instance has accepted the connection of the probe from the queue of its inherited
+    /// socket.
     TakesFromQueue,
     /// The instance, and no other program, listens on its port.
     Listens,
 }
 
 impl Evidence {
-    /// Returns whether the evidence is there; `None` if the instance is gone.
+    /// Returns whether the evidence exists, or `None` if the instance is gone.
     pub(super) fn is_there(&self) -> Option<bool> {
         let process = self.process.upgrade()?;
         Some(match self.kind {
@@ -40,7 +41,7 @@ impl Evidence {
     }
 }
 
-/// Looks for the evidence until it is there, and then reports [`News::Ready`].
+/// Looks for the evidence until it exists, and then reports [`News::Ready`].
 pub(super) async fn watch(evidence: Evidence, report: impl Fn(News)) {
     let mut pause = FIRST_LOOK;
     loop {

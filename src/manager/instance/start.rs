@@ -1,5 +1,5 @@
-//! The start of an instance: what the launcher has to know is found out, then the process is made
-//! and lives.
+//! The start of an instance: prepares what its launcher needs, then creates the process and waits
+//! for its end.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,12 +25,12 @@ use crate::manager::rollout::InstanceId;
 use crate::manager::world::World;
 use crate::systemd::units::Units;
 
-/// The length of the queue of a listening socket that is passed on to an instance.
+/// The accept queue length of a listening socket that an instance inherits.
 const PASSED_ON_BACKLOG: i32 = 4096;
 
-/// All that is decided about an instance before its process is made.
+/// All decisions about an instance that precede its process.
 pub(super) struct Prepared {
-    /// What the launcher is to become.
+    /// The order that tells the launcher which program to become.
     pub(super) order: Order,
     /// Where the instance listens.
     pub(super) address: Address,
@@ -40,7 +40,7 @@ pub(super) struct Prepared {
     pub(super) socket_dir: Option<PathBuf>,
 }
 
-/// Chooses the address of an instance and finds out all that its launcher needs to know.
+/// Chooses the address of an instance and prepares what its launcher needs.
 pub(super) fn prepare(
     id: InstanceId,
     slot: u32,
@@ -111,8 +111,8 @@ pub(super) fn prepare(
     })
 }
 
-/// The environment of an instance: what its user has, what smoothserve tells it, and what the
-/// service's file says.
+/// Returns the environment of an instance: the variables of its user, then those that smoothserve
+/// sets, then those of the service's file. Later ones win.
 fn environment_of(
     deployment: &Deployment,
     identity: &UserIdentity,
@@ -142,8 +142,8 @@ fn environment_of(
     environment
 }
 
-/// The life of an instance's process: it waits in the launcher, is let go, and ends. All of that is
-/// reported.
+/// Runs the process of an instance: creates the launcher, waits for the permit, lets the launcher
+/// become the instance, and waits for the end. Reports the launch and the end.
 pub(super) async fn run(
     name: ProcessName,
     order: Order,
@@ -176,7 +176,7 @@ pub(super) async fn run(
     report(News::Exited(how));
 }
 
-/// A socket that listens before there is anybody to accept from it.
+/// Opens a socket that listens already, although no process accepts from it yet.
 fn listening_socket(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.bind(&address.into())?;

@@ -1,4 +1,4 @@
-//! The start of a manager that has nothing to take over.
+//! The start of a manager when there is nothing to take over from an earlier one.
 
 use super::from_workers::start_worker;
 use super::manager::Manager;
@@ -8,7 +8,7 @@ use crate::config;
 use crate::events;
 use crate::manager::service::{PlanReason, Service};
 
-/// Starts what is configured. A service with faults is logged and left out: the good ones run.
+/// Starts the configured services. A service with faults is logged and skipped; the others start.
 pub(super) fn boot(manager: &mut Manager) {
     let (config, faults) = config::load_partial(&manager.config_dir);
     manager.set_log_level(&config);

@@ -1,5 +1,5 @@
-//! What the manager does when files on disk have changed by themselves, or a certificate is about
-//! to expire.
+//! How the manager reacts when files on disk have changed without a command, and when a certificate
+//! expires soon.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::manager::service::{PlanReason, Service};
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::status::JobKind;
 
-/// Takes in that files of a service with `auto_restart` have changed: the service's own file, its
-/// executable, or a watched file.
+/// Handles changed files of a service with `auto_restart`: the service's own file, its executable,
+/// or a watched file.
 pub(super) fn files_changed(manager: &mut Manager, name: &str) {
     if manager.phase != Phase::Serving {
         return;
@@ -55,8 +55,8 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str) {
     watch_files(manager);
 }
 
-/// What the service's file says now, if that can be applied to this service alone; otherwise what
-/// it said before.
+/// Returns the new configuration of a service if it can be applied to this service alone, otherwise
+/// the configuration that was last applied.
 fn changed_spec(manager: &Manager, service: &Service) -> Arc<ServiceConfig> {
     let name = &service.spec().name;
     let refuse = |error: &str| {
@@ -95,7 +95,7 @@ fn changed_spec(manager: &Manager, service: &Service) -> Arc<ServiceConfig> {
     }
 }
 
-/// Takes in that the certificate of a service has changed, and nothing else of the service.
+/// Handles a changed certificate of a service whose other files are unchanged.
 pub(super) fn certificate_changed(manager: &mut Manager, name: &str) {
     let known = manager
         .services
@@ -134,7 +134,7 @@ pub(super) fn certificate_changed(manager: &mut Manager, name: &str) {
     Rc::make_mut(&mut manager.certificates).extend(read);
 }
 
-/// Logs which certificates should have been renewed by now.
+/// Logs the certificates that should already have been renewed.
 pub(super) fn remind_of_certificates(manager: &Manager) {
     let now = SystemTime::now();
     for (name, service) in manager.services.iter() {

@@ -1,4 +1,4 @@
-//! What the manager does when it is asked for something, by D-Bus or by a signal.
+//! How the manager carries out commands, which come over D-Bus or from a signal.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,8 +13,8 @@ use crate::manager::jobs::Goal;
 use crate::manager::service::{PlanReason, Service};
 use crate::status::JobKind;
 
-/// Performs a command, as far as it can be performed at once. What takes time is left to the jobs,
-/// whose numbers are returned.
+/// Carries out a command as far as this is possible at once, and returns the numbers of the jobs
+/// that do the rest.
 pub(super) fn perform(manager: &mut Manager, command: Command) -> Result<Vec<u32>, CommandError> {
     if manager.phase != Phase::Serving {
         return Err(CommandError::ShuttingDown);
@@ -37,7 +37,7 @@ pub(super) fn perform(manager: &mut Manager, command: Command) -> Result<Vec<u32
     }
 }
 
-/// Starts a service. One that is to run already is only waited for.
+/// Starts a service. If the service should already run, the job only waits until it does.
 fn start(manager: &mut Manager, name: String) -> Result<Vec<u32>, CommandError> {
     let service = configured(manager, &name)?;
     if !service.is_wanted() {
@@ -46,14 +46,15 @@ fn start(manager: &mut Manager, name: String) -> Result<Vec<u32>, CommandError> 
     let parts = vec![(name.clone(), service.goal())];
     let jobs = &mut manager.world.jobs;
     let job = jobs.begin(JobKind::Start, &name, parts, Instant::now());
-    // It may be done already.
+    // The service may have reached the goal already, so the job must look at it once.
     if let Some(service) = manager.services.get_mut(&name) {
         service.mark_moved();
     }
     Ok(vec![job])
 }
 
-/// Gives services new instances of what is on disk now, each by a job of its own.
+/// Replaces the instances of services with new instances of what is on disk now, with one job for
+/// each service.
 fn renew(
     manager: &mut Manager,
     kind: JobKind,
@@ -81,8 +82,8 @@ fn renew(
     Ok(jobs)
 }
 
-/// Opens the ports of a service that is to be started although its file has it disabled, and so
-/// without ports.
+/// Opens the ports of a service that a command starts although its file disables it. The ports of a
+/// disabled service are not open otherwise.
 fn open_ports(manager: &mut Manager, spec: &Arc<ServiceConfig>) -> Result<(), CommandError> {
     let others = manager
         .services

@@ -1,11 +1,11 @@
-//! How the manager ends.
+//! The end of the manager.
 //!
-//! [`Phase`] moves only forward. First the workers drain, with all instances still up; then the
-//! instances are told to stop, which nobody is connected to any more; with the last of them the
-//! manager ends.
+//! [`Phase`] only moves forward. First the workers drain while all instances are still up. Then the
+//! instances are told to stop, when no worker is connected to them any more. When the last instance
+//! has ended, the manager ends.
 //!
-//! Under systemd, if the manager is asked to end only to be started again, it just ends: workers
-//! and instances live on and serve, and the next manager takes them over.
+//! Under systemd, a manager that is restarted ends at once: its workers and instances keep running
+//! and serving, and the next manager takes them over.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::config::Times;
 use crate::manager::event::Event;
 use crate::manager::service::Service;
 
-/// Asks systemd whether the manager is only to be started again; without systemd everything ends.
+/// Asks systemd whether it will start the manager again. Without systemd, everything ends.
 pub(super) fn ask_for_restart(manager: &mut Manager) {
     let Some(units) = manager.world.units else {
         return begin_end(manager);
@@ -30,7 +30,8 @@ pub(super) fn ask_for_restart(manager: &mut Manager) {
     });
 }
 
-/// Begins the end: the workers serve what they have accepted, with all instances still up.
+/// Begins the end: the workers finish the connections that they have accepted, while all instances
+/// are still up.
 pub(super) fn begin_end(manager: &mut Manager) {
     manager.phase = Phase::DrainingWorkers;
     tracing::info!("ending: draining all connections");
@@ -42,7 +43,7 @@ pub(super) fn begin_end(manager: &mut Manager) {
     }
 }
 
-/// Cuts the present phase of the end short, because the manager was told again to end.
+/// Shortens the current phase of the end, because the manager was told to end a second time.
 pub(super) fn end_faster(manager: &mut Manager) {
     match manager.phase {
         Phase::DrainingWorkers => {
@@ -58,8 +59,8 @@ pub(super) fn end_faster(manager: &mut Manager) {
     }
 }
 
-/// Tells the instances to stop once nothing but tunnels is left: they have the time of their
-/// tunnels to end these.
+/// Tells the instances to stop once the workers have only tunnels left. The instances can then
+/// close their tunnels themselves, within `tunnel_drain_timeout`.
 pub(super) fn look_at_end(manager: &mut Manager) {
     if manager.phase == Phase::DrainingWorkers && manager.workers.have_only_tunnels() {
         stop_instances(manager);
@@ -77,7 +78,7 @@ pub(super) fn stop_instances(manager: &mut Manager) {
     }
 }
 
-/// Returns true if nothing is left to be done.
+/// Returns true if the manager has nothing left to wait for.
 pub(super) fn has_ended(manager: &Manager) -> bool {
     match manager.phase {
         Phase::Serving | Phase::DrainingWorkers => false,
@@ -86,16 +87,16 @@ pub(super) fn has_ended(manager: &Manager) -> bool {
     }
 }
 
-/// How long a worker may drain: as long as the most patient of its services allows.
+/// How long a worker may drain: the longest limits that any of its services asks for.
 pub(super) struct DrainLimits {
-    /// The time for requests.
+    /// The limit for requests.
     pub(super) requests: Duration,
-    /// The time for tunnels.
+    /// The limit for tunnels.
     pub(super) tunnels: Duration,
 }
 
 impl DrainLimits {
-    /// The limits that these services ask for.
+    /// Returns the longest limits that `services` ask for.
     pub(super) fn of(services: &Services) -> DrainLimits {
         let longest = |time: fn(&Times) -> Duration| {
             let times = services.values().map(|service| time(&service.spec().times));

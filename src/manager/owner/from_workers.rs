@@ -1,8 +1,8 @@
-//! What the owner does about its workers: what they say is taken in, and those that end are
-//! replaced.
+//! How the owner reacts to its workers: takes in their messages, and replaces workers that have
+//! ended.
 //!
-//! The owner believes a worker as little as possible: what does not concern a known instance in a
-//! fitting state is dropped on the way to it.
+//! The owner trusts a worker as little as possible: a message about an unknown instance, or about
+//! an instance in a state that the message does not fit, is ignored.
 
 use super::end::{DrainLimits, look_at_end, stop_instances};
 use super::manager::{Manager, Phase};
@@ -10,14 +10,14 @@ use crate::events;
 use crate::ipc::{EndpointCounts, EndpointId, FromWorker};
 use crate::manager::event::{Event, News, WorkerEvent};
 
-/// Starts a worker. Older ones go on until it serves.
+/// Starts a new worker. Older workers keep accepting until the new one serves.
 pub(super) fn start_worker(manager: &mut Manager) {
     match manager.workers.spawn(&manager.log_level) {
         Ok(()) => {
             for (_, listener) in manager.listeners.iter() {
                 manager.workers.send_listener(listener);
             }
-            // Before the first table is made there is nothing to send.
+            // Before the first table exists, there is nothing to send.
             let table = manager.published.table();
             if table.number > 0 {
                 manager
@@ -29,7 +29,7 @@ pub(super) fn start_worker(manager: &mut Manager) {
     }
 }
 
-/// Takes in what happened to a worker.
+/// Takes in an event of a worker.
 pub(super) fn take_worker_event(manager: &mut Manager, generation: u32, event: WorkerEvent) {
     match event {
         WorkerEvent::Says(message) => take_message(manager, generation, message),
@@ -62,7 +62,7 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
         FromWorker::Probed { endpoint, result } => {
             manager.hear(endpoint.0, News::Probed(result));
         }
-        // What an old worker thinks of an instance is of no importance any more.
+        // Only the current worker decides about health, not one that drains.
         FromWorker::Health { .. } if worker.draining => {}
         FromWorker::Health { endpoint, fault } => manager.hear(endpoint.0, News::Health(fault)),
         FromWorker::Idle(endpoint) => {
@@ -86,8 +86,8 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
     }
 }
 
-/// Takes in the counts of an endpoint, if they are news. Most are those of instances that nobody
-/// has asked for anything.
+/// Takes in the counts of an endpoint if they differ from the last ones. Most do not differ,
+/// because most instances get no requests in between.
 fn take_counts(manager: &mut Manager, generation: u32, counts: EndpointCounts) {
     let owner = manager.world.owners.get(&counts.id.0);
     let service = owner.and_then(|name| manager.services.get(name));
@@ -109,7 +109,7 @@ fn worker_gone(manager: &mut Manager, generation: u32, ending: &str) {
     for service in manager.services.values_mut() {
         service.worker_gone(generation, &mut manager.world);
     }
-    // The others may have been waiting for this one's word alone.
+    // An endpoint may have been waiting only for this worker to become idle.
     for endpoint in manager.workers.idle_endpoints() {
         look_at_idle(manager, endpoint);
     }
@@ -126,7 +126,7 @@ fn worker_gone(manager: &mut Manager, generation: u32, ending: &str) {
     }
 }
 
-/// Starts another worker, after a while if this one has not even lived for a moment.
+/// Starts another worker. Waits first if the failed worker lived only for a moment.
 fn worker_failed(manager: &mut Manager, ending: &str) {
     tracing::error!(
         message_id = events::WORKER_ENDED,

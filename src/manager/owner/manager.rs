@@ -1,4 +1,4 @@
-//! The state of the manager: the parts that it consists of, each of which owns its own.
+//! The state of the manager, made of parts that each own their own data.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,20 +27,20 @@ use crate::systemd::given::Given;
 use crate::systemd::units::Units;
 use crate::watch::Watcher;
 
-/// The name under which systemd's store keeps the socket on which instances say that they are
-/// ready.
+/// The name under which systemd stores the socket on which instances report their readiness.
 const NOTIFY_SOCKET: &str = "notify";
 
-/// How far the end of the manager has come. It only moves down this list.
+/// The phase of the manager's end. It only moves down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     /// Nobody has asked the manager to end.
     Serving,
-    /// The workers serve what they have accepted, with all instances still up.
+    /// The workers finish the connections that they have accepted, while all instances are still
+    /// up.
     DrainingWorkers,
-    /// The instances end; no worker needs them any more, but for their tunnels.
+    /// The instances are told to stop. Workers need them only for tunnels.
     StoppingInstances,
-    /// The manager ends; everything else stays as it is for the next one.
+    /// The manager ends alone. Workers and instances keep running for the next manager.
     Leaving,
 }
 
@@ -50,11 +50,11 @@ pub(super) struct Manager {
     pub(super) config_dir: PathBuf,
     /// The configuration that was last applied.
     pub(super) config: Arc<Config>,
-    /// The log level of the command line, which comes before that of the configuration.
+    /// The log level of the command line, which overrides that of the configuration.
     given_log_level: Option<LogLevel>,
-    /// The log level in force, of the manager and of its workers.
+    /// The log level in force, for the manager and its workers.
     pub(super) log_level: LogLevel,
-    /// The services, those included that are removed and still drain.
+    /// All services, including removed services that still drain.
     pub(super) services: Services,
     /// The listening sockets.
     pub(super) listeners: Listeners,
@@ -62,18 +62,18 @@ pub(super) struct Manager {
     pub(super) certificates: Rc<ServiceCertificates>,
     /// The proxy workers.
     pub(super) workers: Workers,
-    /// What was last told to workers, readers and the next manager.
+    /// What was last sent to workers, shown to readers and saved for the next manager.
     pub(super) published: Published,
-    /// What the services share.
+    /// What all services share.
     pub(super) world: World,
-    /// Looks at the services' files.
+    /// Watches the files of the services for changes.
     pub(super) watcher: Watcher,
-    /// How far the end has come.
+    /// How far the end of the manager has come.
     pub(super) phase: Phase,
 }
 
 impl Manager {
-    /// A manager without any service, which is connected to what systemd has given.
+    /// Makes a manager without services, with the sockets and descriptors that systemd has passed.
     pub(super) fn new(
         options: ManagerOptions,
         given: &mut Given,
@@ -115,8 +115,8 @@ impl Manager {
         })
     }
 
-    /// Puts the log level into force that this configuration asks for, or the command line. The
-    /// workers get it with the next table.
+    /// Puts a log level into force: that of the command line if there is one, otherwise that of
+    /// `config`. The workers get the level with the next table.
     pub(super) fn set_log_level(&mut self, config: &Config) {
         let given = self.given_log_level.as_ref();
         let level = given.or(config.log_level.as_ref());
@@ -124,7 +124,7 @@ impl Manager {
         logging::set_level(&self.log_level);
     }
 
-    /// Brings news of an instance to its service.
+    /// Passes a report about an instance to its service.
     pub(super) fn hear(&mut self, id: InstanceId, news: News) {
         let owner = self.world.owners.get(&id);
         if let Some(service) = owner.and_then(|name| self.services.get_mut(name)) {

@@ -1,4 +1,4 @@
-//! The ports that are to be open, and what stands between services that want the same.
+//! The ports that should be open, and the conflicts between services that want the same port.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use crate::config::{self, Config, Listen, ServiceConfig};
 use crate::manager::service::Service;
 use crate::manager::worker::listeners::{BindError, BoundSockets, SocketKeeper};
 
-/// The addresses that are to be open: those of enabled services, even if they were stopped, since
-/// clients are to be told so, and those of services that were started by hand, or are about to be
-/// (`starting`).
+/// Returns the addresses that should be open. These are the addresses of enabled services, even of
+/// stopped ones, so that their clients get an answer that says so; and the addresses of services
+/// that a command has started, or is about to start (`starting`).
 pub(super) fn ports_of(
     manager: &Manager,
     config: &Config,
@@ -23,8 +23,8 @@ pub(super) fn ports_of(
         .collect()
 }
 
-/// The conflicts between services, those that were started by hand, or are about to be, counted as
-/// enabled.
+/// Returns the conflicts between services. A service that a command has started, or is about to
+/// start (`starting`), counts as enabled.
 pub(super) fn conflicts<'a>(
     manager: &Manager,
     specs: impl Iterator<Item = &'a Arc<ServiceConfig>>,
@@ -46,8 +46,8 @@ fn is_to_run(manager: &Manager, spec: &ServiceConfig, starting: Option<&str>) ->
     spec.enabled || started || starting == Some(&spec.name)
 }
 
-/// Keeps the sockets that were bound for a change, hands them to the worker and to systemd, and
-/// closes those that are not wanted any more.
+/// Keeps the sockets that were bound for a change, passes them to the workers and to systemd, and
+/// closes the sockets that are no longer wanted.
 pub(super) fn adopt_listeners(
     manager: &mut Manager,
     bound: BoundSockets,
@@ -66,7 +66,7 @@ pub(super) fn adopt_listeners(
     let_go(manager, closed);
 }
 
-/// Has systemd close the sockets that it holds, too.
+/// Has systemd close its own copies of closed sockets.
 pub(super) fn let_go(manager: &Manager, keepers: Vec<SocketKeeper>) {
     for keeper in keepers {
         match (keeper, manager.world.units) {
@@ -83,7 +83,7 @@ pub(super) fn let_go(manager: &Manager, keepers: Vec<SocketKeeper>) {
     }
 }
 
-/// Why a port cannot be opened, after the files that ask for it.
+/// Describes why a port cannot be opened. The text begins with the files that name the port.
 pub(super) fn locate(config: &Config, error: &BindError) -> String {
     let services = config.services.values();
     let users = services.filter(|service| service.listen.contains(&error.listen));

@@ -1,5 +1,5 @@
-//! What comes of a change: jobs learn how far their services are, the workers get a new table if it
-//! differs, the next manager a new state, readers a new snapshot, systemd a word.
+//! What follows from a change: jobs get their progress, the workers a new table if it differs, the
+//! next manager a saved state, readers a new snapshot, and systemd a status.
 
 use std::time::Instant;
 
@@ -9,8 +9,8 @@ use crate::events;
 use crate::manager::host::supervision::SupervisionStage;
 use crate::manager::service::Service;
 
-/// Publishes the difference to what was published before. What is new is written down first:
-/// whoever takes over must find all that a worker or a process could have been told.
+/// Publishes the differences from what was published before. The state is saved first: the next
+/// manager must know of everything that a worker or a process may have been told.
 pub(super) fn settle(manager: &mut Manager) {
     let any_moved = settle_jobs(manager);
     let touched = manager.services.take_touched();
@@ -26,7 +26,7 @@ pub(super) fn settle(manager: &mut Manager) {
     let has_new_table = published.build_table(&different, &sources);
     let has_new_worker = manager.workers.have_changed();
     let is_to_be_saved = has_new_table || has_new_worker || any_moved;
-    // Without systemd nothing is left to be taken over.
+    // Without systemd, workers and instances end with the manager, so there is nothing to save.
     if is_to_be_saved && manager.world.units.is_some() {
         let written = published.write_state(&sources, &manager.workers, &manager.world);
         if let Err(error) = written {
@@ -38,7 +38,7 @@ pub(super) fn settle(manager: &mut Manager) {
         manager.workers.send_table(table, sources.certificates);
     }
     for permit in manager.world.permits.drain(..) {
-        // One that was killed meanwhile needs none.
+        // Sending fails if the launcher was killed in between, and then it needs no permit.
         let _ = permit.send(());
     }
     let summary = summary(manager);
@@ -55,8 +55,8 @@ pub(super) fn settle(manager: &mut Manager) {
     debug_assert!(manager.published.is_up_to_date(&sources));
 }
 
-/// Tells the jobs where the services stand that have moved, and drops those of which nothing is
-/// left. Returns whether there were any.
+/// Updates the jobs with the progress of services that have moved, and drops removed services whose
+/// last instance is gone. Returns true if any service has moved.
 fn settle_jobs(manager: &mut Manager) -> bool {
     let now = Instant::now();
     let jobs = &mut manager.world.jobs;
@@ -86,7 +86,7 @@ fn tell_systemd(manager: &mut Manager, summary: &str) {
     supervision.tell(stage, summary);
 }
 
-/// What systemd is to think of the manager.
+/// Returns the stage that systemd should see.
 fn stage(manager: &Manager) -> SupervisionStage {
     let came_up = || {
         let mut services = manager.services.values();
@@ -94,7 +94,7 @@ fn stage(manager: &Manager) -> SupervisionStage {
     };
     match manager.world.supervision.stage() {
         _ if manager.phase != Phase::Serving => SupervisionStage::Stopping,
-        // Only when it is up it can be reloading.
+        // A reload counts only after the manager has come up.
         SupervisionStage::Starting if came_up() => SupervisionStage::Up,
         SupervisionStage::Starting => SupervisionStage::Starting,
         _ if manager.world.jobs.are_reloading() => SupervisionStage::Reloading,
@@ -102,7 +102,7 @@ fn stage(manager: &Manager) -> SupervisionStage {
     }
 }
 
-/// The whole state in one line: `3 services, 8/8 instances ready; rolling shop 2/3`.
+/// Returns the whole state in one line: `3 services, 8/8 instances ready; rolling shop 2/3`.
 fn summary(manager: &Manager) -> String {
     let readiness = manager.services.values().map(Service::readiness);
     let (ready, wanted) = readiness.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));

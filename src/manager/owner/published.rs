@@ -1,8 +1,8 @@
-//! What was last told to the workers, to readers and to the next manager.
+//! What was last sent to the workers, shown to readers and saved for the next manager.
 //!
-//! There may be many services, of which a change concerns one. So what was made of the others is
-//! used again, as long as nobody has touched them and all that it was made with, [`Ingredients`],
-//! is the same.
+//! There may be many services, and a change usually concerns one of them. So what was built for the
+//! other services is used again, as long as no code has touched them and the [`Ingredients`] that
+//! it was built with are the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -27,27 +27,27 @@ use crate::manager::world::World;
 use crate::status::{JobStatus, ServiceStatus, Snapshot};
 use crate::systemd::journal;
 
-/// What was published last, and where to.
+/// What was published last, and the places where it is published.
 pub(super) struct Published {
-    /// The table that was last sent, whole.
+    /// The last complete table that was sent.
     table: Rc<WireTable>,
-    /// What the parts of the services were made with.
+    /// What all services' parts were built with.
     ingredients: Option<Ingredients>,
-    /// The services' parts of the table.
+    /// The part of each service in the table.
     parts: BTreeMap<String, Arc<WireService>>,
-    /// What is shown of the services.
+    /// The status of each service in the snapshot.
     statuses: BTreeMap<String, Arc<ServiceStatus>>,
-    /// What is saved of the services, as text.
+    /// The saved state of each service, as JSON.
     saved: BTreeMap<String, Rc<RawValue>>,
-    /// The names of the services that differ from what is saved of them.
+    /// The names of the services whose saved state is out of date.
     unsaved: BTreeSet<String>,
-    /// The configuration as text.
+    /// The saved configuration, as JSON.
     saved_config: Option<Box<RawValue>>,
     state_file: StateFile,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
-/// All that is published is made of these.
+/// The state of the manager from which everything that is published is built.
 pub(super) struct Sources<'a> {
     /// The configuration that was last applied.
     pub(super) config: &'a Arc<Config>,
@@ -61,7 +61,7 @@ pub(super) struct Sources<'a> {
     pub(super) certificates: &'a Rc<ServiceCertificates>,
 }
 
-/// What all services are shown and routed with.
+/// The inputs, besides a service itself, from which its part of the table and its status are built.
 struct Ingredients {
     config: Arc<Config>,
     certificates: Rc<ServiceCertificates>,
@@ -87,7 +87,7 @@ impl PartialEq for Ingredients {
 }
 
 impl Published {
-    /// Nothing was published yet.
+    /// Makes the state before anything was published.
     pub(super) fn new(run_dir: &Path, snapshots: watch::Sender<Arc<Snapshot>>) -> Published {
         Published {
             table: Rc::default(),
@@ -102,28 +102,28 @@ impl Published {
         }
     }
 
-    /// The table that was last made, whole; number 0 is none.
+    /// Returns the last complete table. Its number is 0 before the first table is built.
     pub(super) fn table(&self) -> &Rc<WireTable> {
         &self.table
     }
 
-    /// Makes the next table the successor of the one with this number.
+    /// Makes the next table the successor of table `number`.
     pub(super) fn number_on_from(&mut self, number: u64) {
         Rc::make_mut(&mut self.table).number = number;
     }
 
-    /// Reads what the last manager has saved, if one has.
+    /// Reads the state that the last manager has saved, if there is one.
     pub(super) fn read_state(&self) -> io::Result<Option<SavedState>> {
         self.state_file.read()
     }
 
-    /// Removes what is saved: nothing is left to be taken over.
+    /// Removes the saved state, because nothing is left for another manager to take over.
     pub(super) fn remove_state(&mut self) -> io::Result<()> {
         self.state_file.remove()
     }
 
-    /// The names of the services of which something else may have to be published than was, or
-    /// which are no more. `touched` are those that were changed themselves.
+    /// Returns the names of the services that may have to be published again, or that were removed.
+    /// `touched` names the services that were changed themselves.
     pub(super) fn note_differences(
         &mut self,
         touched: BTreeSet<String>,
@@ -149,7 +149,8 @@ impl Published {
         different: &BTreeSet<String>,
         sources: &Sources<'_>,
     ) -> bool {
-        // Even if nothing is in it, the first one is new: a worker serves once it has one.
+        // The first table is new even if it is empty, because a worker serves only once it has a
+        // table.
         let is_first = self.table.number == 0;
         let log_level = Some(sources.log_level.to_string());
         if different.is_empty() && !is_first && log_level == self.table.log_level {
@@ -186,7 +187,7 @@ impl Published {
         is_new
     }
 
-    /// Writes down all that the next manager has to know.
+    /// Saves everything that the next manager has to know.
     pub(super) fn write_state(
         &mut self,
         sources: &Sources<'_>,
@@ -216,7 +217,7 @@ impl Published {
         })
     }
 
-    /// Shows readers the state as it is now, if it differs from what they see.
+    /// Publishes a new snapshot if it differs from the last one.
     pub(super) fn show(
         &mut self,
         different: &BTreeSet<String>,
@@ -245,8 +246,8 @@ impl Published {
         });
     }
 
-    /// Returns true if nothing has changed without being touched: each part is what would be made
-    /// anew.
+    /// Returns true if all kept parts equal what would be built now. Otherwise some code has
+    /// changed a service without marking it as touched.
     pub(super) fn is_up_to_date(&self, sources: &Sources<'_>) -> bool {
         sources.services.iter().all(|(name, service)| {
             let part = table::part_of(service, sources.listeners);
@@ -266,7 +267,8 @@ fn status_of(service: &Service, certificates: &ServiceCertificates) -> ServiceSt
     service.status(certificate.map(|certificate| certificate.not_after()))
 }
 
-/// Keeps what is the same, so that it is quick to compare.
+/// Replaces the known value only if `now` differs, so that equal values stay the same `Arc` and
+/// compare quickly.
 fn replace<T: PartialEq>(known: &mut BTreeMap<String, Arc<T>>, name: &str, now: Option<T>) {
     match now {
         None => drop(known.remove(name)),

@@ -1,7 +1,7 @@
 //! How a configuration becomes the current one.
 //!
-//! A change is planned for all services that it touches before any of them is touched: a fault
-//! anywhere changes nothing.
+//! All services that a change concerns are planned before any of them is changed, so a fault in one
+//! of them leaves everything as it was.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,8 +16,7 @@ use crate::manager::service::{Plan, PlanReason, Service};
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::status::JobKind;
 
-/// Applies all that changed on disk, or nothing if there is a fault in it. Returns the number of
-/// the job.
+/// Applies all changes on disk, or none if there is a fault in them. Returns the number of the job.
 pub(super) fn reload(manager: &mut Manager) -> Result<u32, CommandError> {
     let config = config::load(&manager.config_dir).map_err(|faults| refused(faults.to_string()))?;
     let wanted = ports_of(manager, &config, None);
@@ -56,8 +55,8 @@ pub(super) fn reload(manager: &mut Manager) -> Result<u32, CommandError> {
         .begin(JobKind::Reload, "", parts, Instant::now()))
 }
 
-/// Reads the certificates of a configuration that is applied in any case: those that cannot be read
-/// are logged.
+/// Reads the certificates of a configuration that is applied in any case. A certificate that cannot
+/// be read is logged and left out.
 pub(super) fn read_certificates(manager: &mut Manager, config: &Config) {
     let specs = config.services.values().map(|spec| &**spec);
     let (certificates, unread) = ServiceCertificates::read(specs.filter(|spec| spec.enabled));
@@ -71,8 +70,8 @@ pub(super) fn read_certificates(manager: &mut Manager, config: &Config) {
     manager.certificates = certificates.into();
 }
 
-/// Makes a configuration and the plans for its services the current ones. Returns the goals that a
-/// job has to wait for, by service.
+/// Makes a configuration and the plans for its services current. Returns the goals that a job has
+/// to wait for, by service.
 pub(super) fn adopt(
     manager: &mut Manager,
     config: Config,
@@ -129,7 +128,7 @@ fn plan(manager: &Manager, spec: &Arc<ServiceConfig>, reason: PlanReason) -> std
     }
 }
 
-/// Tells the watcher the files of all services.
+/// Tells the watcher which files of all services to watch.
 pub(super) fn watch_files(manager: &mut Manager) {
     let watched = manager
         .services
@@ -140,7 +139,7 @@ pub(super) fn watch_files(manager: &mut Manager) {
         .set(watched.map(|service| &**service.spec()));
 }
 
-/// The error for a command whose configuration has these faults.
+/// Returns the error for a command that a configuration with faults has refused.
 pub(super) fn refused(report: String) -> CommandError {
     CommandError::InvalidConfig(report)
 }

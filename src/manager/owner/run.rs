@@ -1,5 +1,4 @@
-//! The loop of the one task that owns all state: it waits for the next thing to happen and takes it
-//! in.
+//! The loop of the one task that owns all state: it waits for the next event and handles it.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,8 @@ use crate::run_dir;
 use crate::systemd::given::Given;
 use crate::watch::Changed;
 
-/// The time between two looks at whether the workers are stuck, and two signs of life to systemd.
+/// The time between two checks whether the workers are stuck, and between two signs of life to
+/// systemd.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// The time between two reminders that a certificate has to be renewed.
@@ -32,7 +32,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Runs the manager until it is told to end.
 pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> {
-    // Instances are told paths in it, and run elsewhere.
+    // Instances get paths in the run directory and have another working directory, so these paths
+    // must be absolute.
     options.run_dir = std::path::absolute(&options.run_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -52,13 +53,13 @@ pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> 
         let mut manager = Manager::new(options, &mut given, snapshots, reports)?;
         takeover::take_over(&mut manager, given, scopes);
         settle(&mut manager);
-        // Whoever asks finds everything that is there.
+        // D-Bus is served only now, so that the first caller already finds all services.
         dbus::serve(handle, control_socket, bus).await?;
         turn(&mut manager, signals, requests, events).await
     })
 }
 
-/// Takes in one thing after the other until the manager has ended.
+/// Handles one event after the other until the manager has ended.
 async fn turn(
     manager: &mut Manager,
     mut signals: Signals,
@@ -67,13 +68,14 @@ async fn turn(
 ) -> anyhow::Result<()> {
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // What is read at the start is remarked upon then.
+    // The start already reports certificates that expire soon, so the first reminder comes a day
+    // later.
     let mut reminder = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
     while !has_ended(manager) {
         tokio::select! {
             Some(request) = requests.recv() => {
                 let answer = perform(manager, request.command);
-                // Jobs that can end at once must have done so when the caller looks at them.
+                // A job that can end at once must have ended before the caller looks at it.
                 settle(manager);
                 let _ = request.answer.send(answer);
             }
@@ -123,7 +125,7 @@ fn take_event(manager: &mut Manager, event: Event) {
     }
 }
 
-/// Finds the instance that a process belongs to, which says that it is ready.
+/// Finds the instance that process `pid` belongs to, and passes on that this instance is ready.
 fn said_ready(manager: &mut Manager, pid: u32) {
     let found = with_ancestors(pid).find_map(|pid| {
         let mut services = manager.services.values();
@@ -137,7 +139,7 @@ fn said_ready(manager: &mut Manager, pid: u32) {
 fn take_signal(manager: &mut Manager, signal: Signal) {
     match (signal, manager.phase) {
         (Signal::Reload, _) => {
-            // What is wrong with it has been logged.
+            // `perform` has already logged any error.
             let _ = perform(manager, Command::Reload);
         }
         (Signal::End, Phase::Serving) => ask_for_restart(manager),
@@ -145,13 +147,13 @@ fn take_signal(manager: &mut Manager, signal: Signal) {
     }
 }
 
-/// When [`tick`] is due.
+/// Returns when [`tick`] is due.
 fn deadline(manager: &Manager) -> Option<Instant> {
     let services = manager.services.values();
     services.filter_map(Service::deadline).min()
 }
 
-/// Lets what is due happen to all services.
+/// Lets each service do what is due.
 fn tick(manager: &mut Manager) {
     let now = Instant::now();
     let is_due = |service: &Service| service.deadline().is_some_and(|at| at <= now);

@@ -1,12 +1,13 @@
-//! All services, and which of them somebody has laid hands on.
+//! All services, and which of them were changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 
 use crate::manager::service::Service;
 
-/// All services by name. To be read it is a map; whatever is changed goes through here, so that
-/// what was made of a service that nobody has touched can be used again.
+/// All services by name. Reading works as with a map, but every change goes through the methods
+/// here, which mark the service as touched. What was built for an untouched service can be used
+/// again.
 #[derive(Default)]
 pub(super) struct Services {
     all: BTreeMap<String, Service>,
@@ -14,33 +15,33 @@ pub(super) struct Services {
 }
 
 impl Services {
-    /// A service, to be changed.
+    /// Returns a service for changes, and marks it as touched.
     pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Service> {
         let service = self.all.get_mut(name)?;
         self.touched.insert(name.to_owned());
         Some(service)
     }
 
-    /// All services, to be changed.
+    /// Returns all services for changes, and marks all of them as touched.
     pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Service> {
         self.touched.extend(self.all.keys().cloned());
         self.all.values_mut()
     }
 
-    /// Takes a service in.
+    /// Adds a service.
     pub(super) fn insert(&mut self, name: String, service: Service) {
         self.touched.insert(name.clone());
         self.all.insert(name, service);
     }
 
-    /// Drops a service.
+    /// Removes a service.
     pub(super) fn remove(&mut self, name: &str) {
         self.touched.insert(name.to_owned());
         self.all.remove(name);
     }
 
-    /// The names of the touched services that may stand elsewhere than when this was last asked.
-    /// They stay touched.
+    /// Returns the names of the touched services whose progress may have changed since the last
+    /// call. These services stay touched.
     pub(super) fn take_moved(&mut self) -> Vec<String> {
         let has_moved = |name: &&String| {
             let service = self.all.get_mut(*name);
@@ -49,7 +50,7 @@ impl Services {
         self.touched.iter().filter(has_moved).cloned().collect()
     }
 
-    /// The names of the services that may be others than when this was last asked, or are no more.
+    /// Returns the names of the services that were touched or removed since the last call.
     pub(super) fn take_touched(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.touched)
     }

@@ -1,10 +1,10 @@
-//! What the manager writes down for the manager after it.
+//! The state that the manager saves for the next manager.
 //!
-//! Processes and descriptors outlive a manager under systemd; this file says what they are. It is
-//! written whole, under another name first, before anything that it speaks of is let go: a process
-//! without an entry is one that still waits in the launcher, and ends by itself.
+//! Under systemd, processes and descriptors outlive a manager; the state file says what they are.
+//! The file is written completely, under a temporary name first, and before any process in it is
+//! let go. So a process without an entry still waits in its launcher and ends by itself.
 //!
-//! A newer smoothserve reads the file of an older one, so a field that is added later has a
+//! A newer smoothserve reads the file of an older one, so every field that is added later needs a
 //! default.
 
 use std::collections::BTreeMap;
@@ -22,11 +22,11 @@ use crate::manager::service::SavedService;
 use crate::manager::worker::SavedWorker;
 use crate::manager::worker::listeners::SavedListeners;
 
-/// All that is saved. When it is written, its large parts are text already, most of them from
-/// before.
+/// Everything that is saved. For writing, `C` and `S` are JSON texts, most of which are left from
+/// the last time.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedState<C = Arc<Config>, S = SavedService> {
-    /// The name of the next instance.
+    /// The number of the next instance.
     pub next_id: InstanceId,
     /// The number of the last job.
     #[serde(default)]
@@ -41,11 +41,11 @@ pub struct SavedState<C = Arc<Config>, S = SavedService> {
     pub listeners: SavedListeners,
     /// The configuration as it was last applied.
     pub config: C,
-    /// The services by name; more than the configuration has while removed ones drain.
+    /// The services by name, including removed services that still drain.
     pub services: BTreeMap<String, S>,
 }
 
-/// The file in which the state is saved.
+/// The file that holds the saved state.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
@@ -53,7 +53,7 @@ pub struct StateFile {
 }
 
 impl StateFile {
-    /// The state file of a run directory.
+    /// Returns the state file of a run directory.
     pub fn new(run_dir: &Path) -> StateFile {
         StateFile {
             path: run_dir.join("state.json"),
@@ -61,7 +61,7 @@ impl StateFile {
         }
     }
 
-    /// Reads the saved state; `None` if there is none.
+    /// Reads the saved state, or returns `None` if there is no file.
     pub fn read(&self) -> io::Result<Option<SavedState>> {
         match std::fs::read(&self.path) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
@@ -70,7 +70,7 @@ impl StateFile {
         }
     }
 
-    /// Saves the state, unless the file says so already.
+    /// Writes the state unless the file already has it.
     pub fn write<C: Serialize, S: Serialize>(
         &mut self,
         state: &SavedState<C, S>,
@@ -80,7 +80,7 @@ impl StateFile {
             return Ok(());
         }
         let new = self.path.with_extension("json.new");
-        // Environments hold secrets.
+        // Only the owner may read the file, because environments can contain secrets.
         let mut file = File::options()
             .write(true)
             .create(true)
@@ -88,14 +88,13 @@ impl StateFile {
             .mode(0o600)
             .open(&new)?;
         file.write_all(&text)?;
-        // The directory is in memory, as the processes are: there is nothing that a sync could
-        // save.
+        // The run directory is in memory, as the processes are, so there is no need to sync it.
         std::fs::rename(&new, &self.path)?;
         self.written = text;
         Ok(())
     }
 
-    /// Removes the file: nothing is left to be taken over.
+    /// Removes the file, because nothing is left for another manager to take over.
     pub fn remove(&mut self) -> io::Result<()> {
         match std::fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -1,4 +1,4 @@
-//! Builds the parts of the workers' table from the services. Pure.
+//! Builds the services' parts of the workers' table. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,8 @@ use crate::manager::service::Service;
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::manager::worker::listeners::Listeners;
 
-/// A service's part of the table. A service whose port could not be opened has no route on that
-/// port.
+/// Builds the part of a service in the table. A service whose port could not be opened has no route
+/// on that port.
 pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
     let spec = service.spec();
     let open = open_ports(service, listeners);
@@ -30,7 +30,7 @@ pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
     }
 }
 
-/// Compiles what a service's file says is done with its requests.
+/// Converts the request settings of a service's file into the form that workers get.
 fn handling(config: HandlingConfig) -> Handling {
     let HandlingConfig {
         max_request_body,
@@ -48,7 +48,7 @@ fn handling(config: HandlingConfig) -> Handling {
     }
 }
 
-/// Compiles the host of a site.
+/// Converts the host pattern of a site into the form that workers get.
 fn host(pattern: &HostPattern) -> Host {
     match pattern {
         HostPattern::Exact(host) => Host::Exact(host.clone()),
@@ -57,7 +57,7 @@ fn host(pattern: &HostPattern) -> Host {
     }
 }
 
-/// The listeners of the table, each with the certificates of all services on it.
+/// Builds the listeners of the table, each with the certificates of all services on it.
 pub fn listeners<'a>(
     services: impl IntoIterator<Item = &'a Service>,
     listeners: &Listeners,
@@ -69,8 +69,8 @@ pub fn listeners<'a>(
         let spec = service.spec();
         for (listen, listener) in open_ports(service, listeners) {
             if spec.has_tls_on(listen.port) {
-                // Even if there is none: then nobody gets a connection, rather than one without
-                // TLS.
+                // A TLS listener without any certificate stays in the table, so that its
+                // connections fail instead of being served without TLS.
                 let ids = tls.entry(listener).or_default();
                 add(ids, spec, certificates);
             }
@@ -89,8 +89,8 @@ pub fn listeners<'a>(
     listeners.collect()
 }
 
-/// The listeners on which a service has routes: none if it gets no requests, though its instances
-/// may still drain.
+/// Returns the listeners on which a service has routes. A service that gets no requests has none,
+/// even while its instances drain.
 fn open_ports<'a>(
     service: &'a Service,
     listeners: &'a Listeners,
@@ -101,8 +101,8 @@ fn open_ports<'a>(
         .filter_map(|listen| Some((*listen, listeners.get(listen)?.id)))
 }
 
-/// Adds the certificate of a service to those of a listener. The first is the default: that of the
-/// service for any host, or else of the first service.
+/// Adds the certificate of a service to those of a listener. The first in the list is the default:
+/// the certificate of the service for any host, otherwise that of the first service.
 fn add(ids: &mut Vec<CertificateId>, spec: &ServiceConfig, certificates: &ServiceCertificates) {
     let Some(certificate) = certificates.get(spec) else {
         return;

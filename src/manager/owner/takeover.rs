@@ -1,7 +1,7 @@
-//! From what an earlier manager has left to a manager that goes on with it.
+//! The takeover: a new manager continues with the workers and instances of an earlier manager.
 //!
-//! Under systemd workers and instances live on when the manager ends, by whatever cause, and serve.
-//! The next manager reads in the saved state what they are, and goes on where the last one stood.
+//! Under systemd, workers and instances keep running and serving when the manager ends, for
+//! whatever reason. The next manager reads the saved state and continues from there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -22,16 +22,17 @@ use crate::manager::{instance, worker};
 use crate::systemd::given::Given;
 use crate::systemd::units::Units;
 
-/// The names of all scopes that a smoothserve makes.
+/// A pattern that matches the names of all scopes that smoothserve makes.
 const ALL_SCOPES: &str = "smoothserve-*.scope";
 
-/// The time that systemd gives a worker to drain.
+/// How long unknown workers may drain before the scopes of unknown instances are ended. systemd
+/// kills a worker that takes longer.
 const WORKERS_END: Duration = Duration::from_secs(90);
 
-/// The time between two looks at whether workers have ended.
+/// The pause between two checks whether workers have ended.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The names of the scopes that an earlier smoothserve has left running.
+/// Returns the names of the scopes that an earlier smoothserve has left running.
 pub(super) async fn scopes(given: &Given) -> BTreeSet<String> {
     if given.supervisor.is_none() {
         return BTreeSet::new();
@@ -45,14 +46,15 @@ pub(super) async fn scopes(given: &Given) -> BTreeSet<String> {
         })
 }
 
-/// Goes on with what an earlier manager has left, or starts from nothing. What runs and is known to
-/// nobody is ended.
+/// Takes over what an earlier manager has left, or starts from nothing. Ends running scopes that
+/// the saved state does not name.
 pub(super) fn take_over(manager: &mut Manager, mut given: Given, scopes: BTreeSet<String>) {
     let state = manager.published.read_state().unwrap_or_else(|error| {
         tracing::error!(error = %error, "the state of the last manager cannot be read");
         None
     });
-    // A name that is in use is not used again, whether it is known what it stands for or not.
+    // New numbers begin above those of all running scopes, even of unknown ones, so no name is used
+    // twice.
     let last = scopes.iter().filter_map(|scope| number(scope)).max();
     manager.world.next_id += last.unwrap_or_default();
     manager
@@ -93,8 +95,8 @@ fn restore(manager: &mut Manager, state: SavedState, mut executables: BTreeMap<S
     for name in executables.keys() {
         manager.world.supervision.forget(name);
     }
-    // From here on the table is the successor of the last one: nothing that was routed is missing
-    // in it.
+    // From here on, each table is the successor of the last one, so it must not lack anything that
+    // was routed before.
     manager.published.number_on_from(state.table);
     manager.workers.number_on_from(state.worker_generation);
     state
@@ -120,13 +122,13 @@ fn restore(manager: &mut Manager, state: SavedState, mut executables: BTreeMap<S
         services = manager.services.len(),
         "took over from the last smoothserve"
     );
-    // What has changed on disk since, or would have been a reload.
+    // Applies what has changed on disk in between, or what a pending reload would have applied.
     if let Err(error) = perform(manager, Command::Reload) {
         tracing::error!(error = %error, "everything goes on as it was");
     }
 }
 
-/// Ends scopes, closes sockets and drops descriptors that nobody knows.
+/// Ends scopes, closes sockets and drops stored descriptors that the saved state does not name.
 fn forget_unknown(manager: &mut Manager, given: &Given, scopes: BTreeSet<String>) {
     let unused = manager.listeners.drop_unused();
     let_go(manager, unused);
@@ -150,7 +152,8 @@ fn forget_unknown(manager: &mut Manager, given: &Given, scopes: BTreeSet<String>
     tokio::task::spawn_local(end(units, unknown));
 }
 
-/// Ends scopes: workers first, since what they have accepted needs the instances.
+/// Ends scopes: those of workers first, because the connections they have accepted need the
+/// instances.
 async fn end(units: Units, scopes: BTreeSet<String>) {
     let (workers, instances): (BTreeSet<String>, _) = scopes
         .into_iter()
@@ -170,13 +173,13 @@ async fn end(units: Units, scopes: BTreeSet<String>) {
     }
 }
 
-/// The number at the end of a scope's name.
+/// Returns the number at the end of a scope's name.
 fn number(scope: &str) -> Option<u64> {
     let name = scope.strip_suffix(".scope")?;
     name.rsplit_once('-')?.1.parse().ok()
 }
 
-/// The scopes of a service's instances.
+/// Returns the names of the scopes of a service's instances.
 fn scopes_of(service: &Service) -> impl Iterator<Item = String> {
     let name = &service.spec().name;
     let slots = service.slots();

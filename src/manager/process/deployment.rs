@@ -1,5 +1,5 @@
-//! What the instances of one generation run: the content of the disk at the moment when the
-//! generation was made.
+//! A deployment: what the instances of one generation run, taken from the disk when the generation
+//! was made.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,16 +20,17 @@ pub struct Deployment {
     pub version: u64,
     /// How instances are run.
     pub process: ProcessConfig,
-    /// The executable, held open so that it can be started again when the path holds something
-    /// else.
+    /// The executable. It is held open, so that it can be started again after the file at its path
+    /// was replaced.
     pub executable: OpenExecutable,
-    /// What `environment_file` sets.
+    /// The variables that `environment_file` sets.
     pub environment_file: BTreeMap<String, String>,
     /// The digest of the fingerprint.
     content: u64,
 }
 
-/// What is kept of a deployment for the next manager, beside the descriptor of its executable.
+/// The state of a deployment that is saved for the next manager. systemd stores the descriptor of
+/// the executable.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedDeployment {
     version: u64,
@@ -40,10 +41,10 @@ pub struct SavedDeployment {
 }
 
 impl Deployment {
-    /// Takes what is on disk now as a deployment.
+    /// Makes a deployment of what is on disk now.
     pub fn take(spec: &ServiceConfig, version: u64) -> io::Result<Deployment> {
-        // The fingerprint comes first: of a change in between, the next look sees that it is not
-        // what was taken.
+        // The fingerprint is taken first: if the files change in between, the next comparison with
+        // the disk finds a difference.
         let fingerprint = Fingerprint::take(spec);
         Ok(Deployment {
             version,
@@ -54,7 +55,7 @@ impl Deployment {
         })
     }
 
-    /// Returns what the next manager has to know of the deployment.
+    /// Returns the state that the next manager needs to restore the deployment.
     pub fn save(&self) -> SavedDeployment {
         SavedDeployment {
             version: self.version,
@@ -65,8 +66,8 @@ impl Deployment {
         }
     }
 
-    /// Goes on from what was saved. Without the descriptor, the executable that is at the path now
-    /// has to do.
+    /// Restores a deployment from its saved state. If the stored descriptor is missing, the file
+    /// that is at the path now is used.
     pub fn restore(saved: SavedDeployment, executable: Option<OwnedFd>) -> io::Result<Deployment> {
         Ok(Deployment {
             version: saved.version,
@@ -80,12 +81,12 @@ impl Deployment {
         })
     }
 
-    /// Returns true if a deployment of `process` with what is on disk now would be the same.
+    /// Returns true if a deployment of `process` with what is on disk now would equal this one.
     pub fn is(&self, process: &ProcessConfig, now: &Fingerprint) -> bool {
         self.process == *process && self.content == now.digest()
     }
 
-    /// Returns true if instances of both deployments are the same.
+    /// Returns true if instances of both deployments run the same content.
     pub fn same_content(&self, other: &Deployment) -> bool {
         self.process == other.process && self.content == other.content
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use super::identity::UserIdentity;
 use crate::launch::{DEFAULT_PATH, inherited_environment};
 
-/// Returns the environment that an instance starts from: the manager's own if it runs as the same
-/// user, otherwise only what a login of its user would set.
+/// Returns the environment that an instance starts from: the manager's own environment if the
+/// instance runs as the same user, otherwise only what a login of the instance's user would set.
 pub fn base(identity: &UserIdentity) -> BTreeMap<String, String> {
     if identity.credentials.is_none() {
         return inherited_environment();
@@ -27,7 +27,7 @@ pub fn base(identity: &UserIdentity) -> BTreeMap<String, String> {
     base
 }
 
-/// The values for the names that stand in braces in `args`.
+/// The values of the placeholders in `args`, such as `{port}`.
 #[derive(Debug, Clone, Default)]
 pub struct Placeholders {
     /// The value of `{port}`.
@@ -41,8 +41,8 @@ pub struct Placeholders {
 }
 
 impl Placeholders {
-    /// Fills the values into an argument. An unknown name stays as it is; the configuration lets
-    /// none through.
+    /// Replaces the placeholders in an argument. An unknown placeholder stays as it is; the
+    /// configuration has already refused it.
     pub fn fill(&self, argument: &str) -> String {
         let mut filled = argument
             .replace("{instance}", &self.instance.to_string())
@@ -57,9 +57,9 @@ impl Placeholders {
     }
 }
 
-/// Reads the lines of an environment file as systemd does: `KEY=value`, single or double quotes
-/// around a value, a backslash before the character that it protects or at the end of a line that
-/// goes on, comments with `#` or `;`. What is no assignment is left out.
+/// Parses an environment file as systemd does: `KEY=value`, a value in single or double quotes, a
+/// backslash before a literal character or at the end of a line that continues, comments with `#`
+/// or `;`. Other lines are ignored.
 pub fn parse_file(text: &str) -> BTreeMap<String, String> {
     let mut environment = BTreeMap::new();
     let mut rest = text.chars().peekable();
@@ -99,7 +99,7 @@ pub fn parse_file(text: &str) -> BTreeMap<String, String> {
 
 fn value(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
     let mut value = String::new();
-    // Unquoted space at the end does not count, so this is how much does.
+    // Unquoted space at the end of a value is cut off: `kept` is the length without it.
     let mut kept = 0;
     let mut quote = None;
     while rest

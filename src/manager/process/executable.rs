@@ -1,4 +1,5 @@
-//! An executable file, held open so that it can be executed even when its path holds another one.
+//! An executable file that is held open, so that it can be executed after the file at its path was
+//! replaced.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-/// One executable file.
+/// An open executable file.
 #[derive(Debug)]
 pub struct OpenExecutable {
-    /// The path without symlinks, as they were when the file was opened.
+    /// The path of the file. Symlinks were resolved when the file was opened.
     pub path: PathBuf,
     /// The user number of the file's owner.
     pub owner: u32,
@@ -17,7 +18,7 @@ pub struct OpenExecutable {
 }
 
 impl OpenExecutable {
-    /// Resolves the symlinks and opens what is there now.
+    /// Resolves the symlinks in `path` and opens the file that is there now.
     pub fn open(path: &Path) -> io::Result<OpenExecutable> {
         let named =
             |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
@@ -31,7 +32,8 @@ impl OpenExecutable {
         })
     }
 
-    /// Takes a file that an earlier manager had opened at this path.
+    /// Makes an executable from the descriptor of a file that an earlier manager had opened at this
+    /// path.
     pub fn opened(path: PathBuf, file: OwnedFd) -> io::Result<OpenExecutable> {
         let owner = rustix::fs::fstat(&file)?.st_uid;
         Ok(OpenExecutable { path, owner, file })
@@ -43,10 +45,10 @@ impl OpenExecutable {
     }
 }
 
-/// How the names begin under which systemd's store keeps executables.
+/// The prefix of the names under which systemd stores executables.
 pub const STORED_PREFIX: &str = "executable-";
 
-/// The name under which systemd's store keeps the executable of a generation.
+/// Returns the name under which systemd stores the executable of a generation.
 pub fn stored_name(service: &str, generation: u64) -> String {
     format!("{STORED_PREFIX}{service}-{generation}")
 }

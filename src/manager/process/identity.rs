@@ -1,4 +1,4 @@
-//! Whom an instance runs as.
+//! The user that an instance runs as.
 
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -7,26 +7,26 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::launch::Credentials;
 
-/// A user as an instance becomes it.
+/// The user that an instance runs as, with what a login of this user would set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserIdentity {
-    /// The user to become. `None`: the manager's own, which it cannot change.
+    /// The user and groups to switch to, or `None` if the instance runs as the manager's own user.
     pub credentials: Option<Credentials>,
-    /// The name, for `USER` and `LOGNAME`.
+    /// The name of the user, for `USER` and `LOGNAME`.
     pub name: String,
-    /// The home folder, for `HOME`.
+    /// The home folder of the user, for `HOME`.
     pub home: PathBuf,
-    /// The login shell, for `SHELL`.
+    /// The login shell of the user, for `SHELL`.
     pub shell: PathBuf,
 }
 
-/// Why it is not known whom to run as.
+/// Why the user of an instance cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// There is no user of this name or number.
+    /// No user has this name or number.
     #[error("there is no user {0:?}")]
     NoUser(String),
-    /// There is no group of this name.
+    /// No group has this name.
     #[error("there is no group {0:?}")]
     NoGroup(String),
     /// Only root can run a service as this user or group.
@@ -39,7 +39,7 @@ pub enum IdentityError {
     System(#[from] nix::Error),
 }
 
-/// What decides whom an instance runs as.
+/// The settings from which the user of an instance is determined.
 #[derive(Debug, Clone, Copy)]
 pub struct IdentityWish<'a> {
     /// The `user` of the service.
@@ -48,12 +48,12 @@ pub struct IdentityWish<'a> {
     pub group: Option<&'a str>,
     /// The user number of the executable's owner.
     pub owner: u32,
-    /// The user for executables that belong to root.
+    /// The user for services without `user` whose executable belongs to root.
     pub default_user: &'a str,
 }
 
 impl UserIdentity {
-    /// Finds the user in the system's databases.
+    /// Determines the user of an instance, with the system's user and group databases.
     pub fn find(wish: IdentityWish<'_>) -> Result<UserIdentity, IdentityError> {
         let own = Uid::effective();
         let user = match chosen(wish, own.as_raw()) {
@@ -104,7 +104,7 @@ enum Chosen<'a> {
     Number(u32),
 }
 
-/// Chooses the user. A service that names none never runs as root.
+/// Chooses the user. A service without `user` never runs as root.
 fn chosen<'a>(wish: IdentityWish<'a>, own: u32) -> Chosen<'a> {
     match wish.user {
         Some(user) => Chosen::Named(user),
@@ -118,7 +118,7 @@ fn named(name: &str) -> Result<User, IdentityError> {
     User::from_name(name)?.ok_or_else(|| IdentityError::NoUser(name.to_owned()))
 }
 
-/// Finds the user of a number. Files may belong to a number that has no name, as in containers.
+/// Finds the user with this number. A number may have no name, as in containers.
 fn by_number(uid: u32) -> Result<User, IdentityError> {
     let uid = Uid::from_raw(uid);
     User::from_uid(uid)?.ok_or_else(|| IdentityError::NoUser(uid.to_string()))

@@ -1,5 +1,5 @@
-//! The start of an instance's process: a launcher is made first, which waits until it is let go and
-//! then becomes the instance.
+//! The start of an instance's process: first a launcher is started; it waits until the manager lets
+//! it go, and then it becomes the instance.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -23,14 +23,14 @@ use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::Units;
 
-/// After the end of a process, what it started may keep its pipes open; its own last lines are
-/// there at once.
+/// How long to read output after the end of a process. Its last lines are there at once, but its
+/// children may keep the pipes open.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
-/// The longest report of a launcher that is read.
+/// The longest report of a launcher that is read, in bytes.
 const LONGEST_REPORT: u64 = 4096;
 
-/// A process that waits in the launcher. Dropped, it ends.
+/// A launcher that waits until it is let go. When this value is dropped, the launcher ends.
 #[derive(Debug)]
 pub struct Launcher {
     /// The process of the launcher, and later of the instance.
@@ -40,23 +40,23 @@ pub struct Launcher {
     output: Destination,
 }
 
-/// Where a process writes to.
+/// Where a process writes its output.
 #[derive(Debug)]
 enum Destination {
-    /// Pipes, which the manager reads.
+    /// The process writes to pipes, which the manager reads.
     Manager(Output),
-    /// A stream to journald, by the value that `JOURNAL_STREAM` is to have.
+    /// The process writes to a stream of journald. The text is the value of `JOURNAL_STREAM`.
     Journal(String),
 }
 
-/// The names that a process is known by.
+/// The names of a process.
 #[derive(Debug)]
 pub struct ProcessName {
-    /// The service: the identifier of its lines in the journal.
+    /// The name of the service: the identifier of the process's lines in the journal.
     pub service: String,
-    /// `shop/2`: stands in front of its lines on a terminal.
+    /// The label `shop/2`, which precedes the process's lines on a terminal.
     pub label: String,
-    /// The scope: `smoothserve-shop-2-17.scope`.
+    /// The name of the scope: `smoothserve-shop-2-17.scope`.
     pub scope: String,
 }
 
@@ -124,8 +124,8 @@ impl Launcher {
         })
     }
 
-    /// Lets the launcher become the instance, and returns when the process has ended: how, in
-    /// words. `socket` is passed on to it.
+    /// Lets the launcher become the instance, which inherits `socket`. Returns when the process has
+    /// ended, with a text that says how.
     pub async fn go(
         mut self,
         mut order: Order,
@@ -137,7 +137,7 @@ impl Launcher {
                 .environment
                 .insert(journal::STREAM_VARIABLE.to_owned(), stream.clone());
         }
-        // A launcher that was killed meanwhile says nothing; how it ended says enough.
+        // A launcher that was killed in between reports nothing; how it ended says enough.
         let refusal = self
             .hand_over(&order, executable, socket)
             .await
@@ -154,8 +154,8 @@ impl Launcher {
         }
     }
 
-    /// Sends the order. Returns what the launcher has to say against it; nothing once the program
-    /// runs.
+    /// Sends the order to the launcher. Returns the error that the launcher reports, or nothing
+    /// once the program runs.
     async fn hand_over(
         &mut self,
         order: &Order,
@@ -186,7 +186,7 @@ impl Launcher {
     }
 }
 
-/// A launcher that has no order yet: without one it ends when its socket is closed.
+/// Starts a launcher that has no order yet. It ends if its socket is closed before an order comes.
 fn launch(stdout: Stdio, stderr: Stdio) -> io::Result<(Child, UnixStream)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;

@@ -1,7 +1,7 @@
-//! What an instance writes to its stdout and stderr: passed on line by line, the last lines kept.
+//! The output of an instance: both streams are passed on line by line, and the last lines are kept.
 //!
-//! Reading never waits for anything but the pipe, so an instance is not held up by its own words,
-//! and it keeps no more than a few lines, however much comes.
+//! Reading waits for nothing but the pipe, so output never blocks the instance. The manager keeps
+//! only a few lines, however much an instance writes.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 /// The number of lines that are kept of stderr.
 const TAIL: usize = 20;
 
-/// The number of characters that are kept of a line.
+/// The number of characters that are kept of each line.
 const TAIL_LINE: usize = 512;
 
 /// The number of bytes that are passed on as one line; a longer line is cut into several.
@@ -27,7 +27,7 @@ pub(super) struct Output {
     readers: JoinSet<()>,
 }
 
-/// The last lines of a stream.
+/// The last lines of a stream, oldest first.
 pub(super) type Tail = Rc<RefCell<VecDeque<String>>>;
 
 impl Output {
@@ -81,7 +81,8 @@ async fn pass_on(label: String, mut pipe: impl AsyncRead + Unpin, tail: Tail) {
 
 fn line(label: &str, line: &[u8], tail: &Tail) {
     let line = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line));
-    // A terminal or file that takes no more must not end the manager.
+    // An error must not end the manager: the terminal or file behind stderr may take no more
+    // output.
     let _ = writeln!(std::io::stderr(), "{label}: {line}");
     let mut tail = tail.borrow_mut();
     if tail.len() == TAIL {

@@ -1,8 +1,9 @@
-//! The process of an instance as the manager sees it: signalled and waited for through its pidfd.
+//! The process of an instance as the manager sees it: the manager signals it, and waits for it,
+//! through its pidfd.
 //!
-//! Under systemd a process has a scope of its own and writes to the journal, so it lives on when
-//! the manager ends, and the next manager takes it over. Otherwise it is a plain child that writes
-//! to the manager's pipes and ends with it.
+//! Under systemd, a process has its own scope and writes to the journal, so it outlives the
+//! manager, and the next manager takes it over. Otherwise the process is a plain child: it writes
+//! to the manager's pipes and ends with the manager.
 
 use std::io;
 use std::time::SystemTime;
@@ -14,10 +15,10 @@ use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::Scope;
 
-/// A process that lives, or has lived until a moment ago.
+/// A process that runs, or has ended a moment ago.
 #[derive(Debug)]
 pub struct Process {
-    /// The number of the process, and of its process group.
+    /// The number of the process, which is also the number of its process group.
     pub pid: u32,
     /// When the process was started.
     pub started: SystemTime,
@@ -25,21 +26,21 @@ pub struct Process {
     pub(super) keeper: ProcessKeeper,
 }
 
-/// Who keeps a process together and has its output.
+/// What keeps a process and its children together, and where its output goes.
 #[derive(Debug)]
 pub(super) enum ProcessKeeper {
-    /// The process group keeps the process together, and the manager has its output.
+    /// The process group keeps them together, and the manager reads their output.
     Manager(Tail),
-    /// A scope keeps the process together, and the journal has its output. It lives on when the
-    /// manager ends.
+    /// A scope keeps them together, and the journal has their output. The scope outlives the
+    /// manager.
     Systemd(Scope),
 }
 
 impl Process {
-    /// Takes over a process that an earlier manager has started, if it is still there.
+    /// Takes over a process that an earlier manager has started, if the process still runs.
     pub fn adopt(pid: u32, started: SystemTime, scope: Scope) -> io::Result<Process> {
         let pidfd = Pidfd::open(pid)?;
-        // By now the number may be that of another process, but none of those is in the scope.
+        // The number may belong to another process by now, but no other process is in this scope.
         if !scope.holds(pid) || is_launcher(pid) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -69,7 +70,7 @@ impl Process {
         }
     }
 
-    /// Returns what [`Process::last_lines`] are called: `stderr` or `log`.
+    /// Returns the name of the source of [`Process::last_lines`]: `stderr` or `log`.
     pub fn output(&self) -> &'static str {
         match self.keeper {
             ProcessKeeper::Manager(_) => "stderr",
@@ -77,17 +78,18 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process. One that is gone needs none.
+    /// Sends a signal to the process. Does nothing if the process has ended.
     pub fn signal(&self, signal: i32) {
         if let Some(signal) = Signal::from_named_raw(signal) {
             self.pidfd.signal(signal);
         }
     }
 
-    /// Sends SIGKILL to the process and to all that it has started, as far as that is known.
+    /// Sends SIGKILL to the process and, as far as they are known, to all processes that it has
+    /// started.
     pub fn kill(&self) {
-        // The pidfd vouches for the number: as long as the process was not waited for, it is nobody
-        // else's.
+        // A process that can be signaled by its pidfd was not waited for yet, so no other process
+        // has its number.
         if self.pidfd.signal(Signal::KILL)
             && let Some(pid) = Pid::from_raw(self.pid.cast_signed())
         {
@@ -99,7 +101,7 @@ impl Process {
         }
     }
 
-    /// Ends what a process that is gone has left in its scope.
+    /// Ends the processes that an ended process has left in its scope.
     pub(super) async fn left_behind(&self) {
         if let ProcessKeeper::Systemd(scope) = &self.keeper {
             scope.stop().await;
@@ -107,8 +109,8 @@ impl Process {
     }
 }
 
-/// Returns true if the process is still a launcher: its manager ended before it was let go, and so
-/// will it.
+/// Returns true if the process is still a launcher. The manager that started it has ended, so it
+/// will end, too.
 fn is_launcher(pid: u32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline"))
         .is_ok_and(|line| line.starts_with(b"smoothserve\0launch\0"))

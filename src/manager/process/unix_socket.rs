@@ -1,10 +1,10 @@
-//! The socket of an instance with `bind: unix`.
+//! The unix socket of an instance with `bind: unix`.
 //!
-//! The instance makes it, as its own user, in a folder of its own. To connect to it one has to be
-//! able to write to it, and the proxy worker is another user. So as soon as the socket is there,
-//! the manager gives it the worker's group and lets that write. The folder is the instance's, who
-//! may put anything there: what is changed has to be a socket of the instance's user and nothing
-//! that a link leads to.
+//! The instance creates the socket as its own user, in its own folder. The proxy worker is another
+//! user, which may connect only if it can write to the socket. So as soon as the socket exists, the
+//! manager gives it the worker's group and lets this group write. The instance owns the folder and
+//! may put anything there: the manager changes only a socket that belongs to the instance's user,
+//! and never follows a link.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -18,16 +18,17 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use crate::launch::Credentials;
 use crate::manager::host::worker_user::worker_user;
 
-/// The name of the socket in its folder.
+/// The file name of the socket.
 const NAME: &str = "socket";
 
-/// The pause between two looks at whether the socket is there. A worker looks as often.
+/// The pause between two checks whether the socket exists. A worker probes as often.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The permission to read and write, for the group.
+/// The permission bits that let the group read and write.
 const GROUP_ACCESS: u32 = 0o060;
 
-/// Makes the folder of an instance that runs as this user, and returns where the socket is to be.
+/// Creates the folder for the socket of an instance that runs as `user`. Returns the path of the
+/// socket.
 pub fn make_place(folder: &Path, user: Option<&Credentials>) -> io::Result<PathBuf> {
     DirBuilder::new()
         .recursive(true)
@@ -39,10 +40,10 @@ pub fn make_place(folder: &Path, user: Option<&Credentials>) -> io::Result<PathB
     Ok(folder.join(NAME))
 }
 
-/// Lets workers connect as soon as the socket is there, unless the folder goes before. Must run
-/// inside a `LocalSet`.
+/// Lets workers connect as soon as the socket exists. Stops waiting if the folder is removed. Must
+/// run inside a `LocalSet`.
 pub fn admit_worker(folder: &Path) {
-    // A manager that is not root is the only user of all of this.
+    // If the manager does not run as root, the instance and the workers run as the same user.
     let Some(worker) = worker_user() else { return };
     let folder = folder.to_owned();
     tokio::task::spawn_local(async move {
@@ -71,7 +72,7 @@ fn admit(folder: &Path, group: u32) -> io::Result<()> {
     if FileType::from_raw_mode(found.st_mode) != FileType::Socket || found.st_uid != owner {
         return Err(io::Error::other("it is no socket of the instance"));
     }
-    // The file that was looked at, whatever has that name by now.
+    // This path refers to the file that was checked, even if another file has its name by now.
     let socket = PathBuf::from(format!("/proc/self/fd/{}", socket.as_raw_fd()));
     chown(&socket, None, Some(group))?;
     let mode = Mode::from_raw_mode(found.st_mode).bits() | GROUP_ACCESS;

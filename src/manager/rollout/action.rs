@@ -1,8 +1,8 @@
-//! What the rollout core wants to be done.
+//! The actions that the rollout core asks for.
 
 use super::life::InstanceId;
 
-/// Something to do for a service.
+/// An action for one service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RolloutAction {
     /// Start an instance of this generation.
@@ -15,13 +15,13 @@ pub enum RolloutAction {
     Stop(InstanceId),
     /// Send SIGKILL to an instance.
     Kill(InstanceId),
-    /// Say that an instance failed.
+    /// Report that an instance failed.
     Failed {
         id: InstanceId,
         slot: u32,
         generation: u64,
         failure: InstanceFailure,
-        /// Whether the generation is not rolled out any further.
+        /// Whether the rollout of the generation was given up.
         gave_up: bool,
     },
 }
@@ -31,8 +31,8 @@ pub enum RolloutAction {
 pub enum InstanceFailure {
     /// The instance was gone before it was ready.
     ExitedBeforeReady,
-    /// The instance was not ready in time.
+    /// The instance was still not ready after `start_timeout`.
     NotReadyInTime,
-    /// The instance was ready and ended without being asked to.
+    /// The instance had been ready and ended without being told to stop.
     Crashed,
 }

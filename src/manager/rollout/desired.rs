@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Times;
 
-/// What every slot is to run.
+/// A target: what every slot should run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutTarget {
     /// The generation, which grows with every deploy and restart.
@@ -13,14 +13,14 @@ pub struct RolloutTarget {
     pub version: u64,
 }
 
-/// What is wanted of a service.
+/// The desired state of a service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
-    /// Whether instances run at all.
+    /// Whether the service should run.
     pub running: bool,
     /// The number of slots.
     pub count: u32,
-    /// The newest generation that was asked for.
+    /// The newest target that was asked for.
     pub target: RolloutTarget,
     /// How instances are replaced, and how fast.
     pub policy: RolloutPolicy,
@@ -29,9 +29,9 @@ pub struct Desired {
 /// How instances are replaced, and the times that bound each state of an instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RolloutPolicy {
-    /// True: the old instance of a slot drains before the new one starts.
+    /// Whether the old instance of a slot drains before the new one starts.
     pub in_place: bool,
-    /// The times of the service's file.
+    /// The timeouts of the service's file.
     #[serde(flatten)]
     pub times: Times,
 }

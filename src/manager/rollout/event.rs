@@ -1,21 +1,20 @@
-//! What the rollout core takes in.
+//! The events that the rollout core handles.
 
 use super::desired::Desired;
 use super::life::InstanceId;
 
-/// Something that happened to a service.
+/// An event for one service.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RolloutEvent {
     /// The desired state was changed.
     Desire(Desired),
-    /// A starting instance showed its readiness.
+    /// A starting instance has shown that it is ready.
     Ready(InstanceId),
-    /// The worker has no connection to a draining instance and will not open one, but for its
-    /// tunnels.
+    /// No worker has a connection to a draining instance, or will open one. Tunnels do not count.
     Idle(InstanceId),
-    /// An instance has tunnels, or has none any more.
+    /// An instance has got its first tunnel (true), or has lost its last one (false).
     Tunnels(InstanceId, bool),
-    /// The process of an instance is gone, or could not be made.
+    /// The process of an instance has ended, or could not be created.
     Exited(InstanceId),
     /// Stop rolling out the newest target and go back to the good one.
     Cancel,

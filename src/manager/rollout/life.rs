@@ -6,28 +6,29 @@ use serde::{Deserialize, Serialize};
 
 use super::desired::RolloutTarget;
 
-/// The number of an instance, which no other instance ever has.
+/// The number of an instance. No other instance ever has the same number.
 pub type InstanceId = u64;
 
-/// One instance, as the rollout core holds it.
+/// One instance, as the rollout core keeps it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeldInstance {
     /// The number of the instance.
     pub id: InstanceId,
     /// The slot of the instance.
     pub slot: u32,
-    /// What the instance runs.
+    /// The target that the instance runs.
     pub target: RolloutTarget,
-    /// Where the instance is in its life.
+    /// The state of the instance's life.
     pub state: LifeState,
-    /// Whether the instance has tunnels, as far as is known.
+    /// Whether the instance has open tunnels, as far as the core knows.
     pub tunnels: bool,
 }
 
-/// Where an instance is in its life.
+/// The state of an instance's life, with the times that belong to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum LifeState {
-    /// The process runs. `ready`: its readiness was seen, but `not_before` is still ahead.
+    /// The process runs. `ready` is true if the instance has shown its readiness before
+    /// `not_before`.
     Starting {
         ready: bool,
         not_before: Instant,
@@ -40,19 +41,19 @@ pub enum LifeState {
     },
     /// The instance gets no new requests.
     Draining { deadline: Instant },
-    /// The instance was told to stop, and ends its tunnels.
+    /// The instance was told to stop, and closes its tunnels.
     Closing { deadline: Instant },
-    /// The instance was told to stop; `kill_at` is empty once it was killed.
+    /// The instance was told to stop. `kill_at` is empty once it was killed.
     Stopping { kill_at: Option<Instant> },
 }
 
 impl HeldInstance {
-    /// The instance gets requests.
+    /// Returns true if the instance gets requests.
     pub fn is_ready(&self) -> bool {
         matches!(self.state, LifeState::Ready { .. })
     }
 
-    /// Returns true if the instance gets requests, or is to.
+    /// Returns true if the instance gets requests, or will get them when it is ready.
     pub(super) fn is_live(&self) -> bool {
         matches!(
             self.state,
@@ -61,25 +62,25 @@ impl HeldInstance {
     }
 }
 
-/// A [`LifeState`] without its times.
+/// The stage of an instance's life: a [`LifeState`] without its times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LifeStage {
-    /// The instance was not seen to be ready, or not long enough after its start.
+    /// The instance has not been seen to be ready, or has not run long enough since its start.
     Starting,
-    /// The instance gets requests and is watched before the next is replaced.
+    /// The instance gets requests, and is watched before the next instance is replaced.
     Soaking,
     /// The instance gets requests.
     Ready,
     /// The instance gets no new requests.
     Draining,
-    /// The instance was told to stop, and ends its tunnels.
+    /// The instance was told to stop, and closes its tunnels.
     Closing,
     /// The instance was told to stop.
     Stopping,
 }
 
 impl LifeState {
-    /// Returns how far the life is.
+    /// Returns the stage of this state.
     pub fn stage(&self) -> LifeStage {
         match self {
             LifeState::Starting { .. } => LifeStage::Starting,

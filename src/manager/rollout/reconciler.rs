@@ -1,5 +1,5 @@
-//! The rollout core itself: one service's slots, and the rules that move them towards the desired
-//! state.
+//! The reconciler, the heart of the rollout core: the slots of one service, and the rules that move
+//! them toward the desired state.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,22 +10,20 @@ use super::event::RolloutEvent;
 use super::life::{HeldInstance, InstanceId, LifeState};
 use crate::manager::backoff;
 
-/// How long the first instance of a new version must live beside the old ones before those go.
+/// How long the first instance of a new version must stay up before the old instances are replaced.
 pub const SOAK: Duration = Duration::from_secs(5);
 
-/// How long nothing happens after a step of a rotation. To start a process and to end one takes
-/// some milliseconds from all others on the machine, which must stay rare among the many in which
-/// requests are served.
+/// How long a rotation pauses after each step. Starting or ending a process costs every other
+/// process on the machine some milliseconds, so this must stay rare while requests are served.
 pub const PAUSE: Duration = Duration::from_millis(200);
 
-/// The failures of a slot.
+/// The failures of one slot.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Slot {
-    /// The number of failures in a row, without [`backoff::RECOVERED_AFTER`] of readiness between
-    /// them.
+    /// The number of failures in a row. [`backoff::RECOVERED_AFTER`] of readiness resets it.
     failures: u32,
-    /// Whether the slot is missing because its instance failed, not because it was rotated in
-    /// place.
+    /// Whether the slot is missing because its instance failed, and not because of an in-place
+    /// rotation.
     failed: bool,
     retry_at: Option<Instant>,
 }
@@ -34,19 +32,21 @@ pub(super) struct Slot {
 #[derive(Debug, Clone)]
 pub struct Reconciler {
     pub(super) desired: Desired,
-    /// The target that is worked towards: the desired one, or the good one after that was given up.
+    /// The target that the rollout works toward: the desired target or, if that was given up, the
+    /// good one.
     pub(super) target: RolloutTarget,
     pub(super) good: Option<RolloutTarget>,
     /// Whether the first instance of `target` has survived its soak.
     pub(super) proven: bool,
     pub(super) instances: Vec<HeldInstance>,
     pub(super) slots: BTreeMap<u32, Slot>,
-    /// The pause after the end of an old instance.
+    /// The end of the pause after an old instance has ended.
     pub(super) pause_until: Option<Instant>,
 }
 
 impl Reconciler {
-    /// A service of which nothing runs yet; the first [`RolloutEvent::Desire`] sets it going.
+    /// Makes the rollout of a service without instances. The first [`RolloutEvent::Desire`] starts
+    /// it.
     pub fn new(desired: Desired) -> Self {
         Reconciler {
             target: desired.target,
@@ -62,7 +62,7 @@ impl Reconciler {
         }
     }
 
-    /// Takes in one event and returns what to do, in order. `next_id` numbers new instances.
+    /// Handles one event and returns the actions for it, in order. `next_id` numbers new instances.
     pub fn handle(
         &mut self,
         now: Instant,
@@ -112,30 +112,30 @@ impl Reconciler {
         &self.instances
     }
 
-    /// Returns the desired state, as it was last given.
+    /// Returns the newest desired state.
     pub fn desired(&self) -> &Desired {
         &self.desired
     }
 
-    /// Returns the target that is worked towards: it differs from the desired one when that was
-    /// given up.
+    /// Returns the target that the rollout works toward. It differs from the desired target if that
+    /// was given up.
     pub fn target(&self) -> RolloutTarget {
         self.target
     }
 
-    /// Returns the good target, which the rollout can go back to.
+    /// Returns the good target, to which the rollout can go back.
     pub fn good(&self) -> Option<RolloutTarget> {
         self.good
     }
 
-    /// Returns the slots that wait for another try, and until when.
+    /// Returns the slots that wait for their backoff, and when each wait ends.
     pub fn waiting(&self) -> impl Iterator<Item = (u32, Instant)> {
         (1..=self.desired.count)
             .filter(|&slot| self.desired.running && !self.in_slot(slot).any(HeldInstance::is_live))
             .filter_map(|slot| Some((slot, self.slots.get(&slot)?.retry_at?)))
     }
 
-    /// Returns the number of slots that are as they are wanted.
+    /// Returns the number of slots that have reached the desired state.
     pub fn settled(&self) -> u32 {
         let slots = (1..=self.desired.count).filter(|&slot| {
             self.in_slot(slot)
@@ -144,7 +144,7 @@ impl Reconciler {
         slots.count() as u32
     }
 
-    /// Returns true if the target is reached in all slots and nothing else is left over.
+    /// Returns true if all slots have reached the target and no other instance is left.
     pub fn converged(&self) -> bool {
         let wanted = if self.desired.running {
             self.desired.count
@@ -214,7 +214,7 @@ impl Reconciler {
         }
     }
 
-    /// Moves on all instances and slots that have waited long enough.
+    /// Moves on the instances and slots whose time has passed.
     fn expire(&mut self, now: Instant, actions: &mut Vec<RolloutAction>) {
         for index in 0..self.instances.len() {
             let HeldInstance {
@@ -285,7 +285,7 @@ impl Reconciler {
         }
     }
 
-    /// Counts a failure against its slot, and gives an unfinished target up.
+    /// Counts a failure of a slot, and gives up the target if it is unfinished.
     fn failed(
         &mut self,
         instance: &HeldInstance,
@@ -324,7 +324,7 @@ impl Reconciler {
         });
     }
 
-    /// Compares the actual state with the desired one, and takes the next step.
+    /// Compares the actual state with the desired state and takes the next step.
     fn reconcile(
         &mut self,
         now: Instant,
@@ -334,7 +334,7 @@ impl Reconciler {
         self.retire(now, actions);
         if !self.desired.running {
             if self.instances.is_empty() {
-                // A stopped service starts afresh: nothing of the past is gone back to.
+                // A stopped service starts from scratch: there is no good target to go back to.
                 self.good = None;
                 self.slots.clear();
             }
@@ -353,7 +353,7 @@ impl Reconciler {
         }
     }
 
-    /// Takes out what is not wanted any more: superfluous, stale, or replaced.
+    /// Retires instances that are no longer wanted: superfluous, stale or replaced ones.
     fn retire(&mut self, now: Instant, actions: &mut Vec<RolloutAction>) {
         let ids: Vec<InstanceId> = self.instances.iter().map(|instance| instance.id).collect();
         for id in ids {
@@ -373,8 +373,8 @@ impl Reconciler {
         }
     }
 
-    /// Returns true for a starting instance that nobody waits for: neither of the target nor a
-    /// repair with the good version, or in a slot that is already as it should be.
+    /// Returns true for a starting instance that is not needed: its slot already has a ready
+    /// instance that fits, or it runs neither the target nor, as a repair, the good version.
     fn stale(&self, instance: &HeldInstance) -> bool {
         let repair = Some(instance.target) == self.good
             && !self.in_slot(instance.slot).any(HeldInstance::is_ready);
@@ -384,7 +384,7 @@ impl Reconciler {
         served || !(instance.target == self.target || repair)
     }
 
-    /// Returns true for a ready instance beside another one of its slot that is to stay.
+    /// Returns true for a ready instance if another ready instance in its slot replaces it.
     fn replaced(&self, instance: &HeldInstance) -> bool {
         self.in_slot(instance.slot).any(|other| {
             let settled = matches!(
@@ -407,7 +407,7 @@ impl Reconciler {
                 true
             }
             LifeState::Ready { soak_until, .. } => soak_until.is_some(),
-            // One that does not even die of SIGKILL must not hold everything up.
+            // An instance that survives even SIGKILL must not block the rollout.
             LifeState::Stopping { kill_at } => kill_at.is_some(),
         });
         let all_ready =
@@ -428,9 +428,9 @@ impl Reconciler {
         }
     }
 
-    /// Returns what a missing slot is to run. After its first crash in the middle of a rollout that
-    /// has proven nothing, that is the version that worked; if that fails too, the new one may well
-    /// be the cure.
+    /// Returns the target for a missing slot. After the first crash in the slot during an unproven
+    /// rollout, this is the good target, which has worked before. If that fails, too, the new
+    /// version may be the fix, so the slot gets the newest target again.
     fn repair_target(&self, slot: u32) -> RolloutTarget {
         let first_crash = self
             .slots
@@ -523,7 +523,7 @@ impl Reconciler {
     }
 
     /// Returns true if an instance runs the target, or a newer generation of the same version,
-    /// which is as good.
+    /// which is equivalent.
     fn fits(&self, instance: &HeldInstance) -> bool {
         instance.target.version == self.target.version
             && instance.target.generation >= self.target.generation
@@ -544,7 +544,7 @@ impl Reconciler {
     }
 }
 
-/// Returns how long an instance of a target soaks that is not reached yet.
+/// Returns how long an instance of an unfinished target soaks.
 pub(super) fn soak(proven: bool) -> Duration {
     match proven {
         true => PAUSE,

@@ -1,7 +1,8 @@
-//! The state of a rollout as it survives the manager.
+//! The state of a rollout that is saved for the next manager.
 //!
-//! Moments mean nothing to another process, so times that run begin anew. How often a slot has
-//! failed is forgotten, and that an old instance has just ended: a new manager goes on at once.
+//! Another process cannot use the values of `Instant`, so running timeouts begin again. The
+//! failures of slots and the pause after the end of an old instance are not saved: a new manager
+//! continues at once.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use super::desired::{Desired, RolloutTarget};
 use super::life::{HeldInstance, InstanceId, LifeStage, LifeState};
 use super::reconciler::{Reconciler, soak};
 
-/// What is kept of a [`Reconciler`].
+/// The state of a [`Reconciler`] that is saved for the next manager.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SavedRollout {
     desired: Desired,
@@ -33,7 +34,7 @@ struct SavedHeldInstance {
 }
 
 impl Reconciler {
-    /// Returns what the next manager has to know of the rollout.
+    /// Returns the state that the next manager needs to continue the rollout.
     pub fn save(&self) -> SavedRollout {
         let instances = self.instances.iter().map(|instance| SavedHeldInstance {
             id: instance.id,
@@ -51,7 +52,7 @@ impl Reconciler {
         }
     }
 
-    /// Goes on from what was saved.
+    /// Continues from a saved state.
     pub fn restore(saved: SavedRollout, now: Instant) -> Reconciler {
         let policy = &saved.desired.policy;
         let instances = saved.instances.iter().map(|instance| HeldInstance {
@@ -99,7 +100,7 @@ impl Reconciler {
         }
     }
 
-    /// Takes out an instance that has never become one: its launcher was still waiting when the
+    /// Removes an instance whose program never started: its launcher was still waiting when the
     /// manager ended.
     pub fn never_was(&mut self, id: InstanceId) {
         self.instances.retain(|instance| instance.id != id);

@@ -21,7 +21,7 @@ fn policy(in_place: bool) -> RolloutPolicy {
     }
 }
 
-/// Plays the part of everything around the core, and checks the invariants at every step.
+/// Simulates everything around the core, and checks the invariants at every step.
 struct World {
     core: Reconciler,
     now: Instant,
@@ -87,7 +87,7 @@ impl World {
                 Some(LifeState::Draining { deadline }) => {
                     self.quiescent.contains(id) || deadline <= self.now
                 }
-                // Drained and over its drain time in one step would need a drain time of zero.
+                // A ready instance cannot stop in one step: that would need a drain time of zero.
                 Some(
                     LifeState::Ready { .. }
                     | LifeState::Closing { .. }
@@ -175,7 +175,7 @@ impl World {
         (!found.is_empty()).then(|| found[which % found.len()])
     }
 
-    /// What a starting process does when it is let run.
+    /// Simulates what a starting process does when it runs.
     fn come_up(&mut self, instance: HeldInstance) {
         if self.bad.contains(&instance.target.version) {
             self.send(RolloutEvent::Exited(instance.id));
@@ -194,7 +194,7 @@ impl World {
         self.send(RolloutEvent::Tick);
     }
 
-    /// Lets everything happen that a world without faults does, until nothing is left to happen.
+    /// Plays a world without faults until nothing more happens.
     fn settle(&mut self) {
         for _ in 0..10_000 {
             if self.core.converged() {
@@ -222,7 +222,7 @@ impl World {
         panic!("does not settle: {:#?}", self.core);
     }
 
-    /// Nothing happens for a while.
+    /// Lets a pause pass without events.
     fn pause(&mut self) {
         let before = self.core.instances().to_vec();
         self.pass(PAUSE - Duration::from_millis(1));
@@ -231,7 +231,7 @@ impl World {
         assert_ne!(self.core.instances(), before);
     }
 
-    /// What becomes of an old instance that is replaced.
+    /// Simulates the end of an old instance that was replaced.
     fn drain_and_stop(&mut self, slot: u32) {
         let old = self.pick(0, |state| matches!(state, LifeState::Draining { .. }));
         let old = old.unwrap();
@@ -333,7 +333,7 @@ fn a_pause_follows_each_new_instance_and_each_old_one() {
             let new = new.unwrap();
             assert_eq!(new.slot, slot);
             world.come_up(new);
-            // Another manager begins it anew, and it is no longer than that.
+            // A new manager begins the pause anew, and the pause does not get longer by that.
             world.core = Reconciler::restore(world.core.save(), world.now);
             world.pause();
             if !in_place {
@@ -377,7 +377,7 @@ fn an_instance_that_is_not_ready_in_time_is_stopped_and_then_killed() {
     assert!(world.log.contains(&RolloutAction::Kill(1)));
 }
 
-/// An instance with tunnels that was told to stop.
+/// Returns a world with an instance that has tunnels and was told to stop.
 fn closing() -> (World, InstanceId) {
     let mut world = World::new(1, false);
     world.settle();
@@ -584,8 +584,8 @@ enum Step {
     Tunnels(usize, bool),
     Pass(u64),
     Cancel,
-    /// The manager ends and another takes over; of the instances that had not become ready, this
-    /// one never was.
+    /// Another manager takes over. One of the instances that were not ready yet never started; the
+    /// number chooses which.
     TakeOver(usize),
 }
 
@@ -642,7 +642,7 @@ impl World {
                     .for_each(|instance| self.send(RolloutEvent::Exited(instance.id)));
             }
             Step::Tunnels(which, tunnels) => {
-                // No new one once it drains.
+                // An instance that drains gets no new tunnels.
                 let live = self.pick(which, |state| !tunnels || state.is_ready());
                 live.into_iter()
                     .for_each(|instance| self.send(RolloutEvent::Tunnels(instance.id, tunnels)));
@@ -699,7 +699,7 @@ proptest! {
         for step in steps {
             world.take(step);
         }
-        // From here on the world behaves, and the newest version is a good one.
+        // From here on nothing fails, and the newest version is a good one.
         world.deploy(true, false);
         world.desire(|desired| desired.running = true);
         world.settle();

@@ -1,4 +1,5 @@
-//! Why an instance has failed, as people want to read it: what happened, and its own last words.
+//! The diagnosis of a failed instance, as text for people: what happened, and the instance's last
+//! output.
 
 use std::rc::Rc;
 
@@ -10,7 +11,7 @@ use crate::manager::rollout::InstanceFailure;
 /// The number of lines of an instance's output that are quoted in a diagnosis.
 const QUOTED_LINES: usize = 5;
 
-/// Adds the last words of a process to a diagnosis, and reports it as [`Event::Diagnosed`].
+/// Adds the last output of a process to a diagnosis, and reports it as [`Event::Diagnosed`].
 pub(super) fn gather(mut diagnosis: Diagnosis, process: Option<Rc<Process>>, reports: Reports) {
     tokio::task::spawn_local(async move {
         if let Some(process) = process {

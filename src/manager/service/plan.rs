@@ -1,4 +1,4 @@
-//! What a change means for a service: planned without touching anything, then applied.
+//! The plan of a change to a service: made first, without changing anything, and then applied.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::manager::process::deployment::Deployment;
 use crate::manager::rollout::{RolloutEvent, RolloutTarget};
 use crate::manager::world::World;
 
-/// What a change on disk or a command means for a service; made before anything is touched.
+/// What a change on disk, or a command, means for a service.
 pub struct Plan {
     spec: Arc<ServiceConfig>,
     deployment: Option<Deployment>,
@@ -26,25 +26,25 @@ impl Plan {
     }
 }
 
-/// Why a service is looked at again.
+/// Why a service is planned again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlanReason {
-    /// smoothserve was told to apply what changed.
+    /// A reload was requested.
     Reload,
     /// The files of the service were seen to change.
     FilesChanged,
-    /// The service is to be started, or replaced as it is.
+    /// A command starts the service, or restarts it.
     Command,
 }
 
 impl Service {
-    /// Looks at the disk and decides what has to be done to make `spec` real. Touches nothing.
+    /// Reads the disk and decides what has to be done to apply `spec`. Changes nothing.
     pub fn plan(&self, spec: &Arc<ServiceConfig>, reason: PlanReason) -> std::io::Result<Plan> {
         let was_running = self.core.desired().running;
         let running = match reason {
             PlanReason::Command => true,
-            // A service that was stopped or started by hand stays so until its file says something
-            // new.
+            // A service that a command has started or stopped stays so until `enabled` changes in
+            // its file.
             _ if spec.enabled != self.spec.enabled
                 || self.history.last_generation == 0
                 || self.removed =>
@@ -85,8 +85,8 @@ impl Service {
         differs(self.core.target().generation) && !already_tried
     }
 
-    /// Takes what is on disk now, under the version of the deployment that has the same content, if
-    /// there is one.
+    /// Makes a deployment of what is on disk now. It gets the version of a known deployment with
+    /// the same content, if there is one, otherwise a new version.
     fn deployment(&self, spec: &Arc<ServiceConfig>) -> std::io::Result<Deployment> {
         let mut deployment = Deployment::take(spec, self.history.last_version + 1)?;
         if let Some(same) = self
@@ -99,7 +99,7 @@ impl Service {
         Ok(deployment)
     }
 
-    /// Makes a plan real. Returns the goal that a job has to wait for, if anything changes.
+    /// Applies a plan. Returns the goal that a job has to wait for, if anything changes.
     pub fn apply(&mut self, plan: Plan, world: &mut World) -> Option<Goal> {
         let count_before = self.core.desired().count;
         let was_running = self.core.desired().running;
@@ -140,8 +140,8 @@ impl Service {
         Some(self.goal())
     }
 
-    /// Warns that without systemd nothing keeps the limits that a scope would have. This is said
-    /// once, not with every generation.
+    /// Warns that limits of the service's file have no effect without systemd, because they need a
+    /// scope. Warns once, not for every generation.
     fn warn_of_limits(&self, deployment: &Deployment) {
         let limits = &deployment.process.limits.scope;
         let mut known = self.deployments.values();
@@ -155,7 +155,8 @@ impl Service {
         }
     }
 
-    /// Returns true if the service is on its way to its target, and nothing has gone wrong yet.
+    /// Returns true if the service runs, has not reached its target yet, and no slot waits for its
+    /// backoff.
     fn is_rolling_out(&self) -> bool {
         self.core.desired().running
             && !self.core.converged()

@@ -1,4 +1,4 @@
-//! A service as it survives the manager.
+//! The state of a service that is saved for the next manager.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ use crate::manager::process::executable::stored_name;
 use crate::manager::rollout::{InstanceId, LifeStage, Reconciler, SavedRollout};
 use crate::manager::world::World;
 
-/// What is kept of a service for the next manager.
+/// The state of a service that is saved for the next manager.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedService {
     spec: Arc<ServiceConfig>,
@@ -30,7 +30,7 @@ pub struct SavedService {
 }
 
 impl Service {
-    /// Returns what the next manager has to know of the service.
+    /// Returns the state that the next manager needs to take over the service.
     pub fn save(&self) -> SavedService {
         let deployments = self.deployments.iter();
         let instances = self.instances.iter();
@@ -48,8 +48,8 @@ impl Service {
         }
     }
 
-    /// Goes on from what was saved, with the executables that were stored. [`Service::tick`] has to
-    /// be called once all services are there.
+    /// Restores a service from its saved state and the stored executables. The caller must call
+    /// [`Service::tick`] once all services are restored.
     pub fn restore(
         mut saved: SavedService,
         executables: &mut BTreeMap<String, OwnedFd>,
@@ -73,7 +73,7 @@ impl Service {
             };
             let mut instance = Instance::adopt(held.id, held.slot, &name, deployment, kept, world);
             match held.state.stage() {
-                // It had not been let go, or nobody has seen what became of it.
+                // The program never started, or nobody has seen how it ended.
                 LifeStage::Starting if instance.pid().is_none() => {
                     core.never_was(held.id);
                     world.ports.release(held.id);

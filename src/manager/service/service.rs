@@ -1,4 +1,4 @@
-//! The service itself: what it holds, and what happens to it.
+//! The service itself: its state, and how it handles commands and reports.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -21,26 +21,27 @@ use crate::manager::rollout::{
 use crate::manager::world::World;
 use crate::status::LastError;
 
-/// One configured service, or one that was removed and whose instances are not gone yet.
+/// A configured service, or a removed service whose instances are not all gone yet.
 pub struct Service {
     /// The file of the service, as it was last applied.
     pub(super) spec: Arc<ServiceConfig>,
-    /// Decides what is to be done to reach the desired state.
+    /// The rollout core, which decides what to do to reach the desired state.
     pub(super) core: Reconciler,
-    /// The deployments that a slot may still be started with, by generation.
+    /// The deployments that a slot may still be started from, by generation.
     pub(super) deployments: BTreeMap<u64, Rc<Deployment>>,
-    /// The instances that have a process, or are about to.
+    /// The instances that have a process, or will have one soon.
     pub(super) instances: BTreeMap<InstanceId, Instance>,
-    /// Whether the service's file is gone; then the service ends with its last instance.
+    /// Whether the service's file is gone. A removed service ends with its last instance.
     pub(super) removed: bool,
-    /// What has become of the service so far.
+    /// The history of the service.
     pub(super) history: History,
-    /// Whether the service may stand elsewhere than when this was last asked.
+    /// Whether the progress of the service may have changed since [`Service::take_moved`] was last
+    /// called.
     pub(super) moved: bool,
 }
 
 impl Service {
-    /// A service that is configured but of which nothing was started yet.
+    /// Makes a service of which nothing was started yet.
     pub fn new(spec: Arc<ServiceConfig>) -> Service {
         let target = RolloutTarget {
             generation: 0,
@@ -62,12 +63,12 @@ impl Service {
         &self.spec
     }
 
-    /// Returns true if the service may stand elsewhere than when this was last asked.
+    /// Returns true if the progress of the service may have changed since the last call.
     pub fn take_moved(&mut self) -> bool {
         std::mem::take(&mut self.moved)
     }
 
-    /// Has jobs look at where the service stands, as if it had moved.
+    /// Marks the progress of the service as changed, so that jobs look at it.
     pub fn mark_moved(&mut self) {
         self.moved = true;
     }
@@ -87,7 +88,7 @@ impl Service {
         self.instances.is_empty()
     }
 
-    /// Returns the goal of a job that waits until the service is where it is wanted.
+    /// Returns the goal of a job that waits until the service has reached its desired state.
     pub fn goal(&self) -> Goal {
         match self.core.desired().running {
             true => Goal::Running {
@@ -97,8 +98,8 @@ impl Service {
         }
     }
 
-    /// Takes in that what is on disk cannot be started. The service is looked at again when that
-    /// changes.
+    /// Takes in that the service cannot be started from what is on disk. The service is planned
+    /// again when its files change.
     pub fn not_started(&mut self, error: &std::io::Error) {
         tracing::error!(
             message_id = events::SERVICE_NOT_STARTED,
@@ -112,7 +113,7 @@ impl Service {
         });
     }
 
-    /// Drains and stops all instances; if `removed`, the service ends with them.
+    /// Drains and stops all instances. If `removed`, the service itself ends with the last of them.
     pub fn stop(&mut self, removed: bool, world: &mut World) {
         self.removed |= removed;
         let wanted = Desired {
@@ -122,7 +123,7 @@ impl Service {
         self.step(RolloutEvent::Desire(wanted), world);
     }
 
-    /// Gives the rollout of this generation up, if it is still the one.
+    /// Gives up the rollout of `generation`, unless a newer generation has replaced it.
     pub fn cancel(&mut self, generation: u64, world: &mut World) {
         if self.core.desired().target.generation == generation {
             self.step(RolloutEvent::Cancel, world);
@@ -192,13 +193,13 @@ impl Service {
         }
     }
 
-    /// Returns true if a worker's counts are known already.
+    /// Returns true if `counts` equal the last counts of this worker.
     pub fn has_counted(&self, worker: u32, counts: &EndpointCounts) -> bool {
         let instance = self.instances.get(&counts.id.0);
         instance.is_some_and(|instance| instance.counts.has(worker, counts))
     }
 
-    /// Takes in that a worker has ended: what it counted is history.
+    /// Takes in that a worker has ended: its counts become past counts.
     pub fn worker_gone(&mut self, worker: u32, world: &mut World) {
         for instance in self.instances.values_mut() {
             instance.counts.gone(worker);
@@ -209,7 +210,7 @@ impl Service {
         }
     }
 
-    /// Takes in whether an instance has tunnels, if that has changed.
+    /// Tells the rollout core whether an instance has tunnels, if this has changed.
     fn look_at_tunnels(&mut self, id: InstanceId, world: &mut World) {
         let Some(instance) = self.instances.get(&id) else {
             return;
@@ -221,7 +222,8 @@ impl Service {
         }
     }
 
-    /// Takes draining instances for idle: there is no worker that could be connected to them.
+    /// Treats draining instances as idle, because no worker is left that could be connected to
+    /// them.
     pub fn no_worker(&mut self, world: &mut World) {
         let draining: Vec<InstanceId> = self
             .core
@@ -242,7 +244,7 @@ impl Service {
         }
     }
 
-    /// Hands an event to the rollout core and performs the actions that come of it.
+    /// Passes an event to the rollout core and performs the actions that it returns.
     pub(super) fn step(&mut self, event: RolloutEvent, world: &mut World) {
         let before: Vec<HeldInstance> = self.core.instances().to_vec();
         for action in self.core.handle(Instant::now(), event, &mut world.next_id) {
@@ -286,8 +288,8 @@ impl Service {
         self.moved = true;
     }
 
-    /// Has the cause of a failure found out, which takes a moment if it is in the journal, see
-    /// [`Service::diagnosed`].
+    /// Starts to find out the cause of a failure, which takes a moment if it is in the journal.
+    /// [`Service::diagnosed`] gets the result.
     fn failed(
         &mut self,
         id: InstanceId,
@@ -314,7 +316,7 @@ impl Service {
         diagnosis::gather(diagnosis, instance.process(), world.reports.clone());
     }
 
-    /// Logs a failure with its cause, and fails the jobs that it ends.
+    /// Logs a failure with its cause, and fails the jobs that wait for its generation.
     pub fn diagnosed(&mut self, diagnosis: Diagnosis, world: &mut World) {
         diagnosis::log(&diagnosis);
         let Diagnosis {
@@ -345,7 +347,7 @@ impl Service {
         world.owners.insert(id, self.spec.name.clone());
     }
 
-    /// Logs which instances moved on, and remembers since when.
+    /// Logs which instances have entered a new state, and remembers the time.
     fn note_changes(&mut self, before: &[HeldInstance]) {
         let unmoved = before.len() == self.core.instances().len()
             && before.iter().all(|old| {
@@ -354,7 +356,7 @@ impl Service {
                     .iter()
                     .any(|new| new.id == old.id && kind(&new.state) == kind(&old.state))
             });
-        // The newest first: a new instance is ready before the old one drains.
+        // The newest instance comes first in the log: it is ready before the old one drains.
         for new in self.core.instances().iter().rev() {
             let old = before.iter().find(|old| old.id == new.id);
             if old.is_some_and(|old| kind(&old.state) == kind(&new.state)) {
@@ -408,21 +410,21 @@ impl Service {
         }
     }
 
-    /// Returns the instances as endpoints, as far as workers are concerned with them.
+    /// Returns the endpoints of this service that the workers have to know.
     pub fn endpoints(&self) -> Vec<WireEndpoint> {
         let endpoints = self.core.instances().iter().filter_map(|held| {
             let instance = self.instances.get(&held.id)?;
             let state = match held.state {
-                // Nobody but the instance itself says when it is ready.
+                // Workers do not probe an instance that reports its readiness itself.
                 LifeState::Starting { .. } if instance.probe().is_none() => return None,
-                // There is nobody to be asked yet.
+                // The process does not exist yet, so there is nothing to probe.
                 LifeState::Starting { .. } if instance.pid().is_none() => return None,
                 LifeState::Starting { .. } => EndpointState::Probing,
                 LifeState::Ready { .. } => EndpointState::Active,
                 LifeState::Draining { .. } => EndpointState::Draining,
                 LifeState::Closing { .. } => EndpointState::Draining,
                 LifeState::Stopping { .. } if held.tunnels => EndpointState::Cut,
-                // It was never routed, or it has drained.
+                // The instance was never routed, or it has drained.
                 LifeState::Stopping { .. } => EndpointState::Draining,
             };
             Some(WireEndpoint {
@@ -436,8 +438,8 @@ impl Service {
         endpoints.collect()
     }
 
-    /// Forgets deployments that nothing runs and nothing can be started with any more, so that
-    /// their executables are closed.
+    /// Forgets deployments that no instance runs and no slot can be started from, which closes
+    /// their executables.
     fn prune(&mut self, world: &World) {
         let core = &self.core;
         let is_used = |generation: u64| {
@@ -455,7 +457,7 @@ impl Service {
         });
     }
 
-    /// Returns the instance whose process this is.
+    /// Returns the instance whose process has this number.
     pub fn instance_of(&self, pid: u32) -> Option<InstanceId> {
         let mut instances = self.instances.iter();
         instances
@@ -463,14 +465,14 @@ impl Service {
             .map(|(id, _)| *id)
     }
 
-    /// Returns the instances, and the slots that they are in.
+    /// Returns the instances and their slots.
     pub fn slots(&self) -> impl Iterator<Item = (InstanceId, u32)> {
         let instances = self.core.instances().iter();
         instances.map(|instance| (instance.id, instance.slot))
     }
 
-    /// Returns true if the service has an instance that gets requests, or has failed to have one,
-    /// or needs none.
+    /// Returns true if the service has come up: an instance gets requests, an error has occurred,
+    /// or the service should not run.
     pub fn has_come_up(&self) -> bool {
         let mut instances = self.core.instances().iter();
         !self.is_wanted()
@@ -478,19 +480,20 @@ impl Service {
             || instances.any(HeldInstance::is_ready)
     }
 
-    /// Returns true if the service has routes: it is enabled or runs. A stopped one answers that it
-    /// is stopped.
+    /// Returns true if the service has routes: it is enabled or runs. Requests to a stopped service
+    /// get an answer that says so.
     pub fn is_routed(&self) -> bool {
         !self.removed && (self.spec.enabled || self.core.desired().running)
     }
 
-    /// Returns true if the service is to run.
+    /// Returns true if the service should run.
     pub fn is_wanted(&self) -> bool {
         !self.removed && self.core.desired().running
     }
 }
 
-/// The desired state of a service by its file, with `target` as what its slots are to run.
+/// Returns the desired state of a service for its configuration. `target` is what its slots should
+/// run.
 pub(super) fn desired(spec: &ServiceConfig, running: bool, target: RolloutTarget) -> Desired {
     Desired {
         running,

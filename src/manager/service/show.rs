@@ -1,4 +1,4 @@
-//! A service as it is shown: to jobs, to people, to programs.
+//! The views of a service: its progress for jobs, and its status for snapshots.
 
 use std::time::SystemTime;
 
@@ -8,7 +8,7 @@ use crate::manager::rollout::LifeState;
 use crate::status::{InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus};
 
 impl Service {
-    /// Returns how far the service is, for its jobs.
+    /// Returns the progress of the service for its jobs.
     pub fn progress(&self) -> Progress {
         let running = self.core.desired().running;
         let total = u32::from(self.spec.instance_count);
@@ -27,8 +27,8 @@ impl Service {
         }
     }
 
-    /// Returns what is going on, for people: `shop/2 starting: connect to 127.0.0.1:9002:
-    /// connection refused`.
+    /// Returns what the service is doing, as text for people: `shop/2 starting: connect to
+    /// 127.0.0.1:9002: connection refused`.
     fn activity(&self) -> String {
         let doing = self.core.instances().iter().filter_map(|held| {
             let instance = self.instances.get(&held.id)?;
@@ -65,7 +65,7 @@ impl Service {
         doing.chain(waiting).collect::<Vec<_>>().join("; ")
     }
 
-    /// Returns all that there is to show of the service.
+    /// Returns the status of the service as snapshots show it.
     pub fn status(&self, certificate_expires: Option<SystemTime>) -> ServiceStatus {
         let desired = self.core.desired();
         let requests: u64 = self
@@ -151,7 +151,7 @@ impl Service {
         }
     }
 
-    /// Returns how many instances get requests, and how many should.
+    /// Returns how many instances get requests, and how many instances should get them.
     pub fn readiness(&self) -> (u32, u32) {
         let ready = self
             .core

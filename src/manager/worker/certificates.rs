@@ -1,9 +1,8 @@
-//! The certificates that are in use, as they were when they were last read.
+//! The certificates in use, with the content that their files had when they were last read.
 //!
 //! Certificates are read when a configuration is planned, and kept until the next good
-//! configuration. So the files on disk may be broken for a while, or of two files one may be newer
-//! than the other, without anybody noticing. Keys are kept here and in the workers, and nowhere
-//! else.
+//! configuration. So the files on disk may be broken for a while, or the certificate may be newer
+//! than its key, and clients notice nothing. Keys are kept only here and in the workers.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +11,7 @@ use std::sync::Arc;
 use crate::config::{Certificate, CertificateFault, ServiceConfig, TlsConfig};
 use crate::ipc::{CertificateId, Secret, WireCertificate};
 
-/// The certificates that are in use, by the paths of the certificate and the key.
+/// The certificates in use, by the paths of the certificate and the key.
 #[derive(Debug, Clone, Default)]
 pub struct ServiceCertificates {
     known: BTreeMap<(PathBuf, PathBuf), Arc<Certificate>>,
@@ -23,8 +22,8 @@ fn place(tls: &TlsConfig) -> (PathBuf, PathBuf) {
 }
 
 impl ServiceCertificates {
-    /// Reads the certificates of services. Returns with them the services whose certificates cannot
-    /// be read, and why.
+    /// Reads the certificates of services. Also returns the services whose certificates cannot be
+    /// read, with the reason.
     pub fn read<'a>(
         services: impl IntoIterator<Item = &'a ServiceConfig>,
     ) -> (
@@ -53,7 +52,7 @@ impl ServiceCertificates {
         self.known.get(&place(service.tls.as_ref()?))
     }
 
-    /// Returns the certificate of this id in the form that a worker gets.
+    /// Returns the certificate with this id in the form that workers get.
     pub fn message(&self, id: CertificateId) -> Option<WireCertificate> {
         let mut known = self.known.values();
         let certificate = known.find(|certificate| certificate.digest == id.0)?;
@@ -65,7 +64,7 @@ impl ServiceCertificates {
         })
     }
 
-    /// Adds the certificates of `others`, which replace those with the same paths.
+    /// Adds the certificates of `others`. They replace certificates with the same paths.
     pub fn extend(&mut self, others: ServiceCertificates) {
         self.known.extend(others.known);
     }

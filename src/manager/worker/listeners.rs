@@ -1,9 +1,9 @@
-//! The listening sockets that the manager holds. A worker gets copies of them, so that a port stays
-//! open whatever happens to a worker.
+//! The listening sockets, which the manager holds. Workers get copies, so a port stays open even if
+//! all workers end.
 //!
-//! A socket comes from a unit of systemd that opened it before smoothserve was started, from
-//! systemd's store, where an earlier manager has put it, or is bound here. All three are told apart
-//! only when they are closed.
+//! A socket has one of three sources: a systemd `.socket` unit opened it before smoothserve
+//! started; systemd's store has kept it since an earlier manager; or this manager has bound it. The
+//! source matters only when the socket is closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,34 +20,35 @@ use crate::generator;
 use crate::ipc::ListenerId;
 use crate::systemd::given;
 
-/// The length of a listening socket's queue. The kernel cuts it to `net.core.somaxconn`.
+/// The length of the accept queue. The kernel limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// How long a worker waits at most for a connection in accept(2), see [`prepare`].
+/// The longest time that accept(2) may block a worker, see [`prepare`].
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Seconds for which a connection without a request is kept from the worker; the kernel knows no
-/// shorter time.
+/// How many seconds the kernel keeps a connection without a request from the worker. One second is
+/// the shortest time that the kernel supports.
 static DEFERRED: libc::c_int = 1;
 
 /// An open listening socket.
 #[derive(Debug)]
 pub struct OpenListener {
-    /// The number by which workers know the socket, never used twice.
+    /// The number by which workers know the socket. It is never used twice.
     pub id: ListenerId,
     /// The address that the socket is bound to.
     pub address: SocketAddr,
-    /// Who else holds the socket.
+    /// Which part of systemd also holds the socket.
     pub keeper: SocketKeeper,
     socket: TcpListener,
 }
 
-/// Who else holds a socket, and has to let go of it before the port is closed.
+/// The part of systemd that also holds a socket. It must close its copy, too, or the port stays
+/// open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketKeeper {
     /// The `.socket` unit of this name.
     Unit(String),
-    /// systemd's store, under this name, if there is one.
+    /// systemd's store holds the socket under this name, if there is a systemd.
     Store(String),
 }
 
@@ -62,12 +63,13 @@ impl OpenListener {
 #[derive(Debug, Default)]
 pub struct Listeners {
     open: BTreeMap<Listen, OpenListener>,
-    /// The sockets that systemd has given and nobody has asked for yet.
+    /// Sockets from systemd that no service uses yet.
     given: BTreeMap<SocketAddr, (SocketKeeper, TcpListener)>,
     last_id: u32,
 }
 
-/// Sockets for a change that is not decided yet; dropping it closes those that were bound for it.
+/// Sockets for a change that is not decided yet. Dropping this value closes the sockets that were
+/// bound for the change.
 #[derive(Debug)]
 pub struct BoundSockets(Vec<(Listen, Source)>);
 
@@ -77,7 +79,7 @@ enum Source {
     New(TcpListener, SocketAddr),
 }
 
-/// What is kept of the listeners for the next manager.
+/// The state of the listeners that is saved for the next manager.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SavedListeners {
     open: Vec<(Listen, ListenerId)>,
@@ -102,11 +104,11 @@ fn listen_of(address: SocketAddr) -> Listen {
     }
 }
 
-/// How the names begin under which systemd's store keeps listening sockets.
+/// The prefix of the names under which systemd stores listening sockets.
 const STORED: &str = "listener-";
 
 impl Listeners {
-    /// Makes a set without open sockets, for which `sockets` are there to be used.
+    /// Makes a set without open listeners. Later, `sockets` are used instead of binding new ones.
     pub fn new(sockets: Vec<given::GivenSocket>) -> Listeners {
         let mut listeners = Listeners::default();
         for (name, socket) in sockets {
@@ -124,7 +126,7 @@ impl Listeners {
         listeners
     }
 
-    /// Returns what the next manager has to know of the sockets.
+    /// Returns the state that the next manager needs to take over the sockets.
     pub fn save(&self) -> SavedListeners {
         SavedListeners {
             open: self
@@ -136,8 +138,8 @@ impl Listeners {
         }
     }
 
-    /// Opens the saved sockets, under the numbers that the workers know. Returns those that cannot
-    /// be opened.
+    /// Opens the saved sockets again, under the numbers that the workers know. Returns the errors
+    /// of those that cannot be opened.
     pub fn restore(&mut self, saved: SavedListeners) -> Vec<BindError> {
         self.last_id = saved.last_id;
         let wanted = saved.open.iter().map(|(listen, _)| *listen).collect();
@@ -151,14 +153,15 @@ impl Listeners {
         errors
     }
 
-    /// Closes the sockets that systemd has given and nobody has asked for. Returns who else has to.
+    /// Closes the sockets from systemd that no service uses. Returns which parts of systemd must
+    /// close them, too.
     pub fn drop_unused(&mut self) -> Vec<SocketKeeper> {
         let unused = std::mem::take(&mut self.given);
         unused.into_values().map(|(keeper, _)| keeper).collect()
     }
 
-    /// Binds sockets for the wanted addresses that are not open yet. Nothing else changes until
-    /// [`Listeners::adopt`].
+    /// Binds sockets for the wanted addresses that are not open yet. Changes nothing else:
+    /// [`Listeners::adopt`] puts them to use.
     pub fn bind(&self, wanted: &BTreeSet<Listen>) -> (BoundSockets, Vec<BindError>) {
         let mut bound = Vec::new();
         let mut errors = Vec::new();
@@ -190,8 +193,8 @@ impl Listeners {
         addresses.find(|address| self.given.contains_key(address))
     }
 
-    /// Keeps the sockets of [`Listeners::bind`], and closes those that are not wanted any more.
-    /// Returns who else has to let go of those.
+    /// Puts the sockets of [`Listeners::bind`] to use, and closes those that are no longer wanted.
+    /// Returns which parts of systemd must close them, too.
     pub fn adopt(&mut self, bound: BoundSockets, wanted: &BTreeSet<Listen>) -> Vec<SocketKeeper> {
         let open: BTreeSet<Listen> = self.open.keys().copied().collect();
         let closed = open.difference(wanted);
@@ -248,7 +251,7 @@ impl Listeners {
 fn bind(listen: Listen) -> io::Result<(TcpListener, SocketAddr)> {
     let address = listen.address.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
     match bind_address(SocketAddr::new(address, listen.port)) {
-        // A machine may have no IPv6 at all.
+        // The machine may have no IPv6 at all.
         Err(error) if listen.address.is_none() && no_ipv6(&error) => bind_address(SocketAddr::new(
             IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             listen.port,
@@ -265,26 +268,27 @@ fn no_ipv6(error: &io::Error) -> bool {
     )
 }
 
-/// Prepares a socket so that a worker never blocks in accept(2) on it. Blocking is a property that
-/// all descriptors of the socket share, and systemd sets it each time it passes the socket on: with
-/// `NonBlocking=yes` as it should be, otherwise blocking, while a worker is using it. The timeout
-/// keeps that harmless.
+/// Prepares a socket so that accept(2) never blocks a worker for long. All descriptors of a socket
+/// share the blocking mode, and systemd sets the mode each time it passes the socket on: to
+/// non-blocking with `NonBlocking=yes`, otherwise to blocking, even while a worker uses the socket.
+/// With the timeout, this does no harm.
 ///
-/// And the kernel keeps a new connection to itself until a request comes over it, for a moment: the
-/// worker then reads the request as it accepts the connection, instead of waiting for it.
+/// The kernel also holds back a new connection for a moment, until its first request arrives. The
+/// worker then reads the request when it accepts the connection and need not wait for it.
 fn prepare(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.set_read_timeout(Some(ACCEPT_TIMEOUT))?;
     defer_accept(socket.as_fd())
 }
 
-/// Has the kernel keep new connections until a request comes, see `TCP_DEFER_ACCEPT` in tcp(7).
+/// Has the kernel hold back new connections until a request arrives, see `TCP_DEFER_ACCEPT` in
+/// tcp(7).
 #[allow(unsafe_code)]
 fn defer_accept(socket: BorrowedFd<'_>) -> io::Result<()> {
     let size = size_of_val(&DEFERRED)
         .try_into()
         .map_err(io::Error::other)?;
-    // SAFETY: the option takes an int, which lives longer than the call.
+    // SAFETY: the option takes an int, which outlives the call.
     let set = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -309,11 +313,11 @@ fn bind_address(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    // Connections of an earlier run that wait in TIME_WAIT must not keep the port from us.
-    // SO_REUSEPORT stays off: it would split the accept queue, and closing one of the queues resets
-    // what is in it.
+    // SO_REUSEADDR: connections of an earlier run in TIME_WAIT must not block the port.
+    // SO_REUSEPORT stays off: it would split the accept queue, and closing one queue resets the
+    // connections in it.
     socket.set_reuse_address(true)?;
-    // Accepted sockets inherit it, which saves a call for each.
+    // Accepted sockets inherit the option, which saves a system call for each connection.
     socket.set_tcp_nodelay(true)?;
     prepare(SockRef::from(&socket))?;
     socket.bind(&address.into())?;

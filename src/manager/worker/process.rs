@@ -1,10 +1,10 @@
-//! The manager's side of a proxy worker: starts its process, connects to its control socket, and
-//! carries messages.
+//! The manager's side of a proxy worker: starts the process, connects to its control socket, and
+//! exchanges messages with it.
 //!
-//! The worker listens on a socket of its own in the run directory, which the manager makes and
-//! hands over as standard input; so a manager that comes later can connect to a worker that is
-//! already there. Under systemd the worker has a scope of its own and lives on when the manager
-//! ends; otherwise it ends with the manager.
+//! The worker listens on its own control socket in the run directory. The manager creates this
+//! socket and passes it as standard input, so a later manager can connect to a worker that already
+//! runs. Under systemd, the worker has its own scope and outlives the manager; otherwise it ends
+//! with the manager.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,10 +32,11 @@ use crate::manager::host::pidfd::Pidfd;
 use crate::manager::host::worker_user::{WORKER_USERS, worker_user};
 use crate::systemd::units::{Scope, Units};
 
-/// How long a worker may take to end after its connection has. A worker closes it by ending.
+/// How long a worker may still run after its control connection was closed. Normally the connection
+/// closes because the worker ends.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long a worker whose connection broke may drain after the signal that asks it to.
+/// How long a worker whose control connection broke may drain after it got the signal to drain.
 const SIGNAL_DRAIN: Duration = Duration::from_secs(35);
 
 /// A running worker.
@@ -45,16 +46,16 @@ pub struct WorkerProcess {
     pub generation: u32,
     /// The number of the worker's process.
     pub pid: u32,
-    /// Whether the worker was told to accept nothing more.
+    /// Whether the worker was told to accept no new connections.
     pub draining: bool,
-    /// Whether the worker has used a table.
+    /// Whether the worker has confirmed its first table.
     pub serving: bool,
-    /// The draining endpoints to which the worker says it has no connection and will have none.
+    /// The draining endpoints to which the worker has no connection and will open none.
     pub idle: BTreeSet<EndpointId>,
     /// The certificates in the last table that the worker was sent.
     certificates: BTreeSet<CertificateId>,
-    /// The last table that the worker was sent, unless it refused it: the next is sent as the
-    /// difference from it.
+    /// The last table that the worker got, or `None` if the worker has refused it. The next table
+    /// is sent as the difference from this one.
     table: Option<Rc<WireTable>>,
     /// The number of pings in a row that the worker has not answered.
     pub unanswered: u32,
@@ -64,7 +65,7 @@ pub struct WorkerProcess {
     outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
 }
 
-/// What is kept of a worker for the next manager.
+/// The state of a worker that is saved for the next manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedWorker {
     /// The number of the worker, as in [`WorkerProcess`].
@@ -74,8 +75,8 @@ pub struct SavedWorker {
 }
 
 impl WorkerProcess {
-    /// Starts the worker process number `generation`; `report` hears of it from then on,
-    /// [`WorkerEvent::Gone`] last. Must run inside a `LocalSet`.
+    /// Starts worker number `generation`. All events of the worker go to `report`;
+    /// [`WorkerEvent::Gone`] is the last. Must run inside a `LocalSet`.
     pub fn spawn(
         run_dir: &Path,
         generation: u32,
@@ -89,13 +90,14 @@ impl WorkerProcess {
         let channel = Channel::split(UnixStream::connect(&path)?)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("smoothserve").arg("proxy");
-        // The worker logs before it gets its first table, too.
+        // The worker needs the level at once, because it logs before it gets its first table.
         command.args(["--log-level", &log_level.to_string()]);
         if units.is_none() {
             command.arg("--die-with-parent");
         }
         if rustix::process::geteuid().is_root() {
-            // Without any of these users there is no worker, rather than one of root.
+            // If none of these users exists, the start fails, because a worker must not run as
+            // root.
             let name = worker_user().map_or(WORKER_USERS[0].to_owned(), |user| user.name);
             command.args(["--user", &name]);
         }
@@ -130,7 +132,7 @@ impl WorkerProcess {
         Ok(WorkerProcess::new(generation, pid, false, pidfd, outgoing))
     }
 
-    /// Takes over a worker that an earlier manager has started, if it is still there.
+    /// Takes over a worker that an earlier manager has started, if the worker still runs.
     pub fn adopt(
         run_dir: &Path,
         saved: &SavedWorker,
@@ -138,7 +140,7 @@ impl WorkerProcess {
         report: impl Fn(WorkerEvent) + 'static,
     ) -> anyhow::Result<WorkerProcess> {
         let pidfd = Rc::new(Pidfd::open(saved.pid)?);
-        // By now the number may be that of another process, but none of those is in the scope.
+        // The number may belong to another process by now, but no other process is in this scope.
         anyhow::ensure!(scope.holds(saved.pid), "the process has ended");
         let path = socket_path(run_dir, saved.generation);
         let channel = Channel::split(UnixStream::connect(&path)?)?;
@@ -181,7 +183,7 @@ impl WorkerProcess {
         }
     }
 
-    /// Returns what the next manager has to know of the worker.
+    /// Returns the state that the next manager needs to take over the worker.
     pub fn save(&self) -> SavedWorker {
         SavedWorker {
             generation: self.generation,
@@ -190,13 +192,13 @@ impl WorkerProcess {
         }
     }
 
-    /// Queues a message. When the worker is gone it is dropped: the next worker gets the whole
-    /// state anyway.
+    /// Queues a message. If the worker is gone, the message is dropped: the next worker gets the
+    /// complete state anyway.
     pub fn send(&self, message: ToWorker, descriptor: Option<OwnedFd>) {
         let _ = self.outgoing.send((message, descriptor));
     }
 
-    /// Sends a table, after those of its certificates that the worker does not have.
+    /// Sends a table. The certificates that the table names and the worker lacks are sent first.
     pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &ServiceCertificates) {
         let named: BTreeSet<CertificateId> = table.certificates().collect();
         for id in named.difference(&self.certificates) {
@@ -212,13 +214,13 @@ impl WorkerProcess {
         self.send(ToWorker::Table(message), None);
     }
 
-    /// Notes that the worker has refused a table: the next is sent whole.
+    /// Notes that the worker has refused a table, so the next table is sent complete.
     pub fn refuses_table(&mut self) {
         self.table = None;
     }
 
-    /// Has the worker serve what it has accepted, and end. `limit` bounds requests, `tunnels`
-    /// tunnels.
+    /// Tells the worker to drain: it finishes the connections that it has accepted, and ends.
+    /// `limit` bounds requests, `tunnels` bounds tunnels.
     pub fn drain(&mut self, idle: Duration, limit: Duration, tunnels: Duration) {
         self.draining = true;
         let message = ToWorker::Drain {
@@ -234,8 +236,7 @@ impl WorkerProcess {
         self.pidfd.signal(Signal::KILL);
     }
 
-    /// Returns true if the worker runs the same program as this process. Another build may have
-    /// been installed since.
+    /// Returns true if the worker runs the same program as this process, and not an older build.
     pub fn is_current(&self) -> bool {
         let file = |process: &str| {
             let file = std::fs::metadata(format!("/proc/{process}/exe")).ok()?;
@@ -250,7 +251,8 @@ pub fn scope_name(generation: u32) -> String {
     format!("smoothserve-worker-{generation}.scope")
 }
 
-/// Returns true if `name` is that of a worker's scope. A service may be called `worker`, too.
+/// Returns true if `name` is the name of a worker's scope, and not that of a service called
+/// `worker`.
 pub fn is_scope_name(name: &str) -> bool {
     name.strip_prefix("smoothserve-worker-")
         .and_then(|rest| rest.strip_suffix(".scope"))
@@ -261,11 +263,11 @@ fn socket_path(run_dir: &Path, generation: u32) -> PathBuf {
     run_dir.join(format!("worker-{generation}.sock"))
 }
 
-/// The life of a worker from the first message to the end of its process.
+/// The task that serves a worker from its first message to the end of its process.
 struct Life<F> {
     path: PathBuf,
     pidfd: Rc<Pidfd>,
-    /// The process as a child; `None` if an earlier manager was the parent.
+    /// The process as a child, or `None` if an earlier manager started it.
     child: Option<Child>,
     report: F,
 }
@@ -297,7 +299,7 @@ impl<F: Fn(WorkerEvent)> Life<F> {
                 }
             }
         };
-        // A socket that is left behind does no harm: the next worker has another name.
+        // A socket file that stays behind does no harm: the next worker uses another name.
         let _ = remove_if_there(&self.path);
         (self.report)(WorkerEvent::Gone(ending));
     }
@@ -306,7 +308,7 @@ impl<F: Fn(WorkerEvent)> Life<F> {
         self.pidfd.signal(signal);
     }
 
-    /// Waits for the end of the process. Cancel-safe.
+    /// Waits for the end of the process, and returns a text that says how it ended. Cancel-safe.
     async fn ended(&mut self) -> String {
         match &mut self.child {
             Some(child) => child

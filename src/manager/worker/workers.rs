@@ -1,7 +1,7 @@
-//! The proxy workers: at most one that accepts, and older ones that drain.
+//! The set of proxy workers: at most one accepts connections, and older ones drain.
 //!
-//! A new worker takes over only once it serves: until it has used its first table, the one before
-//! goes on. An endpoint is quiescent when *every* worker has said that it is idle.
+//! A new worker takes over only when it serves: until it has confirmed its first table, the
+//! previous worker goes on. An endpoint is quiescent when *every* worker has said that it is idle.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -18,16 +18,17 @@ use crate::manager::backoff;
 use crate::manager::event::{Event, Reports, WorkerEvent};
 use crate::systemd::units::Units;
 
-/// How long idle client connections are kept open for one more request when a worker drains.
+/// How long a draining worker keeps idle client connections open for one more request.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
 
-/// A worker that lived shorter than this has failed at its start; the next one waits a little.
+/// A worker that lived less than this has failed at its start, so the next worker starts after a
+/// pause.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
-/// Unanswered pings after which a worker is stuck.
+/// How many pings in a row a worker may leave unanswered before it counts as stuck.
 const PATIENCE: u32 = 3;
 
-/// All proxy workers.
+/// The proxy workers of the manager.
 #[derive(Debug)]
 pub struct Workers {
     run_dir: PathBuf,
@@ -37,14 +38,14 @@ pub struct Workers {
     workers: Vec<WorkerProcess>,
     last_generation: u32,
     started: Instant,
-    /// How many workers in a row failed at their start.
+    /// How many workers in a row have failed at their start.
     failures: u32,
     pings: u64,
     changed: bool,
 }
 
 impl Workers {
-    /// No worker yet.
+    /// Makes a set without workers.
     pub fn new(run_dir: PathBuf, units: Option<Units>, reports: Reports) -> Workers {
         Workers {
             run_dir,
@@ -59,22 +60,22 @@ impl Workers {
         }
     }
 
-    /// Returns the generation of the newest worker that ever was.
+    /// Returns the generation of the newest worker so far.
     pub fn last_generation(&self) -> u32 {
         self.last_generation
     }
 
-    /// Gives new workers generations above this one only.
+    /// Makes the generations of new workers begin above `generation`.
     pub fn number_on_from(&mut self, generation: u32) {
         self.last_generation = self.last_generation.max(generation);
     }
 
-    /// Returns what the next manager has to know of the workers, oldest first.
+    /// Returns the state that the next manager needs to take over the workers, oldest first.
     pub fn save(&self) -> Vec<SavedWorker> {
         self.workers.iter().map(WorkerProcess::save).collect()
     }
 
-    /// Takes over a worker of an earlier manager.
+    /// Takes over a worker that an earlier manager has started.
     pub fn adopt(&mut self, saved: &SavedWorker) {
         let Some(units) = &self.units else { return };
         let scope = units.scope(&scope_name(saved.generation));
@@ -96,7 +97,7 @@ impl Workers {
         }
     }
 
-    /// Returns the worker that accepts, or is about to.
+    /// Returns the worker that accepts connections, or will soon.
     pub fn current(&self) -> Option<&WorkerProcess> {
         self.workers.iter().rfind(|worker| !worker.draining)
     }
@@ -106,19 +107,20 @@ impl Workers {
         self.workers.is_empty()
     }
 
-    /// Returns true if a worker that does not drain uses a table.
+    /// Returns true if a worker that does not drain has confirmed a table.
     pub fn are_serving(&self) -> bool {
         self.workers
             .iter()
             .any(|worker| worker.serving && !worker.draining)
     }
 
-    /// Returns true if workers came, went or began to drain since this was last asked.
+    /// Returns true if a worker has started, ended or begun to drain since the last call.
     pub fn have_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// Sends a table to all workers: those that drain have to know which endpoints do, too.
+    /// Sends a table to all workers. Draining workers need it, too: they must know which endpoints
+    /// drain.
     pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &ServiceCertificates) {
         let services = table.services.iter();
         let endpoints = services.flat_map(|service| &service.endpoints);
@@ -129,7 +131,7 @@ impl Workers {
         }
     }
 
-    /// Sends a listening socket to the workers that accept.
+    /// Sends a listening socket to all workers that do not drain.
     pub fn send_listener(&self, listener: &OpenListener) {
         let workers = self.workers.iter().filter(|worker| !worker.draining);
         for worker in workers {
@@ -140,7 +142,7 @@ impl Workers {
         }
     }
 
-    /// Asks all workers whether they are stuck, and kills those that are.
+    /// Pings all workers, and kills those that have left too many pings unanswered.
     pub fn beat(&mut self) {
         self.pings += 1;
         for worker in &mut self.workers {
@@ -153,7 +155,7 @@ impl Workers {
         }
     }
 
-    /// Has all workers serve what they have accepted, and end.
+    /// Tells all workers to drain: they finish the connections that they have accepted, and end.
     pub fn drain_all(&mut self, limit: Duration, tunnels: Duration) {
         for worker in &mut self.workers {
             worker.drain(IDLE_GRACE, limit, tunnels);
@@ -166,12 +168,12 @@ impl Workers {
         self.workers.iter().for_each(WorkerProcess::kill);
     }
 
-    /// Returns true if no worker has anything left but tunnels.
+    /// Returns true if all workers have nothing left but tunnels.
     pub fn have_only_tunnels(&self) -> bool {
         self.workers.iter().all(|worker| worker.only_tunnels)
     }
 
-    /// Returns true if no worker can have a connection to this draining endpoint.
+    /// Returns true if no worker has, or can open, a connection to this draining endpoint.
     pub fn is_idle(&self, endpoint: EndpointId) -> bool {
         self.workers
             .iter()
@@ -183,7 +185,7 @@ impl Workers {
         move |event| drop(reports.send(Event::Worker(generation, event)))
     }
 
-    /// Returns the worker of a generation, to be changed.
+    /// Returns the worker of a generation, for changes.
     pub fn get_mut(&mut self, generation: u32) -> Option<&mut WorkerProcess> {
         self.workers
             .iter_mut()
@@ -204,7 +206,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Drops a worker that has ended.
+    /// Removes a worker that has ended.
     pub fn remove(&mut self, generation: u32) -> Option<WorkerProcess> {
         let mut workers = self.workers.iter();
         let index = workers.position(|worker| worker.generation == generation)?;
@@ -223,7 +225,8 @@ impl Workers {
         }
     }
 
-    /// Lets all workers drain that are older than this generation, which has taken over.
+    /// Tells all workers that are older than `generation` to drain, because that worker has taken
+    /// over.
     pub fn drain_older_than(&mut self, generation: u32, limit: Duration, tunnels: Duration) {
         let workers = self.workers.iter_mut();
         let older = workers.filter(|worker| worker.generation < generation && !worker.draining);
@@ -244,8 +247,8 @@ impl Workers {
         idle.copied().collect()
     }
 
-    /// Counts the failure of a worker. Returns how long to wait before the next is started; `None`:
-    /// not at all, since the last one that was started has lived for a while.
+    /// Counts the failure of a worker. Returns how long to wait before the next start, or `None` if
+    /// the last worker had run for a while and the next can start at once.
     pub fn pause_after_failure(&mut self) -> Option<Duration> {
         if self.started.elapsed() >= SHORT_LIFE {
             self.failures = 0;

@@ -1,19 +1,19 @@
-//! What both sources tell of a listening socket.
+//! A listening socket, as both sources of the kernel describe it.
 
 use std::net::IpAddr;
 
-/// A listening socket as the kernel shows it.
+/// A listening socket as the kernel reports it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Listening {
-    /// The address it is bound to, as far as the kernel's text can be understood.
+    /// The address that the socket is bound to, if the kernel's text can be parsed.
     pub(super) address: Option<IpAddr>,
     /// The number of connections that wait to be accepted.
     pub(super) queue: u32,
-    /// The number by which `/proc/<pid>/fd` names the socket.
+    /// The inode of the socket, by which `/proc/<pid>/fd` names it.
     pub(super) inode: u64,
 }
 
-/// A version of IP.
+/// The IP version of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     V4,

@@ -1,11 +1,11 @@
-//! Listening sockets in proc_net(5): text, and with it all connections of the machine.
+//! Listening sockets from proc_net(5), a text file that lists all connections of the machine.
 
 use std::io;
 use std::net::IpAddr;
 
 use super::listening::{Family, Listening};
 
-/// The TCP sockets of a family that listen on `port`.
+/// Returns the TCP sockets of an IP version that listen on `port`.
 pub(super) fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
     let table = match family {
         Family::V4 => "/proc/self/net/tcp",
@@ -33,7 +33,7 @@ fn row(line: &str, port: u16) -> Option<Listening> {
     })
 }
 
-/// An address as the kernel prints it: words of 32 bits in its own byte order.
+/// Parses an address as the kernel prints it: 32-bit words in the machine's byte order.
 fn ip(digits: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let word = u32::from_str_radix(digits.get(at..at + 8)?, 16).ok()?;

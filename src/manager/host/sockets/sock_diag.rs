@@ -1,8 +1,8 @@
-//! Listening sockets by sock_diag(7): only those that are asked for, however many connections the
-//! machine has.
+//! Listening sockets from sock_diag(7). The kernel sends only the sockets that are asked for, so
+//! the cost does not depend on the number of connections.
 //!
-//! The messages are those of linux/netlink.h and linux/inet_diag.h, in the machine's byte order but
-//! for addresses and ports.
+//! The messages have the layouts of linux/netlink.h and linux/inet_diag.h. Numbers are in the
+//! machine's byte order, but addresses and ports are in network byte order.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,16 +19,16 @@ const REQUEST_AND_DUMP: u16 = 0x301;
 const IPPROTO_TCP: u8 = 6;
 const STATES: u32 = 1 << 10; // TCP_LISTEN
 
-/// Bytes of a netlink header, of a request behind it, and of an answer behind it.
+/// The lengths in bytes of a netlink header, of the request after it, and of an answer after it.
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
 const ANSWER: usize = 72;
 
-/// The end of the answers, and an error instead of them.
+/// The message types that end the answers: the regular end, and an error.
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 
-/// The TCP sockets of a family that listen on `port`.
+/// Returns the TCP sockets of an IP version that listen on `port`.
 pub(super) fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
     let socket = socket_with(
         AddressFamily::NETLINK,
@@ -38,7 +38,7 @@ pub(super) fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>>
     )?;
     send(&socket, &request(family, port), SendFlags::empty())?;
     let mut found = Vec::new();
-    // The kernel never sends more at once.
+    // The kernel never sends more than 32 KiB in one message.
     let mut buffer = vec![0; 32 << 10];
     loop {
         let (count, _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
@@ -63,17 +63,17 @@ fn request(family: Family, port: u16) -> Vec<u8> {
     request.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(REQUEST_AND_DUMP.to_ne_bytes());
-    // Neither a sequence number nor a sender.
+    // The sequence number and the sender's port, which are not used.
     request.extend([0; 8]);
     request.extend([family.as_raw() as u8, IPPROTO_TCP, 0, 0]);
     request.extend(STATES.to_ne_bytes());
     request.extend(port.to_be_bytes());
-    // From anywhere to anywhere.
+    // Zeros match any address and any remote port.
     request.resize(HEADER + REQUEST, 0);
     request
 }
 
-/// The type of the next message, and what it says.
+/// Returns the type and the content of the next message, and moves `rest` behind it.
 fn take_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
     let length = word(rest, 0)? as usize;
     let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
