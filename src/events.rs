@@ -2,7 +2,7 @@
 //! field in the journal. `systemd/smoothserve.catalog` explains each event. The meaning of an id
 //! never changes.
 
-/// smoothserve cannot start, or cannot go on.
+/// smoothserve cannot start, or has to end because of an error.
 pub const FAILED: &str = "52f90a956e874f0cb26bbd43855b4905";
 /// smoothserve has started: each enabled service has a ready instance, or its instances have
 /// failed.

@@ -37,7 +37,8 @@ pub const LEVELS: [(&str, &str); 6] = [
 pub struct LogLevel {
     /// The level of smoothserve's own messages.
     own: LevelFilter,
-    /// The levels of other targets. A level applies to all targets that begin with its key.
+    /// The levels of the targets that directives name. Each applies to all targets that begin with
+    /// the key.
     targets: BTreeMap<String, LevelFilter>,
 }
 
@@ -47,7 +48,7 @@ pub enum LogLevelError {
     /// The word in the place of a level is not the name of one.
     #[error("`{0}` is no level; {advice}", advice = Advice(.0))]
     UnknownLevel(String),
-    /// The target of a directive is not a module path.
+    /// The target of a directive has characters that no target has, or is empty.
     #[error(
         "`{0}` is no target; a directive is TARGET=LEVEL, as in `info,smoothserve::proxy=debug`"
     )]
@@ -55,7 +56,7 @@ pub enum LogLevelError {
     /// Two directives name the same target, or two levels apply to smoothserve.
     #[error("{0} has two levels; keep one")]
     Twice(String),
-    /// A level is missing: the text is empty, or nothing stands between two commas.
+    /// A level is missing: the text is empty, or nothing stands between two commas or after `=`.
     #[error("a level is missing; write one of error, warn, info, debug, trace and off")]
     Missing,
     /// The text is longer than anything that a person would write.

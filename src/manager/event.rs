@@ -27,7 +27,7 @@ pub enum Event {
     Diagnosed(Diagnosis),
     /// systemd has said whether it starts smoothserve again once this process has ended.
     Restarting(bool),
-    /// Files on disk have changed and are quiet again.
+    /// Files on disk have changed, and no further change has followed for a moment.
     Changed(Changed),
     /// The process with this number says that it is ready.
     SaidReady(u32),

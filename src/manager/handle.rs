@@ -17,7 +17,7 @@ pub struct ManagerHandle {
 /// A command on its way to the manager, with the channel for the answer.
 #[derive(Debug)]
 pub struct CommandRequest {
-    /// The command.
+    /// What the manager is asked to do.
     pub command: Command,
     /// Receives the numbers of the jobs that the command has made, ordered by the names of the
     /// services, or the reason why the command made no jobs.

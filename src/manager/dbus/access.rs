@@ -108,7 +108,7 @@ async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
     answer.is_ok_and(|(is_authorized, ..)| is_authorized)
 }
 
-/// Returns true if this user is root or smoothserve's own.
+/// Returns true if the user with this number is root or smoothserve's own user.
 pub(super) fn may_change(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }

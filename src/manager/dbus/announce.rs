@@ -11,7 +11,7 @@ use super::values::{instance, word};
 use crate::bus::MANAGER_PATH;
 use crate::status::{JobState, JobStatus, ServiceStatus, Snapshot};
 
-/// Emits the signals for what differs between two snapshots.
+/// Emits the signals for the differences between two snapshots.
 pub(super) async fn announce(
     connection: &Connection,
     before: &Snapshot,

@@ -26,7 +26,7 @@ pub enum SupervisionStage {
     Up,
     /// A reload is under way.
     Reloading,
-    /// Everything is being stopped.
+    /// The manager drains and stops all services.
     Stopping,
 }
 

@@ -18,7 +18,7 @@ use crate::fingerprint::Fingerprint;
 pub struct Deployment {
     /// The version, which is equal for generations of the same content.
     pub version: u64,
-    /// How instances are run.
+    /// The settings with which instances are run.
     pub process: ProcessConfig,
     /// The executable. It is held open, so that it can be started again after the file at its path
     /// was replaced.

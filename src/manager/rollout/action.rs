@@ -29,7 +29,7 @@ pub enum RolloutAction {
 /// How an instance failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceFailure {
-    /// The instance was gone before it was ready.
+    /// The process of the instance ended before the instance was ready.
     ExitedBeforeReady,
     /// The instance was still not ready after `start_timeout`.
     NotReadyInTime,

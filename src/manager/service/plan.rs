@@ -31,7 +31,7 @@ impl Plan {
 pub enum PlanReason {
     /// A reload was requested.
     Reload,
-    /// The files of the service were seen to change.
+    /// The files of the service have changed on disk.
     FilesChanged,
     /// A command starts the service, or restarts it.
     Command,

@@ -135,7 +135,7 @@ impl Service {
         self.core.deadline()
     }
 
-    /// Lets the rollout core do what is due.
+    /// Lets the rollout core act on the deadlines that have passed.
     pub fn tick(&mut self, world: &mut World) {
         self.step(RolloutEvent::Tick, world);
     }

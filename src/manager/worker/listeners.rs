@@ -53,7 +53,7 @@ pub enum SocketKeeper {
 }
 
 impl OpenListener {
-    /// Returns the socket, to be passed on.
+    /// Returns the descriptor of the socket, to be passed to workers and to systemd.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -90,7 +90,7 @@ pub struct SavedListeners {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {listen}: {source}")]
 pub struct BindError {
-    /// The wanted address.
+    /// The address on which smoothserve cannot listen.
     pub listen: Listen,
     source: io::Error,
 }
