@@ -19,8 +19,8 @@ use crate::manager::rollout::InstanceId;
 /// How many ports above a range may be tried.
 const BESIDE: u16 = 1000;
 
-/// The quiet area: the ports for services without a range. The kernel gives higher ports to outgoing
-/// connections, see `ip_local_port_range` in ip(7).
+/// The quiet area: the ports for services without a range. The kernel gives higher ports to
+/// outgoing connections, see `ip_local_port_range` in ip(7).
 const QUIET: RangeInclusive<u16> = 21_000..=32_000;
 
 /// The ports that are claimed by services or taken by instances.
