@@ -7,12 +7,13 @@
 //! ([`shared::table`]), to every data thread.
 //!
 //! # Floors, and the way of a request through them
-//! A folder is a floor. It knows those below it and none above it.
+//! Each folder is a floor. A floor uses the floors below it and none above it.
 //!
-//! * [`thread`]: a data thread accepts a connection; the thread with the fewest serves it, or parks
-//!   it while it is idle.
-//! * [`connection`]: if a proxy in front says whose connection it is, that comes first, then TLS,
-//!   and then it shows whether the client speaks HTTP/1 or HTTP/2. Request after request is read.
+//! * [`thread`]: a data thread accepts a connection. The data thread with the fewest connections
+//!   serves it, and parks it while it is idle.
+//! * [`connection`]: a trusted proxy in front first tells whose connection it is; then comes the
+//!   TLS handshake; then the first bytes show whether the client speaks HTTP/1 or HTTP/2. The
+//!   requests are read one after the other.
 //! * [`exchange`]: the head of a request is checked and routed, and becomes a request to forward.
 //!   An instance is found for it, and on the connection to that instance the upload of the request
 //!   and the download of the response take place at the same time. Whatever goes wrong becomes a
@@ -23,13 +24,13 @@
 //! * [`control`] stands beside these. It makes the tables that the views follow, and serves no
 //!   request.
 //! * [`net`]: connections as bytes, with or without TLS or HTTP/2 on them.
-//! * [`shared`]: what all threads share: the table, its routers and certificates, and how the
-//!   threads speak to one another.
-//! * [`policy`]: what the file of a service says is done with a request before an instance gets it,
-//!   and with a response before the client gets it. It is compiled with the table, kept in the view
-//!   and asked by the exchange.
-//! * [`http`]: what HTTP looks like on the wire: heads are parsed, checked and written anew, and
-//!   bodies framed anew.
+//! * [`shared`]: what all threads share: the table, its routers and certificates, and the messages
+//!   between the threads.
+//! * [`policy`]: the rules that the file of a service sets for requests before an instance gets
+//!   them, and for responses before the client gets them. They are compiled with the table, kept in
+//!   the view and asked by the exchange.
+//! * [`http`]: HTTP on the wire: heads are parsed, checked and written anew, and bodies are framed
+//!   anew.
 
 #[cfg(any(test, feature = "internals"))]
 #[doc(hidden)]
@@ -62,14 +63,14 @@ use sandbox::{Confinement, SandboxError};
 use shared::certificates::ListenerCertificates;
 use shared::threads::Threads;
 
-/// More threads than this never help.
+/// The highest number of data threads of a worker; more threads never help.
 const MOST_THREADS: usize = 256;
 
-/// Descriptors for everything but connections.
+/// File descriptors that the worker keeps free for everything but connections.
 const SPARE_DESCRIPTORS: u64 = 64;
 
-/// Descriptors that a connection may need: its own, that of the connection to an instance, and that
-/// of one that lies idle.
+/// File descriptors that a client connection may need: one for the client, one for the connection
+/// to an instance, and one for an idle connection to an instance.
 const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 
 /// How a worker runs.
@@ -77,7 +78,7 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 pub struct WorkerOptions {
     /// How many data threads there are; by default as many as this process has cores.
     pub threads: Option<NonZeroUsize>,
-    /// The user that the worker becomes.
+    /// The user that the worker changes to when it starts; `None` to stay the user that it is.
     pub user: Option<String>,
     /// The kernel kills the worker when the process that made the control socket, and is its
     /// parent, ends.
@@ -92,16 +93,16 @@ pub enum WorkerError {
         "standard input is no listening unix socket; the proxy worker is started by `smoothserve run`"
     )]
     NoControlSocket,
-    /// The parent is gone already.
+    /// The manager that started the worker has ended already.
     #[error("the manager has ended")]
     Orphaned,
     /// A data thread ended; its connections are lost.
     #[error("data thread {0} has ended unexpectedly")]
     ThreadEnded(usize),
-    /// The worker could do more than it should.
+    /// The worker could not be confined. It does not run with more rights than it needs.
     #[error("cannot confine the proxy worker: {0}")]
     Sandbox(#[from] SandboxError),
-    /// TLS cannot be prepared: there is no randomness, or the like.
+    /// TLS cannot be prepared, for example because the system has no randomness.
     #[error("cannot prepare for TLS: {0}")]
     Cryptography(#[source] rustls::Error),
     /// The system refused something that the worker needs.
@@ -128,15 +129,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Takes the control socket, which is standard input. To be called before any thread is
-    /// started.
+    /// Takes the control socket from standard input, and confines the process. Must be called
+    /// before any thread is started.
     pub fn prepare(options: &WorkerOptions) -> Result<Worker, WorkerError> {
         let control_socket = control_socket()?;
         let threads = thread_count(options)?;
         let most_connections = most_connections(raise_descriptor_limit()?);
         let confinement = sandbox::enter(options.user.as_deref())?;
         if options.die_with_parent {
-            // The kernel forgets it when the user changes, so it comes after that.
+            // The kernel forgets this signal when the user changes, so it is set after the change.
             die_with_parent()?;
         }
         Ok(Worker {
@@ -201,7 +202,8 @@ fn control_socket() -> Result<std::os::unix::net::UnixListener, WorkerError> {
 fn die_with_parent() -> Result<(), WorkerError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(io::Error::from)?;
-    // The parent may have ended before that. The kernel remembers who made the control socket.
+    // The parent may have ended before the call above. The kernel remembers who made the control
+    // socket.
     let maker = sockopt::socket_peercred(io::stdin()).map_err(io::Error::from)?;
     if getppid() != Some(maker.pid) {
         return Err(WorkerError::Orphaned);
@@ -217,7 +219,8 @@ fn thread_count(options: &WorkerOptions) -> io::Result<usize> {
     Ok(count.get().min(MOST_THREADS))
 }
 
-/// Raises the soft limit to the hard one, and returns it; `None` if there is none.
+/// Raises the soft limit of open files to the hard limit, and returns the limit; `None` if there is
+/// no limit.
 fn raise_descriptor_limit() -> io::Result<Option<u64>> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {

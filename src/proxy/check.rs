@@ -1,15 +1,14 @@
-//! The floor `check`: what the fuzz targets and the instruction counts need of what is private to
+//! The floor `check`: gives the fuzz targets and the instruction counts access to private parts of
 //! the proxy.
 //!
 //! The checks state what must hold of the heads and bodies that are passed on, whatever bytes come
-//! and however they are cut: the properties that the fuzz targets look for counterexamples to, and
-//! that a test holds the kept corpus against. They live here and not in the fuzzer's crate, because
-//! only here they can reach what they are about without making it public, and because so they are
-//! run by `cargo test`, too. What was written is read again by [`reader`], which shares no code
-//! with the proxy.
+//! and however they are cut into pieces. The fuzz targets search for inputs that break these
+//! properties, and a test runs the checks on the stored corpus. The checks live here and not in the
+//! fuzzer's crate for two reasons: here they reach private code, and `cargo test` runs them, too.
+//! [`reader`] reads again what the proxy has written; it shares no code with the proxy.
 //!
-//! This floor knows the floors that it checks: `connection`, `shared` and `http`. No other part of
-//! the proxy knows it.
+//! This floor uses the floors that it checks: `connection`, `shared` and `http`. No other part of
+//! the proxy uses it.
 
 #[cfg(test)]
 mod corpus;

@@ -1,12 +1,12 @@
 //! The floor `control`: the control thread of the worker, which serves no client.
 //!
-//! [`control`] owns its state and speaks with the manager ([`manager_link`]); it keeps the
-//! listening [`sockets`], asks endpoints whether they answer ([`probe`]), and proves that draining
-//! ones are idle ([`quiescence`]). How far the drain of the worker itself is stands in
-//! [`worker_drain`]; [`drain_signals`] can begin it, too.
+//! [`control`] owns the state of the control thread and speaks with the manager ([`manager_link`]).
+//! The control thread keeps the listening [`sockets`], asks endpoints whether they answer
+//! ([`probe`]), and proves that draining endpoints are idle ([`quiescence`]). [`worker_drain`]
+//! knows how far the drain of the worker is; [`drain_signals`] can begin a drain, too.
 //!
-//! This floor knows `net` and `shared`, and nothing of the data threads but the messages that go to
-//! and fro.
+//! This floor uses `net` and `shared`. It knows the data threads only by the messages that it
+//! exchanges with them.
 
 pub(crate) mod control;
 pub(crate) mod drain_signals;

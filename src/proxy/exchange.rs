@@ -1,13 +1,14 @@
 //! The floor `exchange`: one request of a [`client`], from its head to the end of its response.
 //!
-//! The head makes a [`request`]: routed, judged by the policy of its service, and written for an
-//! instance ([`outgoing`]). To [`forward`] it is to find an instance, and another one where that
-//! loses nothing. On the connection to that takes place the [`exchange`]: the [`upload`] of the
-//! request and at the same time the [`download`] of the response, which share a [`flow`] and
-//! deliver what the [`reply`] says; a [`tunnel`] may follow. Whatever goes wrong becomes a response
-//! in [`error`].
+//! The head of a request becomes a [`request`]: routed, checked against the policy of its service,
+//! and written for an instance ([`outgoing`]). [`forward`] finds an instance for it, and another
+//! one where no request can be lost by that. On the connection to the instance the [`exchange`]
+//! takes place: the [`upload`] of the request and at the same time the [`download`] of the
+//! response. Both share a [`flow`]; [`reply`] says how the response is delivered. A [`tunnel`] may
+//! follow. Whatever goes wrong becomes a response in [`error`].
 //!
-//! This floor knows `view`, `policy`, `net` and `http`, and nothing of how a request came here.
+//! This floor uses `view`, `policy`, `net` and `http`. How a request came here does not matter to
+//! it.
 
 pub(crate) mod client;
 pub(crate) mod download;

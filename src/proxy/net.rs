@@ -1,12 +1,12 @@
 //! The floor `net`: connections as bytes.
 //!
-//! A [`socket`] is what the reactor knows; [`tls`] lies on one; a [`transport`] is either. Below
-//! HTTP/2 a [`cork`] collects what is sent, and each stream of HTTP/2 ([`h2_stream`],
-//! [`h2c_stream`]) is translated to HTTP/1.1. So a [`stream`], whichever of these it is, is what
-//! everybody above serves requests on: bytes of HTTP/1.1. They are received into a [`buffer`] and
-//! go out by [`send`].
+//! A [`socket`] is registered with the reactor; [`tls`] runs on a socket; a [`transport`] is a
+//! socket with or without TLS. Below HTTP/2, a [`cork`] collects the bytes to send, and each stream
+//! of HTTP/2 ([`h2_stream`], [`h2c_stream`]) is translated to HTTP/1.1. A [`stream`] is any of
+//! these: the floors above read and write bytes of HTTP/1.1 on it. Received bytes go into a
+//! [`buffer`]; bytes go out by [`send`].
 //!
-//! This floor knows `http` below it and the form in which the manager names addresses (`ipc`), and
+//! This floor uses `http` and the form in which the manager names addresses (`ipc`). It knows
 //! nothing of tables, services or threads.
 
 pub(crate) mod buffer;

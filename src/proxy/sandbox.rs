@@ -1,15 +1,14 @@
-//! What a worker gives up. It reads what strangers send, and all that it needs are the sockets that
-//! it is given.
+//! Confines a worker. A worker reads what strangers send, and needs nothing but the sockets that
+//! the manager gives it, so it gives up everything else.
 //!
 //! # Theory of operation
 //! There are two steps. [`enter`] comes first, while the process has one thread: user, capabilities
-//! and Landlock belong to a thread, and those that it starts inherit them. [`seal`] comes when all
-//! threads run: seccomp can filter all of them at once, and a filter that comes late need not allow
-//! what only a beginning needs, like starting a thread.
+//! and Landlock rules belong to a thread, and the threads that it starts inherit them. [`seal`]
+//! comes when all threads run: seccomp can filter all of them at once, and a filter that is
+//! installed late need not allow what only the start needs, like starting a thread.
 //!
 //! A system call that is not allowed fails with `EPERM` instead of ending the worker. Another C
-//! library may try a newer call before the one that is expected here, and that must not cost a
-//! request.
+//! library may try a newer system call before the allowed one, and that must not cost a request.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,28 +27,29 @@ use seccompiler::{
 
 use crate::launch::{self, Credentials};
 
-/// The newest Landlock that this was written for. An older kernel enforces what it knows of it.
+/// The newest version of Landlock whose rules are used. An older kernel enforces those that it
+/// knows.
 const LANDLOCK: ABI = ABI::V6;
 
-/// More capabilities than any kernel knows.
+/// The number of capabilities to drop, higher than any kernel has.
 const MOST_CAPABILITIES: u32 = 64;
 
-/// Why a worker does not start: rather none than one that can do more than it should.
+/// Why a worker does not start: a worker that cannot be confined must not run.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The user does not exist.
     #[error("there is no user {0}")]
     NoUser(String),
-    /// A system call that must not fail did.
+    /// A system call failed that must not fail.
     #[error("{0}: {1}")]
     Refused(&'static str, #[source] io::Error),
-    /// The user cannot be left behind.
+    /// The worker could not change to the user.
     #[error("{0:#}")]
     User(anyhow::Error),
-    /// The kernel knows Landlock, and does not take these rules.
+    /// The kernel has Landlock, but does not accept these rules.
     #[error("Landlock: {0}")]
     Landlock(#[from] RulesetError),
-    /// The filter is wrong, or the kernel does not take it.
+    /// The system call filter is invalid, or the kernel does not accept it.
     #[error("seccomp: {0}")]
     Seccomp(#[from] seccompiler::Error),
 }
@@ -62,9 +62,9 @@ pub struct Confinement {
     landlock: RulesetStatus,
 }
 
-/// Gives up everything that a process of one thread can: the user, if it is to be another one, all
-/// capabilities, files, listening on other ports, signals to others. To be called before any thread
-/// is started.
+/// Gives up what a process with one thread can give up: its user, if it is to run as another one,
+/// all capabilities, access to files, listening on other ports, signals to other processes. Must be
+/// called before any thread is started.
 pub fn enter(user: Option<&str>) -> Result<Confinement, SandboxError> {
     user.map(become_user).transpose()?;
     let none = CapabilitySets {
@@ -87,12 +87,12 @@ pub fn enter(user: Option<&str>) -> Result<Confinement, SandboxError> {
     })
 }
 
-/// Leaves the rights of root behind for good.
+/// Changes to the user `name` for good, so that the worker cannot become root again.
 fn become_user(name: &str) -> Result<(), SandboxError> {
     let user = User::from_name(name).ok().flatten();
     let user = user.ok_or_else(|| SandboxError::NoUser(name.to_owned()))?;
-    // Nothing that it executes could get them back. Where that is refused there was nothing to give
-    // up.
+    // After this, no program that the worker executes can get the capabilities back. Where the
+    // kernel refuses, the worker had no capabilities to give up.
     for capability in
         (0..MOST_CAPABILITIES).map(|number| CapabilitySet::from_bits_retain(1 << number))
     {
@@ -106,8 +106,8 @@ fn become_user(name: &str) -> Result<(), SandboxError> {
     launch::take_credentials(&credentials).map_err(SandboxError::User)
 }
 
-/// Lays a filter on all threads that lets through what serving needs. To be called when no more are
-/// to be started.
+/// Installs a system call filter on all threads that allows only what serving needs. Must be called
+/// after the last thread was started.
 pub fn seal(confinement: &Confinement) -> Result<(), SandboxError> {
     limit(Resource::Nproc, 0)?;
     seccompiler::apply_filter_all_threads(&filter()?)?;
@@ -175,7 +175,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_munmap,
     // A message that is too long for a datagram goes to journald as a file in memory.
     libc::SYS_memfd_create,
-    // The threads themselves: the last of them may just be beginning.
+    // Threads start and end, and the last ones may be starting at this moment.
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_geteuid,
@@ -190,13 +190,14 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
 ];
 
-/// The older forms that this architecture has besides.
+/// Older forms of the calls above that exist on this architecture only.
 #[cfg(target_arch = "x86_64")]
 const ALSO_ALLOWED: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
 const ALSO_ALLOWED: &[libc::c_long] = &[];
 
-/// System calls of which one argument, by its number, has to be one of these.
+/// System calls that are allowed only if one argument, given by its number, has one of these
+/// values.
 fn allowed_with() -> Vec<(libc::c_long, u8, SeccompCmpOp, Vec<u64>)> {
     use SeccompCmpOp::{Eq, MaskedEq};
     let number = |value: i32| u64::from(value.cast_unsigned());
@@ -209,7 +210,7 @@ fn allowed_with() -> Vec<(libc::c_long, u8, SeccompCmpOp, Vec<u64>)> {
         (libc::SYS_mmap, 2, MaskedEq(executable), vec![0]),
         (libc::SYS_mprotect, 2, MaskedEq(executable), vec![0]),
         (libc::SYS_prctl, 0, Eq, vec![number(libc::PR_SET_NAME)]),
-        // How the C library ends a process that has come apart.
+        // The C library aborts the process by this call, for example when its heap is corrupt.
         (libc::SYS_tgkill, 0, Eq, vec![own]),
     ]
 }
@@ -236,10 +237,12 @@ fn filter() -> Result<BpfProgram, seccompiler::Error> {
 mod tests {
     use super::*;
 
-    /// Landlock alone: the filter, which would answer in its place, is not laid.
+    /// Tests Landlock alone: the system call filter would refuse the same calls, so it is not
+    /// installed.
     #[test]
     fn files_and_ports_are_closed_to_one_that_has_entered() {
-        // It concerns the thread that enters, and those that it starts.
+        // Landlock confines the thread that calls `enter` and the threads that it starts, so this
+        // is a new one.
         let attempts = std::thread::spawn(|| {
             let confinement = enter(None).unwrap();
             assert_eq!(

@@ -1,11 +1,12 @@
 //! The floor `shared`: what all threads of a worker share, by `Arc`.
 //!
-//! The control thread compiles each [`table`] of the manager once, with a [`router`] for each
-//! listener, a [`spec`] for each endpoint and what TLS needs of the [`certificates`]; every data
-//! thread takes a view of it. [`threads`] is what the threads know and say of one another.
+//! The control thread compiles each [`table`] of the manager once: a [`router`] for each listener,
+//! a [`spec`] for each endpoint, and the [`certificates`] in the form that TLS needs. Every data
+//! thread makes a view of the table. [`threads`] has the loads of the threads and the messages
+//! between them.
 //!
-//! This floor knows the messages of the manager (`ipc`) and the `policy` that a table compiles for
-//! each service, and nothing else of the proxy.
+//! This floor uses the messages of the manager (`ipc`) and the `policy` that a table compiles for
+//! each service, and no other part of the proxy.
 
 pub(crate) mod certificates;
 pub(crate) mod router;

@@ -1,9 +1,9 @@
 //! The floor `thread`: one core's worth of the worker.
 //!
-//! A data thread ([`thread`]) has a runtime of its own. It accepts connections ([`accept`]), gives
-//! each a task, and keeps those that stay idle without one ([`parking`]).
+//! A data thread ([`thread`]) has a runtime of its own. It accepts connections ([`accept`]) and
+//! gives each a task. A connection that stays idle is parked without a task ([`parking`]).
 //!
-//! This floor knows `connection` and all below it.
+//! This floor uses `connection` and all floors below it.
 
 pub(crate) mod accept;
 pub(crate) mod parking;

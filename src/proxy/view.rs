@@ -1,10 +1,10 @@
 //! The floor `view`: what belongs to one data thread, in `Rc` and `Cell`.
 //!
-//! A [`view`] is the table as the thread uses it: its listeners ([`listener`]), which find the
-//! service of a request ([`service`]), which chooses an [`endpoint`], which lends a connection to
-//! the instance ([`upstream`]). Beside it stands the [`drain`] of the worker.
+//! A [`view`] is the table as the thread uses it. Its listeners ([`listener`]) find the service of
+//! a request ([`service`]). The service chooses an [`endpoint`], and the endpoint lends a
+//! connection to the instance ([`upstream`]). The [`drain`] of the worker stands beside the view.
 //!
-//! This floor knows `net`, `shared`, and the compiled `policy` of a service, which it only keeps.
+//! This floor uses `net`, `shared`, and the compiled `policy` of a service, which it only keeps.
 
 pub(crate) mod drain;
 pub(crate) mod endpoint;

@@ -1,12 +1,12 @@
-//! Holds the kept corpus of the fuzzer against the properties that its targets check.
+//! Checks the stored corpus of the fuzzer for the same properties as the fuzz targets do.
 
 use std::path::Path;
 
 use super::pieces::{Pieces, parts};
 
-/// Calls `check` with every file of the corpus, with all flags, in its own pieces, in one, and byte
-/// by byte: the corpus is as small as it can be to reach all code, and not all that can go wrong
-/// there.
+/// Calls `check` with every file of the corpus, with all flags, and in three ways: in the pieces of
+/// the file, in one piece, and in pieces of one or two bytes. The corpus is only as large as it
+/// must be to reach all code, so this tries more combinations.
 fn replay(target: &str, check: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut count = 0;

@@ -1,5 +1,5 @@
-//! What the fuzz targets for requests and responses have in common: a connection that is received
-//! in pieces, and a body that is passed on as it comes.
+//! What the fuzz targets for requests and responses share: a connection on which bytes are received
+//! in pieces, and a body that is passed on piece by piece.
 //!
 //! An input is one byte of flags, three bytes that say how the rest is cut into pieces (see
 //! [`Pieces`]), and the bytes that the other side sends.
@@ -7,20 +7,21 @@
 use super::reader::Message;
 use crate::proxy::http::http1::{Decoder, Encoding, Framing, FramingError, Spans};
 
-/// Takes an input apart: the flags, the bytes that are sent, and how these are cut. `None` for an
-/// input that is too short.
+/// Splits an input into the flags, the bytes that are sent, and the way in which these are cut.
+/// `None` for an input that is too short.
 pub(super) fn parts(input: &[u8]) -> Option<(u8, &[u8], Pieces)> {
     let (&[flags, cuts @ ..], sent) = input.split_first_chunk::<4>()?;
     Some((flags, sent, Pieces(cuts)))
 }
 
-/// How the bytes of a connection are cut: the lengths of the pieces, in turn, less one; so that one
-/// byte at a time is possible, and nothing less.
+/// How the bytes of a connection are cut into pieces. The three numbers are the lengths of the
+/// pieces, in turn, each less one: so a piece has at least one byte. Three zeros mean one single
+/// piece.
 #[derive(Clone, Copy)]
 pub(super) struct Pieces(pub(super) [u8; 3]);
 
 impl Pieces {
-    /// One piece that has all bytes.
+    /// A single piece with all bytes.
     pub(super) const WHOLE: Pieces = Pieces([0; 3]);
 
     /// Returns where the pieces of a connection of `length` bytes end.
@@ -42,9 +43,9 @@ impl Pieces {
 pub(super) struct PieceReceiver<'a> {
     bytes: &'a [u8],
     ends: std::vec::IntoIter<usize>,
-    /// How many bytes were taken out of the connection.
+    /// How many bytes were taken from the connection.
     pub(super) start: usize,
-    /// How many bytes were received.
+    /// How many bytes were received on the connection.
     end: usize,
 }
 
@@ -59,7 +60,7 @@ impl<'a> PieceReceiver<'a> {
         }
     }
 
-    /// The bytes that were received and not yet taken.
+    /// Returns the bytes that were received and not yet taken.
     pub(super) fn unread(&self) -> &'a [u8] {
         &self.bytes[self.start..self.end]
     }
@@ -71,7 +72,7 @@ impl<'a> PieceReceiver<'a> {
         next.is_some()
     }
 
-    /// Passes a body on, as it comes.
+    /// Decodes a body as it comes, and encodes it again as the proxy does.
     pub(super) fn pass_body(
         &mut self,
         framing: Framing,
@@ -122,27 +123,27 @@ impl<'a> PieceReceiver<'a> {
     }
 }
 
-/// Bytes of a trailer section that may be passed on. A field gains at most the white space behind
-/// its colon.
+/// How many bytes a trailer section may have when it is passed on. Each field gains at most the
+/// white space after its colon.
 const MOST_KEPT: usize = 10 << 10;
 
-/// Bytes that the framing of one piece of a body may take: the size of a chunk, its line ends, and
-/// the last chunk.
+/// How many bytes the framing of one piece of a body may have: the size of a chunk, its line ends,
+/// and the last chunk.
 const MOST_FRAMING: usize = 32;
 
 /// A body that was passed on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PassedBody {
-    /// The data, out of its framing.
+    /// The data without framing.
     pub(super) data: Vec<u8>,
     /// The lines of the trailer section.
     pub(super) trailers: Vec<u8>,
-    /// Whether the body has come to its end.
+    /// `Ok` if the body was complete; otherwise what was wrong with it.
     pub(super) end: Result<(), FramingError>,
 }
 
-/// Returns true for fields that concern one connection (RFC 9110, section 7.6.1), except those that
-/// frame a body.
+/// Returns true for fields that concern one connection (RFC 9110, section 7.6.1), except for fields
+/// that frame a body.
 pub(super) fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
@@ -150,8 +151,8 @@ pub(super) fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
-/// Panics unless the body is framed in one way and no field is there that concerns the other
-/// connection.
+/// Panics unless the message has exactly one framing, and no field that concerns the connection on
+/// which the proxy has received it.
 pub(super) fn assert_passed_on(message: &Message<'_>) {
     let count = |name| message.values(name).count();
     let (lengths, codings) = (count("content-length"), count("transfer-encoding"));

@@ -1,9 +1,9 @@
-//! The property of what a trusted proxy sends first, a header of the PROXY protocol.
+//! The properties of the parser for PROXY headers.
 
 use crate::proxy::connection::proxy_protocol::ProxyHeader;
 
-/// Reads a header as it comes, byte by byte. Panics if what was known at some point is changed by
-/// what follows, or if a whole header ends beyond what is there.
+/// Parses a header byte by byte, as it comes. Panics if later bytes change an earlier result, or if
+/// a header is longer than the bytes that have come.
 pub fn check(input: &[u8]) {
     let whole = ProxyHeader::parse(input);
     if let Ok(Some(header)) = whole {

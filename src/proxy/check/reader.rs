@@ -1,51 +1,52 @@
-//! Reads messages as a program does that knows nothing but RFC 9112. What the proxy has written
-//! must be right by the letter. What was sent to it may also have what that lets a recipient
-//! tolerate; whatever the proxy takes must be no worse, and mean the same.
+//! An independent reader of messages, which knows only RFC 9112. What the proxy has written must
+//! follow the RFC strictly. What was sent to the proxy may also use what the RFC lets a recipient
+//! tolerate. Whatever the proxy accepts must be readable in that way, and mean the same.
 
 /// A message, and the bytes that follow it.
 #[derive(Debug)]
 pub(super) struct Message<'a> {
     /// The three parts of the first line.
     pub(super) line: [&'a str; 3],
-    /// Names as they are, and values.
+    /// The names, unchanged, and the values of all fields.
     pub(super) fields: Vec<(&'a str, &'a [u8])>,
     /// The data of the body.
     pub(super) body: Vec<u8>,
-    /// `None` if there is no trailer section, since the body is not chunked.
+    /// The fields of the trailer section; `None` if there is none, since the body is not chunked.
     pub(super) trailers: Option<Vec<(&'a str, &'a [u8])>>,
-    /// The bytes behind the message.
+    /// The bytes after the message.
     pub(super) rest: &'a [u8],
 }
 
-/// Why bytes are not a message, by the letter.
+/// Why bytes are not a message in the strict sense of the RFC.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Invalid(pub(super) &'static str);
 
-/// The bytes are the beginning of a message.
+/// The bytes are only the beginning of a message.
 pub(super) const ENDED_EARLY: Invalid = Invalid("it ends early");
 
-/// How much a reader forgives.
+/// How much a reader tolerates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Manner {
-    /// Nothing.
+    /// The reader tolerates nothing.
     Strict,
-    /// Empty lines before a head, lines of it that end with LF alone, HTTP/1.0, a status without a
-    /// reason or with one in another encoding, and chunk extensions.
+    /// The reader tolerates empty lines before a head, lines in the head that end with a bare LF,
+    /// HTTP/1.0, a status without a reason or with a reason in another encoding, and chunk
+    /// extensions.
     Tolerant,
 }
 
-/// What the reader knows of the message beside its bytes.
+/// What a reader must know about a message besides its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Context {
     Request,
-    /// Whether it answers a `HEAD`.
+    /// True for the response to a `HEAD` request.
     Response {
         to_head: bool,
     },
 }
 
 impl<'a> Message<'a> {
-    /// Reads the message that the bytes begin with.
+    /// Reads the message at the beginning of the bytes.
     pub(super) fn read(
         bytes: &'a [u8],
         context: Context,
@@ -142,7 +143,7 @@ fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], Invalid> {
     Ok(taken)
 }
 
-/// Takes a line, and returns it without its end. A line contains no CR, LF or NUL.
+/// Takes a line, and returns it without its line end. A line must not contain CR, LF or NUL.
 fn take_line<'a>(rest: &mut &'a [u8], manner: Manner) -> Result<&'a [u8], Invalid> {
     let end = rest.iter().position(|byte| b"\r\n\0".contains(byte));
     let line = take(rest, end.ok_or(ENDED_EARLY)?)?;
@@ -182,7 +183,7 @@ fn first_line(line: &[u8], context: Context, manner: Manner) -> Result<[&str; 3]
     };
     let text = |part| match std::str::from_utf8(part) {
         Ok(text) => Ok(text),
-        // It can only be the reason, which means nothing.
+        // Only the reason phrase may have another encoding, and it means nothing.
         Err(_) if tolerant => Ok("\u{fffd}"),
         Err(_) => Err(Invalid("encoding of the first line")),
     };

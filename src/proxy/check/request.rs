@@ -1,5 +1,5 @@
-//! The properties of requests that a client sends one after the other on one connection, and that
-//! instances get.
+//! The properties of requests that a client sends one after the other on one connection, and of
+//! what instances get.
 
 use super::pieces::{PassedBody, PieceReceiver, Pieces, assert_passed_on, is_hop_by_hop, parts};
 use super::reader::{Context, ENDED_EARLY, Manner, Message};
@@ -8,11 +8,11 @@ use crate::proxy::http::http1::{Encoding, Framing, LONGEST_REQUEST_HEAD, Request
 
 const ADDRESS: &str = "192.0.2.1";
 
-/// What the instances get of one request.
+/// What an instance gets for one request.
 #[derive(Debug, PartialEq, Eq)]
 struct Passed {
     head: Vec<u8>,
-    /// The body as it was sent on.
+    /// The body in the framing in which the instance gets it.
     wire: Vec<u8>,
     body: PassedBody,
     /// Where the next request begins.
@@ -38,7 +38,7 @@ pub fn check(input: &[u8]) {
         assert_eq!(whole.head, cut.head);
         assert_eq!(whole.body.end, cut.body.end);
         if whole.body.end.is_ok() {
-            // Otherwise what came together with an error was not passed on.
+            // What came in the same piece as an error was not passed on, so it may differ.
             assert_eq!((&whole.body, whole.end), (&cut.body, cut.end));
         }
         for passed in [whole, cut] {
@@ -48,7 +48,7 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// Takes requests from the connection until there is no other, and writes them for instances.
+/// Takes requests from the connection until there are no more, and writes each for an instance.
 fn pass(sent: &[u8], pieces: Pieces, sender: RequestSender<'_>) -> Vec<Passed> {
     let mut receiver = PieceReceiver::new(sent, pieces);
     let mut all = Vec::new();
@@ -64,7 +64,7 @@ fn pass(sent: &[u8], pieces: Pieces, sender: RequestSender<'_>) -> Vec<Passed> {
         };
         let mut bytes = Vec::new();
         write_request(&head, sender, &mut bytes);
-        // Only the host is written twice.
+        // Only the host is written more than once.
         assert!(bytes.len() <= head.length + head.host.len() + 256);
         receiver.start += head.length;
         let encoding = match head.framing {
@@ -87,8 +87,8 @@ fn pass(sent: &[u8], pieces: Pieces, sender: RequestSender<'_>) -> Vec<Passed> {
     }
 }
 
-/// `sent` is what the client has sent from the beginning of this request on, of which `length` was
-/// taken for it.
+/// Checks one request that was passed on. `sent` are the bytes from the beginning of this request
+/// on, of which the proxy has taken `length` for it.
 fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: RequestSender<'_>) {
     let wire = [&passed.head[..], &passed.wire].concat();
     let seen = match (
@@ -140,7 +140,7 @@ fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: RequestSend
             assert_eq!(*value, told, "{name}");
         }
     }
-    // It means the same for any reader.
+    // Any other reader must understand what was sent in the same way.
     let meant = Message::read(sent, Context::Request, Manner::Tolerant).unwrap();
     assert_eq!(meant.line[0], seen.line[0]);
     assert!(meant.line[1] == seen.line[1] || !meant.line[1].starts_with('/'));

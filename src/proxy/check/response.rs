@@ -1,4 +1,5 @@
-//! The properties of responses that an instance sends to one request, and that a client gets.
+//! The properties of the responses that an instance sends to one request, and of what the client
+//! gets.
 
 use super::pieces::{PassedBody, PieceReceiver, Pieces, assert_passed_on, is_hop_by_hop, parts};
 use super::reader::{Context, ENDED_EARLY, Manner, Message};
@@ -7,7 +8,7 @@ use crate::proxy::http::http1::{
     Encoding, Framing, LONGEST_RESPONSE_HEAD, ResponseHead, Version, slots,
 };
 
-/// What is known of the client and its request.
+/// What the proxy knows about the client and its request.
 #[derive(Debug, Clone, Copy)]
 struct Client {
     to_head: bool,
@@ -15,19 +16,19 @@ struct Client {
     keep_alive: bool,
 }
 
-/// A response that was passed on to its end, or as far as it went.
+/// A response that was passed on completely, or until an error.
 #[derive(Debug)]
 struct Passed {
     status: u16,
     reason: String,
-    /// How the client gets the body.
+    /// The framing in which the client gets the body.
     framing: Framing,
-    /// The final head.
+    /// The head of the final response.
     head: Vec<u8>,
-    /// The body as it was sent on.
+    /// The body in the framing in which the client gets it.
     wire: Vec<u8>,
     body: PassedBody,
-    /// What was taken for the response.
+    /// How many bytes of the instance were taken for the response.
     length: usize,
     instance_keeps_alive: bool,
 }
@@ -58,14 +59,14 @@ pub fn check(input: &[u8]) {
     assert_eq!(whole.head, cut.head);
     assert_eq!(whole.body.end, cut.body.end);
     if whole.body.end.is_ok() {
-        // Otherwise what came together with an error was not passed on.
+        // What came in the same piece as an error was not passed on, so it may differ.
         assert_eq!((&whole.body, whole.length), (&cut.body, cut.length));
     }
     check_passed(sent, &whole, client);
     check_passed(sent, &cut, client);
 }
 
-/// Takes one response, and writes it for the client. `None` if there is none.
+/// Takes one response, and writes it for the client. `None` if there is no valid response.
 fn pass(sent: &[u8], pieces: Pieces, client: Client, interims: &mut Vec<u8>) -> Option<Passed> {
     let mut receiver = PieceReceiver::new(sent, pieces);
     loop {
@@ -109,8 +110,8 @@ fn pass(sent: &[u8], pieces: Pieces, client: Client, interims: &mut Vec<u8>) -> 
     }
 }
 
-/// A head gains fields that say how the body is framed and what becomes of the connection, and
-/// white space: up to one byte for each field and line end.
+/// How many bytes a head may gain: fields that say how the body is framed and whether the
+/// connection stays open, and white space, up to one byte for each field and line end.
 const MOST_ADDED: usize = 512;
 
 fn check_interims(mut wire: &[u8]) {
@@ -140,7 +141,7 @@ fn check_passed(sent: &[u8], passed: &Passed, client: Client) {
         passed.body.end,
     ) {
         (Ok(seen), Ok(())) => seen,
-        // This client is told by a reset.
+        // The reset of the connection tells this client that the body is incomplete.
         (Ok(seen), Err(_)) if passed.framing == Framing::UntilClose => seen,
         (Err(ENDED_EARLY), Err(_)) => return,
         (seen, end) => panic!("{end:?}, but the client sees {seen:?}"),
@@ -170,10 +171,10 @@ fn check_passed(sent: &[u8], passed: &Passed, client: Client) {
         assert!(name == "connection" || !is_hop_by_hop(&name), "{name}");
     }
     if passed.body.end.is_err() {
-        // It was cut off where the proxy would not go on, though another reader might.
+        // The proxy has cut the response off where another reader might have gone on.
         return;
     }
-    // It means the same for any reader.
+    // Any other reader must understand what was sent in the same way.
     let mut rest = sent;
     let meant = loop {
         match Message::read(rest, context, Manner::Tolerant) {
@@ -183,7 +184,7 @@ fn check_passed(sent: &[u8], passed: &Passed, client: Client) {
         }
     };
     assert_eq!(meant.line[1], seen.line[1]);
-    // The reason means nothing, so one that is not ASCII may be left out.
+    // The reason phrase means nothing, so the proxy may drop one that is not ASCII.
     assert!(meant.line[2] == seen.line[2] || seen.line[2].is_empty() && !meant.line[2].is_ascii());
     assert_eq!(meant.body, seen.body);
     assert_eq!(sent.len() - meant.rest.len(), passed.length);

@@ -1,5 +1,5 @@
-//! The work that every request costs, apart from the system calls: what `benches/instructions.rs`
-//! counts.
+//! The work that the proxy does for every request, without system calls: what
+//! `benches/instructions.rs` counts.
 
 use crate::ipc::Route;
 use crate::proxy::http::headers::{
@@ -8,12 +8,13 @@ use crate::proxy::http::headers::{
 use crate::proxy::http::http1::{RequestHead, ResponseHead, Version, slots};
 use crate::proxy::shared::router::Router;
 
-/// A route table as a listener has it.
+/// A route table as a listener uses it.
 #[derive(Debug)]
 pub struct RouteTable(Router);
 
 impl RouteTable {
-    /// The routes with the index of the service of each. `None` if two are for the same.
+    /// Makes a table of routes, each with the index of its service. `None` if two routes are for
+    /// the same host and path.
     pub fn try_new(routes: &[(usize, Route)]) -> Option<RouteTable> {
         let mut router = Router::default();
         for (service, route) in routes {
@@ -22,13 +23,14 @@ impl RouteTable {
         Some(RouteTable(router))
     }
 
-    /// The index of the service for a host without its port and a path without its query.
+    /// Returns the index of the service for a host without its port and a path without its query.
     pub fn find(&self, host: &[u8], path: &[u8]) -> Option<usize> {
         self.0.find(host, path).map(|found| found.service)
     }
 }
 
-/// Parses the head of a request and writes it for an instance. False if it is none.
+/// Parses the head of a request and writes it for an instance. Returns false if the head is not
+/// valid.
 pub fn rewrite_request(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     let mut slots = slots();
     let Ok(Some(head)) = RequestHead::parse(bytes, &mut slots) else {
@@ -44,7 +46,8 @@ pub fn rewrite_request(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     true
 }
 
-/// Parses the head of a response and writes it for a client. False if it is none.
+/// Parses the head of a response and writes it for a client. Returns false if the head is not
+/// valid.
 pub fn rewrite_response(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     let mut slots = slots();
     let Ok(Some(head)) = ResponseHead::parse(bytes, false, &mut slots) else {

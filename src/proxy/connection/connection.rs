@@ -1,9 +1,9 @@
-//! A new connection: whose it is, how it is secured, and which protocol is spoken on it.
+//! Begins a new connection: who its client is, whether it uses TLS, and which protocol it speaks.
 //!
 //! # Theory of operation
 //! What comes first on a connection depends on its listener: a header of the PROXY protocol, then a
-//! TLS handshake. Then the client's first bytes, or what TLS has agreed on, say whether it speaks
-//! HTTP/2 or HTTP/1.
+//! TLS handshake. After that, the result of the handshake or the first bytes of the client show
+//! whether the client speaks HTTP/2 or HTTP/1.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::proxy::net::stream::Stream;
 use crate::proxy::net::tls;
 use crate::proxy::net::transport::Transport;
 
-/// How long a trusted proxy may take to say whose connection it is. It does so at once, unless a
+/// How long a trusted proxy may take for its PROXY header. A proxy sends it at once, unless a
 /// segment is lost.
 const PROXY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Serves a new connection, to its end or until it is to be parked; then it is returned. The client
-/// is on the heap because a task has memory for what it is given and for what it works with, and
-/// this would be both.
+/// Serves a new connection, to its end or until it is idle and can be parked; then the client is
+/// returned. The client is on the heap, because a task would otherwise hold it twice: as an
+/// argument and as a variable.
 pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
     if client.peer.listener.has_proxy_protocol() && !Box::pin(read_proxy_header(&mut client)).await
     {
@@ -44,7 +44,7 @@ pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
     serve_requests(client).await
 }
 
-/// Learns from a trusted proxy whose connection this is. False if the connection is to be closed.
+/// Reads from a trusted proxy who the client is. Returns false if the connection must be closed.
 async fn read_proxy_header(client: &mut Client) -> bool {
     if !client.peer.view.trusts(client.peer.address.ip()) {
         tracing::debug!(client_addr = %client.peer.address, "connection refused, it is not from a trusted proxy");
@@ -63,7 +63,8 @@ async fn read_proxy_header(client: &mut Client) -> bool {
         let received = client.buffer.fill(&client.stream);
         match client.timer.limit(received).await {
             Some(Ok(count)) if count > 0 => {}
-            // Whoever only looks whether the port is open sends nothing.
+            // A peer that only checks whether the port is open sends nothing, which is no fault to
+            // log.
             _ if client.buffer.is_empty() => return false,
             _ => {
                 let error = NoProxyHeader::CUT;
@@ -79,7 +80,7 @@ async fn read_proxy_header(client: &mut Client) -> bool {
     true
 }
 
-/// Does the handshake of TLS. `None` if the connection is to be closed.
+/// Performs the TLS handshake. Returns `None` if the connection must be closed.
 async fn secure(mut client: Box<Client>, config: Arc<ServerConfig>) -> Option<Box<Client>> {
     let socket = client.stream.into_socket()?;
     match tls::accept(socket, &mut client.buffer, config).await {

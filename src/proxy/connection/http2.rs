@@ -1,23 +1,25 @@
-//! HTTP/2 facing the client: the connection, and its streams as requests.
+//! HTTP/2 with clients: serves a connection, and each of its streams as a request.
 //!
 //! # Theory of operation
-//! The protocol itself is the h2 crate's, which hyper uses, too. Each stream becomes a [`Client`]
-//! of its own whose connection is the stream, translated to HTTP/1.1 (see [`H2Stream`]): from there
-//! on a request is like any other, so routing, retries, limits, tunnels and rollouts know nothing
-//! of HTTP/2, and whatever a client puts into its fields meets the same strict parser.
+//! The h2 crate, which hyper uses, too, implements the protocol itself. Each stream becomes a
+//! [`Client`] of its own, whose connection is the stream translated to HTTP/1.1 (see [`H2Stream`]).
+//! From there on a request is like any other: routing, retries, limits, tunnels and rollouts know
+//! nothing of HTTP/2, and whatever a client puts into its fields is checked by the same strict
+//! parser.
 //!
-//! The task of the connection polls the h2 crate, which writes into a [`Cork`]; what all streams
-//! have written meanwhile goes out in one system call at the end of each poll.
+//! The task of the connection polls the h2 crate, which writes into a [`Cork`]. At the end of each
+//! poll, everything that the streams have written meanwhile is sent by one system call.
 //!
-//! How a connection ends: a draining worker, a listener that was removed and an idle connection say
-//! so with a GOAWAY that names no stream, and a second one, when the client is known to have got
-//! the first, that names the last (RFC 9113, section 6.8). So a request on its way is served, not
-//! lost.
+//! How a connection ends: when the worker drains, when the listener was removed and when the
+//! connection is idle, the client gets a GOAWAY that names no last stream. When the client is known
+//! to have this one, it gets a second GOAWAY, which names the last stream (RFC 9113, section 6.8).
+//! So a request that is on its way meanwhile is served, not lost.
 //!
-//! What a client can do to us, and what bounds it: streams at a time ([`MOST_STREAMS`]); the size
-//! of a head, over all its CONTINUATION frames ([`LONGEST_REQUEST_HEAD`]); unread bodies (the
-//! windows); unsent responses ([`MOST_UNSENT`] a stream); requests that are made to be reset
-//! ([`MOST_WASTED`]); control frames, which the h2 crate answers one at a time.
+//! What limits the load that a client can cause: the number of streams at a time
+//! ([`MOST_STREAMS`]); the size of a head, over all its CONTINUATION frames
+//! ([`LONGEST_REQUEST_HEAD`]); the windows, for unread bodies; [`MOST_UNSENT`] for the unsent
+//! response of each stream; [`MOST_WASTED`] for requests that are made only to be reset. The h2
+//! crate answers control frames one at a time.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -42,26 +44,26 @@ use crate::proxy::net::linger::LINGER_LIMIT;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
 
-/// The bytes that every client that speaks HTTP/2 begins with (RFC 9113, section 3.4).
+/// The preface: the bytes with which every connection with HTTP/2 begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long the client may take for its preface.
 const PREFACE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Requests that one connection may have at a time.
+/// How many requests one connection may have at a time.
 const MOST_STREAMS: u32 = 128;
 
-/// Unread bytes of all bodies of a connection.
+/// How many unread bytes all request bodies of one connection may have.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// Bytes of a response that lie between its instance and a client that does not read.
+/// How many bytes of one response are held for a client that does not read.
 const MOST_UNSENT: usize = 64 << 10;
 
-/// Requests that a client may give up beyond those that it has let be answered.
+/// How many more requests a client may give up than it lets finish.
 const MOST_WASTED: u32 = 100;
 
-/// Returns true if the connection is one with HTTP/2: by the handshake of TLS, or by its first
-/// bytes.
+/// Returns true if the client speaks HTTP/2: it was agreed on in the TLS handshake, or the first
+/// bytes are those of the preface.
 pub(crate) fn is_begun(client: &Client) -> bool {
     let agreed = match &client.stream {
         Stream::Transport(transport) => transport.agreed_on_http2(),
@@ -72,7 +74,7 @@ pub(crate) fn is_begun(client: &Client) -> bool {
 
 fn is_preface(received: &[u8]) -> bool {
     let length = received.len().min(PREFACE.len());
-    // A method of HTTP/1 may begin with `PR`.
+    // Two bytes are too few: a method of HTTP/1 may begin with `PR`, too.
     length > 2 && received[..length] == PREFACE[..length]
 }
 
@@ -87,8 +89,7 @@ pub(crate) async fn serve(client: Client) {
     let Stream::Transport(transport) = stream else {
         return;
     };
-    // A client that is gone without a word is found by the kernel, for streams may be silent for as
-    // long as they like.
+    // Streams may be silent without limit, so the kernel has to notice a vanished client.
     if transport.socket().watch_peer().is_err() {
         return;
     }
@@ -133,27 +134,27 @@ fn builder() -> h2::server::Builder {
     builder
 }
 
-/// What became of the requests of a connection.
+/// Counts how the requests of a connection have ended.
 #[derive(Default)]
 struct Record {
     answered: Cell<u32>,
     wasted: Cell<u32>,
 }
 
-/// A connection past its preface.
+/// A connection whose preface was received.
 struct Serving {
     connection: Connection<Cork, Bytes>,
     corked: Rc<Corked>,
     peer: Rc<Peer>,
     secure: bool,
     timer: Timer,
-    /// The client was told that no further requests are wanted.
+    /// True if the client was told to send no more requests.
     ending: bool,
     record: Rc<Record>,
 }
 
 impl Serving {
-    /// Resolves when the connection has ended: `Ok` if all that was to be sent is sent.
+    /// Resolves when the connection has ended: `Ok` if everything that had to be sent was sent.
     fn poll(
         &mut self,
         drained: Pin<&mut impl Future<Output = ()>>,
@@ -168,7 +169,7 @@ impl Serving {
                 Poll::Ready(Some(Ok((request, respond)))) => self.serve(request, respond),
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(client_addr = %self.peer.address, %error, "HTTP/2 connection ended");
-                    // The h2 crate may have a GOAWAY to send that says why.
+                    // The h2 crate may have written a GOAWAY that tells the client the reason.
                     ready!(self.corked.poll_push(cx))?;
                     return Poll::Ready(Ok(()));
                 }
@@ -183,8 +184,7 @@ impl Serving {
         if !self.connection.has_streams() {
             self.corked.release();
         } else if self.corked.has_moved() || !blocked {
-            // Streams may be silent for as long as they like, but what they have to say must be
-            // taken.
+            // Streams may be silent without limit, but the client must take what is sent on them.
             self.timer.set(CLIENT_IDLE_LIMIT);
         }
         if self.timer.poll_expired(cx).is_ready() {
@@ -203,8 +203,7 @@ impl Serving {
         self.connection.graceful_shutdown();
     }
 
-    /// Ends the connection of a client that makes requests in order to give them up
-    /// (CVE-2023-44487).
+    /// Ends the connection of a client that makes requests only to reset them (CVE-2023-44487).
     fn check_waste(&mut self) {
         let Record { answered, wasted } = &*self.record;
         if wasted.get() > answered.get().saturating_add(MOST_WASTED) {
@@ -218,8 +217,7 @@ impl Serving {
         let mut client = Client::new(stream.into(), self.peer.clone());
         let record = self.record.clone();
         tokio::task::spawn_local(async move {
-            // The future has memory of its own, because a task is moved several times until it
-            // runs.
+            // The future is boxed, because a task is moved several times before it runs.
             Box::pin(serve_request(&mut client)).await;
             let count = match client.stream.is_answered() {
                 true => &record.answered,

@@ -1,48 +1,48 @@
-//! The header with which a proxy in front tells whose connection it passes on: the PROXY protocol
-//! of haproxy.org (`proxy-protocol.txt`), versions 1 and 2. Pure.
+//! The header by which a proxy in front tells who its client is: the PROXY protocol of haproxy.org
+//! (`proxy-protocol.txt`), versions 1 and 2. Pure.
 //!
-//! A header stands before the first byte of the client, once a connection. Only a trusted proxy is
-//! asked for one, and must send it: a connection that begins otherwise is never taken for one with
-//! requests.
+//! A connection has one header, before the first byte of the client. It is read only from a trusted
+//! proxy, which must send it: a connection from there without a header is refused, and never
+//! served.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-/// The bytes that version 2 begins with. Neither a request nor a handshake of TLS does.
+/// The bytes with which version 2 begins. Neither a request nor a TLS handshake begins with these.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Bytes of version 2 before the addresses: signature, version and command, family and protocol,
-/// length of the rest.
+/// Length of the fixed part of version 2, before the addresses: signature, version and command,
+/// family and protocol, length of the rest.
 const FIXED: usize = 16;
 
-/// Bytes of version 1, with the end of its line.
+/// How many bytes a header of version 1 may have, including the end of its line.
 const LONGEST_LINE: usize = 107;
 
-/// Bytes of a header of version 2 that is still taken, with all that is added to the addresses.
+/// How many bytes a header of version 2 may have, including all additions after the addresses.
 const LONGEST: usize = 4 << 10;
 
-/// A whole header of the PROXY protocol.
+/// A complete header of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ProxyHeader {
-    /// Bytes that the header takes.
+    /// Length of the header in bytes.
     pub(crate) length: usize,
-    /// The client of the proxy in front; `None` if the proxy speaks for itself, or the client has
-    /// no IP address.
+    /// The client of the proxy in front; `None` if the proxy has made the connection for itself, or
+    /// if the client has no IP address.
     pub(crate) source: Option<SocketAddr>,
 }
 
-/// Why the bytes do not begin with a header, whatever may follow.
+/// Why bytes do not begin with a PROXY header, whatever may follow them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no PROXY header: {0}")]
 pub(crate) struct NoProxyHeader(&'static str);
 
 impl NoProxyHeader {
-    /// The connection has ended, or too much time has passed, before the header was whole.
+    /// The connection or the time limit has ended before the header was complete.
     pub(crate) const CUT: NoProxyHeader = NoProxyHeader("it is not whole");
 }
 
 impl ProxyHeader {
-    /// Parses the header that the bytes begin with; `None` if its end is not there yet.
+    /// Parses the header at the start of `bytes`; `None` if the header is not complete yet.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Option<ProxyHeader>, NoProxyHeader> {
         let begins = |signature: &[u8]| {
             let common = bytes.len().min(signature.len());
@@ -69,7 +69,7 @@ fn parse_line(bytes: &[u8]) -> Result<Option<ProxyHeader>, NoProxyHeader> {
     let line = std::str::from_utf8(&window[..end]).map_err(|_| NoProxyHeader("not ASCII"))?;
     let words: Vec<&str> = line.split(' ').collect();
     let source = match words[1..] {
-        // Nothing that follows this word means anything.
+        // After `UNKNOWN`, the rest of the line has no meaning.
         ["UNKNOWN", ..] => None,
         ["TCP4", from, to, from_port, to_port] => {
             Some(endpoint::<Ipv4Addr>([from, to], [from_port, to_port])?)
@@ -85,7 +85,8 @@ fn parse_line(bytes: &[u8]) -> Result<Option<ProxyHeader>, NoProxyHeader> {
     }))
 }
 
-/// Parses two addresses of one kind and two ports, and returns the first of each, the source.
+/// Parses two addresses of one family and two ports. Returns the first address and port: the
+/// source.
 fn endpoint<A: FromStr + Into<IpAddr>>(
     addresses: [&str; 2],
     ports: [&str; 2],
@@ -130,14 +131,14 @@ fn parse_binary(bytes: &[u8]) -> Result<Option<ProxyHeader>, NoProxyHeader> {
     let source = match (is_local, family) {
         (false, 0x11) => Some(source::<4>(rest)?),
         (false, 0x21) => Some(source::<16>(rest)?),
-        // The connection is to be served, but the header does not say whose it is.
+        // The connection must be served, but the header does not name the client.
         _ => None,
     };
     Ok(Some(ProxyHeader { length, source }))
 }
 
-/// Takes two addresses of `N` bytes and two ports, and returns the first of each, the source. What
-/// follows them is of no interest.
+/// Takes two addresses of `N` bytes and two ports. Returns the first address and port: the source.
+/// Bytes after them are ignored.
 fn source<const N: usize>(rest: &[u8]) -> Result<SocketAddr, NoProxyHeader>
 where
     IpAddr: From<[u8; N]>,
@@ -175,7 +176,8 @@ mod tests {
         [&source.octets()[..], &[0; 16], &[0x1f, 0x90, 0, 80]].concat()
     }
 
-    /// Parses the whole, and sees to it that no beginning of it is taken for all, or for nothing.
+    /// Parses the whole header, and checks that no shorter part of it is taken for a header or for
+    /// a fault.
     fn source_of(header: &[u8]) -> Option<SocketAddr> {
         for end in 0..header.len() {
             assert_eq!(ProxyHeader::parse(&header[..end]), Ok(None), "{end} bytes");

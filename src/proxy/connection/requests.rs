@@ -1,20 +1,20 @@
-//! The loop of HTTP/1: the requests of one connection, one after the other.
+//! HTTP/1 with clients: serves the requests of one connection, one after the other.
 //!
 //! # Theory of operation
-//! A connection is idle until bytes come; then its requests are served one after the other, and the
-//! answers are sent in that order. The part that serves a request lives in memory of its own, so
-//! that an idle connection takes little, and a connection that stays idle gives its task back,
-//! which takes still less.
+//! A connection is idle until bytes come. Then its requests are served one after the other, and the
+//! responses are sent in the same order. The future that serves a request is on the heap, so that
+//! an idle connection needs little memory. A connection that stays idle returns from its task and
+//! is parked, which needs even less.
 //!
 //! How a connection ends:
-//! * While idle: when the client closes, after [`CLIENT_IDLE_LIMIT`], or when the worker drains and
-//!   idle connections have had their time. Until then a draining worker, or a listener that was
-//!   removed, waits for one more request, whose response tells the client that it is the last; a
-//!   close at any moment could meet a request on its way.
-//! * After a response that says so, when the client may have sent more than was read: our side is
-//!   closed first and the rest is read for a while ([`linger`]).
+//! * While it is idle: when the client closes it, after [`CLIENT_IDLE_LIMIT`], or when the worker
+//!   drains and the time of idle connections is over. Before that, a connection of a draining
+//!   worker, or of a listener that was removed, waits for one more request, and the response tells
+//!   the client that it is the last. A close at any moment could hit a request on its way.
+//! * After a response that announces the end, when the client may have sent more than was read: our
+//!   side is closed first, and the rest is read for a while ([`linger`]).
 //! * In the middle of a response that cannot be completed: at once, so that the client cannot take
-//!   it for whole.
+//!   the part for the whole.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -32,26 +32,27 @@ use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::turn;
 
-/// How long an idle connection keeps its task: most requests of a browser follow one another
-/// closely.
+/// How long an idle connection keeps its task: most requests of a browser follow each other
+/// quickly.
 pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
 
-/// How long the head of a request may take from its first byte on.
+/// How long the head of a request may take, from its first byte on.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
 
-/// How a wait for the next bytes ended.
+/// How waiting for the next bytes of an idle connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waited {
-    /// Bytes are there.
+    /// Bytes have come.
     Received,
-    /// The limit has passed without a byte.
+    /// The time limit passed and no byte came.
     Long,
-    /// There will be no bytes, or nobody waits for them any more.
+    /// The connection must be closed: the client has closed it, or the drain leaves it no more
+    /// time.
     Over,
 }
 
-/// Serves the requests of a connection with HTTP/1, to its end or until it is to be parked; then it
-/// is returned.
+/// Serves the requests of a connection with HTTP/1, to its end or until it is idle and can be
+/// parked; then the client is returned.
 pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
     let limit = match client.stream.as_socket() {
         Some(_) => PARK_AFTER,
@@ -74,7 +75,7 @@ pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client
                 return None;
             }
             Next::Reset => {
-                // If that fails, the connection is gone already.
+                // If the reset fails, the connection has ended already.
                 let _ = client.stream.reset_on_close();
                 return None;
             }
@@ -82,8 +83,8 @@ pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client
     }
 }
 
-/// Serves one request. On a stream of HTTP/2 that is all; how the stream ends then is its own
-/// matter.
+/// Serves one request, and returns what happens to the connection next. A stream of HTTP/2 has only
+/// one request, and ignores the result.
 pub(super) async fn serve_request(client: &mut Client) -> Next {
     let mut request = match read_request(client).await {
         Ok(Some(request)) => request,
@@ -113,7 +114,7 @@ pub(super) async fn wait(client: &mut Client, limit: Duration) -> Waited {
             ready!(client.timer.poll_expired(cx));
             Waited::Long
         };
-        // The reactor may not have heard of a request that is there already.
+        // A request may have come that the reactor has not reported yet.
         Poll::Ready(match client.stream.is_quiet() {
             true => waited,
             false => Waited::Received,
@@ -155,7 +156,7 @@ async fn read_request(client: &mut Client) -> Result<Option<Request>, ProxyError
     }
 }
 
-/// Skips empty lines before a request, which are to be ignored (RFC 9112, section 2.2).
+/// Skips empty lines before a request, as RFC 9112, section 2.2, asks for.
 fn skip_empty_lines(client: &mut Client) {
     loop {
         let length = match client.buffer.unread() {
@@ -172,7 +173,8 @@ fn admit(client: &mut Client) -> Result<Option<Request>, Refusal> {
     Request::admit(&mut client.buffer, &client.peer.listener, sender)
 }
 
-/// Answers something that is no request. Where the next one would begin is unknown.
+/// Sends the response to bytes that are not a valid request. The connection then ends, because
+/// nobody knows where the next request would begin.
 async fn refuse(client: &mut Client, error: ProxyError) -> Next {
     tracing::debug!(client_addr = %client.peer.address, %error, "request refused");
     let mut out = Vec::new();
@@ -180,7 +182,7 @@ async fn refuse(client: &mut Client, error: ProxyError) -> Next {
     send(client, &out, Next::Linger).await
 }
 
-/// Answers a request that no instance has answered.
+/// Sends the proxy's own response to a request for which no instance has responded.
 async fn answer(client: &mut Client, error: ProxyError, request: &Request) -> Next {
     let service = request.service_name();
     let id = request.instance.map(|id| id.0);
@@ -203,7 +205,8 @@ async fn answer(client: &mut Client, error: ProxyError, request: &Request) -> Ne
     send(client, &out, next).await
 }
 
-/// Sends a whole response. Returns `next`, unless the client does not take it.
+/// Sends a whole response of the proxy. Returns `next`, unless the client does not take the
+/// response.
 async fn send(client: &mut Client, bytes: &[u8], next: Next) -> Next {
     client.timer.set(STALL_LIMIT);
     let sending = Sendable::plain(bytes);
@@ -217,7 +220,7 @@ async fn send(client: &mut Client, bytes: &[u8], next: Next) -> Next {
     }
 }
 
-/// Closes our side, and lets the client read what it has been sent.
+/// Closes our side of the connection, and waits so that the client can read what was sent.
 async fn let_read(client: &mut Client) {
     if let Stream::Transport(transport) = &client.stream {
         linger(transport, &mut client.buffer, &mut client.timer).await;

@@ -1,16 +1,15 @@
-//! The control thread: speaks with the manager, hands tables to the data threads, and proves
-//! quiescence.
+//! The control thread: speaks with the manager, gives tables to the data threads, and proves that
+//! draining endpoints are idle.
 //!
-//! # Theory of operation
-//! One loop owns all of this state and takes one event at a time: a manager connects, the manager
-//! says something, a data thread reports, a probe has found something out, a signal arrives, time
-//! passes. The data threads serve the last table whether or not a manager is there; a new manager
-//! is first told how things stand. Once draining, the worker opens no listener any more, but still
-//! follows tables and still reports idleness: its last connections need both.
+//! One loop owns all of this state and handles one event at a time: a manager connects, the manager
+//! sends a message, a data thread reports, a probe has a finding, a signal arrives, a time is over.
+//! The data threads serve the last table with or without a manager. A new manager first gets a
+//! report of the present state. A draining worker opens no listener any more, but still takes new
+//! tables and still reports idle endpoints: its last connections need both.
 //!
-//! The order in which a table is taken over matters. The probes of endpoints that it drains end
-//! first; then [`Quiescence`] expects the threads' word about them; only then do the threads see
-//! the table.
+//! The order in which a table is taken over matters. First, the probes of endpoints that the table
+//! drains are stopped. Then [`Quiescence`] begins to wait for what the threads report about these
+//! endpoints. Only then do the threads get the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -36,14 +35,14 @@ use crate::proxy::shared::threads::{ThreadCommand, ThreadEvent, ThreadReport, Th
 /// The least time between two reports of the counters.
 const COUNTS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What each endpoint adds to the time between two reports, so that a very long report does not
-/// fill the channel.
+/// How much each endpoint adds to the time between two reports of the counters, so that very long
+/// reports do not fill the channel.
 const COUNTS_INTERVAL_PER_ENDPOINT: Duration = Duration::from_micros(200);
 
-/// The wait after the control socket failed to accept.
+/// The pause after the control socket failed to accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why the control thread, and with it the worker, ends by an error.
+/// Why the control thread, and with it the worker, ends with an error.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
     #[error("data thread {0} has ended")]
@@ -56,8 +55,8 @@ pub(crate) enum ControlError {
 pub(crate) struct Control {
     threads: Arc<Threads>,
     table: Arc<Table>,
-    /// Earlier tables, as long as a thread may use them: no thread that serves is to be the one
-    /// that clears them up.
+    /// Earlier tables, as long as a data thread may use them, so that they are freed on the control
+    /// thread and no thread that serves requests spends time on that.
     replaced: Vec<Arc<Table>>,
     sockets: Sockets,
     certificates: ListenerCertificates,
@@ -65,21 +64,21 @@ pub(crate) struct Control {
     probers: Probers,
     /// The probing endpoints that have answered.
     ready: BTreeSet<EndpointId>,
-    /// The active endpoints that the health check has taken out, and why.
+    /// The active endpoints that the health check has taken out, with the reasons.
     faults: BTreeMap<EndpointId, String>,
     manager: Option<ManagerLink>,
-    /// The connections and counters that the manager was told last.
+    /// The connections and counters in the last report to the manager.
     counted: Option<(u32, Vec<EndpointCounts>)>,
     next_counts: Instant,
     drain: Option<WorkerDrain>,
-    /// The manager's last ping, and the threads that have not answered it.
+    /// The number of the manager's last ping, and the threads that have not answered it yet.
     ping: (u64, BTreeSet<usize>),
     findings: mpsc::UnboundedReceiver<(EndpointId, Finding)>,
     reports: mpsc::UnboundedReceiver<ThreadReport>,
 }
 
 impl Control {
-    /// A control thread without a manager and without a table; `threads` report to `reports`.
+    /// Makes a control thread without a manager and without a table. `threads` report to `reports`.
     pub(crate) fn new(
         threads: Arc<Threads>,
         certificates: ListenerCertificates,
@@ -130,8 +129,7 @@ impl Control {
         Ok(())
     }
 
-    /// Lets a manager that has connected take the place of the one before, and tells it how things
-    /// stand.
+    /// Lets a new manager replace the one before, and reports the present state to it.
     fn greet(&mut self, socket: std::os::unix::net::UnixStream) {
         if let Some(drain) = &mut self.drain {
             drain.set_told(false);
@@ -148,7 +146,7 @@ impl Control {
         self.counted = None;
         self.next_counts = Instant::now();
         let acknowledged = self.quiescence.acknowledged();
-        // The manager reads what is said of idleness by the counts.
+        // The manager needs the counts to understand the messages about idle endpoints.
         let mut messages = vec![self.counts()];
         if acknowledged > 0 {
             messages.push(FromWorker::Acknowledged(acknowledged));
@@ -180,7 +178,7 @@ impl Control {
         self.manager = None;
     }
 
-    /// Takes in what the manager has said, or that it is gone.
+    /// Handles a message of the manager, or the end of the connection to it.
     async fn hear(&mut self, message: Result<ToWorker, LinkFault>) {
         match message {
             Ok(ToWorker::Listener(id)) => {
@@ -219,13 +217,13 @@ impl Control {
 
     async fn take_over(&mut self, mut table: WireTable) {
         if table.number <= self.table.number {
-            // The manager may not know that it has been heard.
+            // A new manager may not know that this table was taken over.
             self.say(FromWorker::Acknowledged(self.quiescence.acknowledged()));
             return;
         }
         let draining = self.drain.is_some();
         let sockets = &self.sockets;
-        // A worker that drains gets no sockets and needs none.
+        // A draining worker gets no sockets and needs none.
         let is_known = |id| draining || sockets.contains(id);
         let named: BTreeSet<_> = table.certificates().collect();
         let number = table.number;
@@ -268,11 +266,11 @@ impl Control {
     }
 
     fn command(&self, thread: usize, command: ThreadCommand) {
-        // A thread that has ended reports that itself, and the worker ends.
+        // If the thread has ended, it reports that itself, and the worker ends.
         let _ = self.threads.send(thread, command);
     }
 
-    /// Takes in what a data thread has reported.
+    /// Handles a report of a data thread.
     fn note(&mut self, report: ThreadReport) -> Result<(), ControlError> {
         let thread = report.thread;
         match report.event {
@@ -301,14 +299,15 @@ impl Control {
                     drain.note_closed(thread);
                 }
             }
-            // Whether that was the last thread is asked after every event.
+            // The loop checks after every event whether this was the last thread.
             ThreadEvent::Empty => {}
             ThreadEvent::Ended => return Err(ControlError::ThreadEnded(thread)),
         }
         Ok(())
     }
 
-    /// Takes in what a probe has found out, unless the table has moved on in the meantime.
+    /// Handles the finding of a probe, unless a table has changed the state of the endpoint
+    /// meanwhile.
     fn find(&mut self, endpoint: EndpointId, finding: Finding) {
         if self.table.state(endpoint) != Some(finding.concerns()) {
             return;
@@ -337,7 +336,7 @@ impl Control {
         self.say(message);
     }
 
-    /// Reports the counters, if they have changed and the manager has read what was said before.
+    /// Reports the counters, if they have changed and the manager has read the earlier messages.
     fn count(&mut self) {
         let connections = self.threads.connections();
         let counts: Vec<_> = self
@@ -355,7 +354,7 @@ impl Control {
         }
     }
 
-    /// The counters at this moment, as a message.
+    /// Returns a message with the present counters.
     fn counts(&self) -> FromWorker {
         let endpoints = self.table.endpoints();
         FromWorker::Counts {
@@ -374,13 +373,13 @@ impl Control {
         endpoints.map(|(spec, _)| spec.counts().tunnels).sum()
     }
 
-    /// When whatever is left is cut off, if the worker drains.
+    /// Returns when the remaining connections are cut off; `None` if the worker does not drain.
     fn drain_end(&self) -> Option<Instant> {
         let drain = self.drain.as_ref()?;
         Some(drain.end(self.tunnels()))
     }
 
-    /// Tells the manager, once, that nothing but tunnels is waited for.
+    /// Tells the manager, once, that the drain waits only for tunnels.
     fn tell_only_tunnels(&mut self) {
         let (connections, tunnels) = (self.threads.connections(), self.tunnels());
         let drain = self.drain.as_ref();
@@ -402,7 +401,7 @@ impl Control {
         }
     }
 
-    /// Begins to drain. A worker that drains already only takes the new limits.
+    /// Begins to drain. If the worker drains already, only the time limits change.
     fn drain(&mut self, times: &DrainTimes, by: &'static str) {
         if let Some(drain) = &mut self.drain {
             drain.extend(times);
@@ -433,18 +432,19 @@ impl Control {
     }
 }
 
-/// Puts the log level of a table into force.
+/// Sets the log level that a table names.
 fn set_log_level(level: &str) {
     match level.parse() {
         Ok(level) => logging::set_level(&level),
-        // The manager is of another version, and so will be the next worker.
+        // The manager is of another version, and will soon replace this worker by one of its own
+        // version.
         Err(error) => {
             tracing::warn!(level, %error, "log level not understood, keeping the last one")
         }
     }
 }
 
-/// Accepts the next manager that connects.
+/// Accepts the next connection of a manager.
 async fn accept(socket: &UnixListener) -> std::os::unix::net::UnixStream {
     loop {
         match socket
@@ -461,7 +461,7 @@ async fn accept(socket: &UnixListener) -> std::os::unix::net::UnixStream {
     }
 }
 
-/// Receives what the manager says next; never resolves if there is none.
+/// Receives the next message of the manager; never resolves without a manager.
 async fn receive(manager: &mut Option<ManagerLink>) -> Result<ToWorker, LinkFault> {
     match manager {
         Some(manager) => manager.receive().await,

@@ -1,10 +1,10 @@
-//! The signals that a worker does not die of.
+//! The signals that a worker handles instead of ending at once.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that ask a worker to drain, and the one that it ignores.
+/// Receives the signals that ask a worker to drain, and the one that the worker ignores.
 pub(crate) struct DrainSignals {
     terminate: Signal,
     interrupt: Signal,
@@ -12,7 +12,7 @@ pub(crate) struct DrainSignals {
 }
 
 impl DrainSignals {
-    /// Takes the signals over from the system, which would end the worker.
+    /// Installs handlers for the signals, whose default action would end the worker.
     pub(crate) fn new() -> io::Result<DrainSignals> {
         Ok(DrainSignals {
             terminate: signal(SignalKind::terminate())?,

@@ -1,4 +1,4 @@
-//! The connection to the manager, as the control thread holds it.
+//! The connection of the control thread to the manager.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use tokio::time::timeout;
 
 use crate::ipc::{Channel, ChannelError, FromWorker, MessageReceiver, MessageSender, ToWorker};
 
-/// Messages that may wait for a manager that does not read. A manager that is further behind is
-/// better off with a new connection, on which it is told how things stand.
+/// How many messages may wait for a manager that does not read. A manager that is further behind
+/// had better connect again: it then gets a report of the present state.
 const MOST_WAITING: usize = 1 << 16;
 
-/// How long the last messages may take when the worker ends.
+/// How long sending the last messages may take when the worker ends.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
-/// The connection to a manager that was let in.
+/// The connection to a manager that was accepted.
 pub(crate) struct ManagerLink {
     receiver: MessageReceiver<ToWorker>,
     outgoing: mpsc::Sender<FromWorker>,
     writer: JoinHandle<()>,
 }
 
-/// Why a manager was not let in, or the connection to it ended.
+/// Why a manager was refused, or why the connection to it ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkFault {
     #[error("the peer runs as user {0}")]
@@ -40,7 +40,7 @@ pub(crate) enum LinkFault {
 }
 
 impl ManagerLink {
-    /// Greets a manager, which must be root or run as the same user as the worker.
+    /// Accepts a manager, which must be root or run as the same user as the worker.
     pub(crate) fn greet(socket: UnixStream) -> Result<ManagerLink, LinkFault> {
         let peer = sockopt::socket_peercred(&socket)
             .map_err(std::io::Error::from)?
@@ -61,7 +61,7 @@ impl ManagerLink {
         Ok(manager)
     }
 
-    /// Sends a message, without waiting until the manager has it.
+    /// Queues a message for the manager. Does not wait until it is sent.
     pub(crate) fn say(&self, message: FromWorker) -> Result<(), LinkFault> {
         self.outgoing
             .try_send(message)
@@ -71,7 +71,7 @@ impl ManagerLink {
             })
     }
 
-    /// Returns true if everything said so far is on its way.
+    /// Returns true if all messages so far were taken from the queue to be sent.
     pub(crate) fn is_listening(&self) -> bool {
         self.outgoing.capacity() == self.outgoing.max_capacity()
     }
@@ -86,7 +86,7 @@ impl ManagerLink {
         self.receiver.take_descriptor()
     }
 
-    /// Ends the connection, and waits a moment for the last messages to leave.
+    /// Ends the connection, after waiting a moment until the last messages are sent.
     pub(crate) async fn farewell(mut self) {
         let (closed, _) = mpsc::channel(1);
         drop(std::mem::replace(&mut self.outgoing, closed));

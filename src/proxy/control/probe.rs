@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //! The control thread runs one task for each endpoint that is probing or active. A probing endpoint
-//! is asked until it answers once. An active one is asked steadily; [`Health`] decides from the
-//! answers whether it is in or out. A draining endpoint is never asked: when a table says that it
-//! drains, its task has ended, and with it its connection, before the data threads see that table,
-//! so that a probe can neither revive it nor spoil its quiescence.
+//! is asked until it answers once. An active endpoint is asked regularly, and [`Health`] decides
+//! from the answers whether it is in or out. A draining endpoint is never asked: when a table marks
+//! it draining, its task and the connection of its task end before the data threads see that table.
+//! So a probe can neither make the endpoint ready again nor keep it from becoming idle.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -25,10 +25,10 @@ use crate::proxy::net::stream::Stream;
 use crate::proxy::shared::spec::EndpointSpec;
 use crate::proxy::shared::table::Table;
 
-/// The wait before the first probe of a new endpoint; it doubles after each.
+/// The pause before the first probe of a new endpoint. The pause doubles after each probe.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// The longest wait between two probes of a new endpoint.
+/// The longest pause between two probes of a new endpoint.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long one probe may take.
@@ -37,20 +37,20 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// How often an active endpoint is asked.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Failures in a row that take an endpoint out of the choice.
+/// How many failures in a row take an endpoint out.
 const FAILURES_OUT: u32 = 3;
 
-/// Successes in a row that put an endpoint back.
+/// How many successes in a row put an endpoint back in.
 const SUCCESSES_IN: u32 = 2;
 
-/// How much of an answer is read to find its status line.
+/// How many bytes of a response are read to find its status line.
 const LONGEST_STATUS_LINE: usize = 4096;
 
-/// Bytes that are read of the rest of an answer, so that the instance does not see its connection
-/// reset.
+/// How many bytes of the rest of a response are read, so that the instance does not see its
+/// connection reset.
 const MOST_DRAINED: usize = 64 << 10;
 
-/// How long the rest of an answer is read.
+/// How long the rest of a response is read.
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
 /// What probing found out about an endpoint.
@@ -58,16 +58,17 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 pub(crate) enum Finding {
     /// A probing endpoint has answered.
     Ready,
-    /// A probing endpoint has not answered; the fault is in words for a person.
+    /// A probing endpoint has not answered; the text tells a person why.
     NotReady(String),
-    /// An active endpoint has failed too often; the last fault is in words for a person.
+    /// An active endpoint has failed too often in a row; the text tells a person how it failed
+    /// last.
     Out(String),
-    /// An endpoint that was out has answered often enough again.
+    /// An endpoint that was out has answered often enough in a row.
     In,
 }
 
 impl Finding {
-    /// The state that the endpoint must still have for the finding to mean anything.
+    /// Returns the state that the endpoint must still be in; otherwise the finding is outdated.
     pub(crate) fn concerns(&self) -> EndpointState {
         match self {
             Finding::Ready | Finding::NotReady(_) => EndpointState::Probing,
@@ -88,8 +89,8 @@ struct Prober {
 }
 
 impl Probers {
-    /// No probe runs yet. Probes send what they find out to `findings`, and live on the caller's
-    /// `LocalRuntime`.
+    /// Makes a set without probes. Each probe sends what it finds to `findings`, and runs on the
+    /// caller's `LocalRuntime`.
     pub(crate) fn new(findings: mpsc::UnboundedSender<(EndpointId, Finding)>) -> Probers {
         Probers {
             tasks: HashMap::new(),
@@ -97,8 +98,8 @@ impl Probers {
         }
     }
 
-    /// Probes what `table` wants probed and nothing else, having followed the table `before`. When
-    /// this returns, all other probes have ended.
+    /// Starts the probes that `table` needs, and stops all others; `before` is the table that was
+    /// followed last. When this returns, the stopped probes have ended.
     pub(crate) async fn follow(&mut self, before: &Table, table: &Table) {
         let difference = table.difference_from(before);
         let mut unwanted = Vec::new();
@@ -179,22 +180,23 @@ async fn watch_health(
     }
 }
 
-/// A moment within the interval, so that many endpoints are not all asked at once.
+/// Returns a moment within the interval, so that many endpoints are not all probed at the same
+/// time.
 fn spread(id: EndpointId) -> Duration {
     let part = (id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32;
     HEALTH_INTERVAL.mul_f64(f64::from(part) / f64::from(u32::MAX))
 }
 
-/// Counts answers, and decides whether an endpoint is in or out.
+/// Counts the answers of an active endpoint, and decides whether the endpoint is in or out.
 #[derive(Debug, Default)]
 struct Health {
     out: bool,
-    /// Answers in a row that speak against the present decision.
+    /// How many answers in a row have contradicted the present decision.
     contrary: u32,
 }
 
 impl Health {
-    /// Takes an answer in, and returns what it changes, if anything.
+    /// Counts an answer. Returns a finding if the answer changes the decision.
     fn observe(&mut self, answer: Result<(), String>) -> Option<Finding> {
         if answer.is_err() == self.out {
             self.contrary = 0;
@@ -214,7 +216,7 @@ impl Health {
     }
 }
 
-/// Asks an endpoint once. The error is in words for a person.
+/// Probes an endpoint once. The error tells a person what is wrong.
 async fn probe(spec: &EndpointSpec) -> Result<(), String> {
     let EndpointSpec { address, probe, .. } = spec;
     match timeout(PROBE_LIMIT, ask(spec)).await {
@@ -299,8 +301,8 @@ async fn drain(stream: &mut Stream) {
     }
 }
 
-/// Puts an error in words for a person: `connection refused` rather than `Connection refused (os
-/// error 111)`.
+/// Writes an error for a person: without the number of the error, and in lower case, as in
+/// `connection refused`.
 fn in_words(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
@@ -323,7 +325,7 @@ mod tests {
         probe(&spec).await
     }
 
-    /// Answers every connection with this, and keeps it open if told so.
+    /// Sends `answer` on every connection, and keeps the connection open if `keep_open` is true.
     async fn serve(listener: TcpListener, answer: &'static str, keep_open: bool) {
         let mut open = Vec::new();
         loop {

@@ -1,11 +1,13 @@
-//! The proof of quiescence: which thread has said what about which table and endpoint. Pure.
+//! Quiescence: knows which threads have acknowledged which table, and which draining endpoints are
+//! idle on all threads. Pure.
 //!
 //! # Theory of operation
-//! Every thread answers every table, in order, so a table is acknowledged when the last thread has
-//! answered it, and no acknowledgement is passed over. An endpoint that a table marks draining is
-//! idle when every thread has said so having applied that table or a newer one: what a thread said
-//! before, about an endpoint that was away for a while, counts for nothing. Threads may say it more
-//! than once. Once idle, an endpoint stays idle until it leaves the table.
+//! Every thread answers every table, in order. So a table is acknowledged when the last thread has
+//! answered it, and every table gets acknowledged. An endpoint that a table marks draining is idle
+//! when every thread has reported that, after it applied this table or a newer one. An older report
+//! about the same endpoint, from before it was away from the table for a while, does not count. A
+//! thread may report the same endpoint more than once. An idle endpoint stays idle until it leaves
+//! the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +16,7 @@ use crate::ipc::EndpointId;
 /// What the threads have said about tables and draining endpoints.
 #[derive(Debug)]
 pub(crate) struct Quiescence {
-    /// By thread, the newest table that it uses.
+    /// The newest table that each thread uses, by the index of the thread.
     applied: Vec<u64>,
     draining: BTreeMap<EndpointId, Draining>,
 }
@@ -23,12 +25,12 @@ pub(crate) struct Quiescence {
 struct Draining {
     /// The first table that marks the endpoint draining.
     since: u64,
-    /// The threads that have not said that the endpoint is idle.
+    /// The threads that have not reported the endpoint idle yet.
     busy: BTreeSet<usize>,
 }
 
 impl Quiescence {
-    /// No table was sent yet to so many threads.
+    /// Makes the state for this many threads, to which no table was sent yet.
     pub(crate) fn new(threads: usize) -> Quiescence {
         Quiescence {
             applied: vec![0; threads],
@@ -36,7 +38,8 @@ impl Quiescence {
         }
     }
 
-    /// Notes that a table was sent to the threads, in which these are all the draining endpoints.
+    /// Notes that a table was sent to all threads. `draining` are all draining endpoints in the
+    /// table.
     pub(crate) fn sent(&mut self, table: u64, draining: impl IntoIterator<Item = EndpointId>) {
         let mut before = std::mem::take(&mut self.draining);
         for id in draining {
@@ -48,8 +51,8 @@ impl Quiescence {
         }
     }
 
-    /// Notes that a thread uses a table. Returns the newest table that all threads use, if that is
-    /// news.
+    /// Notes that a thread uses a table. Returns the newest table that all threads use, if it has
+    /// changed.
     pub(crate) fn applied(&mut self, thread: usize, table: u64) -> Option<u64> {
         let before = self.acknowledged();
         self.applied[thread] = table;
@@ -57,8 +60,8 @@ impl Quiescence {
         (now > before).then_some(now)
     }
 
-    /// Notes that a thread that had applied `table` holds no connection to a draining endpoint.
-    /// Returns true if the thread was the last one to say so.
+    /// Notes the report of a thread that had applied `table` and holds no connection to a draining
+    /// endpoint. Returns true if this was the last thread to report that.
     pub(crate) fn idle(&mut self, thread: usize, endpoint: EndpointId, table: u64) -> bool {
         match self.draining.get_mut(&endpoint) {
             Some(draining) if table >= draining.since => {
@@ -68,12 +71,12 @@ impl Quiescence {
         }
     }
 
-    /// The newest table that all threads use; 0 before the first.
+    /// Returns the newest table that all threads use; 0 before the first table.
     pub(crate) fn acknowledged(&self) -> u64 {
         self.applied.iter().copied().min().unwrap_or(0)
     }
 
-    /// The draining endpoints that every thread has said are idle.
+    /// Returns the draining endpoints that every thread has reported idle.
     pub(crate) fn idle_endpoints(&self) -> impl Iterator<Item = EndpointId> {
         let draining = self.draining.iter();
         draining
@@ -124,7 +127,7 @@ mod tests {
         assert!(quiescence.idle(0, ID, 2));
     }
 
-    /// A data thread, reduced to what matters here.
+    /// A model of a data thread: the parts that matter for quiescence.
     #[derive(Debug, Clone, Default)]
     struct Model {
         inbox: VecDeque<(u64, BTreeSet<EndpointId>)>,
@@ -141,15 +144,15 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        /// The manager sends a table that drains the endpoints before this one.
+        /// The manager sends a table that drains all endpoints with a smaller id than this.
         Table(u64),
         /// A thread takes its next table.
         Apply(usize),
-        /// A thread chooses an endpoint, if it may.
+        /// A thread claims an endpoint, if the endpoint can be claimed.
         Claim(usize, u64),
         /// A thread ends a request.
         End(usize, u64),
-        /// The control thread takes the next report.
+        /// The control thread handles the next report.
         Note,
     }
 

@@ -1,4 +1,4 @@
-//! The listening sockets that the manager has handed over.
+//! The listening sockets that the manager has sent to the worker.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -10,11 +10,11 @@ use rustix::net::{AddressFamily, sockopt};
 use crate::ipc::ListenerId;
 use crate::proxy::shared::table::Table;
 
-/// Listening sockets that a worker takes: more than any machine needs, since each costs a
-/// descriptor.
+/// How many listening sockets a worker takes. Each costs a descriptor, and no machine needs this
+/// many.
 const MOST_SOCKETS: usize = 4096;
 
-/// Why a listening socket was not taken.
+/// Why a listening socket was refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketFault {
     #[error("the message came without a socket")]
@@ -27,7 +27,7 @@ pub(crate) enum SocketFault {
     System(#[from] rustix::io::Errno),
 }
 
-/// The listening sockets by the listeners that they are of.
+/// The listening sockets, by the ids of their listeners.
 #[derive(Default)]
 pub(crate) struct Sockets {
     sockets: HashMap<ListenerId, Socket>,
@@ -35,13 +35,13 @@ pub(crate) struct Sockets {
 
 struct Socket {
     descriptor: Arc<OwnedFd>,
-    /// A table has named the socket, so the threads have it.
+    /// True if a table has named the listener, so that the threads have the socket.
     opened: bool,
 }
 
 impl Sockets {
-    /// Takes a socket in. A socket that is here already stays: a manager that has started anew
-    /// sends the same again.
+    /// Adds a socket. If the listener has a socket already, that one stays: a restarted manager
+    /// sends the same sockets again.
     pub(crate) fn add(
         &mut self,
         id: ListenerId,
@@ -61,7 +61,7 @@ impl Sockets {
         }
         let flags = rustix::fs::fcntl_getfl(&descriptor)?;
         rustix::fs::fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK)?;
-        // Connections inherit this option from their listening socket.
+        // Accepted connections inherit this option from their listening socket.
         sockopt::set_tcp_nodelay(&descriptor, true)?;
         let socket = Socket {
             descriptor: Arc::new(descriptor),
@@ -71,13 +71,13 @@ impl Sockets {
         Ok(())
     }
 
-    /// Returns true if the socket of this listener is here.
+    /// Returns true if the manager has sent the socket of this listener.
     pub(crate) fn contains(&self, id: ListenerId) -> bool {
         self.sockets.contains_key(&id)
     }
 
-    /// Closes the sockets that were open and are not in the table, and returns those that the table
-    /// is the first to name.
+    /// Closes the sockets whose listeners the table no longer names. Returns the sockets whose
+    /// listeners no table has named before.
     pub(crate) fn follow(&mut self, table: &Table) -> Vec<(ListenerId, Arc<OwnedFd>)> {
         let mut opened = Vec::new();
         let mut sockets = std::mem::take(&mut self.sockets);
@@ -95,7 +95,7 @@ impl Sockets {
         opened
     }
 
-    /// Forgets the sockets that no table has named; the next manager sends its own.
+    /// Closes the sockets whose listeners no table has named. The next manager sends its own.
     pub(crate) fn forget_unopened(&mut self) {
         self.sockets.retain(|_, socket| socket.opened);
     }

@@ -1,23 +1,23 @@
-//! The drain of the worker, as the control thread keeps it: what it still waits for, and until
-//! when. Pure.
+//! The drain of the worker, as the control thread keeps it: which threads still have listeners, and
+//! when the remaining connections are cut off. Pure.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The times of `ToWorker::Drain`.
+/// The times that `ToWorker::Drain` carries.
 pub(crate) struct DrainTimes {
     /// How long idle connections are left open.
     pub(crate) idle: Duration,
-    /// How long requests in flight are waited for.
+    /// How long the drain waits for requests in flight.
     pub(crate) limit: Duration,
-    /// How long tunnels are waited for.
+    /// How long the drain waits for tunnels.
     pub(crate) tunnels: Duration,
 }
 
 impl DrainTimes {
-    /// How a worker drains that a signal tells to, which knows no times.
+    /// The times of a drain that a signal begins, since a signal carries none.
     pub(crate) const OF_SIGNAL: DrainTimes = DrainTimes {
         idle: Duration::from_secs(1),
         limit: Duration::from_secs(30),
@@ -25,18 +25,18 @@ impl DrainTimes {
     };
 }
 
-/// A drain that has begun.
+/// The state of a drain that has begun.
 pub(crate) struct WorkerDrain {
     until: Instant,
     tunnels_until: Instant,
-    /// The manager knows that nothing but tunnels is waited for.
+    /// True if the manager knows that the drain waits only for tunnels.
     told: bool,
     /// The threads that still have listeners.
     accepting: BTreeSet<usize>,
 }
 
 impl WorkerDrain {
-    /// Begins a drain, in which each of so many threads still has to close its listeners.
+    /// Begins a drain with these times. Each of this many threads must still close its listeners.
     pub(crate) fn begin(times: &DrainTimes, threads: usize) -> WorkerDrain {
         let now = Instant::now();
         WorkerDrain {
@@ -47,24 +47,24 @@ impl WorkerDrain {
         }
     }
 
-    /// Gives the drain new limits, counted from now.
+    /// Sets new time limits for the drain, counted from now.
     pub(crate) fn extend(&mut self, times: &DrainTimes) {
         let now = Instant::now();
         self.until = now + times.limit;
         self.tunnels_until = now + times.tunnels;
     }
 
-    /// Notes that a thread has closed its listeners.
+    /// Notes that a thread has closed all its listeners.
     pub(crate) fn note_closed(&mut self, thread: usize) {
         self.accepting.remove(&thread);
     }
 
-    /// Returns true while a thread still has listeners, from which connections may come.
+    /// Returns true while a thread still has listeners, so that new connections may come.
     pub(crate) fn is_accepting(&self) -> bool {
         !self.accepting.is_empty()
     }
 
-    /// When whatever is left is cut off, while there are so many tunnels.
+    /// Returns when the remaining connections are cut off, if this many tunnels are open now.
     pub(crate) fn end(&self, tunnels: u32) -> Instant {
         match tunnels {
             0 => self.until,
@@ -72,7 +72,7 @@ impl WorkerDrain {
         }
     }
 
-    /// Returns true if the manager is to be told that nothing but tunnels is waited for: no other
+    /// Returns true if the manager must be told now that the drain waits only for tunnels: no other
     /// connection is left, or the time of the others is over.
     pub(crate) fn has_news(&self, connections: u32, tunnels: u32) -> bool {
         let alone = !self.is_accepting() && connections <= tunnels;
@@ -80,8 +80,8 @@ impl WorkerDrain {
         !self.told && tunnels > 0 && (alone || is_over)
     }
 
-    /// Notes whether the manager knows that nothing but tunnels is waited for. A new manager does
-    /// not.
+    /// Sets whether the manager knows that the drain waits only for tunnels. A new manager does not
+    /// know.
     pub(crate) fn set_told(&mut self, told: bool) {
         self.told = told;
     }

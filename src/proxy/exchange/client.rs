@@ -1,4 +1,4 @@
-//! A client connection, as whoever serves a request on it sees it.
+//! A client connection as the code that serves its requests sees it.
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -19,10 +19,10 @@ use crate::proxy::view::view::View;
 /// How long a client connection may wait for its next request.
 pub(crate) const CLIENT_IDLE_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a client may neither send nor take anything, while one of that is waited for.
+/// How long a client may neither send nor receive anything while the proxy waits for it.
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// A client connection, or one stream of a connection with HTTP/2.
+/// A client connection, or one stream of a client connection with HTTP/2.
 pub(crate) struct Client {
     pub(crate) stream: Stream,
     pub(crate) buffer: Buffer,
@@ -30,32 +30,33 @@ pub(crate) struct Client {
     pub(crate) peer: Rc<Peer>,
 }
 
-/// Who is on the other side of a client connection, and what this side knows: the listener, the
-/// view and the drain.
+/// The other side of a client connection, and what belongs to this connection on our side: the
+/// listener, the view and the drain.
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
-    /// The IP address as instances are told it.
+    /// The IP address in the form in which instances learn it.
     text: Box<str>,
     pub(crate) listener: Rc<ListenerView>,
     pub(crate) view: Rc<View>,
     pub(crate) drain: Rc<Drain>,
 }
 
-/// What becomes of a client connection after a request.
+/// What happens to a client connection after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Another request may come.
+    /// The next request is read.
     Request,
-    /// The client will send nothing more, or is gone.
+    /// The connection is closed: the client will send nothing more, or is gone.
     Close,
-    /// The client may have sent more, and must be able to read its response.
+    /// The connection lingers: the client may have sent more, and must be able to read its
+    /// response.
     Linger,
-    /// The client must not take what it has got for a response.
+    /// The connection is reset: the client must not take what it has received for a whole response.
     Reset,
 }
 
 impl Peer {
-    /// The peer at `address`, which has connected to `listener`.
+    /// Makes the peer at `address`, which has connected to `listener`.
     pub(crate) fn new(
         address: SocketAddr,
         listener: Rc<ListenerView>,
@@ -71,13 +72,13 @@ impl Peer {
         }
     }
 
-    /// The peer at `source`, for which this one, a proxy in front, has connected.
+    /// Makes the peer at `source`, whose connection this peer, a proxy in front, passes on.
     pub(crate) fn in_place_of(&self, source: SocketAddr) -> Peer {
         let (view, drain) = (self.view.clone(), self.drain.clone());
         Peer::new(source, self.listener.clone(), view, drain)
     }
 
-    /// The peer as the sender of a request that has come over TLS or not.
+    /// Returns the peer as the sender of a request; `secure` is true if the request came over TLS.
     pub(crate) fn sender(&self, secure: bool) -> RequestSender<'_> {
         RequestSender {
             address: &self.text,
@@ -87,14 +88,14 @@ impl Peer {
         }
     }
 
-    /// Returns true if the connection is to end with the present response.
+    /// Returns true if the connection will end with the present response.
     pub(crate) fn closing(&self) -> bool {
         self.drain.has_begun() || self.listener.closing()
     }
 }
 
 impl Client {
-    /// A connection of `peer` on which nothing was received yet.
+    /// Makes a client of a connection to `peer` on which nothing was received yet.
     pub(crate) fn new(stream: Stream, peer: Rc<Peer>) -> Client {
         Client {
             stream,
@@ -104,13 +105,14 @@ impl Client {
         }
     }
 
-    /// Decides what becomes of the connection after a response to `request` that has told the
-    /// client so much.
+    /// Decides what happens to the connection after the response to `request`. `told` is what the
+    /// response has told the client about the connection.
     pub(crate) fn next(&self, told: Persistence, request: &Request) -> Next {
         let received = request.outgoing.is_received();
         match told {
             Persistence::KeepAlive if received => Next::Request,
-            // The client said itself that it would send nothing more, and it has not.
+            // The client has announced that this was its last request, and has sent nothing after
+            // it.
             Persistence::Close
                 if received && !request.reply.keep_alive && self.buffer.is_empty() =>
             {

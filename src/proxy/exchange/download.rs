@@ -1,4 +1,4 @@
-//! The download: the way of a response, and of the interim ones before it, to the client.
+//! The download: passes a response, and the interim responses before it, on to the client.
 
 use std::io;
 use std::time::Duration;
@@ -21,16 +21,16 @@ use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::turn;
 
-/// What the head of a response may gain on its way, roughly.
+/// About how many bytes the head of a response gains when it is passed on.
 const ADDED: usize = 64;
 
-/// Interim responses that an instance may send to one request.
+/// How many interim responses an instance may send to one request.
 const MOST_INTERIMS: u32 = 32;
 
-/// How long an instance may leave a client without an answer to its `Expect: 100-continue`.
+/// How long an instance may leave the `Expect: 100-continue` of a client unanswered.
 const SILENCE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The head of a response that was read, and written for the client.
+/// The kind of a response whose head was read and written for the client.
 enum Head {
     Interim,
     /// The response after which HTTP ends on this connection.
@@ -41,8 +41,8 @@ enum Head {
     },
 }
 
-/// Passes the response on, interim ones first. `closing` tells whether the connection to the client
-/// is to end with this response.
+/// Passes the response on, interim responses first. `closing` returns true if the connection to the
+/// client will end with this response.
 pub(crate) async fn download(
     flow: &Flow,
     instance: &Stream,
@@ -64,8 +64,7 @@ pub(crate) async fn download(
         }
         send_interim(flow, client, &mut out).await?;
     };
-    // A client that is gone without a word is found by the kernel, if nothing is sent to it for
-    // long.
+    // Events may be far apart, so the kernel has to notice a vanished client.
     if flow.events.get() && client.watch_peer().is_err() {
         return Err(ExchangeEnd::Abandoned);
     }
@@ -88,7 +87,7 @@ pub(crate) async fn download(
     Ok(response)
 }
 
-/// Reads the head of a response and writes to `out` what the client gets of it.
+/// Reads the head of a response, and writes to `out` the head that the client gets.
 async fn read_head(
     flow: &Flow,
     instance: &Stream,
@@ -119,16 +118,16 @@ async fn read_head(
             Ok(0) | Err(_) => return Err(flow.fail(ProxyError::Incomplete)),
             Ok(_) => {
                 flow.heard.set(true);
-                // A head seldom comes in pieces. If it does, a piece without a line end does not
-                // complete it, and need not be parsed to know that.
+                // A head seldom comes in pieces. A piece without a line end cannot complete the
+                // head, so the head is not parsed again for it.
                 new_lines = before == 0 || buffer.unread()[before..].contains(&b'\n');
             }
         }
     }
 }
 
-/// Receives from the instance. If the instance stays silent for too long, the client is told to
-/// send its body.
+/// Receives bytes from the instance. If the instance stays silent for too long, the proxy tells the
+/// client to send its body.
 async fn receive_or_permit(
     flow: &Flow,
     instance: &Stream,
@@ -146,7 +145,7 @@ async fn receive_or_permit(
     Ok(flow.receive(instance, buffer).await)
 }
 
-/// Sends the interim responses in `out`. If that fails in the middle, nothing can follow them.
+/// Sends the interim responses in `out`. If that fails in the middle, no other response can follow.
 async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result<(), ExchangeEnd> {
     if out.is_empty() {
         return Ok(());
@@ -161,7 +160,7 @@ async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result
     Ok(())
 }
 
-/// Takes the head of a response out of the buffer, if the head is whole.
+/// Takes the head of a response out of the buffer, if the head is complete.
 fn translate(
     flow: &Flow,
     buffer: &mut Buffer,
@@ -202,7 +201,7 @@ fn translate_interim(
             .as_deref()
             .ok_or(Malformed("an upgrade that nobody asked for"))?;
         let protocol = head.upgrade().ok_or(Malformed("an upgrade to nothing"))?;
-        // What would be the end of the request, and what the beginning of the tunnel?
+        // Otherwise the end of the request and the beginning of the tunnel could not be told apart.
         if flow.upload.get() != UploadState::Done {
             return Err(Malformed("an upgrade before the end of the request"));
         }
@@ -260,7 +259,7 @@ fn translate_final(
     }
 }
 
-/// Returns true for a stream of server-sent events, of which nobody knows when the next one comes.
+/// Returns true for a stream of server-sent events, where a long silence is normal.
 fn is_event_stream(head: &ResponseHead<'_>) -> bool {
     let is_endless = matches!(head.framing, Framing::Chunked | Framing::UntilClose);
     is_endless
@@ -269,7 +268,7 @@ fn is_event_stream(head: &ResponseHead<'_>) -> bool {
             .is_some_and(|kind| kind.to_ascii_lowercase().starts_with(b"text/event-stream"))
 }
 
-/// Sends the head, which is in `out`, and the body as it comes.
+/// Sends the head, which is in `out`, and then the body as it comes.
 async fn send_body(
     flow: &Flow,
     instance: &Stream,

@@ -1,4 +1,4 @@
-//! What can go wrong with a request, and the one place where that becomes a response.
+//! What can go wrong with a request, and the response that the client gets for each fault.
 
 use std::io::{self, Write};
 use std::time::SystemTime;
@@ -9,28 +9,28 @@ use crate::proxy::policy::body_room::BodyTooLarge;
 use crate::proxy::policy::denial::Denial;
 use crate::proxy::view::service::NoEndpoint;
 
-/// Why a request is answered by the proxy itself.
+/// Why the proxy answers a request itself.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
     /// The head is malformed or not supported.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The body is not what the head announced.
+    /// The body does not follow the framing that the head announced.
     #[error("request body: {0}")]
     Body(#[from] FramingError),
     /// The body is longer than the service allows.
     #[error("the request body is larger than max_request_body")]
     BodyTooLarge,
-    /// The client was too slow.
+    /// The client did not send its request in time.
     #[error("the client did not send its request in time")]
     RequestTimeout,
     /// A rule of the service denies the request.
     #[error(transparent)]
     Denied(#[from] Box<Denial>),
-    /// No service has this host and path here.
+    /// No service on this listener has this host and path.
     #[error("no service for this host and path")]
     UnknownHost,
-    /// The service has no instance for it.
+    /// The service had no endpoint for the request.
     #[error(transparent)]
     NoEndpoint(#[from] NoEndpoint),
     /// No instance could be connected to in time; the error is the last failure.
@@ -45,7 +45,7 @@ pub(crate) enum ProxyError {
     /// The instance sent something that is not a response.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// The instance was too slow.
+    /// The instance did not respond in time.
     #[error("the instance did not respond in time")]
     ResponseTimeout,
 }
@@ -57,7 +57,8 @@ impl From<BodyTooLarge> for ProxyError {
 }
 
 impl ProxyError {
-    /// The status of the response, its reason phrase, and what a stranger may know.
+    /// Returns the status, the reason phrase and the body of the response. The body says only what
+    /// strangers may know.
     fn status(&self) -> (u16, &'static str, &'static str) {
         match self {
             ProxyError::Refused(Refusal::Bad(_)) | ProxyError::Body(_) => {
@@ -106,8 +107,8 @@ impl ProxyError {
         }
     }
 
-    /// Returns true if the service has failed: neither was the error the client's fault, nor was it
-    /// meant to be so.
+    /// Returns true if the error means that the service has failed: neither the client has caused
+    /// it, nor was it intended.
     pub(crate) fn is_failure(&self) -> bool {
         let meant = matches!(
             self,

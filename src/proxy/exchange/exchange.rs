@@ -1,25 +1,27 @@
 //! One request and its response over one connection to an instance.
 //!
 //! # Theory of operation
-//! Two directions run at the same time within one task: [`upload`] takes the request to the
-//! instance, [`download`] the response to the client. They share nothing but a few flags
-//! ([`Flow`]). Neither reads more than it has passed on, so each side is as fast as the slower of
-//! the two.
+//! Two directions run at the same time within one task: [`upload`] passes the request to the
+//! instance, [`download`] passes the response to the client. They share only a few flags
+//! ([`Flow`]). Each direction reads only as much as it can pass on, so a fast sender is slowed down
+//! to the speed of its receiver.
 //!
-//! * The client is committed to once a byte of the final response has been sent to it. Before that,
-//!   a failure can still become another try or an error response; after that, it can only be made
-//!   visible by cutting the connection off.
+//! * Once a byte of the final response was sent to the client, the exchange is committed. Before
+//!   that, a failure can still become another try or an error response. After that, only a cut
+//!   connection can show the failure.
 //! * A response may end before the request does. The upload then goes on as long as the instance
 //!   takes it, and the instance counts as in use for as long.
 //! * An instance that takes no more of the request may still respond: then only the upload ends.
-//! * A client that has asked whether it should send its body at all is told what the instance says.
-//!   If the instance says nothing, the client is told to go on.
-//! * A client that has sent all it wants to send and closed its side still gets its response; one
-//!   that has reset the connection ends the exchange.
-//! * An instance that changes the protocol, as the client has asked it to, ends the exchange; a
-//!   tunnel follows.
-//! * Time runs out when neither direction has moved anything: for the service's `response_timeout`
-//!   if it is the instance that is waited for, and for `STALL_LIMIT` if it is the client. Between
+//! * If a client asks whether it should send its body at all (`Expect: 100-continue`), the answer
+//!   of the instance is passed on. If the instance stays silent, the proxy tells the client to send
+//!   the body.
+//! * A client that has closed its sending side still gets its response. A client that has reset the
+//!   connection ends the exchange.
+//! * An instance that switches the protocol, as the client has asked, ends the exchange; a tunnel
+//!   follows.
+//! * A time limit ends an exchange in which neither direction moves anything: the service's
+//!   `response_timeout` while the exchange waits for the instance, and `STALL_LIMIT` while it waits
+//!   for the client. Between two events of an event stream, a day may pass.
 //!   two events of an event stream, which come when they come, a day may pass.
 
 use std::future::{Future, poll_fn};
@@ -34,7 +36,8 @@ use super::request::Request;
 use super::upload::upload;
 use crate::proxy::view::upstream::Upstream;
 
-/// Sends the request to the instance and the response to the client, at the same time.
+/// Passes the request to the instance and the response to the client at the same time, over one
+/// connection to the instance.
 pub(crate) async fn exchange(
     client: &mut Client,
     request: &mut Request,

@@ -1,10 +1,11 @@
-//! What the two directions of an exchange know of each other, and how an exchange ends.
+//! What the two directions of an exchange share, and how an exchange ends.
 //!
 //! # Theory of operation
 //! The upload and the download of one exchange run within one task and share a [`Flow`]: a few
-//! flags in cells, each set by the direction that knows. Whoever reads or writes notes that
-//! something has moved, and the exchange sets its timer accordingly. The [`ExchangeEnd`] of a
-//! failure depends on whether the client has been committed to, so the flow makes it.
+//! flags in cells, each set by the direction that knows the fact. A direction that has read or
+//! written bytes notes it in the flow, and the exchange then sets its timer anew. The flow also
+//! makes the [`ExchangeEnd`] of a failure, because this depends on whether the client has received
+//! part of a response.
 
 use std::cell::Cell;
 use std::io;
@@ -23,62 +24,62 @@ const EVENT_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How an exchange ended.
 #[derive(Debug)]
 pub(crate) enum ExchangeEnd {
-    /// The client has the whole response.
+    /// The client has received the whole response.
     Answered {
         /// True if the connection to the instance can take another request.
         reusable: bool,
         response: DeliveredResponse,
     },
-    /// The instance closed the connection, or broke it, without a byte of a response.
+    /// The connection to the instance ended or broke before a byte of a response came.
     Unanswered {
         /// True if a byte of the request was sent.
         sent: bool,
     },
-    /// The instance has said that it has not begun with the request, and will not.
+    /// The instance has refused the request without having begun to process it.
     Refused,
     /// The exchange failed before a byte of a response was sent to the client.
     Failed(ProxyError),
-    /// The response ended in the middle.
+    /// The response was cut off in the middle.
     Cut {
-        /// True if only a reset can tell the client, because for it the response ends with the
-        /// connection.
+        /// True if the client can see the cut only by a reset, because the end of the connection
+        /// would mark the regular end of this response.
         reset: bool,
     },
-    /// The instance speaks the other protocol that the client has asked for.
+    /// The instance has switched to the protocol that the client has asked for.
     Switched {
-        /// The response that says so, which the client has not got yet.
+        /// The head of the 101 response, which was not sent to the client yet.
         head: Vec<u8>,
     },
-    /// The client does not want the response any more.
+    /// The client has given up the request.
     Abandoned,
 }
 
-/// What the two directions of an exchange know of each other.
+/// What the two directions of an exchange know of each other, as flags.
 pub(crate) struct Flow {
-    /// Something moved since the timer was set.
+    /// True if bytes have moved since the timer was set.
     pub(crate) moved: Cell<bool>,
-    /// A byte of the request was sent.
+    /// True if a byte of the request was sent.
     pub(crate) sent: Cell<bool>,
-    /// The client waits to be told to send the body.
+    /// True while the client waits to be told to send the body.
     pub(crate) awaits_permission: Cell<bool>,
-    /// The proxy has told the client to send the body, since the instance said nothing.
+    /// True if the proxy has told the client to send the body, because the instance stayed silent.
     pub(crate) permitted: Cell<bool>,
     pub(crate) upload: Cell<UploadState>,
-    /// The instance has sent something.
+    /// True if the instance has sent a byte.
     pub(crate) heard: Cell<bool>,
-    /// A byte of the response was sent, or may have been.
+    /// True if a byte of the response was sent, or may have been.
     pub(crate) committed: Cell<bool>,
-    /// The download waits for the client to take more of the response.
+    /// True while the download waits for the client to take more of the response.
     pub(crate) delivering: Cell<bool>,
-    /// The response is an event stream.
+    /// True if the response is an event stream.
     pub(crate) events: Cell<bool>,
-    /// For the client the response ends with the connection.
+    /// True if the end of the connection marks the end of the response for the client.
     pub(crate) until_close: Cell<bool>,
-    /// The protocol that the client wants to change to.
+    /// The protocol that the client wants to switch to.
     pub(crate) upgrade: Option<Rc<[u8]>>,
 }
 
-/// How far the upload of a request is.
+/// How much of a request was uploaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UploadState {
     Sending,
@@ -90,7 +91,7 @@ pub(crate) enum UploadState {
 }
 
 impl Flow {
-    /// The flow of an exchange that has not begun.
+    /// Makes the flow of an exchange that has not begun.
     pub(crate) fn new(awaits_permission: bool, upgrade: Option<Rc<[u8]>>) -> Flow {
         Flow {
             moved: Cell::new(true),
@@ -107,14 +108,13 @@ impl Flow {
         }
     }
 
-    /// Notes that bytes have moved in either direction, so that the time for the next ones begins
-    /// anew.
+    /// Notes that bytes have moved in either direction, so that the time limit starts anew.
     pub(crate) fn note_moved(&self) {
         self.moved.set(true);
     }
 
-    /// Ends the exchange with an error: the client gets it as a response, unless it has been
-    /// committed to another one.
+    /// Ends the exchange with an error. The client gets the error as a response, unless part of
+    /// another response was sent already.
     pub(crate) fn fail(&self, error: impl Into<ProxyError>) -> ExchangeEnd {
         match self.committed.get() {
             true => self.cut(),
@@ -129,7 +129,7 @@ impl Flow {
         }
     }
 
-    /// How long the exchange may wait until something moves again.
+    /// Returns how long the exchange may go on without moving any bytes.
     pub(crate) fn limit(&self, response_timeout: Duration) -> Duration {
         match self.delivering.get() || self.upload.get() == UploadState::Receiving {
             true => STALL_LIMIT,
@@ -138,8 +138,8 @@ impl Flow {
         }
     }
 
-    /// Ends the exchange because nothing has moved for too long, to the charge of whoever was
-    /// waited for.
+    /// Ends the exchange because no bytes have moved for too long. The error blames the side that
+    /// the exchange was waiting for.
     pub(crate) fn time_out(&self) -> ExchangeEnd {
         self.fail(match self.upload.get() {
             UploadState::Receiving => ProxyError::RequestTimeout,

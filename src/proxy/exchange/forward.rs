@@ -1,16 +1,16 @@
-//! One request: finding it an instance, and another one where that loses nothing and does nothing
-//! twice.
+//! Forwards one request: finds an instance for it, and another one after a failure, if by that no
+//! request is lost and none is processed twice.
 //!
 //! # Which failures lead to another try
 //! * No connection: any request goes to another instance, at once while there is one that was not
-//!   tried, and then after growing pauses, for the service's `queue_timeout` in all. So does a
-//!   request that an instance has refused without having begun with it, as HTTP/2 can say, if all
-//!   that was sent is still at hand.
+//!   tried, and then after growing pauses, until the service's `queue_timeout` is over. The same
+//!   holds for a request that an instance has refused without having begun to process it, as HTTP/2
+//!   can say, if everything that was sent is still kept.
 //! * A connection on which not a byte of the request could be sent: the same, since no instance has
-//!   seen it.
+//!   seen the request.
 //! * A connection that ended after something was sent and before anything was received: the
-//!   instance may have acted on the request. The request is sent again only once, only if its
-//!   method is idempotent, and only if all that was sent of it is still at hand.
+//!   instance may have processed the request. The request is sent again only once, only if its
+//!   method is idempotent, and only if everything that was sent is still kept.
 //! * Everything else is answered with an error.
 
 use std::io;
@@ -29,13 +29,14 @@ use crate::proxy::view::endpoint::Claim;
 use crate::proxy::view::service::ServiceView;
 use crate::proxy::view::upstream::Upstream;
 
-/// The pause after all instances were tried once; the pause doubles each time.
+/// The pause after every instance was tried once. The pause doubles after each further round.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest pause between two rounds of tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Gets the request answered by an instance. An error means that nothing was answered yet.
+/// Gets the response of an instance to the client. An error means that the client has got no
+/// response.
 pub(crate) async fn forward(
     client: &mut Client,
     request: &mut Request,
@@ -112,14 +113,14 @@ struct Lease {
     reused: bool,
 }
 
-/// The search for an instance that can be connected to.
+/// The search for an instance that accepts a connection.
 struct Search<'a> {
     service: &'a ServiceView,
     repeatable: bool,
     only_new_connections: bool,
     tried: Vec<EndpointId>,
     pause: Duration,
-    /// The last failure, and when the search ends; the first failure sets that time.
+    /// The last failure, and the time when the search gives up. The first failure sets this time.
     failed: Option<(io::Error, Instant)>,
 }
 
@@ -162,8 +163,8 @@ impl Search<'_> {
         }
     }
 
-    /// Takes an idle connection. A request that cannot be repeated is worth a system call that
-    /// finds out whether the instance has just closed the connection.
+    /// Takes an idle connection. For a request that cannot be repeated, a system call first finds
+    /// out whether the instance has just closed the connection.
     fn idle_connection(&self, claim: &Claim) -> Option<Upstream> {
         if self.only_new_connections {
             return None;
@@ -172,7 +173,7 @@ impl Search<'_> {
             .find_map(|mut idle| (self.repeatable || idle.is_surely_reusable()).then_some(idle))
     }
 
-    /// Waits for an instance, after every active one was tried or there was none, and claims it.
+    /// Claims an instance, after waiting: every active instance was tried, or there was none.
     async fn wait(&mut self) -> Result<Claim, ProxyError> {
         if let Some((_, until)) = &self.failed {
             if Instant::now() + self.pause > *until {
@@ -198,8 +199,9 @@ impl Search<'_> {
         self.failed = Some((error, until));
     }
 
-    /// Notes that not a byte could be sent. That happens to an idle connection that the instance
-    /// has closed at this moment; on a new connection it counts as a failure to connect.
+    /// Notes that not a byte of the request could be sent. This happens on an idle connection that
+    /// the instance is closing at this moment. On a new connection it counts as a failure to
+    /// connect.
     fn note_unsent(&mut self, lease: Lease) {
         if !lease.reused {
             self.note_failure(&lease.claim, io::ErrorKind::ConnectionReset.into());

@@ -1,5 +1,5 @@
-//! A request on its way to an instance, over all tries: what was kept of it, and what is still to
-//! come of its body.
+//! A request on its way to an instance, over all tries: what is kept of it for another try, and
+//! what is still to come of its body.
 
 use std::io;
 
@@ -10,33 +10,33 @@ use crate::proxy::net::send::{GATHERED, Sendable};
 use crate::proxy::net::stream::Stream;
 use crate::proxy::policy::body_room::BodyRoom;
 
-/// Bytes of a request's body that are kept for a second try.
+/// How many bytes of a request's body are kept for another try.
 const LONGEST_REPLAY: usize = 64 << 10;
 
 /// A request on its way to an instance, over all tries.
 pub(crate) struct Outgoing {
-    /// The head, and as much of the body as is kept, as the instance gets them.
+    /// The head and the kept part of the body, in the form that instances get.
     bytes: Vec<u8>,
     /// Length of the head.
     head: usize,
-    /// Where the client's framing of the body stands.
+    /// Decodes the body from the framing of the client, over all tries.
     body: Decoder,
     encoding: Encoding,
-    /// The client waits to be told to send the body.
+    /// True while the client waits to be told to send the body.
     pub(crate) awaits_permission: bool,
-    /// A second try would do no harm, so what was sent is worth keeping.
+    /// True if the request may be sent twice, so that it is worth keeping what was sent.
     repeatable: bool,
-    /// Something was sent that is not in `bytes` any more.
+    /// True if something was sent that is not in `bytes` any more.
     forgotten: bool,
-    /// What the body may still have. If it has more, what is left of it in the buffer is no other
-    /// request.
+    /// How many more bytes the body may have. If the body is too large, its rest in the buffer must
+    /// not be read as another request.
     room: BodyRoom,
-    /// A piece of the body was decoded, but is still in the buffer because it is not sent yet.
+    /// True if the buffer still has a piece of the body that was decoded but not sent yet.
     behind: bool,
 }
 
 impl Outgoing {
-    /// A request of which nothing was sent.
+    /// Makes a request of which nothing was sent yet.
     pub(crate) fn new(
         bytes: Vec<u8>,
         framing: Framing,
@@ -60,21 +60,21 @@ impl Outgoing {
         }
     }
 
-    /// Returns true if the body is announced or known to be too large, so that sending any of it
-    /// has no use.
+    /// Returns true if the body is announced or known to be too large, so that it is useless to
+    /// send it.
     pub(crate) fn is_too_large(&self) -> bool {
         self.room.is_exceeded()
     }
 
-    /// Decodes the beginning of `input`, a piece of the body, and returns how many bytes it takes.
+    /// Decodes the beginning of `input`, a piece of the body. Returns the number of decoded bytes.
     fn decode(&mut self, input: &[u8], data: &mut Spans) -> Result<usize, ProxyError> {
         let consumed = self.body.decode(input, data)?;
         self.room.take(data.len() as u64)?;
         Ok(consumed)
     }
 
-    /// Returns true if the whole request has been taken out of the buffer, so that what comes next
-    /// is another one.
+    /// Returns true if the whole request was taken out of the buffer, so that what follows is
+    /// another request.
     pub(crate) fn is_received(&self) -> bool {
         self.body.is_end() && !self.behind && !self.room.is_exceeded()
     }
@@ -84,27 +84,27 @@ impl Outgoing {
         self.repeatable
     }
 
-    /// Returns true if the request may be sent again although bytes of it were sent.
+    /// Returns true if the request may be sent again although an instance has received bytes of it.
     pub(crate) fn can_be_repeated(&self) -> bool {
         self.repeatable && !self.forgotten
     }
 
-    /// Returns true if something was sent that is not at hand any more.
+    /// Returns true if something was sent that is not kept any more.
     pub(crate) fn is_forgotten(&self) -> bool {
         self.forgotten
     }
 
-    /// What every try begins with: the head, and as much of the body as is kept.
+    /// Returns what every try begins with: the head, and the kept part of the body.
     pub(crate) fn kept(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Returns true if the body has no more to come.
+    /// Returns true if the whole body was decoded.
     pub(crate) fn is_whole(&self) -> bool {
         self.body.is_end()
     }
 
-    /// Adds what has already come of the body to what every try begins with.
+    /// Keeps what has already come of the body, so that every try begins with it.
     pub(crate) fn gather(&mut self, buffer: &mut Buffer) -> Result<(), ProxyError> {
         while !self.body.is_end() && !buffer.is_empty() {
             let room = GATHERED.saturating_sub(self.bytes.len());
@@ -129,8 +129,8 @@ impl Outgoing {
         self.encoding.after(data.len(), trailers, &mut self.bytes);
     }
 
-    /// Sends what `buffer` has of the body, and keeps it if that is of use. The outer error is the
-    /// client's, the inner one the instance's.
+    /// Sends what `buffer` has of the body, and keeps it if that is useful. The outer error is
+    /// caused by the client, the inner one by the instance.
     pub(crate) async fn send_on(
         &mut self,
         buffer: &mut Buffer,
@@ -142,7 +142,8 @@ impl Outgoing {
         if self.can_be_repeated() && self.has_room_for(&data) {
             let from = self.bytes.len();
             self.keep(&data, buffer);
-            // Another try begins with what is kept, so it must not find this in the buffer again.
+            // Another try begins with what is kept, so it must not find the same bytes in the
+            // buffer again.
             buffer.consume(consumed);
             return Ok(Sendable::plain(&self.bytes[from..])
                 .send(instance, moved)

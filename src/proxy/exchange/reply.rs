@@ -1,5 +1,5 @@
-//! What the download needs to know of a request, and what is known of a response once the client
-//! has it.
+//! What the download needs to know about a request, and what is known about a response after its
+//! delivery.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use crate::proxy::http::headers::Persistence;
 use crate::proxy::http::http1::Version;
 use crate::proxy::policy::compiled::ResponsePolicy;
 
-/// What of a request decides how its response is delivered.
+/// The facts about a request that decide how its response is delivered.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    /// The request was `HEAD`, so the response has no body.
+    /// True if the request was `HEAD`, so the response has no body.
     pub(crate) to_head: bool,
     /// The version of HTTP that the client speaks.
     pub(crate) version: Version,
-    /// The client means to send another request.
+    /// True if the client means to send another request on this connection.
     pub(crate) keep_alive: bool,
     /// What the policy of the service says about the response, if the service has one.
     pub(crate) policy: Option<ResponsePolicy>,
 }
 
-/// A response that the client has got whole.
+/// A response that the client has received completely.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DeliveredResponse {
-    /// What the client was told about the connection after the response.
+    /// What the response has told the client about the future of the connection.
     pub(crate) persistence: Persistence,
-    /// The instance means to take another request on the same connection.
+    /// True if the instance takes another request on the same connection.
     pub(crate) instance_keeps_alive: bool,
-    /// How long the instance waits for another request, if it says so.
+    /// How long the instance waits for another request, if it has announced that.
     pub(crate) keep_alive_timeout: Option<Duration>,
-    /// The instance has sent nothing after the response.
+    /// True if the instance has sent nothing after the response.
     pub(crate) is_clean: bool,
 }

@@ -1,4 +1,4 @@
-//! A request that was admitted: which service is to answer it, and what the instance will get.
+//! An admitted request: the service that will answer it, and what an instance will get.
 
 use std::rc::Rc;
 
@@ -14,37 +14,38 @@ use crate::proxy::policy::rule::Ruling;
 use crate::proxy::view::listener::ListenerView;
 use crate::proxy::view::service::ServiceView;
 
-/// What the head of a request gains on its way to an instance, roughly.
+/// About how many bytes the head of a request gains on its way to an instance.
 const ADDED: usize = 192;
 
 /// A request whose head was read, checked, routed and written for an instance.
 pub(crate) struct Request {
     /// The service that answers the request; `None` if no service has its host and path.
     pub(crate) service: Option<Rc<ServiceView>>,
-    /// The instance that was asked last, for messages.
+    /// The instance that the request was last sent to, for log messages.
     pub(crate) instance: Option<EndpointId>,
     pub(crate) reply: Reply,
     pub(crate) outgoing: Outgoing,
-    /// The protocol that the client wants to change to.
+    /// The protocol that the client wants to switch to.
     pub(crate) upgrade: Option<Rc<[u8]>>,
-    /// The response of a rule that denies the request.
+    /// The response, if a rule of the service denies the request.
     pub(crate) denial: Option<Box<Denial>>,
 }
 
 impl Request {
-    /// The name of the service, for messages.
+    /// Returns the name of the service for log messages; empty if there is no service.
     pub(crate) fn service_name(&self) -> &str {
         self.service.as_ref().map_or("", |service| service.name())
     }
 
-    /// Returns true if it may be logged that the service has failed to answer this request.
+    /// Returns true if a failure of this request may be logged now; each service has a limit for
+    /// that.
     pub(crate) fn may_log_failure(&self) -> bool {
         let service = self.service.as_ref();
         service.is_none_or(|service| service.may_log_failure())
     }
 
-    /// Takes the head of a request out of the buffer and makes of it the head for an instance;
-    /// `None` if its end is not there yet.
+    /// Takes the head of a request out of the buffer, and makes the head for an instance from it;
+    /// `None` if the head is not complete yet.
     pub(crate) fn admit(
         buffer: &mut Buffer,
         listener: &ListenerView,
@@ -85,7 +86,7 @@ impl Request {
         };
         let (expects_continue, length) = (head.expects_continue, head.length);
         buffer.consume(length);
-        // A client that has not waited needs no permission.
+        // A client that has already sent bytes of the body does not wait for permission.
         request.outgoing.awaits_permission = expects_continue && buffer.is_empty();
         Ok(Some(request))
     }
@@ -103,7 +104,7 @@ mod tests {
     use crate::proxy::net::socket::Socket;
     use crate::proxy::view::listener::Routes;
 
-    /// What an instance would get of this head; `None` if it is refused or not whole.
+    /// Returns what an instance would get for this head; `None` if it is refused or not complete.
     fn admitted(head: &str) -> Option<Vec<u8>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -130,8 +131,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Whatever a client sends, an instance that reads strictly sees one head in what it gets,
-        /// with one host and a framing that is the client's.
+        /// Whatever a client sends, an instance with a strict parser sees exactly one head, with
+        /// one host and with the framing that the client has announced.
         #[test]
         fn an_instance_sees_one_request(
             line in "(GET|POST|OPTIONS) (/|/x\\?y=/|\\*|http://b) HTTP/1\\.[01]",

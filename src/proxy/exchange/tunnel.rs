@@ -1,19 +1,20 @@
-//! What follows when an instance changes the protocol: bytes go both ways, and mean nothing here.
+//! A tunnel: after an instance has switched the protocol, bytes are passed on both ways unread.
 //!
 //! # Theory of operation
-//! Each direction reads only when all that it has read before is sent, so each peer is as fast as
-//! the other reads, and a tunnel that is silent holds no memory. What either side has sent too
-//! early, right behind its head, lies in the buffers of the two connections and goes first.
+//! Each direction reads only when everything that it has read before was sent. So a fast sender is
+//! slowed down to the speed of its receiver, and a silent tunnel holds no memory. Bytes that either
+//! side has sent right after its head lie in the buffers of the two connections, and are passed on
+//! first.
 //!
-//! A side that has sent all it wants to send closes its half, and that is passed on; the other half
-//! stays open for as long as something moves in it. A reset, or any other fault of one connection,
-//! resets the other one: whoever reads must not take what it has got for all. Otherwise a tunnel
-//! may be silent for as long as it likes. A client that is gone without a word is found by the
-//! kernel; an instance cannot be, as it is on this machine.
+//! If one side closes its sending half, the other side is told so; the other half stays open as
+//! long as bytes move in it. A reset or another fault of one connection resets the other one, so
+//! that no reader takes a part for the whole. Apart from that, a tunnel may be silent without
+//! limit. The kernel finds a client that has vanished; an instance cannot vanish in that way, since
+//! it is on this machine.
 //!
 //! An instance that is to be replaced is told so while its tunnels are open, so that it can end
-//! them in the words of their protocol. Tunnels that it has not ended when their time is over are
-//! cut off, like a reset.
+//! them by the rules of their protocol. Tunnels that are still open when their time is over are
+//! reset.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -28,8 +29,8 @@ use crate::proxy::net::stream::Stream;
 use crate::proxy::view::endpoint::Claim;
 use crate::proxy::view::upstream::Upstream;
 
-/// Runs a tunnel: sends the head of the response, and from then on whatever comes from either side,
-/// until both have ended.
+/// Runs a tunnel: sends the head of the 101, and then passes on the bytes of both sides until both
+/// have ended.
 pub(crate) async fn tunnel(
     client: &mut Client,
     upstream: &mut Upstream,
@@ -46,7 +47,7 @@ pub(crate) async fn tunnel(
     match result {
         Some(Ok(())) => Next::Close,
         Some(Err(_)) | None => {
-            // If that fails, the connection is gone already.
+            // If the reset fails, the connection has ended already.
             let _ = upstream.stream.reset_on_close();
             Next::Reset
         }
@@ -92,7 +93,7 @@ async fn connect(client: &mut Client, upstream: &mut Upstream, head: &[u8]) -> i
     .await
 }
 
-/// Returns true if a direction has ended.
+/// Polls one direction of the tunnel. Returns true if it has ended.
 fn poll_end(
     direction: Pin<&mut impl Future<Output = io::Result<()>>>,
     cx: &mut Context<'_>,
@@ -103,7 +104,7 @@ fn poll_end(
     }
 }
 
-/// Passes everything on from one side to the other, and its end, too.
+/// Passes on all bytes from one side to the other, and then the end of the stream.
 async fn pass(from: &Stream, buffer: &mut Buffer, to: &Stream, moved: impl Fn()) -> io::Result<()> {
     loop {
         if buffer.is_empty() && buffer.fill(from).await? == 0 {

@@ -11,8 +11,8 @@ use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 
-/// Sends what is kept of the request, and then the rest as it comes. The upload ends also when the
-/// instance takes no more.
+/// Sends what is kept of the request, and then the rest as it comes. The upload also ends when the
+/// instance takes no more of the request.
 pub(crate) async fn upload(
     flow: &Flow,
     client: &Stream,
@@ -61,8 +61,8 @@ pub(crate) async fn upload(
     Ok(())
 }
 
-/// Resolves when the client has been told to send the body. The exchange polls it again whenever
-/// that may have happened.
+/// Resolves when the client may send the body. The exchange polls this again each time that may
+/// have changed.
 async fn permission(flow: &Flow) {
     poll_fn(|_| match flow.awaits_permission.get() {
         true => Poll::Pending,

@@ -1,9 +1,10 @@
-//! Heads as they are passed on: written anew, field by field, without what concerns one connection
-//! only (RFC 9110, section 7.6.1), and with what an instance should know about the client.
-//!
-//! `X-Forwarded-For`, `-Proto` and `-Host` are always set, `Forwarded` (RFC 7239) where it is
-//! wanted, and `X-Forwarded-Prefix` where the instance does not get the beginning of the path. What
-//! the client itself says of that kind, in these fields or in others that programs read for the
+//! Heads as they are passed on: written anew, field by field, without the fields that concern only
+//! one connection (RFC 9110, section 7.6.1), and with facts about the client that an instance
+//! needs.
+//! `X-Forwarded-For`, `-Proto` and `-Host` are always set, `Forwarded` (RFC 7239) where the
+//! configuration wants it, and `X-Forwarded-Prefix` where the instance does not get the beginning
+//! of the path. What a client sends in these fields, or in other fields that programs read for the
+//! same purpose, is believed only from trusted peers. From all others it is dropped.
 //! same purpose, is believed only from trusted peers and never passed on otherwise.
 
 use super::http1::{
@@ -15,11 +16,11 @@ use super::http1::{
 pub(crate) struct RequestSender<'a> {
     /// The IP address, in text.
     pub(crate) address: &'a str,
-    /// The request came over TLS.
+    /// True if the request came over TLS.
     pub(crate) secure: bool,
-    /// The sender is a trusted proxy, whose word about its own client is taken.
+    /// True if the sender is a trusted proxy, which may say who its own client is.
     pub(crate) trusted: bool,
-    /// The instance is told of the sender by `Forwarded`, too.
+    /// True if the instance learns about the sender by `Forwarded`, too.
     pub(crate) forwarded: bool,
 }
 
@@ -29,7 +30,8 @@ impl RequestSender<'_> {
     }
 }
 
-/// Returns true if the client itself asks over TLS, which a proxy in front may have taken off.
+/// Returns true if the client used TLS, also if a trusted proxy in front has ended the TLS
+/// connection.
 pub(crate) fn is_secure(head: &RequestHead<'_>, sender: RequestSender<'_>) -> bool {
     let mut fields = head.fields.iter();
     let said =
@@ -40,7 +42,7 @@ pub(crate) fn is_secure(head: &RequestHead<'_>, sender: RequestSender<'_>) -> bo
     }
 }
 
-/// What a response tells a client about the connection.
+/// What a response tells the client about the future of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Persistence {
     /// Another request may follow.
@@ -57,7 +59,7 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: RequestSender<'_>, o
             head.method.as_bytes(),
             match head.prefix.is_empty() || head.target.starts_with('/') {
                 true => b" ",
-                // Nothing of the path is left, or only a query.
+                // The rest of the path after stripping is empty, or is only a query.
                 false => b" /",
             },
             head.target.as_bytes(),
@@ -127,7 +129,7 @@ fn put_forwarded(head: &RequestHead<'_>, sender: RequestSender<'_>, out: &mut Ve
     }
     if !head.prefix.is_empty() {
         put(out, &[b"X-Forwarded-Prefix: "]);
-        // What the proxy in front has taken away stood before that.
+        // The prefix that a proxy in front has stripped stood before ours.
         for field in incoming(FieldKind::ForwardedPrefix) {
             put(
                 out,
@@ -152,7 +154,7 @@ fn put_element(host: &[u8], sender: RequestSender<'_>, out: &mut Vec<u8>) {
     put(out, &[b";proto=", sender.scheme(), b"\r\n"]);
 }
 
-/// Writes the head of a response for a client, to which the body is delivered with `framing`.
+/// Writes the head of a response for a client, which gets the body in `framing`.
 pub(crate) fn write_response(
     head: &ResponseHead<'_>,
     version: Version,
@@ -169,8 +171,8 @@ pub(crate) fn write_response(
             | FieldKind::Te
             | FieldKind::Upgrade
             | FieldKind::TransferEncoding => false,
-            // Without a body it tells what the length would be; but never with 204 (RFC 9110,
-            // section 8.6).
+            // A response without a body may have `Content-Length`: the length that the body would
+            // have. A 204 must not have it (RFC 9110, section 8.6).
             FieldKind::ContentLength => framing == Framing::None && head.status != 204,
             FieldKind::Trailer => framing == Framing::Chunked,
             _ => !head.nominates || !is_nominated(field.name, &head.fields),
@@ -190,7 +192,7 @@ pub(crate) fn write_interim(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
     put(out, &[b"\r\n"]);
 }
 
-/// Writes the head of the 101 that HTTP ends with on this connection.
+/// Writes the head of the 101 that ends HTTP on this connection.
 pub(crate) fn write_switch(head: &ResponseHead<'_>, protocol: &[u8], out: &mut Vec<u8>) {
     put_interim_fields(head, out);
     put_upgrade(b"Upgrade", protocol, out);
@@ -220,7 +222,8 @@ fn put_upgrade(connection: &[u8], protocol: &[u8], out: &mut Vec<u8>) {
     );
 }
 
-/// Returns how a body is framed for a client: as the instance frames it if the client knows that.
+/// Returns how a body is framed for a client: as the instance frames it, if the version of the
+/// client has that framing.
 pub(crate) fn delivery(framing: Framing, version: Version) -> Framing {
     match (framing, version) {
         (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
@@ -229,8 +232,8 @@ pub(crate) fn delivery(framing: Framing, version: Version) -> Framing {
     }
 }
 
-/// Writes the field that tells a client about the connection, where the client does not take that
-/// for granted.
+/// Writes the `Connection` field, if the version of the client would otherwise imply something
+/// else.
 pub(crate) fn put_persistence(persistence: Persistence, version: Version, out: &mut Vec<u8>) {
     match (persistence, version) {
         (Persistence::Close, _) => put(out, &[b"Connection: close\r\n"]),
@@ -239,7 +242,7 @@ pub(crate) fn put_persistence(persistence: Persistence, version: Version, out: &
     }
 }
 
-/// Returns true if `Connection` names this field and may do so.
+/// Returns true if `Connection` names this field, and if this field may be named there.
 fn is_nominated(name: &str, fields: &[Field<'_>]) -> bool {
     let mut connection = fields
         .iter()
@@ -267,8 +270,8 @@ fn put_framing(framing: Framing, out: &mut Vec<u8>) {
     }
 }
 
-/// Writes a number without the machinery of formatting, which would be a noticeable part of the
-/// cost of a small request.
+/// Writes a decimal number. The standard formatting would be a noticeable part of the cost of a
+/// small request.
 fn put_decimal(mut number: u64, out: &mut Vec<u8>) {
     let start = out.len();
     loop {

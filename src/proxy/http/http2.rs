@@ -1,6 +1,6 @@
 //! The translation between one stream of HTTP/2 and the bytes of HTTP/1.1: [`head`] translates
-//! heads, [`incoming`] what a stream brings, [`outgoing`] what goes into it. The protocol itself is
-//! the h2 crate's.
+//! heads, [`incoming`] reads from a stream, [`outgoing`] writes to a stream. The h2 crate
+//! implements the protocol itself.
 
 pub(crate) mod head;
 pub(crate) mod incoming;

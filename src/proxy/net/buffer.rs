@@ -1,11 +1,11 @@
 //! Received bytes, and the memory for them.
 //!
 //! # Theory of operation
-//! A buffer owns memory only while there are bytes in it: it is taken from the thread's pool when a
-//! socket has become readable, and goes back when the last byte is consumed. So a connection that
-//! waits, for whatever, holds none. Most reads need little; a buffer whose last read was filled to
-//! the brim takes a large piece for the next, as long as not too many large ones are in use, so
-//! that many slow streams cannot take much memory.
+//! A buffer owns memory only while it holds bytes: the memory is taken from the thread's pool when
+//! a socket has become readable, and goes back when the last byte is consumed. So a connection that
+//! waits holds no memory, whatever it waits for. Most reads need little memory. A buffer that the
+//! last read has filled completely takes a large piece for the next read, as long as the thread
+//! does not use too many large pieces, so that many slow streams cannot take much memory.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -13,31 +13,31 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll, ready};
 
-/// Something that bytes are received from, into memory that is there only once they have come.
+/// A source of bytes. Its reader needs memory only once bytes have come.
 pub(crate) trait Receive {
     /// Ready when [`poll_receive`](Receive::poll_receive) may find something.
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Reads what is there; 0 at the end.
+    /// Reads the bytes that have come; 0 at the end of the source.
     fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
 }
 
 /// Bytes of a page of memory.
 const PAGE: usize = 4 << 10;
 
-/// Enough for nearly all heads, and many bodies with them.
+/// Bytes of a small piece of memory: enough for nearly all heads, and for many bodies with them.
 const SMALL: usize = 16 << 10;
 
-/// Enough to make the cost of a system call small beside that of copying.
+/// Bytes of a large piece of memory: copying them costs much more than the system call.
 const LARGE: usize = 128 << 10;
 
-/// Unused small pieces that a thread keeps.
+/// How many unused small pieces of memory a thread keeps.
 const MOST_SMALL_KEPT: usize = 64;
 
-/// Unused large pieces that a thread keeps.
+/// How many unused large pieces of memory a thread keeps.
 const MOST_LARGE_KEPT: usize = 16;
 
-/// Large pieces that a thread uses for streaming at the same time.
+/// How many large pieces of memory a thread uses at the same time.
 const MOST_LARGE_USED: usize = 64;
 
 thread_local! {
@@ -155,7 +155,7 @@ impl Pool {
 /// Bytes that were received and not yet consumed.
 #[derive(Default)]
 pub(crate) struct Buffer {
-    /// No memory if there are no unread bytes.
+    /// The memory that holds the unread bytes; an empty buffer has none.
     memory: Memory,
     start: usize,
     end: usize,
@@ -169,7 +169,7 @@ impl Buffer {
         self.start == self.end
     }
 
-    /// The bytes that were received and not yet consumed.
+    /// Returns the bytes that were received and not yet consumed.
     pub(crate) fn unread(&self) -> &[u8] {
         &self.memory[self.start..self.end]
     }
@@ -183,7 +183,7 @@ impl Buffer {
         }
     }
 
-    /// Reads what `source` has, behind the bytes that are there. Resolves to 0 at the end of
+    /// Reads what `source` has, and appends it to the unread bytes. Resolves to 0 at the end of
     /// `source`.
     pub(crate) async fn fill(&mut self, source: &impl Receive) -> io::Result<usize> {
         poll_fn(|cx| self.poll_fill(source, cx)).await
@@ -222,9 +222,9 @@ impl Buffer {
             if self.start > 0 {
                 self.memory.copy_within(self.start..self.end, 0);
             } else {
-                // Only a head is not consumed as it comes. Heads are limited to less than a large
-                // piece, and those that do not fit into a small one are rare, so this one may have
-                // a large piece in any case.
+                // Only the bytes of a head are not consumed as they come. A head is shorter than a
+                // large piece, and a head that does not fit into a small piece is rare, so this
+                // buffer may always have a large one.
                 debug_assert_eq!(self.memory.length(), SMALL);
                 let mut larger = POOL.with_borrow_mut(Pool::large);
                 larger[..unread].copy_from_slice(self.unread());

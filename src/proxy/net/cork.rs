@@ -1,7 +1,8 @@
-//! The connection below HTTP/2, which collects what it is given and sends it when it is told to.
+//! The connection below HTTP/2. It collects the bytes that the h2 crate writes, and sends them when
+//! the task of the connection says so.
 //!
-//! The h2 crate flushes after each frame of data. Left alone, every small response would be a
-//! system call, and a record of TLS.
+//! The h2 crate flushes after each frame of data. Without this, every small response would cost a
+//! system call and a TLS record.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -16,29 +17,29 @@ use super::linger::linger;
 use super::timer::Timer;
 use super::transport::Transport;
 
-/// Bytes that are collected before they are sent unasked.
+/// How many bytes are collected before they are sent without being asked for.
 const MOST_COLLECTED: usize = 48 << 10;
 
-/// Bytes that a small response and what goes with it need.
+/// How many bytes a small response and its framing usually need.
 const USUAL: usize = 1 << 10;
 
 /// A connection with HTTP/2, as its task has it.
 pub(crate) struct Corked {
     transport: Transport,
-    /// What has come and the h2 crate has not read yet.
+    /// Bytes that were received and that the h2 crate has not read yet.
     received: RefCell<Buffer>,
     collected: RefCell<Vec<u8>>,
-    /// How many of the collected bytes are sent.
+    /// How many of the collected bytes were sent.
     sent: Cell<usize>,
-    /// Something was sent since [`Corked::has_moved`] was asked last.
+    /// True if bytes were sent since the last call of [`Corked::has_moved`].
     moved: Cell<bool>,
 }
 
-/// The same connection, as the h2 crate has it.
+/// The same connection in the form that the h2 crate reads from and writes to.
 pub(crate) struct Cork(pub(crate) Rc<Corked>);
 
 impl Corked {
-    /// Makes a connection of what carries it and what has come of it already.
+    /// Makes a connection on `transport`, of which the bytes in `received` were read already.
     pub(crate) fn new(transport: Transport, received: Buffer) -> Corked {
         Corked {
             transport,
@@ -65,8 +66,8 @@ impl Corked {
         Poll::Ready(Ok(()))
     }
 
-    /// Gives back the memory for collected bytes, because a connection without requests may be so
-    /// for a long time.
+    /// Frees the memory for collected bytes, because a connection may have no requests for a long
+    /// time.
     pub(crate) fn release(&self) {
         let mut collected = self.collected.borrow_mut();
         if collected.is_empty() {
@@ -74,12 +75,12 @@ impl Corked {
         }
     }
 
-    /// Returns true if anything was sent since this was asked last.
+    /// Returns true if bytes were sent since the last call of this method.
     pub(crate) fn has_moved(&self) -> bool {
         self.moved.take()
     }
 
-    /// Closes our side, and lets the client read what it has been sent.
+    /// Closes our side of the connection, and waits so that the client can read what was sent.
     pub(crate) async fn linger(&self, mut timer: Timer) {
         let mut received = self.received.take();
         linger(&self.transport, &mut received, &mut timer).await;
@@ -93,7 +94,8 @@ impl AsyncRead for Cork {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut received = self.0.received.borrow_mut();
-        // By way of a buffer, because the one that is given would have to be cleared first.
+        // Reads through a buffer of our own, because the buffer that is given would have to be
+        // cleared first.
         if received.is_empty() {
             ready!(received.poll_fill(&self.0.transport, cx))?;
         }

@@ -1,4 +1,4 @@
-//! A descriptor that several threads share and each of them waits for.
+//! A descriptor that several threads share, and each of them waits on.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// A shared descriptor in the form that `AsyncFd` wants.
+/// A shared file descriptor in the form that `AsyncFd` needs.
 pub(crate) struct SharedDescriptor(Arc<OwnedFd>);
 
 impl SharedDescriptor {
-    /// Makes the reactor of this thread say when the descriptor is readable.
+    /// Registers the descriptor with the reactor of this thread, which then tells when it is
+    /// readable.
     #[allow(unsafe_code)]
     pub(crate) fn register(descriptor: Arc<OwnedFd>) -> io::Result<AsyncFd<SharedDescriptor>> {
         // SAFETY: the Arc keeps the descriptor open and the same for as long as the AsyncFd that

@@ -31,8 +31,8 @@ impl fmt::Debug for H2Stream {
 }
 
 impl H2Stream {
-    /// Makes a stream of a request that the h2 crate has received. `secure` tells whether there is
-    /// TLS below.
+    /// Makes a stream from a request that the h2 crate has received. `secure` is true if HTTP/2
+    /// runs on TLS.
     pub(crate) fn new(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
@@ -54,17 +54,18 @@ impl H2Stream {
         }
     }
 
-    /// Returns true if the client alone can read what is sent.
+    /// Returns true if the stream runs on TLS, so only the client can read what is sent.
     pub(crate) fn is_secure(&self) -> bool {
         self.secure
     }
 
-    /// Returns true if the client has got, or will get, all of a response.
+    /// Returns true if a whole response was handed over for sending, so the client has it or will
+    /// get it.
     pub(crate) fn is_answered(&self) -> bool {
         matches!(self.response.borrow().state, State::Done)
     }
 
-    /// Sends as much of a response, in HTTP/1.1, as the client has room for.
+    /// Sends as much of a response, given in HTTP/1.1, as the client has room for.
     pub(crate) fn poll_send(
         &self,
         cx: &mut Context<'_>,
@@ -74,7 +75,7 @@ impl H2Stream {
         outgoing::poll_send(slices, |bytes| response.poll_take(cx, bytes))
     }
 
-    /// Resolves when the client has given up, or the connection has ended.
+    /// Resolves when the client has reset the stream, or the connection has ended.
     pub(crate) async fn reset(&self) {
         poll_fn(|cx| {
             let response = &mut *self.response.borrow_mut();
@@ -110,7 +111,8 @@ impl Receive for H2Stream {
 }
 
 impl Drop for H2Stream {
-    /// A response that has not come to its end must not look as if it had.
+    /// Resets the stream if the response is incomplete, so that the client cannot take it for a
+    /// whole one.
     fn drop(&mut self) {
         let response = self.response.get_mut();
         match &mut response.state {
@@ -126,14 +128,14 @@ impl Drop for H2Stream {
 /// A response on its way to the client.
 struct Response {
     to_head: bool,
-    /// The client has asked for a tunnel, so a 101 may come.
+    /// True if the client has asked for a tunnel, so the response may be a 101.
     tunnel: bool,
     respond: SendResponse<Bytes>,
     state: State,
 }
 
 enum State {
-    /// A head is to come.
+    /// The head of the response was not sent yet.
     Head,
     Body {
         send: SendStream<Bytes>,
@@ -142,12 +144,13 @@ enum State {
     Tunnel {
         send: SendStream<Bytes>,
     },
-    /// The whole response is on its way.
+    /// The whole response was handed over for sending.
     Done,
 }
 
 impl Response {
-    /// Takes something from the beginning of these bytes, which are not empty.
+    /// Takes and sends a part from the beginning of `bytes`, which are not empty. Returns its
+    /// length.
     fn poll_take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.state {
             State::Head => Poll::Ready(self.take_head(bytes)),
@@ -163,7 +166,7 @@ impl Response {
         }
     }
 
-    /// Takes a head, which comes whole, from the beginning of these bytes, and sends it.
+    /// Takes a whole head from the beginning of `bytes` and sends it. Returns its length.
     fn take_head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut slots = slots();
         let head = ResponseHead::parse(bytes, self.to_head, &mut slots);

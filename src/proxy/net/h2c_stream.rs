@@ -23,32 +23,32 @@ use crate::proxy::http::http1::{Decoder, RequestHead, slots};
 use crate::proxy::http::http2::incoming::{Incoming, STREAM_WINDOW};
 use crate::proxy::http::http2::{head, outgoing};
 
-/// Requests on one connection at a time, if the instance allows as many.
+/// How many requests share one connection at a time, if the instance allows that many.
 const MOST_REQUESTS: usize = 100;
 
-/// Unread bytes of all responses on one connection. One stream that nobody reads must not stop the
-/// others, so there is room for all.
+/// How many unread bytes all responses on one connection may have. A stream that nobody reads must
+/// not stop the others, so there is room for the windows of all streams.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_REQUESTS as u32;
 
-/// A connection with HTTP/2 to an instance.
+/// A connection to an instance that speaks HTTP/2.
 pub(crate) struct InstanceConnection {
     sender: SendRequest<Bytes>,
     state: Rc<State>,
 }
 
-/// What the task of a connection, its requests and its owner know of each other.
+/// What the task of a connection, the requests on it and its owner share.
 struct State {
-    /// The connection takes no more requests.
+    /// True if the connection takes no more requests.
     over: Cell<bool>,
-    /// Requests that have not ended.
+    /// How many requests on the connection have not ended yet.
     requests: Cell<usize>,
     /// When the last request ended.
     idle_since: Cell<Instant>,
 }
 
 impl InstanceConnection {
-    /// Begins HTTP/2 on a socket to an instance. A task of its own keeps the connection going until
-    /// nobody has use for it.
+    /// Begins HTTP/2 on a socket to an instance. A task drives the connection until nobody needs it
+    /// any more.
     pub(crate) async fn open(socket: Socket) -> io::Result<InstanceConnection> {
         let corked = Rc::new(Corked::new(Transport::Socket(socket), Buffer::default()));
         let mut builder = h2::client::Builder::new();
@@ -101,7 +101,7 @@ impl InstanceConnection {
         !over.get() && (requests.get() > 0 || now < idle_since.get() + limit)
     }
 
-    /// Begins another request.
+    /// Begins another request on this connection. Nothing is sent yet.
     pub(crate) fn request(&self) -> H2cStream {
         self.state.requests.set(self.state.requests.get() + 1);
         H2cStream {
@@ -112,16 +112,16 @@ impl InstanceConnection {
     }
 }
 
-/// One request to an instance with HTTP/2, and the response to it.
+/// One request to an instance that speaks HTTP/2, and the response to it.
 pub(crate) struct H2cStream {
     outgoing: RefCell<Outgoing>,
     incoming: RefCell<Response>,
     state: Rc<State>,
 }
 
-/// How far the request is sent.
+/// How much of the request was sent.
 enum Outgoing {
-    /// The head is to come.
+    /// The head of the request was not sent yet.
     Head(SendRequest<Bytes>),
     Body {
         send: SendStream<Bytes>,
@@ -130,7 +130,7 @@ enum Outgoing {
     Done,
 }
 
-/// How far the response has come.
+/// How much of the response has come.
 enum Response {
     /// No request was sent yet.
     None,
@@ -148,7 +148,7 @@ impl fmt::Debug for H2cStream {
 }
 
 impl H2cStream {
-    /// Sends as much of a request, in HTTP/1.1, as the instance has room for.
+    /// Sends as much of a request, given in HTTP/1.1, as the instance has room for.
     pub(crate) fn poll_send(
         &self,
         cx: &mut Context<'_>,
@@ -180,7 +180,7 @@ impl H2cStream {
         }
     }
 
-    /// Takes a head, which comes whole, from the beginning of these bytes, and sends it.
+    /// Takes a whole head from the beginning of `bytes` and sends it. Returns its length.
     fn take_head(
         &self,
         sender: &mut SendRequest<Bytes>,
@@ -229,7 +229,7 @@ impl Receive for H2cStream {
 }
 
 impl Response {
-    /// Waits for the head, if a request was sent.
+    /// Waits for the head of the response, if a request was sent.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Response::Awaited { future, to_head } = self else {
             return Poll::Ready(Ok(()));
@@ -243,18 +243,18 @@ impl Response {
     }
 }
 
-/// The kind of error that stands for a refused request, because no socket reports it once it is
-/// connected.
+/// The kind of error that stands for a request that an instance has refused. A connected socket
+/// never reports this kind.
 const REFUSAL: io::ErrorKind = io::ErrorKind::ConnectionRefused;
 
-/// Returns true if the instance has refused a request without having begun with it.
+/// Returns true if the instance has refused a request without having begun to process it.
 pub(crate) fn is_refusal(error: &io::Error) -> bool {
     error.kind() == REFUSAL
 }
 
-/// Translates an error of the h2 crate. An instance that is about to end refuses requests it has
-/// not begun with, so that they can be sent to another one (RFC 9113, section 8.7): that is as good
-/// as no connection.
+/// Translates an error of the h2 crate. An instance that is about to end refuses the requests that
+/// it has not begun to process, so that they can be sent to another instance (RFC 9113, section
+/// 8.7). Such a refusal counts like a failure to connect.
 fn in_our_terms(error: h2::Error) -> io::Error {
     let refused = error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
     let left = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);

@@ -1,4 +1,4 @@
-//! The end of a client's connection that may have sent more than was read.
+//! Closes the connection of a client that may have sent more than was read.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use super::buffer::Buffer;
 use super::timer::Timer;
 use super::transport::Transport;
 
-/// How long a client that has got its last response is read from, and how long one may take to
-/// end its requests that was told that no more are wanted.
+/// How long smoothserve reads from a client after its last response, and how long a client that was
+/// told to send no more requests may take to finish those in flight.
 pub(crate) const LINGER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Bytes that are read from a client that has got its last response.
+/// How many bytes are read from a client after its last response.
 const MOST_LINGERED: usize = 256 << 10;
 
-/// Closes our side of the connection, and reads on until the client has closed its own, or long
-/// enough: a close with unread bytes is a reset, which can destroy what the client has not read yet
-/// (RFC 9112, section 9.6).
+/// Closes our side of the connection, and reads on until the client has closed its side or a limit
+/// is reached. Closing a socket with unread bytes would send a reset, which can destroy a response
+/// that the client has not read yet (RFC 9112, section 9.6).
 pub(crate) async fn linger(transport: &Transport, buffer: &mut Buffer, timer: &mut Timer) {
     if transport.finish().is_err() {
         return;

@@ -1,5 +1,5 @@
-//! Sends bytes of our own together with data that still lies in the buffer it was received in, in
-//! one system call.
+//! Sends bytes of our own together with data that still lies in a receive buffer, in one system
+//! call.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -8,8 +8,8 @@ use std::task::{Poll, ready};
 use super::stream::Stream;
 use crate::proxy::http::http1::{Encoding, Spans};
 
-/// Up to so many bytes are copied together before they are sent; above that, gathering by the
-/// kernel is cheaper.
+/// Up to this many bytes are copied together before they are sent. For more bytes, it is cheaper if
+/// the kernel gathers them.
 pub(crate) const GATHERED: usize = 16 << 10;
 
 /// Bytes that are ready to be sent: `own[..split]`, the data, `own[split..]`.
@@ -21,7 +21,7 @@ pub(crate) struct Sendable<'a> {
 }
 
 impl<'a> Sendable<'a> {
-    /// These bytes alone, as they are.
+    /// Makes a sendable of these bytes alone.
     pub(crate) fn plain(own: &'a [u8]) -> Sendable<'a> {
         Sendable {
             own,
@@ -31,8 +31,9 @@ impl<'a> Sendable<'a> {
         }
     }
 
-    /// What is in `own` already, perhaps a head, and then the data in `input`, in the framing of a
-    /// body. The data is the last of its body if there are `trailers`, even if no field is in them.
+    /// Makes a sendable of the bytes in `own`, perhaps a head, and of the data in `input`, which is
+    /// framed as `encoding` says. If there are `trailers`, even empty ones, the data is the last of
+    /// its body.
     pub(crate) fn framed(
         own: &'a mut Vec<u8>,
         encoding: Encoding,
@@ -61,7 +62,7 @@ impl<'a> Sendable<'a> {
         self.own.is_empty() && self.data.is_empty()
     }
 
-    /// Sends everything, and calls `moved` each time that `stream` has taken something.
+    /// Sends everything. Calls `moved` each time `stream` has taken some bytes.
     pub(crate) async fn send(&self, stream: &Stream, moved: impl Fn()) -> io::Result<()> {
         let total = self.own.len() + self.data.len();
         let mut sent = 0;

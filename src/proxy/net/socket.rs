@@ -1,10 +1,10 @@
 //! A connected socket: of a client that was accepted, or to an instance over TCP or a unix socket.
 //!
 //! # Theory of operation
-//! The reactor has to hear of a socket that is to be waited for, and forget it afterwards: two
-//! system calls. A client that asks once and goes has mostly sent its request when it is accepted,
-//! so an accepted socket is *fresh* at first: it is read from and written to as if it were ready,
-//! and the reactor hears of it when it turns out not to be.
+//! A socket that a task waits for must be registered with the reactor, and deregistered afterwards,
+//! which costs two system calls. Most clients that send a single request have sent it by the time
+//! they are accepted. So an accepted socket is *fresh* at first: it is read from and written to as
+//! if it were ready, and registered only when it turns out not to be ready.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io::{self, IoSlice, Read, Write};
@@ -25,16 +25,18 @@ use tokio::time::{sleep, timeout};
 use super::buffer::Receive;
 use crate::ipc::Address;
 
-/// An instance on this machine that does not accept within this time is as good as gone.
+/// How long a connection attempt may take. An instance on this machine that takes longer is
+/// unreachable.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 /// The pause before another attempt while the queue of a unix socket is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 
-/// How long the reset of a fresh connection may go unnoticed.
+/// How long the reset of a fresh connection may stay unnoticed.
 const BLIND: Duration = Duration::from_secs(1);
 
-/// A silent peer is asked for a sign of life after this time, then at this interval, and so often.
+/// A silent peer is probed by TCP keepalive after this time, then every `PEER_ASKED`, and at most
+/// `PEER_ASKED_MOST` times.
 const PEER_IDLE: Duration = Duration::from_secs(60);
 const PEER_ASKED: Duration = Duration::from_secs(15);
 const PEER_ASKED_MOST: u32 = 4;
@@ -50,24 +52,24 @@ pub(crate) enum Socket {
     Unix(UnixStream),
 }
 
-/// The socket of a client, which the reactor does not know at first.
+/// The socket of a client, which is not registered with the reactor at first.
 #[derive(Debug)]
 pub(crate) struct Accepted {
-    /// The socket, until the reactor knows it.
+    /// The socket, until it is registered with the reactor.
     fresh: RefCell<Option<std::net::TcpStream>>,
-    /// The last read of the fresh socket has left nothing to read.
+    /// True if the last read of the fresh socket has left nothing to read.
     emptied: Cell<bool>,
     registered: OnceCell<TcpStream>,
 }
 
 impl Socket {
-    /// Makes a fresh socket of one that was just accepted.
+    /// Makes a fresh socket of a connection that was just accepted.
     pub(crate) fn accepted(socket: std::net::TcpStream) -> Socket {
         Socket::Accepted(Accepted::new(socket))
     }
 
-    /// Returns the socket of a client, of which the reactor no longer knows; `None` for a socket to
-    /// an instance.
+    /// Returns the socket of a client, no longer registered with the reactor; `None` for a socket
+    /// to an instance.
     pub(crate) fn into_std(self) -> Option<std::net::TcpStream> {
         match self {
             Socket::Accepted(accepted) => accepted.into_std(),
@@ -75,7 +77,7 @@ impl Socket {
         }
     }
 
-    /// Connects within [`CONNECT_LIMIT`]. A TCP connection sends without delay.
+    /// Connects to an instance within [`CONNECT_LIMIT`]. TCP connections get `TCP_NODELAY`.
     pub(crate) async fn connect(address: &Address) -> io::Result<Socket> {
         match timeout(CONNECT_LIMIT, Socket::open(address)).await {
             Ok(result) => result,
@@ -94,8 +96,8 @@ impl Socket {
                 Ok(Socket::Tcp(stream))
             }
             Address::Unix(path) => loop {
-                // Where TCP lets a connection wait for room in the queue, a unix socket says that
-                // there is none.
+                // On TCP a connection waits for room in the listen queue. A unix socket returns an
+                // error if the queue is full, so try again.
                 match UnixStream::connect(path).await {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         sleep(QUEUE_PAUSE).await;
@@ -106,7 +108,7 @@ impl Socket {
         }
     }
 
-    /// Writes what fits. After a short write the socket is taken for full.
+    /// Writes as much as the socket takes. After a short write the socket counts as full.
     pub(crate) fn poll_send(
         &self,
         cx: &mut Context<'_>,
@@ -127,7 +129,7 @@ impl Socket {
         }
     }
 
-    /// Reads what is there; `WouldBlock` if nothing is, as far as the reactor has heard.
+    /// Reads the bytes that have come; `WouldBlock` if the socket is not known to have any.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Socket::Accepted(accepted) => accepted.try_read(buffer),
@@ -136,7 +138,7 @@ impl Socket {
         }
     }
 
-    /// Writes what fits; `WouldBlock` if nothing does.
+    /// Writes as much as the socket takes; `WouldBlock` if it takes nothing.
     pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match (self, slices) {
             (Socket::Accepted(accepted), slices) => accepted.try_write(slices),
@@ -147,14 +149,14 @@ impl Socket {
         }
     }
 
-    /// Resolves when the peer has reset the connection, not when it has merely sent all it wants to
-    /// send.
+    /// Resolves when the peer has reset the connection. A peer that has only closed its sending
+    /// side has not.
     pub(crate) async fn reset(&self) {
         let ready = match self {
             Socket::Accepted(accepted) => {
                 if accepted.registered.get().is_none() {
-                    // Most answers come sooner, and the reactor need not hear of the connection for
-                    // this.
+                    // Most responses are sent within this time, and then the connection need not be
+                    // registered.
                     sleep(BLIND).await;
                 }
                 match accepted.register() {
@@ -165,12 +167,12 @@ impl Socket {
             Socket::Tcp(stream) => stream.ready(Interest::ERROR).await,
             Socket::Unix(stream) => stream.ready(Interest::ERROR).await,
         };
-        // An error means that the reactor is gone, and so is everything.
+        // An error means that the runtime is ending, and every connection with it.
         let _ = ready;
     }
 
-    /// Returns true if there is nothing to read, not even an end, as the kernel knows it at this
-    /// moment.
+    /// Asks the kernel, and returns true if there is nothing to read at this moment, not even the
+    /// end of the stream.
     pub(crate) fn is_quiet(&self) -> bool {
         self.with(|socket| Ok(is_quiet(socket))).unwrap_or(false)
     }
@@ -188,7 +190,7 @@ impl Socket {
         }
     }
 
-    /// Makes the kernel notice a peer that is gone without a word, though nothing is sent.
+    /// Turns on TCP keepalive, so that the kernel notices a vanished peer even if nothing is sent.
     pub(crate) fn watch_peer(&self) -> io::Result<()> {
         match self {
             // The peer is on this machine: the kernel itself would have ended the connection.
@@ -202,7 +204,7 @@ impl Socket {
         }
     }
 
-    /// Does something with the descriptor.
+    /// Calls `act` with the descriptor of the socket.
     fn with<T>(&self, act: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
         match self {
             Socket::Accepted(accepted) => match accepted.registered.get() {
@@ -214,7 +216,7 @@ impl Socket {
         }
     }
 
-    /// Makes the reactor know the socket, because it has to be waited for.
+    /// Registers the socket with the reactor, because a task has to wait for it.
     fn register(&self) -> io::Result<()> {
         match self {
             Socket::Accepted(accepted) => accepted.register().map(drop),
@@ -222,7 +224,7 @@ impl Socket {
         }
     }
 
-    /// Takes the socket for one that would block, until the reactor says otherwise.
+    /// Treats the socket as one that would block, until the reactor reports that it is ready.
     fn forget(&self, interest: Interest) {
         let would_block = || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into());
         let _ = match self {
@@ -263,8 +265,8 @@ impl Receive for Socket {
         }
     }
 
-    /// Reads what is there. After a short read the socket is taken for empty, which saves the next,
-    /// futile call: if more comes, the reactor says so.
+    /// Reads the bytes that have come. After a short read the socket counts as empty, which saves a
+    /// read that would find nothing: if more bytes come, the reactor reports it.
     fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_read_ready(cx))?;
@@ -291,12 +293,12 @@ impl Accepted {
         }
     }
 
-    /// Returns the socket as the reactor knows it, which hears of it now at the latest.
+    /// Returns the socket registered with the reactor. Registers it if it is still fresh.
     fn register(&self) -> io::Result<&TcpStream> {
         if let Some(socket) = self.fresh.take() {
             let _ = self.registered.set(TcpStream::from_std(socket)?);
         }
-        // There is none if the reactor did not take the socket.
+        // There is no socket if the reactor failed to register it.
         self.registered
             .get()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
@@ -309,7 +311,7 @@ impl Accepted {
         }
     }
 
-    /// Returns true if the socket is to be taken for ready, though nobody has said so.
+    /// Returns true if the socket is fresh and may be tried without waiting for the reactor.
     fn is_fresh(&self, interest: Interest) -> bool {
         let used_up = interest.is_readable() && self.emptied.get();
         !used_up && self.fresh.borrow().is_some()
@@ -319,12 +321,12 @@ impl Accepted {
     fn unready(&self, interest: Interest) {
         match interest.is_readable() {
             true => self.emptied.set(true),
-            // An error comes up again where it can be told.
+            // If registering fails, the next use of the socket returns an error.
             false => drop(self.register()),
         }
     }
 
-    /// Does something with the fresh socket, of which the reactor does not know.
+    /// Calls `act` with the fresh socket, which is not registered with the reactor.
     fn with_fresh<T>(
         &self,
         act: impl FnOnce(&std::net::TcpStream) -> io::Result<T>,
@@ -352,16 +354,16 @@ impl Accepted {
     }
 }
 
-/// Returns true if there is nothing to read from the socket, not even an end, as the kernel knows
-/// it at this moment.
+/// Asks the kernel, and returns true if there is nothing to read from the socket at this moment,
+/// not even the end of the stream.
 pub(crate) fn is_quiet(socket: impl AsFd) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     recv(socket, &mut [0; 1], flags) == Err(Errno::WOULDBLOCK)
 }
 
-/// Returns true if a connection has reached itself. Where nobody listens on a port of the ephemeral
-/// range, the kernel may pick that very port as the source: nobody is there, and while the
-/// connection lives nobody can bind.
+/// Returns true if a TCP connection is connected to itself. If nobody listens on a port of the
+/// ephemeral range, the kernel may choose that same port as the source of the connection. There is
+/// no instance then, and none can bind the port while the connection lives.
 fn is_to_itself(stream: &TcpStream, address: SocketAddr) -> io::Result<bool> {
     Ok(stream.local_addr()? == address)
 }

@@ -1,5 +1,5 @@
-//! The bytes of HTTP/1.1, wherever they come from and go to: a connection of its own, or a stream
-//! of HTTP/2 that is translated. Whoever serves a request knows no difference.
+//! A stream of bytes of HTTP/1.1, which is either a connection of its own or a translated stream of
+//! HTTP/2. Code that serves a request sees no difference.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -20,7 +20,7 @@ pub(crate) enum Stream {
     Transport(Transport),
     /// One stream of a client's connection with HTTP/2.
     Http2(Box<H2Stream>),
-    /// One stream of a connection with HTTP/2 to an instance.
+    /// One stream of a connection to an instance that speaks HTTP/2.
     H2c(Box<H2cStream>),
 }
 
@@ -46,7 +46,7 @@ impl From<H2cStream> for Stream {
 }
 
 impl Stream {
-    /// Returns true if the peer alone can read what is sent.
+    /// Returns true if the stream runs on TLS, so only the peer can read what is sent.
     pub(crate) fn is_secure(&self) -> bool {
         match self {
             Stream::Transport(transport) => transport.is_secure(),
@@ -55,7 +55,7 @@ impl Stream {
         }
     }
 
-    /// The bare socket, if there is neither TLS nor HTTP/2 on it.
+    /// Returns the socket by reference, if neither TLS nor HTTP/2 runs on it.
     pub(crate) fn as_socket(&self) -> Option<&Socket> {
         match self {
             Stream::Transport(Transport::Socket(socket)) => Some(socket),
@@ -63,7 +63,7 @@ impl Stream {
         }
     }
 
-    /// Returns the bare socket, if there is neither TLS nor HTTP/2 on it.
+    /// Returns the socket by value, if neither TLS nor HTTP/2 runs on it.
     pub(crate) fn into_socket(self) -> Option<Socket> {
         match self {
             Stream::Transport(Transport::Socket(socket)) => Some(socket),
@@ -71,12 +71,13 @@ impl Stream {
         }
     }
 
-    /// Returns true if all of the one response that a client's stream is for was sent.
+    /// Returns true if this is a client's stream of HTTP/2 and its whole response was handed over.
     pub(crate) fn is_answered(&self) -> bool {
         matches!(self, Stream::Http2(stream) if stream.is_answered())
     }
 
-    /// Writes what fits. After `Pending` it has to be called again with the same bytes.
+    /// Writes as much as the peer takes. After `Pending`, the caller must try again with the same
+    /// bytes.
     #[inline]
     pub(crate) fn poll_send(
         &self,
@@ -90,23 +91,23 @@ impl Stream {
         }
     }
 
-    /// Resolves when the client has reset the connection, or its stream, not when it has merely
-    /// sent all it wants to send.
+    /// Resolves when the client has reset the connection or its stream. A client that has only
+    /// closed its sending side has not.
     pub(crate) async fn reset(&self) {
         match self {
             Stream::Transport(transport) => transport.socket().reset().await,
             Stream::Http2(stream) => stream.reset().await,
-            // No client is on the other side.
+            // The other side of this stream is an instance, not a client.
             Stream::H2c(_) => std::future::pending().await,
         }
     }
 
-    /// Returns true if there is nothing to read, not even an end, as the kernel knows it at this
-    /// moment.
+    /// Returns true if there is nothing to read at this moment, not even the end of the stream.
+    /// Asks the kernel if the stream is a connection of its own.
     pub(crate) fn is_quiet(&self) -> bool {
         match self {
             Stream::Transport(transport) => transport.is_quiet(),
-            // The one request of a stream is there from the beginning.
+            // A stream of HTTP/2 has one request, which was read before the stream was made.
             Stream::Http2(_) | Stream::H2c(_) => true,
         }
     }
@@ -116,12 +117,12 @@ impl Stream {
         match self {
             Stream::Transport(transport) => transport.finish(),
             Stream::Http2(stream) => stream.finish(),
-            // The end of the request has said so.
+            // The end of the request has already told the instance that nothing more comes.
             Stream::H2c(_) => Ok(()),
         }
     }
 
-    /// Makes the closing of the stream a reset, which the peer cannot take for a regular end.
+    /// Makes closing the stream a reset, so that the peer cannot take the end for a regular one.
     pub(crate) fn reset_on_close(&self) -> io::Result<()> {
         match self {
             Stream::Transport(transport) => transport.reset_on_close(),
@@ -130,7 +131,7 @@ impl Stream {
         }
     }
 
-    /// Makes the kernel notice a peer that is gone without a word, though nothing is sent.
+    /// Makes the kernel notice a vanished peer even if nothing is sent.
     pub(crate) fn watch_peer(&self) -> io::Result<()> {
         match self {
             Stream::Transport(transport) => transport.socket().watch_peer(),

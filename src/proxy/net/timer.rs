@@ -1,9 +1,9 @@
 //! The one timer of a client connection.
 //!
-//! A connection always has exactly one limit that runs: for its next request, for the rest of a
-//! head, for progress. Nearly every change moves it into the future, so the timer of the runtime is
-//! left as it is, and set again only when it fires early. That makes a limit per request as good as
-//! free.
+//! A client connection always has exactly one running limit: for its next request, for the rest of
+//! a head, or for progress. Nearly every change moves the limit into the future. So the timer of
+//! the runtime stays as it is, and is set again only when it fires before the limit. A limit for
+//! each request then costs almost nothing.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A limit of time that can be moved at next to no cost.
+/// A time limit that can be moved at almost no cost.
 pub(crate) struct Timer {
     /// The timer of the runtime, which fires no later than the deadline.
     sleep: Pin<Box<Sleep>>,
@@ -37,7 +37,7 @@ impl Timer {
         }
     }
 
-    /// Ready when the limit is over.
+    /// Ready when the time limit has passed.
     pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.sleep.as_mut().poll(cx));
@@ -48,7 +48,7 @@ impl Timer {
         }
     }
 
-    /// Awaits `future`; `None` if the limit comes first.
+    /// Awaits `future`. Returns `None` if the time limit passes first.
     pub(crate) async fn limit<F: Future>(&mut self, future: F) -> Option<F::Output> {
         let mut future = std::pin::pin!(future);
         poll_fn(|cx| {

@@ -1,17 +1,18 @@
 //! TLS on the socket of a client.
 //!
 //! # Theory of operation
-//! A [`Secure`] connection lies between the plain bytes, which the rest of the worker sees, and the
-//! socket. The session is rustls's. One direction of the connection may have to move the other
-//! one's bytes (a closing alert, a key update), so both use one session, which is never borrowed
-//! across an await.
+//! A [`Secure`] connection lies between the socket and the plain bytes that the rest of the worker
+//! sees. The session is a rustls session. Reading may have to send bytes, and sending may have to
+//! read some (a closing alert, a key update), so both directions use one session, which is never
+//! borrowed across an await.
 //!
-//! * What is sent is encrypted first and then written in as few system calls as possible. If the
-//!   socket takes only a part, the sender goes on being told to wait: a send counts as done when
-//!   its last encrypted byte is on its way, for nobody would come back for the rest.
-//! * What the handshake leaves to be sent (the session tickets) goes along with the first response.
-//! * An end without TLS's own closing alert is an error, so nobody can make a part pass for the
-//!   whole. We send that alert whenever a connection ends regularly.
+//! * Bytes are encrypted first and then written in as few system calls as possible. If the socket
+//!   takes only a part, the send stays pending until the last encrypted byte is written, because
+//!   nobody else would send the rest.
+//! * What the handshake leaves to be sent (the session tickets) is sent along with the first
+//!   response.
+//! * A connection that ends without the closing alert of TLS is an error, so nobody can make a part
+//!   pass for the whole. We send that alert whenever a connection ends regularly.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -33,19 +34,20 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// The name of HTTP/2 in the handshake (ALPN).
 const HTTP2: &[u8] = b"h2";
 
-/// So much is encrypted at a time, which is what a large piece of a buffer holds, and what goes
-/// around it.
+/// How many bytes are encrypted at a time: the contents of a large buffer, and the framing around
+/// them.
 const MOST_ENCRYPTED: usize = 144 << 10;
 
-/// A connection of a client with TLS.
+/// A client connection that runs on TLS.
 pub(crate) struct Secure {
     socket: Socket,
     session: RefCell<ServerConnection>,
-    /// Decrypted bytes may wait in the session.
+    /// True if decrypted bytes may wait in the session.
     decrypted: Cell<bool>,
-    /// Bytes of the present send that are encrypted, while not all of them are on their way.
+    /// How many plain bytes of the present send are encrypted; 0 once the socket has taken all of
+    /// them.
     sending: Cell<usize>,
-    /// The connection must not, or need not, be ended by a closing alert.
+    /// True if no closing alert is to be sent: the connection has failed, or the alert was sent.
     aborted: Cell<bool>,
 }
 
@@ -55,7 +57,8 @@ impl fmt::Debug for Secure {
     }
 }
 
-/// Does the handshake on the socket of a client. What has come of it already is in `received`.
+/// Performs the TLS handshake on the socket of a client. `received` has what was already read from
+/// it.
 pub(crate) async fn accept(
     socket: Socket,
     received: &mut Buffer,
@@ -109,9 +112,9 @@ impl Secure {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends what is left of the handshake, or answers a key update: the client may be waiting for
-    /// it before it sends what is waited for here. If the socket does not take it, the next send
-    /// comes to it.
+    /// Sends what is left of the handshake, or the answer to a key update: the client may wait for
+    /// it before it sends the bytes that we wait for. What the socket does not take now, the next
+    /// send sends.
     fn send_rest(&self, cx: &mut Context<'_>) -> io::Result<()> {
         let mut session = self.session.borrow_mut();
         if session.wants_write()
@@ -123,7 +126,7 @@ impl Secure {
         Ok(())
     }
 
-    /// Encrypts and sends what it can. After `Pending` it has to be called again with the same
+    /// Encrypts and sends what it can. After `Pending`, the caller must try again with the same
     /// bytes.
     pub(crate) fn poll_send(
         &self,
@@ -157,7 +160,7 @@ impl Secure {
         match session.process_new_packets() {
             Ok(state) => self.decrypted.set(state.plaintext_bytes_to_read() > 0),
             Err(error) => {
-                // The alert tells the client why.
+                // Sends the alert that tells the client why the connection ends.
                 let _ = session.write_tls(&mut AtOnce(&self.socket));
                 self.aborted.set(true);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
@@ -166,7 +169,7 @@ impl Secure {
         Ok(())
     }
 
-    /// Writes all that is encrypted.
+    /// Writes all encrypted bytes to the socket.
     fn poll_flush(
         &self,
         session: &mut ServerConnection,
@@ -183,25 +186,26 @@ impl Secure {
         Poll::Ready(Ok(()))
     }
 
-    /// Returns true if there is nothing to read, not even an end, as the kernel knows it at this
-    /// moment.
+    /// Asks the kernel, and returns true if there is nothing to read at this moment, not even the
+    /// end of the stream.
     pub(crate) fn is_quiet(&self) -> bool {
         !self.decrypted.get() && self.socket.is_quiet()
     }
 
-    /// Tells the client that nothing more will be sent, if the socket takes that at once.
+    /// Tells the client that nothing more will be sent, if the socket takes the alert at once.
     pub(crate) fn finish(&self) -> io::Result<()> {
         self.say_end();
         self.socket.finish()
     }
 
-    /// Makes the closing of the connection a reset, which the client cannot take for a regular end.
+    /// Makes closing the connection a reset, so that the client cannot take the end for a regular
+    /// one.
     pub(crate) fn reset_on_close(&self) -> io::Result<()> {
         self.aborted.set(true);
         self.socket.reset_on_close()
     }
 
-    /// Sends the closing alert, once.
+    /// Sends the closing alert, unless it was sent before or the connection has failed.
     fn say_end(&self) {
         if self.aborted.replace(true) {
             return;
@@ -234,7 +238,8 @@ impl Receive for Secure {
             }
             self.decrypted.set(false);
             match self.poll_more(&mut session, cx) {
-                // At the end of the connection, the reader knows of which kind it is.
+                // At the end of the connection, the next turn of the loop tells a regular end from
+                // a cut.
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
@@ -249,7 +254,7 @@ impl Drop for Secure {
     }
 }
 
-/// The socket as rustls sees it within a task, which is woken when it can go on.
+/// The socket as rustls sees it within a task, which is woken when the socket is ready again.
 struct Waiting<'a, 'b, 'c>(&'a Socket, &'b mut Context<'c>);
 
 fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
@@ -279,7 +284,7 @@ impl Write for Waiting<'_, '_, '_> {
     }
 }
 
-/// The socket as rustls sees it where nothing is waited for.
+/// The socket as rustls sees it where nobody waits: a socket that is not ready is an error.
 struct AtOnce<'a>(&'a Socket);
 
 impl Write for AtOnce<'_> {

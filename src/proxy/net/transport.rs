@@ -1,4 +1,4 @@
-//! What a connection is carried by: a bare socket, or TLS on the socket of a client.
+//! What carries a connection: a bare socket, or TLS on the socket of a client.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
@@ -17,7 +17,7 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// Returns true if the peer alone can read what is sent.
+    /// Returns true if the transport is TLS, so only the peer can read what is sent.
     pub(crate) fn is_secure(&self) -> bool {
         matches!(self, Transport::Secure(_))
     }
@@ -35,7 +35,8 @@ impl Transport {
         }
     }
 
-    /// Writes what fits. After `Pending` it has to be called again with the same bytes.
+    /// Writes as much as the peer takes. After `Pending`, the caller must try again with the same
+    /// bytes.
     #[inline]
     pub(crate) fn poll_send(
         &self,
@@ -48,8 +49,8 @@ impl Transport {
         }
     }
 
-    /// Returns true if there is nothing to read, not even an end, as the kernel knows it at this
-    /// moment.
+    /// Asks the kernel, and returns true if there is nothing to read at this moment, not even the
+    /// end of the stream.
     pub(crate) fn is_quiet(&self) -> bool {
         match self {
             Transport::Socket(socket) => socket.is_quiet(),

@@ -1,17 +1,18 @@
 //! Taking turns: all tasks that are ready receive before the first of them sends.
 //!
 //! # Theory of operation
-//! Sending wakes whoever waits for it, and to wake somebody on another core is the dearest part of
-//! a small message; receiving from a unix socket wakes the sender, too, to tell it of the room.
-//! Somebody who is awake already costs nothing. So a task that has received does not send at once,
-//! but goes to the end of the queue: the others' messages are received meanwhile, and when then one
-//! after the other is sent, most find their receiver awake, with more to do before it sleeps again.
+//! Sending wakes the task that waits for the bytes, and waking a task on another core is the most
+//! expensive part of a small message. Receiving from a unix socket also wakes the sender, to tell
+//! it that there is room. A task that is already awake costs nothing to wake. So a task that has
+//! received does not send at once, but goes to the end of the queue: meanwhile the other tasks
+//! receive their messages. When the tasks then send one after the other, most receivers are still
+//! awake, and have more to do before they sleep again.
 
 use std::future::poll_fn;
 use std::task::Poll;
 
-/// Tasks that run between two looks of the reactor at the sockets: enough for all of a burst to
-/// receive and to send.
+/// How many tasks run before the reactor looks at the sockets again: enough that all tasks of a
+/// burst can receive and send.
 pub(crate) const TASKS_BETWEEN_LOOKS: u32 = 128;
 
 /// Lets all other tasks of this thread that are ready run first.

@@ -1,14 +1,14 @@
 //! `max_request_body`: how many bytes the body of a request may have.
 //!
-//! The rule only sets the room. A body that is announced to be larger is refused at once, and one
-//! that turns out to be larger is cut off on its way, by whoever passes it on.
+//! This rule only sets the room for the body. A body whose announced length is larger is refused at
+//! once. A body that turns out to be larger while it is passed on is cut off by the exchange.
 
 use super::body_room::BodyRoom;
 use super::rule::{Asked, Rule};
 use crate::ipc::{Handling, Route};
 use crate::proxy::http::http1::Refusal;
 
-/// The bytes that the body of each request may have.
+/// How many bytes the body of each request may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BodyLimit {
     most: u64,

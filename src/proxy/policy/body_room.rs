@@ -1,4 +1,4 @@
-//! How much the body of a request may still have. Pure.
+//! The room for a body: how many more bytes the body of a request may have. Pure.
 
 use crate::proxy::http::http1::Framing;
 
@@ -9,7 +9,7 @@ pub(crate) struct BodyRoom {
     exceeded: bool,
 }
 
-/// The body of a request is larger than the service wants it.
+/// The body of a request is larger than the service allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BodyTooLarge;
 
@@ -23,7 +23,8 @@ impl Default for BodyRoom {
 }
 
 impl BodyRoom {
-    /// Room for `most` bytes of a body with this framing, which may announce more than that.
+    /// Makes room for `most` bytes of a body. If the framing announces more, the body is too large
+    /// at once.
     pub(super) fn new(most: u64, framing: Framing) -> BodyRoom {
         BodyRoom {
             left: most,
@@ -31,7 +32,7 @@ impl BodyRoom {
         }
     }
 
-    /// Takes so many bytes of the room, or finds that the body is too large.
+    /// Uses up the room for this many bytes. An error means that the body is too large.
     pub(crate) fn take(&mut self, bytes: u64) -> Result<(), BodyTooLarge> {
         match self.left.checked_sub(bytes) {
             Some(left) => {

@@ -1,14 +1,15 @@
-//! The policy of a service: all rules that its file uses, compiled when a table comes in.
+//! The policy of a service: all rules that its file uses, compiled with each table.
 //!
 //! # Theory of operation
-//! The control thread compiles the policy with the table, once. A service that uses no rule has no
-//! policy, so all that its requests pay is the question whether there is one. Every thread has a
-//! copy of its own, so a rule with much data holds it in an `Arc`.
+//! The control thread compiles the policy once, with the table. A service that uses no rule has no
+//! policy, so its requests pay only for one check. Every thread has a copy of its own, so a rule
+//! with much data holds it in an `Arc`.
 //!
-//! The policy is asked at two places. [`admit`] is asked when the head of a request was parsed and
-//! routed, and before it is written for an instance; what it rules is kept with the request.
-//! [`ResponsePolicy::apply`] is asked when the head of the final response was written for the
-//! client, and before it is sent. Neither concerns a response that the proxy makes itself, nor an
+//! The policy is asked at two places. [`admit`] is called when the head of a request was parsed and
+//! routed, before the head is written for an instance; its ruling is kept with the request.
+//! [`ResponsePolicy::apply`] is called when the head of the final response was written for the
+//! client, before it is sent. The policy is not asked about responses that the proxy makes itself,
+//! nor about interim responses.
 //! interim one.
 
 use std::rc::Rc;
@@ -22,7 +23,7 @@ use crate::ipc::{Handling, Route};
 use crate::proxy::http::headers::RequestSender;
 use crate::proxy::http::http1::{Refusal, RequestHead, ResponseHead};
 
-/// Makes [`Policy`] of a list of rules, which are asked in the order of the list.
+/// Defines [`Policy`] from a list of rules. The rules are asked in the order of the list.
 macro_rules! policy_of {
     ($($name:ident: $rule:ty,)*) => {
         /// The rules of one service. A rule that the service does not use is `None`.
@@ -64,8 +65,8 @@ policy_of! {
     hsts: Hsts,
 }
 
-/// Asks the policy of a service about a request: its head, who has sent it, and how many bytes of
-/// the path the route strips. Returns what the policy rules, and what it has to say about the
+/// Asks the policy of a service about a request: its head, its sender, and how many bytes of the
+/// path its route strips. Returns the ruling, and the part of the policy that concerns the
 /// response.
 pub(crate) fn admit(
     policy: Rc<Policy>,
@@ -79,19 +80,19 @@ pub(crate) fn admit(
     Ok((ruling, ResponsePolicy { policy, memo }))
 }
 
-/// What the policy of a service has to say about the response to one request.
+/// The part of a service's policy that concerns the response to one request.
 #[derive(Debug)]
 pub(crate) struct ResponsePolicy {
     policy: Rc<Policy>,
     memo: Memo,
 }
 
-/// What the head of a response ends with.
+/// The empty line that ends the head of a response.
 const HEAD_END: &[u8] = b"\r\n";
 
 impl ResponsePolicy {
-    /// Applies the policy to the head of a response, which was written to the end of `out` for the
-    /// client.
+    /// Applies the policy to the head of a response, which stands at the end of `out` as the client
+    /// will get it.
     pub(crate) fn apply(&self, head: &ResponseHead<'_>, out: &mut Vec<u8>) {
         debug_assert!(out.ends_with(b"\r\n\r\n"));
         out.truncate(out.len() - HEAD_END.len());

@@ -1,6 +1,6 @@
-//! The response that a rule gives a client in the place of an instance.
+//! The response that a client gets from a rule instead of from an instance.
 
-/// A short response, and why it is given.
+/// A short response to a request that a rule has denied.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{why}")]
 pub(crate) struct Denial {
@@ -8,10 +8,10 @@ pub(crate) struct Denial {
     pub(crate) status: u16,
     /// The reason phrase.
     pub(crate) reason: &'static str,
-    /// A field of its own, by its name.
+    /// An additional field of the response: name and value.
     pub(crate) field: Option<(&'static str, String)>,
-    /// The body: what a stranger may know.
+    /// The body. It says only what strangers may know.
     pub(crate) text: &'static str,
-    /// The message in the log.
+    /// The reason for the log.
     pub(crate) why: &'static str,
 }

@@ -1,6 +1,6 @@
-//! `hsts`: browsers that have come over TLS are told to come with TLS only (RFC 6797).
+//! `hsts`: browsers that use TLS are told to use only TLS from then on (RFC 6797).
 //!
-//! An instance that says so itself has the say.
+//! If the response of an instance has this field already, the field of the instance stays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use super::rule::{Answered, Asked, Rule};
 use crate::ipc::{Handling, Route};
 use crate::proxy::http::http1::Refusal;
 
-/// The field that says so, in lower case.
+/// The name of the field, in lower case.
 const FIELD: &str = "strict-transport-security";
 
-/// The line that is added to responses over TLS.
+/// The field line that is added to responses over TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hsts {
     line: Arc<str>,
@@ -36,7 +36,7 @@ impl Rule for Hsts {
     }
 }
 
-/// The line of the field, with its end.
+/// Returns the whole field line, with its CRLF.
 fn line(max_age: Duration) -> String {
     format!(
         "Strict-Transport-Security: max-age={}\r\n",
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
     use crate::proxy::http::http1::{ResponseHead, slots};
 
-    /// What the rule adds to the head of a response.
+    /// Returns what the rule adds to the head of a response.
     fn added(over_tls: bool, head: &str) -> String {
         let line = line(Duration::from_secs(3600)).into();
         let mut slots = slots();

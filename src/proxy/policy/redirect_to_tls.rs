@@ -1,14 +1,14 @@
-//! `redirect_https`: a client that has asked without TLS is sent to the same address over TLS.
+//! `redirect_https`: a client that does not use TLS is redirected to the same address over TLS.
 
 use super::denial::Denial;
 use super::rule::{Asked, Rule};
 use crate::ipc::{Handling, Route};
 use crate::proxy::http::http1::{Refusal, RequestHead};
 
-/// The port of HTTPS that an address need not name.
+/// The default port of HTTPS, which an address need not name.
 const HTTPS_PORT: u16 = 443;
 
-/// The port that clients without TLS are sent to.
+/// The TLS port that clients without TLS are redirected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RedirectToTls {
     port: u16,
@@ -34,7 +34,7 @@ impl Rule for RedirectToTls {
     }
 }
 
-/// The address of the same over TLS, on this port.
+/// Returns the address that the client has asked for, with `https` and this port.
 fn location(head: &RequestHead<'_>, port: u16) -> Result<String, Refusal> {
     let host = std::str::from_utf8(head.host_name()).unwrap_or_default();
     if host.is_empty() {

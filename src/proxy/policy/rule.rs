@@ -1,4 +1,4 @@
-//! What a rule is, and what it sees of a request and of its response.
+//! The interface of a rule: what it sees of a request and of the response, and what it can do.
 
 use std::cell::OnceCell;
 
@@ -8,9 +8,9 @@ use crate::ipc::{Handling, Route};
 use crate::proxy::http::headers::{RequestSender, is_secure};
 use crate::proxy::http::http1::{Refusal, RequestHead, ResponseHead};
 
-/// Something that the file of a service can say about its requests and their responses.
+/// A rule that the file of a service can set for its requests and their responses.
 pub(super) trait Rule: Sized {
-    /// Compiles what the service says; `None` if it does not use the rule.
+    /// Compiles the rule from the service's settings; `None` if the service does not use the rule.
     fn compile(handling: &Handling, routes: &[Route]) -> Option<Self>;
 
     /// Looks at a request before it is written for an instance. An error means that the request is
@@ -23,39 +23,40 @@ pub(super) trait Rule: Sized {
     fn on_response(&self, _answered: &mut Answered<'_, '_>) {}
 }
 
-/// A request that an instance would get next.
+/// A request before an instance gets it, as a rule sees it.
 pub(super) struct Asked<'a, 'b> {
     /// The head, which a rule may change.
     pub(super) head: &'a mut RequestHead<'b>,
     sender: RequestSender<'a>,
-    /// Bytes that the route of the request strips from the path.
+    /// How many bytes the route of the request strips from the path.
     pub(super) strip: usize,
     over_tls: OnceCell<bool>,
-    /// What the rules have ruled so far.
+    /// What the rules asked before this one have ruled.
     pub(super) ruling: Ruling,
-    /// What the rules want to know when the response comes.
+    /// What the rules note for the time when the response comes.
     pub(super) memo: Memo,
 }
 
-/// What the rules of a service say about one request.
+/// What all rules of a service together decide about one request.
 #[derive(Debug, Default)]
 pub(crate) struct Ruling {
-    /// The client gets this response, and no instance gets the request.
+    /// If a rule denies the request: the response that the client gets instead of one from an
+    /// instance.
     pub(crate) denial: Option<Box<Denial>>,
-    /// How much the body may have.
+    /// How many bytes the body may have.
     pub(crate) room: BodyRoom,
 }
 
 /// What the rules have noted of a request for its response.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Memo {
-    /// The client itself has asked over TLS; noted by rules that need it.
+    /// True if the client used TLS. Only rules that need this note it.
     pub(super) over_tls: bool,
 }
 
-/// A response that the client would get next.
+/// A response before the client gets it, as a rule sees it.
 pub(super) struct Answered<'a, 'b> {
-    /// What was noted of the request.
+    /// What the rules have noted about the request.
     pub(super) memo: Memo,
     /// The head as the instance has sent it.
     pub(super) head: &'a ResponseHead<'b>,
@@ -80,8 +81,8 @@ impl<'a, 'b> Asked<'a, 'b> {
         }
     }
 
-    /// Returns true if the client itself asks over TLS, which a trusted proxy in front may have
-    /// taken off.
+    /// Returns true if the client used TLS, also if a trusted proxy in front has ended the TLS
+    /// connection.
     pub(super) fn is_over_tls(&self) -> bool {
         let is_over_tls = || is_secure(self.head, self.sender);
         *self.over_tls.get_or_init(is_over_tls)
@@ -92,7 +93,7 @@ impl<'a, 'b> Asked<'a, 'b> {
         self.ruling.denial.get_or_insert_with(|| Box::new(denial));
     }
 
-    /// Returns what all rules together have ruled and noted.
+    /// Returns the ruling and the notes of all rules together.
     pub(super) fn end(self) -> (Ruling, Memo) {
         (self.ruling, self.memo)
     }

@@ -1,14 +1,14 @@
-//! `strip_prefix`: an instance does not get the beginning of the path that its service was found
-//! by.
+//! `strip_prefix`: an instance does not get the beginning of the path, by which its service was
+//! found.
 //!
-//! How many bytes that are is said by the route of each request; the instance is told of them by
-//! `X-Forwarded-Prefix`.
+//! The route of each request says how many bytes are stripped. The instance learns the stripped
+//! prefix by `X-Forwarded-Prefix`.
 
 use super::rule::{Asked, Rule};
 use crate::ipc::{Handling, Route};
 use crate::proxy::http::http1::{Refusal, RequestHead};
 
-/// At least one route of the service strips something.
+/// The rule of a service in which at least one route strips a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StripPrefix;
 
@@ -24,7 +24,7 @@ impl Rule for StripPrefix {
     }
 }
 
-/// Takes so many bytes away from the beginning of the path.
+/// Removes this many bytes from the beginning of the path.
 fn strip(head: &mut RequestHead<'_>, count: usize) {
     if count > 0
         && let Some((prefix, target)) = head.target.split_at_checked(count)

@@ -15,27 +15,27 @@ use crate::ipc::{CertificateId, WireCertificate};
 /// The protocols that a handshake offers (ALPN), the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// All certificates that the manager has sent and that are in use, and what is common to all
-/// listeners with TLS.
+/// The certificates that the manager has sent and that are in use, and what all listeners with TLS
+/// have in common.
 pub(crate) struct ListenerCertificates {
     known: HashMap<CertificateId, Certificate>,
-    /// Encrypts session tickets, for all listeners and threads and over all tables. It changes its
+    /// Encrypts the session tickets of all listeners, threads and tables. The ticketer changes its
     /// keys by itself.
     tickets: Arc<dyn ProducesTickets>,
     provider: Arc<CryptoProvider>,
 }
 
-/// A certificate that was received, ready to be used.
+/// A certificate that the manager has sent, with its key, ready for handshakes.
 struct Certificate {
     key: Arc<CertifiedKey>,
-    /// The host names that the certificate is for.
+    /// The host names in the certificate, by which a listener chooses it.
     names: Vec<String>,
 }
 
 /// What the threads need in order to do the handshakes of a listener with TLS.
 #[derive(Debug, Clone)]
 pub(crate) struct ListenerTls {
-    /// The certificates that `config` was made of.
+    /// The certificates that `config` was made from.
     certificates: Vec<CertificateId>,
     /// What rustls needs for a handshake.
     pub(crate) config: Arc<ServerConfig>,
@@ -51,7 +51,7 @@ impl ListenerCertificates {
         })
     }
 
-    /// Adds a certificate. One of the same id that is here already stays.
+    /// Adds a certificate. If there is already a certificate of the same id, that one stays.
     pub(crate) fn add(&mut self, certificate: WireCertificate) -> Result<(), rustls::Error> {
         if self.known.contains_key(&certificate.id) {
             return Ok(());
@@ -73,9 +73,10 @@ impl ListenerCertificates {
         self.known.retain(|id, _| named.contains(id));
     }
 
-    /// Returns what a listener needs for these certificates, the first of which is the default for
-    /// names that none of them has. A listener that had the same certificates before keeps what it
-    /// had. The error is the certificate that was never received.
+    /// Returns what a listener needs for handshakes with these certificates. The first certificate
+    /// is the default, for names that no certificate has. If the listener had the same certificates
+    /// `before`, the configuration stays the same. The error is the id of a certificate that was
+    /// never received.
     pub(crate) fn listener(
         &self,
         certificates: Vec<CertificateId>,
@@ -104,9 +105,9 @@ impl ListenerCertificates {
     }
 }
 
-/// Returns the ciphers in the order in which smoothserve prefers them, whatever the client prefers:
-/// of ciphers that all are good enough, the one that processors are best at comes first. Browsers
-/// prefer the same one, OpenSSL's clients do not.
+/// Returns the ciphers in the order in which smoothserve prefers them. The order of the client does
+/// not count: all these ciphers are good enough, so the one that is fastest on the processor comes
+/// first. Browsers prefer the same one, clients with OpenSSL do not.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| {

@@ -1,13 +1,13 @@
 //! Finds the service of a host and a path. Pure, shared by all threads.
 //!
-//! Of all routes that match, the one with the longest host wins, and of those with the same host
-//! the one with the longest path: an exact host before any `*.host`, a longer `*.host` before a
-//! shorter one, `_` last. The cost of a lookup does not depend on the number of routes, and what a
-//! stranger sends cannot make it grow: no part of a host or a path is hashed that is longer than
-//! the longest one that has been known.
+//! Of all routes that match, the one with the longest host wins, and among routes with the same
+//! host the one with the longest path: an exact host before any `*.host`, a longer `*.host` before
+//! a shorter one, `_` last. The cost of a lookup does not depend on the number of routes, and a
+//! stranger cannot make it grow: a part of a host or a path that is longer than the longest one in
+//! any route is never hashed.
 //!
-//! A router is changed by making another of it, which takes little more than what is different: see
-//! [`Hosts`].
+//! A router is changed by making a changed copy, which costs little more than what is different:
+//! see [`Hosts`].
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -31,22 +31,24 @@ pub(crate) struct Router {
 pub(crate) struct Destination {
     /// The index of the service in the table.
     pub(crate) service: usize,
-    /// How many bytes at the beginning of the path the service does not get.
+    /// How many bytes at the beginning of the path are stripped before an instance gets the
+    /// request.
     pub(crate) strip: usize,
 }
 
-/// The hosts with their paths, in parts, which a copy shares until it changes them.
+/// All hosts with their paths, divided into parts. Copies share each part until one of them changes
+/// it.
 #[derive(Debug, Clone, Default)]
 struct Hosts {
     hasher: RandomState,
-    /// As many as [`PARTS`], or none if there are no hosts.
+    /// Either [`PARTS`] parts, or none if there are no hosts.
     parts: Vec<Arc<Part>>,
 }
 
 type Part = HashTable<(Box<[u8]>, Paths)>;
 
-/// The parts of a router: so many that a change copies little, so few that a listener with one host
-/// is small.
+/// The number of parts of a router: high enough that a change copies little, low enough that a
+/// listener with one host stays small.
 const PARTS: usize = 64;
 
 /// The path prefixes of one host, in little memory because there may be many hosts.
@@ -64,7 +66,7 @@ struct Prefixes {
     longest: usize,
 }
 
-/// Why a route cannot be inserted: another one is for the same host and path.
+/// Why a route cannot be inserted: another route has the same host and path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("two routes for {host:?} {path:?}")]
 pub(crate) struct Clash {
@@ -92,7 +94,7 @@ impl Router {
         }
     }
 
-    /// Removes a route, if it is there.
+    /// Removes a route; a route that is not in the router is ignored.
     pub(crate) fn remove(&mut self, route: &Route) {
         let path = prefix(route);
         match &route.host {
@@ -142,7 +144,7 @@ impl Hosts {
         found.map(|(_, paths)| paths)
     }
 
-    /// Returns the paths of a host, which is inserted without any if it is not there.
+    /// Returns the paths of a host. A host that is not there is inserted without paths.
     fn entry(&mut self, host: &[u8]) -> &mut Paths {
         self.parts.resize_with(PARTS, Arc::default);
         let hash = self.hasher.hash_one(host);
@@ -169,7 +171,7 @@ impl Hosts {
     }
 }
 
-/// Chooses the part of a host by bits of its hash that are of no other use in so small a table.
+/// Chooses the part of a host, by bits of the hash that the small table of the part does not use.
 fn part(hash: u64) -> usize {
     (hash >> 32) as usize % PARTS
 }
@@ -246,7 +248,7 @@ mod tests {
         }
     }
 
-    /// Each is for a service of its own.
+    /// Makes a router in which each route leads to a service of its own.
     fn router(routes: &[Route]) -> Result<Router, Clash> {
         let mut router = Router::default();
         for (service, route) in routes.iter().enumerate() {
@@ -310,7 +312,7 @@ mod tests {
         assert!(router(&routes).is_err());
     }
 
-    /// Looks at every route.
+    /// Finds the best route by comparing all of them.
     fn find_naively(routes: &[Route], host: &str, path: &str) -> Option<usize> {
         let host = host.to_ascii_lowercase();
         let host = host.strip_suffix('.').unwrap_or(&host);
@@ -350,7 +352,7 @@ mod tests {
             .prop_map(|segments| format!("/{}", segments.join("/")))
     }
 
-    /// No two are for the same.
+    /// Makes routes of which no two have the same host and path.
     fn routes() -> impl Strategy<Value = Vec<Route>> {
         let pairs = proptest::collection::vec((host(), path()), 0..12);
         pairs.prop_map(|pairs| {

@@ -21,14 +21,15 @@ pub(crate) struct EndpointSpec {
     pub(crate) protocol: Protocol,
     /// How the control thread asks the instance whether it is ready and healthy.
     pub(crate) probe: Probe,
-    /// The health check has taken the endpoint out: it gets requests only when all endpoints of its
-    /// service are out.
+    /// True while the health check has taken the endpoint out: the endpoint then gets requests only
+    /// if all endpoints of its service are out.
     out: AtomicBool,
     /// The counters of each thread, written by that thread alone.
     counters: Box<[EndpointCounters]>,
 }
 
-/// What one thread counts of an endpoint. Only that thread may call what changes a counter.
+/// The counters of an endpoint on one thread. Only that thread may call methods that change a
+/// counter.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct EndpointCounters {
@@ -39,7 +40,8 @@ pub(crate) struct EndpointCounters {
 }
 
 impl EndpointSpec {
-    /// Describes an endpoint that speaks HTTP/1.1, with counters at zero for so many threads.
+    /// Makes the spec of an endpoint that speaks HTTP/1.1, with counters at zero for this many
+    /// threads.
     pub(crate) fn new(
         id: EndpointId,
         address: Address,
@@ -56,27 +58,27 @@ impl EndpointSpec {
         }
     }
 
-    /// Describes the same endpoint, speaking `protocol`.
+    /// Returns the spec of the same endpoint with another `protocol`.
     pub(crate) fn speaking(self, protocol: Protocol) -> EndpointSpec {
         EndpointSpec { protocol, ..self }
     }
 
-    /// Returns true while the health check keeps the endpoint out of the choice.
+    /// Returns true while the health check has taken the endpoint out.
     pub(crate) fn is_out(&self) -> bool {
         self.out.load(Relaxed)
     }
 
-    /// Takes the endpoint out of the choice, or puts it back, for all threads.
+    /// Takes the endpoint out, or puts it back in, for all threads.
     pub(crate) fn set_out(&self, out: bool) {
         self.out.store(out, Relaxed);
     }
 
-    /// The counters that the thread of this index writes.
+    /// Returns the counters that the thread with this index writes.
     pub(crate) fn counters_of(&self, thread: usize) -> &EndpointCounters {
         &self.counters[thread]
     }
 
-    /// The sums of the counters of all threads.
+    /// Returns the sums of the counters over all threads.
     pub(crate) fn counts(&self) -> EndpointCounts {
         let mut counts = EndpointCounts {
             id: self.id,
@@ -96,12 +98,12 @@ impl EndpointSpec {
 }
 
 impl EndpointCounters {
-    /// Requests in flight on the thread; tunnels are none.
+    /// Returns how many requests to the endpoint are in flight on this thread, without tunnels.
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }
 
-    /// Open tunnels of the thread.
+    /// Returns how many tunnels to the endpoint are open on this thread.
     pub(crate) fn tunnels(&self) -> u32 {
         self.tunnels.load(Relaxed)
     }
@@ -113,14 +115,15 @@ impl EndpointCounters {
         self.requests.store(requests, Relaxed);
     }
 
-    /// Counts the end of a request, and returns how many are left in flight.
+    /// Counts the end of a request, and returns how many requests are left in flight.
     pub(crate) fn end_request(&self) -> u32 {
         let left = self.in_flight() - 1;
         self.in_flight.store(left, Relaxed);
         left
     }
 
-    /// Counts a request that has become a tunnel; it has to be ended as a request besides.
+    /// Counts a request that has become a tunnel. The caller must also count the end of the
+    /// request.
     pub(crate) fn begin_tunnel(&self) {
         self.tunnels.store(self.tunnels() + 1, Relaxed);
     }

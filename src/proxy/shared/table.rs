@@ -21,11 +21,12 @@ use crate::proxy::policy::compiled::Policy;
 pub(crate) struct Table {
     /// The number that the manager gave the table; a later table has a higher one.
     pub(crate) number: u64,
-    /// Networks of the proxies whose word about their own clients is taken.
+    /// Networks of the proxies that may say who their own clients are.
     pub(crate) trusted_proxies: Vec<IpNet>,
-    /// Instances are told of the client by `Forwarded`, too.
+    /// True if instances learn about the client by `Forwarded`, too.
     pub(crate) forwarded: bool,
-    /// Client connections that one listener may have; `None` for as many as there can be.
+    /// How many client connections one listener may have; `None` if only the worker's own limit
+    /// applies.
     pub(crate) max_connections: Option<u32>,
     /// The listeners, in the order in which the manager names them.
     pub(crate) listeners: Vec<ListenerSpec>,
@@ -41,13 +42,13 @@ pub(crate) struct Table {
 pub(crate) struct ListenerSpec {
     /// The id by which the manager names the listener's socket.
     pub(crate) id: ListenerId,
-    /// The address that the socket listens on, for messages.
+    /// The address that the socket listens on, for log messages.
     pub(crate) address: SocketAddr,
     /// Connections of this listener begin with a header of the PROXY protocol.
     pub(crate) proxy_protocol: bool,
     /// Finds the service of a request, as an index into [`Table::services`].
     pub(crate) router: Arc<Router>,
-    /// What the handshakes need, if connections of this listener begin with one of TLS.
+    /// The TLS configuration, if connections of this listener begin with a TLS handshake.
     pub(crate) tls: Option<ListenerTls>,
 }
 
@@ -61,9 +62,9 @@ pub(crate) struct ServiceSpec {
     pub(crate) running: bool,
     /// What is done with each request and response of the service.
     pub(crate) handling: Handling,
-    /// The rules that `handling` and `routes` say, compiled; `None` if they say none.
+    /// The compiled rules of `handling` and `routes`; `None` if the service uses no rule.
     pub(crate) policy: Option<Policy>,
-    /// The hosts and paths that the service is for.
+    /// The hosts and paths that the service serves.
     pub(crate) routes: Vec<Route>,
     /// The endpoints, one for each instance, with their states.
     pub(crate) endpoints: Vec<(Arc<EndpointSpec>, EndpointState)>,
@@ -72,8 +73,8 @@ pub(crate) struct ServiceSpec {
 /// The services that a table does not share with the one before it.
 #[derive(Debug)]
 pub(crate) struct TableDifference {
-    /// Both tables name the same services in the same places. Otherwise all services count as
-    /// different.
+    /// True if both tables name the same services in the same places. Otherwise all services count
+    /// as different.
     stay: bool,
     /// The services of the table before.
     pub(crate) before: Vec<Arc<ServiceSpec>>,
@@ -84,7 +85,8 @@ pub(crate) struct TableDifference {
 /// Why a table cannot be used at all.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TableFault {
-    /// The table names only what differs from another table than the one in use.
+    /// The table names only the difference from another table, and that table is not the one in
+    /// use.
     #[error("it is made of table {0}, which is not in use")]
     OtherBefore(u64),
     /// The table names a listener whose socket was not received.
@@ -96,13 +98,13 @@ pub(crate) enum TableFault {
     /// The table names a listener twice.
     #[error("listener {0:?} is named twice")]
     ListenerTwice(ListenerId),
-    /// A route is for a listener that the table does not name.
+    /// A route belongs to a listener that the table does not name.
     #[error("a route names listener {0:?}, which is not there")]
     RouteWithoutListener(ListenerId),
     /// The table names a service twice.
     #[error("service {0:?} is named twice")]
     ServiceTwice(String),
-    /// Two services, or one twice, name the same endpoint.
+    /// Two services name the same endpoint, or one service names an endpoint twice.
     #[error("endpoint {0:?} is named twice")]
     EndpointTwice(EndpointId),
     /// Two routes of one listener are for the same host and path.
@@ -111,9 +113,9 @@ pub(crate) enum TableFault {
 }
 
 impl Table {
-    /// Checks the table that the manager sent and compiles it to the successor of `self`. An
-    /// endpoint of both tables goes on from where it was: its address stays, its counters go on,
-    /// and its state only moves down.
+    /// Checks a table that the manager sent, and compiles it to the successor of `self`. An
+    /// endpoint that is in both tables keeps its address and its counters, and its state never
+    /// moves back, for example from draining to active.
     pub(crate) fn succeed(
         &self,
         table: WireTable,
@@ -163,8 +165,8 @@ impl Table {
         Ok(successor)
     }
 
-    /// Puts in the services that are different, and replaces those that drain by copies: for these
-    /// the threads have to say for each table when they are idle.
+    /// Inserts the services that are different, and replaces services that drain by copies: for
+    /// these, the threads must report for each table when the endpoints are idle.
     fn take_over_services(
         &mut self,
         before: &Table,
@@ -194,7 +196,7 @@ impl Table {
         Ok(())
     }
 
-    /// Compiles a service of the next table. It is the service of this table if nothing of it is
+    /// Compiles a service of the next table. Returns the service of this table if nothing in it is
     /// different.
     fn successor_of(&self, service: WireService, threads: usize) -> Arc<ServiceSpec> {
         let endpoints = service.endpoints.into_iter().map(|endpoint| {
@@ -277,8 +279,8 @@ impl Table {
         Ok(places)
     }
 
-    /// Makes the routers of the listeners, which share with those of `before` what is not
-    /// different.
+    /// Makes the routers of the listeners. Whatever is not different is shared with the routers of
+    /// `before`.
     fn routers(
         &self,
         before: &Table,
@@ -312,7 +314,8 @@ impl Table {
         Ok(routers)
     }
 
-    /// Returns the index of a service; as an error, the index that it would have.
+    /// Returns the index of the service with this name, or as an error the index where it would be
+    /// inserted.
     fn find(&self, name: &str) -> Result<usize, usize> {
         self.services
             .binary_search_by(|service| service.name.as_str().cmp(name))
@@ -341,7 +344,7 @@ impl Table {
 }
 
 impl ServiceSpec {
-    /// Returns true if nothing of the two is different.
+    /// Returns true if both specs describe the service in the same way.
     fn is_as(&self, other: &ServiceSpec) -> bool {
         self.name == other.name
             && self.running == other.running
@@ -355,8 +358,8 @@ impl ServiceSpec {
             )
     }
 
-    /// Returns true if an endpoint of the service drains, so that the threads have to say for each
-    /// table when it is idle.
+    /// Returns true if an endpoint of the service drains, so that the threads must report for each
+    /// table when the endpoint is idle.
     fn drains(&self) -> bool {
         let mut endpoints = self.endpoints.iter();
         endpoints.any(|(_, state)| *state >= EndpointState::Draining)
@@ -417,7 +420,7 @@ mod tests {
         }
     }
 
-    /// It has one host, on the first listener.
+    /// Makes a service with one host on the first listener.
     fn service(name: &str, endpoints: Vec<WireEndpoint>) -> WireService {
         at(&format!("{name}.example"), name, endpoints)
     }
@@ -455,7 +458,7 @@ mod tests {
         }
     }
 
-    /// With the first listener.
+    /// Makes a table with these services and the first listener.
     fn of(services: Vec<WireService>) -> WireTable {
         table(vec![listener(1)], services)
     }
@@ -472,7 +475,8 @@ mod tests {
         succeed(&Table::default(), table)
     }
 
-    /// Any of five services, each with one of two hosts and some of three endpoints of its own.
+    /// Makes some of five services, each with one of two hosts and some of three endpoints of its
+    /// own.
     fn services() -> impl Strategy<Value = Vec<WireService>> {
         let state = prop_oneof![
             Just(EndpointState::Probing),
@@ -527,7 +531,7 @@ mod tests {
         }
     }
 
-    /// The name of the service of a host, on the first listener.
+    /// Returns the name of the service that serves a host on the first listener.
     fn find<'a>(table: &'a Table, host: &str) -> Option<&'a str> {
         let router = &table.listeners[0].router;
         let found = router.find(host.as_bytes(), b"/")?;

@@ -1,5 +1,4 @@
-//! What the threads of a worker know and say of one another: their loads, and the messages between
-//! them.
+//! What the threads of a worker know of one another, their loads, and the messages between them.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -18,29 +17,30 @@ use crate::ipc::{EndpointId, ListenerId};
 
 /// What the control thread, or another data thread, asks of a data thread.
 pub(crate) enum ThreadCommand {
-    /// Use this table, and accept on these sockets, whose listeners no table has named before.
+    /// Use this table. The listeners of these sockets are in no table before this one: accept on
+    /// them.
     Apply {
         /// The table.
         table: Arc<Table>,
         /// The sockets, with their listeners.
         opened: Vec<(ListenerId, Arc<OwnedFd>)>,
     },
-    /// Serve this connection, which another thread accepted.
+    /// Serve this connection, which another data thread has accepted.
     Serve(Handover),
-    /// Drain: accept what waits in the queues, then no more; close idle connections after this
-    /// time.
+    /// Drain: accept the connections that wait in the queues, then no more. Close idle connections
+    /// after this time.
     Drain {
         /// The time that idle connections still have for one more request.
         idle: Duration,
     },
     /// Answer with [`ThreadEvent::Pong`].
     Ping(u64),
-    /// End, whatever is left.
+    /// End at once, even if connections are left.
     Stop,
 }
 
-/// A client connection on its way from the thread that has accepted it to the one that is to serve
-/// it.
+/// A client connection on its way from the thread that has accepted it to the thread that will
+/// serve it.
 pub(crate) struct Handover {
     /// The socket.
     pub(crate) stream: std::net::TcpStream,
@@ -50,7 +50,7 @@ pub(crate) struct Handover {
     pub(crate) listener: ListenerId,
     /// The table of the thread that has accepted the connection.
     pub(crate) table: Arc<Table>,
-    /// Counts the connection for the thread that is to serve it.
+    /// Counts the connection for the thread that will serve it.
     pub(crate) open: Open,
 }
 
@@ -63,13 +63,13 @@ pub(crate) struct ThreadReport {
     pub(crate) event: ThreadEvent,
 }
 
-/// What may happen on a data thread that the control thread has to know.
+/// What happens on a data thread and matters to the control thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadEvent {
     /// The thread uses the table of this number.
     Applied(u64),
-    /// Having applied this table, the thread has no connection to a draining endpoint, and will
-    /// have none.
+    /// The thread has applied this table, has no connection to a draining endpoint, and will have
+    /// none.
     Idle { endpoint: EndpointId, table: u64 },
     /// The thread has taken the ping of this number, so it is not stuck.
     Pong(u64),
@@ -81,20 +81,20 @@ pub(crate) enum ThreadEvent {
     Ended,
 }
 
-/// What every thread may know of every other.
+/// What all threads of a worker know of one another: how loaded each is, and how to reach it.
 pub(crate) struct Threads {
     loads: Box<[Load]>,
     commands: Box<[mpsc::UnboundedSender<ThreadCommand>]>,
-    /// Client connections that the worker has descriptors for.
+    /// How many client connections the worker has file descriptors for.
     most_connections: u32,
-    /// Client connections that one listener may have, so that one port cannot take them all.
+    /// How many client connections one listener may have, so that one port cannot take them all.
     most_of_listener: AtomicU32,
-    /// Open connections of each listener that has any. They are looked at once a connection, not
-    /// once a request.
+    /// How many connections each listener has open. The lock is taken once for each connection, not
+    /// for each request.
     of_listeners: Mutex<HashMap<ListenerId, u32>>,
 }
 
-/// What one thread has to do, on a cache line of its own.
+/// The load of one thread, on a cache line of its own.
 #[derive(Default)]
 #[repr(align(128))]
 struct Load {
@@ -105,7 +105,7 @@ struct Load {
 }
 
 impl Threads {
-    /// Makes what is common to as many threads as there are senders.
+    /// Makes the shared state of as many threads as there are senders.
     pub(crate) fn new(
         commands: Vec<mpsc::UnboundedSender<ThreadCommand>>,
         most_connections: u32,
@@ -147,8 +147,8 @@ impl Threads {
         self.most_of_listener.load(Ordering::Relaxed)
     }
 
-    /// Limits the client connections of each listener, at most to what the worker has descriptors
-    /// for. Open connections stay.
+    /// Limits the client connections of each listener. The limit is never higher than the number of
+    /// connections that the worker has file descriptors for. Open connections stay.
     pub(crate) fn limit_connections(&self, most: Option<u32>) {
         let most = most.unwrap_or(u32::MAX).min(self.most_connections);
         self.most_of_listener.store(most, Ordering::Relaxed);
@@ -166,8 +166,8 @@ impl Threads {
         counts.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the thread with the fewest connections that has a table at least as new as `thread`;
-    /// `thread` itself among equals.
+    /// Returns the thread with the fewest connections among those whose table is at least as new as
+    /// that of `thread`. Among equals, `thread` itself is preferred.
     pub(crate) fn least_loaded(&self, thread: usize) -> usize {
         let table = self.loads[thread].table.load(Ordering::Relaxed);
         (0..self.loads.len())
@@ -180,7 +180,7 @@ impl Threads {
     }
 }
 
-/// Counts an open client connection for its thread and its listener, until it is dropped.
+/// Counts an open client connection for its thread and its listener, until this value is dropped.
 pub(crate) struct Open {
     threads: Arc<Threads>,
     thread: usize,
@@ -188,7 +188,7 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    /// Counts a connection of this listener that this thread is to serve.
+    /// Counts a connection of `listener` that `thread` will serve.
     pub(crate) fn new(threads: Arc<Threads>, thread: usize, listener: ListenerId) -> Open {
         threads.loads[thread]
             .connections
@@ -216,7 +216,7 @@ impl Drop for Open {
     }
 }
 
-/// Carries what an endpoint, or the thread itself, has to say to the control thread.
+/// Sends the reports of a data thread and of its endpoints to the control thread.
 #[derive(Clone)]
 pub(crate) struct Reporter {
     thread: usize,
@@ -239,7 +239,7 @@ impl Reporter {
         self.thread
     }
 
-    /// Notes the table that the following reports are true of.
+    /// Sets the number of the table that all following reports are about.
     pub(crate) fn follow(&self, table: u64) {
         self.table.set(table);
     }
@@ -250,9 +250,9 @@ impl Reporter {
         self.send(ThreadEvent::Idle { endpoint, table });
     }
 
-    /// Reports an event.
+    /// Sends an event of this thread to the control thread.
     pub(crate) fn send(&self, event: ThreadEvent) {
-        // Nobody listens only when the process is about to end.
+        // The control thread stops receiving only when the process is about to end.
         let _ = self.reports.send(ThreadReport {
             thread: self.thread,
             event,

@@ -1,13 +1,13 @@
-//! Accepting the connections of a listener.
+//! Accepts the connections of a listener.
 //!
 //! # Theory of operation
-//! All threads, and other worker generations, accept from one shared socket, each thread through
-//! its own epoll. While the listener is open, a thread accepts what comes, in batches, as long as
-//! the listener and the worker may have more connections. Once the listener is to finish, the
-//! thread takes what the kernel has already accepted and closes its descriptor. The socket is never
-//! shut down, for others may share it.
+//! All threads, and other worker generations, accept from one shared socket, each thread through an
+//! epoll of its own. While the listener is open, a thread accepts connections in batches, as long
+//! as the listener and the worker may have more. Once the listener is finishing, the thread takes
+//! the connections that the kernel has already accepted, and closes its descriptor. The socket is
+//! never shut down, because others may share it.
 //!
-//! Where an accepted connection is served is for the caller to say.
+//! The caller decides which thread serves an accepted connection.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -25,19 +25,19 @@ use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::shared::threads::Threads;
 use crate::proxy::view::listener::ListenerView;
 
-/// Connections accepted in one go before other tasks of the thread get their turn.
+/// How many connections are accepted before other tasks of the thread get their turn.
 const BATCH: usize = 64;
 
-/// The pause after the process or the system ran out of descriptors or memory.
+/// The pause when the process or the system has no more descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// The pause while there are as many connections as there may be.
+/// The pause while the listener or the worker has as many connections as it may have.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
-/// How often the same trouble is logged.
+/// The least time between two log messages about the same trouble.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Accepts connections of `listener` from `socket` and gives them to `place`, until the listener
+/// Accepts connections of `listener` from `socket` and passes them to `place`, until the listener
 /// has finished.
 pub(crate) async fn accept(
     listener: Rc<ListenerView>,
@@ -93,9 +93,9 @@ enum Batch {
     More,
     /// The queue is empty.
     Empty,
-    /// The listener, or the worker, has as many connections as it may.
+    /// The listener or the worker has as many connections as it may have.
     Full,
-    /// The system has no descriptor, no memory, or worse.
+    /// Accepting failed, for example because no descriptor or no memory is left.
     Failed(io::Error),
 }
 
@@ -109,7 +109,7 @@ struct Acceptor<P> {
 
 impl<P: Fn(TcpStream, SocketAddr, &Rc<ListenerView>)> Acceptor<P> {
     async fn readable(&self) -> io::Result<()> {
-        // The readiness is cleared by the accept that finds the queue empty.
+        // The readiness is cleared by the call of accept that finds the queue empty.
         self.socket
             .readable()
             .await
@@ -121,8 +121,9 @@ impl<P: Fn(TcpStream, SocketAddr, &Rc<ListenerView>)> Acceptor<P> {
             let accepted = match self.listener.closing() {
                 false if self.threads.are_full(self.listener.id()) => return Batch::Full,
                 false => self.socket.try_io(Interest::READABLE, accept_one),
-                // What is in the queue counts, not what the reactor has heard of it, and all of it
-                // is taken: the queue is bounded, and the limit leaves room for it.
+                // A finishing listener takes everything that is in the queue, also what the reactor
+                // has not reported. The queue is bounded, and the limit leaves room for its
+                // connections.
                 true => accept_one(self.socket.get_ref()),
             };
             match accepted {
@@ -146,7 +147,7 @@ fn accept_one(socket: &SharedDescriptor) -> io::Result<(TcpStream, SocketAddr)> 
     Ok((TcpStream::from(socket), peer))
 }
 
-/// Returns true for errors of the one connection, which accept(2) tells to pass over.
+/// Returns true for errors of a single connection, after which accept(2) advises to try again.
 fn is_connection_error(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),

@@ -1,14 +1,14 @@
-//! Where connections wait that have been idle for a while, without a task for each.
+//! Parks connections that have been idle for a while, so that they need no task.
 //!
 //! # Theory of operation
-//! A task, its timer and the reactor's entry take many times what has to be known of a connection
-//! that only waits. So a connection that has got its answers and stays silent gives them up: its
-//! socket goes into an epoll that the thread has for parked connections, and a single task watches
-//! that epoll. When something comes, be it the end, the connection gets a task again, to which its
-//! socket is as fresh as an accepted one. What ends an idle connection ends a parked one: its
-//! limit, and the drain of the worker.
+//! A task, its timer and its entry in the reactor need much more memory than a connection that only
+//! waits. So a connection that has got its responses and stays silent gives them up: its socket
+//! goes into the thread's epoll for parked connections, and a single task watches that epoll. When
+//! bytes or the end of the stream come, the connection gets a task again, for which its socket is
+//! as fresh as an accepted one. A parked connection ends like any other idle one: by its time
+//! limit, or by the drain of the worker.
 //!
-//! How a connection gets a task again, or is ended, is for the caller to say ([`Wake`]).
+//! The caller decides how a connection gets a task again, and how it is ended ([`Wake`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -30,21 +30,20 @@ use crate::proxy::shared::threads::Open;
 use crate::proxy::view::drain::Drain;
 use crate::proxy::view::listener::ListenerView;
 
-/// How often the watch looks for connections whose time is over.
+/// How often the watch looks for connections whose time limit is over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Connections that get a task again in one go before other tasks of the thread get their turn.
+/// How many connections get a task again before other tasks of the thread get their turn.
 const BATCH: usize = 64;
 
-/// After so many connections were parked, the memory of their tasks is worth being given back to
-/// the system.
+/// After this many connections were parked, the memory of their tasks is given back to the system.
 const TRIM_AFTER: usize = 1000;
 
 /// The parked connections of a thread.
 pub(crate) struct Parking {
     epoll: Arc<OwnedFd>,
     parked: RefCell<HashMap<RawFd, Parked>>,
-    /// How many were parked since memory was given back.
+    /// How many connections were parked since memory was given back to the system.
     untrimmed: Cell<usize>,
 }
 
@@ -54,21 +53,21 @@ pub(crate) struct Parked {
     pub(crate) peer: SocketAddr,
     pub(crate) listener: Rc<ListenerView>,
     pub(crate) open: Open,
-    /// When the connection has been idle for long enough.
+    /// When the time limit of the idle connection is over.
     pub(crate) until: Instant,
 }
 
-/// What becomes of a parked connection.
+/// What the caller does with a connection that leaves the parking.
 pub(crate) trait Wake {
-    /// Gives a connection a task again, because something has come.
+    /// Gives a connection a task again, because bytes or the end of the stream have come.
     fn resume(&self, parked: Parked);
 
-    /// Ends a connection whose time is over.
+    /// Ends a connection whose time limit is over.
     fn close(&self, parked: Parked);
 }
 
 impl Parking {
-    /// No connection is parked yet.
+    /// Makes a parking without connections.
     pub(crate) fn new() -> io::Result<Parking> {
         Ok(Parking {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?.into(),
@@ -77,13 +76,13 @@ impl Parking {
         })
     }
 
-    /// How many connections are parked.
+    /// Returns how many connections are parked.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.parked.borrow().len()
     }
 
-    /// Parks a connection. Gives it back if the system has no room for it.
+    /// Parks a connection. The connection is returned if the system has no room for it.
     pub(crate) fn park(&self, parked: Parked) -> Result<(), Parked> {
         let descriptor = parked.socket.as_raw_fd();
         let data = epoll::EventData::new_u64(descriptor.cast_unsigned().into());
@@ -96,7 +95,8 @@ impl Parking {
         Ok(())
     }
 
-    /// Wakes the connections to which something has come, and ends those whose time is over.
+    /// Resumes the connections on which something has come, and closes those whose time limit is
+    /// over.
     pub(crate) async fn watch(&self, drain: &Drain, wake: &impl Wake) -> io::Result<()> {
         let ready = SharedDescriptor::register(self.epoll.clone())?;
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
@@ -126,7 +126,7 @@ impl Parking {
         }
     }
 
-    /// Takes out the connections to which something has come.
+    /// Takes out the connections on which something has come.
     fn take_ready(&self) -> io::Result<Vec<Parked>> {
         let mut events = Vec::with_capacity(BATCH);
         let at_once = Timespec::default();
@@ -137,7 +137,7 @@ impl Parking {
         Ok(woken.inspect(|woken| self.forget(woken)).collect())
     }
 
-    /// Ends the connections that are `over`, unless something has just come.
+    /// Closes the connections that are `over`, and resumes those on which something has just come.
     fn end(&self, wake: &impl Wake, over: impl Fn(&Parked) -> bool) {
         let over: Vec<Parked> = {
             let mut parked = self.parked.borrow_mut();
@@ -154,12 +154,12 @@ impl Parking {
     }
 
     fn forget(&self, parked: &Parked) {
-        // The socket is in the epoll, since it was added and is open.
+        // The socket is still open and in the epoll, so this cannot fail.
         let _ = epoll::delete(&self.epoll, &parked.socket);
     }
 
-    /// Gives memory back to the system, which the allocator does not do by itself while a single
-    /// byte behind is in use.
+    /// Gives free memory back to the system. The allocator does not do that by itself while a
+    /// single byte behind the free memory is in use.
     fn trim(&self) {
         if self.untrimmed.get() >= TRIM_AFTER {
             self.untrimmed.set(0);

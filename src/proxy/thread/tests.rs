@@ -1,4 +1,4 @@
-//! The limits of time, with time that passes by itself whenever nothing else happens.
+//! Tests of the time limits, with a paused clock that advances whenever all tasks are idle.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -31,7 +31,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// The connection is served by a task of its own; there must be a `LocalSet`.
+    /// Makes a fixture in which a task serves the connection. Must be called within a `LocalSet`.
     async fn new(with_instance: bool) -> Fixture {
         let any = ([127, 0, 0, 1], 0);
         let (report, _) = mpsc::unbounded_channel();
@@ -85,7 +85,7 @@ impl Fixture {
         self.client.write_all(bytes.as_bytes()).await.unwrap();
     }
 
-    /// What the instance gets, and its end of the connection.
+    /// Receives a request, and returns the instance's end of the connection.
     async fn receive_request(&self) -> TcpStream {
         let socket = self.instance.as_ref().unwrap();
         let (mut stream, _) = socket.accept().await.unwrap();
@@ -93,8 +93,8 @@ impl Fixture {
         stream
     }
 
-    /// All that the client gets until its connection is closed, and after how many seconds that
-    /// was.
+    /// Returns everything that the client receives until its connection is closed, and after how
+    /// many seconds it was closed.
     async fn receive_all(&mut self) -> (String, u64) {
         let mut bytes = Vec::new();
         self.client.read_to_end(&mut bytes).await.unwrap();
@@ -266,7 +266,7 @@ async fn a_client_that_does_not_read_is_cut_off() {
             .write_all(b"HTTP/1.1 200 OK\r\n\r\n")
             .await
             .unwrap();
-        // Until the buffers are full, and then until the connection ends.
+        // Write until the buffers are full, and then wait until the connection ends.
         while instance.write_all(&[0; 64 << 10]).await.is_ok() {}
         assert_eq!(fixture.begin.elapsed().as_secs(), 60);
         let mut received = Vec::new();
@@ -291,7 +291,7 @@ async fn a_request_without_an_instance_is_held_for_10_seconds() {
     .await;
 }
 
-/// Asks for something, and answers as the instance would.
+/// Sends a request, and responds to it as the instance.
 async fn exchange(fixture: &mut Fixture) {
     fixture.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let mut instance = fixture.receive_request().await;

@@ -1,17 +1,17 @@
-//! A data thread: one core's worth of the worker, with a runtime, a table, pools and connections of
-//! its own.
+//! A data thread: serves connections on one core, with a runtime, a view of the table and memory
+//! pools of its own.
 //!
-//! # Theory of operation
 //! The control thread sends [`ThreadCommand`]s; the thread answers with [`ThreadReport`]s. A table
-//! is taken over in one step without an await ([`View`]), and what the thread has said about a
-//! table is true from then on. Nothing on the way of a request is shared with another thread, but
-//! for counters that this thread alone writes.
+//! is taken over in one step without an await ([`View`]), and what the thread has reported about a
+//! table stays true. Nothing on the way of a request is shared with another thread, except for
+//! counters that only this thread writes.
 //!
-//! A thread that accepts a connection gives it to the thread with the fewest. That one must know
-//! the listener: a thread with an older table is passed over, and one that has removed the listener
-//! in the meantime serves the connection by the routes of the table that came with it.
+//! A thread that accepts a connection gives it to the thread with the fewest connections. The other
+//! thread must know the listener: a thread with an older table is passed over, and a thread that
+//! has removed the listener in the meantime uses the routes of the table that came with the
+//! connection.
 //!
-//! A connection has a task while it is active. One that stays idle gives its task back and is
+//! A connection has a task while it is active. A connection that stays idle loses its task and is
 //! parked ([`Parking`]).
 
 use std::cell::RefCell;
@@ -44,7 +44,7 @@ use crate::proxy::view::drain::Drain;
 use crate::proxy::view::listener::ListenerView;
 use crate::proxy::view::view::View;
 
-/// How often idle upstream connections are looked after.
+/// How often old idle connections to instances are closed.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A data thread as its own tasks see it.
@@ -57,7 +57,7 @@ pub(crate) struct Thread {
     parking: Parking,
 }
 
-/// Runs a data thread until it is told to stop. The thread reports its end also if it panics.
+/// Runs a data thread until it is told to stop. The thread reports its end even if it panics.
 pub(crate) fn run(
     index: usize,
     threads: Arc<Threads>,
@@ -100,7 +100,7 @@ impl Drop for ReportEnd {
 }
 
 impl Thread {
-    /// A thread without a table and without connections.
+    /// Makes a thread without a table and without connections.
     pub(crate) fn new(threads: Arc<Threads>, reporter: Reporter) -> io::Result<Thread> {
         Ok(Thread {
             threads,
@@ -127,7 +127,7 @@ impl Thread {
             && !self.drain.has_begun()
         {
             let mut accepting = self.accepting.borrow_mut();
-            // Those that have ended were closed by a table.
+            // Remove the finished tasks of listeners that a table has closed.
             while accepting.try_join_next().is_some() {}
             let thread = self.clone();
             let place = move |stream, peer, listener: &Rc<_>| thread.place(stream, peer, listener);
@@ -135,10 +135,10 @@ impl Thread {
         }
     }
 
-    /// Gives a connection, just accepted, to the thread with the fewest.
+    /// Gives a connection that was just accepted to the thread with the fewest connections.
     fn place(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, listener: &Rc<ListenerView>) {
         let target = match listener.closing() {
-            // The others may have forgotten it already.
+            // Other threads may have removed the listener already.
             true => self.reporter.thread(),
             false => self.threads.least_loaded(self.reporter.thread()),
         };
@@ -161,7 +161,7 @@ impl Thread {
         }
     }
 
-    /// Takes a connection that another thread has accepted.
+    /// Takes over a connection that another thread has accepted.
     fn take(self: &Rc<Self>, handover: Handover) {
         let Handover {
             stream,
@@ -199,8 +199,8 @@ impl Thread {
         Box::new(Client::new(Socket::accepted(stream).into(), peer))
     }
 
-    /// Serves a connection by a task of its own. The connection counts until the task ends, or
-    /// longer if it is parked.
+    /// Serves a connection in a task of its own. The connection counts as open until the task ends,
+    /// or longer if it is parked.
     fn spawn(
         self: &Rc<Self>,
         open: Open,
@@ -219,7 +219,7 @@ impl Thread {
         });
     }
 
-    /// Takes the task from an idle connection.
+    /// Parks an idle connection, whose task has ended.
     fn park(self: &Rc<Self>, idle: Client, open: Open) {
         let socket = idle.stream.into_socket();
         let Some(socket) = socket.and_then(Socket::into_std) else {
@@ -237,19 +237,19 @@ impl Thread {
         }
     }
 
-    /// Looks after the connections without a task, until that fails.
+    /// Watches the parked connections. Returns only if that fails.
     pub(crate) async fn watch_parked(self: &Rc<Self>) -> io::Result<()> {
         self.parking.watch(&self.drain, self).await
     }
 
-    /// How many connections have no task.
+    /// Returns how many connections are parked.
     #[cfg(test)]
     pub(crate) fn parked(&self) -> usize {
         self.parking.len()
     }
 
-    /// Begins to drain: connections end with their next response, and those that are idle after
-    /// this time.
+    /// Begins to drain: connections end with their next response. Those that are still idle after
+    /// this time are closed.
     pub(crate) fn drain(self: &Rc<Self>, idle: Duration) {
         if !self.drain.begin() {
             return;
@@ -282,7 +282,7 @@ impl Wake for Rc<Thread> {
     }
 }
 
-/// A connection of this thread, from the start of its task to its end.
+/// Counts a connection of this thread while its task runs.
 struct Counted {
     open: Option<Open>,
     thread: Rc<Thread>,
@@ -290,7 +290,7 @@ struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        // The connection may live on without a task.
+        // A parked connection lives on without a task, and then `open` was taken.
         if self.open.take().is_some() && self.thread.drain.has_begun() {
             self.thread.reporter.send(ThreadEvent::Empty);
         }

@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use tokio::sync::Notify;
 
-/// Whether the worker drains, and how far it is. The drain of a thread begins once, and its idle
-/// time ends once.
+/// The state of the worker's drain: it begins once, and the time that idle connections have ends
+/// once.
 #[derive(Default)]
 pub(crate) struct Drain {
     begun: Cell<bool>,
@@ -15,12 +15,12 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
-    /// Returns true if the worker drains: every connection is to end with its next response.
+    /// Returns true if the worker drains, so that every connection ends with its next response.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.get()
     }
 
-    /// Begins the drain. False if it has begun before.
+    /// Begins the drain. Returns false if the drain has begun before.
     pub(crate) fn begin(&self) -> bool {
         if self.begun.replace(true) {
             return false;
@@ -35,7 +35,7 @@ impl Drain {
         self.idle_ends.notify_waiters();
     }
 
-    /// Resolves when the worker drains.
+    /// Resolves when the drain of the worker begins.
     pub(crate) async fn begins(&self) {
         let begins = self.begins.notified();
         if !self.begun.get() {
@@ -43,8 +43,8 @@ impl Drain {
         }
     }
 
-    /// Resolves when the worker drains and idle connections have had their time for one more
-    /// request.
+    /// Resolves when the worker drains and the time of idle connections for one more request is
+    /// over.
     pub(crate) async fn idle_over(&self) {
         let ends = self.idle_ends.notified();
         if !self.idle_over.get() {

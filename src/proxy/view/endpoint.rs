@@ -1,17 +1,18 @@
 //! One instance as a data thread sees it: its state, its idle connections, and the claims on it.
 //!
 //! # Theory of operation
-//! An endpoint is claimable until a table says that it is draining (or says nothing about it any
-//! more); nothing leads back. A [`Claim`] is one request on its way through the endpoint: choosing
-//! it and counting it are one step, since a thread does nothing else in between, and the count goes
+//! An endpoint can be claimed until a table marks it draining or removes it; after that, never
+//! again. A [`Claim`] is one request on its way through the endpoint. Choosing an endpoint and
+//! counting the request are one step, since a thread does nothing else in between. The count goes
 //! down when the claim is dropped. The thread that marks an endpoint draining closes its idle
 //! connections in the same step, so from then on only claims hold connections to it. When the last
-//! claim goes, the thread reports the endpoint idle. A claim that has become a tunnel is not waited
-//! for: it is counted on its own, and lives until it ends by itself or a table cuts it off.
+//! claim goes, the thread reports the endpoint idle. A drain does not wait for a claim that has
+//! become a tunnel: tunnels are counted separately, and live until they end by themselves or a
+//! table cuts them off.
 //!
-//! The report that an endpoint is idle is true only if whoever holds a claim drops the connection
-//! **before** the claim: [`Claim::give_back`] does so, and a type that holds both must declare the
-//! connection first.
+//! An endpoint may be reported idle only if no connection to it is left. So the holder of a claim
+//! must drop the connection **before** the claim: [`Claim::give_back`] does so, and a type that
+//! holds both must declare the connection first.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -30,17 +31,17 @@ use crate::proxy::net::stream::Stream;
 use crate::proxy::shared::spec::{EndpointCounters, EndpointSpec};
 use crate::proxy::shared::threads::Reporter;
 
-/// How long a connection to an instance may lie idle: shorter than any server's own limit, so that
-/// smoothserve is the one that closes it.
+/// How long a connection to an instance may lie idle. This is shorter than the limit of any usual
+/// server, so that smoothserve closes the connection first.
 const INSTANCE_IDLE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long before the limit that an instance has announced smoothserve closes an idle connection.
+/// How long before the limit that an instance has announced smoothserve closes its idle connection.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
 
-/// Idle connections that a thread keeps for each endpoint.
+/// How many idle connections a thread keeps for each endpoint.
 const MOST_IDLE: usize = 512;
 
-/// How long an endpoint that could not be connected to stands behind the others.
+/// How long an endpoint ranks behind the others after a failure to connect.
 const PENALTY: Duration = Duration::from_secs(1);
 
 /// The view that a data thread has of an endpoint.
@@ -48,13 +49,13 @@ pub(crate) struct Endpoint {
     spec: Arc<EndpointSpec>,
     reporter: Reporter,
     draining: Cell<bool>,
-    /// Tunnels to the endpoint are to end.
+    /// True once the tunnels to the endpoint must end.
     cut: Cell<bool>,
     cuts: Notify,
     /// Idle connections, the newest at the end; the newest is taken first, so that the others can
     /// grow old.
     idle: RefCell<Vec<Idle>>,
-    /// Connections that many requests can use at a time.
+    /// Connections on which many requests can run at a time.
     shared: Shared,
     penalised_until: Cell<Option<Instant>>,
 }
@@ -63,14 +64,16 @@ pub(crate) struct Endpoint {
 #[derive(Default)]
 struct Shared {
     connections: RefCell<Vec<InstanceConnection>>,
-    /// How many connections have been opened so far.
+    /// How many of these connections have been opened so far.
     opened: Cell<u64>,
-    /// Held while a connection is opened: the next request that wants one may find room on it.
+    /// Locked while a connection is opened, because the next request may find room on that
+    /// connection.
     opening: Mutex<()>,
 }
 
 impl Shared {
-    /// Begins a request on a connection that has room for it.
+    /// Begins a request on an open connection with room for it; `None` if there is no such
+    /// connection.
     fn request(&self) -> Option<Stream> {
         let connections = self.connections.borrow();
         let connection = connections
@@ -85,7 +88,7 @@ struct Idle {
     until: Instant,
 }
 
-/// How an endpoint compares with the others of its service; the least is chosen first.
+/// The rank of an endpoint in its service. The endpoint with the lowest rank is chosen first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
     out: bool,
@@ -94,7 +97,8 @@ pub(crate) struct Rank {
 }
 
 impl Endpoint {
-    /// The view of an endpoint without connections, which reports its idleness to `reporter`.
+    /// Makes the view of an endpoint without connections, which reports to `reporter` when it is
+    /// idle.
     pub(crate) fn new(spec: Arc<EndpointSpec>, reporter: Reporter) -> Endpoint {
         Endpoint {
             spec,
@@ -118,12 +122,12 @@ impl Endpoint {
         self.draining.get()
     }
 
-    /// Requests of this thread that are in flight to the endpoint; tunnels are none.
+    /// Returns how many requests of this thread are in flight to the endpoint, without tunnels.
     pub(crate) fn in_flight(&self) -> u32 {
         self.counters().in_flight()
     }
 
-    /// Where the endpoint stands in the choice at this moment.
+    /// Returns the rank of the endpoint at this moment.
     pub(crate) fn rank(&self) -> Rank {
         Rank {
             out: self.spec.is_out(),
@@ -132,7 +136,7 @@ impl Endpoint {
         }
     }
 
-    /// Counts a request in. Must not be called once the endpoint drains.
+    /// Claims the endpoint for a request. Must not be called once the endpoint drains.
     pub(crate) fn claim(self: Rc<Self>) -> Claim {
         debug_assert!(!self.draining.get());
         self.counters().begin_request();
@@ -142,8 +146,8 @@ impl Endpoint {
         }
     }
 
-    /// Lets nobody claim the endpoint from now on. Reports it if it is idle, also when it was
-    /// draining before.
+    /// Marks the endpoint draining, so that it cannot be claimed any more. Reports the endpoint if
+    /// it is idle, also if it was draining before.
     pub(crate) fn drain(&self) {
         self.draining.set(true);
         drop(self.idle.take());
@@ -153,7 +157,7 @@ impl Endpoint {
         }
     }
 
-    /// Ends the tunnels to the endpoint, which was drained before.
+    /// Cuts off the tunnels to the endpoint, which must be draining already.
     pub(crate) fn cut(&self) {
         self.cut.set(true);
         self.cuts.notify_waiters();
@@ -164,7 +168,7 @@ impl Endpoint {
         self.in_flight() > 0 || self.counters().tunnels() > 0
     }
 
-    /// Closes idle connections that are too old or that the instance has closed.
+    /// Closes idle connections that are too old, and those that the instance has closed.
     pub(crate) fn sweep(&self, now: Instant) {
         self.idle
             .borrow_mut()
@@ -189,7 +193,8 @@ impl Endpoint {
     }
 }
 
-/// One request that an endpoint was chosen for, counted in flight until the claim is dropped.
+/// A claim on an endpoint: one request that the endpoint was chosen for. The request counts as in
+/// flight until the claim is dropped.
 ///
 /// Drop the connection before the claim.
 pub(crate) struct Claim {
@@ -198,17 +203,18 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// The number of the endpoint, to be named as tried if it fails.
+    /// Returns the id of the endpoint, which the caller notes as tried if the endpoint fails.
     pub(crate) fn id(&self) -> EndpointId {
         self.endpoint.id()
     }
 
-    /// The address of the instance.
+    /// Returns the address on which the instance listens.
     pub(crate) fn address(&self) -> &Address {
         &self.endpoint.spec.address
     }
 
-    /// Takes the idle connection that was used last and is still good, or a place on a shared one.
+    /// Takes the most recently used idle connection that is still usable, or a place on a shared
+    /// connection.
     pub(crate) fn take_idle(&self) -> Option<Upstream> {
         if self.endpoint.spec.protocol == Protocol::H2c {
             return self.endpoint.shared.request().map(Upstream::new);
@@ -226,8 +232,9 @@ impl Claim {
         None
     }
 
-    /// Ends the request with its connection in a reusable state: both codecs at rest, nothing
-    /// unread. `keep_alive` is what the instance announced with `Keep-Alive: timeout=`.
+    /// Ends the request and keeps its connection for others. The connection must be reusable:
+    /// request and response complete, nothing unread. `keep_alive` is what the instance announced
+    /// with `Keep-Alive: timeout=`.
     pub(crate) fn give_back(self, upstream: Upstream, keep_alive: Option<Duration>) {
         let limit = keep_alive.map_or(INSTANCE_IDLE_LIMIT, |announced| {
             INSTANCE_IDLE_LIMIT.min(announced.saturating_sub(IDLE_MARGIN))
@@ -242,8 +249,8 @@ impl Claim {
         // Otherwise the connection is closed here, before the claim ends.
     }
 
-    /// Opens a new connection. A failure is counted, and for a moment the endpoint is chosen only
-    /// if there is no other.
+    /// Opens a new connection to the instance. A failure is counted, and for a short time the
+    /// endpoint is then chosen only if there is no other.
     pub(crate) async fn connect(&self) -> io::Result<Stream> {
         let result = match self.endpoint.spec.protocol {
             Protocol::Http1 => Socket::connect(self.address()).await.map(Stream::from),
@@ -285,7 +292,7 @@ impl Claim {
         Ok(request)
     }
 
-    /// Makes the request a tunnel, which is not in flight any more.
+    /// Turns the request into a tunnel, which does not count as in flight any more.
     pub(crate) fn become_tunnel(&mut self) {
         if !self.tunnel {
             self.tunnel = true;
@@ -294,7 +301,7 @@ impl Claim {
         }
     }
 
-    /// Resolves when tunnels to the endpoint are to end.
+    /// Resolves when the tunnels to the endpoint must end.
     pub(crate) async fn cut(&self) {
         let cuts = self.endpoint.cuts.notified();
         if !self.endpoint.cut.get() {
@@ -309,8 +316,8 @@ impl Claim {
         }
     }
 
-    /// Counts that the endpoint failed this request after the connection stood: no response, or a
-    /// broken one.
+    /// Counts a failed request of the endpoint after the connection was established: no response,
+    /// or a broken one.
     pub(crate) fn count_failure(&self) {
         self.endpoint.counters().add_failure();
     }
@@ -326,8 +333,8 @@ impl Drop for Claim {
     }
 }
 
-/// Returns true if connecting failed for want of something on our side, which says nothing about
-/// the instance.
+/// Returns true if connecting failed because this machine or process lacks something, for example
+/// file descriptors. That says nothing about the instance.
 fn is_ours(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
@@ -378,7 +385,8 @@ mod tests {
             self.endpoint.clone().claim()
         }
 
-        /// A request that leaves its connection behind; the instance's end of it.
+        /// Runs a request that leaves an idle connection behind, and returns the instance's end of
+        /// it.
         async fn leave_idle(&self, keep_alive: Option<Duration>) -> UnixStream {
             let claim = self.claim();
             let upstream = Upstream::new(claim.connect().await.unwrap());

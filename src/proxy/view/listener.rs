@@ -1,9 +1,10 @@
-//! A listener as a data thread sees it: which services are behind it, and whether it is still open.
+//! A listener as a data thread sees it: its routes, and whether it is still open.
 //!
 //! # Theory of operation
-//! A listener is `Open` until the worker drains or a table removes it, and from then on, for good,
-//! `Finishing`: the thread takes what the kernel has already accepted, then closes its descriptor.
-//! Connections outlive their listener: they hold its view and go by its last routes.
+//! A listener is `Open` until the worker drains or a table removes the listener, and then
+//! `Finishing` for good: the thread takes the connections that the kernel has already accepted, and
+//! closes its descriptor. Connections outlive their listener: they hold its view and use its last
+//! routes.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
@@ -21,7 +22,7 @@ use crate::ipc::ListenerId;
 use crate::proxy::shared::certificates::ListenerTls;
 use crate::proxy::shared::router::Router;
 
-/// How often a listener logs that a connection did not begin as it should.
+/// How often a listener logs that it has refused a connection.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The view that a data thread has of a listener.
@@ -31,7 +32,7 @@ pub(crate) struct ListenerView {
     mode: Cell<Mode>,
     changed: Notify,
     routes: RefCell<Routes>,
-    /// When it may be logged again that a connection did not begin as it should.
+    /// The time before which no refused connection is logged, if one was logged before.
     quiet_until: Cell<Option<Instant>>,
 }
 
@@ -41,21 +42,21 @@ enum Mode {
     Finishing,
 }
 
-/// What becomes of the connections of a listener.
+/// How the connections of a listener begin, and where their requests are routed to.
 #[derive(Clone, Default)]
 pub(crate) struct Routes {
     /// Connections of this listener begin with a TLS handshake, for which this is the
     /// configuration.
     pub(crate) tls: Option<ListenerTls>,
     pub(crate) router: Arc<Router>,
-    /// The thread's views of all services, in the order in which the router counts them.
+    /// The thread's views of all services, by the indices that the router returns.
     pub(crate) services: Rc<[Rc<ServiceView>]>,
     /// Connections of this listener begin with a header of the PROXY protocol.
     pub(crate) proxy_protocol: bool,
 }
 
 impl ListenerView {
-    /// The view of an open listener.
+    /// Makes the view of an open listener.
     pub(crate) fn new(id: ListenerId, address: SocketAddr, routes: Routes) -> ListenerView {
         ListenerView {
             id,
@@ -67,8 +68,8 @@ impl ListenerView {
         }
     }
 
-    /// The service for a host without its port, in any case, and a path without its query, and how
-    /// many bytes of the path the service does not get.
+    /// Finds the service for a host without its port, in any case, and a path without its query.
+    /// Returns also how many bytes of the path are stripped.
     pub(crate) fn route(&self, host: &[u8], path: &[u8]) -> Option<(Rc<ServiceView>, usize)> {
         let routes = self.routes.borrow();
         let destination = routes.router.find(host, path)?;
@@ -81,8 +82,8 @@ impl ListenerView {
         self.routes.borrow().proxy_protocol
     }
 
-    /// Logs, now and then, that a connection from `peer` was refused because it did not begin as it
-    /// should.
+    /// Logs a connection from `peer` that was refused because of `error`, at most once per
+    /// interval.
     pub(crate) fn log_refused(&self, peer: SocketAddr, error: impl Display) {
         let now = Instant::now();
         if self.quiet_until.get().is_none_or(|until| now >= until) {
@@ -91,19 +92,20 @@ impl ListenerView {
         }
     }
 
-    /// The configuration of TLS for the next connection of this listener, if it is one with TLS.
+    /// Returns the TLS configuration for new connections of this listener; `None` for one without
+    /// TLS.
     pub(crate) fn tls(&self) -> Option<Arc<ServerConfig>> {
         let routes = self.routes.borrow();
         routes.tls.as_ref().map(|tls| tls.config.clone())
     }
 
-    /// Returns true once the listener is to finish: its connections are to end with their next
+    /// Returns true once the listener is finishing, so that its connections end with their next
     /// response.
     pub(crate) fn closing(&self) -> bool {
         self.mode.get() != Mode::Open
     }
 
-    /// Resolves once the listener is to finish.
+    /// Resolves once the listener is finishing.
     pub(crate) async fn closes(&self) {
         let changed = self.changed.notified();
         if !self.closing() {
@@ -121,7 +123,7 @@ impl ListenerView {
         self.address
     }
 
-    /// Takes over what a table says about connections of the listener.
+    /// Sets the routes that a table has for connections of the listener.
     pub(crate) fn set_routes(&self, routes: Routes) {
         *self.routes.borrow_mut() = routes;
     }

@@ -1,5 +1,5 @@
-//! A service as a data thread sees it: the choice among its endpoints, and the requests that wait
-//! for one.
+//! A service as a data thread sees it: how an endpoint is chosen, and which requests wait for an
+//! endpoint.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -15,8 +15,8 @@ use crate::proxy::policy::compiled::Policy;
 /// How many requests of a service may wait for an endpoint, on each thread.
 const MOST_HELD: usize = 1024;
 
-/// The view that a data thread has of a service. The view survives the table that removes the
-/// service, for the connections that still name it.
+/// The view that a data thread has of a service. Connections that refer to the service keep the
+/// view alive after a table has removed the service.
 pub(crate) struct ServiceView {
     name: String,
     running: Cell<bool>,
@@ -24,7 +24,7 @@ pub(crate) struct ServiceView {
     policy: RefCell<Option<Rc<Policy>>>,
     /// The active endpoints.
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
-    /// Where the next choice begins, so that equals take turns.
+    /// Where the next choice begins, so that endpoints of the same rank take turns.
     next: Cell<usize>,
     held: RefCell<VecDeque<oneshot::Sender<Result<Claim, NoEndpoint>>>>,
     failures: Throttle,
@@ -45,7 +45,7 @@ pub(crate) enum NoEndpoint {
 }
 
 impl ServiceView {
-    /// The view of a service that no table has described yet: it is stopped and has no endpoints.
+    /// Makes the view of a service before its first table: a stopped service without endpoints.
     pub(crate) fn new(name: String) -> ServiceView {
         ServiceView {
             name,
@@ -70,36 +70,36 @@ impl ServiceView {
         self.running.get()
     }
 
-    /// Returns true if it may be logged that a request to this service has failed, and counts it
-    /// otherwise.
+    /// Returns true if a failed request of this service may be logged now. Otherwise the failure is
+    /// counted.
     pub(crate) fn may_log_failure(&self) -> bool {
         self.failures.admits(&self.name)
     }
 
-    /// How the requests of the service are treated.
+    /// Returns how the requests of the service are handled.
     pub(crate) fn handling(&self) -> Handling {
         self.handling.get()
     }
 
-    /// Takes over how a table wants the requests of the service to be treated.
+    /// Sets how a table wants the requests of the service to be handled.
     pub(crate) fn set_handling(&self, handling: Handling) {
         self.handling.set(handling);
     }
 
-    /// The rules for requests of the service and their responses; `None` if the service uses none.
+    /// Returns the compiled rules of the service; `None` if the service uses none.
     pub(crate) fn policy(&self) -> Option<Rc<Policy>> {
         self.policy.borrow().clone()
     }
 
-    /// Takes over the rules that a table has for the service.
+    /// Sets the compiled rules that a table has for the service.
     pub(crate) fn set_policy(&self, policy: Option<Policy>) {
         *self.policy.borrow_mut() = policy.map(Rc::new);
     }
 
-    /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and counts
-    /// the request in. An endpoint that fails its health check or has just refused a connection is
-    /// chosen only if there is no other. `None` if every active endpoint was tried, or there is
-    /// none.
+    /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and claims
+    /// it. An endpoint that fails its health check, or that has just refused a connection, is
+    /// chosen only if there is no other. `None` if every active endpoint is in `tried`, or if there
+    /// is none.
     pub(crate) fn claim(&self, tried: &[EndpointId]) -> Option<Claim> {
         let endpoints = self.endpoints.borrow();
         let count = endpoints.len();
@@ -112,7 +112,8 @@ impl ServiceView {
         Some(endpoints[chosen].clone().claim())
     }
 
-    /// Waits, in the order of arrival, until there is an active endpoint, and claims it.
+    /// Waits until the service has an active endpoint, and claims it. Requests are served in the
+    /// order in which they came.
     pub(crate) async fn hold(&self) -> Result<Claim, NoEndpoint> {
         if let Some(claim) = self.claim(&[]) {
             return Ok(claim);
@@ -127,8 +128,8 @@ impl ServiceView {
         }
     }
 
-    /// Takes over what a table says about the endpoints of the service. Waiting requests are
-    /// answered before any that comes later.
+    /// Sets the endpoints that a table has for the service. Waiting requests get one before any
+    /// request that comes later.
     pub(crate) fn update(&self, running: bool, endpoints: Vec<Rc<Endpoint>>) {
         self.running.set(running);
         *self.endpoints.borrow_mut() = endpoints;
@@ -140,7 +141,7 @@ impl ServiceView {
 
     fn release(&self) {
         for waiting in self.held.take() {
-            // The claim of a request that was given up comes back and is dropped.
+            // If the waiting request was given up, its claim is returned here and dropped.
             let _ = waiting.send(self.claim(&[]).ok_or(NoEndpoint::Stopped));
         }
     }

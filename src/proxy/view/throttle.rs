@@ -1,7 +1,8 @@
-//! How often a data thread logs that requests to a service have failed.
+//! Limits how often a data thread logs failed requests of a service.
 //!
-//! Strangers decide how many requests come, and so how many of them fail while a service is broken.
-//! Each interval has a few messages of its own for each service and thread; how many more there
+//! Strangers decide how many requests come, and so how many fail while a service is broken. In each
+//! interval, each thread logs the first few failures of each service one by one. At the end of the
+//! interval it logs once how many more there were.
 //! would have been is said once, at its end.
 
 use std::cell::{Cell, RefCell};
@@ -10,31 +11,31 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// How long an interval is. It begins with the first failure after the last interval.
+/// The length of an interval. An interval begins with the first failure after the last interval.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// How many failures of an interval have a message of their own.
+/// How many failures of an interval are logged one by one.
 const MOST_LOGGED: u32 = 10;
 
 /// Counts the failures of one service, as one thread sees them.
 #[derive(Default)]
 pub(crate) struct Throttle {
-    /// The end of the last interval.
+    /// When the present interval ends, or the last one ended.
     until: Cell<Option<Instant>>,
     logged: Cell<u32>,
     summary: RefCell<Weak<Summary>>,
 }
 
-/// The failures of an interval that have no message of their own. It is logged when the interval,
-/// or the thread, ends.
+/// Counts the failures of an interval that are not logged one by one. The count is logged when the
+/// interval or the thread ends.
 struct Summary {
     service: String,
     count: Cell<u64>,
 }
 
 impl Throttle {
-    /// Returns true if a failure may be logged. Otherwise it is counted. Must run inside a
-    /// `LocalRuntime`.
+    /// Returns true if a failure may be logged. Otherwise the failure is counted. Must be called
+    /// inside a `LocalRuntime`.
     pub(crate) fn admits(&self, service: &str) -> bool {
         let now = Instant::now();
         let until = match self.until.get().filter(|until| now < *until) {
@@ -55,7 +56,7 @@ impl Throttle {
         false
     }
 
-    /// Begins to count what is logged at the end of the interval.
+    /// Begins to count failures, and logs their number at the end of the interval.
     fn summarize(&self, service: &str, until: Instant) -> Rc<Summary> {
         let summary = Rc::new(Summary {
             service: service.to_owned(),
@@ -90,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// The counts of all summaries.
+    /// Collects the counts of all summaries.
     #[derive(Default, Clone)]
     struct Counts(Arc<Mutex<Vec<u64>>>);
 

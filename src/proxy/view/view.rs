@@ -1,15 +1,14 @@
 //! A data thread's own view of the table.
 //!
 //! # Theory of operation
-//! A table is shared by all threads and immutable. What changes while it is in use (whether a
-//! listener is open, which endpoint is chosen next, which connections lie idle) belongs to one
-//! thread each, in `Rc` and `Cell`, and hangs in the thread's view. A table is taken over in one
-//! step without an await, so a request sees either the old one or the new one. The view takes over
+//! A table is shared by all threads and never changes. What changes while it is in use (whether a
+//! listener is open, which endpoint is chosen next, which connections are idle) belongs to one
+//! thread each, in `Rc` and `Cell`, and is part of the thread's view. A table is taken over in one
+//! step without an await, so a request sees either the old table or the new one. The view changes
 //! only what is different: listeners, services and endpoints that stay are the same objects.
 //!
-//! The view reports that the thread uses the table before it drains endpoints, for each of them may
-//! be reported idle at once, and what is said of idleness is true of the table that was reported
-//! last.
+//! The view reports that the thread uses the table before it drains endpoints. Draining may report
+//! endpoints idle at once, and each such report counts for the table that was reported last.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -32,7 +31,7 @@ pub(crate) struct View {
     table: RefCell<Arc<Table>>,
     listeners: RefCell<HashMap<ListenerId, Rc<ListenerView>>>,
     services: RefCell<HashMap<String, Rc<ServiceView>>>,
-    /// The services of `services`, in the order of the table.
+    /// The same services as in `services`, in the order of the table.
     in_order: RefCell<Rc<[Rc<ServiceView>]>>,
     endpoints: RefCell<HashMap<EndpointId, Rc<Endpoint>>>,
     /// Endpoints removed from the table that still have requests in flight.
@@ -40,7 +39,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// The view of a thread that has no table yet. Its endpoints report to `reporter`.
+    /// Makes the view of a thread without a table. The endpoints will report to `reporter`.
     pub(crate) fn new(reporter: Reporter) -> View {
         View {
             reporter,
@@ -53,8 +52,8 @@ impl View {
         }
     }
 
-    /// Takes over a table, and reports that. `settle` is called in between: when the view shows the
-    /// table and nothing has been said of it yet.
+    /// Takes over a table, and reports that. `settle` is called when the view shows the new table,
+    /// and nothing was reported about it yet.
     pub(crate) fn apply(&self, table: Arc<Table>, settle: impl FnOnce()) {
         self.reporter.follow(table.number);
         let before = self.table.replace(table.clone());
@@ -72,26 +71,25 @@ impl View {
         self.table.borrow().clone()
     }
 
-    /// Returns true if the table trusts this peer to say who is behind it, by `X-Forwarded-*` or
+    /// Returns true if the table trusts this peer to name its own client, by `X-Forwarded-*` or by
     /// the PROXY protocol.
     pub(crate) fn trusts(&self, ip: IpAddr) -> bool {
         let table = self.table.borrow();
         table.trusted_proxies.iter().any(|net| net.contains(&ip))
     }
 
-    /// Returns true if instances are told by `Forwarded`, too, who has sent a request.
+    /// Returns true if instances learn about the sender of a request by `Forwarded`, too.
     pub(crate) fn sets_forwarded(&self) -> bool {
         self.table.borrow().forwarded
     }
 
-    /// The view of a listener that the table has.
+    /// Returns the view of a listener; `None` if the table does not have the listener.
     pub(crate) fn listener(&self, id: ListenerId) -> Option<Rc<ListenerView>> {
         self.listeners.borrow().get(&id).cloned()
     }
 
-    /// The view of a listener that was removed while a connection that it had accepted was on its
-    /// way to this thread. The listener goes by the routes of `table`, the one that came with the
-    /// connection.
+    /// Makes the view of a listener that was removed while one of its connections was on its way to
+    /// this thread. The view has the routes of `table`, which came with the connection.
     pub(crate) fn removed_listener(
         &self,
         id: ListenerId,
@@ -115,7 +113,7 @@ impl View {
         Some(Rc::new(listener))
     }
 
-    /// Lets all listeners finish.
+    /// Marks all listeners as finishing.
     pub(crate) fn finish_listeners(&self) {
         for listener in self.listeners.borrow().values() {
             listener.finish();
@@ -129,9 +127,9 @@ impl View {
         }
     }
 
-    /// Takes over the services that are not the same as in `before`, and their endpoints. Returns
-    /// all services in the order of the table, and the endpoints that the table drains or has
-    /// removed, none of which can be claimed any more.
+    /// Takes over the services that differ from those in `before`, and their endpoints. Returns all
+    /// services in the order of the table, and the endpoints that the table drains or has removed;
+    /// none of these can be claimed any more.
     fn apply_services(
         &self,
         before: &Table,
@@ -380,7 +378,8 @@ mod tests {
     /// Services by their names, each with its endpoints by their ids.
     type Services = Vec<(char, Vec<(u64, EndpointState)>)>;
 
-    /// In any order, each with some of the three endpoints that only it can have.
+    /// Makes services in any order, each with some of the three endpoints that only this service
+    /// can have.
     fn services() -> impl Strategy<Value = Services> {
         let state = prop_oneof![
             Just(EndpointState::Probing),

@@ -1,4 +1,4 @@
-//! The framing of bodies: where one ends, and what of the bytes is its data.
+//! The framing of bodies: where a body ends, and which of its bytes are data.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ pub(crate) enum Framing {
     UntilClose,
 }
 
-/// Takes a body out of its framing.
+/// Decodes a body: finds its data and its end.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     framing: State,
@@ -32,7 +32,7 @@ enum State {
 }
 
 impl Decoder {
-    /// Makes a decoder of a body that is framed so, at its beginning.
+    /// Makes a decoder for a body with this framing, of which nothing was read yet.
     pub(crate) fn new(framing: Framing) -> Decoder {
         let framing = match framing {
             Framing::None => State::Length { left: 0 },
@@ -52,8 +52,8 @@ impl Decoder {
         }
     }
 
-    /// Takes in as much of `input` as belongs to the body and as `spans` can note, and returns how
-    /// much that was.
+    /// Decodes as much of `input` as belongs to the body and as `spans` has room for. Returns the
+    /// number of decoded bytes.
     pub(crate) fn decode(
         &mut self,
         input: &[u8],
@@ -77,7 +77,8 @@ impl Decoder {
         }
     }
 
-    /// Notes that the sender has closed its side, which is an error unless the body has ended.
+    /// Tells the decoder that the sender has closed its side. This is an error unless the body has
+    /// ended.
     pub(crate) fn close(&mut self) -> Result<(), FramingError> {
         if let State::UntilClose { end } = &mut self.framing {
             *end = true;
@@ -88,7 +89,7 @@ impl Decoder {
         }
     }
 
-    /// The lines of the trailer section, each with its CRLF, once the body has ended.
+    /// Returns the lines of the trailer section, each with its CRLF, once the body has ended.
     pub(crate) fn trailers(&self) -> &[u8] {
         match &self.framing {
             State::Chunked(chunked) => chunked.trailers(),
@@ -100,7 +101,7 @@ impl Decoder {
 /// How a body is put into framing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encoding {
-    /// The data as it is: its length was announced, or it ends with the connection.
+    /// The data without framing: its length was announced, or it ends with the connection.
     Plain,
     /// The data in chunks.
     Chunked,

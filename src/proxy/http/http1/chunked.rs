@@ -1,27 +1,27 @@
-//! The chunked transfer coding (RFC 9112, section 7.1), taken apart strictly.
+//! A strict decoder for the chunked transfer coding (RFC 9112, section 7.1).
 //!
 //! # Theory of operation
-//! A state machine over single bytes outside the data, so that it does not matter how the input is
-//! cut into pieces. Only data leaves it; sizes, extensions and line ends are checked and forgotten.
-//! The trailer section is collected and, once whole, checked and kept as lines that can be written
-//! as they are.
+//! The decoder is a state machine over single bytes outside the data, so it does not matter how the
+//! input is cut into pieces. Only data leaves the decoder; sizes, extensions and line ends are
+//! checked and dropped. The trailer section is collected and, once it is whole, checked and kept as
+//! lines that can be written as they are.
 
 use super::fields::is_trailer;
 use super::spans::{FramingError, Spans};
 
-/// Bytes of extensions that may follow one chunk size.
+/// How many bytes of extensions may follow one chunk size.
 const LONGEST_EXTENSION: usize = 1024;
 
-/// Bytes that the trailer section may have.
+/// How many bytes the trailer section may have.
 const LONGEST_TRAILERS: usize = 8 << 10;
 
-/// Fields that the trailer section may have.
+/// How many fields the trailer section may have.
 const MOST_TRAILERS: usize = 50;
 
-/// Hexadecimal digits of a chunk size, leading zeros included.
+/// How many hexadecimal digits a chunk size may have, with leading zeros.
 const MOST_DIGITS: u32 = 16;
 
-/// Takes a body in chunks out of its framing.
+/// Decodes a body in chunks: finds its data, its trailers and its end.
 #[derive(Debug, Default)]
 pub(super) struct Chunked {
     state: State,
@@ -34,7 +34,7 @@ enum State {
         digits: u32,
         value: u64,
     },
-    /// In the white space behind a chunk size, which only an extension may follow.
+    /// In the white space after a chunk size, where only an extension may follow.
     BeforeExtension {
         value: u64,
         length: usize,
@@ -51,8 +51,8 @@ enum State {
     },
     DataCr,
     DataLf,
-    /// In the trailer section, with as many bytes of the present line as are there, at most 2, and
-    /// whether the last was a CR.
+    /// In the trailer section: how many bytes of the present line have come (2 stands for 2 or
+    /// more), and whether the last byte was a CR.
     Trailers {
         line: u8,
         cr: bool,
@@ -75,13 +75,13 @@ impl Chunked {
         self.state == State::End
     }
 
-    /// The lines of the trailer section, each with its CRLF.
+    /// Returns the lines of the trailer section, each with its CRLF.
     pub(super) fn trailers(&self) -> &[u8] {
         &self.trailers
     }
 
-    /// Takes in as much of `input` as belongs to the body, notes in `spans` where the data is, and
-    /// returns how many bytes were taken in. Decoding stops early only at the end of the body and
+    /// Decodes as much of `input` as belongs to the body, notes in `spans` where the data is, and
+    /// returns the number of decoded bytes. Decoding stops early only at the end of the body and
     /// when `spans` is full.
     pub(super) fn decode(
         &mut self,
@@ -173,7 +173,7 @@ impl Chunked {
         }
     }
 
-    /// Replaces the trailer section by those of its fields that may pass.
+    /// Removes from the trailer section the fields that must not be passed on.
     fn check_trailers(&mut self) -> Result<(), FramingError> {
         let raw = std::mem::take(&mut self.trailers);
         if raw == b"\r\n" {
@@ -201,8 +201,8 @@ mod tests {
 
     use super::*;
 
-    /// What a body decodes to when it comes in these pieces: data, trailers, and what is left after
-    /// the end.
+    /// Decodes a body that comes in these pieces. Returns its data, its trailers, and whether bytes
+    /// are left after its end.
     fn decode(pieces: &[&[u8]]) -> Result<(Vec<u8>, Vec<u8>, bool), FramingError> {
         let mut decoder = Chunked::default();
         let mut data = Vec::new();

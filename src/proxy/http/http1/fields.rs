@@ -1,16 +1,17 @@
-//! The fields of a head: room for them while it is parsed, and which of them a proxy must know.
+//! The fields of a head: memory for them while it is parsed, and what each field means to a proxy.
 
 use std::mem::MaybeUninit;
 
-/// Room for the fields of a head while it is parsed.
+/// Memory for the fields of a head while it is parsed.
 pub(crate) type Slots<'b, const N: usize> = [MaybeUninit<httparse::Header<'b>>; N];
 
-/// Returns room for the fields of a head, which need not be cleared first.
+/// Returns memory for the fields of a head. It is not cleared, since the parser writes before it
+/// reads.
 pub(crate) fn slots<'b, const N: usize>() -> Slots<'b, N> {
     [const { MaybeUninit::uninit() }; N]
 }
 
-/// A field with what it means to a proxy.
+/// A field of a head, with its meaning to a proxy.
 pub(crate) struct Field<'b> {
     /// The name as it was sent, in any case.
     pub(crate) name: &'b str,
@@ -20,7 +21,7 @@ pub(crate) struct Field<'b> {
     pub(crate) kind: FieldKind,
 }
 
-/// What a field means to a proxy.
+/// The meaning of a field to a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FieldKind {
     Host,
@@ -38,17 +39,18 @@ pub(crate) enum FieldKind {
     ForwardedProto,
     ForwardedHost,
     ForwardedPrefix,
-    /// Another field that says who is on the other side of a proxy.
+    /// Another field that tells who the client of a proxy is.
     ForwardedOther,
-    /// One of the above written with `_` for `-`. Many frameworks take the two for the same (RFC
-    /// 3875, section 4.1.18), so such a field would get past whatever is done about the right name.
+    /// One of the fields above, written with `_` instead of `-`. Many frameworks treat both names
+    /// as the same (RFC 3875, section 4.1.18), so such a field would escape the handling of the
+    /// right name.
     Disguised,
     /// A field that a proxy need not know.
     Other,
 }
 
 impl FieldKind {
-    /// Returns what a field of this name, in any case, means to a proxy.
+    /// Returns the meaning of a field with this name, in any case, to a proxy.
     pub(crate) fn of(name: &str) -> FieldKind {
         let kind = match name.len() {
             2 => one_of(name, &[("te", FieldKind::Te)]),
@@ -128,10 +130,10 @@ fn same(name: &str, lower_case: &str) -> bool {
         .all(|(a, b)| read(a) == b)
 }
 
-/// Returns true if a field that is [`FieldKind::Other`] is for the instance whatever `Connection`
-/// says. RFC 9110, section 7.6.1, lets a sender name only fields that concern the connection; a
-/// client that names one of these wants to take away what a proxy before us has put there, or hopes
-/// for a program that trusts its absence.
+/// Returns true if a field of [`FieldKind::Other`] goes to the instance even if `Connection` names
+/// it. RFC 9110, section 7.6.1, lets a sender name only fields that concern the connection. A
+/// client that names one of these fields wants to remove what a proxy before us has written, or
+/// attacks a program that trusts requests without the field.
 pub(crate) fn is_end_to_end(name: &str) -> bool {
     let content = "content-";
     if name
@@ -153,8 +155,9 @@ pub(crate) fn is_end_to_end(name: &str) -> bool {
     .any(|known| known.eq_ignore_ascii_case(name))
 }
 
-/// Returns true if a field may stand in a trailer section: none that frames, routes, identifies or
-/// describes the content, for those must be known before it (RFC 9110, section 6.5.1).
+/// Returns true if a field may stand in a trailer section. A field that frames, routes, identifies
+/// or describes the content may not: recipients need it before the content (RFC 9110, section
+/// 6.5.1).
 pub(super) fn is_trailer(name: &str) -> bool {
     FieldKind::of(name) == FieldKind::Other && !is_end_to_end(name)
 }
@@ -167,7 +170,7 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
-/// Parses a `Content-Length`; `None` unless it is one plain number.
+/// Parses the value of `Content-Length`; `None` if it is not one plain number.
 pub(super) fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;

@@ -1,16 +1,16 @@
-//! The head of a request: parsed, and checked for whatever could be read in two ways.
+//! The head of a request: parses it, and refuses what two readers could understand differently.
 
 use super::body::Framing;
 use super::fields::{Field, FieldKind, Slots, content_length, one_upgrade, tokens};
 
-/// Bytes of the head of a request that is still served.
+/// How many bytes the head of a request may have.
 pub(crate) const LONGEST_REQUEST_HEAD: usize = 32 << 10;
 
 /// Fields that the head of a request may have.
 pub(super) const MOST_REQUEST_FIELDS: usize = 100;
 
-/// Options that `Connection` may name beside the usual ones. Each option is looked for among all
-/// fields.
+/// How many fields `Connection` may name beside the usual options. For each of these names, all
+/// fields are searched.
 const MOST_NOMINATED: usize = 50;
 
 /// Why a request is refused. Nothing of the request reaches an instance.
@@ -25,7 +25,7 @@ pub(crate) enum Refusal {
     /// The head is longer, or has more fields, than it may.
     #[error("the head is too large")]
     HeadTooLarge,
-    /// The request asks for something that a proxy may do without.
+    /// The request asks for an optional feature that smoothserve does not have.
     #[error("not implemented: {0}")]
     NotImplemented(&'static str),
     /// The version is neither HTTP/1.0 nor HTTP/1.1.
@@ -54,26 +54,26 @@ pub(crate) struct RequestHead<'b> {
     pub(crate) host: &'b [u8],
     /// The version that the client speaks.
     pub(crate) version: Version,
-    /// Where the body ends.
+    /// How the body is framed, and so where it ends.
     pub(crate) framing: Framing,
-    /// The client means to send another request.
+    /// True if the client means to send another request on this connection.
     pub(crate) keep_alive: bool,
-    /// The client waits for `100 Continue` before it sends the body.
+    /// True if the client waits for `100 Continue` before it sends the body.
     pub(crate) expects_continue: bool,
-    /// The client says that it takes trailers.
+    /// True if the client accepts trailers.
     pub(crate) takes_trailers: bool,
-    /// The protocol that the client wants to change to, if that wish can be passed on.
+    /// The protocol that the client wants to switch to, if smoothserve may pass the wish on.
     pub(crate) upgrade: Option<&'b [u8]>,
-    /// `Connection` names other fields.
+    /// True if `Connection` names other fields.
     pub(crate) nominates: bool,
     /// All fields, in the order in which they were sent.
     pub(crate) fields: Vec<Field<'b>>,
-    /// Bytes of the head.
+    /// Length of the head in bytes.
     pub(crate) length: usize,
 }
 
 impl<'b> RequestHead<'b> {
-    /// Parses the head at the start of `bytes`; `None` if its end is not there yet.
+    /// Parses the head at the start of `bytes`; `None` if the head is not complete yet.
     pub(crate) fn parse<'h>(
         bytes: &'b [u8],
         slots: &'h mut Slots<'b, MOST_REQUEST_FIELDS>,
@@ -134,7 +134,8 @@ impl<'b> RequestHead<'b> {
         split_port(self.host).0
     }
 
-    /// Returns true if the request sent twice does the same as sent once (RFC 9110, section 9.2.2).
+    /// Returns true if sending the request twice has the same effect as once (RFC 9110, section
+    /// 9.2.2).
     pub(crate) fn is_idempotent(&self) -> bool {
         matches!(
             self.method,
@@ -229,11 +230,12 @@ impl<'b> Checked<'b> {
             host,
             framing,
             keep_alive: keep_alive && !close,
-            // RFC 9110, section 10.1.1: not from HTTP/1.0, and not without content.
+            // RFC 9110, section 10.1.1: ignore the expectation in HTTP/1.0, and in a request
+            // without content.
             expects_continue: expects_continue && has_body && version == Version::Http11,
             takes_trailers: takes_trailers && version == Version::Http11,
-            // What follows a body would be the new protocol's or the old one's, depending on who
-            // reads.
+            // If the request had a body, some readers would take what follows it for the new
+            // protocol, others for the old one.
             upgrade: protocol(&fields)
                 .filter(|_| upgrades && !has_body && !close && version == Version::Http11),
             nominates: nominated > 0,
@@ -242,8 +244,8 @@ impl<'b> Checked<'b> {
     }
 }
 
-/// Returns the one protocol of an `Upgrade` field. HTTP/2 is left out: a tunnel with it would take
-/// requests past everything that is done here.
+/// Returns the one protocol of an `Upgrade` field. HTTP/2 is left out: a tunnel with HTTP/2 in it
+/// would carry requests past routing and all checks.
 fn protocol<'b>(fields: &[Field<'b>]) -> Option<&'b [u8]> {
     let is_known = |protocol: &&[u8]| {
         let name = protocol.split(|&byte| byte == b'/').next();
@@ -264,7 +266,7 @@ fn refusal(error: httparse::Error, bytes: &[u8]) -> Refusal {
             let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or(bytes);
             let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or(line);
             match version.trim_ascii_end().strip_prefix(b"HTTP/") {
-                // One that is known stands where none was expected.
+                // The version is a known one, but something else on the request line was wrong.
                 Some(b"1.0" | b"1.1") => Refusal::Bad("request line"),
                 Some([b'0'..=b'9', b'.', b'0'..=b'9']) => Refusal::Version,
                 _ => Refusal::Bad("request line"),
@@ -306,7 +308,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'
         "" if method == "OPTIONS" => Ok(("*", Some(host.as_bytes()))),
         "" => Ok(("/", Some(host.as_bytes()))),
         path if path.starts_with('/') => Ok((path, Some(host.as_bytes()))),
-        // An empty path before a query would have to be written anew, for nobody.
+        // An empty path with a query would have to be rewritten, and no client sends that.
         _ => invalid,
     }
 }
@@ -328,8 +330,8 @@ fn check_coding(value: &[u8], version: Version) -> Result<(), Refusal> {
         None => true,
         Some(last) => {
             let chunked = codings().filter(is_chunked).count();
-            // Chunked must come last, once; alone it would have been found above but for
-            // superfluous commas.
+            // `chunked` must come last, and only once. The code above accepts `chunked` alone, but
+            // not with superfluous commas around it.
             chunked > 1 || (chunked == 1 && !is_chunked(&last)) || codings().all(|c| is_chunked(&c))
         }
     };
@@ -339,9 +341,9 @@ fn check_coding(value: &[u8], version: Version) -> Result<(), Refusal> {
     Err(Refusal::NotImplemented("transfer coding"))
 }
 
-/// Returns true for a host and perhaps a port (RFC 9110, section 7.2), without user information. A
-/// comma, which a host name could have by the grammar only, is refused: it is what several hosts in
-/// one field look like.
+/// Returns true for a host with or without a port (RFC 9110, section 7.2), without user
+/// information. The grammar allows a comma in a host name, but it is refused: several hosts in one
+/// field look like that.
 fn is_authority(value: &[u8]) -> bool {
     let (host, port) = split_port(value);
     let port_is_number =

@@ -1,4 +1,4 @@
-//! The head of a response of an instance: parsed and checked.
+//! The head of a response of an instance: parses and checks it.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use super::body::Framing;
 use super::fields::{Field, FieldKind, Slots, content_length, one_upgrade, tokens};
 use super::request::Version;
 
-/// Bytes of the head of a response that is still passed on.
+/// How many bytes the head of a response may have.
 pub(crate) const LONGEST_RESPONSE_HEAD: usize = 64 << 10;
 
 /// Fields that the head of a response may have.
 pub(super) const MOST_RESPONSE_FIELDS: usize = 200;
 
-/// Why a response is not passed on: the instance did not send HTTP, or something that could be read
-/// in two ways.
+/// Why a response is not passed on: the instance did not send HTTP, or sent a head that two readers
+/// could understand differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed response: {0}")]
 pub(crate) struct Malformed(pub(crate) &'static str);
@@ -24,25 +24,25 @@ pub(crate) struct ResponseHead<'b> {
     pub(crate) status: u16,
     /// The reason phrase, which may be empty.
     pub(crate) reason: &'b str,
-    /// Where the body ends.
+    /// How the body is framed, and so where it ends.
     pub(crate) framing: Framing,
-    /// The length that `Content-Length` names, also where no body follows.
+    /// The length in `Content-Length`, even if no body follows.
     pub(crate) length: Option<u64>,
-    /// The instance keeps the connection open.
+    /// True if the instance keeps the connection open after the response.
     pub(crate) keep_alive: bool,
     /// How long the instance keeps an idle connection open, if it says so.
     pub(crate) keep_alive_timeout: Option<Duration>,
-    /// `Connection` names other fields.
+    /// True if `Connection` names other fields.
     pub(crate) nominates: bool,
     /// All fields, in the order in which they were sent.
     pub(crate) fields: Vec<Field<'b>>,
-    /// Bytes of the head.
+    /// Length of the head in bytes.
     pub(crate) size: usize,
 }
 
 impl<'b> ResponseHead<'b> {
-    /// Parses the head at the start of `bytes`, the response to a request that was `HEAD` or not;
-    /// `None` if its end is not there yet.
+    /// Parses the head at the start of `bytes`; `None` if the head is not complete yet. `to_head`
+    /// is true if the request was `HEAD`.
     pub(crate) fn parse<'h>(
         bytes: &'b [u8],
         to_head: bool,
@@ -97,7 +97,7 @@ impl<'b> ResponseHead<'b> {
         self.status < 200
     }
 
-    /// Returns the protocol that a 101 changes to, if the head names one properly.
+    /// Returns the protocol that a 101 switches to, if the head names exactly one.
     pub(crate) fn upgrade(&self) -> Option<&'b [u8]> {
         let mut connection = self.fields.iter();
         let upgrades = connection.any(|field| {

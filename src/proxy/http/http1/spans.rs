@@ -1,8 +1,8 @@
-//! What a decoder of bodies returns: where the data lies in its input, or why there is none.
+//! What decoding a body returns: the ranges of the input that hold data, or an error.
 
 use std::ops::Range;
 
-/// Why the bytes are not a body of the announced framing.
+/// Why bytes are not a body with the announced framing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FramingError {
     /// A chunk size, an extension or a line end between chunks breaks the grammar.
@@ -16,7 +16,7 @@ pub(crate) enum FramingError {
     Incomplete,
 }
 
-/// The ranges of a piece of input that hold data, few enough that one `writev` can take them all.
+/// The ranges of an input that hold data. There are few enough that one `writev` can send them all.
 #[derive(Debug, Default)]
 pub(crate) struct Spans {
     ranges: [(u32, u32); Spans::MOST],
@@ -25,7 +25,7 @@ pub(crate) struct Spans {
 }
 
 impl Spans {
-    /// Ranges that one `Spans` can note.
+    /// How many ranges one `Spans` can hold.
     pub(crate) const MOST: usize = 16;
 
     /// Notes a range of data. Returns false, and notes nothing, if there is no room for another
@@ -48,7 +48,7 @@ impl Spans {
         true
     }
 
-    /// Returns spans without room for any data, with which a decoder takes in framing only.
+    /// Returns spans that are full already, so that a decoder stops at the first byte of data.
     pub(crate) fn full() -> Spans {
         Spans {
             count: Spans::MOST,
@@ -66,7 +66,7 @@ impl Spans {
         self.length == 0
     }
 
-    /// Returns the data, range by range. `input` must be what was decoded.
+    /// Returns the data, range by range. `input` must be the input that was decoded.
     pub(crate) fn of<'a>(&self, input: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.ranges[..self.count].iter().map(|&(start, length)| {
             let range: Range<usize> = start as usize..(start + length) as usize;

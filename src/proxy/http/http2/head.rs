@@ -1,4 +1,4 @@
-//! Translates heads between the h2 crate's types and the bytes of HTTP/1.1. Pure.
+//! Translates heads between the types of the h2 crate and the bytes of HTTP/1.1. Pure.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -13,14 +13,14 @@ use http::{Method, Request, Response, StatusCode};
 
 use crate::proxy::http::http1::{Encoding, Field, FieldKind, RequestHead, ResponseHead};
 
-/// Returns true if the request asks for a tunnel (RFC 8441).
+/// Returns true if the request is an extended CONNECT, which asks for a tunnel (RFC 8441).
 pub(crate) fn asks_for_tunnel(parts: &Parts) -> bool {
     parts.method == Method::CONNECT && parts.extensions.get::<Protocol>().is_some()
 }
 
-/// Writes the head of a client's request as a client of HTTP/1.1 would have written it, and returns
-/// how the body behind it is to be framed. The head is parsed like any other afterwards, so nothing
-/// is checked here.
+/// Writes the head of a client's request as a client of HTTP/1.1 would write it, and returns how
+/// its body must be framed. Nothing is checked here, because this head is parsed like any other
+/// afterwards.
 pub(crate) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) -> Encoding {
     let protocol = parts.extensions.get::<Protocol>();
     let tunnel = asks_for_tunnel(parts);
@@ -39,7 +39,8 @@ pub(crate) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) ->
     if let Some(authority) = authority {
         put_field(out, b"Host", authority.as_bytes());
     }
-    // Another host than the authority is one too many.
+    // A `Host` field that differs from the authority is written, too, so that the parser refuses
+    // it.
     for host in hosts {
         if authority.is_none_or(|authority| authority.as_bytes() != host.as_bytes()) {
             put_field(out, b"Host", host.as_bytes());
@@ -70,7 +71,7 @@ pub(crate) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) ->
     body
 }
 
-/// Writes all cookies as one field, because HTTP/2 lets a client send them in pieces (RFC 9113,
+/// Writes all cookies as one field. HTTP/2 lets a client send them in several fields (RFC 9113,
 /// section 8.2.3).
 fn put_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     let mut cookies = fields.get_all(header::COOKIE).iter();
@@ -84,23 +85,23 @@ fn put_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     put(out, &[b"\r\n"]);
 }
 
-/// Returns a nonce of 16 bytes in base64 (RFC 6455, section 4.1), which HTTP/2 does without. The
-/// nonce only has to be a new one each time.
+/// Returns a nonce of 16 bytes in base64 (RFC 6455, section 4.1). WebSocket over HTTP/2 has no
+/// nonce, so the proxy makes one, which only has to be new each time.
 fn websocket_key() -> String {
     let random = || RandomState::new().build_hasher().finish();
-    // Hexadecimal digits are some of base64's. The last digit that counts has two bits only.
+    // Hexadecimal digits are valid base64. Only two bits of the last significant digit count.
     let digits = format!("{:016x}{:016x}", random(), random());
     format!("{}A==", &digits[..21])
 }
 
-/// Makes a request of HTTP/2 for an instance of the head that an instance of HTTP/1.1 would get;
-/// `None` if HTTP/2 has no words for it.
+/// Makes the HTTP/2 request for an instance from the head that an instance of HTTP/1.1 would get;
+/// `None` if HTTP/2 cannot express the head.
 pub(crate) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(head.method.as_bytes()).ok()?;
     *request.uri_mut() = Uri::builder()
         .scheme(Scheme::HTTP)
-        // HTTP/1.0 can do without.
+        // A request of HTTP/1.0 may have no host.
         .authority(if head.host.is_empty() {
             b"localhost"
         } else {
@@ -115,8 +116,8 @@ pub(crate) fn instance_request(head: &RequestHead<'_>) -> Option<Request<()>> {
     Some(request)
 }
 
-/// Writes the head of an instance's response as an instance of HTTP/1.1 would have written it, and
-/// returns how the body behind it is to be framed.
+/// Writes the head of an instance's response as an instance of HTTP/1.1 would write it, and returns
+/// how its body must be framed.
 pub(crate) fn write_response(
     parts: &response::Parts,
     is_end: bool,
@@ -146,7 +147,7 @@ pub(crate) fn write_response(
     form
 }
 
-/// Adds those of the fields that are to be kept to a map. Their values share one piece of memory.
+/// Adds to a map those fields that `is_kept` accepts. Their values share one piece of memory.
 fn put_fields(
     to: &mut HeaderMap,
     fields: &[Field<'_>],
@@ -165,7 +166,7 @@ fn put_fields(
     Some(())
 }
 
-/// Returns true for fields that concern one connection, which HTTP/2 says by other means.
+/// Returns true for fields that concern one connection; HTTP/2 has other means for these.
 fn is_of_connection(kind: FieldKind) -> bool {
     matches!(
         kind,
@@ -178,8 +179,8 @@ fn is_of_connection(kind: FieldKind) -> bool {
     )
 }
 
-/// Makes a response of HTTP/2 of the head that a client of HTTP/1.1 would get; `None` if HTTP/2 has
-/// no words for it.
+/// Makes the HTTP/2 response from the head that a client of HTTP/1.1 would get; `None` if HTTP/2
+/// cannot express the head.
 pub(crate) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).ok()?;
@@ -189,16 +190,16 @@ pub(crate) fn client_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     Some(response)
 }
 
-/// Makes the response of HTTP/2 that opens a tunnel of the 101 that a client of HTTP/1.1 would get.
+/// Makes the HTTP/2 response that opens a tunnel, from the 101 that a client of HTTP/1.1 would get.
 pub(crate) fn tunnel_response(head: &ResponseHead<'_>) -> Option<Response<()>> {
     let mut response = client_response(head)?;
     *response.status_mut() = StatusCode::OK;
-    // This field answers the key, which the client knows nothing of.
+    // This field answers the nonce that the proxy made, which the client does not know.
     response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
     Some(response)
 }
 
-/// Parses trailers of lines that each end with CRLF.
+/// Parses trailers from lines that each end with CRLF.
 pub(crate) fn trailers(lines: &[u8]) -> Option<HeaderMap> {
     let mut fields = HeaderMap::new();
     for line in lines.split(|&byte| byte == b'\n') {
@@ -381,8 +382,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client puts into a head, the parser sees one request that ends where the text
-        /// does, or none.
+        /// Whatever a client puts into a head, the parser sees either exactly one request, which
+        /// ends where the text ends, or none.
         #[test]
         fn a_request_is_one_request(
             method in "[A-Z!#$%&'*+.^_`|~-]{1,8}",

@@ -1,5 +1,5 @@
-//! What a stream of HTTP/2 brings, read as bytes of HTTP/1.1: a head that was translated already,
-//! and the body behind it.
+//! Reads a message from a stream of HTTP/2 as bytes of HTTP/1.1: the translated head, then the
+//! body.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -11,12 +11,12 @@ use http::HeaderMap;
 use super::head;
 use crate::proxy::http::http1::Encoding;
 
-/// Unread bytes of the body of one stream that a peer may send.
+/// How many unread bytes of a body a peer may send on one stream.
 pub(crate) const STREAM_WINDOW: u32 = 128 << 10;
 
-/// A message that a stream of HTTP/2 brings, as bytes of HTTP/1.1.
+/// A message on a stream of HTTP/2 that is read as bytes of HTTP/1.1.
 pub(crate) struct Incoming {
-    /// Bytes of HTTP/1.1 that come before `data`: the head, or framing.
+    /// Bytes of HTTP/1.1 that are read before `data`: the head, or framing.
     text: Vec<u8>,
     /// How many bytes of `text` were read.
     read: usize,
@@ -27,7 +27,7 @@ pub(crate) struct Incoming {
     end: End,
 }
 
-/// How far a stream has ended.
+/// How near the message is to its end.
 enum End {
     /// More data may come.
     Ahead,
@@ -38,7 +38,7 @@ enum End {
 }
 
 impl Incoming {
-    /// Makes a message of a head, `text`, and the stream that brings its body.
+    /// Makes a message from its translated head, `text`, and the stream with its body.
     pub(crate) fn new(text: Vec<u8>, encoding: Encoding, body: RecvStream) -> Incoming {
         Incoming {
             text,
@@ -62,7 +62,7 @@ impl Incoming {
         self.read == self.text.len() && self.data.is_empty()
     }
 
-    /// Reads what is there of the message; 0 at its end.
+    /// Reads the bytes of the message that have come; 0 at its end.
     pub(crate) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -73,7 +73,7 @@ impl Incoming {
             if self.is_empty() {
                 match self.poll_more(cx) {
                     Poll::Ready(Ok(true)) => {}
-                    // An error comes up again with the next call.
+                    // The next call returns the error again.
                     _ if count > 0 => break,
                     Poll::Ready(Ok(false)) => break,
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -85,7 +85,7 @@ impl Incoming {
         Poll::Ready(Ok(count))
     }
 
-    /// Moves bytes that are there to `buffer`, and lets the peer send as many more.
+    /// Moves bytes of the message to `buffer`, and lets the peer send as many more.
     fn take(&mut self, buffer: &mut [u8]) -> usize {
         let text = &self.text[self.read..];
         if !text.is_empty() {
@@ -96,7 +96,7 @@ impl Incoming {
         }
         let count = self.data.len().min(buffer.len());
         buffer[..count].copy_from_slice(&self.data.split_to(count));
-        // This fails if the stream has ended; then nobody has use for the room.
+        // This fails if the stream has ended; then the peer needs no more room.
         let _ = self.body.flow_control().release_capacity(count);
         if self.data.is_empty() && self.encoding == Encoding::Chunked {
             self.write(|text| text.extend_from_slice(b"\r\n"));

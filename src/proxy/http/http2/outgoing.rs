@@ -1,4 +1,4 @@
-//! Takes a body out of its framing in HTTP/1.1 and sends it into a stream of HTTP/2.
+//! Decodes a body in the framing of HTTP/1.1 and sends its data on a stream of HTTP/2.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
@@ -10,12 +10,12 @@ use http::HeaderMap;
 use super::head;
 use crate::proxy::http::http1::{Decoder, Spans};
 
-/// Bytes of a body that may be sent beyond what the peer has room for; the h2 crate keeps them
-/// until there is room. A piece of framing is shorter.
+/// How many bytes of a body may be sent beyond the room that the peer has given. The h2 crate keeps
+/// them until there is room. A piece of framing is shorter than this.
 const SLACK: usize = 32;
 
-/// Sends as much of the slices as there is room for. `poll_take` takes something from the beginning
-/// of what it is given.
+/// Sends as much of the slices as there is room for. `poll_take` sends a part from the beginning of
+/// the bytes that it is given, and returns its length.
 pub(crate) fn poll_send(
     slices: &[IoSlice<'_>],
     mut poll_take: impl FnMut(&[u8]) -> Poll<io::Result<usize>>,
@@ -37,8 +37,8 @@ pub(crate) fn poll_send(
     Poll::Ready(Ok(taken))
 }
 
-/// Takes something from the beginning of `bytes`, a piece of a body in its framing, and sends the
-/// data in it.
+/// Takes a part from the beginning of `bytes`, a piece of a body in its framing, and sends the data
+/// of this part. Returns its length.
 pub(crate) fn poll_take(
     send: &mut SendStream<Bytes>,
     body: &mut Decoder,
@@ -46,7 +46,8 @@ pub(crate) fn poll_take(
     bytes: &[u8],
 ) -> Poll<io::Result<usize>> {
     let malformed = |_| io::Error::from(io::ErrorKind::InvalidData);
-    // Framing needs no room, and where the end is all that is left, there may never be any.
+    // Framing needs no room. If only the end of the body is left, the peer may never give more
+    // room.
     let framing = body.decode(bytes, &mut Spans::full()).map_err(malformed)?;
     if body.is_end() {
         let trailers = head::trailers(body.trailers()).ok_or(io::ErrorKind::InvalidData)?;
@@ -83,7 +84,8 @@ pub(crate) fn poll_take(
     Poll::Ready(Ok(framing + count))
 }
 
-/// Takes something from the beginning of `bytes`, which a tunnel carries, and sends it.
+/// Takes a part from the beginning of `bytes`, which belong to a tunnel, and sends it. Returns its
+/// length.
 pub(crate) fn poll_take_plain(
     send: &mut SendStream<Bytes>,
     cx: &mut Context<'_>,
@@ -96,7 +98,7 @@ pub(crate) fn poll_take_plain(
     Poll::Ready(Ok(count))
 }
 
-/// Waits until the peer has room, and returns for how many bytes, which may be fewer than wanted.
+/// Waits until the peer has room. Returns for how many bytes, which may be fewer than wanted.
 fn poll_room(
     send: &mut SendStream<Bytes>,
     cx: &mut Context<'_>,
