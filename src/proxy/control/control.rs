@@ -1,6 +1,7 @@
 //! The control thread: speaks with the manager, gives tables to the data threads, and proves that
 //! draining endpoints are idle.
 //!
+//! # Theory of operation
 //! One loop owns all of this state and handles one event at a time: a manager connects, the manager
 //! sends a message, a data thread reports, a probe has a finding, a signal arrives, a time is over.
 //! The data threads serve the last table with or without a manager. A new manager first gets a

@@ -22,7 +22,6 @@
 //! * A time limit ends an exchange in which neither direction moves anything: the service's
 //!   `response_timeout` while the exchange waits for the instance, and `STALL_LIMIT` while it waits
 //!   for the client. Between two events of an event stream, a day may pass.
-//!   two events of an event stream, which come when they come, a day may pass.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

@@ -1,11 +1,11 @@
 //! Heads as they are passed on: written anew, field by field, without the fields that concern only
 //! one connection (RFC 9110, section 7.6.1), and with facts about the client that an instance
 //! needs.
+//!
 //! `X-Forwarded-For`, `-Proto` and `-Host` are always set, `Forwarded` (RFC 7239) where the
 //! configuration wants it, and `X-Forwarded-Prefix` where the instance does not get the beginning
 //! of the path. What a client sends in these fields, or in other fields that programs read for the
 //! same purpose, is believed only from trusted peers. From all others it is dropped.
-//! same purpose, is believed only from trusted peers and never passed on otherwise.
 
 use super::http1::{
     Field, FieldKind, Framing, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
@@ -232,8 +232,8 @@ pub(crate) fn delivery(framing: Framing, version: Version) -> Framing {
     }
 }
 
-/// Writes the `Connection` field, if the version of the client would otherwise imply something
-/// else.
+/// Writes the `Connection` field, except where the version of the client keeps the connection open
+/// by default.
 pub(crate) fn put_persistence(persistence: Persistence, version: Version, out: &mut Vec<u8>) {
     match (persistence, version) {
         (Persistence::Close, _) => put(out, &[b"Connection: close\r\n"]),

@@ -10,7 +10,6 @@
 //! [`ResponsePolicy::apply`] is called when the head of the final response was written for the
 //! client, before it is sent. The policy is not asked about responses that the proxy makes itself,
 //! nor about interim responses.
-//! interim one.
 
 use std::rc::Rc;
 

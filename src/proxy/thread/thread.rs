@@ -1,6 +1,7 @@
 //! A data thread: serves connections on one core, with a runtime, a view of the table and memory
 //! pools of its own.
 //!
+//! # Theory of operation
 //! The control thread sends [`ThreadCommand`]s; the thread answers with [`ThreadReport`]s. A table
 //! is taken over in one step without an await ([`View`]), and what the thread has reported about a
 //! table stays true. Nothing on the way of a request is shared with another thread, except for

@@ -3,7 +3,6 @@
 //! Strangers decide how many requests come, and so how many fail while a service is broken. In each
 //! interval, each thread logs the first few failures of each service one by one. At the end of the
 //! interval it logs once how many more there were.
-//! would have been is said once, at its end.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
