@@ -48,7 +48,7 @@ pub(crate) struct RequestHead<'b> {
     pub(crate) method: &'b str,
     /// The target in origin-form, or `*`.
     pub(crate) target: &'b str,
-    /// The beginning of the path that [`strip`](RequestHead::strip) has taken from the target.
+    /// The beginning of the path that the policy rule `strip_prefix` has taken from the target.
     pub(crate) prefix: &'b str,
     /// The host of the target, with its port if it has one. Empty if the client named none.
     pub(crate) host: &'b [u8],
