@@ -7,21 +7,21 @@ use zbus::{Connection, interface};
 
 use super::access::{Access, CallError};
 use super::paths::{path, service_path};
-use super::requests::{command, one};
+use super::requests::Requests;
 use super::values::word;
 use crate::manager::handle::{Command, CommandError, ManagerHandle};
-use crate::status::Snapshot;
 
 /// The D-Bus object of the manager, with the interface `org.smoothserve1.Manager`.
 pub(super) struct ManagerObject {
-    access: Access,
-    handle: ManagerHandle,
+    requests: Requests,
 }
 
 impl ManagerObject {
     /// Makes the object of the manager. `access` says how callers are identified.
     pub(super) fn new(access: Access, handle: ManagerHandle) -> ManagerObject {
-        ManagerObject { access, handle }
+        ManagerObject {
+            requests: Requests::new(access, handle),
+        }
     }
 
     /// Emits `JobNew`: a job of `service` has begun.
@@ -43,12 +43,8 @@ impl ManagerObject {
         ManagerObject::job_removed(emitter, job, service, result).await
     }
 
-    fn snapshot(&self) -> std::sync::Arc<Snapshot> {
-        self.handle.snapshots().borrow().clone()
-    }
-
     fn configured(&self, name: String) -> Result<String, CallError> {
-        match self.snapshot().services.contains_key(&name) {
+        match self.requests.snapshot().services.contains_key(&name) {
             true => Ok(name),
             false => Err(CommandError::NoSuchService(name).into()),
         }
@@ -63,18 +59,14 @@ impl ManagerObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
-        one(
-            (self.access, &self.handle),
-            Command::Reload,
-            &header,
-            connection,
-        )
-        .await
+        self.requests
+            .job(Command::Reload, &header, connection)
+            .await
     }
 
     #[zbus(out_args("services"))]
     fn list_services(&self) -> Vec<(String, String, u32, u32, OwnedObjectPath)> {
-        let snapshot = self.snapshot();
+        let snapshot = self.requests.snapshot();
         let services = snapshot.services.iter().map(|(name, service)| {
             (
                 name.clone(),
@@ -99,13 +91,9 @@ impl ManagerObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
-        one(
-            (self.access, &self.handle),
-            Command::Start(name),
-            &header,
-            connection,
-        )
-        .await
+        self.requests
+            .job(Command::Start(name), &header, connection)
+            .await
     }
 
     #[zbus(out_args("job"))]
@@ -115,13 +103,9 @@ impl ManagerObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
-        one(
-            (self.access, &self.handle),
-            Command::Stop(name),
-            &header,
-            connection,
-        )
-        .await
+        self.requests
+            .job(Command::Stop(name), &header, connection)
+            .await
     }
 
     #[zbus(out_args("job"))]
@@ -131,13 +115,9 @@ impl ManagerObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
-        one(
-            (self.access, &self.handle),
-            Command::Restart(name),
-            &header,
-            connection,
-        )
-        .await
+        self.requests
+            .job(Command::Restart(name), &header, connection)
+            .await
     }
 
     #[zbus(out_args("jobs"))]
@@ -146,18 +126,14 @@ impl ManagerObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<OwnedObjectPath>, CallError> {
-        command(
-            (self.access, &self.handle),
-            Command::RestartAll,
-            &header,
-            connection,
-        )
-        .await
+        self.requests
+            .jobs(Command::RestartAll, &header, connection)
+            .await
     }
 
     #[zbus(out_args("json"))]
     fn dump(&self) -> Result<String, CallError> {
-        serde_json::to_string(&*self.snapshot())
+        serde_json::to_string(&*self.requests.snapshot())
             .map_err(|error| zbus::Error::Failure(error.to_string()).into())
     }
 
@@ -168,7 +144,7 @@ impl ManagerObject {
 
     #[zbus(property)]
     fn status(&self) -> String {
-        self.snapshot().summary.clone()
+        self.requests.snapshot().summary.clone()
     }
 
     #[zbus(signal)]

@@ -5,15 +5,14 @@ use zbus::message::Header;
 use zbus::{Connection, interface};
 
 use super::access::{Access, CallError};
-use super::requests::one;
+use super::requests::Requests;
 use super::values::{InstanceTuple, failure, instance, load, microseconds, word};
 use crate::manager::handle::{Command, ManagerHandle};
 use crate::status::ServiceStatus;
 
 /// The D-Bus object of a service, with the interface `org.smoothserve1.Service`.
 pub(super) struct ServiceObject {
-    access: Access,
-    handle: ManagerHandle,
+    requests: Requests,
     name: String,
 }
 
@@ -21,8 +20,7 @@ impl ServiceObject {
     /// Makes the object of the service with this name. `access` says how callers are identified.
     pub(super) fn new(access: Access, handle: ManagerHandle, name: String) -> ServiceObject {
         ServiceObject {
-            access,
-            handle,
+            requests: Requests::new(access, handle),
             name,
         }
     }
@@ -30,9 +28,8 @@ impl ServiceObject {
     /// Reads a value of this service from the newest snapshot. Returns the default value if the
     /// service has just been removed.
     fn read<T: Default>(&self, read: impl FnOnce(&ServiceStatus) -> T) -> T {
-        let snapshots = self.handle.snapshots();
-        let snapshot = snapshots.borrow();
-        snapshot
+        self.requests
+            .snapshot()
             .services
             .get(&self.name)
             .map(|service| read(service))
@@ -48,13 +45,9 @@ impl ServiceObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
-        one(
-            (self.access, &self.handle),
-            Command::Start(self.name.clone()),
-            &header,
-            connection,
-        )
-        .await
+        self.requests
+            .job(Command::Start(self.name.clone()), &header, connection)
+            .await
     }
 
     #[zbus(out_args("job"))]
@@ -63,13 +56,9 @@ impl ServiceObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
-        one(
-            (self.access, &self.handle),
-            Command::Stop(self.name.clone()),
-            &header,
-            connection,
-        )
-        .await
+        self.requests
+            .job(Command::Stop(self.name.clone()), &header, connection)
+            .await
     }
 
     #[zbus(out_args("job"))]
@@ -78,13 +67,9 @@ impl ServiceObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, CallError> {
-        one(
-            (self.access, &self.handle),
-            Command::Restart(self.name.clone()),
-            &header,
-            connection,
-        )
-        .await
+        self.requests
+            .job(Command::Restart(self.name.clone()), &header, connection)
+            .await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::manager::{Manager, Phase};
-use super::ports::conflicts;
+use super::ports::conflict_with_others;
 use super::reload::watch_files;
 use crate::config::{self, ServiceConfig};
 use crate::events;
@@ -82,14 +82,7 @@ fn changed_spec(manager: &Manager, service: &Service) -> Arc<ServiceConfig> {
     {
         return refuse("it names a port that is not open yet; reload smoothserve to open it");
     }
-    let others = manager
-        .services
-        .values()
-        .filter(|other| !other.is_removed());
-    let others = others
-        .map(Service::spec)
-        .filter(|other| other.name != *name);
-    match conflicts(manager, others.chain([spec]), None).first() {
+    match conflict_with_others(manager, spec, None) {
         Some(conflict) => refuse(&conflict.message),
         None => spec.clone(),
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::manager::{Manager, Phase};
-use super::ports::{adopt_listeners, conflicts, locate, ports_of};
+use super::ports::{adopt_listeners, conflict_with_others, locate, ports_of};
 use super::reload::{refused, reload};
 use crate::config::ServiceConfig;
 use crate::events;
@@ -85,15 +85,8 @@ fn renew(
 /// Opens the ports of a service that a command starts although its file disables it. The ports of a
 /// disabled service are not open otherwise.
 fn open_ports(manager: &mut Manager, spec: &Arc<ServiceConfig>) -> Result<(), CommandError> {
-    let others = manager
-        .services
-        .values()
-        .filter(|other| !other.is_removed());
-    let others = others
-        .map(Service::spec)
-        .filter(|other| other.name != spec.name);
-    if let Some(conflict) = conflicts(manager, others.chain([spec]), Some(&spec.name)).first() {
-        return Err(refused(conflict.message.clone()));
+    if let Some(conflict) = conflict_with_others(manager, spec, Some(&spec.name)) {
+        return Err(refused(conflict.message));
     }
     let wanted = ports_of(manager, &manager.config, Some(&spec.name));
     let (bound, errors) = manager.listeners.bind(&wanted);

@@ -38,6 +38,23 @@ pub(super) fn conflicts<'a>(
     config::conflicts(&specs)
 }
 
+/// Returns what is in the way of `spec` if this one service gets it while the others stay as they
+/// are. `starting` is as for [`conflicts`].
+pub(super) fn conflict_with_others(
+    manager: &Manager,
+    spec: &Arc<ServiceConfig>,
+    starting: Option<&str>,
+) -> Option<config::Conflict> {
+    let services = manager.services.values();
+    let others = services
+        .filter(|service| !service.is_removed())
+        .map(Service::spec)
+        .filter(|other| other.name != spec.name);
+    conflicts(manager, others.chain([spec]), starting)
+        .into_iter()
+        .next()
+}
+
 fn is_to_run(manager: &Manager, spec: &ServiceConfig, starting: Option<&str>) -> bool {
     let started = manager
         .services

@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::desired::RolloutTarget;
+use crate::config::Times;
 
 /// The number of an instance. No other instance ever has the same number.
 pub type InstanceId = u64;
@@ -45,6 +46,18 @@ pub enum LifeState {
     Closing { deadline: Instant },
     /// The instance was told to stop. `kill_at` is empty once it was killed.
     Stopping { kill_at: Option<Instant> },
+}
+
+impl LifeState {
+    /// Returns the state of an instance that starts `now`, or whose start the next manager begins
+    /// to watch `now`.
+    pub(super) fn starting(now: Instant, times: &Times) -> LifeState {
+        LifeState::Starting {
+            ready: false,
+            not_before: now + times.delay_running_time,
+            deadline: now + times.start_timeout.max(times.delay_running_time),
+        }
+    }
 }
 
 impl HeldInstance {

@@ -452,16 +452,7 @@ impl Reconciler {
     ) {
         let id = *next_id;
         *next_id += 1;
-        let policy = &self.desired.policy;
-        let state = LifeState::Starting {
-            ready: false,
-            not_before: now + policy.times.delay_running_time,
-            deadline: now
-                + policy
-                    .times
-                    .start_timeout
-                    .max(policy.times.delay_running_time),
-        };
+        let state = LifeState::starting(now, &self.desired.policy.times);
         self.instances.push(HeldInstance {
             id,
             slot,

@@ -61,15 +61,7 @@ impl Reconciler {
             target: instance.target,
             tunnels: instance.tunnels,
             state: match instance.stage {
-                LifeStage::Starting => LifeState::Starting {
-                    ready: false,
-                    not_before: now + policy.times.delay_running_time,
-                    deadline: now
-                        + policy
-                            .times
-                            .start_timeout
-                            .max(policy.times.delay_running_time),
-                },
+                LifeStage::Starting => LifeState::starting(now, &policy.times),
                 LifeStage::Soaking => LifeState::Ready {
                     since: now,
                     soak_until: Some(now + soak(saved.proven)),
