@@ -194,7 +194,7 @@ impl TypedValueParser for LevelParser {
         value: &OsStr,
         source: ValueSource,
     ) -> Result<GivenLevel, clap::Error> {
-        if value.is_empty() {
+        if value.is_empty() && source == ValueSource::EnvVariable {
             return Ok(GivenLevel(None));
         }
         let parse = move |text: &str| {

@@ -17,6 +17,9 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 /// The target of all messages of smoothserve itself: the first part of its module paths.
 const OWN_TARGET: &str = "smoothserve";
 
+/// The target of the message that counts lost messages.
+const LOSS_TARGET: &str = "smoothserve::logging::queue";
+
 /// The longest text of a log level, in bytes. The limit exists because a worker gets the text as a
 /// command-line argument.
 const LONGEST: usize = 1024;
@@ -180,8 +183,10 @@ impl LogLevel {
     /// Returns the filter that lets through the messages of this log level.
     pub(crate) fn filter(&self) -> Targets {
         let targets = self.targets.iter();
+        // Only messages that somebody wants can be lost, so the loss is always of interest.
         Targets::new()
             .with_target(OWN_TARGET, self.own)
+            .with_target(LOSS_TARGET, LevelFilter::WARN.max(self.own))
             .with_targets(targets.map(|(target, level)| (target.as_str(), *level)))
     }
 }
@@ -214,6 +219,14 @@ mod tests {
         }
         assert!(!lets_through("info", PROXY, Level::DEBUG));
         assert!(!lets_through("off", PROXY, Level::ERROR));
+    }
+
+    #[test]
+    fn the_number_of_lost_messages_is_wanted_at_every_level() {
+        for text in ["off,smoothserve::proxy=debug", "error", "info", "trace"] {
+            assert!(lets_through(text, LOSS_TARGET, Level::WARN), "{text}");
+        }
+        assert!(!lets_through("off", "smoothserve::logging", Level::WARN));
     }
 
     #[test]

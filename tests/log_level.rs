@@ -183,6 +183,12 @@ fn a_bad_level_on_the_command_line_or_in_the_environment_is_a_usage_error() {
             None,
             "'--log-level <LEVEL>': `1` is no level",
         ),
+        // An empty flag is a mistake of a script, and no wish to do without RUST_LOG.
+        (
+            Some(""),
+            Some("debug"),
+            "'--log-level <LEVEL>': a level is missing",
+        ),
         (
             None,
             Some("[span]=info"),

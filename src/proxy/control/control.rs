@@ -121,7 +121,10 @@ impl Control {
                 () = sleep_until(next_counts), if self.manager.is_some() => self.count(),
                 () = signals.drain() => self.drain(&DrainTimes::OF_SIGNAL, "signal"),
                 () = wait_until(until) => {
-                    tracing::warn!(connections = self.threads.connections(), "drain time is over, cutting off what is left");
+                    let connections = self.threads.connections();
+                    if connections > 0 {
+                        tracing::warn!(connections, "drain time is over, cutting off what is left");
+                    }
                     break;
                 }
             }
