@@ -1,8 +1,8 @@
-//! Which messages smoothserve logs: who decides that, and what strangers cannot make it log.
+//! The log level: the flag, the environment and the file that set it, and the messages that clients
+//! cannot make smoothserve log.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use rustix::process::Signal;
 use smoothserve_kit::{Home, PATIENCE, Smoothserve, free_port, local, processes, programs, write};
@@ -47,22 +47,22 @@ async fn statuses(port: u16, request: &str, count: usize) -> Vec<String> {
     statuses.map(|response| response[..3].to_owned()).collect()
 }
 
-/// Asks for a host that no service has, which a worker logs at the level `debug`.
+/// Requests a host that no service has. A worker logs such a request at the level `debug`.
 async fn ask_for_nothing(port: u16, count: usize) {
     let request = "GET / HTTP/1.1\r\nHost: nowhere.example\r\n\r\n";
     let statuses = statuses(port, request, count).await;
     assert_eq!(statuses, vec!["404"; count]);
 }
 
-/// Stops it, and returns all that it has logged.
+/// Stops the server, and returns everything that it has logged.
 async fn log_of(mut server: Smoothserve) -> String {
     server.signal(Signal::TERM);
     assert!(server.ended().await.success());
     server.log()
 }
 
-/// The loudest level that stands in the log. Both the manager and the worker log at `info` and
-/// `debug` what this looks for.
+/// Returns the most detailed level of the messages in a log. At `info`, the manager and the worker
+/// both log something that this function looks for; at `debug`, the worker does.
 fn loudest(log: &str) -> &'static str {
     let says = |level: &str, text: &str| log.contains(&format!("{level} {text}"));
     let is_info = [
@@ -147,7 +147,7 @@ async fn a_bad_level_is_a_fault_with_its_place() {
     ask_for_nothing(port, 1).await;
     server.stop().await;
 
-    // At the start the services without a fault run, and the level is that of the default.
+    // At its start, smoothserve runs the services without a fault, and logs at the default level.
     let server = Smoothserve::start(programs!(), home(port, "log_level: debgu\n")).await;
     server
         .says("`log_level`: `debgu` is no level; did you mean `debug`?")
@@ -204,8 +204,8 @@ fn a_bad_level_on_the_command_line_or_in_the_environment_is_a_usage_error() {
     }
 }
 
-/// A client of HTTP/2 that acknowledges PINGs which nobody has sent, and returns once the worker
-/// has read all of that.
+/// Connects with HTTP/2, acknowledges PINGs that the worker has never sent, and returns once the
+/// worker has read all acknowledgments.
 async fn acknowledge_pings(port: u16, count: usize) {
     let ping = |flags, payload: &[u8; 8]| [&[0, 0, 8, 6, flags, 0, 0, 0, 0], &payload[..]].concat();
     let mut client = connect(port).await;
@@ -258,7 +258,7 @@ async fn who_asks_for_a_library_is_shown_what_it_logs() {
     assert_eq!(loudest(&log), "info", "{log}");
 }
 
-/// Takes connections, and closes each without an answer.
+/// A service that accepts connections and closes each without a response.
 const BROKEN: &str = r#"
 import os, socket
 server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
@@ -297,20 +297,33 @@ async fn failed_requests_are_counted_after_the_first() {
 async fn a_log_that_nobody_reads_holds_nothing_up() {
     const REQUESTS: usize = 20_000;
     let port = free_port();
-    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
     let server =
         Smoothserve::start_with(programs!(), home(port, "log_level: debug\n"), |command| {
             command.stderr(writer)
         })
         .await;
     ask_for_nothing(port, REQUESTS).await;
-    // From here on it is read, so what was lost can be said.
+    // From here on somebody reads the log, so the server can tell how many messages were lost.
+    let (tell, told) = tokio::sync::oneshot::channel();
     let reading = std::thread::spawn(move || {
+        let mut tell = Some(tell);
         let mut log = String::new();
-        reader.read_to_string(&mut log).unwrap();
+        for line in BufReader::new(reader).lines() {
+            let line = line.unwrap();
+            if line.contains("WARN messages lost")
+                && let Some(tell) = tell.take()
+            {
+                let _ = tell.send(());
+            }
+            log += &(line + "\n");
+        }
         log
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    timeout(PATIENCE, told)
+        .await
+        .expect("a loss is logged")
+        .unwrap();
     server.stop().await;
     let log = reading.join().unwrap();
     let lost = log

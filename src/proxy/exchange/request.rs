@@ -8,7 +8,7 @@ use crate::ipc::EndpointId;
 use crate::proxy::http::headers::{RequestSender, write_request};
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots};
 use crate::proxy::net::buffer::Buffer;
-use crate::proxy::policy::compiled::admit;
+use crate::proxy::policy::compiled::ask;
 use crate::proxy::policy::denial::Denial;
 use crate::proxy::policy::rule::Ruling;
 use crate::proxy::view::listener::ListenerView;
@@ -63,7 +63,7 @@ impl Request {
         let mut service = None;
         if let Some((found, strip)) = listener.route(head.host_name(), head.path()) {
             if let Some(rules) = found.policy() {
-                let (ruled, after) = admit(rules, &mut head, sender, strip)?;
+                let (ruled, after) = ask(rules, &mut head, sender, strip)?;
                 (ruling, policy) = (ruled, Some(after));
             }
             service = Some(found);

@@ -5,7 +5,7 @@
 //! policy, so its requests pay only for one check. Every thread has a copy of its own, so a rule
 //! with much data holds it in an `Arc`.
 //!
-//! The policy is asked at two places. [`admit`] is called when the head of a request was parsed and
+//! The policy is asked at two places. [`ask`] is called when the head of a request was parsed and
 //! routed, before the head is written for an instance; its ruling is kept with the request.
 //! [`ResponsePolicy::apply`] is called when the head of the final response was written for the
 //! client, before it is sent. The policy is not asked about responses that the proxy makes itself,
@@ -67,7 +67,7 @@ policy_of! {
 /// Asks the policy of a service about a request: its head, its sender, and how many bytes of the
 /// path its route strips. Returns the ruling, and the part of the policy that concerns the
 /// response.
-pub(crate) fn admit(
+pub(crate) fn ask(
     policy: Rc<Policy>,
     head: &mut RequestHead<'_>,
     sender: RequestSender<'_>,
@@ -151,7 +151,7 @@ mod tests {
                 trusted: false,
                 forwarded: false,
             };
-            let (ruling, response) = admit(policy.clone(), &mut head, sender, 5).unwrap();
+            let (ruling, response) = ask(policy.clone(), &mut head, sender, 5).unwrap();
             assert_eq!((head.prefix, head.target), ("/shop", "/x"));
             assert_eq!(ruling.denial.is_some(), !secure);
             assert!(ruling.room.is_exceeded());
