@@ -112,7 +112,9 @@ pub(crate) async fn serve(client: Client) {
         record: Rc::default(),
     };
     let drain = serving.peer.drain.clone();
-    let mut drained = pin!(drain.begins());
+    let mut drained = pin!(async {
+        drain.begins().await;
+    });
     if poll_fn(|cx| serving.poll(drained.as_mut(), cx))
         .await
         .is_ok()

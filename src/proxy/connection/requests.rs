@@ -8,7 +8,7 @@
 //!
 //! How a connection ends:
 //! * While it is idle: when the client closes it, after [`CLIENT_IDLE_LIMIT`], or when the worker
-//!   drains and the time of idle connections is over. Before that, a connection of a draining
+//!   drains and the time of an idle connection is over. Before that, a connection of a draining
 //!   worker, or of a listener that was removed, waits for one more request, and the response tells
 //!   the client that it is the last. A close at any moment could hit a request on its way.
 //! * After a response that announces the end, when the client may have sent more than was read: our
@@ -46,8 +46,8 @@ pub(super) enum Waited {
     Received,
     /// The time limit passed and no byte came.
     Long,
-    /// The connection must be closed: the client has closed it, or the drain leaves it no more
-    /// time.
+    /// The connection must be closed: the client has closed it, or the worker drains and the time
+    /// limit of idle connections has passed.
     Over,
 }
 
@@ -98,26 +98,31 @@ pub(super) async fn serve_request(client: &mut Client) -> Next {
     }
 }
 
-/// Waits for the next bytes of an idle connection.
+/// Waits for the next bytes of an idle connection. A draining worker has a time limit of its own.
 pub(super) async fn wait(client: &mut Client, limit: Duration) -> Waited {
     client.timer.set(limit);
-    let mut drained = pin!(client.peer.drain.idle_over());
-    poll_fn(|cx| {
-        let waited = if let Poll::Ready(received) = client.buffer.poll_fill(&client.stream, cx) {
+    // Becomes `None` when the drain begins.
+    let mut drain = Some(pin!(client.peer.drain.begins()));
+    let (stream, buffer, timer) = (&client.stream, &mut client.buffer, &mut client.timer);
+    poll_fn(move |cx| {
+        if let Poll::Ready(received) = buffer.poll_fill(stream, cx) {
             return Poll::Ready(match received {
                 Ok(count) if count > 0 => Waited::Received,
                 _ => Waited::Over,
             });
-        } else if drained.as_mut().poll(cx).is_ready() {
-            Waited::Over
-        } else {
-            ready!(client.timer.poll_expired(cx));
-            Waited::Long
-        };
-        // A request may have come that the reactor has not reported yet.
-        Poll::Ready(match client.stream.is_quiet() {
-            true => waited,
+        }
+        if let Some(begins) = &mut drain
+            && let Poll::Ready(idle_limit) = begins.as_mut().poll(cx)
+        {
+            drain = None;
+            timer.set(idle_limit);
+        }
+        ready!(timer.poll_expired(cx));
+        Poll::Ready(match stream.is_quiet() {
+            // A request may have come that the reactor has not reported yet.
             false => Waited::Received,
+            true if drain.is_none() => Waited::Over,
+            true => Waited::Long,
         })
     })
     .await

@@ -30,7 +30,7 @@ pub(crate) enum ThreadCommand {
     /// Drain: accept the connections that wait in the queues, then no more. Close idle connections
     /// after this time.
     Drain {
-        /// The time that idle connections still have for one more request.
+        /// How long an idle connection is left open for one more request.
         idle: Duration,
     },
     /// Answer with [`ThreadEvent::Pong`].

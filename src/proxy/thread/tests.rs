@@ -88,9 +88,15 @@ impl Fixture {
     /// Receives a request, and returns the instance's end of the connection.
     async fn receive_request(&self) -> TcpStream {
         let socket = self.instance.as_ref().unwrap();
-        let (mut stream, _) = socket.accept().await.unwrap();
-        read_head(&mut stream).await;
-        stream
+        let request = async {
+            let (mut stream, _) = socket.accept().await.unwrap();
+            read_head(&mut stream).await;
+            stream
+        };
+        let long = Duration::from_secs(600);
+        tokio::time::timeout(long, request)
+            .await
+            .expect("a request comes")
     }
 
     /// Returns everything that the client receives until its connection is closed, and after how
@@ -353,6 +359,43 @@ async fn a_parked_connection_has_its_time_for_one_more_request_when_the_worker_d
             let (rest, end) = fixture.receive_all().await;
             assert_eq!((rest.as_str(), end), ("", if asks { 8 } else { 9 }));
             assert_eq!(fixture.thread.parked(), 0);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_leaves_time_for_one_more_request_after_each_response_that_promised_it() {
+    for asks in [true, false] {
+        local(async {
+            let mut fixture = Fixture::new(true).await;
+            fixture.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            let mut instance = fixture.receive_request().await;
+            let begun = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\no";
+            instance.write_all(begun).await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\no") {
+                head.push(fixture.client.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            assert!(!head.contains("close"), "{head}");
+
+            // The rest of the response comes long after the drain has begun.
+            fixture.thread.drain(Duration::from_secs(3));
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            instance.write_all(b"k").await.unwrap();
+            assert_eq!(fixture.client.read_u8().await.unwrap(), b'k');
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if asks {
+                fixture.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+                let mut instance = fixture.receive_request().await;
+                let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                instance.write_all(response).await.unwrap();
+            }
+            let (rest, end) = fixture.receive_all().await;
+            assert_eq!(end, if asks { 12 } else { 13 });
+            assert_eq!(rest.ends_with("ok"), asks, "{rest}");
+            assert_eq!(rest.contains("Connection: close"), asks, "{rest}");
         })
         .await;
     }

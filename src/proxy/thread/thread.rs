@@ -249,21 +249,18 @@ impl Thread {
         self.parking.len()
     }
 
-    /// Begins to drain: connections end with their next response. Those that are still idle after
-    /// this time are closed.
-    pub(crate) fn drain(self: &Rc<Self>, idle: Duration) {
-        if !self.drain.begin() {
+    /// Begins to drain: connections end with their next response. Those that are idle for so long
+    /// are closed.
+    pub(crate) fn drain(self: &Rc<Self>, idle_limit: Duration) {
+        if !self.drain.begin(idle_limit) {
             return;
         }
         self.view.finish_listeners();
         let thread = self.clone();
         tokio::task::spawn_local(async move {
-            let idle_over = Instant::now() + idle;
             let mut accepting = thread.accepting.take();
             while accepting.join_next().await.is_some() {}
             thread.reporter.send(ThreadEvent::Closed);
-            tokio::time::sleep_until(idle_over).await;
-            thread.drain.end_idle();
         });
     }
 }

@@ -1,54 +1,43 @@
 //! The drain of a worker, as the tasks of one data thread see it.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// The state of the worker's drain: it begins once, and the time that idle connections have ends
-/// once.
+/// The state of the worker's drain, which begins once.
 #[derive(Default)]
 pub(crate) struct Drain {
-    begun: Cell<bool>,
-    idle_over: Cell<bool>,
+    /// How long a connection may be idle in a drain that has begun.
+    idle_limit: Cell<Option<Duration>>,
     begins: Notify,
-    idle_ends: Notify,
 }
 
 impl Drain {
     /// Returns true if the worker drains, so that every connection ends with its next response.
     pub(crate) fn has_begun(&self) -> bool {
-        self.begun.get()
+        self.idle_limit.get().is_some()
     }
 
-    /// Begins the drain. Returns false if the drain has begun before.
-    pub(crate) fn begin(&self) -> bool {
-        if self.begun.replace(true) {
+    /// Begins the drain. A connection that is idle has so long for one more request, counted from
+    /// now or from the end of the response that is being sent: that response has told its client
+    /// that the connection stays open. Returns false if the drain has begun before.
+    pub(crate) fn begin(&self, idle_limit: Duration) -> bool {
+        if self.has_begun() {
             return false;
         }
+        self.idle_limit.set(Some(idle_limit));
         self.begins.notify_waiters();
         true
     }
 
-    /// Ends the time that idle connections have for one more request.
-    pub(crate) fn end_idle(&self) {
-        self.idle_over.set(true);
-        self.idle_ends.notify_waiters();
-    }
-
-    /// Resolves when the drain of the worker begins.
-    pub(crate) async fn begins(&self) {
+    /// Resolves when the drain of the worker begins, with the time that an idle connection then has
+    /// for one more request.
+    pub(crate) async fn begins(&self) -> Duration {
         let begins = self.begins.notified();
-        if !self.begun.get() {
+        if !self.has_begun() {
             begins.await;
         }
-    }
-
-    /// Resolves when the worker drains and the time of idle connections for one more request is
-    /// over.
-    pub(crate) async fn idle_over(&self) {
-        let ends = self.idle_ends.notified();
-        if !self.idle_over.get() {
-            ends.await;
-        }
+        self.idle_limit.get().unwrap_or_default()
     }
 }
