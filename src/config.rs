@@ -22,8 +22,8 @@ mod fault;
 mod fields;
 mod global;
 mod handling;
-#[cfg(test)]
-mod hostile;
+#[cfg(any(test, feature = "internals"))]
+pub mod hostile;
 mod limits;
 mod listen;
 mod load;

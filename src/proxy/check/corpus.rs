@@ -29,12 +29,25 @@ fn replay(target: &str, check: fn(&[u8])) {
     assert!(count > 0, "no corpus");
 }
 
+/// Calls `check` with every file of the corpus of `target` as it is.
+fn replay_whole(target: &str, check: fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let mut count = 0;
+    for entry in std::fs::read_dir(corpus.join(target)).unwrap() {
+        check(&std::fs::read(entry.unwrap().path()).unwrap());
+        count += 1;
+    }
+    assert!(count > 0, "no corpus");
+}
+
 #[test]
 fn the_corpus_of_proxy_headers_holds() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/proxy_header");
-    for entry in std::fs::read_dir(corpus).unwrap() {
-        super::proxy_header(&std::fs::read(entry.unwrap().path()).unwrap());
-    }
+    replay_whole("proxy_header", super::proxy_header);
+}
+
+#[test]
+fn the_corpus_of_http2_connections_holds() {
+    replay_whole("http2", super::http2);
 }
 
 #[test]
