@@ -40,6 +40,9 @@ pub enum News {
     Launched(Rc<Process>, oneshot::Sender<()>),
     /// The instance has said that it is ready, or was seen to accept connections.
     Ready,
+    /// The workers may connect to the unix socket of the instance now. The text says what is there
+    /// instead of it.
+    Admitted(Result<(), String>),
     /// A worker has probed the instance. An error describes why the probe failed.
     Probed(Result<(), String>),
     /// The workers have no connection to the instance any more.

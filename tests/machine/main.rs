@@ -16,3 +16,4 @@ mod secure;
 mod supervision;
 mod survival;
 mod tunnels;
+mod unix_sockets;

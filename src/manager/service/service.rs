@@ -151,9 +151,26 @@ impl Service {
                 world.permits.push(permit);
                 self.moved = true;
             }
-            News::Ready => self.step(RolloutEvent::Ready(id), world),
+            News::Ready => {
+                if instance.can_be_reached() {
+                    self.step(RolloutEvent::Ready(id), world);
+                }
+            }
+            News::Admitted(result) => {
+                if let Err(fault) = &result {
+                    tracing::error!(
+                        service = self.spec.name,
+                        instance = instance.label,
+                        error = fault,
+                        "the proxy cannot use the socket"
+                    );
+                }
+                if instance.admitted(result) {
+                    self.step(RolloutEvent::Ready(id), world);
+                }
+            }
             News::Probed(Ok(())) => {
-                if instance.probe_suffices(world.reporter(id)) {
+                if instance.probe_suffices(world.reporter(id)) && instance.can_be_reached() {
                     self.step(RolloutEvent::Ready(id), world);
                 }
             }
