@@ -94,6 +94,12 @@ pub enum Role {
         /// Become this user
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+        /// The folder of the instances' unix sockets, all that the worker sees of the files
+        #[arg(long, value_name = "DIR")]
+        instances: Option<PathBuf>,
+        /// Connect to unix sockets also where the worker cannot be kept from seeing other files
+        #[arg(long)]
+        unix_sockets: bool,
         /// End when the manager ends
         #[arg(long)]
         die_with_parent: bool,

@@ -8,7 +8,8 @@
 //! on this, so they only copy each message into a [`Queue`], and a separate thread writes it. When
 //! the queue is full, messages are dropped and counted; the count is logged when there is room
 //! again. Each datagram is sent to journald's address anew, so it reaches a journald that has
-//! restarted. A message that is too long for a datagram is sent as a memfd.
+//! restarted; in the root folder of a worker there is the socket that systemd keeps open for
+//! journald. A message that is too long for a datagram is sent as a memfd.
 //!
 //! The [`LogLevel`] in force is a filter in front of the queue: a message that the filter rejects
 //! costs one comparison. [`set_level`] replaces the filter at run time.
@@ -18,6 +19,7 @@ mod queue;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::field::{Field, Visit};
@@ -35,6 +37,9 @@ use self::message::{JournalMessage, MESSAGE_ID};
 use self::queue::Queue;
 use crate::log_level::LogLevel;
 use crate::systemd::journal;
+
+/// The socket to which tracing-journald sends messages.
+const JOURNALD: &str = "/run/systemd/journal/socket";
 
 /// The log level in force, and the filter of each subscriber. All filters are equal at all times:
 /// if subscribers differed, tracing could not cache their answer and would ask them for every
@@ -104,6 +109,11 @@ impl Drop for Logging {
             Waiting::Nothing => {}
         }
     }
+}
+
+/// Returns the socket that messages are sent to, by its path each time, if they go to journald.
+pub fn socket() -> Option<&'static Path> {
+    journal::is_behind(io::stderr()).then_some(Path::new(JOURNALD))
 }
 
 /// Puts `level` into force. Does nothing before [`Logging::begin`].

@@ -44,6 +44,8 @@ fn main() -> ExitCode {
         Role::Proxy {
             threads,
             user,
+            instances,
+            unix_sockets,
             die_with_parent,
             log_level,
         } => {
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
             let options = proxy::WorkerOptions {
                 threads,
                 user,
+                instances,
+                needs_unix_sockets: unix_sockets,
                 die_with_parent,
             };
             // The worker enters its sandbox while it has one thread. Logging may start a second.

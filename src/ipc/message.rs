@@ -42,6 +42,10 @@ pub enum FromWorker {
     Hello {
         /// `CARGO_PKG_VERSION` of the worker.
         version: String,
+        /// Whether the worker can connect to instances on unix sockets. Older workers, which do not
+        /// say it, can.
+        #[serde(default = "yes")]
+        unix_sockets: bool,
     },
     /// All threads use the table of this number.
     Acknowledged(u64),
@@ -77,4 +81,22 @@ pub enum FromWorker {
     },
     /// No thread is stuck: all have seen the ping of this number.
     Pong(u64),
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_that_do_not_say_so_can_connect_to_unix_sockets() {
+        let older: FromWorker = serde_json::from_str(r#"{"Hello":{"version":"0.1.0"}}"#).unwrap();
+        let FromWorker::Hello { unix_sockets, .. } = older else {
+            panic!("{older:?}");
+        };
+        assert!(unix_sockets);
+    }
 }
