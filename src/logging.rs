@@ -36,6 +36,7 @@ use tracing_subscriber::{Layer, Registry, reload};
 use self::message::{JournalMessage, MESSAGE_ID};
 use self::queue::Queue;
 use crate::log_level::LogLevel;
+use crate::printable::printable;
 use crate::systemd::journal;
 
 /// The socket to which tracing-journald sends messages.
@@ -234,6 +235,8 @@ impl Visit for WithoutId<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.record_debug(field, value);
+        // The value may be an error with text of others in it.
+        let text = printable(&format!("{value:?}"));
+        self.0.record_debug(field, &format_args!("{text}"));
     }
 }

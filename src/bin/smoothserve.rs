@@ -8,6 +8,7 @@ use clap::Parser;
 use smoothserve::cli::{self, Role, Smoothserve, exit};
 use smoothserve::log_level::LogLevel;
 use smoothserve::logging::Logging;
+use smoothserve::printable::printable;
 use smoothserve::systemd::given::Given;
 use smoothserve::{config, events, generator, launch, manager, proxy};
 
@@ -104,11 +105,11 @@ fn arguments() -> Vec<OsString> {
 fn check(dir: &Path) -> ExitCode {
     match config::check(dir) {
         Ok(summary) => {
-            print!("{summary}");
+            print!("{}", printable(&summary.to_string()));
             ExitCode::SUCCESS
         }
         Err(faults) => {
-            eprintln!("{faults}");
+            eprintln!("{}", printable(&faults.to_string()));
             ExitCode::from(exit::CONFIG)
         }
     }

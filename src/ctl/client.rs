@@ -13,9 +13,10 @@ use super::error::CtlError;
 use crate::bus::{BUS_NAME, Bus, MANAGER_PATH};
 use crate::cli::{RunDir, exit};
 use crate::run_dir::{self, RunDirFault};
-use crate::status::{JobStatus, Snapshot};
+use crate::status::{FailureReport, JobStatus, Snapshot};
 
 const MANAGER: &str = "org.smoothserve1.Manager";
+const SERVICE: &str = "org.smoothserve1.Service";
 const JOB: &str = "org.smoothserve1.Job";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
@@ -121,6 +122,29 @@ impl ManagerClient {
         let job = job.map_err(|error| misunderstood(&error))?;
         job.try_into()
             .map_err(|error: serde_json::Error| misunderstood(&error))
+    }
+
+    /// Asks for the last error of a service, with what the instance has written: the time in
+    /// microseconds since 1970, and the text.
+    pub(super) async fn last_error_report(&self, name: &str) -> Result<(u64, String), CtlError> {
+        let reply = self
+            .call(MANAGER_PATH, MANAGER, "GetService", &(name,))
+            .await?;
+        let path = reply.body().deserialize::<OwnedObjectPath>();
+        let path = path.map_err(|error| misunderstood(&error))?;
+        let reply = self.call(&path, SERVICE, "GetLastErrorReport", &()).await?;
+        let report = reply.body().deserialize();
+        report.map_err(|error| misunderstood(&error))
+    }
+
+    /// Asks why a job has failed, with what the failed instances have written.
+    pub(super) async fn job_error_report(
+        &self,
+        path: &OwnedObjectPath,
+    ) -> Result<String, CtlError> {
+        let reply = self.call(path, JOB, "GetErrorReport", &()).await?;
+        let report = reply.body().deserialize();
+        report.map_err(|error| misunderstood(&error))
     }
 
     /// Gives a command that makes one job, and returns the job's path.
@@ -249,6 +273,7 @@ impl TryFrom<JobProperties> for JobStatus {
             done: job.done,
             total: job.total,
             error: (!job.error.is_empty()).then_some(job.error),
+            report: FailureReport::default(),
         })
     }
 }

@@ -83,6 +83,8 @@ pub struct Diagnosis {
     pub gave_up: bool,
     /// The time of the failure.
     pub at: SystemTime,
-    /// What happened, followed by the last output of the instance.
+    /// What happened. Everybody may read this, so it contains no output of the instance.
     pub message: String,
+    /// The last lines that the instance has written, each with its source.
+    pub output: Vec<String>,
 }

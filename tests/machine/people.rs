@@ -1,7 +1,7 @@
 //! Users other than root: they may look, may act as polkit permits, and may have a smoothserve of
 //! their own.
 
-use smoothserve_kit::{client, example, local, machine, programs};
+use smoothserve_kit::{Build, Start, client, example, local, machine, programs};
 
 use crate::scene::Scene;
 
@@ -43,6 +43,46 @@ fn an_ordinary_user_may_look_but_not_touch() {
         machine.run("systemctl restart polkit");
         machine.run("setpriv --reuid ada --regid ada --init-groups smoothctl restart shop");
         assert!(scene.shop().pids().iter().all(|pid| !before.contains(pid)));
+    });
+}
+
+#[test]
+fn the_last_output_is_for_those_who_read_the_journal() {
+    machine::test(async |machine| {
+        const SECRET: &str = "no such table: orders";
+        let scene = Scene::start(machine, "start_timeout: 3s\n");
+        machine.run(USER);
+        scene.deploy(&Build::starting("bad", Start::Crash));
+        assert!(!machine.try_run("smoothctl reload").status.success());
+        let ada = "setpriv --reuid ada --regid ada --init-groups";
+        let line = format!("{ada} smoothctl status shop");
+        let status = machine.run(&line);
+        assert!(status.contains("exited with status 3"), "{status}");
+        assert!(!status.contains(SECRET), "{status}");
+        assert!(status.contains("`sudo smoothctl logs shop`"), "{status}");
+        let ask = "busctl call org.smoothserve1 /org/smoothserve1/service/shop \
+                   org.smoothserve1.Service GetLastErrorReport";
+        let refused = machine.try_run(&format!("{ada} {ask}"));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("group systemd-journal or adm"), "{said}");
+
+        machine.run("usermod --append --groups systemd-journal ada");
+        assert!(machine.run(&line).contains(SECRET));
+        assert!(machine.run(&format!("{ada} {ask}")).contains(SECRET));
+        machine.run("gpasswd --delete ada systemd-journal");
+        assert!(!machine.run(&line).contains(SECRET));
+        for action in ["read-output", "manage-services"] {
+            machine.write(
+                "/etc/polkit-1/rules.d/ada.rules",
+                &format!(
+                    "polkit.addRule(function(action, subject) {{\n\
+                     if (action.id == 'org.smoothserve1.{action}' && subject.user == 'ada') \
+                     return polkit.Result.YES; }});\n"
+                ),
+            );
+            machine.run("systemctl restart polkit");
+            assert!(machine.run(&line).contains(SECRET), "{action}");
+        }
     });
 }
 

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{ChildStderr, ChildStdout};
 use tokio::task::JoinSet;
 
+use crate::printable::printable_line;
+
 /// The number of lines that are kept of stderr.
 const TAIL: usize = 20;
 
@@ -83,7 +85,7 @@ fn line(label: &str, line: &[u8], tail: &Tail) {
     let line = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line));
     // An error must not end the manager: the terminal or file behind stderr may take no more
     // output.
-    let _ = writeln!(std::io::stderr(), "{label}: {line}");
+    let _ = writeln!(std::io::stderr(), "{label}: {}", printable_line(&line));
     let mut tail = tail.borrow_mut();
     if tail.len() == TAIL {
         tail.pop_front();

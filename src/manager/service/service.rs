@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::diagnosis;
-use super::history::History;
+use super::history::{History, SavedFailure};
 use crate::config::{Rollout, ServiceConfig};
 use crate::events;
 use crate::ipc::{EndpointCounts, EndpointId, EndpointState, Probe, WireEndpoint};
@@ -19,7 +19,7 @@ use crate::manager::rollout::{
     RolloutEvent, RolloutPolicy, RolloutTarget,
 };
 use crate::manager::world::World;
-use crate::status::LastError;
+use crate::status::{FailureReport, Moment};
 
 /// A configured service, or a removed service whose instances are not all gone yet.
 pub struct Service {
@@ -107,9 +107,10 @@ impl Service {
             error = %error,
             "service not started"
         );
-        self.history.last_error = Some(LastError {
-            at: SystemTime::now(),
+        self.history.last_error = Some(SavedFailure {
+            at: Moment(SystemTime::now()),
             message: error.to_string(),
+            output: Vec::new(),
         });
     }
 
@@ -329,25 +330,31 @@ impl Service {
             gave_up,
             at: SystemTime::now(),
             message: instance.describe(failure, self.spec.times.start_timeout),
+            output: Vec::new(),
         };
         diagnosis::gather(diagnosis, instance.process(), world.reports.clone());
     }
 
     /// Logs a failure with its cause, and fails the jobs that wait for its generation.
     pub fn diagnosed(&mut self, diagnosis: Diagnosis, world: &mut World) {
-        diagnosis::log(&diagnosis);
+        let report = FailureReport::new(&diagnosis.message, &diagnosis.output);
+        diagnosis::log(&diagnosis, &report);
         let Diagnosis {
             service,
             generation,
             at,
             message,
+            output,
             ..
         } = diagnosis;
-        world
-            .jobs
-            .failed(&service, generation, &message, Instant::now());
+        let jobs = &mut world.jobs;
+        jobs.failed(&service, generation, &message, &report, Instant::now());
         self.moved = true;
-        self.history.last_error = Some(LastError { at, message });
+        self.history.last_error = Some(SavedFailure {
+            at: Moment(at),
+            message,
+            output,
+        });
     }
 
     fn start(&mut self, id: InstanceId, slot: u32, generation: u64, world: &mut World) {
