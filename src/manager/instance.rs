@@ -21,6 +21,7 @@ use crate::manager::process::unix_socket::SocketPlace;
 use crate::manager::rollout::{HeldInstance, InstanceFailure, InstanceId, LifeState};
 use crate::manager::world::World;
 use crate::status::{InstanceState, InstanceStatus};
+use crate::systemd::units::service_slice;
 use counts::InstanceCounts;
 use evidence::{Evidence, EvidenceKind};
 use start::Prepared;
@@ -181,7 +182,9 @@ impl Instance {
             .map(|units| units.scope(&scope_name(service, slot, id)));
         let process = scope
             .zip(saved.process)
-            .and_then(|(scope, (pid, started))| Process::adopt(pid, started, scope).ok());
+            .and_then(|(scope, (pid, started))| {
+                Process::adopt(pid, started, scope, service_slice(service)).ok()
+            });
         let report = world.reporter(id);
         match process {
             Some(process) => {

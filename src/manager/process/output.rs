@@ -85,7 +85,9 @@ fn line(label: &str, line: &[u8], tail: &Tail) {
     let line = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line));
     // An error must not end the manager: the terminal or file behind stderr may take no more
     // output.
-    let _ = writeln!(std::io::stderr(), "{label}: {}", printable_line(&line));
+    // One call for each line is one system call.
+    let shown = format!("{label}: {}\n", printable_line(&line));
+    let _ = std::io::stderr().write_all(shown.as_bytes());
     let mut tail = tail.borrow_mut();
     if tail.len() == TAIL {
         tail.pop_front();

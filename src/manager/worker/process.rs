@@ -31,7 +31,7 @@ use crate::manager::event::WorkerEvent;
 use crate::manager::host::pidfd::Pidfd;
 use crate::manager::host::worker_user::{WORKER_USERS, worker_user};
 use crate::run_dir;
-use crate::systemd::units::{Scope, Units};
+use crate::systemd::units::{SLICE, Scope, Units};
 
 /// How long a worker may still run after its control connection was closed. Normally the connection
 /// closes because the worker ends.
@@ -146,7 +146,13 @@ impl WorkerProcess {
                 let description = format!("smoothserve proxy worker {generation}");
                 let unlimited = ScopeLimits::default();
                 let started = units
-                    .start_scope(&scope_name(generation), &description, pid, &unlimited)
+                    .start_scope(
+                        &scope_name(generation),
+                        SLICE,
+                        &description,
+                        pid,
+                        &unlimited,
+                    )
                     .await;
                 if let Err(error) = started {
                     life.signal(Signal::KILL);
