@@ -10,12 +10,23 @@ use std::fmt::Write;
 /// Returns the text with all characters escaped that a terminal would act on or not show. Tabs and
 /// line ends stay.
 pub fn printable(text: &str) -> String {
-    escaped(text, |c| matches!(c, '\t' | '\n'))
+    escaped(text, true)
 }
 
 /// Returns the text as one line: like [`printable`], but line ends are escaped, too.
 pub fn printable_line(text: &str) -> String {
-    escaped(text, |c| c == '\t')
+    escaped(text, false)
+}
+
+/// Returns a text to be quoted in a message: as one line, cut to about 60 characters.
+pub fn quotable(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut shown: String = printable_line(&text.chars().take(LONGEST + 1).collect::<String>());
+    if let Some((cut, _)) = shown.char_indices().nth(LONGEST) {
+        shown.truncate(cut);
+        shown.push('…');
+    }
+    shown
 }
 
 /// Returns JSON in which such characters are written as `\u001b`, so that it means the same and is
@@ -34,18 +45,54 @@ pub fn printable_json(json: &str) -> String {
     printable
 }
 
-fn escaped(text: &str, stays: impl Fn(char) -> bool) -> String {
+/// Escapes a text. Works on bytes, because an instance may write megabytes of them.
+fn escaped(text: &str, keeps_line_ends: bool) -> String {
     let mut printable = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            c if stays(c) || !is_deceptive(c) => printable.push(c),
-            '\n' => printable.push_str("\\n"),
-            '\r' => printable.push_str("\\r"),
-            c if c.is_ascii() => drop(write!(printable, "\\x{:02x}", u32::from(c))),
-            c => drop(write!(printable, "\\u{{{:x}}}", u32::from(c))),
-        }
+    let bytes = text.as_bytes();
+    // The text before `start` is done; from there to `end` nothing needs to be escaped.
+    let (mut start, mut end) = (0, 0);
+    while let Some(&byte) = bytes.get(end) {
+        let length = match byte {
+            b'\t' | b' '..=b'~' => {
+                end += 1;
+                continue;
+            }
+            b'\n' if keeps_line_ends => {
+                end += 1;
+                continue;
+            }
+            0..=0x7f => {
+                printable.push_str(&text[start..end]);
+                // What floods a log is often one byte, again and again.
+                let same = bytes[end..].iter().take_while(|next| **next == byte);
+                let count = same.count();
+                printable.push_str(&escaped_ascii(byte).repeat(count));
+                count
+            }
+            _ => {
+                let c = text[end..].chars().next().unwrap_or_default();
+                if !is_deceptive(c) {
+                    end += c.len_utf8();
+                    continue;
+                }
+                printable.push_str(&text[start..end]);
+                let _ = write!(printable, "\\u{{{:x}}}", u32::from(c));
+                c.len_utf8()
+            }
+        };
+        end += length;
+        start = end;
     }
+    printable.push_str(&text[start..]);
     printable
+}
+
+fn escaped_ascii(byte: u8) -> String {
+    match byte {
+        b'\n' => "\\n".to_owned(),
+        b'\r' => "\\r".to_owned(),
+        _ => format!("\\x{byte:02x}"),
+    }
 }
 
 /// Returns true for characters that a terminal acts on (C0, DEL, C1), and for those that are not
@@ -89,13 +136,16 @@ mod tests {
             ),
             ("\x1b[2J\x1b]0;title\x07", "\\x1b[2J\\x1b]0;title\\x07"),
             ("\u{9b}31m", "\\u{9b}31m"),
-            ("a\rb\x08\x7f\0", "a\\rb\\x08\\x7f\\x00"),
+            ("a\rb\x08\x7f\0\0ü", "a\\rb\\x08\\x7f\\x00\\x00ü"),
             ("user\u{202e}nimda\u{2066}", "user\\u{202e}nimda\\u{2066}"),
             ("pass\u{200b}word\u{feff}", "pass\\u{200b}word\\u{feff}"),
             ("\u{e0041}\u{2028}", "\\u{e0041}\\u{2028}"),
         ] {
             assert_eq!(printable(text), shown);
         }
+        assert_eq!(quotable("\x1b[1m"), "\\x1b[1m");
+        assert_eq!(quotable(&"ü".repeat(60)), "ü".repeat(60));
+        assert_eq!(quotable(&"ü".repeat(61)), "ü".repeat(60) + "…");
         assert_eq!(printable_line("one\ntwo\t\r\n"), "one\\ntwo\t\\r\\n");
     }
 

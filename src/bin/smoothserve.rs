@@ -76,6 +76,10 @@ fn main() -> ExitCode {
         Err(error) => {
             let error = format!("{error:#}");
             tracing::error!(message_id = events::FAILED, error, "smoothserve failed");
+            // A log level that hides errors must not hide why there is no smoothserve.
+            if !tracing::enabled!(tracing::Level::ERROR) {
+                eprintln!("smoothserve failed: {}", printable(&error));
+            }
             ExitCode::FAILURE
         }
     }
