@@ -65,7 +65,7 @@ pub(super) fn read_certificates(manager: &mut Manager, config: &Config) {
         tracing::error!(
             service = spec.name,
             error = %fault,
-            "certificate not read, its ports with TLS are of no use"
+            "certificate not read, clients cannot connect to the TLS ports of this service"
         );
     }
     manager.certificates = certificates.into();

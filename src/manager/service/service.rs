@@ -423,7 +423,11 @@ impl Service {
                     );
                 }
                 true => {
-                    tracing::info!(service = self.spec.name, generation, "service is as wanted")
+                    tracing::info!(
+                        service = self.spec.name,
+                        generation,
+                        "service has reached its desired state"
+                    )
                 }
                 false => tracing::info!(
                     message_id = events::SERVICE_STOPPED,
