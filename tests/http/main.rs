@@ -23,3 +23,4 @@ mod streams;
 mod transfer;
 mod tunnels;
 mod varnishtest;
+mod websockets;

@@ -175,7 +175,13 @@ fn skip_empty_lines(client: &mut Client) {
 
 fn admit(client: &mut Client) -> Result<Option<Request>, Refusal> {
     let sender = client.peer.sender(client.stream.is_secure());
-    Request::admit(&mut client.buffer, &client.peer.listener, sender)
+    let request = Request::admit(&mut client.buffer, &client.peer.listener, sender)?;
+    // A request with a body, or with a length, is none for a tunnel.
+    let is_ordinary = |request: &Request| request.upgrade.is_none();
+    if client.stream.websocket().is_some() && request.as_ref().is_some_and(is_ordinary) {
+        return Err(Refusal::Bad("a WebSocket with a body"));
+    }
+    Ok(request)
 }
 
 /// Sends the response to bytes that are not a valid request. The connection then ends, because

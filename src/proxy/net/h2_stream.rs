@@ -14,13 +14,16 @@ use http::{Method, Request};
 
 use super::buffer::Receive;
 use crate::proxy::http::http1::{Decoder, ResponseHead, slots};
+use crate::proxy::http::http2::head::{self, WebSocketKey};
 use crate::proxy::http::http2::incoming::Incoming;
-use crate::proxy::http::http2::{head, outgoing};
+use crate::proxy::http::http2::outgoing;
 
 /// A request of a client with HTTP/2, and the response to it.
 pub(crate) struct H2Stream {
     incoming: RefCell<Incoming>,
     response: RefCell<Response>,
+    /// The key for the instance, if the client asks for a WebSocket.
+    websocket: Option<WebSocketKey>,
     secure: bool,
 }
 
@@ -40,18 +43,26 @@ impl H2Stream {
     ) -> H2Stream {
         let (parts, body) = request.into_parts();
         let mut text = Vec::with_capacity(512);
-        let encoding = head::write_request(&parts, !body.is_end_stream(), &mut text);
+        let websocket = head::asks_for_websocket(&parts).then(WebSocketKey::new);
+        let has_body = !body.is_end_stream();
+        let encoding = head::write_request(&parts, has_body, websocket.as_ref(), &mut text);
         let response = Response {
             to_head: parts.method == Method::HEAD,
-            tunnel: head::asks_for_tunnel(&parts),
+            tunnel: websocket.is_some(),
             respond,
             state: State::Head,
         };
         H2Stream {
             incoming: RefCell::new(Incoming::new(text, encoding, body)),
             response: RefCell::new(response),
+            websocket,
             secure,
         }
+    }
+
+    /// Returns the key for the instance, if the client asks for a WebSocket.
+    pub(crate) fn websocket(&self) -> Option<&WebSocketKey> {
+        self.websocket.as_ref()
     }
 
     /// Returns true if the stream runs on TLS, so only the client can read what is sent.
