@@ -54,13 +54,13 @@ pub(super) enum Waited {
 /// Serves the requests of a connection with HTTP/1, to its end or until it is idle and can be
 /// parked; then the client is returned.
 pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
-    let limit = match client.stream.as_socket() {
-        Some(_) => PARK_AFTER,
-        None => CLIENT_IDLE_LIMIT,
-    };
     loop {
         skip_empty_lines(&mut client);
         if client.buffer.is_empty() {
+            let limit = match client.can_be_parked() {
+                true => PARK_AFTER,
+                false => CLIENT_IDLE_LIMIT,
+            };
             match wait(&mut client, limit).await {
                 Waited::Received => {}
                 Waited::Long if limit < CLIENT_IDLE_LIMIT => return Some(client),

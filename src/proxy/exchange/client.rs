@@ -39,6 +39,8 @@ pub(crate) struct Peer {
     pub(crate) listener: Rc<ListenerView>,
     pub(crate) view: Rc<View>,
     pub(crate) drain: Rc<Drain>,
+    /// True if this is a proxy in front that does not tell who its client is.
+    anonymous: bool,
 }
 
 /// What happens to a client connection after a request.
@@ -69,6 +71,7 @@ impl Peer {
             listener,
             view,
             drain,
+            anonymous: false,
         }
     }
 
@@ -78,12 +81,28 @@ impl Peer {
         Peer::new(source, self.listener.clone(), view, drain)
     }
 
+    /// Makes the peer whose connection this peer, a proxy in front, passes on without telling its
+    /// address. Instances learn the address of the proxy, as if the client were there; but what
+    /// this client says about clients of its own is not believed.
+    pub(crate) fn for_somebody(&self) -> Peer {
+        Peer {
+            anonymous: true,
+            ..self.in_place_of(self.address)
+        }
+    }
+
+    /// Returns true if this is a proxy in front that does not tell who its client is. This cannot
+    /// be found out again from the address.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.anonymous
+    }
+
     /// Returns the peer as the sender of a request; `secure` is true if the request came over TLS.
     pub(crate) fn sender(&self, secure: bool) -> RequestSender<'_> {
         RequestSender {
             address: &self.text,
             secure,
-            trusted: self.view.trusts(self.address.ip()),
+            trusted: !self.anonymous && self.view.trusts(self.address.ip()),
             forwarded: self.view.sets_forwarded(),
         }
     }
@@ -103,6 +122,12 @@ impl Client {
             timer: Timer::new(CLIENT_IDLE_LIMIT),
             peer,
         }
+    }
+
+    /// Returns true if nothing of an idle connection has to be kept but its socket and its address.
+    pub(crate) fn can_be_parked(&self) -> bool {
+        let is_plain = self.stream.as_socket().is_some();
+        is_plain && !self.peer.is_anonymous()
     }
 
     /// Decides what happens to the connection after the response to `request`. `told` is what the
