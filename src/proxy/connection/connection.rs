@@ -97,6 +97,7 @@ async fn secure(mut client: Box<Client>, config: Arc<ServerConfig>) -> Option<Bo
             buffer: client.buffer,
             timer: client.timer,
             peer: client.peer,
+            pinned: None,
         })),
         Err(error) => {
             tracing::debug!(client_addr = %client.peer.address, %error, "TLS handshake failed");

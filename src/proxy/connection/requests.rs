@@ -91,6 +91,9 @@ pub(super) async fn serve_request(client: &mut Client) -> Next {
         Ok(None) => return Next::Close,
         Err(error) => return refuse(client, error).await,
     };
+    if request.binds_connection && client.stream.requires_http1() {
+        return Next::Reset;
+    }
     turn::pass().await;
     match forward(client, &mut request).await {
         Ok(next) => next,

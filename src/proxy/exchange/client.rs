@@ -13,7 +13,9 @@ use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
 use crate::proxy::view::drain::Drain;
+use crate::proxy::view::endpoint::Pin;
 use crate::proxy::view::listener::ListenerView;
+use crate::proxy::view::service::ServiceView;
 use crate::proxy::view::view::View;
 
 /// How long a client connection may wait for its next request.
@@ -28,6 +30,14 @@ pub(crate) struct Client {
     pub(crate) buffer: Buffer,
     pub(crate) timer: Timer,
     pub(crate) peer: Rc<Peer>,
+    /// The connection to an instance that belongs to this connection alone, if there is one.
+    pub(crate) pinned: Option<Box<Pinned>>,
+}
+
+/// A connection to an instance of a service that belongs to one client's connection.
+pub(crate) struct Pinned {
+    pub(crate) pin: Pin,
+    pub(crate) service: Rc<ServiceView>,
 }
 
 /// The other side of a client connection, and what belongs to this connection on our side: the
@@ -121,13 +131,14 @@ impl Client {
             buffer: Buffer::default(),
             timer: Timer::new(CLIENT_IDLE_LIMIT),
             peer,
+            pinned: None,
         }
     }
 
     /// Returns true if nothing of an idle connection has to be kept but its socket and its address.
     pub(crate) fn can_be_parked(&self) -> bool {
         let is_plain = self.stream.as_socket().is_some();
-        is_plain && !self.peer.is_anonymous()
+        is_plain && self.pinned.is_none() && !self.peer.is_anonymous()
     }
 
     /// Decides what happens to the connection after the response to `request`. `told` is what the

@@ -246,7 +246,8 @@ fn translate_final(
         true => Persistence::KeepAlive,
         false => Persistence::Close,
     };
-    write_response(head, reply.version, framing, persistence, out);
+    let to_trusted = reply.to_trusted;
+    write_response(head, to_trusted, reply.version, framing, persistence, out);
     if let Some(policy) = &reply.policy {
         policy.apply(head, out);
     }
@@ -256,6 +257,7 @@ fn translate_final(
         response: DeliveredResponse {
             persistence,
             instance_keeps_alive: head.keep_alive,
+            binds_connection: head.binds_connection,
             keep_alive_timeout: head.keep_alive_timeout,
             is_clean: false,
         },

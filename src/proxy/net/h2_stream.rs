@@ -51,6 +51,7 @@ impl H2Stream {
             tunnel: websocket.is_some(),
             respond,
             state: State::Head,
+            reset: Reason::INTERNAL_ERROR,
         };
         H2Stream {
             incoming: RefCell::new(Incoming::new(text, encoding, body)),
@@ -58,6 +59,13 @@ impl H2Stream {
             websocket,
             secure,
         }
+    }
+
+    /// Lets the stream end with the error that makes clients repeat the request with HTTP/1.1. An
+    /// identity that belongs to a connection cannot be used on one that carries many requests at a
+    /// time.
+    pub(crate) fn require_http1(&self) {
+        self.response.borrow_mut().reset = Reason::HTTP_1_1_REQUIRED;
     }
 
     /// Returns the key for the instance, if the client asks for a WebSocket.
@@ -127,10 +135,8 @@ impl Drop for H2Stream {
     fn drop(&mut self) {
         let response = self.response.get_mut();
         match &mut response.state {
-            State::Head => response.respond.send_reset(Reason::INTERNAL_ERROR),
-            State::Body { send, .. } | State::Tunnel { send } => {
-                send.send_reset(Reason::INTERNAL_ERROR);
-            }
+            State::Head => response.respond.send_reset(response.reset),
+            State::Body { send, .. } | State::Tunnel { send } => send.send_reset(response.reset),
             State::Done => {}
         }
     }
@@ -143,6 +149,8 @@ struct Response {
     tunnel: bool,
     respond: SendResponse<Bytes>,
     state: State,
+    /// The error of a stream that ends before its response is complete.
+    reset: Reason,
 }
 
 enum State {
@@ -182,6 +190,10 @@ impl Response {
         let mut slots = slots();
         let head = ResponseHead::parse(bytes, self.to_head, &mut slots);
         let head = head.ok().flatten().ok_or(io::ErrorKind::InvalidData)?;
+        if head.binds_connection {
+            self.reset = Reason::HTTP_1_1_REQUIRED;
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let switches = head.status == 101;
         if switches && !self.tunnel {
             return Err(io::ErrorKind::InvalidData.into());
