@@ -48,7 +48,7 @@ impl Scene {
         let answer = answers(&client.receive_rest().await).remove(0);
         let seen = [("shop", &self.shop), ("api", &self.api)];
         for (name, recorder) in seen {
-            for request in recorder.take().await {
+            if let Some(request) = recorder.take().await.pop() {
                 assert_eq!(request, answer, "{target}");
                 let target = request.split_once(host).unwrap().1;
                 return format!("{name} {target}");

@@ -21,7 +21,11 @@ pub(crate) fn is_plain(path: &[u8]) -> bool {
     let mut before = 0;
     path.iter().all(|&byte| {
         let ends_segment = std::mem::replace(&mut before, byte) == b'/';
-        !matches!(byte, b'%' | b'\\') && !(ends_segment && matches!(byte, b'/' | b'.'))
+        match byte {
+            b'%' | b'\\' => false,
+            b'/' | b'.' => !ends_segment,
+            _ => true,
+        }
     })
 }
 

@@ -86,8 +86,8 @@ impl Stream {
         }
     }
 
-    /// Tells a client on a stream of HTTP/2 to repeat its request with HTTP/1.1. Returns true if this
-    /// is such a stream, which then only has to end.
+    /// Tells a client on a stream of HTTP/2 to repeat its request with HTTP/1.1. Returns true if
+    /// this is such a stream, which then only has to end.
     pub(crate) fn requires_http1(&self) -> bool {
         match self {
             Stream::Http2(stream) => stream.require_http1(),

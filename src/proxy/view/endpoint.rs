@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
-use super::pins::{Pins, Place};
+use super::pins::{PinnedPlace, Pins};
 use super::upstream::Upstream;
 use crate::ipc::{Address, EndpointId, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
@@ -256,8 +256,8 @@ impl Claim {
         // Otherwise the connection is closed here, before the claim ends.
     }
 
-    /// Ends the request like [`give_back`](Claim::give_back), but keeps the connection for one client
-    /// alone. `None` if the connection was closed instead.
+    /// Ends the request like [`give_back`](Claim::give_back), but keeps the connection for one
+    /// client alone. `None` if the connection was closed instead.
     pub(crate) fn pin(self, upstream: Upstream, keep_alive: Option<Duration>) -> Option<Pin> {
         let endpoint = &self.endpoint;
         if endpoint.spec.protocol != Protocol::Http1 || endpoint.draining.get() {
@@ -356,7 +356,7 @@ impl Drop for Claim {
 /// A connection to an instance that belongs to one client's connection, between two requests. It is
 /// closed when the pin is dropped.
 pub(crate) struct Pin {
-    place: Rc<Place>,
+    place: Rc<PinnedPlace>,
     endpoint: Rc<Endpoint>,
 }
 

@@ -5,10 +5,10 @@
 //! must never carry the request of anybody else.
 //!
 //! # Theory of operation
-//! Between two requests, a pinned connection lies in a [`Place`]. The client's connection owns the
-//! place, so the pinned connection is closed with it, and there is at most one for each client's
-//! connection. The endpoint knows the places, so that it can close what lies in them when it
-//! drains, like its idle connections.
+//! Between two requests, a pinned connection lies in a [`PinnedPlace`]. The client's connection
+//! owns the place, so the pinned connection is closed with it, and there is at most one for each
+//! client's connection. The endpoint knows the places, so that it can close what lies in them when
+//! it drains, like its idle connections.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -18,15 +18,15 @@ use tokio::time::Instant;
 use super::upstream::Upstream;
 
 /// Where a pinned connection lies between two requests; empty once the connection was closed.
-pub(super) type Place = RefCell<Option<(Upstream, Instant)>>;
+pub(super) type PinnedPlace = RefCell<Option<(Upstream, Instant)>>;
 
 /// The places of the pinned connections to one endpoint.
 #[derive(Default)]
-pub(super) struct Pins(RefCell<Vec<Weak<Place>>>);
+pub(super) struct Pins(RefCell<Vec<Weak<PinnedPlace>>>);
 
 impl Pins {
     /// Makes a place for a connection, which may lie there until `until`.
-    pub(super) fn add(&self, upstream: Upstream, until: Instant) -> Rc<Place> {
+    pub(super) fn add(&self, upstream: Upstream, until: Instant) -> Rc<PinnedPlace> {
         let place = Rc::new(RefCell::new(Some((upstream, until))));
         let mut places = self.0.borrow_mut();
         if places.len() == places.capacity() {
