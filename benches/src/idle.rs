@@ -1,11 +1,12 @@
 //! The memory of a proxy that holds idle connections.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::configs::HOST;
@@ -15,11 +16,15 @@ use crate::process::memory;
 /// The number of connections to open if the descriptors allow it.
 const WANTED: u64 = 10_000;
 
-/// The descriptors that smoothserve may need for a connection: the client's, one to an instance,
-/// and an idle one. smoothserve keeps some more to itself. The other proxies take at least as many
+/// The descriptors that smoothserve reckons with for a connection: the client's, and two to
+/// instances. smoothserve keeps some more to itself. The other proxies take at least as many
 /// connections.
 const DESCRIPTORS_EACH: u64 = 3;
-const SPARE_DESCRIPTORS: u64 = 64;
+const SPARE_DESCRIPTORS: u64 = 512;
+
+/// How many clients the connections come from. smoothserve gives a single one half of its
+/// connections at most.
+const CLIENTS: usize = 250;
 
 /// The time after which a proxy has freed what it can: smoothserve does so 2 s after the last use
 /// of a connection.
@@ -73,7 +78,8 @@ pub fn measure(peer: &Peer, connections: usize) -> anyhow::Result<Memory> {
     let without = memory(&peer.pids)?;
     let mut idle = Vec::new();
     for number in 0..connections {
-        let stream = used(peer.ports.tcp);
+        let client = [127, 0, 0, 1 + (number % CLIENTS) as u8];
+        let stream = used(client.into(), peer.ports.tcp);
         idle.push(stream.with_context(|| format!("{}, connection {number}", peer.name))?);
     }
     thread::sleep(REST);
@@ -88,9 +94,17 @@ pub fn measure(peer: &Peer, connections: usize) -> anyhow::Result<Memory> {
     Ok(Memory { without, with })
 }
 
-/// Opens a connection on which a request was answered.
-fn used(port: u16) -> anyhow::Result<TcpStream> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+/// Opens a connection from this address on which a request was answered.
+fn used(client: Ipv4Addr, port: u16) -> anyhow::Result<TcpStream> {
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    bind(&socket, &SocketAddrV4::new(client, 0))?;
+    connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+    let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(REST))?;
     // The request must be a single write: HAProxy acknowledges the first of several late, and the
     // kernel delays the next ones until then.
@@ -110,7 +124,7 @@ mod tests {
     #[test]
     fn the_descriptors_limit_the_number_of_connections() {
         let few = count_with(20_000).unwrap();
-        assert_eq!(few.connections, 6600);
+        assert_eq!(few.connections, 6400);
         assert!(few.why.contains("20000 descriptors"), "{}", few.why);
         assert_eq!(count_with(1 << 20).unwrap().connections, 10_000);
         assert_eq!(count_with(10).unwrap().connections, 0);
