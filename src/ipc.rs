@@ -17,6 +17,7 @@
 //! tunnels may be left: no new one can begin, and an earlier [`FromWorker::Counts`] has told their
 //! number.
 
+mod bounds;
 mod certificate;
 mod channel;
 mod endpoint;
@@ -24,6 +25,7 @@ mod handling;
 mod message;
 mod table;
 
+pub use bounds::BoundCounts;
 pub use certificate::{CertificateId, Secret, WireCertificate};
 pub use channel::{Channel, ChannelError, MessageReceiver, MessageSender};
 pub use endpoint::{

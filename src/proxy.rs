@@ -63,18 +63,12 @@ use tokio::sync::mpsc;
 
 use control::control::{Control, ControlError};
 use sandbox::{Confinement, SandboxError, SandboxOptions};
+use shared::budget::Budget;
 use shared::certificates::ListenerCertificates;
 use shared::threads::Threads;
 
 /// The highest number of data threads of a worker; more threads never help.
 const MOST_THREADS: usize = 256;
-
-/// File descriptors that the worker keeps free for everything but connections.
-const SPARE_DESCRIPTORS: u64 = 64;
-
-/// File descriptors that a client connection may need: one for the client, one for the connection
-/// to an instance, and one for an idle connection to an instance.
-const DESCRIPTORS_PER_CONNECTION: u64 = 3;
 
 /// How a worker runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,7 +127,7 @@ impl From<ControlError> for WorkerError {
 pub struct Worker {
     control_socket: std::os::unix::net::UnixListener,
     threads: usize,
-    most_connections: u32,
+    budget: Budget,
     confinement: Confinement,
 }
 
@@ -143,7 +137,7 @@ impl Worker {
     pub fn prepare(options: &WorkerOptions) -> Result<Worker, WorkerError> {
         let control_socket = control_socket()?;
         let threads = thread_count(options)?;
-        let most_connections = most_connections(raise_descriptor_limit()?);
+        let budget = Budget::new(raise_descriptor_limit()?, threads);
         let confinement = sandbox::enter(&SandboxOptions {
             user: options.user.as_deref(),
             instances: options.instances.as_deref(),
@@ -156,7 +150,7 @@ impl Worker {
         Ok(Worker {
             control_socket,
             threads,
-            most_connections,
+            budget,
             confinement,
         })
     }
@@ -166,7 +160,7 @@ impl Worker {
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..self.threads).map(|_| mpsc::unbounded_channel()).unzip();
         let (report, reports) = mpsc::unbounded_channel();
-        let shared = Arc::new(Threads::new(senders, self.most_connections));
+        let shared = Arc::new(Threads::new(senders, self.budget));
         let mut running = Vec::with_capacity(self.threads);
         for (index, commands) in receivers.into_iter().enumerate() {
             let shared = shared.clone();
@@ -245,10 +239,4 @@ fn raise_descriptor_limit() -> io::Result<Option<u64>> {
         setrlimit(Resource::Nofile, raised)?;
     }
     Ok(limit.maximum)
-}
-
-fn most_connections(descriptors: Option<u64>) -> u32 {
-    let descriptors = descriptors.unwrap_or(u64::MAX);
-    let connections = descriptors.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
-    u32::try_from(connections).unwrap_or(u32::MAX).max(1)
 }

@@ -19,10 +19,30 @@ pub struct Snapshot {
     pub uid: u32,
     /// Whether the messages of smoothserve and the output of instances go to the journal.
     pub journal: bool,
+    /// The client connections of the proxy and its bounds.
+    #[serde(default)]
+    pub proxy: ProxyStatus,
     /// The services by name.
     pub services: BTreeMap<String, Arc<ServiceStatus>>,
     /// The jobs by number: all that run, and those that have ended within the last minute.
     pub jobs: BTreeMap<u32, Arc<JobStatus>>,
+}
+
+/// The proxy in a snapshot: all its workers together. The counters begin with each worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// Open client connections.
+    pub connections: u32,
+    /// How many client connections there may be.
+    pub most_connections: u32,
+    /// Requests that wait for others to end, because too many are in flight.
+    pub waiting: u32,
+    /// How many requests were refused with 503 after such a wait, or without one.
+    pub refused_requests: u64,
+    /// How many connections were refused because their client had too many.
+    pub refused_connections: u64,
+    /// How many idle client connections were closed to make room for others.
+    pub closed_idle: u64,
 }
 
 /// A service in a snapshot.

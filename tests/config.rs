@@ -224,17 +224,21 @@ fn strip_prefix_removes_its_prefix_from_paths_and_must_match_them() {
 
 #[test]
 fn keys_for_the_handling_of_requests_are_read_and_checked() {
-    let found = service("max_request_body: 1.5G\nresponse_timeout: 2m\nqueue_timeout: 0").handling;
+    let found = service(
+        "max_request_body: 1.5G\nresponse_timeout: 2m\nqueue_timeout: 0\nmax_in_flight: 20",
+    )
+    .handling;
     let expected = HandlingConfig {
         max_request_body: Some(1536 << 20),
         response_timeout: Duration::from_secs(120),
         queue_timeout: Duration::ZERO,
+        max_in_flight: Some(20),
         redirect_https: None,
         hsts: None,
     };
     assert_eq!(found, expected);
     assert_eq!(
-        service("max_request_body: none").handling,
+        service("max_request_body: none\nmax_in_flight: auto").handling,
         HandlingConfig::default()
     );
     for (line, fault) in [
@@ -244,6 +248,8 @@ fn keys_for_the_handling_of_requests_are_read_and_checked() {
         ("hsts: 1d", "`hsts` without `tls`"),
         ("redirect_https: true", "`redirect_https` without `tls`"),
         ("response_timeout: 0", "`response_timeout` is 0"),
+        ("max_in_flight: 0", "`max_in_flight` is `0`"),
+        ("max_in_flight: none", "`max_in_flight` is `none`"),
     ] {
         let text = format!("name: x\nport: 80\nexecutable_path: ../app\n{line}\n");
         let faults = load(folder(&[("services/x.yaml", &text)]).path())

@@ -307,8 +307,9 @@ async fn the_json_has_the_documented_keys() {
         serde_json::from_str(&server.ok(&["status", "--json"]).await).unwrap();
     assert_eq!(
         keys(&json),
-        ["jobs", "journal", "services", "summary", "uid"]
+        ["jobs", "journal", "proxy", "services", "summary", "uid"]
     );
+    assert_eq!(keys(&json["proxy"]), documented_keys("proxy"));
     let shop = &json["services"]["shop"];
     assert_eq!(keys(shop), documented_keys("services"));
     assert_eq!(keys(&shop["last_error"]), ["at", "has_output", "message"]);

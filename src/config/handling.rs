@@ -26,6 +26,9 @@ pub struct HandlingConfig {
     pub response_timeout: Duration,
     /// How long a request may wait for an instance that takes it.
     pub queue_timeout: Duration,
+    /// The most requests of the service that are in flight at a time. `None`: as many as the worker
+    /// has room for.
+    pub max_in_flight: Option<u32>,
     /// The port with TLS that requests without TLS are redirected to. `None`: no redirect.
     pub redirect_https: Option<u16>,
     /// How long browsers are told to use TLS only (`Strict-Transport-Security`). `None`: the header
@@ -39,6 +42,7 @@ impl Default for HandlingConfig {
             max_request_body: None,
             response_timeout: Duration::from_secs(60),
             queue_timeout: Duration::from_secs(10),
+            max_in_flight: None,
             redirect_https: None,
             hsts: None,
         }
@@ -66,6 +70,9 @@ impl HandlingConfig {
         }
         if let Some(limit) = reader.get("queue_timeout", value::duration) {
             handling.queue_timeout = limit;
+        }
+        if let Some(most) = reader.get("max_in_flight", in_flight) {
+            handling.max_in_flight = most;
         }
         handling.redirect_https = redirect_https(reader, tls, has_plain);
         handling.hsts = hsts(reader, tls);
@@ -105,6 +112,15 @@ fn hsts(reader: &mut Reader<'_>, tls: Option<&TlsConfig>) -> Option<Duration> {
         reader.report.at(hsts.at, message);
     }
     Some(hsts.value)
+}
+
+/// Reads a number of requests: `200`, or `auto` for as many as there is room for.
+fn in_flight(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Option<u32>> {
+    let text = value::text(node, key, report)?;
+    if text == "auto" {
+        return Some(None);
+    }
+    value::number(node.at, &text, key, 1..=1_000_000, report).map(Some)
 }
 
 /// Reads the size of a body: `10M`, or `none` for no limit.

@@ -114,6 +114,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "max_request_body",
     "response_timeout",
     "queue_timeout",
+    "max_in_flight",
     "server_ip",
     "start_instance_port",
     "instance_count",

@@ -278,7 +278,7 @@ fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{FailureReport, LastError, Moment};
+    use crate::status::{FailureReport, LastError, Moment, ProxyStatus};
 
     fn snapshot() -> Snapshot {
         let instance = InstanceStatus {
@@ -326,6 +326,7 @@ mod tests {
             summary: "1 service, 1/2 instances ready".into(),
             uid: 0,
             journal: true,
+            proxy: ProxyStatus::default(),
             services: [("shop".to_owned(), service.into())].into(),
             jobs: [(1, job.into())].into(),
         }

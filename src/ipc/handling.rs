@@ -16,6 +16,9 @@ pub struct Handling {
     pub response_timeout: Duration,
     /// How long a request may wait for an instance that takes it.
     pub queue_timeout: Duration,
+    /// The most requests of the service that are in flight at a time, in the whole worker. `None`:
+    /// as many as the worker has room for.
+    pub max_in_flight: Option<u32>,
     /// The port with TLS that requests without TLS are redirected to. `None`: no redirect.
     pub redirect_https: Option<u16>,
     /// How long browsers are told to use TLS only (`Strict-Transport-Security`). `None`: the header
@@ -29,6 +32,7 @@ impl Default for Handling {
             max_request_body: None,
             response_timeout: Duration::from_secs(60),
             queue_timeout: Duration::from_secs(10),
+            max_in_flight: None,
             redirect_https: None,
             hsts: None,
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::bounds::BoundCounts;
 use super::certificate::WireCertificate;
 use super::endpoint::{EndpointCounts, EndpointId};
 use super::table::{ListenerId, WireTable};
@@ -76,6 +77,9 @@ pub enum FromWorker {
     Counts {
         /// Open client connections.
         connections: u32,
+        /// The state of the worker's bounds.
+        #[serde(default)]
+        bounds: BoundCounts,
         /// The counts of all endpoints of the table.
         endpoints: Vec<EndpointCounts>,
     },

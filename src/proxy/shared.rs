@@ -5,10 +5,19 @@
 //! thread makes a view of the table. [`threads`] has the loads of the threads and the messages
 //! between them.
 //!
+//! What strangers can use up is bounded: the [`budget`] divides the descriptors, a [`client_key`]
+//! is one client, a [`fair_queue`] lets clients wait by turns, and [`in_flight`] is the limit of a
+//! service.
+//!
 //! This floor uses the messages of the manager (`ipc`) and the `policy` that a table compiles for
 //! each service, and no other part of the proxy.
 
+pub(crate) mod bound_counters;
+pub(crate) mod budget;
 pub(crate) mod certificates;
+pub(crate) mod client_key;
+pub(crate) mod fair_queue;
+pub(crate) mod in_flight;
 pub(crate) mod router;
 pub(crate) mod spec;
 pub(crate) mod table;

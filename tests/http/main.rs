@@ -1,5 +1,6 @@
 //! HTTP through the real worker process, compared byte by byte.
 
+mod bounds;
 mod differential;
 mod frames;
 mod front;

@@ -34,9 +34,14 @@ impl Worker {
     }
 
     pub(crate) fn start_with(arguments: &[&str]) -> Worker {
+        Worker::spawn(Command::new(env!("CARGO_BIN_EXE_smoothserve")), arguments)
+    }
+
+    /// Starts the program that `command` runs as a worker.
+    pub(crate) fn spawn(mut command: Command, arguments: &[&str]) -> Worker {
         let directory = tempfile::tempdir().unwrap();
         let socket = UnixListener::bind(directory.path().join("control")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_smoothserve"))
+        let child = command
             .arg("proxy")
             .args(arguments)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(socket)))
@@ -345,7 +350,14 @@ pub(crate) struct Response {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect(address).await.unwrap();
+        Client::from([127, 0, 0, 1], address).await
+    }
+
+    /// Connects as a client that has this address.
+    pub(crate) async fn from(client: [u8; 4], address: SocketAddr) -> Client {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((client, 0).into()).unwrap();
+        let stream = socket.connect(address).await.unwrap();
         Client { stream }
     }
 

@@ -104,7 +104,12 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
             worker.only_tunnels = true;
             look_at_end(manager);
         }
-        FromWorker::Counts { endpoints, .. } => {
+        FromWorker::Counts {
+            connections,
+            bounds,
+            endpoints,
+        } => {
+            worker.bounds = (connections, bounds);
             for counts in endpoints {
                 take_counts(manager, generation, counts);
             }

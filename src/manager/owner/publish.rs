@@ -8,6 +8,8 @@ use super::published::Sources;
 use crate::events;
 use crate::manager::host::supervision::SupervisionStage;
 use crate::manager::service::Service;
+use crate::manager::worker::Workers;
+use crate::status::ProxyStatus;
 
 /// Publishes the differences from what was published before. The state is saved first: the next
 /// manager must know of everything that a worker or a process may have been told.
@@ -51,7 +53,10 @@ pub(super) fn settle(manager: &mut Manager) {
         certificates: &manager.certificates,
     };
     let jobs = manager.world.jobs.status();
-    manager.published.show(&different, &sources, summary, jobs);
+    let proxy = proxy_status(&manager.workers);
+    manager
+        .published
+        .show(&different, &sources, summary, proxy, jobs);
     debug_assert!(manager.published.is_up_to_date(&sources));
 }
 
@@ -99,6 +104,18 @@ fn stage(manager: &Manager) -> SupervisionStage {
         SupervisionStage::Starting => SupervisionStage::Starting,
         _ if manager.world.jobs.are_reloading() => SupervisionStage::Reloading,
         _ => SupervisionStage::Up,
+    }
+}
+
+fn proxy_status(workers: &Workers) -> ProxyStatus {
+    let (connections, bounds) = workers.bounds();
+    ProxyStatus {
+        connections,
+        most_connections: bounds.most_connections,
+        waiting: bounds.waiting,
+        refused_requests: bounds.refused_requests,
+        refused_connections: bounds.refused_connections,
+        closed_idle: bounds.closed_idle,
     }
 }
 

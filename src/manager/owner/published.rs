@@ -24,7 +24,7 @@ use crate::manager::worker::Workers;
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::manager::worker::listeners::{Listeners, SavedListeners};
 use crate::manager::world::World;
-use crate::status::{JobStatus, ServiceStatus, Snapshot};
+use crate::status::{JobStatus, ProxyStatus, ServiceStatus, Snapshot};
 use crate::systemd::journal;
 
 /// What was published last, and the places where it is published.
@@ -223,6 +223,7 @@ impl Published {
         different: &BTreeSet<String>,
         sources: &Sources<'_>,
         summary: String,
+        proxy: ProxyStatus,
         jobs: BTreeMap<u32, Arc<JobStatus>>,
     ) {
         for name in different {
@@ -234,6 +235,7 @@ impl Published {
             summary,
             uid: rustix::process::geteuid().as_raw(),
             journal: journal::is_behind(std::io::stderr()),
+            proxy,
             services: self.statuses.clone(),
             jobs,
         };

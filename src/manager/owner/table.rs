@@ -36,6 +36,7 @@ fn handling(config: HandlingConfig) -> Handling {
         max_request_body,
         response_timeout,
         queue_timeout,
+        max_in_flight,
         redirect_https,
         hsts,
     } = config;
@@ -43,6 +44,7 @@ fn handling(config: HandlingConfig) -> Handling {
         max_request_body,
         response_timeout,
         queue_timeout,
+        max_in_flight,
         redirect_https,
         hsts,
     }

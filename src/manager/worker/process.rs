@@ -24,7 +24,8 @@ use tokio::sync::mpsc;
 use super::certificates::ServiceCertificates;
 use crate::config::ScopeLimits;
 use crate::ipc::{
-    self, CertificateId, Channel, ChannelError, EndpointId, FromWorker, ToWorker, WireTable,
+    self, BoundCounts, CertificateId, Channel, ChannelError, EndpointId, FromWorker, ToWorker,
+    WireTable,
 };
 use crate::log_level::LogLevel;
 use crate::manager::event::WorkerEvent;
@@ -65,6 +66,8 @@ pub struct WorkerProcess {
     /// Whether the worker can connect to instances on unix sockets. A worker that has not said so
     /// yet counts as one that can.
     pub unix_sockets: bool,
+    /// The open client connections of the worker, and the state of its bounds.
+    pub bounds: (u32, BoundCounts),
     pidfd: Rc<Pidfd>,
     outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
 }
@@ -211,6 +214,7 @@ impl WorkerProcess {
             unanswered: 0,
             only_tunnels: false,
             unix_sockets: true,
+            bounds: Default::default(),
             pidfd,
             outgoing,
         }

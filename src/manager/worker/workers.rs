@@ -12,7 +12,7 @@ use super::certificates::ServiceCertificates;
 use super::listeners::OpenListener;
 use super::process::{SavedWorker, SpawnOptions, WorkerProcess, scope_name};
 use crate::events;
-use crate::ipc::{EndpointId, ToWorker, WireTable};
+use crate::ipc::{BoundCounts, EndpointId, ToWorker, WireTable};
 use crate::log_level::LogLevel;
 use crate::manager::backoff;
 use crate::manager::event::{Event, Reports, WorkerEvent};
@@ -100,6 +100,14 @@ impl Workers {
     /// Returns the worker that accepts connections, or will soon.
     pub fn current(&self) -> Option<&WorkerProcess> {
         self.workers.iter().rfind(|worker| !worker.draining)
+    }
+
+    /// Returns the open client connections and the state of the bounds of all workers together.
+    pub fn bounds(&self) -> (u32, BoundCounts) {
+        let workers = self.workers.iter().map(|worker| worker.bounds);
+        workers.fold(Default::default(), |sum, one| {
+            (u32::saturating_add(sum.0, one.0), sum.1 + one.1)
+        })
     }
 
     /// Returns true if there is no worker at all.

@@ -13,8 +13,9 @@ use crate::ipc::ListenerId;
 use crate::proxy::connection::connection::serve;
 use crate::proxy::exchange::client::{Client, Peer};
 use crate::proxy::net::socket::Socket;
+use crate::proxy::shared::budget::Budget;
 use crate::proxy::shared::router::Router;
-use crate::proxy::shared::threads::Reporter;
+use crate::proxy::shared::threads::{Reporter, Threads};
 use crate::proxy::view::drain::Drain;
 use crate::proxy::view::listener::{ListenerView, Routes};
 use crate::proxy::view::view::View;
@@ -51,7 +52,10 @@ pub fn check(input: &[u8]) {
         .expect("there are resources for it");
     let sent = runtime.block_on(async {
         let (reports, _) = mpsc::unbounded_channel();
-        let view = Rc::new(View::new(Reporter::new(0, reports)));
+        let budget = Budget::new(None, 1);
+        let threads = Threads::new(vec![mpsc::unbounded_channel().0], budget);
+        let view = View::new(threads.into(), Reporter::new(0, reports));
+        let view = Rc::new(view);
         let routes = Routes {
             tls: None,
             router: Arc::new(Router::default()),

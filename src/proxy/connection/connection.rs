@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 use super::http2;
 use super::proxy_protocol::{HeaderReader, NoProxyHeader, Origin};
 use super::requests::{Waited, serve_requests, wait};
-use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client};
+use crate::proxy::exchange::client::Client;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::tls;
 use crate::proxy::net::transport::Transport;
@@ -34,8 +34,21 @@ pub(crate) async fn serve(mut client: Box<Client>) -> Option<Box<Client>> {
     if let Some(config) = client.peer.listener.tls() {
         client = Box::pin(secure(client, config)).await?;
     }
-    if client.buffer.is_empty() && wait(&mut client, CLIENT_IDLE_LIMIT).await != Waited::Received {
-        return None;
+    resume(client).await
+}
+
+/// Serves a connection on which HTTP begins or goes on: to its end or until it is idle and can be
+/// parked; then the client is returned.
+pub(crate) async fn resume(mut client: Box<Client>) -> Option<Box<Client>> {
+    if client.peer.speaks_http1.get() {
+        return serve_requests(client).await;
+    }
+    if client.buffer.is_empty() {
+        match wait(&mut client).await {
+            Waited::Received => {}
+            Waited::Long => return Some(client),
+            Waited::Over => return None,
+        }
     }
     if http2::is_begun(&client) {
         Box::pin(http2::serve(*client)).await;
@@ -81,7 +94,13 @@ async fn read_proxy_header(client: &mut Client) -> bool {
         }
     };
     match origin {
-        Origin::Client(source) => client.peer = Rc::new(client.peer.in_place_of(source)),
+        Origin::Client(source) => match client.peer.in_place_of(source) {
+            Ok(peer) => client.peer = Rc::new(peer),
+            Err(error) => {
+                client.peer.listener.log_refused(source, error);
+                return false;
+            }
+        },
         Origin::Unknown => client.peer = Rc::new(client.peer.for_somebody()),
         Origin::Proxy => {}
     }

@@ -33,8 +33,9 @@ use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
+use tokio::sync::oneshot;
 
-use super::requests::serve_request;
+use super::requests::{PARK_AFTER, serve_request};
 use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
 use crate::proxy::http::http1::LONGEST_REQUEST_HEAD;
 use crate::proxy::http::http2::incoming::STREAM_WINDOW;
@@ -110,6 +111,7 @@ pub(crate) async fn serve(client: Client) {
         secure,
         timer,
         ending: false,
+        idle: Idle::No,
         record: Rc::default(),
     };
     let drain = serving.peer.drain.clone();
@@ -153,7 +155,18 @@ struct Serving {
     timer: Timer,
     /// True if the client was told to send no more requests.
     ending: bool,
+    idle: Idle,
     record: Rc<Record>,
+}
+
+/// How long a connection has had no request.
+enum Idle {
+    /// It has requests.
+    No,
+    /// Not for long.
+    Short,
+    /// So long that it ends early if there are too many connections.
+    Long { ends: oneshot::Receiver<()> },
 }
 
 impl Serving {
@@ -186,9 +199,11 @@ impl Serving {
         let blocked = self.corked.poll_push(cx)?.is_pending();
         if !self.connection.has_streams() {
             self.corked.release();
+            self.rest(cx);
         } else if self.corked.has_moved() || !blocked {
             // Streams may be silent without limit, but the client must take what is sent on them.
             self.timer.set(CLIENT_IDLE_LIMIT);
+            self.idle = Idle::No;
         }
         if self.timer.poll_expired(cx).is_ready() {
             if self.ending {
@@ -199,6 +214,35 @@ impl Serving {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
+    }
+
+    /// Notes how long the connection has had no request, and ends it if there are too many
+    /// connections.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        if self.ending {
+            return;
+        }
+        match &mut self.idle {
+            Idle::No => {
+                self.idle = Idle::Short;
+                self.timer.set(PARK_AFTER);
+            }
+            Idle::Short if self.timer.poll_expired(cx).is_ready() => {
+                let idle_tasks = self.peer.view.idle_tasks();
+                let ends = idle_tasks.register(self.peer.listener.id());
+                self.idle = Idle::Long { ends };
+                self.timer.set(CLIENT_IDLE_LIMIT - PARK_AFTER);
+                self.rest(cx);
+            }
+            Idle::Short => {}
+            Idle::Long { ends } => {
+                if let Poll::Ready(Ok(())) = Pin::new(ends).poll(cx) {
+                    self.end();
+                    self.timer.set(LINGER_LIMIT);
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
     }
 
     fn end(&mut self) {

@@ -44,27 +44,24 @@ const HEAD_LIMIT: Duration = Duration::from_secs(15);
 pub(super) enum Waited {
     /// Bytes have come.
     Received,
-    /// The time limit passed and no byte came.
+    /// No byte came for a while, and the connection can be parked.
     Long,
-    /// The connection must be closed: the client has closed it, or the worker drains and the time
-    /// limit of idle connections has passed.
+    /// The connection must be closed: the client has closed it, the time limit of idle connections
+    /// has passed, or there are too many connections.
     Over,
 }
 
 /// Serves the requests of a connection with HTTP/1, to its end or until it is idle and can be
 /// parked; then the client is returned.
 pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
+    client.peer.speaks_http1.set(true);
     loop {
         skip_empty_lines(&mut client);
         if client.buffer.is_empty() {
-            let limit = match client.can_be_parked() {
-                true => PARK_AFTER,
-                false => CLIENT_IDLE_LIMIT,
-            };
-            match wait(&mut client, limit).await {
+            match wait(&mut client).await {
                 Waited::Received => {}
-                Waited::Long if limit < CLIENT_IDLE_LIMIT => return Some(client),
-                Waited::Long | Waited::Over => return None,
+                Waited::Long => return Some(client),
+                Waited::Over => return None,
             }
         }
         match Box::pin(serve_request(&mut client)).await {
@@ -101,8 +98,35 @@ pub(super) async fn serve_request(client: &mut Client) -> Next {
     }
 }
 
-/// Waits for the next bytes of an idle connection. A draining worker has a time limit of its own.
-pub(super) async fn wait(client: &mut Client, limit: Duration) -> Waited {
+/// Waits for the next bytes of an idle connection.
+pub(super) async fn wait(client: &mut Client) -> Waited {
+    match wait_for(client, PARK_AFTER).await {
+        Waited::Long if !client.can_be_parked() => Box::pin(wait_on(client)).await,
+        waited => waited,
+    }
+}
+
+/// Waits for the next bytes of a connection that has been idle for a while and cannot be parked.
+async fn wait_on(client: &mut Client) -> Waited {
+    let idle_tasks = client.peer.view.idle_tasks();
+    let ends = idle_tasks.register(client.peer.listener.id());
+    let waited = tokio::select! {
+        waited = wait_for(client, CLIENT_IDLE_LIMIT - PARK_AFTER) => waited,
+        Ok(()) = ends => match client.stream.is_quiet() {
+            true => Waited::Over,
+            // A request may have come that the reactor has not reported yet.
+            false => Waited::Received,
+        },
+    };
+    match waited {
+        Waited::Long => Waited::Over,
+        waited => waited,
+    }
+}
+
+/// Waits for the next bytes of an idle connection, up to a time limit. A draining worker has a time
+/// limit of its own.
+async fn wait_for(client: &mut Client, limit: Duration) -> Waited {
     client.timer.set(limit);
     // Becomes `None` when the drain begins.
     let mut drain = Some(pin!(client.peer.drain.begins()));

@@ -27,7 +27,9 @@ use super::probe::{Finding, Probers};
 use super::quiescence::Quiescence;
 use super::sockets::Sockets;
 use super::worker_drain::{DrainTimes, WorkerDrain};
-use crate::ipc::{EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable};
+use crate::ipc::{
+    BoundCounts, EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable,
+};
 use crate::logging;
 use crate::proxy::shared::certificates::ListenerCertificates;
 use crate::proxy::shared::table::Table;
@@ -69,7 +71,7 @@ pub(crate) struct Control {
     faults: BTreeMap<EndpointId, String>,
     manager: Option<ManagerLink>,
     /// The connections and counters in the last report to the manager.
-    counted: Option<(u32, Vec<EndpointCounts>)>,
+    counted: Option<(u32, BoundCounts, Vec<EndpointCounts>)>,
     next_counts: Instant,
     drain: Option<WorkerDrain>,
     /// The number of the manager's last ping, and the threads that have not answered it yet.
@@ -96,8 +98,8 @@ impl Control {
             sockets: Sockets::default(),
             certificates,
             quiescence: Quiescence::new(threads.count()),
+            probers: Probers::new(found, threads.budget().probes),
             threads,
-            probers: Probers::new(found),
             ready: BTreeSet::new(),
             faults: BTreeMap::new(),
             manager: None,
@@ -251,7 +253,8 @@ impl Control {
         }
         let before = std::mem::replace(&mut self.table, table.clone());
         self.certificates.keep(&named);
-        self.threads.limit_connections(table.max_connections);
+        self.threads
+            .limit_connections(table.max_connections, table.listeners.len());
         self.probers.follow(&before, &table).await;
         self.replaced.push(before);
         self.forget_findings(&table);
@@ -356,7 +359,7 @@ impl Control {
         let pause = COUNTS_INTERVAL_PER_ENDPOINT * u32::try_from(counts.len()).unwrap_or(u32::MAX);
         self.next_counts = Instant::now() + COUNTS_INTERVAL.max(pause);
         let is_listening = self.manager.as_ref().is_some_and(ManagerLink::is_listening);
-        let current = Some((connections, counts));
+        let current = Some((connections, self.threads.bounds(), counts));
         if is_listening && self.counted != current {
             self.counted = current;
             self.say_counts();
@@ -368,6 +371,7 @@ impl Control {
         let endpoints = self.table.endpoints();
         FromWorker::Counts {
             connections: self.threads.connections(),
+            bounds: self.threads.bounds(),
             endpoints: endpoints.map(|(spec, _)| spec.counts()).collect(),
         }
     }
@@ -402,9 +406,10 @@ impl Control {
     }
 
     fn say_counts(&mut self) {
-        if let Some((connections, endpoints)) = self.counted.clone() {
+        if let Some((connections, bounds, endpoints)) = self.counted.clone() {
             self.say(FromWorker::Counts {
                 connections,
+                bounds,
                 endpoints,
             });
         }

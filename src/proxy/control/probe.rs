@@ -6,21 +6,26 @@
 //! from the answers whether it is in or out. A draining endpoint is never asked: when a table marks
 //! it draining, its task and the connection of its task end before the data threads see that table.
 //! So a probe can neither make the endpoint ready again nor keep it from becoming idle.
+//!
+//! Probes have descriptors of their own, which bound how many run at a time. A probe that has to
+//! wait for its turn is late, but has not failed. If the system itself has no descriptor or memory
+//! for a probe, that says nothing about the health of an endpoint.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
-use crate::proxy::net::socket::Socket;
+use crate::proxy::net::socket::{Socket, is_own_lack};
 use crate::proxy::net::stream::Stream;
 use crate::proxy::shared::spec::EndpointSpec;
 use crate::proxy::shared::table::Table;
@@ -81,6 +86,8 @@ impl Finding {
 pub(crate) struct Probers {
     tasks: HashMap<EndpointId, Prober>,
     findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+    /// A permit for each probe that may run at the same time.
+    turns: Rc<Semaphore>,
 }
 
 struct Prober {
@@ -89,12 +96,16 @@ struct Prober {
 }
 
 impl Probers {
-    /// Makes a set without probes. Each probe sends what it finds to `findings`, and runs on the
-    /// caller's `LocalRuntime`.
-    pub(crate) fn new(findings: mpsc::UnboundedSender<(EndpointId, Finding)>) -> Probers {
+    /// Makes a set without probes, of which `most` may run at the same time. Each probe sends what
+    /// it finds to `findings`, and runs on the caller's `LocalRuntime`.
+    pub(crate) fn new(
+        findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+        most: u32,
+    ) -> Probers {
         Probers {
             tasks: HashMap::new(),
             findings,
+            turns: Rc::new(Semaphore::new(most as usize)),
         }
     }
 
@@ -120,10 +131,10 @@ impl Probers {
         let now = difference.now.iter();
         let now = now.flat_map(|(_, service)| &service.endpoints);
         for (spec, state) in now.filter(|(_, state)| *state < EndpointState::Draining) {
-            let findings = &self.findings;
+            let (findings, turns) = (&self.findings, &self.turns);
             self.tasks.entry(spec.id).or_insert_with(|| Prober {
                 state: *state,
-                task: spawn(spec.clone(), *state, findings.clone()),
+                task: spawn(spec.clone(), *state, findings.clone(), turns.clone()),
             });
         }
     }
@@ -133,11 +144,12 @@ fn spawn(
     spec: Arc<EndpointSpec>,
     state: EndpointState,
     findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+    turns: Rc<Semaphore>,
 ) -> JoinHandle<()> {
     match state {
-        EndpointState::Probing => tokio::task::spawn_local(await_readiness(spec, findings)),
+        EndpointState::Probing => tokio::task::spawn_local(await_readiness(spec, findings, turns)),
         EndpointState::Active | EndpointState::Draining | EndpointState::Cut => {
-            tokio::task::spawn_local(watch_health(spec, findings))
+            tokio::task::spawn_local(watch_health(spec, findings, turns))
         }
     }
 }
@@ -145,14 +157,15 @@ fn spawn(
 async fn await_readiness(
     spec: Arc<EndpointSpec>,
     findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+    turns: Rc<Semaphore>,
 ) {
     let mut pause = FIRST_PAUSE;
     loop {
         sleep(pause).await;
         pause = LONGEST_PAUSE.min(pause * 2);
-        let (finding, last) = match probe(&spec).await {
+        let (finding, last) = match probe_in_turn(&spec, &turns).await {
             Ok(()) => (Finding::Ready, true),
-            Err(fault) => (Finding::NotReady(fault), false),
+            Err(fault) => (Finding::NotReady(fault.text), false),
         };
         if findings.send((spec.id, finding)).is_err() || last {
             return;
@@ -163,6 +176,7 @@ async fn await_readiness(
 async fn watch_health(
     spec: Arc<EndpointSpec>,
     findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
+    turns: Rc<Semaphore>,
 ) {
     sleep(spread(spec.id)).await;
     let mut ticks = interval(HEALTH_INTERVAL);
@@ -170,7 +184,11 @@ async fn watch_health(
     let mut health = Health::default();
     loop {
         ticks.tick().await;
-        let answer = probe(&spec).await;
+        let answer = match probe_in_turn(&spec, &turns).await {
+            Ok(()) => Ok(()),
+            Err(fault) if fault.is_own => continue,
+            Err(fault) => Err(fault.text),
+        };
         if let Some(finding) = health.observe(answer) {
             spec.set_out(health.out);
             if findings.send((spec.id, finding)).is_err() {
@@ -216,31 +234,57 @@ impl Health {
     }
 }
 
-/// Probes an endpoint once. The error tells a person what is wrong.
-async fn probe(spec: &EndpointSpec) -> Result<(), String> {
+/// Why a probe has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ProbeFault {
+    /// What is wrong, for a person.
+    text: String,
+    /// True if this machine or process lacks something, which says nothing about the endpoint.
+    is_own: bool,
+}
+
+impl From<String> for ProbeFault {
+    fn from(text: String) -> ProbeFault {
+        ProbeFault {
+            text,
+            is_own: false,
+        }
+    }
+}
+
+/// Probes an endpoint once, as soon as few enough others are probed.
+async fn probe_in_turn(spec: &EndpointSpec, turns: &Semaphore) -> Result<(), ProbeFault> {
+    // The semaphore is never closed.
+    let _turn = turns.acquire().await;
+    probe(spec).await
+}
+
+/// Probes an endpoint once.
+async fn probe(spec: &EndpointSpec) -> Result<(), ProbeFault> {
     let EndpointSpec { address, probe, .. } = spec;
     match timeout(PROBE_LIMIT, ask(spec)).await {
         Ok(answer) => answer,
-        Err(_) => Err(match probe {
+        Err(_) => Err(ProbeFault::from(match probe {
             Probe::Connect => format!("connect to {address}: no answer within {PROBE_LIMIT:?}"),
             Probe::Http(path) => {
                 let path = without_query(path);
                 format!("GET {path}: no answer within {PROBE_LIMIT:?}")
             }
-        }),
+        })),
     }
 }
 
-async fn ask(spec: &EndpointSpec) -> Result<(), String> {
+async fn ask(spec: &EndpointSpec) -> Result<(), ProbeFault> {
     let address = &spec.address;
-    let socket = Socket::connect(address)
-        .await
-        .map_err(|error| format!("connect to {address}: {}", in_words(&error)))?;
+    let socket = Socket::connect(address).await.map_err(|error| ProbeFault {
+        text: format!("connect to {address}: {}", in_words(&error)),
+        is_own: is_own_lack(&error),
+    })?;
     match &spec.probe {
         Probe::Connect => Ok(()),
         Probe::Http(path) => get(socket, spec.protocol, path)
             .await
-            .map_err(|fault| format!("GET {}: {fault}", without_query(path))),
+            .map_err(|fault| format!("GET {}: {fault}", without_query(path)).into()),
     }
 }
 
@@ -331,7 +375,7 @@ mod tests {
 
     async fn asked(address: &Address, how: &Probe) -> Result<(), String> {
         let spec = EndpointSpec::new(EndpointId(1), address.clone(), how.clone(), 1);
-        probe(&spec).await
+        probe(&spec).await.map_err(|fault| fault.text)
     }
 
     /// Sends `answer` on every connection, and keeps the connection open if `keep_open` is true.

@@ -1,5 +1,6 @@
 //! A client connection as the code that serves its requests sees it.
 
+use std::cell::{Cell, OnceCell};
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -15,8 +16,9 @@ use crate::proxy::net::timer::Timer;
 use crate::proxy::view::drain::Drain;
 use crate::proxy::view::endpoint::Pin;
 use crate::proxy::view::listener::ListenerView;
+use crate::proxy::view::room::Requester;
 use crate::proxy::view::service::ServiceView;
-use crate::proxy::view::view::View;
+use crate::proxy::view::view::{BehindProxy, TooManyConnections, View};
 
 /// How long a client connection may wait for its next request.
 pub(crate) const CLIENT_IDLE_LIMIT: Duration = Duration::from_secs(60);
@@ -51,6 +53,12 @@ pub(crate) struct Peer {
     pub(crate) drain: Rc<Drain>,
     /// True if this is a proxy in front that does not tell who its client is.
     anonymous: bool,
+    /// Counts the connection for this peer, if a trusted proxy has named it.
+    pub(crate) behind_proxy: BehindProxy,
+    /// True once the client is known to speak HTTP/1.
+    pub(crate) speaks_http1: Cell<bool>,
+    /// What the peer has of the thread's room for requests, once it has made one.
+    requester: OnceCell<Rc<Requester>>,
 }
 
 /// What happens to a client connection after a request.
@@ -82,22 +90,37 @@ impl Peer {
             view,
             drain,
             anonymous: false,
+            behind_proxy: BehindProxy::default(),
+            speaks_http1: Cell::new(false),
+            requester: OnceCell::new(),
         }
     }
 
-    /// Makes the peer at `source`, whose connection this peer, a proxy in front, passes on.
-    pub(crate) fn in_place_of(&self, source: SocketAddr) -> Peer {
+    /// Makes the peer at `source`, whose connection this peer, a proxy in front, passes on. The
+    /// error: `source` has as many connections as it may.
+    pub(crate) fn in_place_of(&self, source: SocketAddr) -> Result<Peer, TooManyConnections> {
         let (view, drain) = (self.view.clone(), self.drain.clone());
-        Peer::new(source, self.listener.clone(), view, drain)
+        let behind_proxy = view.count_behind_proxy(self.listener.id(), source)?;
+        Ok(Peer {
+            behind_proxy,
+            ..Peer::new(source, self.listener.clone(), view, drain)
+        })
+    }
+
+    /// Returns what the peer has of the thread's room for requests.
+    pub(crate) fn requester(&self) -> &Rc<Requester> {
+        let find = || self.view.room().requester(self.view.origin(self.address));
+        self.requester.get_or_init(find)
     }
 
     /// Makes the peer whose connection this peer, a proxy in front, passes on without telling its
     /// address. Instances learn the address of the proxy, as if the client were there; but what
     /// this client says about clients of its own is not believed.
     pub(crate) fn for_somebody(&self) -> Peer {
+        let (view, drain) = (self.view.clone(), self.drain.clone());
         Peer {
             anonymous: true,
-            ..self.in_place_of(self.address)
+            ..Peer::new(self.address, self.listener.clone(), view, drain)
         }
     }
 

@@ -151,6 +151,15 @@ pub(crate) fn write_error(
     }
 }
 
+/// Returns the response for a client that has too many connections, whatever it asks for. The
+/// connection must be closed afterwards.
+pub(crate) fn too_many_connections() -> Vec<u8> {
+    let error = ProxyError::NoEndpoint(NoEndpoint::Busy);
+    let mut out = Vec::new();
+    write_error(&error, false, Version::Http11, Persistence::Close, &mut out);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,10 @@
 //! Once a request or a response has begun to authenticate the connection and not the request (NTLM,
 //! Negotiate), the connection to the instance belongs to the client's connection: it carries no
 //! request of another client, and the next request of this client to the same service goes over it.
+//!
+//! # Admission
+//! Before an instance is looked for, the request has to be admitted, for which it may have to wait:
+//! see [`room`](crate::proxy::view::room).
 
 use std::io;
 use std::rc::Rc;
@@ -24,7 +28,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::client::{Client, Next, Pinned};
+use super::client::{Client, Next, Peer, Pinned};
 use super::error::ProxyError;
 use super::exchange::exchange;
 use super::flow::ExchangeEnd;
@@ -54,7 +58,19 @@ pub(crate) async fn forward(
     if request.outgoing.is_too_large() {
         return Err(ProxyError::BodyTooLarge);
     }
-    let mut search = Search::new(&service, request.outgoing.is_repeatable());
+    let peer = client.peer.clone();
+    // Dropped last, so it is kept as long as the request may hold a connection to an instance.
+    let _seat = match service.try_admit(peer.view.room(), peer.requester()) {
+        Some(seat) => seat,
+        None => {
+            let admitted = Box::pin(service.admit(peer.view.room(), peer.requester()));
+            match client.unless_reset(admitted).await {
+                Some(admitted) => admitted?,
+                None => return Ok(Next::Close),
+            }
+        }
+    };
+    let mut search = Search::new(&service, &peer, request.outgoing.is_repeatable());
     let mut pinned = match client.pinned.is_some() {
         true => pinned(client, request, &service),
         false => None,
@@ -167,6 +183,7 @@ fn pin(
 /// The search for an instance that accepts a connection.
 struct Search<'a> {
     service: &'a ServiceView,
+    peer: &'a Peer,
     repeatable: bool,
     only_new_connections: bool,
     tried: Vec<EndpointId>,
@@ -176,9 +193,10 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn new(service: &ServiceView, repeatable: bool) -> Search<'_> {
+    fn new<'a>(service: &'a ServiceView, peer: &'a Peer, repeatable: bool) -> Search<'a> {
         Search {
             service,
+            peer,
             repeatable,
             only_new_connections: false,
             tried: Vec::new(),
@@ -202,6 +220,7 @@ impl Search<'_> {
                     pinned: false,
                 });
             }
+            self.peer.view.make_room_for_connection();
             match claim.connect().await {
                 Ok(stream) => {
                     return Ok(Lease {
@@ -239,7 +258,7 @@ impl Search<'_> {
             self.pause = LONGEST_PAUSE.min(self.pause * 2);
             self.tried.clear();
         }
-        Ok(self.service.hold().await?)
+        Ok(self.service.hold(self.peer.requester().origin()).await?)
     }
 
     fn note_failure(&mut self, claim: &Claim, error: io::Error) {

@@ -124,7 +124,7 @@ mod tests {
             let (mut theirs, ours) = UnixStream::pair().unwrap();
             theirs.write_all(head.as_bytes()).await.unwrap();
             let mut buffer = Buffer::default();
-            buffer.fill(&Socket::Unix(ours)).await.unwrap();
+            buffer.fill(&Socket::opened(ours)).await.unwrap();
             let address = ([127, 0, 0, 1], 80).into();
             let listener = ListenerView::new(ListenerId(1), address, Routes::default());
             let sender = RequestSender {

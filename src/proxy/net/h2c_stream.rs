@@ -101,6 +101,11 @@ impl InstanceConnection {
         !over.get() && (requests.get() > 0 || now < idle_since.get() + limit)
     }
 
+    /// Returns true if no request is on the connection.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.requests.get() == 0
+    }
+
     /// Begins another request on this connection. Nothing is sent yet.
     pub(crate) fn request(&self) -> H2cStream {
         self.state.requests.set(self.state.requests.get() + 1);

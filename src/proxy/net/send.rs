@@ -110,7 +110,7 @@ mod tests {
 
     async fn received(sendable: Sendable<'_>) -> Vec<u8> {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
-        let ours = Stream::from(Socket::Unix(ours));
+        let ours = Stream::from(Socket::opened(ours));
         let mut bytes = Vec::new();
         let sending = async move {
             sendable.send(&ours, || {}).await.unwrap();

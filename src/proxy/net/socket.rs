@@ -47,9 +47,35 @@ pub(crate) enum Socket {
     /// The socket of a client.
     Accepted(Accepted),
     /// A socket to an instance over TCP.
-    Tcp(TcpStream),
+    Tcp(TcpStream, ToInstance),
     /// A unix socket to an instance.
-    Unix(UnixStream),
+    Unix(UnixStream, ToInstance),
+}
+
+thread_local! {
+    static TO_INSTANCES: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Counts a socket to an instance, from before it is opened until it is closed.
+#[derive(Debug)]
+pub(crate) struct ToInstance(());
+
+impl ToInstance {
+    fn new() -> ToInstance {
+        TO_INSTANCES.set(TO_INSTANCES.get() + 1);
+        ToInstance(())
+    }
+
+    /// Returns how many sockets to instances this thread has open.
+    pub(crate) fn count() -> u32 {
+        TO_INSTANCES.get()
+    }
+}
+
+impl Drop for ToInstance {
+    fn drop(&mut self) {
+        TO_INSTANCES.set(TO_INSTANCES.get() - 1);
+    }
 }
 
 /// The socket of a client, which is not registered with the reactor at first.
@@ -68,12 +94,18 @@ impl Socket {
         Socket::Accepted(Accepted::new(socket))
     }
 
+    /// Makes the socket of a connection that a test has opened.
+    #[cfg(test)]
+    pub(crate) fn opened(stream: UnixStream) -> Socket {
+        Socket::Unix(stream, ToInstance::new())
+    }
+
     /// Returns the socket of a client, no longer registered with the reactor; `None` for a socket
     /// to an instance.
     pub(crate) fn into_std(self) -> Option<std::net::TcpStream> {
         match self {
             Socket::Accepted(accepted) => accepted.into_std(),
-            Socket::Tcp(_) | Socket::Unix(_) => None,
+            Socket::Tcp(..) | Socket::Unix(..) => None,
         }
     }
 
@@ -86,6 +118,7 @@ impl Socket {
     }
 
     async fn open(address: &Address) -> io::Result<Socket> {
+        let counted = ToInstance::new();
         match address {
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
@@ -93,7 +126,7 @@ impl Socket {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }
                 stream.set_nodelay(true)?;
-                Ok(Socket::Tcp(stream))
+                Ok(Socket::Tcp(stream, counted))
             }
             Address::Unix(path) => loop {
                 // On TCP a connection waits for room in the listen queue. A unix socket returns an
@@ -102,7 +135,7 @@ impl Socket {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         sleep(QUEUE_PAUSE).await;
                     }
-                    result => return result.map(Socket::Unix),
+                    result => return result.map(|stream| Socket::Unix(stream, counted)),
                 }
             },
         }
@@ -133,8 +166,8 @@ impl Socket {
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Socket::Accepted(accepted) => accepted.try_read(buffer),
-            Socket::Tcp(stream) => stream.try_read(buffer),
-            Socket::Unix(stream) => stream.try_read(buffer),
+            Socket::Tcp(stream, _) => stream.try_read(buffer),
+            Socket::Unix(stream, _) => stream.try_read(buffer),
         }
     }
 
@@ -142,10 +175,10 @@ impl Socket {
     pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match (self, slices) {
             (Socket::Accepted(accepted), slices) => accepted.try_write(slices),
-            (Socket::Tcp(stream), [slice]) => stream.try_write(slice),
-            (Socket::Tcp(stream), slices) => stream.try_write_vectored(slices),
-            (Socket::Unix(stream), [slice]) => stream.try_write(slice),
-            (Socket::Unix(stream), slices) => stream.try_write_vectored(slices),
+            (Socket::Tcp(stream, _), [slice]) => stream.try_write(slice),
+            (Socket::Tcp(stream, _), slices) => stream.try_write_vectored(slices),
+            (Socket::Unix(stream, _), [slice]) => stream.try_write(slice),
+            (Socket::Unix(stream, _), slices) => stream.try_write_vectored(slices),
         }
     }
 
@@ -164,8 +197,8 @@ impl Socket {
                     Err(_) => return,
                 }
             }
-            Socket::Tcp(stream) => stream.ready(Interest::ERROR).await,
-            Socket::Unix(stream) => stream.ready(Interest::ERROR).await,
+            Socket::Tcp(stream, _) => stream.ready(Interest::ERROR).await,
+            Socket::Unix(stream, _) => stream.ready(Interest::ERROR).await,
         };
         // An error means that the runtime is ending, and every connection with it.
         let _ = ready;
@@ -185,7 +218,7 @@ impl Socket {
     /// Makes the closing of a TCP connection a reset, which the peer cannot take for a regular end.
     pub(crate) fn reset_on_close(&self) -> io::Result<()> {
         match self {
-            Socket::Unix(_) => Ok(()),
+            Socket::Unix(..) => Ok(()),
             _ => self.with(|socket| Ok(set_socket_linger(socket, Some(Duration::ZERO))?)),
         }
     }
@@ -194,7 +227,7 @@ impl Socket {
     pub(crate) fn watch_peer(&self) -> io::Result<()> {
         match self {
             // The peer is on this machine: the kernel itself would have ended the connection.
-            Socket::Unix(_) => Ok(()),
+            Socket::Unix(..) => Ok(()),
             _ => self.with(|socket| {
                 set_tcp_keepidle(socket, PEER_IDLE)?;
                 set_tcp_keepintvl(socket, PEER_ASKED)?;
@@ -211,8 +244,8 @@ impl Socket {
                 Some(stream) => act(stream.as_fd()),
                 None => accepted.with_fresh(|socket| act(socket.as_fd())),
             },
-            Socket::Tcp(stream) => act(stream.as_fd()),
-            Socket::Unix(stream) => act(stream.as_fd()),
+            Socket::Tcp(stream, _) => act(stream.as_fd()),
+            Socket::Unix(stream, _) => act(stream.as_fd()),
         }
     }
 
@@ -220,7 +253,7 @@ impl Socket {
     fn register(&self) -> io::Result<()> {
         match self {
             Socket::Accepted(accepted) => accepted.register().map(drop),
-            Socket::Tcp(_) | Socket::Unix(_) => Ok(()),
+            Socket::Tcp(..) | Socket::Unix(..) => Ok(()),
         }
     }
 
@@ -235,8 +268,8 @@ impl Socket {
                     Ok(())
                 }
             },
-            Socket::Tcp(stream) => stream.try_io(interest, would_block),
-            Socket::Unix(stream) => stream.try_io(interest, would_block),
+            Socket::Tcp(stream, _) => stream.try_io(interest, would_block),
+            Socket::Unix(stream, _) => stream.try_io(interest, would_block),
         };
     }
 
@@ -247,8 +280,8 @@ impl Socket {
                 true => Poll::Ready(Ok(())),
                 false => accepted.register()?.poll_write_ready(cx),
             },
-            Socket::Tcp(stream) => stream.poll_write_ready(cx),
-            Socket::Unix(stream) => stream.poll_write_ready(cx),
+            Socket::Tcp(stream, _) => stream.poll_write_ready(cx),
+            Socket::Unix(stream, _) => stream.poll_write_ready(cx),
         }
     }
 }
@@ -260,8 +293,8 @@ impl Receive for Socket {
                 true => Poll::Ready(Ok(())),
                 false => accepted.register()?.poll_read_ready(cx),
             },
-            Socket::Tcp(stream) => stream.poll_read_ready(cx),
-            Socket::Unix(stream) => stream.poll_read_ready(cx),
+            Socket::Tcp(stream, _) => stream.poll_read_ready(cx),
+            Socket::Unix(stream, _) => stream.poll_read_ready(cx),
         }
     }
 
@@ -359,6 +392,15 @@ impl Accepted {
 pub(crate) fn is_quiet(socket: impl AsFd) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     recv(socket, &mut [0; 1], flags) == Err(Errno::WOULDBLOCK)
+}
+
+/// Returns true if opening a connection has failed because this machine or process lacks something,
+/// for example file descriptors. That says nothing about the other side.
+pub(crate) fn is_own_lack(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
+    )
 }
 
 /// Returns true if a TCP connection is connected to itself. If nobody listens on a port of the

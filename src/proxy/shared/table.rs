@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::certificates::{ListenerCertificates, ListenerTls};
+use super::in_flight::InFlight;
 use super::router::{Clash, Router};
 use super::spec::EndpointSpec;
 use crate::ipc::{
@@ -64,6 +65,8 @@ pub(crate) struct ServiceSpec {
     pub(crate) handling: Handling,
     /// The compiled rules of `handling` and `routes`; `None` if the service uses no rule.
     pub(crate) policy: Option<Policy>,
+    /// The limit of requests in flight, if the service has one (`max_in_flight`).
+    pub(crate) in_flight: Option<Arc<InFlight>>,
     /// The hosts and paths that the service serves.
     pub(crate) routes: Vec<Route>,
     /// The endpoints, one for each instance, with their states.
@@ -214,7 +217,13 @@ impl Table {
             (Arc::new(spec), state)
         });
         let endpoints = endpoints.collect();
+        let before = self.find(&service.name).map(|index| &self.services[index]);
+        let limit = service.handling.max_in_flight.map(|most| {
+            let known = before.ok().and_then(|before| before.in_flight.clone());
+            known.unwrap_or_else(|| InFlight::new(most))
+        });
         let service = ServiceSpec {
+            in_flight: limit,
             name: service.name,
             running: service.running,
             handling: service.handling,
@@ -222,7 +231,7 @@ impl Table {
             routes: service.routes,
             endpoints,
         };
-        match self.find(&service.name).map(|index| &self.services[index]) {
+        match before {
             Ok(before) if service.is_as(before) && !service.drains() => before.clone(),
             _ => Arc::new(service),
         }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -12,8 +13,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::bound_counters::BoundCounters;
+use super::budget::Budget;
+use super::client_key::ClientKey;
 use super::table::Table;
-use crate::ipc::{EndpointId, ListenerId};
+use crate::ipc::{BoundCounts, EndpointId, ListenerId};
 
 /// What the control thread, or another data thread, asks of a data thread.
 pub(crate) enum ThreadCommand {
@@ -85,14 +89,26 @@ pub(crate) enum ThreadEvent {
 pub(crate) struct Threads {
     loads: Box<[Load]>,
     commands: Box<[mpsc::UnboundedSender<ThreadCommand>]>,
+    budget: Budget,
     /// How many client connections the worker has file descriptors for.
-    most_connections: u32,
+    most_connections: AtomicU32,
     /// How many client connections one listener may have, so that one port cannot take them all.
     most_of_listener: AtomicU32,
-    /// How many connections each listener has open. The lock is taken once for each connection, not
-    /// for each request.
-    of_listeners: Mutex<HashMap<ListenerId, u32>>,
+    /// The lock is taken once for each connection, not for each request.
+    counts: Mutex<ConnectionCounts>,
 }
+
+/// How many client connections are open.
+#[derive(Default)]
+struct ConnectionCounts {
+    of_listeners: HashMap<ListenerId, u32>,
+    /// Those of each client on each listener, without clients that have none.
+    of_origins: HashMap<(ListenerId, ClientKey), u32>,
+}
+
+/// How many connections a client may have on a listener as long as there is room for another one,
+/// even if others have hardly any: as many as a browser needs, and those of its neighbors.
+const FEW: u32 = 16;
 
 /// The load of one thread, on a cache line of its own.
 #[derive(Default)]
@@ -102,20 +118,23 @@ struct Load {
     connections: AtomicU32,
     /// The number of the table that the thread uses.
     table: AtomicU64,
+    /// What the bounds of the thread do.
+    bounds: Arc<BoundCounters>,
 }
 
 impl Threads {
     /// Makes the shared state of as many threads as there are senders.
     pub(crate) fn new(
         commands: Vec<mpsc::UnboundedSender<ThreadCommand>>,
-        most_connections: u32,
+        budget: Budget,
     ) -> Threads {
         Threads {
             loads: commands.iter().map(|_| Load::default()).collect(),
             commands: commands.into(),
-            most_connections,
-            most_of_listener: AtomicU32::new(most_connections),
-            of_listeners: Mutex::default(),
+            budget,
+            most_connections: AtomicU32::new(budget.clients),
+            most_of_listener: AtomicU32::new(budget.clients),
+            counts: Mutex::default(),
         }
     }
 
@@ -147,23 +166,71 @@ impl Threads {
         self.most_of_listener.load(Ordering::Relaxed)
     }
 
+    /// The counters that this thread writes.
+    pub(crate) fn bound_counters(&self, thread: usize) -> &Arc<BoundCounters> {
+        &self.loads[thread].bounds
+    }
+
+    /// Returns the state of the bounds of all threads.
+    pub(crate) fn bounds(&self) -> BoundCounts {
+        let threads = self.loads.iter().map(|load| load.bounds.counts());
+        let counts = threads.fold(BoundCounts::default(), |sum, counts| sum + counts);
+        BoundCounts {
+            most_connections: self.most_connections.load(Ordering::Relaxed),
+            ..counts
+        }
+    }
+
+    /// How the descriptors of the worker are divided.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// Limits the client connections of each listener. The limit is never higher than the number of
-    /// connections that the worker has file descriptors for. Open connections stay.
-    pub(crate) fn limit_connections(&self, most: Option<u32>) {
-        let most = most.unwrap_or(u32::MAX).min(self.most_connections);
+    /// connections that the worker has file descriptors for, beside its listening sockets. Open
+    /// connections stay.
+    pub(crate) fn limit_connections(&self, most: Option<u32>, listeners: usize) {
+        let all = self.budget.clients_beside(listeners);
+        self.most_connections.store(all, Ordering::Relaxed);
+        let most = most.unwrap_or(u32::MAX).min(all);
         self.most_of_listener.store(most, Ordering::Relaxed);
+    }
+
+    /// Returns true if the worker has as many connections as it may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.connections() >= self.most_connections.load(Ordering::Relaxed)
     }
 
     /// Returns true if the listener, or the worker, has as many connections as it may.
     pub(crate) fn are_full(&self, listener: ListenerId) -> bool {
-        let of_listener = self.of_listeners().get(&listener).copied();
-        of_listener.unwrap_or(0) >= self.most_connections()
-            || self.connections() >= self.most_connections
+        let of_listener = self.counts().of_listeners.get(&listener).copied();
+        of_listener.unwrap_or(0) >= self.most_connections() || self.is_full()
     }
 
-    fn of_listeners(&self) -> MutexGuard<'_, HashMap<ListenerId, u32>> {
-        let counts = self.of_listeners.lock();
-        counts.unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, ConnectionCounts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts another connection of a client. Returns false if the client has as many connections
+    /// as it may: as many as there is still room for, on the listener and in the worker. So one
+    /// client alone gets half of them, and however many clients take what they can get, there is
+    /// room for another one.
+    fn count_origin(
+        &self,
+        counts: &mut ConnectionCounts,
+        listener: ListenerId,
+        origin: ClientKey,
+    ) -> bool {
+        let of_listener = counts.of_listeners.get(&listener).copied().unwrap_or(0);
+        let room = self.most_connections().saturating_sub(of_listener);
+        let all = self.most_connections.load(Ordering::Relaxed);
+        let room = room.min(all.saturating_sub(self.connections()));
+        let count = counts.of_origins.entry((listener, origin)).or_default();
+        if *count >= room.max(FEW) {
+            return false;
+        }
+        *count += 1;
+        true
     }
 
     /// Returns the thread with the fewest connections among those whose table is at least as new as
@@ -180,25 +247,42 @@ impl Threads {
     }
 }
 
-/// Counts an open client connection for its thread and its listener, until this value is dropped.
+/// Counts an open client connection for its thread, its listener and its client, until this value
+/// is dropped.
 pub(crate) struct Open {
     threads: Arc<Threads>,
     thread: usize,
     listener: ListenerId,
+    origin: Option<ClientKey>,
 }
 
 impl Open {
-    /// Counts a connection of `listener` that `thread` will serve.
-    pub(crate) fn new(threads: Arc<Threads>, thread: usize, listener: ListenerId) -> Open {
+    /// Counts a connection of `listener` that `thread` will serve. `None` if its client has as many
+    /// connections as it may. A connection without a client is that of a trusted proxy.
+    pub(crate) fn new(
+        threads: Arc<Threads>,
+        thread: usize,
+        listener: ListenerId,
+        origin: Option<ClientKey>,
+    ) -> Option<Open> {
+        {
+            let mut counts = threads.counts();
+            if let Some(origin) = origin
+                && !threads.count_origin(&mut counts, listener, origin)
+            {
+                return None;
+            }
+            *counts.of_listeners.entry(listener).or_default() += 1;
+        }
         threads.loads[thread]
             .connections
             .fetch_add(1, Ordering::AcqRel);
-        *threads.of_listeners().entry(listener).or_default() += 1;
-        Open {
+        Some(Open {
             threads,
             thread,
             listener,
-        }
+            origin,
+        })
     }
 }
 
@@ -207,11 +291,51 @@ impl Drop for Open {
         self.threads.loads[self.thread]
             .connections
             .fetch_sub(1, Ordering::AcqRel);
-        if let Entry::Occupied(mut count) = self.threads.of_listeners().entry(self.listener) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
+        let mut counts = self.threads.counts();
+        subtract(&mut counts.of_listeners, self.listener);
+        if let Some(origin) = self.origin {
+            subtract(&mut counts.of_origins, (self.listener, origin));
+        }
+    }
+}
+
+/// Counts a connection for the client that a trusted proxy has named, until this value is dropped.
+/// The connection itself is counted by [`Open`], without a client.
+pub(crate) struct OpenBehindProxy {
+    threads: Arc<Threads>,
+    listener: ListenerId,
+    origin: ClientKey,
+}
+
+impl OpenBehindProxy {
+    /// Counts a connection of `listener`. `None` if its client has as many connections as it may.
+    pub(crate) fn new(
+        threads: Arc<Threads>,
+        listener: ListenerId,
+        origin: ClientKey,
+    ) -> Option<OpenBehindProxy> {
+        let is_counted = threads.count_origin(&mut threads.counts(), listener, origin);
+        is_counted.then(|| OpenBehindProxy {
+            threads,
+            listener,
+            origin,
+        })
+    }
+}
+
+impl Drop for OpenBehindProxy {
+    fn drop(&mut self) {
+        let mut counts = self.threads.counts();
+        subtract(&mut counts.of_origins, (self.listener, self.origin));
+    }
+}
+
+/// Counts one less, and forgets what nobody has.
+fn subtract<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: K) {
+    if let Entry::Occupied(mut count) = counts.entry(key) {
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
         }
     }
 }
@@ -269,15 +393,19 @@ mod tests {
 
     fn threads(most_connections: u32) -> Arc<Threads> {
         let senders = (0..3).map(|_| mpsc::unbounded_channel().0).collect();
-        Arc::new(Threads::new(senders, most_connections))
+        let budget = Budget {
+            clients: most_connections,
+            ..Budget::new(None, 3)
+        };
+        Arc::new(Threads::new(senders, budget))
     }
 
     #[test]
     fn a_connection_goes_to_the_thread_with_the_fewest_that_knows_its_listener() {
         let threads = threads(3);
         assert_eq!(threads.least_loaded(1), 1);
-        let _first = Open::new(threads.clone(), 1, FIRST);
-        let _second = Open::new(threads.clone(), 0, FIRST);
+        let _first = Open::new(threads.clone(), 1, FIRST, None);
+        let _second = Open::new(threads.clone(), 0, FIRST, None);
         assert_eq!(threads.least_loaded(1), 2);
         threads.applied(1, 5);
         assert_eq!(threads.least_loaded(1), 1);
@@ -289,19 +417,52 @@ mod tests {
     #[test]
     fn a_listener_has_its_share_of_the_connections_that_there_can_be() {
         let threads = threads(3);
-        let first = Open::new(threads.clone(), 0, FIRST);
-        let _second = Open::new(threads.clone(), 1, FIRST);
+        let first = Open::new(threads.clone(), 0, FIRST, None);
+        let _second = Open::new(threads.clone(), 1, FIRST, None);
         let full = || [FIRST, SECOND].map(|listener| threads.are_full(listener));
         assert_eq!(full(), [false, false]);
-        threads.limit_connections(Some(2));
+        threads.limit_connections(Some(2), 1);
         assert_eq!(full(), [true, false]);
         drop(first);
         assert_eq!(full(), [false, false]);
-        let _others = [0, 1].map(|thread| Open::new(threads.clone(), thread, SECOND));
+        let _others = [0, 1].map(|thread| Open::new(threads.clone(), thread, SECOND, None));
         assert_eq!(full(), [true, true], "there are no more");
         for (limit, most) in [(Some(2), 2), (Some(9), 3), (None, 3)] {
-            threads.limit_connections(limit);
+            threads.limit_connections(limit, 1);
             assert_eq!(threads.most_connections(), most);
         }
+    }
+
+    fn open_all(threads: &Arc<Threads>, listener: ListenerId, origin: u32) -> Vec<Open> {
+        let origin = Some(ClientKey::V4(origin));
+        std::iter::from_fn(|| Open::new(threads.clone(), 0, listener, origin)).collect()
+    }
+
+    #[test]
+    fn a_client_gets_as_many_connections_as_there_is_still_room_for() {
+        let threads = threads(400);
+        let first = open_all(&threads, FIRST, 1);
+        assert_eq!(first.len(), 200);
+        let second = open_all(&threads, FIRST, 2);
+        assert_eq!(second.len(), 100);
+        let third = open_all(&threads, SECOND, 3);
+        assert_eq!(third.len(), 50, "all listeners together");
+        // A trusted proxy speaks for many clients, each of which is counted.
+        let proxy = Open::new(threads.clone(), 0, SECOND, None).unwrap();
+        let origin = ClientKey::V4(4);
+        let client = OpenBehindProxy::new(threads.clone(), SECOND, origin).unwrap();
+        assert_eq!(threads.counts().of_origins[&(SECOND, origin)], 1);
+        drop((first, second, third, proxy, client));
+        let counts = threads.counts();
+        assert!(counts.of_listeners.is_empty() && counts.of_origins.is_empty());
+    }
+
+    #[test]
+    fn a_client_may_always_have_a_few_connections() {
+        let threads = threads(20);
+        let first: Vec<Open> = open_all(&threads, FIRST, 1);
+        assert_eq!(first.len(), FEW as usize);
+        threads.limit_connections(Some(FEW), 1);
+        assert!(threads.are_full(FIRST) && !threads.are_full(SECOND));
     }
 }

@@ -7,7 +7,12 @@
 //! the connections that the kernel has already accepted, and closes its descriptor. The socket is
 //! never shut down, because others may share it.
 //!
-//! The caller decides which thread serves an accepted connection.
+//! While the listener or the worker has as many connections as it may have, idle connections are
+//! closed so that new ones can be accepted; if none is idle, new ones wait in the queue of the
+//! kernel. The same holds while the process or the system has no more descriptors.
+//!
+//! The caller decides which thread serves an accepted connection, and which idle connection is
+//! closed ([`Placement`]).
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -21,6 +26,7 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::time::Instant;
 
+use crate::ipc::ListenerId;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::shared::threads::Threads;
 use crate::proxy::view::listener::ListenerView;
@@ -37,22 +43,34 @@ const FULL_PAUSE: Duration = Duration::from_millis(20);
 /// The least time between two log messages about the same trouble.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Accepts connections of `listener` from `socket` and passes them to `place`, until the listener
-/// has finished.
+/// What the caller does with connections.
+pub(crate) trait Placement {
+    /// Gives an accepted connection to a thread.
+    fn place(&self, stream: TcpStream, peer: SocketAddr, listener: &Rc<ListenerView>);
+
+    /// Closes the connection that has been idle for longest: of `listener`, or of any listener.
+    /// Returns false if there is none on this thread.
+    fn make_room(&self, listener: Option<ListenerId>) -> bool;
+}
+
+/// Accepts connections of `listener` from `socket` and has them placed, until the listener has
+/// finished.
 pub(crate) async fn accept(
     listener: Rc<ListenerView>,
     socket: Arc<OwnedFd>,
     threads: Arc<Threads>,
-    place: impl Fn(TcpStream, SocketAddr, &Rc<ListenerView>),
+    placement: impl Placement,
 ) -> io::Result<()> {
     let acceptor = Acceptor {
         socket: SharedDescriptor::register(socket)?,
         listener,
         threads,
-        place,
+        placement,
     };
     let listener = &acceptor.listener;
     let mut quiet_until = Instant::now();
+    // True if it was logged that there are too many connections.
+    let mut full = false;
     loop {
         let outcome = match listener.closing() {
             true => acceptor.accept_batch(),
@@ -61,6 +79,14 @@ pub(crate) async fn accept(
                 ready = acceptor.readable() => ready.map(|()| acceptor.accept_batch())?,
             },
         };
+        if full && !acceptor.threads.are_full(listener.id()) {
+            full = false;
+            tracing::info!(
+                listener = %listener.address(),
+                connections = acceptor.threads.connections(),
+                "further clients are accepted again"
+            );
+        }
         match outcome {
             Batch::More => tokio::task::yield_now().await,
             Batch::Empty if !listener.closing() => {}
@@ -68,19 +94,24 @@ pub(crate) async fn accept(
             Batch::Full => {
                 if Instant::now() >= quiet_until {
                     quiet_until = Instant::now() + LOG_INTERVAL;
+                    full = true;
                     tracing::warn!(
                         listener = %listener.address(),
                         connections = acceptor.threads.most_connections(),
-                        "connection limit reached, further clients wait (max_connections)"
+                        "connection limit reached, further clients wait or replace idle ones (max_connections)"
                     );
                 }
-                tokio::time::sleep(FULL_PAUSE).await;
+                match acceptor.make_room() {
+                    true => tokio::task::yield_now().await,
+                    false => tokio::time::sleep(FULL_PAUSE).await,
+                }
             }
             Batch::Failed(error) => {
                 if Instant::now() >= quiet_until {
                     quiet_until = Instant::now() + LOG_INTERVAL;
                     tracing::error!(listener = %listener.address(), %error, "cannot accept connections");
                 }
+                acceptor.placement.make_room(None);
                 tokio::time::sleep(EXHAUSTED_PAUSE).await;
             }
         }
@@ -104,10 +135,17 @@ struct Acceptor<P> {
     socket: AsyncFd<SharedDescriptor>,
     listener: Rc<ListenerView>,
     threads: Arc<Threads>,
-    place: P,
+    placement: P,
 }
 
-impl<P: Fn(TcpStream, SocketAddr, &Rc<ListenerView>)> Acceptor<P> {
+impl<P: Placement> Acceptor<P> {
+    /// Closes an idle connection, so that another one may be accepted. Returns false if there is
+    /// none.
+    fn make_room(&self) -> bool {
+        let listener = (!self.threads.is_full()).then(|| self.listener.id());
+        self.placement.make_room(listener)
+    }
+
     async fn readable(&self) -> io::Result<()> {
         // The readiness is cleared by the call of accept that finds the queue empty.
         self.socket
@@ -127,7 +165,7 @@ impl<P: Fn(TcpStream, SocketAddr, &Rc<ListenerView>)> Acceptor<P> {
                 true => accept_one(self.socket.get_ref()),
             };
             match accepted {
-                Ok((stream, peer)) => (self.place)(stream, peer, &self.listener),
+                Ok((stream, peer)) => self.placement.place(stream, peer, &self.listener),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Batch::Empty,
                 Err(error) if is_connection_error(&error) => {}
                 Err(error) => return Batch::Failed(error),
@@ -169,13 +207,14 @@ fn is_connection_error(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
+    use std::io::Read;
 
     use tokio::runtime::{Builder, LocalOptions};
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::ipc::ListenerId;
+    use crate::proxy::shared::budget::Budget;
     use crate::proxy::shared::threads::Open;
     use crate::proxy::view::listener::Routes;
 
@@ -184,14 +223,21 @@ mod tests {
     struct Worker {
         threads: Arc<Threads>,
         open: Rc<RefCell<Vec<(TcpStream, Open)>>>,
+        /// True if the first connection is idle.
+        idle: Rc<Cell<bool>>,
     }
 
     impl Worker {
         fn new(most_connections: u32) -> Worker {
-            let threads = Threads::new(vec![mpsc::unbounded_channel().0], most_connections);
+            let budget = Budget {
+                clients: most_connections,
+                ..Budget::new(None, 1)
+            };
+            let threads = Threads::new(vec![mpsc::unbounded_channel().0], budget);
             Worker {
                 threads: Arc::new(threads),
                 open: Rc::default(),
+                idle: Rc::default(),
             }
         }
 
@@ -200,12 +246,25 @@ mod tests {
             listener: &Rc<ListenerView>,
             socket: Arc<OwnedFd>,
         ) -> impl Future<Output = io::Result<()>> + use<> {
-            let worker = self.clone();
-            let place = move |stream, _, listener: &Rc<ListenerView>| {
-                let open = Open::new(worker.threads.clone(), 0, listener.id());
-                worker.open.borrow_mut().push((stream, open));
-            };
-            accept(listener.clone(), socket, self.threads.clone(), place)
+            accept(listener.clone(), socket, self.threads.clone(), self.clone())
+        }
+    }
+
+    impl Placement for Worker {
+        fn place(&self, stream: TcpStream, _: SocketAddr, listener: &Rc<ListenerView>) {
+            let open = Open::new(self.threads.clone(), 0, listener.id(), None);
+            self.open.borrow_mut().push((stream, open.unwrap()));
+        }
+
+        fn make_room(&self, listener: Option<ListenerId>) -> bool {
+            assert_eq!(
+                listener, None,
+                "the worker is full, and not only the listener"
+            );
+            self.idle.replace(false) && {
+                self.open.borrow_mut().remove(0);
+                true
+            }
         }
     }
 
@@ -263,6 +322,30 @@ mod tests {
             listener.finish();
             accepting.await.unwrap().unwrap();
             assert_eq!(worker.threads.connections(), 1);
+        });
+    }
+
+    #[test]
+    fn an_idle_connection_is_closed_for_a_new_one() {
+        run_locally(async {
+            let (socket, listener, address) = listen();
+            let worker = Worker::new(1);
+            let mut first = TcpStream::connect(address).unwrap();
+            let accepting = tokio::task::spawn_local(worker.accept(&listener, socket));
+            while worker.threads.connections() < 1 {
+                tokio::task::yield_now().await;
+            }
+            worker.idle.set(true);
+            let second = TcpStream::connect(address).unwrap();
+            while worker.idle.get() {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(FULL_PAUSE).await;
+            assert!(first.read(&mut [0]).is_ok_and(|count| count == 0));
+            let peer = worker.open.borrow()[0].0.peer_addr().unwrap();
+            assert_eq!(peer, second.local_addr().unwrap());
+            listener.finish();
+            accepting.await.unwrap().unwrap();
         });
     }
 }

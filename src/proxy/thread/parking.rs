@@ -6,12 +6,13 @@
 //! goes into the thread's epoll for parked connections, and a single task watches that epoll. When
 //! bytes or the end of the stream come, the connection gets a task again, for which its socket is
 //! as fresh as an accepted one. A parked connection ends like any other idle one: by its time
-//! limit, or by the drain of the worker.
+//! limit, or by the drain of the worker. If there are too many connections, those that have been
+//! parked for longest end first ([`Parking::make_room`]).
 //!
 //! The caller decides how a connection gets a task again, and how it is ended ([`Wake`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -24,11 +25,13 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use tokio::time::Instant;
 
+use crate::ipc::ListenerId;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::net::socket::is_quiet;
 use crate::proxy::shared::threads::Open;
 use crate::proxy::view::drain::Drain;
 use crate::proxy::view::listener::ListenerView;
+use crate::proxy::view::view::BehindProxy;
 
 /// How often the watch looks for connections whose time limit is over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -36,13 +39,22 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How many connections get a task again before other tasks of the thread get their turn.
 const BATCH: usize = 64;
 
+/// How many connections are looked at to find the oldest one of a listener.
+const MOST_LOOKED_AT: usize = 1024;
+
 /// After this many connections were parked, the memory of their tasks is given back to the system.
 const TRIM_AFTER: usize = 1000;
 
 /// The parked connections of a thread.
 pub(crate) struct Parking {
     epoll: Arc<OwnedFd>,
-    parked: RefCell<HashMap<RawFd, Parked>>,
+    /// The connections with their numbers.
+    parked: RefCell<HashMap<RawFd, (u32, Parked)>>,
+    /// The parked connections in the order in which they came, by their descriptors and numbers.
+    /// Some of them may be gone already.
+    order: RefCell<VecDeque<(RawFd, u32)>>,
+    /// The number of the next connection.
+    next: Cell<u32>,
     /// How many connections were parked since memory was given back to the system.
     untrimmed: Cell<usize>,
 }
@@ -53,6 +65,9 @@ pub(crate) struct Parked {
     pub(crate) peer: SocketAddr,
     pub(crate) listener: Rc<ListenerView>,
     pub(crate) open: Open,
+    pub(crate) behind_proxy: BehindProxy,
+    /// True if the client is known to speak HTTP/1.
+    pub(crate) speaks_http1: bool,
     /// When the time limit of the idle connection is over.
     pub(crate) until: Instant,
 }
@@ -72,6 +87,8 @@ impl Parking {
         Ok(Parking {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?.into(),
             parked: RefCell::default(),
+            order: RefCell::default(),
+            next: Cell::default(),
             untrimmed: Cell::new(0),
         })
     }
@@ -90,9 +107,52 @@ impl Parking {
         if epoll::add(&self.epoll, &parked.socket, data, events).is_err() {
             return Err(parked);
         }
-        self.parked.borrow_mut().insert(descriptor, parked);
+        let number = self.next.get();
+        self.next.set(number.wrapping_add(1));
+        self.order.borrow_mut().push_back((descriptor, number));
+        self.parked
+            .borrow_mut()
+            .insert(descriptor, (number, parked));
+        self.compact();
         self.untrimmed.update(|count| count + 1);
         Ok(())
+    }
+
+    /// Ends the connection that has been parked for longest: of `listener`, or of any listener.
+    /// Returns false if there is none.
+    pub(crate) fn make_room(&self, wake: &impl Wake, listener: Option<ListenerId>) -> bool {
+        let Some(oldest) = self.oldest(listener) else {
+            return false;
+        };
+        let parked = self.parked.borrow_mut().remove(&oldest);
+        if let Some((_, parked)) = parked {
+            self.end(wake, parked);
+        }
+        true
+    }
+
+    fn oldest(&self, listener: Option<ListenerId>) -> Option<RawFd> {
+        let parked = self.parked.borrow();
+        let mut order = self.order.borrow_mut();
+        while order.front().is_some_and(|place| !is_at(&parked, place)) {
+            order.pop_front();
+        }
+        let is_of_listener = |descriptor: &RawFd| {
+            let meant = parked.get(descriptor);
+            meant.is_some_and(|(_, meant)| listener.is_none_or(|id| meant.listener.id() == id))
+        };
+        let mut order = order.iter().take(MOST_LOOKED_AT);
+        let found = order.find(|place| is_at(&parked, place) && is_of_listener(&place.0));
+        found.map(|(descriptor, _)| *descriptor)
+    }
+
+    /// Forgets the places of connections that are gone, once these are more than the others.
+    fn compact(&self) {
+        let parked = self.parked.borrow();
+        let mut order = self.order.borrow_mut();
+        if order.len() > parked.len() * 2 + BATCH {
+            order.retain(|place| is_at(&parked, place));
+        }
     }
 
     /// Resumes the connections on which something has come, and closes those whose time limit is
@@ -118,11 +178,11 @@ impl Parking {
                 }
                 () = &mut drained, if !is_drained => {
                     is_drained = true;
-                    self.end(wake, |_| true);
+                    self.end_all(wake, |_| true);
                 }
                 _ = looks.tick() => {
                     let now = Instant::now();
-                    self.end(wake, |parked| now >= parked.until);
+                    self.end_all(wake, |parked| now >= parked.until);
                     self.trim();
                 }
             }
@@ -137,22 +197,28 @@ impl Parking {
         let mut parked = self.parked.borrow_mut();
         let descriptors = events.iter().map(|event| event.data.u64() as RawFd);
         let woken = descriptors.filter_map(|descriptor| parked.remove(&descriptor));
+        let woken = woken.map(|(_, woken)| woken);
         Ok(woken.inspect(|woken| self.forget(woken)).collect())
     }
 
-    /// Closes the connections that are `over`, and resumes those on which something has just come.
-    fn end(&self, wake: &impl Wake, over: impl Fn(&Parked) -> bool) {
+    /// Ends the connections that are `over`.
+    fn end_all(&self, wake: &impl Wake, over: impl Fn(&Parked) -> bool) {
         let over: Vec<Parked> = {
             let mut parked = self.parked.borrow_mut();
-            let over = parked.extract_if(|_, parked| over(parked));
-            over.map(|(_, parked)| parked).collect()
+            let over = parked.extract_if(|_, (_, parked)| over(parked));
+            over.map(|(_, (_, parked))| parked).collect()
         };
         for parked in over {
-            self.forget(&parked);
-            match is_quiet(&parked.socket) {
-                true => wake.close(parked),
-                false => wake.resume(parked),
-            }
+            self.end(wake, parked);
+        }
+    }
+
+    /// Closes a connection, or resumes it if something has just come on it.
+    fn end(&self, wake: &impl Wake, parked: Parked) {
+        self.forget(&parked);
+        match is_quiet(&parked.socket) {
+            true => wake.close(parked),
+            false => wake.resume(parked),
         }
     }
 
@@ -174,4 +240,9 @@ impl Parking {
             }
         }
     }
+}
+
+/// Returns true if the connection that was given this place is still parked.
+fn is_at(parked: &HashMap<RawFd, (u32, Parked)>, (descriptor, number): &(RawFd, u32)) -> bool {
+    parked.get(descriptor).is_some_and(|(at, _)| at == number)
 }

@@ -14,6 +14,7 @@ use super::thread::Thread;
 use crate::ipc::{Address, EndpointId, Handling, Host, ListenerId, Probe, Route};
 use crate::proxy::connection::connection::serve;
 use crate::proxy::exchange::client::Client;
+use crate::proxy::shared::budget::Budget;
 use crate::proxy::shared::router::Router;
 use crate::proxy::shared::spec::EndpointSpec;
 use crate::proxy::shared::threads::{Open, Reporter, Threads};
@@ -64,13 +65,14 @@ impl Fixture {
         let socket = TcpListener::bind(SocketAddr::from(any)).await.unwrap();
         let address = socket.local_addr().unwrap();
         let listener = Rc::new(ListenerView::new(ListenerId(1), address, routes));
-        let threads = Arc::new(Threads::new(vec![mpsc::unbounded_channel().0], 1));
+        let budget = Budget::new(None, 1);
+        let threads = Arc::new(Threads::new(vec![mpsc::unbounded_channel().0], budget));
         let thread = Rc::new(Thread::new(threads.clone(), reporter).unwrap());
         let client = TcpStream::connect(address).await.unwrap();
         let (stream, peer) = socket.accept().await.unwrap();
         let watched = thread.clone();
         tokio::task::spawn_local(async move { watched.watch_parked().await });
-        let open = Open::new(threads, 0, listener.id());
+        let open = Open::new(threads, 0, listener.id(), None).unwrap();
         thread.serve(stream.into_std().unwrap(), peer, listener, open);
         Fixture {
             thread,
@@ -410,5 +412,6 @@ fn an_idle_connection_is_small() {
         size_of::<F>()
     }
     let task = size_of_output(serve);
-    assert!(task <= 216, "{task}");
+    // After a while, only a connection with TLS or HTTP/2 still has a task.
+    assert!(task <= 248, "{task}");
 }

@@ -16,8 +16,8 @@
 //! parked ([`Parking`]).
 
 use std::cell::RefCell;
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -29,12 +29,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::accept::accept;
+use super::accept::{Placement, accept};
 use super::parking::{Parked, Parking, Wake};
 use crate::ipc::ListenerId;
-use crate::proxy::connection::connection::serve;
-use crate::proxy::connection::requests::{PARK_AFTER, serve_requests};
+use crate::proxy::connection::connection::{resume, serve};
+use crate::proxy::connection::requests::PARK_AFTER;
 use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
+use crate::proxy::exchange::error::too_many_connections;
 use crate::proxy::net::socket::Socket;
 use crate::proxy::net::turn;
 use crate::proxy::shared::table::Table;
@@ -43,7 +44,7 @@ use crate::proxy::shared::threads::{
 };
 use crate::proxy::view::drain::Drain;
 use crate::proxy::view::listener::ListenerView;
-use crate::proxy::view::view::View;
+use crate::proxy::view::view::{TooManyConnections, View};
 
 /// How often old idle connections to instances are closed.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
@@ -104,8 +105,8 @@ impl Thread {
     /// Makes a thread without a table and without connections.
     pub(crate) fn new(threads: Arc<Threads>, reporter: Reporter) -> io::Result<Thread> {
         Ok(Thread {
+            view: Rc::new(View::new(threads.clone(), reporter.clone())),
             threads,
-            view: Rc::new(View::new(reporter.clone())),
             reporter,
             drain: Rc::default(),
             accepting: RefCell::default(),
@@ -130,35 +131,7 @@ impl Thread {
             let mut accepting = self.accepting.borrow_mut();
             // Remove the finished tasks of listeners that a table has closed.
             while accepting.try_join_next().is_some() {}
-            let thread = self.clone();
-            let place = move |stream, peer, listener: &Rc<_>| thread.place(stream, peer, listener);
-            accepting.spawn_local(accept(listener, socket, self.threads.clone(), place));
-        }
-    }
-
-    /// Gives a connection that was just accepted to the thread with the fewest connections.
-    fn place(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, listener: &Rc<ListenerView>) {
-        let target = match listener.closing() {
-            // Other threads may have removed the listener already.
-            true => self.reporter.thread(),
-            false => self.threads.least_loaded(self.reporter.thread()),
-        };
-        let open = Open::new(self.threads.clone(), target, listener.id());
-        if target == self.reporter.thread() {
-            self.serve(stream, peer, listener.clone(), open);
-            return;
-        }
-        let handover = Handover {
-            stream,
-            peer,
-            listener: listener.id(),
-            table: self.view.table(),
-            open,
-        };
-        if let Err(ThreadCommand::Serve(handover)) =
-            self.threads.send(target, ThreadCommand::Serve(handover))
-        {
-            self.take(handover);
+            accepting.spawn_local(accept(listener, socket, self.threads.clone(), self.clone()));
         }
     }
 
@@ -200,6 +173,23 @@ impl Thread {
         Box::new(Client::new(Socket::accepted(stream).into(), peer))
     }
 
+    /// Closes a connection whose client has too many, and tells the client so if it is clear which
+    /// protocol it expects.
+    fn refuse(stream: &TcpStream, peer: SocketAddr, listener: &ListenerView) {
+        listener.log_refused(peer, TooManyConnections);
+        if listener.tls().is_some() || listener.has_proxy_protocol() {
+            return;
+        }
+        // What was sent is read, because otherwise the response could be lost by a reset.
+        let mut begin = [0; 16 << 10];
+        let length = (&mut &*stream).read(&mut begin).unwrap_or(0);
+        if is_http1(&begin[..length]) {
+            // The client is told if there is room for it, which is the case on a new connection.
+            let _ = (&mut &*stream).write(&too_many_connections());
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+    }
+
     /// Serves a connection in a task of its own. The connection counts as open until the task ends,
     /// or longer if it is parked.
     fn spawn(
@@ -223,14 +213,18 @@ impl Thread {
     /// Parks an idle connection, whose task has ended.
     fn park(self: &Rc<Self>, idle: Client, open: Open) {
         let socket = idle.stream.into_socket();
-        let Some(socket) = socket.and_then(Socket::into_std) else {
+        let socket = socket.and_then(Socket::into_std);
+        // Nothing but the task of an idle connection knows its peer.
+        let (Some(socket), Some(peer)) = (socket, Rc::into_inner(idle.peer)) else {
             return;
         };
         let parked = Parked {
             socket,
-            peer: idle.peer.address,
-            listener: idle.peer.listener.clone(),
+            peer: peer.address,
+            listener: peer.listener,
             open,
+            behind_proxy: peer.behind_proxy,
+            speaks_http1: peer.speaks_http1.get(),
             until: Instant::now() + (CLIENT_IDLE_LIMIT - PARK_AFTER),
         };
         if let Err(parked) = self.parking.park(parked) {
@@ -265,10 +259,64 @@ impl Thread {
     }
 }
 
+impl Placement for Rc<Thread> {
+    /// Gives a connection that was just accepted to the thread with the fewest connections.
+    fn place(&self, stream: TcpStream, peer: SocketAddr, listener: &Rc<ListenerView>) {
+        let target = match listener.closing() {
+            // Other threads may have removed the listener already.
+            true => self.reporter.thread(),
+            false => self.threads.least_loaded(self.reporter.thread()),
+        };
+        let origin = self.view.origin(peer);
+        let Some(open) = Open::new(self.threads.clone(), target, listener.id(), origin) else {
+            self.view.room().counters().refuse_connection();
+            return Thread::refuse(&stream, peer, listener);
+        };
+        if target == self.reporter.thread() {
+            self.serve(stream, peer, listener.clone(), open);
+            return;
+        }
+        let handover = Handover {
+            stream,
+            peer,
+            listener: listener.id(),
+            table: self.view.table(),
+            open,
+        };
+        if let Err(ThreadCommand::Serve(handover)) =
+            self.threads.send(target, ThreadCommand::Serve(handover))
+        {
+            self.take(handover);
+        }
+    }
+
+    fn make_room(&self, listener: Option<ListenerId>) -> bool {
+        let has_closed =
+            self.parking.make_room(self, listener) || self.view.idle_tasks().end_oldest(listener);
+        if has_closed {
+            self.view.room().counters().close_idle();
+        }
+        has_closed
+    }
+}
+
 impl Wake for Rc<Thread> {
     fn resume(&self, parked: Parked) {
-        let client = self.client(parked.socket, parked.peer, parked.listener);
-        self.spawn(parked.open, serve_requests(client));
+        let Parked {
+            socket,
+            peer,
+            listener,
+            open,
+            behind_proxy,
+            speaks_http1,
+            ..
+        } = parked;
+        let (view, drain) = (self.view.clone(), self.drain.clone());
+        let mut peer = Peer::new(peer, listener, view, drain);
+        peer.behind_proxy = behind_proxy;
+        peer.speaks_http1.set(speaks_http1);
+        let client = Client::new(Socket::accepted(socket).into(), Rc::new(peer));
+        self.spawn(open, resume(Box::new(client)));
     }
 
     fn close(&self, parked: Parked) {
@@ -278,6 +326,11 @@ impl Wake for Rc<Thread> {
             thread: self.clone(),
         });
     }
+}
+
+/// Returns true if these are the first bytes of a client with HTTP/1.
+fn is_http1(begin: &[u8]) -> bool {
+    begin.first().is_some_and(u8::is_ascii_uppercase) && !begin.starts_with(b"PRI ")
 }
 
 /// Counts a connection of this thread while its task runs.

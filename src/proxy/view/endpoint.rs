@@ -27,7 +27,7 @@ use super::pins::{PinnedPlace, Pins};
 use super::upstream::Upstream;
 use crate::ipc::{Address, EndpointId, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
-use crate::proxy::net::socket::Socket;
+use crate::proxy::net::socket::{Socket, is_own_lack};
 use crate::proxy::net::stream::Stream;
 use crate::proxy::shared::spec::{EndpointCounters, EndpointSpec};
 use crate::proxy::shared::threads::Reporter;
@@ -176,6 +176,18 @@ impl Endpoint {
         self.in_flight() > 0 || self.counters().tunnels() > 0
     }
 
+    /// Closes the connection that has been idle for longest. Returns false if none is idle.
+    pub(crate) fn close_one_idle(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        if !idle.is_empty() {
+            drop(idle.remove(0));
+            return true;
+        }
+        let mut shared = self.shared.connections.borrow_mut();
+        let idle = shared.iter().position(|connection| connection.is_idle());
+        idle.map(|index| shared.remove(index)).is_some() || self.pins.close_one()
+    }
+
     /// Closes idle connections that are too old, and those that the instance has closed.
     pub(crate) fn sweep(&self, now: Instant) {
         self.idle
@@ -278,7 +290,7 @@ impl Claim {
         };
         match &result {
             Ok(_) => self.endpoint.penalised_until.set(None),
-            Err(error) if is_ours(error) => {}
+            Err(error) if is_own_lack(error) => {}
             Err(_) => {
                 self.endpoint
                     .penalised_until
@@ -379,16 +391,6 @@ fn idle_limit(most: Duration, announced: Option<Duration>) -> Duration {
     })
 }
 
-/// Returns true if connecting failed because this machine or process lacks something, for example
-/// file descriptors. That says nothing about the instance.
-fn is_ours(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::net::{UnixListener, UnixStream};
@@ -396,6 +398,7 @@ mod tests {
 
     use super::*;
     use crate::ipc::{EndpointCounts, Probe};
+    use crate::proxy::net::socket::ToInstance;
     use crate::proxy::shared::threads::{ThreadEvent, ThreadReport};
 
     const ID: EndpointId = EndpointId(3);
@@ -492,6 +495,26 @@ mod tests {
         assert!(is_closed(
             &fixture.leave_idle(Some(Duration::from_secs(1))).await
         ));
+    }
+
+    #[tokio::test]
+    async fn what_has_been_idle_for_longest_is_closed_first_to_make_room() {
+        let fixture = Fixture::new();
+        let before = ToInstance::count();
+        let (one, other) = (fixture.claim(), fixture.claim());
+        let streams = [one.connect().await.unwrap(), other.connect().await.unwrap()];
+        let mut instances = Vec::new();
+        for (claim, stream) in [one, other].into_iter().zip(streams) {
+            instances.push(fixture.server.accept().await.unwrap().0);
+            claim.give_back(Upstream::new(stream), None);
+        }
+        assert_eq!(ToInstance::count(), before + 2);
+        assert!(fixture.endpoint.close_one_idle());
+        assert_eq!(ToInstance::count(), before + 1);
+        let closed: Vec<bool> = instances.iter().map(is_closed).collect();
+        assert_eq!(closed, [true, false]);
+        assert!(fixture.endpoint.close_one_idle());
+        assert!(!fixture.endpoint.close_one_idle());
     }
 
     #[tokio::test]

@@ -43,6 +43,13 @@ impl Pins {
         }
     }
 
+    /// Closes one of the connections that no request uses. Returns false if there is none.
+    pub(super) fn close_one(&self) -> bool {
+        let places = self.0.borrow();
+        let mut places = places.iter().filter_map(Weak::upgrade);
+        places.any(|place| place.take().is_some())
+    }
+
     /// Closes connections that are too old, and those that the instance has closed.
     pub(super) fn sweep(&self, now: Instant) {
         self.0.borrow_mut().retain(|place| {

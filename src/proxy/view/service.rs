@@ -1,19 +1,34 @@
-//! A service as a data thread sees it: how an endpoint is chosen, and which requests wait for an
-//! endpoint.
+//! A service as a data thread sees it: which requests may go on, how an endpoint is chosen for
+//! them, and which requests wait for an endpoint.
+//!
+//! # Theory of operation
+//! A request is first admitted: it takes a seat in the room of the thread, and before that a
+//! permit if the service has a limit of its own (`max_in_flight`). Only then does it claim an
+//! endpoint. So a request that waits to be admitted keeps no endpoint from becoming idle, and a
+//! request that was admitted keeps its seat over all tries and rollouts.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
+use super::bound_log::BoundLog;
 use super::endpoint::{Claim, Endpoint};
+use super::room::{Occupancy, Requester, Room, Seat};
 use super::throttle::Throttle;
 use crate::ipc::{EndpointId, Handling};
 use crate::proxy::policy::compiled::Policy;
+use crate::proxy::shared::client_key::ClientKey;
+use crate::proxy::shared::fair_queue::FairQueue;
+use crate::proxy::shared::in_flight::InFlight;
 
 /// How many requests of a service may wait for an endpoint, on each thread.
 const MOST_HELD: usize = 1024;
+
+/// A request that waits for an endpoint.
+type Held = oneshot::Sender<Result<Claim, NoEndpoint>>;
 
 /// The view that a data thread has of a service. Connections that refer to the service keep the
 /// view alive after a table has removed the service.
@@ -26,7 +41,11 @@ pub(crate) struct ServiceView {
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     /// Where the next choice begins, so that endpoints of the same rank take turns.
     next: Cell<usize>,
-    held: RefCell<VecDeque<oneshot::Sender<Result<Claim, NoEndpoint>>>>,
+    held: RefCell<FairQueue<Held>>,
+    occupancy: Rc<Occupancy>,
+    /// The limit of a service that has one.
+    in_flight: RefCell<Option<Arc<InFlight>>>,
+    waiting: BoundLog,
     failures: Throttle,
 }
 
@@ -39,6 +58,10 @@ pub(crate) enum NoEndpoint {
     /// Too many requests are waiting already.
     #[error("too many requests are waiting for an instance")]
     Full,
+    /// The service, or the client, has as many requests in flight as it may, and none of them ended
+    /// in time.
+    #[error("too many requests are in flight, and none of them ended in time")]
+    Busy,
     /// No endpoint became ready in time.
     #[error("no instance became ready in time")]
     TimedOut,
@@ -54,7 +77,10 @@ impl ServiceView {
             policy: RefCell::default(),
             endpoints: RefCell::default(),
             next: Cell::default(),
-            held: RefCell::default(),
+            held: RefCell::new(FairQueue::new(MOST_HELD)),
+            occupancy: Rc::default(),
+            in_flight: RefCell::default(),
+            waiting: BoundLog::default(),
             failures: Throttle::default(),
         }
     }
@@ -96,6 +122,67 @@ impl ServiceView {
         *self.policy.borrow_mut() = policy.map(Rc::new);
     }
 
+    /// Sets the limit of requests in flight that a table has for the service. If there is no limit
+    /// any more, or if the service was stopped, those that wait need not wait any longer.
+    pub(crate) fn set_in_flight(&self, in_flight: Option<Arc<InFlight>>) {
+        let most = self.handling().max_in_flight;
+        let most = most.filter(|_| self.running() && in_flight.is_some());
+        let before = self.in_flight.replace(in_flight.clone());
+        if let Some(limit) = in_flight.or(before) {
+            limit.set_most(most);
+        }
+    }
+
+    /// Lets a request go on, if it need not wait for others to end.
+    pub(crate) fn try_admit(&self, room: &Rc<Room>, requester: &Rc<Requester>) -> Option<Seat> {
+        let limit = self.in_flight.borrow();
+        let permit = match &*limit {
+            None => None,
+            Some(limit) => Some(limit.try_take()?),
+        };
+        let mut seat = room.take(&self.occupancy, requester)?;
+        seat.permit = permit;
+        Some(seat)
+    }
+
+    /// Waits until the request may go on, for at most as long as a request may wait for an
+    /// instance. Clients take turns.
+    pub(crate) async fn admit(
+        &self,
+        room: &Rc<Room>,
+        requester: &Rc<Requester>,
+    ) -> Result<Seat, NoEndpoint> {
+        if !self.running() {
+            return Err(NoEndpoint::Stopped);
+        }
+        let until = Instant::now() + self.handling().queue_timeout;
+        let _waiting = self.waiting.begin(&self.name, room.counters());
+        let admitted = self.admit_until(room, requester, until).await;
+        if admitted.is_err() {
+            room.counters().refuse_request();
+        }
+        admitted
+    }
+
+    async fn admit_until(
+        &self,
+        room: &Rc<Room>,
+        requester: &Rc<Requester>,
+        until: Instant,
+    ) -> Result<Seat, NoEndpoint> {
+        let limit = self.in_flight.borrow().clone();
+        let permit = match limit {
+            None => None,
+            Some(limit) => Some(granted(limit.wait(requester.origin()), until).await?),
+        };
+        let mut seat = match room.take(&self.occupancy, requester) {
+            Some(seat) => seat,
+            None => granted(room.wait(&self.occupancy, requester), until).await?,
+        };
+        seat.permit = permit;
+        Ok(seat)
+    }
+
     /// Chooses the endpoint with the fewest requests in flight, in turn among equals, and claims
     /// it. An endpoint that fails its health check, or that has just refused a connection, is
     /// chosen only if there is no other. `None` if every active endpoint is in `tried`, or if there
@@ -112,18 +199,18 @@ impl ServiceView {
         Some(endpoints[chosen].clone().claim())
     }
 
-    /// Waits until the service has an active endpoint, and claims it. Requests are served in the
-    /// order in which they came.
-    pub(crate) async fn hold(&self) -> Result<Claim, NoEndpoint> {
+    /// Waits until the service has an active endpoint, and claims it. The requests of a client are
+    /// served in the order in which they came, and clients take turns.
+    pub(crate) async fn hold(&self, client: Option<ClientKey>) -> Result<Claim, NoEndpoint> {
         if let Some(claim) = self.claim(&[]) {
             return Ok(claim);
         }
         if !self.running() {
             return Err(NoEndpoint::Stopped);
         }
-        let answered = self.enqueue()?;
+        let answered = self.enqueue(client);
         match tokio::time::timeout(self.handling().queue_timeout, answered).await {
-            Ok(answer) => answer.unwrap_or(Err(NoEndpoint::Stopped)),
+            Ok(answer) => answer.unwrap_or(Err(NoEndpoint::Full)),
             Err(_) => Err(NoEndpoint::TimedOut),
         }
     }
@@ -140,23 +227,33 @@ impl ServiceView {
     }
 
     fn release(&self) {
-        for waiting in self.held.take() {
+        let mut held = self.held.replace(FairQueue::new(MOST_HELD));
+        while let Some(waiting) = held.pop(|_| true) {
             // If the waiting request was given up, its claim is returned here and dropped.
             let _ = waiting.send(self.claim(&[]).ok_or(NoEndpoint::Stopped));
         }
     }
 
-    fn enqueue(&self) -> Result<oneshot::Receiver<Result<Claim, NoEndpoint>>, NoEndpoint> {
+    fn enqueue(&self, client: Option<ClientKey>) -> oneshot::Receiver<Result<Claim, NoEndpoint>> {
         let mut held = self.held.borrow_mut();
-        if held.len() >= MOST_HELD {
+        if held.len() as usize >= MOST_HELD {
             held.retain(|waiting| !waiting.is_closed());
         }
-        if held.len() >= MOST_HELD {
-            return Err(NoEndpoint::Full);
-        }
         let (answer, answered) = oneshot::channel();
-        held.push_back(answer);
-        Ok(answered)
+        let displaced = held.push(client, answer);
+        if let Some(displaced) = displaced {
+            let _ = displaced.send(Err(NoEndpoint::Full));
+        }
+        answered
+    }
+}
+
+/// Waits for something that another request gives up, until a moment.
+async fn granted<T>(granted: oneshot::Receiver<T>, until: Instant) -> Result<T, NoEndpoint> {
+    match timeout_at(until, granted).await {
+        Ok(Ok(granted)) => Ok(granted),
+        Ok(Err(_)) => Err(NoEndpoint::Full),
+        Err(_) => Err(NoEndpoint::Busy),
     }
 }
 
@@ -268,14 +365,14 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(9)).await;
             service.update(true, vec![endpoint(4)]);
         };
-        let (held, ()) = tokio::join!(service.hold(), appear);
+        let (held, ()) = tokio::join!(service.hold(None), appear);
         assert_eq!(held.unwrap().id(), EndpointId(4));
     }
 
     #[test]
     fn held_requests_are_answered_in_order_and_before_later_ones() {
         let service = service(0..0);
-        let held: Vec<_> = (0..3).map(|_| service.enqueue().unwrap()).collect();
+        let held: Vec<_> = (0..3).map(|_| service.enqueue(None)).collect();
         service.update(true, (0..4).map(endpoint).collect());
         let later = claim(&service);
         let held = held
@@ -291,7 +388,7 @@ mod tests {
         for seconds in [10, 3, 0] {
             let limit = Duration::from_secs(seconds);
             let start = Instant::now();
-            let result = service.hold().await;
+            let result = service.hold(None).await;
             assert_eq!(result.err(), Some(NoEndpoint::TimedOut));
             assert_eq!(start.elapsed().as_secs(), limit.as_secs());
             service.set_handling(Handling {
@@ -305,20 +402,19 @@ mod tests {
     async fn a_stopped_service_holds_nothing() {
         let service = service(0..0);
         let stop = async { service.update(false, Vec::new()) };
-        let (held, ()) = tokio::join!(service.hold(), stop);
+        let (held, ()) = tokio::join!(service.hold(None), stop);
         assert_eq!(held.err(), Some(NoEndpoint::Stopped));
-        let later = service.hold().await;
+        let later = service.hold(None).await;
         assert_eq!(later.err(), Some(NoEndpoint::Stopped));
     }
 
     #[tokio::test(start_paused = true)]
     async fn held_requests_are_bounded_and_those_given_up_make_room() {
         let service = service(0..0);
-        let mut waiting: Vec<_> = (0..MOST_HELD)
-            .map(|_| service.enqueue().expect("there is room"))
-            .collect();
-        assert_eq!(service.hold().await.err(), Some(NoEndpoint::Full));
+        let mut waiting: Vec<_> = (0..MOST_HELD).map(|_| service.enqueue(None)).collect();
+        assert_eq!(service.hold(None).await.err(), Some(NoEndpoint::Full));
         waiting.pop();
-        assert!(service.enqueue().is_ok());
+        let waits = service.enqueue(None).try_recv().err();
+        assert_eq!(waits, Some(oneshot::error::TryRecvError::Empty));
     }
 }

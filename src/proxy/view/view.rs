@@ -12,22 +12,41 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
+use super::idle_tasks::IdleTasks;
 use super::listener::{ListenerView, Routes};
+use super::room::Room;
 use super::service::ServiceView;
 use crate::ipc::{EndpointId, EndpointState, ListenerId};
+use crate::proxy::net::socket::ToInstance;
+use crate::proxy::shared::client_key::ClientKey;
 use crate::proxy::shared::table::Table;
-use crate::proxy::shared::threads::{Reporter, ThreadEvent};
+use crate::proxy::shared::threads::{OpenBehindProxy, Reporter, ThreadEvent, Threads};
+
+/// Why a connection is closed at once: its client has as many connections as it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client has as many connections as it may have at the moment")]
+pub(crate) struct TooManyConnections;
+
+/// Counts a connection for the client that a trusted proxy has named, if that client is not a
+/// trusted proxy itself. Counts nothing for any other connection.
+#[derive(Default)]
+pub(crate) struct BehindProxy {
+    _open: Option<Box<OpenBehindProxy>>,
+}
 
 /// The table as one data thread uses it.
 pub(crate) struct View {
     reporter: Reporter,
+    threads: Arc<Threads>,
+    room: Rc<Room>,
+    idle_tasks: IdleTasks,
     table: RefCell<Arc<Table>>,
     listeners: RefCell<HashMap<ListenerId, Rc<ListenerView>>>,
     services: RefCell<HashMap<String, Rc<ServiceView>>>,
@@ -39,10 +58,17 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Makes the view of a thread without a table. The endpoints will report to `reporter`.
-    pub(crate) fn new(reporter: Reporter) -> View {
+    /// Makes the view of one of these threads, without a table. The endpoints will report to
+    /// `reporter`.
+    pub(crate) fn new(threads: Arc<Threads>, reporter: Reporter) -> View {
         View {
+            room: Room::new(
+                threads.budget().instances,
+                threads.bound_counters(reporter.thread()).clone(),
+            ),
             reporter,
+            threads,
+            idle_tasks: IdleTasks::default(),
             table: RefCell::default(),
             listeners: RefCell::default(),
             services: RefCell::default(),
@@ -76,6 +102,50 @@ impl View {
     pub(crate) fn trusts(&self, ip: IpAddr) -> bool {
         let table = self.table.borrow();
         table.trusted_proxies.iter().any(|net| net.contains(&ip))
+    }
+
+    /// Returns which client a peer is; `None` for a trusted proxy, which speaks for many clients.
+    pub(crate) fn origin(&self, peer: SocketAddr) -> Option<ClientKey> {
+        (!self.trusts(peer.ip())).then(|| peer.into())
+    }
+
+    /// The room of the thread for requests in flight.
+    pub(crate) fn room(&self) -> &Rc<Room> {
+        &self.room
+    }
+
+    /// The idle client connections of the thread that keep their task.
+    pub(crate) fn idle_tasks(&self) -> &IdleTasks {
+        &self.idle_tasks
+    }
+
+    /// Counts a connection of a listener for the client that a trusted proxy has named. The error:
+    /// that client has as many connections as it may.
+    pub(crate) fn count_behind_proxy(
+        &self,
+        listener: ListenerId,
+        source: SocketAddr,
+    ) -> Result<BehindProxy, TooManyConnections> {
+        let Some(origin) = self.origin(source) else {
+            return Ok(BehindProxy::default());
+        };
+        let open = OpenBehindProxy::new(self.threads.clone(), listener, origin);
+        let open = Some(Box::new(open.ok_or(TooManyConnections)?));
+        Ok(BehindProxy { _open: open })
+    }
+
+    /// Closes idle connections to instances, unless there is a descriptor for another connection.
+    pub(crate) fn make_room_for_connection(&self) {
+        if ToInstance::count() < self.room.most() {
+            return;
+        }
+        for endpoint in self.endpoints.borrow().values() {
+            while ToInstance::count() >= self.room.most() {
+                if !endpoint.close_one_idle() {
+                    break;
+                }
+            }
+        }
     }
 
     /// Returns true if instances learn about the sender of a request by `Forwarded`, too.
@@ -179,6 +249,7 @@ impl View {
             view.set_handling(service.handling);
             view.set_policy(service.policy.clone());
             view.update(service.running, active);
+            view.set_in_flight(service.in_flight.clone());
             in_order.push(view.clone());
             services.insert(service.name.clone(), view);
         }
@@ -187,6 +258,7 @@ impl View {
         self.removed_endpoints.replace(endpoints_before);
         for removed in views_before.into_values() {
             removed.update(false, Vec::new());
+            removed.set_in_flight(None);
         }
         let in_order: Rc<[Rc<ServiceView>]> = in_order.into();
         self.in_order.replace(in_order.clone());
@@ -231,6 +303,7 @@ mod tests {
         Address, Handling, Host, Probe, Protocol, Route, WireEndpoint, WireListener, WireService,
         WireTable,
     };
+    use crate::proxy::shared::budget::Budget;
     use crate::proxy::shared::certificates::ListenerCertificates;
     use crate::proxy::shared::threads::ThreadReport;
 
@@ -245,8 +318,10 @@ mod tests {
     impl Fixture {
         fn new() -> Fixture {
             let (report, reports) = mpsc::unbounded_channel();
+            let commands = vec![mpsc::unbounded_channel().0];
+            let threads = Threads::new(commands, Budget::new(None, 1));
             Fixture {
-                view: View::new(Reporter::new(0, report)),
+                view: View::new(threads.into(), Reporter::new(0, report)),
                 table: Arc::default(),
                 reports,
             }
