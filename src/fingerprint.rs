@@ -18,19 +18,18 @@
 mod walk;
 
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::hash::{Hash, Hasher};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::ServiceConfig;
+use rustix::fs::{FileType, Stat};
+
+use crate::config::{ProcessConfig, ServiceConfig};
+use crate::trust::{self, FileFault, FoundFile, Purpose};
 
 pub(crate) use walk::{MAX_ENTRIES, walk};
-
-/// The most bytes of an environment file that are compared.
-const MAX_ENVIRONMENT_BYTES: u64 = 1024 * 1024;
 
 /// The most changed files that are named.
 const NAMED: usize = 3;
@@ -97,20 +96,23 @@ impl Fingerprint {
         let mut watched = BTreeMap::new();
         let mut budget = MAX_ENTRIES;
         for root in &service.watch_files {
-            walk(root, &mut budget, &mut |path, metadata| {
-                watched.insert(path.to_owned(), Entry::new(path, metadata));
+            // Whoever could have put this there must not learn by it what root alone may see.
+            trust::on_behalf(root, || {
+                walk(root, &mut budget, &mut |path, metadata| {
+                    watched.insert(path.to_owned(), Entry::new(path, metadata));
+                });
             });
             watched
                 .entry(root.clone())
                 .or_insert_with(|| Entry::at(root));
         }
+        let process = &service.process;
         Fingerprint {
-            executable: Executable::take(&service.process.executable),
-            environment_file: service
-                .process
+            executable: Executable::take(process),
+            environment_file: process
                 .environment_file
-                .as_deref()
-                .map(Contents::take),
+                .as_ref()
+                .map(|_| Contents::take(process)),
             watched: Arc::new(watched),
         }
     }
@@ -155,13 +157,16 @@ impl Fingerprint {
 }
 
 impl Executable {
-    fn take(path: &Path) -> Executable {
-        let metadata = path.metadata().ok();
+    fn take(process: &ProcessConfig) -> Executable {
+        let found = trust::find(&process.executable, Purpose::Program(process.named_user()));
+        let entry = Entry::of(&found);
+        let found = found.ok();
+        let stat = found.as_ref().map(|found| found.stat);
         Executable {
-            path: path.canonicalize().ok(),
-            entry: Entry::at(path),
-            owner: metadata.as_ref().map(MetadataExt::uid),
-            can_be_executed: metadata.is_some_and(|m| m.permissions().mode() & 0o111 != 0),
+            entry,
+            owner: stat.map(|stat| stat.st_uid),
+            can_be_executed: stat.is_some_and(|stat| stat.st_mode & 0o111 != 0),
+            path: found.map(|found| found.path),
         }
     }
 }
@@ -169,13 +174,17 @@ impl Executable {
 impl Entry {
     /// Looks at what a path leads to.
     fn at(path: &Path) -> Entry {
-        match path.metadata() {
-            Ok(metadata) => Entry::new(path, &metadata),
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
-            {
-                Entry::Absent
-            }
+        Entry::of(&trust::find(path, Purpose::Content(None)))
+    }
+
+    fn of(found: &Result<FoundFile, FileFault>) -> Entry {
+        match found {
+            Ok(found) => match FileType::from_raw_mode(found.stat.st_mode) {
+                FileType::Directory => Entry::Folder,
+                FileType::RegularFile => Entry::File(FileIdentity::from(&found.stat)),
+                _ => Entry::Other,
+            },
+            Err(fault) if fault.is_missing() => Entry::Absent,
             Err(_) => Entry::Other,
         }
     }
@@ -186,9 +195,12 @@ impl Entry {
         } else if metadata.is_file() {
             Entry::File(FileIdentity::new(metadata))
         } else if metadata.is_symlink() {
-            let file = path.metadata().ok().filter(Metadata::is_file);
             let target = path.read_link().unwrap_or_default();
-            Entry::Link(target, file.as_ref().map(FileIdentity::new))
+            let file = match Entry::at(path) {
+                Entry::File(identity) => Some(identity),
+                _ => None,
+            };
+            Entry::Link(target, file)
         } else {
             Entry::Other
         }
@@ -206,17 +218,21 @@ impl FileIdentity {
     }
 }
 
+impl From<&Stat> for FileIdentity {
+    fn from(stat: &Stat) -> FileIdentity {
+        FileIdentity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size.cast_unsigned(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec.cast_signed()),
+        }
+    }
+}
+
 impl Contents {
-    fn take(path: &Path) -> Contents {
-        let mut bytes = Vec::new();
-        // Opening a FIFO without O_NONBLOCK waits for a writer.
-        let read = File::options()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
-            .open(path)
-            .and_then(|file| file.take(MAX_ENVIRONMENT_BYTES).read_to_end(&mut bytes));
-        match read {
-            Ok(_) => {
+    fn take(process: &ProcessConfig) -> Contents {
+        match process.read_environment_file() {
+            Ok(Some(bytes)) => {
                 let mut hasher = Fnv::default();
                 hasher.write(&bytes);
                 Contents::Bytes {
@@ -224,7 +240,8 @@ impl Contents {
                     hash: hasher.finish(),
                 }
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Contents::Absent,
+            Ok(None) => Contents::Absent,
+            Err(fault) if fault.is_missing() => Contents::Absent,
             Err(_) => Contents::Unreadable,
         }
     }
@@ -255,7 +272,7 @@ impl Hasher for Fnv {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     /// A service whose executable is `current/app` and that watches `current/config` and
     /// `current/view`.

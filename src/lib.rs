@@ -31,4 +31,5 @@ pub mod proxy;
 mod run_dir;
 pub mod status;
 pub mod systemd;
+mod trust;
 pub mod watch;

@@ -18,6 +18,9 @@
 //! [`Fingerprint`](crate::fingerprint::Fingerprint) to decide. So everything doubtful is told:
 //! every service once when it is declared, all of them when the kernel has lost events, and every
 //! `POLL` those with a folder that cannot be watched (no permission, no watches left).
+//!
+//! The thread looks at paths with the rights of the manager, also where ordinary users lead them.
+//! That tells these users nothing: the fingerprint looks again, with rights that fit (`trust`).
 
 mod inbox;
 mod kernel;

@@ -4,8 +4,6 @@
 //! Only the manager and `smoothserve check` read these files. A worker gets the certificate and the
 //! key from the manager.
 
-use std::fs::File;
-use std::io::Read;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,6 +18,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::site::{HostPattern, Site};
 use super::tls::TlsConfig;
+use crate::trust;
 
 /// How long before its end a certificate is reported as one that should have been renewed.
 pub const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
@@ -213,20 +212,8 @@ impl Leaf {
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
-    let shown = path.display();
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| {
-            if !file.metadata()?.is_file() {
-                return Err(std::io::Error::other("it is no regular file"));
-            }
-            file.take(LONGEST + 1).read_to_end(&mut bytes)
-        })
-        .map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    match bytes.len() as u64 > LONGEST {
-        true => Err(format!("{shown} is longer than {LONGEST} bytes")),
-        false => Ok(bytes),
-    }
+    trust::read(path, LONGEST, None)
+        .map_err(|fault| format!("{} cannot be read: {fault}", path.display()))
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

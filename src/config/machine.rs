@@ -3,15 +3,17 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::unistd::{Group, User};
+use rustix::fs::FileType;
 
 use super::certificate::Certificate;
 use super::fields::shorten;
+use super::process::ProcessConfig;
 use super::service::ServiceConfig;
+use crate::trust::{self, FileFault, NamedUser, Purpose};
 
 /// What the files of a configuration are compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,15 +36,13 @@ pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<Remark
             missing.push((key, message));
         }
     };
-    check("executable_path", executable(&process.executable));
+    let named = process.named_user();
+    check("executable_path", executable(&process.executable, named));
     if let Some(folder) = &process.working_directory {
-        check("working_directory", directory(folder));
+        check("working_directory", directory(folder, named));
     }
     if let Some(file) = &process.environment_file {
-        check(
-            "environment_file",
-            environment_file(file, process.environment_file_optional),
-        );
+        check("environment_file", environment_file(file, process));
     }
     match &process.user {
         Some(user) => check("user", known(Database::Passwd, user)),
@@ -63,31 +63,33 @@ pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<Remark
     missing
 }
 
-fn executable(path: &Path) -> Result<(), String> {
+fn executable(path: &Path, named: Option<NamedUser<'_>>) -> Result<(), String> {
     let shown = path.display();
-    let metadata = match path.metadata() {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+    let found = match trust::find(path, Purpose::Program(named)) {
+        Ok(found) => found,
+        Err(fault) if fault.is_missing() => {
             let advice = match in_path(path) {
                 Some(found) => format!("; did you mean {}?", found.display()),
                 None => String::new(),
             };
             return Err(format!("the executable {shown} does not exist{advice}"));
         }
-        Err(error) => {
+        Err(fault @ FileFault::UnsafeProgram(_)) => {
+            return Err(format!("the executable {shown} is not used: {fault}"));
+        }
+        Err(fault) => {
             return Err(format!(
-                "the executable {shown} cannot be looked at: {error}"
+                "the executable {shown} cannot be looked at: {fault}"
             ));
         }
     };
-    if metadata.is_dir() {
-        Err(format!("{shown} is a folder; give the executable in it"))
-    } else if !metadata.is_file() {
-        Err(format!("{shown} is no regular file"))
-    } else if metadata.permissions().mode() & 0o111 == 0 {
-        Err(format!("{shown} is not executable; try `chmod +x {shown}`"))
-    } else {
-        Ok(())
+    match found.need_regular() {
+        Err(FileFault::Folder) => Err(format!("{shown} is a folder; give the executable in it")),
+        Err(_) => Err(format!("{shown} is no regular file")),
+        Ok(()) if found.stat.st_mode & 0o111 == 0 => {
+            Err(format!("{shown} is not executable; try `chmod +x {shown}`"))
+        }
+        Ok(()) => Ok(()),
     }
 }
 
@@ -101,35 +103,35 @@ fn in_path(path: &Path) -> Option<PathBuf> {
         .find(|found| found.is_file())
 }
 
-fn directory(path: &Path) -> Result<(), String> {
+fn directory(path: &Path, named: Option<NamedUser<'_>>) -> Result<(), String> {
     let shown = path.display();
-    match path.metadata() {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
+    match trust::find(path, Purpose::Content(named)) {
+        Ok(found) if FileType::from_raw_mode(found.stat.st_mode) == FileType::Directory => Ok(()),
         Ok(_) => Err(format!("{shown} is no folder")),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(format!("the folder {shown} does not exist"))
-        }
-        Err(error) => Err(format!("the folder {shown} cannot be looked at: {error}")),
+        Err(fault) if fault.is_missing() => Err(format!("the folder {shown} does not exist")),
+        Err(fault) => Err(format!("the folder {shown} cannot be looked at: {fault}")),
     }
 }
 
-fn environment_file(path: &Path, optional: bool) -> Result<(), String> {
+fn environment_file(path: &Path, process: &ProcessConfig) -> Result<(), String> {
     let shown = path.display();
-    match path.metadata() {
-        Ok(metadata) if metadata.is_file() => Ok(()),
-        Ok(_) => Err(format!("{shown} is no regular file")),
-        Err(error) if error.kind() == ErrorKind::NotFound && optional => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Err(format!(
+    match process.read_environment_file() {
+        Ok(_) => Ok(()),
+        Err(FileFault::Folder | FileFault::NotRegular) => {
+            Err(format!("{shown} is no regular file"))
+        }
+        Err(fault) if fault.is_missing() => Err(format!(
             "the file {shown} does not exist; put a `-` before the path if that is fine"
         )),
-        Err(error) => Err(format!("the file {shown} cannot be looked at: {error}")),
+        Err(fault) => Err(format!("the file {shown} cannot be read: {fault}")),
     }
 }
 
 /// Checks the user of a service without `user`: the owner of its executable, but never root.
 fn owner(path: &Path, default_user: &str) -> Result<(), String> {
     let by_root = rustix::process::geteuid().is_root();
-    let of_root = path.metadata().is_ok_and(|metadata| metadata.uid() == 0);
+    let of_root =
+        trust::find(path, Purpose::Program(None)).is_ok_and(|found| found.stat.st_uid == 0);
     if by_root && of_root && known(Database::Passwd, default_user).is_err() {
         return Err(format!(
             "{} belongs to root, and this machine has no user `{default_user}` to run it; give `user`",

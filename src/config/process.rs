@@ -14,6 +14,7 @@ use super::raw::Node;
 use super::reader::Reader;
 use super::source::join;
 use super::value;
+use crate::trust::{self, FileFault, NamedUser};
 
 /// What an instance of a service runs, and how. A change of any field replaces the instances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +86,9 @@ pub enum UpstreamProtocol {
     H2c,
 }
 
+/// The most bytes of an environment file.
+const LONGEST_ENVIRONMENT_FILE: u64 = 1 << 20;
+
 /// Signals by the names that people know, with and without `SIG`.
 const SIGNALS: &[(&str, Signal)] = &[
     ("SIGTERM", Signal::TERM),
@@ -101,6 +105,31 @@ const SIGNALS: &[(&str, Signal)] = &[
 ];
 
 impl ProcessConfig {
+    /// Returns the user that the service's file names.
+    pub(crate) fn named_user(&self) -> Option<NamedUser<'_>> {
+        let group = self.group.as_deref();
+        self.user.as_deref().map(|user| NamedUser { user, group })
+    }
+
+    /// Reads the environment file. `None`: there is none, which is fine.
+    pub(crate) fn read_environment_file(&self) -> Result<Option<Vec<u8>>, FileFault> {
+        let Some(path) = &self.environment_file else {
+            return Ok(None);
+        };
+        match trust::read(path, LONGEST_ENVIRONMENT_FILE, self.named_user()) {
+            // No variable can have a NUL. Whoever tried to set such a one would have to say which.
+            Ok(bytes) => match bytes.iter().position(|&byte| byte == 0) {
+                Some(at) => {
+                    let lines = bytes[..at].iter().filter(|&&byte| byte == b'\n');
+                    Err(FileFault::Nul(lines.count() + 1))
+                }
+                None => Ok(Some(bytes)),
+            },
+            Err(fault) if self.environment_file_optional && fault.is_missing() => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
     /// Reads the keys of a service's file that describe its process. The executable is read before,
     /// since paths of other keys begin at its folder.
     pub(super) fn read(reader: &mut Reader<'_>, executable: PathBuf) -> ProcessConfig {

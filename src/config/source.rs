@@ -1,12 +1,10 @@
 //! The text of one configuration file: read with bounds, and able to show its lines.
 
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Position};
+use crate::trust::{self, FileFault};
 
 /// The most bytes that a file of the configuration may have.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -31,42 +29,18 @@ impl Source {
             message,
             source_line: None,
         };
-        // Opening a FIFO without O_NONBLOCK waits for a writer.
-        let opened = File::options()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
-            .open(path);
-        let file = match opened {
-            Ok(file) => file,
+        let needed = |kind: &str| whole(format!("is {kind}; a text file is needed here"));
+        match trust::read(path, MAX_BYTES, None) {
+            Ok(bytes) => Source::decode(path, bytes).map(Some),
             // A symlink that leads nowhere is there, its target is not.
-            Err(error)
-                if error.kind() == std::io::ErrorKind::NotFound
-                    && path.symlink_metadata().is_err() =>
-            {
-                return Ok(None);
-            }
-            Err(error) => return Err(whole(format!("cannot be opened: {error}"))),
-        };
-        let unreadable = |error: std::io::Error| whole(format!("cannot be read: {error}"));
-        let metadata = file.metadata().map_err(unreadable)?;
-        if !metadata.is_file() {
-            let kind = if metadata.is_dir() {
-                "a folder"
-            } else {
-                "no regular file"
-            };
-            return Err(whole(format!("is {kind}; a text file is needed here")));
-        }
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(unreadable)?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(whole(
+            Err(fault) if fault.is_missing() && path.symlink_metadata().is_err() => Ok(None),
+            Err(FileFault::Folder) => Err(needed("a folder")),
+            Err(FileFault::NotRegular) => Err(needed("no regular file")),
+            Err(FileFault::TooLarge(_)) => Err(whole(
                 "is larger than 1 MiB; that is no configuration".to_owned(),
-            ));
+            )),
+            Err(fault) => Err(whole(format!("cannot be opened: {fault}"))),
         }
-        Source::decode(path, bytes).map(Some)
     }
 
     /// Checks that the bytes of a file are text.

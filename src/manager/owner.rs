@@ -3,11 +3,14 @@
 mod boot;
 mod changes;
 mod commands;
+mod disk;
 mod end;
+mod errands;
 mod from_workers;
 mod manager;
 mod options;
 mod ports;
+mod proceed;
 mod publish;
 mod published;
 mod reload;

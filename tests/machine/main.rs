@@ -3,6 +3,7 @@
 
 mod crash;
 mod end;
+mod files;
 mod harness;
 mod limits;
 mod logs;

@@ -1,16 +1,26 @@
 //! The start of a manager when there is nothing to take over from an earlier one.
 
+use super::disk::{Found, Reading};
 use super::from_workers::start_worker;
 use super::manager::Manager;
 use super::ports::{adopt_listeners, ports_of};
-use super::reload::{adopt, read_certificates};
-use crate::config;
+use super::reload::{adopt, take_certificates};
 use crate::events;
 use crate::manager::service::{PlanReason, Service};
 
 /// Starts the configured services. A service with faults is logged and skipped; the others start.
-pub(super) fn boot(manager: &mut Manager) {
-    let (config, faults) = config::load_partial(&manager.config_dir);
+pub(super) async fn boot(manager: &mut Manager) {
+    let reading = Reading::Partial(manager.config_dir.clone());
+    let found = reading.run().await.unwrap_or_else(|error| {
+        tracing::error!(error = %error, "nothing is started before the next reload");
+        Found::default()
+    });
+    let Found {
+        config,
+        faults,
+        mut services,
+    } = found;
+    let config = config.unwrap_or_else(|| (*manager.config).clone());
     manager.set_log_level(&config);
     if !faults.is_empty() {
         tracing::error!(
@@ -29,11 +39,15 @@ pub(super) fn boot(manager: &mut Manager) {
         );
     }
     adopt_listeners(manager, bound, &wanted);
-    read_certificates(manager, &config);
+    take_certificates(manager, &mut services);
     let mut plans = Vec::new();
     let mut failures = Vec::new();
-    for spec in config.services.values() {
-        match Service::new(spec.clone()).plan(spec, PlanReason::Reload) {
+    for files in services {
+        let spec = files.spec;
+        let Some(material) = files.material else {
+            continue;
+        };
+        match Service::new(spec.clone()).plan(&spec, material, PlanReason::Reload) {
             Ok(plan) => plans.push(plan),
             Err(error) => failures.push((spec.name.clone(), error)),
         }

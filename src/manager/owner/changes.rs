@@ -5,21 +5,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::manager::{Manager, Phase};
+use super::disk::{Found, ServiceFiles};
+use super::manager::Manager;
 use super::ports::conflict_with_others;
 use super::reload::watch_files;
-use crate::config::{self, ServiceConfig};
+use crate::config::ServiceConfig;
 use crate::events;
 use crate::manager::service::{PlanReason, Service};
-use crate::manager::worker::certificates::ServiceCertificates;
 use crate::status::JobKind;
 
 /// Handles changed files of a service with `auto_restart`: the service's own file, its executable,
 /// or a watched file.
-pub(super) fn files_changed(manager: &mut Manager, name: &str) {
-    if manager.phase != Phase::Serving {
-        return;
-    }
+pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found) {
     let Some(service) = manager
         .services
         .get(name)
@@ -27,16 +24,24 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str) {
     else {
         return;
     };
-    let spec = changed_spec(manager, service);
-    let plan = match service.plan(&spec, PlanReason::FilesChanged) {
+    let spec = changed_spec(manager, service, &found);
+    let Some(ServiceFiles {
+        material: Some(material),
+        certificates,
+        fault,
+        ..
+    }) = found.take(&spec)
+    else {
+        return;
+    };
+    let plan = match service.plan(&spec, material, PlanReason::FilesChanged) {
         Ok(plan) => plan,
         Err(error) => {
             tracing::error!(service = name, error = %error, "changed files not applied");
             return;
         }
     };
-    let (certificates, unread) = ServiceCertificates::read([&*spec]);
-    if let Some((_, fault)) = unread.first() {
+    if let Some(fault) = fault {
         tracing::error!(service = name, error = %fault, "changed files not applied");
         return;
     }
@@ -57,7 +62,7 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str) {
 
 /// Returns the new configuration of a service if it can be applied to this service alone, otherwise
 /// the configuration that was last applied.
-fn changed_spec(manager: &Manager, service: &Service) -> Arc<ServiceConfig> {
+fn changed_spec(manager: &Manager, service: &Service, found: &Found) -> Arc<ServiceConfig> {
     let name = &service.spec().name;
     let refuse = |error: &str| {
         tracing::error!(
@@ -68,9 +73,8 @@ fn changed_spec(manager: &Manager, service: &Service) -> Arc<ServiceConfig> {
         );
         service.spec().clone()
     };
-    let config = match config::load(&manager.config_dir) {
-        Ok(config) => config,
-        Err(faults) => return refuse(&faults.to_string()),
+    let Some(config) = &found.config else {
+        return refuse(&found.faults.to_string());
     };
     let Some(spec) = config.services.get(name) else {
         return service.spec().clone();
@@ -89,7 +93,7 @@ fn changed_spec(manager: &Manager, service: &Service) -> Arc<ServiceConfig> {
 }
 
 /// Handles a changed certificate of a service whose other files are unchanged.
-pub(super) fn certificate_changed(manager: &mut Manager, name: &str) {
+pub(super) fn certificate_changed(manager: &mut Manager, name: &str, mut found: Found) {
     let known = manager
         .services
         .get(name)
@@ -105,10 +109,13 @@ pub(super) fn certificate_changed(manager: &mut Manager, name: &str) {
             "changed certificate not taken"
         );
     };
-    let (read, unread) = ServiceCertificates::read([&*spec]);
-    if let Some((_, fault)) = unread.first() {
+    let Some(files) = found.take(&spec) else {
+        return;
+    };
+    if let Some(fault) = files.fault {
         return refuse(&fault.to_string());
     }
+    let read = files.certificates;
     let Some(certificate) = read.get(&spec) else {
         return;
     };

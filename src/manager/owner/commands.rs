@@ -3,69 +3,85 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::disk::Found;
+use super::errands::{Answer, Errand};
 use super::manager::{Manager, Phase};
 use super::ports::{adopt_listeners, conflict_with_others, locate, ports_of};
-use super::reload::{refused, reload};
+use super::reload::refused;
 use crate::config::ServiceConfig;
-use crate::events;
 use crate::manager::handle::{Command, CommandError};
 use crate::manager::jobs::Goal;
 use crate::manager::service::{PlanReason, Service};
 use crate::status::JobKind;
 
-/// Carries out a command as far as this is possible at once, and returns the numbers of the jobs
-/// that do the rest.
-pub(super) fn perform(manager: &mut Manager, command: Command) -> Result<Vec<u32>, CommandError> {
-    if manager.phase != Phase::Serving {
-        return Err(CommandError::ShuttingDown);
-    }
-    match command {
-        Command::Reload => reload(manager)
-            .inspect_err(|error| {
-                tracing::error!(
-                    message_id = events::CONFIGURATION_REFUSED,
-                    error = %error,
-                    "configuration refused"
-                );
-            })
-            .map(|job| vec![job]),
-        Command::Start(name) => start(manager, name),
-        Command::Restart(name) => renew(manager, JobKind::Restart, vec![name]),
+/// Carries out a command as far as this is possible at once, or makes an errand of it. The answer
+/// has the numbers of the jobs that do the rest.
+pub(super) fn perform(manager: &mut Manager, command: Command, answer: Answer) {
+    let done = match command {
+        _ if manager.phase != Phase::Serving => Err(CommandError::ShuttingDown),
+        Command::Reload => return manager.errands.queue(Errand::Reload(Some(answer))),
+        Command::Start(name) => match configured(manager, &name).map(Service::is_wanted) {
+            Ok(true) if !manager.errands.are_about(&name) => start(manager, &name),
+            Ok(_) => {
+                return manager
+                    .errands
+                    .queue(Errand::Renew(JobKind::Start, vec![name], answer));
+            }
+            Err(error) => Err(error),
+        },
+        Command::Restart(name) => match configured(manager, &name) {
+            Ok(_) => {
+                return manager
+                    .errands
+                    .queue(Errand::Renew(JobKind::Restart, vec![name], answer));
+            }
+            Err(error) => Err(error),
+        },
+        Command::Stop(name) if manager.errands.are_about(&name) => {
+            return manager.errands.queue(Errand::Stop(name, answer));
+        }
         Command::Stop(name) => stop(manager, &name).map(|job| vec![job]),
-        Command::RestartAll => restart_all(manager),
+        Command::RestartAll => return manager.errands.queue(Errand::RestartAll(answer)),
         Command::Cancel(job) => cancel(manager, job),
-    }
+    };
+    manager.errands.answer(answer, done);
 }
 
-/// Starts a service. If the service should already run, the job only waits until it does.
-fn start(manager: &mut Manager, name: String) -> Result<Vec<u32>, CommandError> {
-    let service = configured(manager, &name)?;
-    if !service.is_wanted() {
-        return renew(manager, JobKind::Start, vec![name]);
-    }
-    let parts = vec![(name.clone(), service.goal())];
+/// Waits for a service that should already run.
+fn start(manager: &mut Manager, name: &str) -> Result<Vec<u32>, CommandError> {
+    let service = configured(manager, name)?;
+    let parts = vec![(name.to_owned(), service.goal())];
     let jobs = &mut manager.world.jobs;
-    let job = jobs.begin(JobKind::Start, &name, parts, Instant::now());
+    let job = jobs.begin(JobKind::Start, name, parts, Instant::now());
     // The service may have reached the goal already, so the job must look at it once.
-    if let Some(service) = manager.services.get_mut(&name) {
+    if let Some(service) = manager.services.get_mut(name) {
         service.mark_moved();
     }
     Ok(vec![job])
 }
 
-/// Replaces the instances of services with new instances of what is on disk now, with one job for
-/// each service.
-fn renew(
+/// Replaces the instances of services with new instances of what was found on disk, with one job
+/// for each service.
+pub(super) fn renew(
     manager: &mut Manager,
     kind: JobKind,
     names: Vec<String>,
+    mut found: Found,
 ) -> Result<Vec<u32>, CommandError> {
+    // What was asked for before may have started it.
+    if let (JobKind::Start, [name]) = (kind, names.as_slice())
+        && configured(manager, name)?.is_wanted()
+    {
+        return start(manager, name);
+    }
     let mut plans = Vec::new();
     for name in names {
         let service = configured(manager, &name)?;
         let spec = service.spec().clone();
+        let files = found.take(&spec).and_then(|files| files.material);
+        let material = files.ok_or_else(|| CommandError::NoSuchService(name.clone()))?;
         let plan = service
-            .plan(&spec, PlanReason::Command)
+            .plan(&spec, material, PlanReason::Command)
             .map_err(|error| refused(format!("{}: {error}", spec.file.display())))?;
         if !spec.enabled {
             open_ports(manager, &spec)?;
@@ -97,7 +113,8 @@ fn open_ports(manager: &mut Manager, spec: &Arc<ServiceConfig>) -> Result<(), Co
     Ok(())
 }
 
-fn stop(manager: &mut Manager, name: &str) -> Result<u32, CommandError> {
+/// Drains and stops the instances of a service. Returns the number of the job.
+pub(super) fn stop(manager: &mut Manager, name: &str) -> Result<u32, CommandError> {
     configured(manager, name)?;
     let service = manager.services.get_mut(name).expect("looked up above");
     service.stop(false, &mut manager.world);
@@ -108,14 +125,11 @@ fn stop(manager: &mut Manager, name: &str) -> Result<u32, CommandError> {
         .begin(JobKind::Stop, name, parts, Instant::now()))
 }
 
-fn restart_all(manager: &mut Manager) -> Result<Vec<u32>, CommandError> {
-    let running: Vec<String> = manager
-        .services
-        .iter()
-        .filter(|(_, service)| service.is_wanted())
-        .map(|(name, _)| name.clone())
-        .collect();
-    renew(manager, JobKind::Restart, running)
+/// Returns the names of the services that should run.
+pub(super) fn running(manager: &Manager) -> Vec<String> {
+    let services = manager.services.iter();
+    let wanted = services.filter(|(_, service)| service.is_wanted());
+    wanted.map(|(name, _)| name.clone()).collect()
 }
 
 fn cancel(manager: &mut Manager, id: u32) -> Result<Vec<u32>, CommandError> {

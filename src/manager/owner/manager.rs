@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::sync::watch;
 
+use super::errands::Errands;
 use super::options::ManagerOptions;
 use super::published::Published;
 use super::services::Services;
@@ -68,6 +69,8 @@ pub(super) struct Manager {
     pub(super) world: World,
     /// Watches the files of the services for changes.
     pub(super) watcher: Watcher,
+    /// What waits for files.
+    pub(super) errands: Errands,
     /// How far the end of the manager has come.
     pub(super) phase: Phase,
 }
@@ -79,6 +82,7 @@ impl Manager {
         given: &mut Given,
         snapshots: watch::Sender<Arc<Snapshot>>,
         reports: Reports,
+        errands: Errands,
     ) -> anyhow::Result<Manager> {
         let watcher = watch_files(reports.clone()).context("cannot watch files")?;
         let supervision = Supervision::new(given.supervisor);
@@ -111,6 +115,7 @@ impl Manager {
             published: Published::new(&run_dir, snapshots),
             world: World::new(reports, supervision, units, run_dir),
             watcher,
+            errands,
             phase: Phase::Serving,
         })
     }

@@ -1,15 +1,15 @@
-//! How a configuration becomes the current one.
+//! How a configuration becomes the current one, once it was read.
 //!
 //! All services that a change concerns are planned before any of them is changed, so a fault in one
 //! of them leaves everything as it was.
 
-use std::sync::Arc;
 use std::time::Instant;
 
+use super::disk::{Found, ServiceFiles};
 use super::from_workers::look_at_unix_sockets;
 use super::manager::Manager;
 use super::ports::{adopt_listeners, conflicts, locate, ports_of};
-use crate::config::{self, Config, ServiceConfig};
+use crate::config::Config;
 use crate::events;
 use crate::manager::handle::CommandError;
 use crate::manager::jobs::Goal;
@@ -17,9 +17,12 @@ use crate::manager::service::{Plan, PlanReason, Service};
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::status::JobKind;
 
-/// Applies all changes on disk, or none if there is a fault in them. Returns the number of the job.
-pub(super) fn reload(manager: &mut Manager) -> Result<u32, CommandError> {
-    let config = config::load(&manager.config_dir).map_err(|faults| refused(faults.to_string()))?;
+/// Applies all changes that were found on disk, or none if there is a fault in them. Returns the
+/// number of the job.
+pub(super) fn reload(manager: &mut Manager, found: Found) -> Result<u32, CommandError> {
+    let Some(config) = found.config else {
+        return Err(refused(found.faults.to_string()));
+    };
     let wanted = ports_of(manager, &config, None);
     let (bound, errors) = manager.listeners.bind(&wanted);
     let mut faults: Vec<String> = errors.iter().map(|error| locate(&config, error)).collect();
@@ -28,16 +31,25 @@ pub(super) fn reload(manager: &mut Manager) -> Result<u32, CommandError> {
         faults.push(format!("{}: {}", file.display(), conflict.message));
     }
     let mut plans = Vec::new();
-    for spec in config.services.values() {
-        match plan(manager, spec, PlanReason::Reload) {
-            Ok(plan) => plans.push(plan),
-            Err(error) => faults.push(format!("{}: {error}", spec.file.display())),
+    let mut certificates = ServiceCertificates::default();
+    for files in found.services {
+        let spec = &files.spec;
+        let file = spec.file.display();
+        if let Some(fault) = files.fault.filter(|_| spec.enabled) {
+            faults.push(format!("{file}: {fault}"));
         }
-    }
-    let specs = config.services.values().map(|spec| &**spec);
-    let (certificates, unread) = ServiceCertificates::read(specs);
-    for (spec, fault) in unread.iter().filter(|(spec, _)| spec.enabled) {
-        faults.push(format!("{}: {fault}", spec.file.display()));
+        certificates.extend(files.certificates);
+        let Some(material) = files.material else {
+            continue;
+        };
+        let planned = match manager.services.get(&spec.name) {
+            Some(service) => service.plan(spec, material, PlanReason::Reload),
+            None => Service::new(spec.clone()).plan(spec, material, PlanReason::Reload),
+        };
+        match planned {
+            Ok(plan) => plans.push(plan),
+            Err(error) => faults.push(format!("{file}: {error}")),
+        }
     }
     if !faults.is_empty() {
         return Err(refused(faults.join("\n")));
@@ -56,17 +68,19 @@ pub(super) fn reload(manager: &mut Manager) -> Result<u32, CommandError> {
         .begin(JobKind::Reload, "", parts, Instant::now()))
 }
 
-/// Reads the certificates of a configuration that is applied in any case. A certificate that cannot
+/// Takes the certificates of a configuration that is applied in any case. A certificate that cannot
 /// be read is logged and left out.
-pub(super) fn read_certificates(manager: &mut Manager, config: &Config) {
-    let specs = config.services.values().map(|spec| &**spec);
-    let (certificates, unread) = ServiceCertificates::read(specs.filter(|spec| spec.enabled));
-    for (spec, fault) in unread {
-        tracing::error!(
-            service = spec.name,
-            error = %fault,
-            "certificate not read, clients cannot connect to the TLS ports of this service"
-        );
+pub(super) fn take_certificates(manager: &mut Manager, services: &mut [ServiceFiles]) {
+    let mut certificates = ServiceCertificates::default();
+    for files in services.iter_mut().filter(|files| files.spec.enabled) {
+        if let Some(fault) = &files.fault {
+            tracing::error!(
+                service = files.spec.name,
+                error = %fault,
+                "certificate not read, clients cannot connect to the TLS ports of this service"
+            );
+        }
+        certificates.extend(std::mem::take(&mut files.certificates));
     }
     manager.certificates = certificates.into();
 }
@@ -123,13 +137,6 @@ pub(super) fn adopt(
     parts
 }
 
-fn plan(manager: &Manager, spec: &Arc<ServiceConfig>, reason: PlanReason) -> std::io::Result<Plan> {
-    match manager.services.get(&spec.name) {
-        Some(service) => service.plan(spec, reason),
-        None => Service::new(spec.clone()).plan(spec, reason),
-    }
-}
-
 /// Tells the watcher which files of all services to watch.
 pub(super) fn watch_files(manager: &mut Manager) {
     let watched = manager
@@ -144,4 +151,13 @@ pub(super) fn watch_files(manager: &mut Manager) {
 /// Returns the error for a command that a configuration with faults has refused.
 pub(super) fn refused(report: String) -> CommandError {
     CommandError::InvalidConfig(report)
+}
+
+/// Logs that a reload was refused.
+pub(super) fn report_refusal(error: &CommandError) {
+    tracing::error!(
+        message_id = events::CONFIGURATION_REFUSED,
+        error = %error,
+        "configuration refused"
+    );
 }

@@ -4,18 +4,21 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::changes::{certificate_changed, files_changed, remind_of_certificates};
+use super::changes::remind_of_certificates;
 use super::commands::perform;
+use super::disk::FilesOutcome;
 use super::end::{ask_for_restart, begin_end, end_faster, has_ended};
+use super::errands::{Errand, Errands};
 use super::from_workers::{start_worker, take_worker_event};
 use super::manager::{Manager, Phase};
 use super::options::ManagerOptions;
+use super::proceed::{proceed, take_files};
 use super::publish::settle;
 use super::takeover;
 use crate::events;
 use crate::manager::dbus;
 use crate::manager::event::{Event, News};
-use crate::manager::handle::{Command, CommandRequest, ManagerHandle};
+use crate::manager::handle::{CommandRequest, ManagerHandle};
 use crate::manager::host::ancestry::with_ancestors;
 use crate::manager::host::signals::{Signal, Signals};
 use crate::manager::service::Service;
@@ -50,12 +53,13 @@ pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> 
         let (reports, events) = mpsc::unbounded_channel();
         let scopes = takeover::scopes(&given).await;
         let bus = options.bus;
-        let mut manager = Manager::new(options, &mut given, snapshots, reports)?;
-        takeover::take_over(&mut manager, given, scopes);
+        let (waiting, outcomes) = Errands::new();
+        let mut manager = Manager::new(options, &mut given, snapshots, reports, waiting)?;
+        takeover::take_over(&mut manager, given, scopes).await;
         settle(&mut manager);
         // D-Bus is served only now, so that the first caller already finds all services.
         dbus::serve(handle, control_socket, bus).await?;
-        turn(&mut manager, signals, requests, events).await
+        turn(&mut manager, signals, requests, events, outcomes).await
     })
 }
 
@@ -65,6 +69,7 @@ async fn turn(
     mut signals: Signals,
     mut requests: mpsc::Receiver<CommandRequest>,
     mut events: mpsc::UnboundedReceiver<Event>,
+    mut outcomes: mpsc::UnboundedReceiver<FilesOutcome>,
 ) -> anyhow::Result<()> {
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -73,12 +78,10 @@ async fn turn(
     let mut reminder = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
     while !has_ended(manager) {
         tokio::select! {
-            Some(request) = requests.recv() => {
-                let answer = perform(manager, request.command);
-                // A job that can end at once must have ended before the caller looks at it.
-                settle(manager);
-                let _ = request.answer.send(answer);
+            Some(request) = requests.recv(), if manager.errands.has_room() => {
+                perform(manager, request.command, request.answer);
             }
+            Some(outcome) = outcomes.recv() => take_files(manager, outcome),
             Some(event) = events.recv() => {
                 take_event(manager, event);
                 while let Ok(event) = events.try_recv() {
@@ -93,7 +96,10 @@ async fn turn(
                 manager.world.supervision.beat();
             }
         }
+        proceed(manager);
         settle(manager);
+        // A job that can end at once must have ended before the caller looks at it.
+        manager.errands.send_answers();
     }
     if manager.phase == Phase::Leaving {
         tracing::info!("smoothserve ended, its workers and instances go on for the next");
@@ -119,8 +125,12 @@ fn take_event(manager: &mut Manager, event: Event) {
         Event::Restarting(true) if serving => manager.phase = Phase::Leaving,
         Event::Restarting(false) if serving => begin_end(manager),
         Event::Restarting(_) => {}
-        Event::Changed(Changed::Files(service)) => files_changed(manager, &service),
-        Event::Changed(Changed::Certificate(service)) => certificate_changed(manager, &service),
+        Event::Changed(Changed::Files(service)) => {
+            manager.errands.queue(Errand::FilesChanged(service));
+        }
+        Event::Changed(Changed::Certificate(service)) => {
+            manager.errands.queue(Errand::CertificateChanged(service));
+        }
         Event::SaidReady(pid) => said_ready(manager, pid),
     }
 }
@@ -139,8 +149,7 @@ fn said_ready(manager: &mut Manager, pid: u32) {
 fn take_signal(manager: &mut Manager, signal: Signal) {
     match (signal, manager.phase) {
         (Signal::Reload, _) => {
-            // `perform` has already logged any error.
-            let _ = perform(manager, Command::Reload);
+            manager.errands.queue(Errand::Reload(None));
         }
         (Signal::End, Phase::Serving) => ask_for_restart(manager),
         (Signal::End, _) => end_faster(manager),

@@ -8,14 +8,13 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::boot::boot;
-use super::commands::perform;
+use super::disk::Reading;
 use super::from_workers::start_worker;
 use super::manager::Manager;
 use super::ports::let_go;
-use super::reload::read_certificates;
+use super::reload::{refused, reload, report_refusal, take_certificates};
 use super::state::SavedState;
 use crate::events;
-use crate::manager::handle::Command;
 use crate::manager::process::executable::STORED_PREFIX;
 use crate::manager::service::Service;
 use crate::manager::{instance, worker};
@@ -48,7 +47,7 @@ pub(super) async fn scopes(given: &Given) -> BTreeSet<String> {
 
 /// Takes over what an earlier manager has left, or starts from nothing. Ends running scopes that
 /// the saved state does not name.
-pub(super) fn take_over(manager: &mut Manager, mut given: Given, scopes: BTreeSet<String>) {
+pub(super) async fn take_over(manager: &mut Manager, mut given: Given, scopes: BTreeSet<String>) {
     let state = manager.published.read_state().unwrap_or_else(|error| {
         tracing::error!(error = %error, "the state of the last manager cannot be read");
         None
@@ -63,14 +62,18 @@ pub(super) fn take_over(manager: &mut Manager, mut given: Given, scopes: BTreeSe
     match state.filter(|_| manager.world.units.is_some()) {
         Some(state) => {
             let executables = given.take_stored(STORED_PREFIX).into_iter().collect();
-            restore(manager, state, executables);
+            restore(manager, state, executables).await;
         }
-        None => boot(manager),
+        None => boot(manager).await,
     }
     forget_unknown(manager, &given, scopes);
 }
 
-fn restore(manager: &mut Manager, state: SavedState, mut executables: BTreeMap<String, OwnedFd>) {
+async fn restore(
+    manager: &mut Manager,
+    state: SavedState,
+    mut executables: BTreeMap<String, OwnedFd>,
+) {
     manager.set_log_level(&state.config);
     manager.world.next_id = manager.world.next_id.max(state.next_id);
     manager.world.jobs.number_on_from(state.last_job);
@@ -78,7 +81,11 @@ fn restore(manager: &mut Manager, state: SavedState, mut executables: BTreeMap<S
         .world
         .default_user
         .clone_from(&state.config.default_user);
-    read_certificates(manager, &state.config);
+    let specs = state.config.services.values().cloned();
+    match Reading::Certificates(specs.collect()).run().await {
+        Ok(mut found) => take_certificates(manager, &mut found.services),
+        Err(error) => tracing::error!(error = %error, "certificates not read"),
+    }
     manager.config = state.config;
     manager.world.ports.claim(&manager.config);
     for error in manager.listeners.restore(state.listeners) {
@@ -123,7 +130,11 @@ fn restore(manager: &mut Manager, state: SavedState, mut executables: BTreeMap<S
         "took over from the last smoothserve"
     );
     // Applies what has changed on disk in between, or what a pending reload would have applied.
-    if let Err(error) = perform(manager, Command::Reload) {
+    let reading = Reading::Configuration(manager.config_dir.clone());
+    let found = reading.run().await;
+    let found = found.map_err(|error| refused(error.to_string()));
+    if let Err(error) = found.and_then(|found| reload(manager, found)) {
+        report_refusal(&error);
         tracing::error!(error = %error, "changes on disk not applied, smoothserve continues with the last good configuration");
     }
 }

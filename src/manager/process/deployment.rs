@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -40,18 +40,43 @@ pub struct SavedDeployment {
     content: u64,
 }
 
-impl Deployment {
-    /// Makes a deployment of what is on disk now.
-    pub fn take(spec: &ServiceConfig, version: u64) -> io::Result<Deployment> {
+/// What is on disk for a deployment of a service at one moment.
+#[derive(Debug)]
+pub struct Material {
+    /// The state of all files of the service.
+    pub fingerprint: Fingerprint,
+    executable: io::Result<OpenExecutable>,
+    environment_file: io::Result<BTreeMap<String, String>>,
+}
+
+impl Material {
+    /// Takes what is on disk now. This reads files, so it may take any time.
+    pub fn take(spec: &ServiceConfig) -> Material {
         // The fingerprint is taken first: if the files change in between, the next comparison with
         // the disk finds a difference.
         let fingerprint = Fingerprint::take(spec);
+        Material {
+            fingerprint,
+            executable: OpenExecutable::open(&spec.process.executable, spec.process.named_user()),
+            environment_file: read_environment_file(&spec.process),
+        }
+    }
+}
+
+impl Deployment {
+    /// Makes a deployment of what was found on disk, unless something is missing or must not be
+    /// used.
+    pub fn new(
+        process: &ProcessConfig,
+        version: u64,
+        material: Material,
+    ) -> io::Result<Deployment> {
         Ok(Deployment {
             version,
-            process: spec.process.clone(),
-            executable: OpenExecutable::open(&spec.process.executable)?,
-            environment_file: read_environment_file(&spec.process)?,
-            content: fingerprint.digest(),
+            process: process.clone(),
+            executable: material.executable?,
+            environment_file: material.environment_file?,
+            content: material.fingerprint.digest(),
         })
     }
 
@@ -73,7 +98,7 @@ impl Deployment {
             version: saved.version,
             executable: match executable {
                 Some(file) => OpenExecutable::opened(saved.executable, file)?,
-                None => OpenExecutable::open(&saved.executable)?,
+                None => OpenExecutable::open(&saved.executable, saved.process.named_user())?,
             },
             process: saved.process,
             environment_file: saved.environment_file,
@@ -93,17 +118,16 @@ impl Deployment {
 }
 
 fn read_environment_file(process: &ProcessConfig) -> io::Result<BTreeMap<String, String>> {
-    match &process.environment_file {
-        None => Ok(BTreeMap::new()),
-        Some(path) => {
-            let missing_is_fine = process.environment_file_optional && !path.exists();
-            if missing_is_fine {
-                return Ok(BTreeMap::new());
-            }
-            let text = std::fs::read(path).map_err(|error| {
-                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-            })?;
-            Ok(environment::parse_file(&String::from_utf8_lossy(&text)))
+    let shown = |error: io::Error| {
+        let path = process.environment_file.as_deref().unwrap_or(Path::new(""));
+        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    };
+    match process.read_environment_file() {
+        Ok(None) => Ok(BTreeMap::new()),
+        Ok(Some(text)) => {
+            let text = String::from_utf8_lossy(&text);
+            Ok(environment::parse_file(&text))
         }
+        Err(fault) => Err(shown(fault.into())),
     }
 }

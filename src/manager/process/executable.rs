@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use crate::trust::{self, NamedUser, Purpose};
 
 /// An open executable file.
 #[derive(Debug)]
@@ -18,17 +18,18 @@ pub struct OpenExecutable {
 }
 
 impl OpenExecutable {
-    /// Resolves the symlinks in `path` and opens the file that is there now.
-    pub fn open(path: &Path) -> io::Result<OpenExecutable> {
-        let named =
+    /// Resolves the symlinks in `path` and opens the file that is there now, if whoever could have
+    /// put it there may decide that it runs.
+    pub fn open(path: &Path, named: Option<NamedUser<'_>>) -> io::Result<OpenExecutable> {
+        let shown =
             |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let resolved = path.canonicalize().map_err(named)?;
-        let file = rustix::fs::open(&resolved, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        let owner = rustix::fs::fstat(&file)?.st_uid;
+        let found =
+            trust::find(path, Purpose::Program(named)).map_err(|fault| shown(fault.into()))?;
+        found.need_regular().map_err(|fault| shown(fault.into()))?;
         Ok(OpenExecutable {
-            path: resolved,
-            owner,
-            file,
+            path: found.path,
+            owner: found.stat.st_uid,
+            file: found.file,
         })
     }
 

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use super::service::{Service, desired};
 use crate::config::ServiceConfig;
 use crate::events;
-use crate::fingerprint::Fingerprint;
 use crate::manager::jobs::Goal;
-use crate::manager::process::deployment::Deployment;
+use crate::manager::process::deployment::{Deployment, Material};
 use crate::manager::rollout::{RolloutEvent, RolloutTarget};
 use crate::manager::world::World;
 
@@ -38,8 +37,14 @@ pub enum PlanReason {
 }
 
 impl Service {
-    /// Reads the disk and decides what has to be done to apply `spec`. Changes nothing.
-    pub fn plan(&self, spec: &Arc<ServiceConfig>, reason: PlanReason) -> std::io::Result<Plan> {
+    /// Decides what has to be done to apply `spec`, with what was found on disk for it. Changes
+    /// nothing.
+    pub fn plan(
+        &self,
+        spec: &Arc<ServiceConfig>,
+        material: Material,
+        reason: PlanReason,
+    ) -> std::io::Result<Plan> {
         let was_running = self.core.desired().running;
         let running = match reason {
             PlanReason::Command => true,
@@ -53,8 +58,8 @@ impl Service {
             }
             _ => was_running,
         };
-        let deployment = if running && self.needs_deployment(spec, reason, was_running) {
-            Some(self.deployment(spec)?)
+        let deployment = if running && self.needs_deployment(spec, &material, reason, was_running) {
+            Some(self.deployment(spec, material)?)
         } else {
             None
         };
@@ -68,27 +73,32 @@ impl Service {
     fn needs_deployment(
         &self,
         spec: &Arc<ServiceConfig>,
+        material: &Material,
         reason: PlanReason,
         was_running: bool,
     ) -> bool {
         if reason == PlanReason::Command || !was_running {
             return true;
         }
-        let now = Fingerprint::take(spec);
         let differs = |generation: u64| {
             self.deployments
                 .get(&generation)
-                .is_none_or(|deployment| !deployment.is(&spec.process, &now))
+                .is_none_or(|deployment| !deployment.is(&spec.process, &material.fingerprint))
         };
         let already_tried =
             reason == PlanReason::FilesChanged && !differs(self.core.desired().target.generation);
         differs(self.core.target().generation) && !already_tried
     }
 
-    /// Makes a deployment of what is on disk now. It gets the version of a known deployment with
+    /// Makes a deployment of what was found on disk. It gets the version of a known deployment with
     /// the same content, if there is one, otherwise a new version.
-    fn deployment(&self, spec: &Arc<ServiceConfig>) -> std::io::Result<Deployment> {
-        let mut deployment = Deployment::take(spec, self.history.last_version + 1)?;
+    fn deployment(
+        &self,
+        spec: &Arc<ServiceConfig>,
+        material: Material,
+    ) -> std::io::Result<Deployment> {
+        let version = self.history.last_version + 1;
+        let mut deployment = Deployment::new(&spec.process, version, material)?;
         if let Some(same) = self
             .deployments
             .values()

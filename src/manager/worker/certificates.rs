@@ -22,29 +22,14 @@ fn place(tls: &TlsConfig) -> (PathBuf, PathBuf) {
 }
 
 impl ServiceCertificates {
-    /// Reads the certificates of services. Also returns the services whose certificates cannot be
-    /// read, with the reason.
-    pub fn read<'a>(
-        services: impl IntoIterator<Item = &'a ServiceConfig>,
-    ) -> (
-        ServiceCertificates,
-        Vec<(&'a ServiceConfig, CertificateFault)>,
-    ) {
+    /// Reads the certificate of a service, if it has one. Reading files may take any time.
+    pub fn read(service: &ServiceConfig) -> Result<ServiceCertificates, CertificateFault> {
         let mut certificates = ServiceCertificates::default();
-        let mut faults = Vec::new();
-        for service in services {
-            let Some(tls) = &service.tls else { continue };
-            if certificates.known.contains_key(&place(tls)) {
-                continue;
-            }
-            match Certificate::read(tls) {
-                Ok(certificate) => {
-                    certificates.known.insert(place(tls), Arc::new(certificate));
-                }
-                Err(fault) => faults.push((service, fault)),
-            }
+        if let Some(tls) = &service.tls {
+            let certificate = Arc::new(Certificate::read(tls)?);
+            certificates.known.insert(place(tls), certificate);
         }
-        (certificates, faults)
+        Ok(certificates)
     }
 
     /// Returns the certificate of a service.

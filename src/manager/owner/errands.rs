@@ -1,0 +1,122 @@
+//! The errands of the owner: whatever needs files of services, or of the configuration.
+//!
+//! # Theory of operation
+//! The owner never waits for a file: a file system may not answer, and one user's files must not
+//! stop what is done for the others. So an errand has two parts (`proceed`). First a thread of its
+//! own reads what the errand needs (`disk`). Then the owner gets what was found, and the errand is
+//! carried out without any further look at the disk.
+//!
+//! Errands wait in a queue, and one is read for at a time. So a later errand finds on disk what is
+//! newer, and of the owner's state what the earlier ones have made of it. Everything else goes on
+//! meanwhile. A stop of a service is carried out at once, unless errands about that service wait
+//! before it. An errand that waits when the manager ends is answered that it is too late.
+
+use std::collections::VecDeque;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::disk::FilesOutcome;
+use crate::manager::handle::CommandError;
+use crate::status::JobKind;
+
+/// The most errands that wait. Commands wait where they come from then.
+const MOST_WAITING: usize = 64;
+
+/// The channel for the answer to a command.
+pub(super) type Answer = oneshot::Sender<Result<Vec<u32>, CommandError>>;
+
+/// Something to do that needs files.
+#[derive(Debug)]
+pub(super) enum Errand {
+    /// Apply all changes on disk.
+    Reload(Option<Answer>),
+    /// Replace the instances of services with new instances of what is on disk, or start them.
+    Renew(JobKind, Vec<String>, Answer),
+    /// Restart every service that should run by then.
+    RestartAll(Answer),
+    /// Stop a service after what was asked for before.
+    Stop(String, Answer),
+    /// Look at the changed files of a service.
+    FilesChanged(String),
+    /// Look at the changed certificate of a service.
+    CertificateChanged(String),
+}
+
+/// The errands that wait, and the one that is read for.
+#[derive(Debug)]
+pub(super) struct Errands {
+    waiting: VecDeque<Errand>,
+    /// The errand that is read for.
+    pub(super) current: Option<Errand>,
+    /// The channel for what was found.
+    pub(super) outcomes: mpsc::UnboundedSender<FilesOutcome>,
+    /// Answers that are sent once their consequences are published.
+    answers: Vec<(Answer, Result<Vec<u32>, CommandError>)>,
+}
+
+impl Errands {
+    /// Makes an empty queue. The receiver gets what was found for the current errand.
+    pub(super) fn new() -> (Errands, mpsc::UnboundedReceiver<FilesOutcome>) {
+        let (outcomes, receiver) = mpsc::unbounded_channel();
+        let errands = Errands {
+            waiting: VecDeque::new(),
+            current: None,
+            outcomes,
+            answers: Vec::new(),
+        };
+        (errands, receiver)
+    }
+
+    /// Returns true if further commands can be taken in.
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting.len() < MOST_WAITING
+    }
+
+    /// Returns true if an errand is under way that starts or stops this service.
+    pub(super) fn are_about(&self, service: &str) -> bool {
+        let mut all = self.waiting.iter().chain(&self.current);
+        all.any(|errand| match errand {
+            Errand::Renew(_, names, _) => names.iter().any(|name| name == service),
+            Errand::RestartAll(_) => true,
+            Errand::Stop(name, _) => name == service,
+            _ => false,
+        })
+    }
+
+    /// Gives an answer as soon as its consequences are published.
+    pub(super) fn answer(&mut self, answer: Answer, result: Result<Vec<u32>, CommandError>) {
+        self.answers.push((answer, result));
+    }
+
+    /// Sends the answers, after their consequences were published.
+    pub(super) fn send_answers(&mut self) {
+        for (answer, result) in self.answers.drain(..) {
+            // Sending fails if the caller has gone, and then nobody needs the answer.
+            let _ = answer.send(result);
+        }
+    }
+
+    /// Queues an errand. A change that waits already is looked at once, later.
+    pub(super) fn queue(&mut self, errand: Errand) {
+        if !self.is_waiting(&errand) {
+            self.waiting.push_back(errand);
+        }
+    }
+
+    /// Takes out the next errand, unless another one is read for.
+    pub(super) fn next(&mut self) -> Option<Errand> {
+        match self.current {
+            Some(_) => None,
+            None => self.waiting.pop_front(),
+        }
+    }
+
+    fn is_waiting(&self, change: &Errand) -> bool {
+        let mut waiting = self.waiting.iter();
+        waiting.any(|errand| match (errand, change) {
+            (Errand::FilesChanged(one), Errand::FilesChanged(other))
+            | (Errand::CertificateChanged(one), Errand::CertificateChanged(other)) => one == other,
+            _ => false,
+        })
+    }
+}
