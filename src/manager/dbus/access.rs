@@ -5,10 +5,12 @@
 //! decides, but only on the system bus, because polkit cannot identify callers elsewhere.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zbus::message::{Flags, Header};
 use zbus::{Connection, DBusError, Variant};
 
+use super::limits::{QUESTIONS, QUESTIONS_OF_USER};
 use crate::manager::handle::CommandError;
 
 /// Why a call fails: `org.smoothserve1.Error.…` on D-Bus.
@@ -37,24 +39,68 @@ impl From<CommandError> for CallError {
 }
 
 /// How the manager finds out which user calls.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Access {
     /// On the private socket: the user number of the client.
     Peer(u32),
-    /// On a bus: the bus tells the user of each caller.
-    Bus,
+    /// On a bus: the bus tells the user of each caller, and polkit is asked about some.
+    Bus(Arc<Questions>),
+}
+
+/// The callers that wait for polkit, by their users. polkit may ask a person for a password and
+/// wait as long as that takes, so strangers could have it asked without an end.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    open: Mutex<Vec<u32>>,
+}
+
+impl Questions {
+    /// Returns a place for a question about a user, or `None` if there are too many.
+    fn place(&self, uid: u32) -> Option<Question<'_>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_user = open.iter().filter(|other| **other == uid).count();
+        if of_user >= QUESTIONS_OF_USER || open.len() >= QUESTIONS {
+            return None;
+        }
+        open.push(uid);
+        Some(Question {
+            questions: self,
+            uid,
+        })
+    }
+}
+
+/// A question about a user that polkit has not answered yet.
+struct Question<'a> {
+    questions: &'a Questions,
+    uid: u32,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        let open = &self.questions.open;
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = open.iter().position(|uid| *uid == self.uid) {
+            open.swap_remove(index);
+        }
+    }
 }
 
 impl Access {
+    /// Makes the access over a bus.
+    pub(super) fn on_bus() -> Access {
+        Access::Bus(Arc::default())
+    }
+
     /// Returns an error if the caller may not change anything.
     pub(super) async fn check(
-        self,
+        &self,
         connection: &Connection,
         header: &Header<'_>,
     ) -> Result<(), CallError> {
         let allowed = match self {
-            Access::Peer(uid) => may_change(uid),
-            Access::Bus => {
+            Access::Peer(uid) => may_change(*uid),
+            Access::Bus(questions) => {
                 let sender = header
                     .sender()
                     .ok_or_else(|| CallError::AccessDenied("the caller has no name".to_owned()))?;
@@ -63,7 +109,17 @@ impl Access {
                 let user = user.map_err(|error| {
                     CallError::AccessDenied(format!("the caller is unknown: {error}"))
                 })?;
-                may_change(user) || polkit_allows(connection, header).await
+                match may_change(user) {
+                    true => true,
+                    false => match questions.place(user) {
+                        Some(_question) => polkit_allows(connection, header).await,
+                        None => {
+                            return Err(CallError::AccessDenied(
+                                "too many calls wait until polkit allows them".to_owned(),
+                            ));
+                        }
+                    },
+                }
             }
         };
         if allowed {
@@ -109,6 +165,24 @@ async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
 }
 
 /// Returns true if the user with this number is root or smoothserve's own user.
-pub(super) fn may_change(uid: u32) -> bool {
+fn may_change(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_does_not_ask_polkit_without_an_end() {
+        let questions = Questions::default();
+        let first: Vec<_> = (0..9).filter_map(|_| questions.place(1000)).collect();
+        assert_eq!(first.len(), QUESTIONS_OF_USER);
+        let others: Vec<_> = (2000..3000)
+            .filter_map(|uid| questions.place(uid))
+            .collect();
+        assert_eq!(first.len() + others.len(), QUESTIONS);
+        drop(first);
+        assert!(questions.place(1000).is_some());
+    }
 }
