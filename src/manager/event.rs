@@ -29,8 +29,6 @@ pub enum Event {
     Restarting(bool),
     /// Files on disk have changed, and no further change has followed for a moment.
     Changed(Changed),
-    /// The process with this number says that it is ready.
-    SaidReady(u32),
 }
 
 /// A report about an instance.

@@ -2,9 +2,11 @@
 
 mod counts;
 mod evidence;
+mod readiness;
 mod start;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -14,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Bind, Ready, UpstreamProtocol};
 use crate::ipc::{Address, Probe, Protocol};
 use crate::manager::event::News;
+use crate::manager::host::notify::{self, NotifySocket};
+use crate::manager::host::supervision::Supervision;
 use crate::manager::process::deployment::Deployment;
 use crate::manager::process::launcher::ProcessName;
 use crate::manager::process::{Process, unix_socket};
@@ -22,6 +26,7 @@ use crate::manager::world::World;
 use crate::status::{InstanceState, InstanceStatus};
 use counts::InstanceCounts;
 use evidence::{Evidence, EvidenceKind};
+use readiness::Readiness;
 use start::Prepared;
 
 /// A started instance.
@@ -47,6 +52,8 @@ pub struct Instance {
     stop_signal: Option<i32>,
     /// The folder of the instance's unix socket.
     socket_dir: Option<PathBuf>,
+    /// What the instance reports itself, with `ready: notify`.
+    readiness: Option<Readiness>,
 }
 
 /// The state of an instance that is saved for the next manager.
@@ -83,9 +90,11 @@ impl Instance {
                     address,
                     passed_on,
                     socket_dir,
+                    readiness,
                 } = prepared;
                 instance.address = address;
                 instance.socket_dir = socket_dir;
+                instance.readiness = readiness;
                 let deployment = instance.deployment.clone();
                 let life = start::run(name, order, deployment, passed_on, world.units, report);
                 tokio::task::spawn_local(life);
@@ -108,6 +117,7 @@ impl Instance {
             process: None,
             stop_signal: None,
             socket_dir: None,
+            readiness: None,
         }
     }
 
@@ -124,14 +134,14 @@ impl Instance {
         }
     }
 
-    /// Takes over an instance that an earlier manager has started. If its process is gone, this is
-    /// reported as [`News::Exited`].
+    /// Takes over an instance that an earlier manager has started, and its notify socket, if it has
+    /// one. If its process is gone, this is reported as [`News::Exited`].
     pub fn adopt(
         id: InstanceId,
         slot: u32,
         service: &str,
         deployment: Rc<Deployment>,
-        saved: SavedInstance,
+        (saved, notify_socket): (SavedInstance, Option<OwnedFd>),
         world: &mut World,
     ) -> Instance {
         let mut instance = Instance::new(slot, service, deployment);
@@ -155,10 +165,19 @@ impl Instance {
             .zip(saved.process)
             .and_then(|(scope, (pid, started))| Process::adopt(pid, started, scope).ok());
         let report = world.reporter(id);
+        if let Some(socket) = notify_socket {
+            let path = notify::path(&world.run_dir, id);
+            match NotifySocket::adopt(socket, &path) {
+                Ok(socket) => instance.readiness = Some(Readiness::new(id, path, socket)),
+                Err(error) => {
+                    tracing::error!(instance = instance.label, error = %error, "notify socket lost");
+                }
+            }
+        }
         match process {
             Some(process) => {
                 let process = Rc::new(process);
-                instance.process = Some(process.clone());
+                instance.launched(process.clone(), report.clone());
                 tokio::task::spawn_local(async move {
                     let ended = process.ended().await;
                     report(News::Exited(match ended {
@@ -175,10 +194,14 @@ impl Instance {
         instance
     }
 
-    /// Takes in that the process of the instance exists now.
-    pub fn launched(&mut self, process: Rc<Process>) {
+    /// Takes in that the process of the instance exists now. What the instance reports itself goes
+    /// to `report`.
+    pub fn launched(&mut self, process: Rc<Process>, report: impl Fn(News) + 'static) {
         if let Some(signal) = self.stop_signal {
             process.signal(signal);
+        }
+        if let Some(readiness) = &mut self.readiness {
+            readiness.listen(&self.label, &process, report);
         }
         self.process = Some(process);
     }
@@ -308,13 +331,21 @@ impl Instance {
     }
 
     /// Removes the files that the instance leaves behind.
-    pub fn clean_up(&self) {
+    pub fn clean_up(&self, supervision: &Supervision) {
+        if let Some(readiness) = &self.readiness {
+            readiness.clean_up(supervision);
+        }
         if let Some(folder) = &self.socket_dir
             && let Err(error) = std::fs::remove_dir_all(folder)
         {
             tracing::warn!(instance = self.label, error = %error, "cannot remove the folder of a socket");
         }
     }
+}
+
+/// Returns the name under which systemd stores the notify socket of an instance.
+pub fn stored_socket(id: InstanceId) -> String {
+    notify::stored_name(id)
 }
 
 /// Returns the name of an instance's scope. Two instances never have the same name.

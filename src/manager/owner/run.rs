@@ -14,9 +14,8 @@ use super::publish::settle;
 use super::takeover;
 use crate::events;
 use crate::manager::dbus;
-use crate::manager::event::{Event, News};
+use crate::manager::event::Event;
 use crate::manager::handle::{Command, CommandRequest, ManagerHandle};
-use crate::manager::host::ancestry::with_ancestors;
 use crate::manager::host::signals::{Signal, Signals};
 use crate::manager::service::Service;
 use crate::run_dir;
@@ -121,18 +120,6 @@ fn take_event(manager: &mut Manager, event: Event) {
         Event::Restarting(_) => {}
         Event::Changed(Changed::Files(service)) => files_changed(manager, &service),
         Event::Changed(Changed::Certificate(service)) => certificate_changed(manager, &service),
-        Event::SaidReady(pid) => said_ready(manager, pid),
-    }
-}
-
-/// Finds the instance that process `pid` belongs to, and passes on that this instance is ready.
-fn said_ready(manager: &mut Manager, pid: u32) {
-    let found = with_ancestors(pid).find_map(|pid| {
-        let mut services = manager.services.values();
-        services.find_map(|service| service.instance_of(pid))
-    });
-    if let Some(id) = found {
-        manager.hear(id, News::Ready);
     }
 }
 

@@ -147,7 +147,7 @@ impl Service {
         };
         match news {
             News::Launched(process, permit) => {
-                instance.launched(process);
+                instance.launched(process, world.reporter(id));
                 world.permits.push(permit);
                 self.moved = true;
             }
@@ -187,7 +187,7 @@ impl Service {
                     self.history.past_requests += instance.counts.requests();
                     world.ports.release(id);
                     world.owners.remove(&id);
-                    instance.clean_up();
+                    instance.clean_up(&world.supervision);
                 }
             }
         }
@@ -455,14 +455,6 @@ impl Service {
             }
             used
         });
-    }
-
-    /// Returns the instance whose process has this number.
-    pub fn instance_of(&self, pid: u32) -> Option<InstanceId> {
-        let mut instances = self.instances.iter();
-        instances
-            .find(|(_, instance)| instance.pid() == Some(pid))
-            .map(|(id, _)| *id)
     }
 
     /// Returns the instances and their slots.
