@@ -55,7 +55,7 @@ use limits::HANDSHAKE_TIME;
 use manager_object::ManagerObject;
 use requests::add_job;
 use service_object::ServiceObject;
-use users::{Place, Users};
+use users::{ClientPlace, Users};
 
 /// The pause between two attempts to reach a bus that is not there: the first one, and the longest.
 const RECONNECT: Duration = Duration::from_millis(100);
@@ -155,7 +155,7 @@ async fn accept(listener: UnixListener, handle: ManagerHandle) {
 }
 
 /// Serves one client on the private socket until it goes.
-async fn serve_client(mut stream: UnixStream, uid: u32, place: Place, handle: ManagerHandle) {
+async fn serve_client(mut stream: UnixStream, uid: u32, place: ClientPlace, handle: ManagerHandle) {
     let guid = Guid::generate();
     let welcome = welcome(&mut stream, Handshake::new(uid, guid.to_string()));
     let Ok(Ok(Some(ahead))) = tokio::time::timeout(HANDSHAKE_TIME, welcome).await else {

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::process::Process;
 use super::rollout::{InstanceFailure, InstanceId};
@@ -54,8 +54,9 @@ pub enum News {
 /// A report about a worker.
 #[derive(Debug)]
 pub enum WorkerEvent {
-    /// The worker sent a message.
-    Says(FromWorker),
+    /// The worker sent a message. The worker's next messages wait until the owner has dropped the
+    /// permits of earlier ones, so a worker cannot fill the channel of the events.
+    Says(FromWorker, OwnedSemaphorePermit),
     /// The connection to the worker has ended. The worker may still serve connections that it has
     /// accepted, but must accept no new ones.
     Lost,

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use crate::config::{Bind, Ready, UpstreamProtocol};
 use crate::ipc::{Address, Probe, Protocol};
@@ -54,6 +55,9 @@ pub struct Instance {
     socket_dir: Option<PathBuf>,
     /// What the instance reports itself, with `ready: notify`.
     readiness: Option<Readiness>,
+    /// The task that looks whether the instance itself has answered a probe. It ends with this
+    /// value.
+    looks: JoinSet<()>,
 }
 
 /// The state of an instance that is saved for the next manager.
@@ -118,6 +122,7 @@ impl Instance {
             stop_signal: None,
             socket_dir: None,
             readiness: None,
+            looks: JoinSet::new(),
         }
     }
 
@@ -251,9 +256,9 @@ impl Instance {
         }
     }
 
-    /// Returns true if a successful probe shows that the instance is ready. The instance itself
-    /// must have answered: if this cannot be seen yet, [`News::Ready`] is reported as soon as it
-    /// can.
+    /// Returns true if a successful probe alone shows that the instance is ready. Otherwise the
+    /// instance itself must have answered, and [`News::Ready`] is reported as soon as this can be
+    /// seen. Must run inside a `LocalSet`.
     pub fn probe_suffices(&mut self, report: impl Fn(News) + 'static) -> bool {
         let process = &self.deployment.process;
         let kind = match (&process.ready, process.bind) {
@@ -270,14 +275,14 @@ impl Instance {
             address,
             kind,
         };
-        if evidence.is_there() == Some(true) {
-            return true;
+        if !self.looks.is_empty() {
+            return false;
         }
         self.last_probe = Some(format!(
             "{} is answered, but not by this instance yet",
             self.address
         ));
-        tokio::task::spawn_local(evidence::watch(evidence, report));
+        self.looks.spawn_local(evidence::watch(evidence, report));
         false
     }
 

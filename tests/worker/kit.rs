@@ -58,7 +58,7 @@ impl Worker {
             receiver,
             log: Vec::new(),
         };
-        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let version = env!("CARGO_PKG_VERSION").into();
         assert_eq!(manager.next().await, FromWorker::Hello { version });
         manager
     }

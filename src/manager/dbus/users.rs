@@ -20,13 +20,13 @@ pub(super) struct Users {
 
 /// The place of a connection, which is free again when this value is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ClientPlace {
     _connections: [OwnedSemaphorePermit; 2],
     user: Arc<User>,
     calls: Arc<Semaphore>,
 }
 
-impl Place {
+impl ClientPlace {
     /// Returns where the calls on this connection get their places: those of the user, and those of
     /// the group.
     pub(super) fn calls(&self) -> [Arc<Semaphore>; 2] {
@@ -46,7 +46,7 @@ impl Users {
     }
 
     /// Returns a place for a connection of user `uid`, or `None` if the user has too many already.
-    pub(super) fn place(&mut self, uid: u32) -> Option<Place> {
+    pub(super) fn place(&mut self, uid: u32) -> Option<ClientPlace> {
         let group = match uid {
             0 => &mut self.root,
             uid if uid == self.own => &mut self.owner,
@@ -81,7 +81,7 @@ impl Group {
         }
     }
 
-    fn place(&mut self, uid: u32) -> Option<Place> {
+    fn place(&mut self, uid: u32) -> Option<ClientPlace> {
         let all = self.connections.clone().try_acquire_owned().ok()?;
         let user = match self.users.get(&uid).and_then(Weak::upgrade) {
             Some(user) => user,
@@ -96,7 +96,7 @@ impl Group {
             }
         };
         let own = user.connections.clone().try_acquire_owned().ok()?;
-        Some(Place {
+        Some(ClientPlace {
             _connections: [all, own],
             user,
             calls: self.calls.clone(),

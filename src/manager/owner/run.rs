@@ -26,6 +26,9 @@ use crate::watch::Changed;
 /// systemd.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
+/// How many events are handled before their results are published and other work gets its turn.
+const EVENTS_OF_TURN: usize = 256;
+
 /// The time between two reminders that a certificate has to be renewed.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -80,7 +83,8 @@ async fn turn(
             }
             Some(event) = events.recv() => {
                 take_event(manager, event);
-                while let Ok(event) = events.try_recv() {
+                for _ in 1..EVENTS_OF_TURN {
+                    let Ok(event) = events.try_recv() else { break };
                     take_event(manager, event);
                 }
             }

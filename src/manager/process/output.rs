@@ -1,16 +1,22 @@
 //! The output of an instance: both streams are passed on line by line, and the last lines are kept.
 //!
-//! Reading waits for nothing but the pipe, so output never blocks the instance. The manager keeps
-//! only a few lines, however much an instance writes.
+//! The lines go to the manager's stderr through a queue, so only the task of the stream waits for
+//! a slow reader, and not for long: then lines are dropped, so output never blocks the instance.
+//! The manager keeps only a few lines, however much an instance writes. A terminal would obey the
+//! control characters in a line, so it gets them escaped.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io::Write;
+use std::fmt::Write;
+use std::io::IsTerminal;
 use std::rc::Rc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{ChildStderr, ChildStdout};
 use tokio::task::JoinSet;
+
+use crate::logging;
 
 /// The number of lines that are kept of stderr.
 const TAIL: usize = 20;
@@ -66,11 +72,11 @@ async fn pass_on(label: String, mut pipe: impl AsyncRead + Unpin, tail: Tail) {
             Ok(_) => false,
         };
         while let Some(length) = buffer.iter().position(|&byte| byte == b'\n') {
-            line(&label, &buffer[..length], &tail);
+            line(&label, &buffer[..length], &tail).await;
             buffer.drain(..=length);
         }
         if (end && !buffer.is_empty()) || buffer.len() == LONGEST_LINE {
-            line(&label, &buffer, &tail);
+            line(&label, &buffer, &tail).await;
             buffer.clear();
         }
         if end {
@@ -79,11 +85,17 @@ async fn pass_on(label: String, mut pipe: impl AsyncRead + Unpin, tail: Tail) {
     }
 }
 
-fn line(label: &str, line: &[u8], tail: &Tail) {
+async fn line(label: &str, line: &[u8], tail: &Tail) {
     let line = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line));
-    // An error must not end the manager: the terminal or file behind stderr may take no more
-    // output.
-    let _ = writeln!(std::io::stderr(), "{label}: {line}");
+    keep(&line, tail);
+    let shown = match std::io::stderr().is_terminal() {
+        true => escaped(&line),
+        false => line,
+    };
+    logging::pass_on(format!("{label}: {shown}\n").into_bytes()).await;
+}
+
+fn keep(line: &str, tail: &Tail) {
     let mut tail = tail.borrow_mut();
     if tail.len() == TAIL {
         tail.pop_front();
@@ -91,8 +103,25 @@ fn line(label: &str, line: &[u8], tail: &Tail) {
     let kept = line
         .char_indices()
         .nth(TAIL_LINE)
-        .map_or(&*line, |(end, _)| &line[..end]);
+        .map_or(line, |(end, _)| &line[..end]);
     tail.push_back(kept.to_owned());
+}
+
+/// Escapes the control characters of a line, except tabs.
+fn escaped(line: &str) -> Cow<'_, str> {
+    let is_control = |char: char| char.is_control() && char != '\t';
+    if !line.contains(is_control) {
+        return Cow::Borrowed(line);
+    }
+    let mut escaped = String::with_capacity(line.len() + 16);
+    for char in line.chars() {
+        match is_control(char) {
+            // Writing into a string cannot fail.
+            true => drop(write!(escaped, "\\x{:02x}", u32::from(char))),
+            false => escaped.push(char),
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 #[cfg(test)]
@@ -129,5 +158,14 @@ mod tests {
     #[tokio::test]
     async fn bytes_that_are_no_text_are_shown_as_such() {
         assert_eq!(read(b"\xff\n").await, ["\u{fffd}"]);
+    }
+
+    #[test]
+    fn a_terminal_gets_no_control_characters_of_an_instance() {
+        assert_eq!(escaped("a\tplain line, größer"), "a\tplain line, größer");
+        assert_eq!(
+            escaped("\u{1b}]0;title\u{7}\rover\u{9b}2J"),
+            "\\x1b]0;title\\x07\\x0dover\\x9b2J"
+        );
     }
 }

@@ -56,7 +56,7 @@ impl ManagerLink {
             writer: tokio::task::spawn_local(write(sender, messages)),
         };
         manager.say(FromWorker::Hello {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: env!("CARGO_PKG_VERSION").into(),
         })?;
         Ok(manager)
     }
