@@ -135,7 +135,9 @@ impl NotifySocket {
 
 fn receive(socket: &UnixDatagram) -> io::Result<Option<Notification>> {
     let mut bytes = [0; LONGEST_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
+    // There is no room for descriptors, so the kernel closes those that a sender attaches. That is
+    // what `systemd-notify` waits for.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let buffers = &mut [IoSliceMut::new(&mut bytes)];
     let received = recvmsg(
@@ -144,7 +146,6 @@ fn receive(socket: &UnixDatagram) -> io::Result<Option<Notification>> {
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
     )?;
-    // Descriptors that a sender attaches are dropped here, which closes them.
     let sender = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmCredentials(sender) => Some(sender),
         _ => None,
@@ -195,6 +196,31 @@ mod tests {
         assert_eq!(notify.receive().await.unwrap(), expected(false));
         assert_eq!(notify.receive().await.unwrap(), expected(true));
         assert!(!notify.is_strange(&expected(true)));
+    }
+
+    #[tokio::test]
+    async fn descriptors_that_come_with_a_message_are_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(folder.path(), 7);
+        let notify = NotifySocket::bind(&path, own()).unwrap();
+        let client = client(&path);
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let descriptors = [writer.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors));
+        let bytes = [io::IoSlice::new(b"BARRIER=1\nREADY=1")];
+        rustix::net::sendmsg(
+            &client,
+            &bytes,
+            &mut control,
+            rustix::net::SendFlags::empty(),
+        )
+        .unwrap();
+        drop(writer);
+        assert!(notify.receive().await.unwrap().is_ready);
+        let mut rest = Vec::new();
+        std::io::Read::read_to_end(&mut reader, &mut rest).unwrap();
     }
 
     #[tokio::test]
