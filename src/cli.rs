@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::{PossibleValue, TypedValueParser, ValueParserFactory};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Args, Command, Parser, Subcommand, ValueHint};
 
 use crate::bus::Bus;
 use crate::config::CONFIG_DIR;
 use crate::log_level::{LEVELS, LogLevel};
+use crate::printable::quotable;
 
 /// Exit statuses of both programs, as sysexits.h and the shells have them.
 pub mod exit {
@@ -94,6 +96,12 @@ pub enum Role {
         /// Become this user
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+        /// The folder of the instances' unix sockets, all that the worker sees of the files
+        #[arg(long, value_name = "DIR")]
+        instances: Option<PathBuf>,
+        /// Connect to unix sockets also where the worker cannot be kept from seeing other files
+        #[arg(long)]
+        unix_sockets: bool,
         /// End when the manager ends
         #[arg(long)]
         die_with_parent: bool,
@@ -190,7 +198,7 @@ impl TypedValueParser for LevelParser {
     fn parse_ref_(
         &self,
         command: &Command,
-        argument: Option<&Arg>,
+        _: Option<&Arg>,
         value: &OsStr,
         source: ValueSource,
     ) -> Result<GivenLevel, clap::Error> {
@@ -204,7 +212,27 @@ impl TypedValueParser for LevelParser {
                 _ => error.to_string(),
             })
         };
-        let level = parse.parse_ref(command, argument, value)?;
+        let lossy = value.to_string_lossy();
+        let text = match value.to_str() {
+            Some(text) => text,
+            None => {
+                let what = match source {
+                    ValueSource::EnvVariable => "the variable RUST_LOG",
+                    _ => "the value of --log-level",
+                };
+                let shown = quotable(&lossy);
+                let message =
+                    format!("{what} is not UTF-8: `{shown}`; write a level like `info`\n");
+                return Err(command.clone().error(ErrorKind::InvalidUtf8, message));
+            }
+        };
+        let level = parse(text).map_err(|message| {
+            let message = format!(
+                "invalid value '{}' for '--log-level <LEVEL>': {message}\n",
+                quotable(text)
+            );
+            command.clone().error(ErrorKind::ValueValidation, message)
+        })?;
         Ok(GivenLevel(Some(level)))
     }
 

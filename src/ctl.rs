@@ -9,6 +9,8 @@ mod error;
 mod grammar;
 mod logs;
 mod render;
+mod reports;
+mod screen;
 mod wait;
 mod words;
 
@@ -56,25 +58,30 @@ async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
     if let Verb::Check { config } = verb {
         let summary = config::check(&config)
             .map_err(|faults| CtlError::new(exit::CONFIG, faults.to_string()))?;
-        print!("{summary}");
+        screen::print(&summary.to_string());
         return Ok(());
     }
     let client = ManagerClient::connect(&arguments.run_dir, arguments.bus).await?;
     match verb {
         Verb::Status { names, json } => {
-            let (json_text, snapshot) = client.dump().await?;
+            let (json_text, mut snapshot) = client.dump().await?;
             if json {
-                println!("{json_text}");
+                screen::print_json(&json_text);
             } else if names.is_empty() {
-                print!("{}", render::overview(&snapshot));
+                let failing = render::failing(&snapshot);
+                reports::add_to_services(&client, &mut snapshot, failing.iter()).await;
+                screen::print(&render::overview(&snapshot));
             } else {
-                print!("{}", render::services(&snapshot, &known(names, &snapshot)?));
+                let names = known(names, &snapshot)?;
+                reports::add_to_services(&client, &mut snapshot, names.iter()).await;
+                screen::print(&render::services(&snapshot, &names));
             }
             Ok(())
         }
         Verb::List => {
             let (_, snapshot) = client.dump().await?;
-            snapshot.services.keys().for_each(|name| println!("{name}"));
+            let names = snapshot.services.keys();
+            screen::print(&names.map(|name| format!("{name}\n")).collect::<String>());
             Ok(())
         }
         Verb::Logs(logs) => {

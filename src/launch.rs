@@ -130,13 +130,19 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
         None
     };
     let (path, keep) = program(order, &executable)?;
-    let program = text(path.as_os_str().as_bytes())?;
+    let program = text("the path of the program", path.as_os_str().as_bytes())?;
     let args = std::iter::once(order.program.as_os_str().as_bytes())
         .chain(order.args.iter().map(|argument| argument.as_bytes()));
-    let args = args.map(text).collect::<anyhow::Result<Vec<_>>>()?;
-    let environment = environment
-        .iter()
-        .map(|(key, value)| text(format!("{key}={value}").as_bytes()));
+    let args = args.enumerate();
+    let args = args.map(|(number, argument)| text(&format!("argument {number}"), argument));
+    let args = args.collect::<anyhow::Result<Vec<_>>>()?;
+    let environment = environment.iter().map(|(key, value)| {
+        let variable = format!("{key}={value}");
+        text(
+            &format!("the environment variable {key:?}"),
+            variable.as_bytes(),
+        )
+    });
     let environment = environment.collect::<anyhow::Result<Vec<_>>>()?;
     signals::reset().context("cannot reset the signals")?;
     descriptors::arrange(inherited, keep.then_some(&executable))?;
@@ -144,9 +150,10 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
         .with_context(|| format!("cannot execute {}", order.program.display()))
 }
 
-fn text(bytes: &[u8]) -> anyhow::Result<CString> {
-    let shown = || format!("a NUL in {:?}", String::from_utf8_lossy(bytes));
-    CString::new(bytes).with_context(shown)
+/// Converts a text for the kernel. The error names the text by `what` and does not quote it,
+/// because everybody may read the error, and arguments and variables may contain secrets.
+fn text(what: &str, bytes: &[u8]) -> anyhow::Result<CString> {
+    CString::new(bytes).map_err(|_| anyhow::anyhow!("{what} contains a NUL byte"))
 }
 
 /// Returns the path to execute, and true if the descriptor must stay open for it.

@@ -26,6 +26,7 @@ pub mod launch;
 pub mod log_level;
 pub mod logging;
 pub mod manager;
+pub mod printable;
 pub mod proxy;
 mod run_dir;
 pub mod status;

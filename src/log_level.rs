@@ -14,6 +14,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use crate::printable::quotable;
+
 /// The target of all messages of smoothserve itself: the first part of its module paths.
 const OWN_TARGET: &str = "smoothserve";
 
@@ -34,6 +36,31 @@ pub const LEVELS: [(&str, &str); 6] = [
     ("off", "Nothing at all"),
 ];
 
+/// Other words for levels, from other programs, each with the level that was probably meant.
+const FOREIGN_WORDS: [(&str, &str); 18] = [
+    ("emerg", "error"),
+    ("alert", "error"),
+    ("crit", "error"),
+    ("critical", "error"),
+    ("fatal", "error"),
+    ("err", "error"),
+    ("errors", "error"),
+    ("warning", "warn"),
+    ("warnings", "warn"),
+    ("notice", "info"),
+    ("information", "info"),
+    ("verbose", "debug"),
+    ("all", "trace"),
+    ("none", "off"),
+    ("no", "off"),
+    ("false", "off"),
+    ("quiet", "off"),
+    ("silent", "off"),
+];
+
+/// The levels that digits stand for, as in `RUST_LOG` of other programs.
+const DIGITS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// The log level: the messages that are logged, by level and target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -49,17 +76,18 @@ pub struct LogLevel {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogLevelError {
     /// The word in the place of a level is not the name of one.
-    #[error("`{0}` is no level; {advice}", advice = Advice(.0))]
+    #[error("`{shown}` is no level; {advice}", shown = quotable(.0), advice = Advice(.0))]
     UnknownLevel(String),
     /// The target of a directive has characters that no target has, or is empty.
     #[error(
-        "`{0}` is no target; a directive is TARGET=LEVEL, as in `info,smoothserve::proxy=debug`"
+        "`{shown}` is no target; a directive is TARGET=LEVEL, as in `info,smoothserve::proxy=debug`",
+        shown = quotable(.0)
     )]
     BadTarget(String),
     /// Two directives name the same target, or two levels apply to smoothserve.
-    #[error("{0} has two levels; keep one")]
+    #[error("{shown} has two levels; keep one", shown = quotable(.0))]
     Twice(String),
-    /// A level is missing: the text is empty, or nothing stands between two commas or after `=`.
+    /// A level is missing: the text has no directive, or nothing stands behind a `=`.
     #[error("a level is missing; write one of error, warn, info, debug, trace and off")]
     Missing,
     /// The text is longer than anything that a person would write.
@@ -82,19 +110,33 @@ struct Advice<'a>(&'a str);
 
 impl fmt::Display for Advice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.len() > LONGEST_WORD {
+            return f.write_str(ALL_LEVELS);
+        }
         let word = self.0.to_lowercase();
+        if let Some((_, meant)) = FOREIGN_WORDS.iter().find(|(foreign, _)| *foreign == word) {
+            return write!(f, "did you mean `{meant}`?");
+        }
         let near = LEVELS.iter().map(|(name, _)| *name);
         let near = near.min_by_key(|name| strsim::damerau_levenshtein(name, &word));
         match near {
             Some(near) if strsim::damerau_levenshtein(near, &word) <= 2 => {
                 write!(f, "did you mean `{near}`?")
             }
-            _ => f.write_str(
-                "write one of error, warn, info, debug, trace and off, or TARGET=LEVEL as in `info,h2=debug`",
-            ),
+            _ if word.bytes().all(|byte| byte.is_ascii_digit()) => {
+                f.write_str("the numbers are 0 (off) to 5 (trace)")
+            }
+            _ => f.write_str(ALL_LEVELS),
         }
     }
 }
+
+/// The advice for a word that is like no level.
+const ALL_LEVELS: &str =
+    "write one of error, warn, info, debug, trace and off, or TARGET=LEVEL as in `info,h2=debug`";
+
+/// The longest word that is compared with the names of levels, in bytes.
+const LONGEST_WORD: usize = 64;
 
 impl Default for LogLevel {
     fn default() -> LogLevel {
@@ -114,8 +156,17 @@ impl FromStr for LogLevel {
         }
         let mut own = None;
         let mut targets = BTreeMap::new();
-        for directive in text.split(',').map(str::trim) {
+        let directives = text.split(',').map(str::trim);
+        let mut is_empty = true;
+        // env_logger ignores empty directives, too.
+        for directive in directives.filter(|directive| !directive.is_empty()) {
+            is_empty = false;
             let before = match directive.split_once('=') {
+                // All messages of a target, as env_logger has it. A word that is no path of a
+                // module is rather a level with a slip of the pen.
+                None if directive.contains("::") && is_target(directive) => {
+                    targets.insert(directive.to_owned(), LevelFilter::TRACE)
+                }
                 None => own.replace(level(directive)?),
                 Some((target, word)) => {
                     let target = target.trim_end();
@@ -126,12 +177,16 @@ impl FromStr for LogLevel {
                 }
             };
             if before.is_some() {
-                let target = directive.split_once('=').map(|(target, _)| target);
-                let target = target.map(|target| format!("`{}`", target.trim_end()));
-                return Err(LogLevelError::Twice(
-                    target.unwrap_or("smoothserve".to_owned()),
-                ));
+                let target = match directive.split_once('=') {
+                    Some((target, _)) => format!("`{}`", target.trim_end()),
+                    None if directive.contains("::") => format!("`{directive}`"),
+                    None => OWN_TARGET.to_owned(),
+                };
+                return Err(LogLevelError::Twice(target));
             }
+        }
+        if is_empty {
+            return Err(LogLevelError::Missing);
         }
         Ok(LogLevel {
             own: own.unwrap_or(LogLevel::default().own),
@@ -140,9 +195,12 @@ impl FromStr for LogLevel {
     }
 }
 
-/// Reads the name of a level.
+/// Reads the name or the number of a level.
 fn level(word: &str) -> Result<LevelFilter, LogLevelError> {
-    let lower = word.to_ascii_lowercase();
+    let lower = match word.parse::<usize>() {
+        Ok(digit) if word.len() == 1 && digit < DIGITS.len() => DIGITS[digit].to_owned(),
+        _ => word.to_ascii_lowercase(),
+    };
     match LEVELS.iter().find(|(name, _)| *name == lower) {
         Some((name, _)) => Ok(name.parse().expect("tracing has levels of these names")),
         None if word.is_empty() => Err(LogLevelError::Missing),
@@ -250,12 +308,21 @@ mod tests {
                 "`loud` is no level; write one of error, warn, info, debug, trace and off, \
                  or TARGET=LEVEL as in `info,h2=debug`",
             ),
-            ("h2=verbose", "`verbose` is no level; write one of"),
+            ("lo ud", "`lo ud` is no level; write one of"),
+            ("h2=verbose", "`verbose` is no level; did you mean `debug`?"),
+            ("warning", "`warning` is no level; did you mean `warn`?"),
+            ("ERR", "`ERR` is no level; did you mean `error`?"),
+            ("fatal", "`fatal` is no level; did you mean `error`?"),
+            ("none", "`none` is no level; did you mean `off`?"),
+            ("6", "`6` is no level; the numbers are 0 (off) to 5 (trace)"),
+            ("\x1b[2Jx", "`\\x1b[2Jx` is no level"),
+            (",", "a level is missing"),
+            ("a::b,a::b=info", "`a::b` has two levels"),
+            ("a::b=info,a::b", "`a::b` has two levels"),
             (
                 "",
                 "a level is missing; write one of error, warn, info, debug, trace and off",
             ),
-            ("info,,h2=debug", "a level is missing"),
             ("h2=", "a level is missing"),
             ("info,debug", "smoothserve has two levels; keep one"),
             ("h2=info,h2=debug", "`h2` has two levels; keep one"),
@@ -265,8 +332,34 @@ mod tests {
             let error = text.parse::<LogLevel>().unwrap_err().to_string();
             assert!(error.starts_with(message), "{text}: {error}");
         }
+        let long = "x".repeat(500).parse::<LogLevel>().unwrap_err().to_string();
+        let shown = format!("`{}…` is no level; write one of", "x".repeat(60));
+        assert!(long.starts_with(&shown) && long.len() < 300, "{long}");
         let error = "x".repeat(LONGEST + 1).parse::<LogLevel>().unwrap_err();
         assert_eq!(error, LogLevelError::TooLong);
+    }
+
+    #[test]
+    fn what_other_programs_read_from_rust_log_is_understood() {
+        for (text, meant) in [
+            ("0", "off"),
+            ("3", "info"),
+            ("h2=5,2", "warn,h2=trace"),
+            ("smoothserve::proxy", "info,smoothserve::proxy=trace"),
+            ("info,,h2=debug,", "info,h2=debug"),
+        ] {
+            let level: LogLevel = text.parse().unwrap();
+            assert_eq!(level.to_string(), meant, "{text}");
+        }
+    }
+
+    #[test]
+    fn words_of_other_programs_stand_for_levels() {
+        let is_level = |word: &str| LEVELS.iter().any(|(name, _)| *name == word);
+        for (word, meant) in FOREIGN_WORDS {
+            assert!(is_level(meant) && !is_level(word), "{word}");
+        }
+        assert!(DIGITS.iter().all(|name| is_level(name)));
     }
 
     #[test]

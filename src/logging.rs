@@ -10,7 +10,8 @@
 //! again. The queue is bounded in messages and bytes, and the values of a message in length,
 //! because clients decide about some values. The lines of instances in the foreground have a queue
 //! of their own. Each datagram is sent to journald's address anew, so it reaches a journald that
-//! has restarted. A message that is too long for a datagram is sent as a memfd.
+//! has restarted; in the root folder of a worker there is the socket that systemd keeps open for
+//! journald. A message that is too long for a datagram is sent as a memfd.
 //!
 //! The [`LogLevel`] in force is a filter in front of the queue: a message that the filter rejects
 //! costs one comparison. [`set_level`] replaces the filter at run time.
@@ -22,6 +23,7 @@ mod queue;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::field::{Field, Visit};
@@ -39,7 +41,11 @@ pub use self::lines::pass_on;
 use self::message::{JournalMessage, MESSAGE_ID};
 use self::queue::Queue;
 use crate::log_level::LogLevel;
+use crate::printable::printable;
 use crate::systemd::journal;
+
+/// The socket to which tracing-journald sends messages.
+const JOURNALD: &str = "/run/systemd/journal/socket";
 
 /// The log level in force, and the filter of each subscriber. All filters are equal at all times:
 /// if subscribers differed, tracing could not cache their answer and would ask them for every
@@ -111,6 +117,11 @@ impl Drop for Logging {
         }
         lines::flush();
     }
+}
+
+/// Returns the socket that messages are sent to, by its path each time, if they go to journald.
+pub fn socket() -> Option<&'static Path> {
+    journal::is_behind(io::stderr()).then_some(Path::new(JOURNALD))
 }
 
 /// Puts `level` into force. Does nothing before [`Logging::begin`].
@@ -262,6 +273,8 @@ impl Visit for WithoutId<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.record_debug(field, value);
+        // The value may be an error with text of others in it.
+        let text = printable(&format!("{value:?}"));
+        self.0.record_debug(field, &format_args!("{text}"));
     }
 }

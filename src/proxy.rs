@@ -41,14 +41,17 @@ mod exchange;
 mod http;
 mod net;
 mod policy;
+mod root_folder;
 mod sandbox;
 mod shared;
+mod system_calls;
 mod thread;
 mod view;
 
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -59,7 +62,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use control::control::{Control, ControlError};
-use sandbox::{Confinement, SandboxError};
+use sandbox::{Confinement, SandboxError, SandboxOptions};
 use shared::certificates::ListenerCertificates;
 use shared::threads::Threads;
 
@@ -80,6 +83,12 @@ pub struct WorkerOptions {
     pub threads: Option<NonZeroUsize>,
     /// The user that the worker changes to when it starts; `None` to stay the user that it is.
     pub user: Option<String>,
+    /// The folder that holds the unix sockets of the instances, as an absolute path. The worker
+    /// reaches no other file; without this folder it connects to no unix socket.
+    pub instances: Option<PathBuf>,
+    /// The worker may connect to unix sockets even if the kernel does not permit it a root folder
+    /// with nothing else in it.
+    pub needs_unix_sockets: bool,
     /// The kernel kills the worker when the process that made the control socket, and is its
     /// parent, ends.
     pub die_with_parent: bool,
@@ -135,7 +144,11 @@ impl Worker {
         let control_socket = control_socket()?;
         let threads = thread_count(options)?;
         let most_connections = most_connections(raise_descriptor_limit()?);
-        let confinement = sandbox::enter(options.user.as_deref())?;
+        let confinement = sandbox::enter(&SandboxOptions {
+            user: options.user.as_deref(),
+            instances: options.instances.as_deref(),
+            needs_unix_sockets: options.needs_unix_sockets,
+        })?;
         if options.die_with_parent {
             // The kernel forgets this signal when the user changes, so it is set after the change.
             die_with_parent()?;
@@ -173,7 +186,8 @@ impl Worker {
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
             let control_socket = UnixListener::from_std(self.control_socket)?;
-            let control = Control::new(shared, certificates, reports);
+            let unix_sockets = self.confinement.reaches_unix_sockets();
+            let control = Control::new(shared, certificates, reports, unix_sockets);
             control.run(control_socket).await.map_err(WorkerError::from)
         })?;
         for (index, thread) in running.into_iter().enumerate() {

@@ -4,6 +4,7 @@
 //! The names in this JSON are a public interface.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -73,9 +74,49 @@ pub struct LastError {
     /// The time of the error. JSON has it in seconds since 1970.
     #[serde(with = "seconds")]
     pub at: SystemTime,
-    /// What went wrong and why, for example the failed probe, the exit status, or the last lines of
-    /// stderr.
+    /// What went wrong and why, for example the failed probe or the exit status. Never contains
+    /// output of an instance, because everybody may read it.
     pub message: String,
+    /// Whether `report` also has the last lines that the instance has written.
+    #[serde(default)]
+    pub has_output: bool,
+    /// The message, followed by the last lines that the instance has written.
+    #[serde(skip)]
+    pub report: FailureReport,
+}
+
+/// The text of an error with the last lines that instances have written. Output may contain
+/// secrets, so a report is no part of the JSON, and only callers who may read the journal or
+/// control the services get it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct FailureReport(Arc<str>);
+
+impl FailureReport {
+    /// Makes a report of a message and of the lines that the instance has written.
+    pub fn new(message: &str, output: &[String]) -> FailureReport {
+        let mut report = message.to_owned();
+        for line in output {
+            report += &format!("\n  {line}");
+        }
+        FailureReport(report.into())
+    }
+
+    /// Joins the reports of several failures.
+    pub fn join<'a>(reports: impl Iterator<Item = &'a FailureReport>) -> FailureReport {
+        let reports: Vec<&str> = reports.map(FailureReport::text).collect();
+        FailureReport(reports.join("\n").into())
+    }
+
+    /// Returns the text of the report. The caller must know that the reader may see it.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for FailureReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FailureReport({} bytes)", self.0.len())
+    }
 }
 
 /// The state of a service in one word.
@@ -159,8 +200,11 @@ pub struct JobStatus {
     pub done: u32,
     /// The number of instances that the job has to bring into that state.
     pub total: u32,
-    /// Why the job failed, if it did.
+    /// Why the job failed, if it did. Never contains output of an instance.
     pub error: Option<String>,
+    /// The error, followed by the last lines that the failed instances have written.
+    #[serde(skip)]
+    pub report: FailureReport,
 }
 
 /// The kind of a job.

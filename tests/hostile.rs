@@ -214,6 +214,7 @@ async fn what_fits_no_state_changes_nothing() {
     let messages = [
         FromWorker::Hello {
             version: "2".into(),
+            unix_sockets: false,
         },
         FromWorker::Acknowledged(u64::MAX),
         FromWorker::Idle(id),

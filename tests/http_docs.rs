@@ -1,4 +1,4 @@
-//! `docs/http.md` names only tests that exist.
+//! The tables of `docs/http.md` and `docs/security.md` name only tests that exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,27 +20,45 @@ fn functions(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-#[test]
-fn every_point_names_tests_that_exist() {
+/// Checks that each row of a table names tests in its last cell, and that they exist. Returns the
+/// number of rows.
+fn check<'a>(lines: impl Iterator<Item = &'a str>, cells: usize) -> usize {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests = BTreeSet::new();
     functions(&root.join("src"), &mut tests);
     functions(&root.join("tests"), &mut tests);
-    let text = fs::read_to_string(root.join("docs/http.md")).unwrap();
-    let rows = text.lines().filter(|line| line.starts_with("| "));
-    let rows = rows.filter(|row| !row.starts_with("| ---") && !row.ends_with("| tests |"));
+    let rows = lines.filter(|line| line.starts_with("| ") && !line.starts_with("| ---"));
     let mut count = 0;
     for row in rows {
-        let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
-        let [_, _, named] = cells[..] else {
-            panic!("expected a row of three cells: {row}");
-        };
-        let named: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        let found: Vec<&str> = row.trim_matches('|').split('|').collect();
+        assert_eq!(found.len(), cells, "{row}");
+        let named: Vec<&str> = found[cells - 1].split('`').skip(1).step_by(2).collect();
         assert!(!named.is_empty(), "a row names no test: {row}");
         for name in named {
             assert!(tests.contains(name), "there is no test {name}");
         }
         count += 1;
     }
-    assert!(count > 50);
+    count
+}
+
+fn page(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(root.join("docs").join(name)).unwrap()
+}
+
+#[test]
+fn every_point_names_tests_that_exist() {
+    let text = page("http.md");
+    let rows = text.lines().filter(|row| !row.ends_with("| tests |"));
+    assert!(check(rows, 3) > 50);
+}
+
+#[test]
+fn every_threat_names_tests_that_exist() {
+    let text = page("security.md");
+    let rows = text.lines().skip_while(|line| *line != "## Threats");
+    let rows = rows.skip(1).take_while(|line| !line.starts_with("## "));
+    let rows = rows.filter(|row| !row.starts_with("| who |"));
+    assert!(check(rows, 4) > 5);
 }

@@ -132,15 +132,14 @@ async fn a_reload_changes_the_level_and_replaces_nothing() {
 async fn a_bad_level_is_a_fault_with_its_place() {
     let port = free_port();
     let server = Smoothserve::start(programs!(), home(port, "")).await;
-    set(&server.home, "log_level: verbose\n");
+    set(&server.home, "log_level: loud\n");
     let reload = server.ctl(&["reload"]).await;
     let folder = server.home.config();
     let check = smoothserve(&["check", folder.to_str().unwrap()], None);
     for output in [reload, check] {
         let words = [output.stdout, output.stderr].concat();
         let words = String::from_utf8(words).unwrap();
-        let fault =
-            "smoothserve.yaml:2:12: `log_level`: `verbose` is no level; write one of error, ";
+        let fault = "smoothserve.yaml:2:12: `log_level`: `loud` is no level; write one of error, ";
         assert!(words.contains(fault), "{words}");
         assert_eq!(output.status.code(), Some(78), "{words}");
     }
@@ -179,9 +178,9 @@ fn a_bad_level_on_the_command_line_or_in_the_environment_is_a_usage_error() {
             "'--log-level <LEVEL>': `loud` is no level",
         ),
         (
-            Some("h2=1,2"),
+            Some("h2=1,7"),
             None,
-            "'--log-level <LEVEL>': `1` is no level",
+            "'--log-level <LEVEL>': `7` is no level; the numbers are 0 (off) to 5 (trace)",
         ),
         // An empty flag is a mistake of a script, and no wish to do without RUST_LOG.
         (
@@ -201,6 +200,140 @@ fn a_bad_level_on_the_command_line_or_in_the_environment_is_a_usage_error() {
         let words = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(64), "{words}");
         assert!(words.contains(expected), "{words}");
+    }
+}
+
+#[test]
+fn a_level_that_is_no_text_is_named_by_where_it_comes_from() {
+    use std::os::unix::ffi::OsStrExt;
+    let bad = std::ffi::OsStr::from_bytes(b"\x1b[1mdebug\xff");
+    let run = |flag: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_smoothserve"));
+        command.args(["run", "--config", "/nonexistent"]);
+        match flag {
+            true => command.arg("--log-level").arg(bad),
+            false => command.env("RUST_LOG", bad),
+        };
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = run(false);
+    assert!(
+        said.contains("the variable RUST_LOG is not UTF-8: `\\x1b[1mdebug\u{fffd}`"),
+        "{said}"
+    );
+    let said = run(true);
+    assert!(
+        said.contains("the value of --log-level is not UTF-8"),
+        "{said}"
+    );
+    assert!(!said.contains('\x1b'), "{said}");
+}
+
+#[test]
+fn why_a_start_has_failed_is_said_even_if_nothing_is_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    write(&file, "");
+    // A run directory below a file cannot be made.
+    let run_dir = file.join("run");
+    let arguments = [
+        "run",
+        "--bus",
+        "none",
+        "--run-dir",
+        run_dir.to_str().unwrap(),
+    ];
+    for level in ["off", "info"] {
+        let output = smoothserve(&arguments, Some(level));
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert_eq!(words.matches("smoothserve failed").count(), 1, "{words}");
+        assert!(words.contains("cannot make the run directory"), "{words}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_says_that_a_level_in_the_file_has_no_effect() {
+    const NO_EFFECT: &str = "WARN log_level in smoothserve.yaml has no effect, because";
+    let port = free_port();
+    let server = Smoothserve::start_with(programs!(), home(port, ""), |command| {
+        command.env("RUST_LOG", "info")
+    })
+    .await;
+    // The first is the level in force, the second is not, and the third changes nothing.
+    for lines in [
+        "log_level: info\n",
+        "log_level: debug\n",
+        "log_level: debug\nforwarded: true\n",
+    ] {
+        set(&server.home, lines);
+        server.ok(&["reload"]).await;
+    }
+    let log = log_of(server).await;
+    assert_eq!(log.matches(NO_EFFECT).count(), 1, "{log}");
+}
+
+#[test]
+fn targets_in_the_documentation_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/logging.md")).unwrap();
+    let (_, table) = text.split_once("| target | what it logs |\n").unwrap();
+    let rows = table
+        .lines()
+        .skip(1)
+        .map_while(|line| line.strip_prefix("| `"));
+    let targets: Vec<&str> = rows.map(|row| row.split('`').next().unwrap()).collect();
+    assert!(targets.len() >= 5, "{targets:?}");
+    let lock = std::fs::read_to_string(root.join("Cargo.lock")).unwrap();
+    for target in targets {
+        let Some(path) = target.strip_prefix("smoothserve::") else {
+            let package = format!("name = \"{target}\"\n");
+            assert!(lock.contains(&package), "{target} is no library");
+            continue;
+        };
+        let path = root.join("src").join(path.replace("::", "/"));
+        let logs = |file: &std::path::Path| {
+            std::fs::read_to_string(file).is_ok_and(|text| text.contains("tracing::"))
+        };
+        let below = std::fs::read_dir(&path).into_iter().flatten();
+        let mut files = below.map(|entry| entry.unwrap().path());
+        let any = logs(&path.with_extension("rs")) || files.any(|file| logs(&file));
+        assert!(any, "{target} logs nothing");
+    }
+}
+
+#[tokio::test]
+async fn a_level_that_is_no_single_value_is_a_fault_that_says_what_to_write() {
+    for (lines, fault) in [
+        (
+            "log_level: [info, h2=debug]\n",
+            "2:12: `log_level` is a list; write a level, or directives with commas between them, as \
+             in `log_level: info,h2=debug`",
+        ),
+        (
+            "log_level: { h2: debug }\n",
+            "2:12: `log_level` is a mapping; write a level",
+        ),
+        (
+            "log_level: >-\n  info,\n  smoothserve::proxy=debgu\n",
+            "4:22: `log_level`: `debgu` is no level; did you mean `debug`?",
+        ),
+        (
+            "log_level: |\n  inof\n",
+            "3:3: `log_level`: `inof` is no level; did you mean `info`?",
+        ),
+    ] {
+        let home = Home::new();
+        set(&home, lines);
+        let folder = home.config();
+        let output = smoothserve(&["check", folder.to_str().unwrap()], None);
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            words.contains(&format!("smoothserve.yaml:{fault}")),
+            "{words}"
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use clap::Parser;
 use smoothserve::cli::{self, Role, Smoothserve, exit};
 use smoothserve::log_level::LogLevel;
 use smoothserve::logging::Logging;
+use smoothserve::printable::printable;
 use smoothserve::systemd::given::Given;
 use smoothserve::{config, events, generator, launch, manager, proxy};
 
@@ -44,6 +45,8 @@ fn main() -> ExitCode {
         Role::Proxy {
             threads,
             user,
+            instances,
+            unix_sockets,
             die_with_parent,
             log_level,
         } => {
@@ -51,6 +54,8 @@ fn main() -> ExitCode {
             let options = proxy::WorkerOptions {
                 threads,
                 user,
+                instances,
+                needs_unix_sockets: unix_sockets,
                 die_with_parent,
             };
             // The worker enters its sandbox while it has one thread. Logging may start a second.
@@ -71,6 +76,10 @@ fn main() -> ExitCode {
         Err(error) => {
             let error = format!("{error:#}");
             tracing::error!(message_id = events::FAILED, error, "smoothserve failed");
+            // A log level that hides errors must not hide why there is no smoothserve.
+            if !tracing::enabled!(tracing::Level::ERROR) {
+                eprintln!("smoothserve failed: {}", printable(&error));
+            }
             ExitCode::FAILURE
         }
     }
@@ -100,11 +109,11 @@ fn arguments() -> Vec<OsString> {
 fn check(dir: &Path) -> ExitCode {
     match config::check(dir) {
         Ok(summary) => {
-            print!("{summary}");
+            print!("{}", printable(&summary.to_string()));
             ExitCode::SUCCESS
         }
         Err(faults) => {
-            eprintln!("{faults}");
+            eprintln!("{}", printable(&faults.to_string()));
             ExitCode::from(exit::CONFIG)
         }
     }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::printable::{is_deceptive, printable_line};
+
 /// The most columns of a line that are shown.
 const SHOWN_COLUMNS: usize = 120;
 
@@ -34,12 +36,11 @@ pub struct Fault {
 impl Fault {
     /// Formats the fault as one line, `file:line:column: message`.
     pub fn summary(&self) -> String {
-        let file = self.file.display();
+        let file = printable_line(&self.file.display().to_string());
+        let message = printable_line(&self.message);
         match self.position {
-            Some(Position { line, column }) => {
-                format!("{file}:{line}:{column}: {}", self.message)
-            }
-            None => format!("{file}: {}", self.message),
+            Some(Position { line, column }) => format!("{file}:{line}:{column}: {message}"),
+            None => format!("{file}: {message}"),
         }
     }
 }
@@ -73,7 +74,7 @@ fn excerpt(line: &str, column: usize) -> (String, usize) {
         .take(SHOWN_COLUMNS)
         .map(|c| match c {
             '\t' => ' ',
-            c if c.is_control() => '\u{fffd}',
+            c if is_deceptive(c) => '\u{fffd}',
             c => c,
         })
         .collect::<String>();

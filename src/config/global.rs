@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::fault::{Fault, Position};
 use super::fields::{Fields, Report};
 use super::machine::{Against, Database, known};
-use super::raw::{self, Node};
+use super::raw::{self, Node, Value};
 use super::source::{Source, join};
 use super::value;
 use crate::log_level::{LogLevel, LogLevelError};
@@ -146,6 +146,15 @@ fn fill(
     });
     global.max_connections = connections.map(|most| most.value);
     let level = fields.get("log_level", report, |node, key, report| {
+        if matches!(node.value, Value::List(_) | Value::Map(_)) {
+            let kind = node.kind();
+            let message = format!(
+                "`{key}` is {kind}; write a level, or directives with commas between them, as in \
+                 `{key}: info,h2=debug`"
+            );
+            report.at(node.at, message);
+            return None;
+        }
         let text = value::text(node, key, report)?;
         let level: Result<LogLevel, _> = text.parse();
         let refuse = |error: LogLevelError| {

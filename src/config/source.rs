@@ -145,18 +145,32 @@ impl Source {
         Position { line, column }
     }
 
-    /// Finds where `part` stands in the value that begins at `from`. If the value is not written in
-    /// one piece there, that is `from` itself.
+    /// Finds where `part` stands in the value that begins at `from`, in the same line or in the
+    /// further lines of a value with several. If the value is not written in one piece there, that
+    /// is `from` itself.
     pub(super) fn find(&self, from: Position, part: &str) -> Position {
-        let found = self.line(from.line).and_then(|line| {
-            let skipped = line.char_indices().nth(from.column - 1)?.0;
-            let offset = line[skipped..].find(part)?;
-            Some(from.column + line[skipped..skipped + offset].chars().count())
-        });
-        Position {
-            line: from.line,
-            column: found.unwrap_or(from.column),
+        let column_in = |line: usize, column: usize| {
+            let text = self.line(line)?;
+            let skipped = text.char_indices().nth(column - 1)?.0;
+            let offset = text[skipped..].find(part)?;
+            Some(column + text[skipped..skipped + offset].chars().count())
+        };
+        if let Some(column) = column_in(from.line, from.column) {
+            return Position { column, ..from };
         }
+        let indent = |text: &str| text.len() - text.trim_start_matches(' ').len();
+        let own = self.line(from.line).map_or(0, indent);
+        let further = (from.line + 1..).map_while(|line| Some((line, self.line(line)?)));
+        // A value with several lines is indented more than its key; a block that has its position
+        // at its first line, as much.
+        let further = further.take_while(|(_, text)| {
+            text.trim().is_empty() || indent(text) > own || (own > 0 && indent(text) == own)
+        });
+        let mut found = further.filter_map(|(line, _)| {
+            let column = column_in(line, 1)?;
+            Some(Position { line, column })
+        });
+        found.next().unwrap_or(from)
     }
 }
 
@@ -226,6 +240,10 @@ mod tests {
         let at = Position { line: 1, column: 4 };
         assert_eq!(source.find(at, "b:80").column, 16);
         assert_eq!(source.find(at, "zzz"), at);
+        let source = decode(b"a: >-\n  info,\n  hax=1\nb: hax=2\n").unwrap();
+        let at = Position { line: 1, column: 4 };
+        assert_eq!(source.find(at, "hax"), Position { line: 3, column: 3 });
+        assert_eq!(source.find(at, "b: "), at);
     }
 
     #[test]

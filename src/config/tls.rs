@@ -51,7 +51,9 @@ impl TlsConfig {
         };
         for At { at, value: port } in ports {
             if plain.contains(&port) {
-                let message = format!("port {port} is one of `port`, too; it has TLS or has not");
+                let message = format!(
+                    "port {port} is in `port`, too; a port is either with TLS or without, so keep one"
+                );
                 reader.report.at(at, message);
             }
             tls.ports.push(port);

@@ -12,10 +12,11 @@ use zbus::{
 use super::error::CtlError;
 use crate::bus::{BUS_NAME, Bus, MANAGER_PATH};
 use crate::cli::{RunDir, exit};
-use crate::run_dir;
-use crate::status::{JobStatus, Snapshot};
+use crate::run_dir::{self, RunDirFault};
+use crate::status::{FailureReport, JobStatus, Snapshot};
 
 const MANAGER: &str = "org.smoothserve1.Manager";
+const SERVICE: &str = "org.smoothserve1.Service";
 const JOB: &str = "org.smoothserve1.Job";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
@@ -34,7 +35,7 @@ impl ManagerClient {
             Bus::System => ManagerClient::on(Builder::system()).await,
             Bus::Session => ManagerClient::on(Builder::session()).await,
             Bus::Auto | Bus::None => {
-                let own = ManagerClient::on_socket(&run_dir.path().join("bus")).await;
+                let own = ManagerClient::in_run_dir(&run_dir.path()).await;
                 if own.is_err()
                     && means_any(run_dir)
                     && bus == Bus::Auto
@@ -54,7 +55,7 @@ impl ManagerClient {
         let run_path = run_dir.path();
         let client = match bus {
             Bus::Auto | Bus::None if run_dir::is_taken(&run_path) => {
-                return ManagerClient::on_socket(&run_path.join("bus")).await.ok();
+                return ManagerClient::in_run_dir(&run_path).await.ok();
             }
             Bus::Auto if means_any(run_dir) => ManagerClient::on(Builder::system()).await,
             Bus::Auto | Bus::None => return None,
@@ -67,18 +68,27 @@ impl ManagerClient {
         broker.name_has_owner(name).await.ok()?.then_some(client)
     }
 
+    /// Connects to the private socket in a run directory, unless another user may have made it.
+    async fn in_run_dir(path: &Path) -> Result<ManagerClient, CtlError> {
+        match run_dir::check(path) {
+            Ok(()) => ManagerClient::on_socket(&path.join("bus")).await,
+            Err(RunDirFault::Io(error)) => Err(absent(path, &error)),
+            Err(fault) => {
+                let path = path.display();
+                let message = format!(
+                    "the run directory {path} {fault}, so somebody else may answer there; \
+                     name another with --run-dir, or set XDG_RUNTIME_DIR"
+                );
+                Err(CtlError::new(exit::NO_PERMISSION, message))
+            }
+        }
+    }
+
     async fn on_socket(socket: &Path) -> Result<ManagerClient, CtlError> {
-        let absent = |error: &dyn std::fmt::Display| {
-            let message = format!(
-                "smoothserve is not running, or runs elsewhere ({}: {error})",
-                socket.display()
-            );
-            CtlError::new(exit::UNAVAILABLE, message)
-        };
-        let stream = UnixStream::connect(socket).map_err(|error| absent(&error))?;
+        let stream = UnixStream::connect(socket).map_err(|error| absent(socket, &error))?;
         let connection = Builder::unix_stream(stream).p2p().build().await;
         Ok(ManagerClient {
-            connection: connection.map_err(|error| absent(&error))?,
+            connection: connection.map_err(|error| absent(socket, &error))?,
             destination: None,
         })
     }
@@ -112,6 +122,29 @@ impl ManagerClient {
         let job = job.map_err(|error| misunderstood(&error))?;
         job.try_into()
             .map_err(|error: serde_json::Error| misunderstood(&error))
+    }
+
+    /// Asks for the last error of a service, with what the instance has written: the time in
+    /// microseconds since 1970, and the text.
+    pub(super) async fn last_error_report(&self, name: &str) -> Result<(u64, String), CtlError> {
+        let reply = self
+            .call(MANAGER_PATH, MANAGER, "GetService", &(name,))
+            .await?;
+        let path = reply.body().deserialize::<OwnedObjectPath>();
+        let path = path.map_err(|error| misunderstood(&error))?;
+        let reply = self.call(&path, SERVICE, "GetLastErrorReport", &()).await?;
+        let report = reply.body().deserialize();
+        report.map_err(|error| misunderstood(&error))
+    }
+
+    /// Asks why a job has failed, with what the failed instances have written.
+    pub(super) async fn job_error_report(
+        &self,
+        path: &OwnedObjectPath,
+    ) -> Result<String, CtlError> {
+        let reply = self.call(path, JOB, "GetErrorReport", &()).await?;
+        let report = reply.body().deserialize();
+        report.map_err(|error| misunderstood(&error))
     }
 
     /// Gives a command that makes one job, and returns the job's path.
@@ -183,6 +216,13 @@ impl ManagerClient {
     }
 }
 
+/// Returns the error for a place where no smoothserve is found.
+fn absent(path: &Path, error: &dyn std::fmt::Display) -> CtlError {
+    let path = path.display();
+    let message = format!("smoothserve is not running, or runs elsewhere ({path}: {error})");
+    CtlError::new(exit::UNAVAILABLE, message)
+}
+
 /// Returns true if a user asks who may have no smoothserve of their own, and the command line does
 /// not say which one is meant.
 fn means_any(run_dir: &RunDir) -> bool {
@@ -233,6 +273,7 @@ impl TryFrom<JobProperties> for JobStatus {
             done: job.done,
             total: job.total,
             error: (!job.error.is_empty()).then_some(job.error),
+            report: FailureReport::default(),
         })
     }
 }

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use super::screen;
+
 /// Why a command of smoothctl failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -19,9 +21,14 @@ impl CtlError {
         }
     }
 
+    /// Returns the exit status.
+    pub(super) fn status(&self) -> u8 {
+        self.status
+    }
+
     /// Prints the message and returns the exit status.
     pub(super) fn report(&self) -> ExitCode {
-        eprintln!("smoothctl: {}", self.message.trim_end());
+        screen::print_error(&format!("smoothctl: {}", self.message.trim_end()));
         ExitCode::from(self.status)
     }
 }

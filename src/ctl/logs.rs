@@ -1,5 +1,9 @@
 //! `smoothctl logs`: hands over to journalctl, with the matches that find what belongs to a
 //! service.
+//!
+//! Any local user can write lines into the journal that claim to be from a service: the fields
+//! `SYSLOG_IDENTIFIER` and `SERVICE` are what the writer says. So each match has a field that
+//! begins with `_`, which journald itself finds out about the writer.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -8,6 +12,7 @@ use super::error::CtlError;
 use super::grammar::LogsArguments;
 use crate::cli::exit;
 use crate::status::Snapshot;
+use crate::systemd::units::{SLICE, service_slice};
 
 /// The number of lines that are shown if nothing else limits them.
 const LINES: &str = "100";
@@ -36,17 +41,31 @@ fn arguments(logs: &LogsArguments, uid: u32) -> Vec<String> {
     arguments.extend(lines.map(|lines| format!("--lines={lines}")));
     arguments.extend(logs.since.iter().map(|since| format!("--since={since}")));
     arguments.extend_from_slice(&logs.options);
-    // A user's smoothserve and that of the system may have services of the same name. Only a user's
-    // smoothserve has all its instances run as one user.
-    let own = (uid != 0).then(|| format!("_UID={uid}"));
-    arguments.extend(own.clone());
-    arguments.push("SYSLOG_IDENTIFIER=smoothserve".to_owned());
-    arguments.push(format!("SERVICE={}", logs.name));
-    arguments.push("+".to_owned());
-    arguments.extend(own);
-    // No better field is in all lines: a line that journald reads after its process has ended lacks
-    // the slice of the process.
-    arguments.push(format!("SYSLOG_IDENTIFIER={}", logs.name));
+    let about = format!("SERVICE={}", logs.name);
+    let alternatives = match uid {
+        0 => {
+            let slice = service_slice(&logs.name);
+            vec![
+                // The manager and its workers. Only root can put processes into this slice.
+                vec![format!("_SYSTEMD_SLICE={SLICE}"), about],
+                vec![format!("_SYSTEMD_SLICE={slice}")],
+                // journald notes this about a line that it reads after the process has ended. Only
+                // root can open a stream for which it does so.
+                vec![format!("_SYSTEMD_UNIT={slice}")],
+            ]
+        }
+        // A user's smoothserve and all its instances run as this user, and only this user can
+        // write such lines.
+        uid => {
+            let own = format!("_UID={uid}");
+            let manager = "SYSLOG_IDENTIFIER=smoothserve".to_owned();
+            vec![
+                vec![own.clone(), manager, about],
+                vec![own, format!("SYSLOG_IDENTIFIER={}", logs.name)],
+            ]
+        }
+    };
+    arguments.extend(alternatives.join(&"+".to_owned()));
     arguments
 }
 
@@ -65,7 +84,9 @@ mod tests {
 
     #[test]
     fn journalctl_is_asked_for_the_services_lines_and_the_events_about_it() {
-        const SHOP: &str = "SYSLOG_IDENTIFIER=smoothserve SERVICE=shop + SYSLOG_IDENTIFIER=shop";
+        const SHOP: &str = "_SYSTEMD_SLICE=smoothserve.slice SERVICE=shop \
+                            + _SYSTEMD_SLICE=smoothserve-shop.slice \
+                            + _SYSTEMD_UNIT=smoothserve-shop.slice";
         for (line, options) in [
             ("smoothctl logs shop", "--lines=100"),
             ("smoothctl logs -f shop", "--follow --lines=100"),

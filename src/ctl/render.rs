@@ -39,9 +39,8 @@ pub(super) fn overview(snapshot: &Snapshot) -> String {
         ]);
     }
     let mut text = table(&rows);
-    for (name, service) in &snapshot.services {
-        let shown = !matches!(service.state, ServiceState::Running | ServiceState::Stopped);
-        if let (true, Some(error)) = (shown, &service.last_error) {
+    for name in failing(snapshot) {
+        if let Some(error) = &snapshot.services[&name].last_error {
             text += &format!("\n{name}: {} ago: {}\n", age(error.at), error.message);
         }
     }
@@ -61,6 +60,16 @@ pub(super) fn overview(snapshot: &Snapshot) -> String {
     }
     text += &format!("\n{}\n", snapshot.summary);
     text
+}
+
+/// Returns the names of the services whose last error the overview shows.
+pub(super) fn failing(snapshot: &Snapshot) -> Vec<String> {
+    let services = snapshot.services.iter();
+    let failing = services.filter(|(_, service)| {
+        let is_fine = matches!(service.state, ServiceState::Running | ServiceState::Stopped);
+        !is_fine && service.last_error.is_some()
+    });
+    failing.map(|(name, _)| name.clone()).collect()
 }
 
 /// Renders some services with all that is known of them.
@@ -269,7 +278,7 @@ fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{LastError, Moment};
+    use crate::status::{FailureReport, LastError, Moment};
 
     fn snapshot() -> Snapshot {
         let instance = InstanceStatus {
@@ -298,6 +307,8 @@ mod tests {
             last_error: Some(LastError {
                 at: SystemTime::now(),
                 message: "shop/2 exited with status 1".into(),
+                has_output: false,
+                report: FailureReport::default(),
             }),
             certificate_expires: Some(Moment(SystemTime::now() + Duration::from_secs(864_100))),
         };
@@ -309,6 +320,7 @@ mod tests {
             done: 1,
             total: 2,
             error: None,
+            report: FailureReport::default(),
         };
         Snapshot {
             summary: "1 service, 1/2 instances ready".into(),

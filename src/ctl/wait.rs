@@ -1,6 +1,5 @@
 //! Waits for jobs, and shows each of their steps in a line.
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -8,7 +7,8 @@ use zbus::OwnedObjectPath;
 
 use super::client::ManagerClient;
 use super::error::CtlError;
-use super::render;
+use super::screen::Line;
+use super::{render, reports};
 use crate::cli::exit;
 use crate::status::{JobState, JobStatus};
 
@@ -27,7 +27,8 @@ pub(super) async fn for_jobs(
     for job in jobs.iter().filter(|_| !no_block) {
         tokio::select! {
             ended = end_of(client, job, &mut line) => {
-                let ended = ended?;
+                let mut ended = ended?;
+                reports::add_to_job(client, job, &mut ended).await;
                 let message = render::ended(&ended);
                 match ended.state {
                     JobState::Done => line.finish(&message),
@@ -69,52 +70,4 @@ async fn end_of(
             () = tokio::time::sleep(LOOK) => {}
         }
     }
-}
-
-/// The line that shows the step of a job: a terminal's is written over, elsewhere each step gets
-/// one.
-struct Line {
-    is_terminal: bool,
-    shown: String,
-}
-
-impl Line {
-    fn new() -> Line {
-        Line {
-            is_terminal: std::io::stderr().is_terminal(),
-            shown: String::new(),
-        }
-    }
-
-    fn show(&mut self, text: &str) {
-        if self.shown == text {
-            return;
-        }
-        if self.is_terminal {
-            eprint!("\r\x1b[2K{}", render::cut(text, width()));
-            let _ = std::io::stderr().flush();
-        } else {
-            eprintln!("{text}");
-        }
-        text.clone_into(&mut self.shown);
-    }
-
-    fn clear(&mut self) {
-        if self.is_terminal && !self.shown.is_empty() {
-            eprint!("\r\x1b[2K");
-            let _ = std::io::stderr().flush();
-        }
-        self.shown.clear();
-    }
-
-    fn finish(&mut self, text: &str) {
-        self.clear();
-        println!("{text}");
-    }
-}
-
-fn width() -> usize {
-    let size =
-        rustix::termios::tcgetwinsize(std::io::stderr()).map(|size| usize::from(size.ws_col));
-    size.ok().filter(|&columns| columns > 0).unwrap_or(80)
 }

@@ -41,7 +41,7 @@ fn take(input: &[u8], piece: usize) -> Vec<FromWorker> {
 
 fn assert_bounded(message: &FromWorker) {
     let longest = match message {
-        FromWorker::Hello { version } => version.len(),
+        FromWorker::Hello { version, .. } => version.len(),
         FromWorker::Probed { result, .. } => result.as_ref().err().map_or(0, |text| text.len()),
         FromWorker::Health { fault, .. } => fault.as_ref().map_or(0, |text| text.len()),
         FromWorker::Acknowledged(_)

@@ -43,6 +43,10 @@ pub enum FromWorker {
     Hello {
         /// `CARGO_PKG_VERSION` of the worker.
         version: ShortText,
+        /// Whether the worker can connect to instances on unix sockets. Older workers, which do not
+        /// say it, can.
+        #[serde(default = "yes")]
+        unix_sockets: bool,
     },
     /// All threads use the table of this number.
     Acknowledged(u64),
@@ -78,4 +82,22 @@ pub enum FromWorker {
     },
     /// No thread is stuck: all have seen the ping of this number.
     Pong(u64),
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_that_do_not_say_so_can_connect_to_unix_sockets() {
+        let older: FromWorker = serde_json::from_str(r#"{"Hello":{"version":"0.1.0"}}"#).unwrap();
+        let FromWorker::Hello { unix_sockets, .. } = older else {
+            panic!("{older:?}");
+        };
+        assert!(unix_sockets);
+    }
 }

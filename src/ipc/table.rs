@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::CertificateId;
-use super::endpoint::WireEndpoint;
+use super::endpoint::{Address, WireEndpoint};
 use super::handling::Handling;
 
 /// All that a worker knows, or of the services only what is different since an earlier table.
@@ -113,6 +113,12 @@ impl WireTable {
     pub fn certificates(&self) -> impl Iterator<Item = CertificateId> {
         let certificates = self.listeners.iter().flat_map(|listener| &listener.tls);
         certificates.flatten().copied()
+    }
+
+    /// Returns true if an instance of any service listens on a unix socket.
+    pub fn has_unix_sockets(&self) -> bool {
+        let mut endpoints = self.services.iter().flat_map(|service| &service.endpoints);
+        endpoints.any(|endpoint| matches!(endpoint.address, Address::Unix(_)))
     }
 
     /// Returns what a worker that has `before`, another whole table, has to get of this one: the

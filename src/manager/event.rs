@@ -38,6 +38,9 @@ pub enum News {
     Launched(Rc<Process>, oneshot::Sender<()>),
     /// The instance has said that it is ready, or was seen to accept connections.
     Ready,
+    /// The workers may connect to the unix socket of the instance now. The text says what is there
+    /// instead of it.
+    Admitted(Result<(), String>),
     /// A worker has probed the instance. An error describes why the probe failed.
     Probed(Result<(), String>),
     /// The workers have no connection to the instance any more.
@@ -79,6 +82,8 @@ pub struct Diagnosis {
     pub gave_up: bool,
     /// The time of the failure.
     pub at: SystemTime,
-    /// What happened, followed by the last output of the instance.
+    /// What happened. Everybody may read this, so it contains no output of the instance.
     pub message: String,
+    /// The last lines that the instance has written, each with its source.
+    pub output: Vec<String>,
 }

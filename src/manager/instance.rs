@@ -19,12 +19,14 @@ use crate::ipc::{Address, Probe, Protocol};
 use crate::manager::event::News;
 use crate::manager::host::notify::{self, NotifySocket};
 use crate::manager::host::supervision::Supervision;
+use crate::manager::process::Process;
 use crate::manager::process::deployment::Deployment;
 use crate::manager::process::launcher::ProcessName;
-use crate::manager::process::{Process, unix_socket};
+use crate::manager::process::unix_socket::SocketPlace;
 use crate::manager::rollout::{HeldInstance, InstanceFailure, InstanceId, LifeState};
 use crate::manager::world::World;
 use crate::status::{InstanceState, InstanceStatus};
+use crate::systemd::units::service_slice;
 use counts::InstanceCounts;
 use evidence::{Evidence, EvidenceKind};
 use readiness::Readiness;
@@ -51,13 +53,26 @@ pub struct Instance {
     process: Option<Rc<Process>>,
     /// The stop signal, if the instance was told to stop before its process existed.
     stop_signal: Option<i32>,
-    /// The folder of the instance's unix socket.
-    socket_dir: Option<PathBuf>,
+    /// The place of the instance's unix socket.
+    socket_place: Option<SocketPlace>,
+    admission: Admission,
     /// What the instance reports itself, with `ready: notify`.
     readiness: Option<Readiness>,
     /// The task that looks whether the instance itself has answered a probe. It ends with this
     /// value.
     looks: JoinSet<()>,
+}
+
+/// Whether workers may connect to the address of an instance.
+#[derive(Debug, Default)]
+enum Admission {
+    /// Workers may connect, because the address is a port, or the unix socket was admitted.
+    #[default]
+    Admitted,
+    /// The instance has to create its unix socket first. It may be ready in every other respect.
+    Expected { ready: bool },
+    /// There is something else in the place of the unix socket, as the text says.
+    Refused(String),
 }
 
 /// The state of an instance that is saved for the next manager.
@@ -67,6 +82,9 @@ pub struct SavedInstance {
     /// The number of the process, and when it was started.
     process: Option<(u32, SystemTime)>,
     socket_dir: Option<PathBuf>,
+    /// The user who owns the socket in that folder.
+    #[serde(default)]
+    socket_user: Option<u32>,
     past_requests: u64,
 }
 
@@ -93,12 +111,12 @@ impl Instance {
                     order,
                     address,
                     passed_on,
-                    socket_dir,
+                    socket_place,
                     readiness,
                 } = prepared;
                 instance.address = address;
-                instance.socket_dir = socket_dir;
                 instance.readiness = readiness;
+                instance.expect_socket(socket_place, report.clone());
                 let deployment = instance.deployment.clone();
                 let life = start::run(name, order, deployment, passed_on, world.units, report);
                 tokio::task::spawn_local(life);
@@ -120,21 +138,33 @@ impl Instance {
             deployment,
             process: None,
             stop_signal: None,
-            socket_dir: None,
+            socket_place: None,
+            admission: Admission::default(),
             readiness: None,
             looks: JoinSet::new(),
         }
     }
 
+    /// Waits for the socket of the instance if it has a place for one.
+    fn expect_socket(&mut self, place: Option<SocketPlace>, report: impl Fn(News) + 'static) {
+        if let Some(place) = &place {
+            self.admission = Admission::Expected { ready: false };
+            place.admit(move |result| report(News::Admitted(result)));
+        }
+        self.socket_place = place;
+    }
+
     /// Returns the state that the next manager needs to take over the instance.
     pub fn save(&self) -> SavedInstance {
+        let place = self.socket_place.as_ref();
         SavedInstance {
             address: self.address.clone(),
             process: self
                 .process
                 .as_ref()
                 .map(|process| (process.pid, process.started)),
-            socket_dir: self.socket_dir.clone(),
+            socket_dir: place.map(|place| place.path().to_owned()),
+            socket_user: place.map(SocketPlace::user),
             past_requests: self.counts.past_requests(),
         }
     }
@@ -156,11 +186,10 @@ impl Instance {
             world.ports.take_again(id, address.port());
         }
         instance.address = saved.address;
-        instance.socket_dir = saved.socket_dir;
         // The previous manager may have ended before the instance created its socket.
-        if let Some(folder) = &instance.socket_dir {
-            unix_socket::admit_worker(folder);
-        }
+        let place = saved.socket_dir;
+        let place = place.map(|folder| SocketPlace::again(folder, saved.socket_user));
+        instance.expect_socket(place, world.reporter(id));
         instance.counts = InstanceCounts::new(saved.past_requests);
         let scope = world
             .units
@@ -168,7 +197,9 @@ impl Instance {
             .map(|units| units.scope(&scope_name(service, slot, id)));
         let process = scope
             .zip(saved.process)
-            .and_then(|(scope, (pid, started))| Process::adopt(pid, started, scope).ok());
+            .and_then(|(scope, (pid, started))| {
+                Process::adopt(pid, started, scope, service_slice(service)).ok()
+            });
         let report = world.reporter(id);
         if let Some(socket) = notify_socket {
             let path = notify::path(&world.run_dir, id);
@@ -214,6 +245,9 @@ impl Instance {
     /// Sends the stop signal to the instance. If its process does not exist yet, it gets the signal
     /// as soon as it exists.
     pub fn stop(&mut self) {
+        if let Some(place) = &self.socket_place {
+            place.give_back();
+        }
         let signal = self.deployment.process.stop_signal;
         match &self.process {
             Some(process) => process.signal(signal),
@@ -286,6 +320,31 @@ impl Instance {
         false
     }
 
+    /// Returns true if the instance, which is ready, can get requests. Otherwise its unix socket is
+    /// not admitted yet, and it can once [`Instance::admitted`] says so.
+    pub fn can_be_reached(&mut self) -> bool {
+        match &mut self.admission {
+            Admission::Admitted => true,
+            Admission::Expected { ready } => {
+                *ready = true;
+                false
+            }
+            Admission::Refused(_) => false,
+        }
+    }
+
+    /// Takes in whether the unix socket of the instance was admitted. Returns true if this was all
+    /// that the instance lacked to be ready.
+    pub fn admitted(&mut self, result: Result<(), String>) -> bool {
+        let admission = match result {
+            Ok(()) => Admission::Admitted,
+            Err(fault) => Admission::Refused(fault),
+        };
+        let before = std::mem::replace(&mut self.admission, admission);
+        matches!(self.admission, Admission::Admitted)
+            && matches!(before, Admission::Expected { ready: true })
+    }
+
     /// Takes in that the instance is ready.
     pub fn accepted(&mut self) {
         self.last_probe = None;
@@ -301,12 +360,13 @@ impl Instance {
             InstanceFailure::NotReadyInTime => {
                 let seconds = start_timeout.as_secs_f64();
                 message += &format!(" was not ready within {seconds} s (start_timeout)");
-                message += &match &self.last_probe {
-                    Some(probe) => format!("; last probe: {probe}"),
-                    None if self.probe().is_none() => {
+                message += &match (&self.admission, &self.last_probe) {
+                    (Admission::Refused(fault), _) => format!("; {fault}"),
+                    (_, Some(probe)) => format!("; last probe: {probe}"),
+                    (_, None) if self.probe().is_none() => {
                         "; it never sent READY=1 to NOTIFY_SOCKET".to_owned()
                     }
-                    None => String::new(),
+                    (_, None) => String::new(),
                 };
             }
         }
@@ -335,15 +395,13 @@ impl Instance {
         }
     }
 
-    /// Removes the files that the instance leaves behind.
+    /// Removes the files that the instance leaves behind, those in its own folder in another thread.
     pub fn clean_up(&self, supervision: &Supervision) {
         if let Some(readiness) = &self.readiness {
             readiness.clean_up(supervision);
         }
-        if let Some(folder) = &self.socket_dir
-            && let Err(error) = std::fs::remove_dir_all(folder)
-        {
-            tracing::warn!(instance = self.label, error = %error, "cannot remove the folder of a socket");
+        if let Some(place) = &self.socket_place {
+            place.remove(&self.label);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::status::{JobKind, JobState, JobStatus};
+use crate::status::{FailureReport, JobKind, JobState, JobStatus};
 
 /// How long a job stays visible after its end.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -56,7 +56,10 @@ struct Part {
 enum Outcome {
     Done,
     Superseded,
-    Failed(String),
+    Failed {
+        error: String,
+        report: FailureReport,
+    },
 }
 
 #[derive(Debug)]
@@ -139,11 +142,19 @@ impl Jobs {
 
     /// Fails the parts that wait for `generation` of a service, or for an older one, because an
     /// instance of that generation has failed.
-    pub fn failed(&mut self, service: &str, generation: u64, error: &str, now: Instant) {
+    pub fn failed(
+        &mut self,
+        service: &str,
+        generation: u64,
+        error: &str,
+        report: &FailureReport,
+        now: Instant,
+    ) {
         self.each_part(service, now, |part| match part.goal {
-            Goal::Running { generation: wanted } if wanted <= generation => {
-                Some(Outcome::Failed(error.to_owned()))
-            }
+            Goal::Running { generation: wanted } if wanted <= generation => Some(Outcome::Failed {
+                error: error.to_owned(),
+                report: report.clone(),
+            }),
             _ => None,
         });
     }
@@ -231,7 +242,7 @@ impl Job {
                 .filter_map(|part| part.outcome.as_ref())
                 .any(wanted)
         };
-        let state = if any(|outcome| matches!(outcome, Outcome::Failed(_))) {
+        let state = if any(|outcome| matches!(outcome, Outcome::Failed { .. })) {
             JobState::Failed
         } else if any(|outcome| *outcome == Outcome::Superseded) {
             JobState::Superseded
@@ -239,11 +250,14 @@ impl Job {
             JobState::Done
         };
         self.end(state, now);
-        match self.error() {
-            Some(error) => {
+        match state {
+            JobState::Failed => {
+                // Those who may read the log may read what the instances have written, too.
+                let error = self.report();
+                let error = error.text();
                 tracing::error!(job = id, kind = ?self.kind, service = self.service, error, "job failed")
             }
-            None => {
+            _ => {
                 tracing::info!(job = id, kind = ?self.kind, service = self.service, state = ?state, "job ended")
             }
         }
@@ -254,11 +268,19 @@ impl Job {
             .parts
             .iter()
             .filter_map(|part| match &part.outcome {
-                Some(Outcome::Failed(error)) => Some(error.as_str()),
+                Some(Outcome::Failed { error, .. }) => Some(error.as_str()),
                 _ => None,
             })
             .collect();
         (!errors.is_empty()).then(|| errors.join("\n"))
+    }
+
+    fn report(&self) -> FailureReport {
+        let outcomes = self.parts.iter().filter_map(|part| part.outcome.as_ref());
+        FailureReport::join(outcomes.filter_map(|outcome| match outcome {
+            Outcome::Failed { report, .. } => Some(report),
+            _ => None,
+        }))
     }
 
     fn end(&mut self, state: JobState, at: Instant) {
@@ -276,6 +298,7 @@ impl Job {
             done: self.parts.iter().map(|part| part.done).sum(),
             total: self.parts.iter().map(|part| part.total).sum(),
             error: self.error(),
+            report: self.report(),
         }
     }
 }
@@ -324,19 +347,34 @@ mod tests {
             (JobState::Done, JobState::Done)
         );
         let third = restart(&mut jobs, 4, now);
-        jobs.failed("shop", 4, "shop/1 exited", now);
+        let report = FailureReport::new("shop/1 exited", &["stderr: secret".to_owned()]);
+        jobs.failed("shop", 4, "shop/1 exited", &report, now);
         jobs.progress("shop", &progress(true, true, 3), now);
         assert_eq!(
             (state(&jobs, third), jobs.status()[&third].error.as_deref()),
             (JobState::Failed, Some("shop/1 exited"))
         );
+        let status = &jobs.status()[&third];
+        assert_eq!(status.report.text(), "shop/1 exited\n  stderr: secret");
+        for shown in [
+            serde_json::to_string(status).unwrap(),
+            format!("{status:?}"),
+        ] {
+            assert!(!shown.contains("secret"), "{shown}");
+        }
     }
 
     #[test]
     fn a_failure_of_an_older_generation_fails_no_newer_job() {
         let (mut jobs, now) = (Jobs::default(), Instant::now());
         let job = restart(&mut jobs, 3, now);
-        jobs.failed("shop", 2, "the old one crashed", now);
+        jobs.failed(
+            "shop",
+            2,
+            "the old one crashed",
+            &FailureReport::default(),
+            now,
+        );
         assert_eq!(state(&jobs, job), JobState::Running);
     }
 

@@ -8,6 +8,7 @@ pub mod launcher;
 mod output;
 #[allow(clippy::module_inception)]
 mod process;
+mod remains;
 pub mod unix_socket;
 
 pub use process::Process;

@@ -2,30 +2,32 @@
 //! the manager gives it, so it gives up everything else.
 //!
 //! # Theory of operation
-//! There are two steps. [`enter`] comes first, while the process has one thread: user, capabilities
-//! and Landlock rules belong to a thread, and the threads that it starts inherit them. [`seal`]
-//! comes when all threads run: seccomp can filter all of them at once, and a filter that is
-//! installed late need not allow what only the start needs, like starting a thread.
+//! There are two steps. [`enter`] comes first, while the process has one thread: the root folder,
+//! user, capabilities and Landlock rules belong to a thread, and the threads that it starts inherit
+//! them. [`seal`] comes when all threads run: seccomp can filter all of them at once, and a filter
+//! that is installed late need not allow what only the start needs, like starting a thread.
 //!
-//! A system call that is not allowed fails with `EPERM` instead of ending the worker. Another C
-//! library may try a newer system call before the allowed one, and that must not cost a request.
+//! # Unix sockets
+//! In its root folder ([`root_folder`]) the worker finds the sockets of the instances and no
+//! others. Some systems do not permit such a folder to users, and most containers do not. There the
+//! worker may open unix sockets only if it has to, that is if a service with `bind: unix` exists
+//! when it starts; then it can connect to all that its user can connect to. If such a service comes
+//! later, the manager replaces the worker.
 
-use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope,
 };
-use nix::libc;
 use nix::unistd::User;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
 
+use super::root_folder::{self, RootFolderError};
+use super::system_calls;
 use crate::launch::{self, Credentials};
+use crate::logging;
 
 /// The newest version of Landlock whose rules are used. An older kernel enforces those that it
 /// knows.
@@ -54,19 +56,56 @@ pub enum SandboxError {
     Seccomp(#[from] seccompiler::Error),
 }
 
+/// What a worker keeps of its rights.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SandboxOptions<'a> {
+    /// The user that the worker becomes; `None` to stay the user that it is.
+    pub user: Option<&'a str>,
+    /// The folder that holds the unix sockets of the instances, as an absolute path; `None` if the
+    /// worker connects to no unix socket.
+    pub instances: Option<&'a Path>,
+    /// The worker may open unix sockets even if the kernel does not permit it a root folder of its
+    /// own.
+    pub needs_unix_sockets: bool,
+}
+
 /// How a worker is confined.
 #[derive(Debug)]
 pub struct Confinement {
     /// The user that the worker runs as now, if it was told to become one.
     user: Option<String>,
     landlock: RulesetStatus,
+    unix_sockets: UnixSockets,
+    /// Why the worker has no root folder of its own.
+    no_root_folder: Option<RootFolderError>,
 }
 
-/// Gives up what a process with one thread can give up: its user, if it is to run as another one,
-/// all capabilities, access to files, listening on other ports, signals to other processes. Must be
-/// called before any thread is started.
-pub fn enter(user: Option<&str>) -> Result<Confinement, SandboxError> {
-    user.map(become_user).transpose()?;
+/// The unix sockets that a worker can connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum UnixSockets {
+    /// Those of the instances.
+    OfInstances,
+    /// None, because the worker cannot open a unix socket.
+    None,
+    /// All that its user can connect to.
+    All,
+}
+
+impl Confinement {
+    /// Returns true if the worker can connect to the unix sockets of instances.
+    pub fn reaches_unix_sockets(&self) -> bool {
+        self.unix_sockets != UnixSockets::None
+    }
+}
+
+/// Gives up what a process with one thread can give up: the files of this machine, its user, if it
+/// is to run as another one, all capabilities, access to files, listening on other ports, signals
+/// to other processes. Must be called before any thread is started.
+pub fn enter(options: &SandboxOptions<'_>) -> Result<Confinement, SandboxError> {
+    // The user is looked up in files.
+    let user = options.user.map(find_user).transpose()?;
+    let (unix_sockets, no_root_folder) = change_root_folder(options);
+    user.as_ref().map(become_user).transpose()?;
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
@@ -82,15 +121,35 @@ pub fn enter(user: Option<&str>) -> Result<Confinement, SandboxError> {
         .create()?
         .restrict_self()?;
     Ok(Confinement {
-        user: user.map(str::to_owned),
+        user: options.user.map(str::to_owned),
         landlock: restricted.ruleset,
+        unix_sockets,
+        no_root_folder,
     })
 }
 
-/// Changes to the user `name` for good, so that the worker cannot become root again.
-fn become_user(name: &str) -> Result<(), SandboxError> {
+/// Changes to a root folder that holds the sockets of the instances alone. Without one, the system
+/// call filter decides about unix sockets.
+fn change_root_folder(options: &SandboxOptions<'_>) -> (UnixSockets, Option<RootFolderError>) {
+    let Some(instances) = options.instances else {
+        return (UnixSockets::None, None);
+    };
+    let mut places = vec![instances];
+    places.extend(logging::socket().filter(|socket| socket.exists()));
+    match root_folder::enter(&places) {
+        Ok(()) => (UnixSockets::OfInstances, None),
+        Err(error) if options.needs_unix_sockets => (UnixSockets::All, Some(error)),
+        Err(error) => (UnixSockets::None, Some(error)),
+    }
+}
+
+fn find_user(name: &str) -> Result<User, SandboxError> {
     let user = User::from_name(name).ok().flatten();
-    let user = user.ok_or_else(|| SandboxError::NoUser(name.to_owned()))?;
+    user.ok_or_else(|| SandboxError::NoUser(name.to_owned()))
+}
+
+/// Changes to another user for good, so that the worker cannot become root again.
+fn become_user(user: &User) -> Result<(), SandboxError> {
     // After this, no program that the worker executes can get the capabilities back. Where the
     // kernel refuses, the worker had no capabilities to give up.
     for capability in
@@ -110,13 +169,24 @@ fn become_user(name: &str) -> Result<(), SandboxError> {
 /// after the last thread was started.
 pub fn seal(confinement: &Confinement) -> Result<(), SandboxError> {
     limit(Resource::Nproc, 0)?;
-    seccompiler::apply_filter_all_threads(&filter()?)?;
+    let filter = system_calls::filter(confinement.reaches_unix_sockets())?;
+    seccompiler::apply_filter_all_threads(&filter)?;
     let landlock = match confinement.landlock {
         RulesetStatus::FullyEnforced => "enforced",
         RulesetStatus::PartiallyEnforced => "partly enforced by this kernel",
         RulesetStatus::NotEnforced => "not known to this kernel",
     };
-    tracing::info!(user = confinement.user, landlock, "worker confined");
+    let unix_sockets = match confinement.unix_sockets {
+        UnixSockets::OfInstances => "instances",
+        UnixSockets::None => "none",
+        UnixSockets::All => "all",
+    };
+    let user = confinement.user.as_deref();
+    tracing::info!(user, landlock, unix_sockets, "worker confined");
+    if let (UnixSockets::All, Some(error)) = (confinement.unix_sockets, &confinement.no_root_folder)
+    {
+        tracing::warn!(%error, "the worker can connect to all unix sockets of its user");
+    }
     Ok(())
 }
 
@@ -132,107 +202,6 @@ fn limit(resource: Resource, most: u64) -> Result<(), SandboxError> {
     setrlimit(resource, limit).map_err(refused("resource limits"))
 }
 
-/// System calls that serving needs, whatever their arguments are.
-const ALLOWED: &[libc::c_long] = &[
-    // Sockets, and what is read from and written to them.
-    libc::SYS_accept4,
-    libc::SYS_close,
-    libc::SYS_connect,
-    libc::SYS_fcntl,
-    libc::SYS_fstat,
-    libc::SYS_getpeername,
-    libc::SYS_getsockname,
-    libc::SYS_getsockopt,
-    libc::SYS_read,
-    libc::SYS_readv,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_setsockopt,
-    libc::SYS_shutdown,
-    libc::SYS_socketpair,
-    libc::SYS_write,
-    libc::SYS_writev,
-    // Waiting.
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_epoll_create1,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_eventfd2,
-    libc::SYS_futex,
-    libc::SYS_gettimeofday,
-    libc::SYS_nanosleep,
-    libc::SYS_ppoll,
-    libc::SYS_restart_syscall,
-    libc::SYS_sched_yield,
-    // Memory.
-    libc::SYS_brk,
-    libc::SYS_getrandom,
-    libc::SYS_madvise,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    // A message that is too long for a datagram goes to journald as a file in memory.
-    libc::SYS_memfd_create,
-    // Threads start and end, and the last ones may be starting at this moment.
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_geteuid,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_rseq,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_set_robust_list,
-    libc::SYS_sigaltstack,
-];
-
-/// Older forms of the calls above that exist on this architecture only.
-#[cfg(target_arch = "x86_64")]
-const ALSO_ALLOWED: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
-#[cfg(not(target_arch = "x86_64"))]
-const ALSO_ALLOWED: &[libc::c_long] = &[];
-
-/// System calls that are allowed only if one argument, given by its number, has one of these
-/// values.
-fn allowed_with() -> Vec<(libc::c_long, u8, SeccompCmpOp, Vec<u64>)> {
-    use SeccompCmpOp::{Eq, MaskedEq};
-    let number = |value: i32| u64::from(value.cast_unsigned());
-    let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6].map(number);
-    let executable = number(libc::PROT_EXEC);
-    let own = u64::from(std::process::id());
-    vec![
-        (libc::SYS_socket, 0, Eq, families.to_vec()),
-        (libc::SYS_ioctl, 1, Eq, vec![libc::FIONBIO]),
-        (libc::SYS_mmap, 2, MaskedEq(executable), vec![0]),
-        (libc::SYS_mprotect, 2, MaskedEq(executable), vec![0]),
-        (libc::SYS_prctl, 0, Eq, vec![number(libc::PR_SET_NAME)]),
-        // The C library aborts the process by this call, for example when its heap is corrupt.
-        (libc::SYS_tgkill, 0, Eq, vec![own]),
-    ]
-}
-
-fn filter() -> Result<BpfProgram, seccompiler::Error> {
-    let always = ALLOWED.iter().chain(ALSO_ALLOWED);
-    let mut rules: BTreeMap<_, _> = always.map(|&call| (call, Vec::new())).collect();
-    for (call, argument, comparison, values) in allowed_with() {
-        let rule = |value| {
-            let length = SeccompCmpArgLen::Dword;
-            let condition = SeccompCondition::new(argument, length, comparison.clone(), value)?;
-            SeccompRule::new(vec![condition])
-        };
-        let alternatives: Result<_, _> = values.into_iter().map(rule).collect();
-        rules.insert(call, alternatives?);
-    }
-    let architecture = std::env::consts::ARCH.try_into()?;
-    let denied = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let filter = SeccompFilter::new(rules, denied, SeccompAction::Allow, architecture)?;
-    Ok(filter.try_into()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,7 +213,7 @@ mod tests {
         // Landlock confines the thread that calls `enter` and the threads that it starts, so this
         // is a new one.
         let attempts = std::thread::spawn(|| {
-            let confinement = enter(None).unwrap();
+            let confinement = enter(&SandboxOptions::default()).unwrap();
             assert_eq!(
                 confinement.landlock,
                 RulesetStatus::FullyEnforced,

@@ -54,8 +54,8 @@ pub fn is_behind(descriptor: impl AsFd) -> bool {
 /// as `SYSLOG_IDENTIFIER` and the priority that a prefix like `<3>` says, else 6.
 ///
 /// The other fields are those of the process that writes, whoever opened the stream. journald looks
-/// them up when it reads the line; if the process has ended by then, the line gets `unit`, but only
-/// if root opened the stream.
+/// them up when it reads the line; if the process has ended by then, the line gets `unit` as
+/// `_SYSTEMD_UNIT`, but only if root opened the stream.
 ///
 /// The protocol is that of sd_journal_stream_fd(3), which only libsystemd's source describes.
 /// journald keeps its end in systemd's file descriptor store, so that a stream outlives a restart
@@ -85,19 +85,20 @@ pub fn stream(identifier: &str, unit: &str) -> io::Result<OwnedFd> {
 }
 
 /// Returns the last lines that a process, or any other in its unit, has written since a time.
-/// `unit` is a unit of the systemd that has started smoothserve itself. The result is empty if
+/// `unit` is a unit of the systemd that has started smoothserve itself, and `slice` is the unit of
+/// the stream that the process writes to. The result is empty if
 /// journalctl does not answer within two seconds.
 ///
 /// What a process has written may still be on its way when it has ended. journald waits for that
 /// when it is asked to, which only root may do; for others what came just before the end may be
 /// missing.
-pub async fn last_lines(unit: &str, pid: u32, since: SystemTime) -> Vec<String> {
-    let text = tokio::time::timeout(TAIL_LIMIT, read(unit, pid, since)).await;
+pub async fn last_lines(unit: &str, slice: &str, pid: u32, since: SystemTime) -> Vec<String> {
+    let text = tokio::time::timeout(TAIL_LIMIT, read(unit, slice, pid, since)).await;
     let text = text.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     tail(&text.unwrap_or_default())
 }
 
-async fn read(unit: &str, pid: u32, since: SystemTime) -> io::Result<Vec<u8>> {
+async fn read(unit: &str, slice: &str, pid: u32, since: SystemTime) -> io::Result<Vec<u8>> {
     let field = match rustix::process::geteuid().is_root() {
         true => {
             journalctl().arg("--sync").status().await?;
@@ -112,8 +113,9 @@ async fn read(unit: &str, pid: u32, since: SystemTime) -> io::Result<Vec<u8>> {
         .arg(format!("--since=@{:.6}", since.as_secs_f64()))
         .arg(format!("{field}={unit}"))
         // A line of a process that had ended when journald read it may have nothing but the
-        // process's number.
+        // process's number and the unit of the stream.
         .args(["+", &format!("_PID={pid}")])
+        .args(["+", &format!("_SYSTEMD_UNIT={slice}")])
         .stdout(Stdio::piped())
         .spawn()?;
     let mut text = Vec::new();

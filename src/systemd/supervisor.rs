@@ -74,6 +74,6 @@ fn tell(state: &[NotifyState<'_>]) {
 
 fn log_failure(result: io::Result<()>) {
     if let Err(error) = result {
-        tracing::warn!(error = %error, "systemd cannot be told");
+        tracing::warn!(error = %error, "cannot send the state of smoothserve to systemd");
     }
 }

@@ -17,8 +17,9 @@ use zbus::{
 
 use crate::config::{Amount, ScopeLimits};
 
-/// The slice of all that smoothserve starts.
-const SLICE: &str = "smoothserve.slice";
+/// The slice of all that smoothserve starts. The manager and the workers are in this slice itself,
+/// the instances of each service in one of its own below it.
+pub const SLICE: &str = "smoothserve.slice";
 
 /// The unit of the manager. What the manager starts is stopped after it.
 const SERVICE: &str = "smoothserve.service";
@@ -26,6 +27,23 @@ const SERVICE: &str = "smoothserve.service";
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+
+/// Returns the name of the slice of a service's instances. journald notes the slice of whoever
+/// writes a line, so this is how the lines of a service are found that nobody else can write.
+///
+/// The name is escaped as systemd-escape(1) does, because a `-` in a slice's name makes another
+/// level.
+pub fn service_slice(service: &str) -> String {
+    let mut escaped = String::new();
+    for (position, byte) in service.bytes().enumerate() {
+        match byte {
+            b'.' if position == 0 => escaped += "\\x2e",
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' => escaped.push(byte.into()),
+            _ => escaped += &format!("\\x{byte:02x}"),
+        }
+    }
+    format!("smoothserve-{escaped}.slice")
+}
 
 /// How long a question may take, even if systemd executes itself again meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -111,18 +129,19 @@ impl Units {
         }
     }
 
-    /// Puts a process into a new scope of its own, with limits for all that will be in it. Returns
-    /// when the process is there.
+    /// Puts a process into a new scope of its own in a slice, with limits for all that will be in
+    /// it. Returns when the process is there.
     pub async fn start_scope(
         &self,
         unit: &str,
+        slice: &str,
         description: &str,
         pid: u32,
         limits: &ScopeLimits,
     ) -> Result<Scope, UnitError> {
         let mut properties: Vec<(&str, Variant<'_>)> = vec![
             ("PIDs", Variant::from(vec![pid])),
-            ("Slice", Variant::from(SLICE)),
+            ("Slice", Variant::from(slice)),
             ("Description", Variant::from(description)),
             // At shutdown, systemd stops in the reverse order: first the manager, then the scope.
             ("Before", Variant::from(vec![SERVICE])),

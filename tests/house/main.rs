@@ -53,6 +53,32 @@ fn every_arrow_between_floors_is_in_the_plan() {
 }
 
 #[test]
+fn smoothctl_prints_in_one_place() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let folder = std::fs::read_dir(root.join("ctl")).unwrap();
+    let files = folder.map(|entry| entry.unwrap().path());
+    let mut seen = 0;
+    for file in files.chain([root.join("ctl.rs")]) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let prints = ["print!(", "println!(", "stdout()", "stderr().write"];
+        let found = prints.iter().find(|how| text.contains(**how));
+        if file.ends_with("screen.rs") {
+            seen += 1;
+            assert!(found.is_some(), "this is the place");
+        } else {
+            // There, text of others is made safe for terminals.
+            assert_eq!(
+                found,
+                None,
+                "{} prints; use src/ctl/screen.rs",
+                file.display()
+            );
+        }
+    }
+    assert_eq!(seen, 1);
+}
+
+#[test]
 fn the_plan_points_down() {
     let plan = plan();
     for (index, floor) in plan.iter().enumerate() {

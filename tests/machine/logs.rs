@@ -54,6 +54,47 @@ fn the_journal_shows_what_a_person_expects() {
 }
 
 #[test]
+fn logs_shows_only_what_the_service_or_smoothserve_has_written() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "start_timeout: 3s\n");
+        machine.run("useradd --create-home --shell /bin/bash ada");
+        let ada = "setpriv --reuid ada --regid ada --init-groups";
+        // The native protocol takes any field whose name does not begin with `_`.
+        let claim = "import socket, sys; \
+                     socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto( \
+                     b'MESSAGE=forged natively\\nSERVICE=shop\\nSYSLOG_IDENTIFIER=smoothserve\\n\
+                     UNIT=smoothserve-shop.slice\\n_SYSTEMD_SLICE=smoothserve-shop.slice\\n', \
+                     '/run/systemd/journal/socket')";
+        machine.run(&format!("{ada} python3 -c \"{claim}\""));
+        machine.run(&format!("{ada} logger -t shop 'forged by logger'"));
+        machine.run(&format!(
+            "echo 'forged by a stream' | {ada} systemd-cat -t shop"
+        ));
+        // A stream whose opener names the unit of the service: the header of the protocol.
+        let stream = "import socket; s = socket.socket(socket.AF_UNIX); \
+                      s.connect('/run/systemd/journal/stdout'); \
+                      s.sendall(b'shop\\nsmoothserve-shop.slice\\n6\\n0\\n0\\n0\\n0\\nforged by a unit\\n')";
+        machine.run(&format!("{ada} python3 -c \"{stream}\""));
+        scene.deploy(&Build::starting("bad", Start::Crash));
+        assert!(!machine.try_run("smoothctl reload").status.success());
+        let all = machine.run("journalctl --sync; journalctl -t shop -t smoothserve -o cat");
+        assert_eq!(all.matches("forged").count(), 4, "{all}");
+        let logs = machine.run("smoothctl logs shop -n all");
+        for own in ["is ready", "no such table: orders", "rollout aborted"] {
+            assert!(logs.contains(own), "{own}: {logs}");
+        }
+        assert!(!logs.contains("forged"), "{logs}");
+        // What the documentation advises finds the same lines of the service.
+        let unit = machine.run("journalctl -u smoothserve-shop.slice -o cat");
+        assert!(unit.contains("no such table: orders"), "{unit}");
+        assert!(!unit.contains("forged"), "{unit}");
+        let about = machine.run("journalctl -u smoothserve.slice SERVICE=shop -o cat");
+        assert!(about.contains("rollout aborted"), "{about}");
+        assert!(!about.contains("forged"), "{about}");
+    });
+}
+
+#[test]
 fn a_stuck_journald_holds_nothing_up() {
     machine::test(async |machine| {
         let scene = Scene::start(machine, "");

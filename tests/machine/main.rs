@@ -17,3 +17,4 @@ mod strangers;
 mod supervision;
 mod survival;
 mod tunnels;
+mod unix_sockets;

@@ -1,7 +1,7 @@
 //! Users other than root: they may look, may act as polkit permits, and may have a smoothserve of
 //! their own.
 
-use smoothserve_kit::{client, example, local, machine};
+use smoothserve_kit::{Build, Start, client, example, local, machine, programs};
 
 use crate::scene::Scene;
 
@@ -43,6 +43,46 @@ fn an_ordinary_user_may_look_but_not_touch() {
         machine.run("systemctl restart polkit");
         machine.run("setpriv --reuid ada --regid ada --init-groups smoothctl restart shop");
         assert!(scene.shop().pids().iter().all(|pid| !before.contains(pid)));
+    });
+}
+
+#[test]
+fn the_last_output_is_for_those_who_read_the_journal() {
+    machine::test(async |machine| {
+        const SECRET: &str = "no such table: orders";
+        let scene = Scene::start(machine, "start_timeout: 3s\n");
+        machine.run(USER);
+        scene.deploy(&Build::starting("bad", Start::Crash));
+        assert!(!machine.try_run("smoothctl reload").status.success());
+        let ada = "setpriv --reuid ada --regid ada --init-groups";
+        let line = format!("{ada} smoothctl status shop");
+        let status = machine.run(&line);
+        assert!(status.contains("exited with status 3"), "{status}");
+        assert!(!status.contains(SECRET), "{status}");
+        assert!(status.contains("`sudo smoothctl logs shop`"), "{status}");
+        let ask = "busctl call org.smoothserve1 /org/smoothserve1/service/shop \
+                   org.smoothserve1.Service GetLastErrorReport";
+        let refused = machine.try_run(&format!("{ada} {ask}"));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("group systemd-journal or adm"), "{said}");
+
+        machine.run("usermod --append --groups systemd-journal ada");
+        assert!(machine.run(&line).contains(SECRET));
+        assert!(machine.run(&format!("{ada} {ask}")).contains(SECRET));
+        machine.run("gpasswd --delete ada systemd-journal");
+        assert!(!machine.run(&line).contains(SECRET));
+        for action in ["read-output", "manage-services"] {
+            machine.write(
+                "/etc/polkit-1/rules.d/ada.rules",
+                &format!(
+                    "polkit.addRule(function(action, subject) {{\n\
+                     if (action.id == 'org.smoothserve1.{action}' && subject.user == 'ada') \
+                     return polkit.Result.YES; }});\n"
+                ),
+            );
+            machine.run("systemctl restart polkit");
+            assert!(machine.run(&line).contains(SECRET), "{action}");
+        }
     });
 }
 
@@ -122,44 +162,131 @@ fn busctl_shows_a_clean_interface() {
     });
 }
 
+/// The port of the shop of a user.
+pub const USERS_PORT: u16 = 9090;
+
+/// The user ada, who has a smoothserve of her own under `systemctl --user`.
+pub struct Ada<'a> {
+    machine: &'a machine::Machine,
+}
+
+impl Ada<'_> {
+    /// Runs a shell command as ada, and returns its output.
+    pub fn run(&self, command: &str) -> String {
+        self.machine.run(&format!("{ADA} sh -c '{command}'"))
+    }
+
+    /// Returns the number of the process of her newest worker.
+    pub fn worker(&self) -> u32 {
+        let found = self.machine.run("pgrep -u ada -n -f 'smoothserve proxy'");
+        found.trim().parse().expect("she has a worker")
+    }
+}
+
+/// Does something as ada, in her session.
+const ADA: &str = "setpriv --reuid ada --regid ada --init-groups env HOME=/home/ada \
+                   XDG_RUNTIME_DIR=/run/user/$(id -u ada) \
+                   DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$(id -u ada)/bus";
+
+/// Makes the user ada, and starts a smoothserve of her own with a shop, which has these further
+/// lines in its configuration file.
+pub fn users_own<'a>(machine: &'a machine::Machine, lines: &str) -> Ada<'a> {
+    machine.run(USER);
+    machine.install(&example("shop"), "/home/ada/shop");
+    machine.write(
+        "/home/ada/.config/smoothserve/services/shop.yaml",
+        &format!(
+            "name: shop\nexecutable_path: /home/ada/shop\nport: {USERS_PORT}\ninstance_count: 2\n{lines}"
+        ),
+    );
+    machine.run("chown -R ada: /home/ada && loginctl enable-linger ada");
+    let ada = Ada { machine };
+    machine.until(
+        &format!("{ADA} systemctl --user is-system-running"),
+        |state| matches!(state, "running\n" | "degraded\n"),
+    );
+    ada.run("systemctl --user enable --now smoothserve.socket smoothserve.service");
+    ada
+}
+
 #[test]
 fn a_user_has_a_smoothserve_of_his_own() {
     machine::test(async |machine| {
         Scene::install(machine, "");
-        machine.run(USER);
-        machine.install(&example("shop"), "/home/ada/shop");
-        machine.write(
-            "/home/ada/.config/smoothserve/services/shop.yaml",
-            "name: shop\nexecutable_path: /home/ada/shop\nargs: [\"-port={port}\"]\nport: 9090\ninstance_count: 2\n",
-        );
-        machine.run("chown -R ada: /home/ada && loginctl enable-linger ada");
-        let ada = "setpriv --reuid ada --regid ada --init-groups env HOME=/home/ada \
-                   XDG_RUNTIME_DIR=/run/user/$(id -u ada) \
-                   DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$(id -u ada)/bus";
-        machine.until(
-            &format!("{ada} systemctl --user is-system-running"),
-            |state| matches!(state, "running\n" | "degraded\n"),
-        );
-        machine.run(&format!(
-            "{ada} systemctl --user enable --now smoothserve.socket smoothserve.service"
-        ));
+        let ada = users_own(machine, "args: [\"-port={port}\"]\n");
         let pids = |machine: &machine::Machine| machine.run("pgrep -u ada -x shop");
         let before = pids(machine);
         assert_eq!(before.lines().count(), 2);
-        machine.run(&format!("{ada} systemctl --user restart smoothserve"));
-        machine.run(&format!("{ada} systemctl --user reload smoothserve"));
+        ada.run("systemctl --user restart smoothserve");
+        ada.run("systemctl --user reload smoothserve");
         assert_eq!(
             pids(machine),
             before,
             "they are in scopes of the user's systemd"
         );
-        let page = client::get(local(9090), "shop.example", "/").await.unwrap();
+        let page = client::get(local(USERS_PORT), "shop.example", "/")
+            .await
+            .unwrap();
         assert!(page.text().contains("The shop"));
-        machine.run(&format!("{ada} smoothctl restart shop"));
+        ada.run("smoothctl restart shop");
         assert_ne!(pids(machine), before);
-        machine.run(&format!(
-            "{ada} systemctl --user stop smoothserve.socket smoothserve"
-        ));
+        ada.run("systemctl --user stop smoothserve.socket smoothserve");
         assert_eq!(machine.try_run("pgrep -u ada -x shop").stdout, b"");
+    });
+}
+
+/// Without XDG_RUNTIME_DIR, as under cron or su, the run directory is in /tmp, where everyone may
+/// make it first.
+#[test]
+fn a_run_directory_of_a_stranger_is_not_used() {
+    machine::test(async |machine| {
+        machine.install_smoothserve(&programs!());
+        machine.run(USER);
+        machine.run("useradd eve");
+        let uid = machine.run("id -u ada").trim().to_owned();
+        let run_dir = format!("/tmp/smoothserve-{uid}");
+        let as_user = |user: &str, line: &str| {
+            machine.try_run(&format!(
+                "setpriv --reuid {user} --regid {user} --init-groups env -u XDG_RUNTIME_DIR {line}"
+            ))
+        };
+        let refused = |line: &str, status: i32, fault: &str| {
+            let output = as_user("ada", line);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(status), "{line}: {said}");
+            assert!(said.contains(fault), "{line}: {said}");
+        };
+        let faults = |fault: &str| {
+            // EX_NOPERM of sysexits.h.
+            refused(&format!("smoothctl --run-dir {run_dir} status"), 77, fault);
+            refused("smoothctl status", 77, fault);
+            refused("smoothserve run --config /home/ada", 1, fault);
+        };
+        assert!(
+            as_user("eve", &format!("mkdir --mode 0755 {run_dir}"))
+                .status
+                .success()
+        );
+        let eve = machine.run("id -u eve").trim().to_owned();
+        faults(&format!("belongs to user {eve}, not to user {uid}"));
+        machine.run(&format!("rmdir {run_dir}"));
+        assert!(
+            as_user("eve", &format!("ln -s /home/ada {run_dir}"))
+                .status
+                .success()
+        );
+        faults("is a link");
+        machine.run(&format!("rm {run_dir}"));
+        machine.run(
+            "mkdir -p /home/ada/config && chown ada: /home/ada/config && systemd-run --quiet --unit ada --uid ada smoothserve run --config /home/ada/config --bus none",
+        );
+        machine.until(&format!("stat -c %a:%U {run_dir} || true"), |mode| {
+            mode == "700:ada\n"
+        });
+        machine.until(&format!("ls {run_dir}/bus || true"), |found| {
+            found.contains("bus")
+        });
+        assert!(as_user("ada", "smoothctl status").status.success());
+        machine.run("systemctl stop ada");
     });
 }

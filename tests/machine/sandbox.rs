@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::io;
+use std::os::linux::net::SocketAddrExt as _;
 
 use nix::libc;
 use smoothserve_kit::injection::Injection;
-use smoothserve_kit::{example, machine, programs};
+use smoothserve_kit::{client, example, local, machine, programs};
 
+use crate::people::{USERS_PORT, users_own};
 use crate::scene::{PORT, SHOP, Scene, nothing_is_lost};
 
 /// Reads the credentials and capabilities of a thread from the kernel; see proc_pid_status(5).
@@ -45,6 +47,20 @@ fn the_worker_is_an_own_user_without_any_rights() {
             assert_eq!(status("NoNewPrivs"), "1");
             assert_eq!(status("Seccomp"), "2", "a filter");
         }
+        // The way to journald is the only one that leads out of its root folder.
+        let files = machine.run(&format!("cd /proc/{}/root && find -xdev", scene.worker()));
+        let mut files: Vec<&str> = files.lines().collect();
+        files.sort_unstable();
+        let expected = [
+            ".",
+            "./run",
+            "./run/smoothserve",
+            "./run/smoothserve/instances",
+            "./run/systemd",
+            "./run/systemd/journal",
+            "./run/systemd/journal/socket",
+        ];
+        assert_eq!(files, expected);
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
         let limit = |name: &str| {
             let line = limits.lines().find_map(|line| line.strip_prefix(name));
@@ -58,7 +74,7 @@ fn the_worker_is_an_own_user_without_any_rights() {
         assert_eq!(soft, hard);
         assert_eq!(limit("Max core file size"), "0 0");
         assert_eq!(limit("Max processes"), "0 0");
-        machine.run("journalctl -t smoothserve | grep -q 'worker confined user=smoothserve landlock=enforced'");
+        machine.run("journalctl -t smoothserve | grep -q 'worker confined user=smoothserve landlock=enforced unix_sockets=instances'");
     });
 }
 
@@ -137,8 +153,66 @@ fn try_everything(thread: u32) {
     );
     denied("signal others", worker.call(libc::SYS_kill, &[1, 0]));
     denied("signal others", worker.call(libc::SYS_tgkill, &[1, 1, 0]));
+    let fcntl = |command: i32, argument: u64| {
+        worker.call(libc::SYS_fcntl, &[stream, command as u64, argument])
+    };
+    let flags = fcntl(libc::F_GETFL, 0).unwrap();
+    fcntl(libc::F_SETFL, flags | libc::O_NONBLOCK as u64).unwrap();
+    let signals = flags | libc::O_ASYNC as u64;
+    denied("send signals", fcntl(libc::F_SETFL, signals));
+    for command in [F_SETOWN, F_SETSIG, F_SETOWN_EX, libc::F_NOTIFY] {
+        denied("send signals", fcntl(command, 1));
+    }
+    denied("keep a file", fcntl(libc::F_SETLEASE, 0));
+    for request in [FIOSETOWN, SIOCSPGRP] {
+        denied(
+            "send signals",
+            worker.call(libc::SYS_ioctl, &[stream, request, page]),
+        );
+    }
+    let others = [
+        (libc::SYS_kcmp, "compare with others"),
+        (libc::SYS_pidfd_open, "open others"),
+        (libc::SYS_pidfd_getfd, "take from others"),
+        (libc::SYS_pidfd_send_signal, "signal others"),
+        (libc::SYS_process_vm_writev, "write to others"),
+        (libc::SYS_process_madvise, "slow others down"),
+        (libc::SYS_sched_setaffinity, "slow others down"),
+        (libc::SYS_keyctl, "use keys"),
+        (libc::SYS_mq_open, "open queues"),
+        (libc::SYS_msgget, "open queues"),
+        (libc::SYS_shmget, "share memory"),
+        (libc::SYS_chroot, "leave its root folder"),
+        (libc::SYS_fchdir, "leave its root folder"),
+        (libc::SYS_pivot_root, "leave its root folder"),
+        (libc::SYS_setns, "leave its root folder"),
+        (libc::SYS_seccomp, "change the filter"),
+        (libc::SYS_userfaultfd, "stop the kernel"),
+    ];
+    for (call, what) in others {
+        denied(what, worker.call(call, &[1, 1, page, 0]));
+    }
+    let set = |level: i32, option: i32| {
+        let arguments = [stream, level as u64, option as u64, page, 4];
+        worker.call(libc::SYS_setsockopt, &arguments)
+    };
+    set(libc::IPPROTO_TCP, libc::TCP_NODELAY).unwrap();
+    denied("filter", set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER));
+    denied("repair", set(libc::IPPROTO_TCP, libc::TCP_REPAIR));
+    denied("change protocols", set(libc::IPPROTO_TCP, libc::TCP_ULP));
     denied("listen", worker.call(libc::SYS_bind, &[stream, page, 16]));
     denied("listen", worker.call(libc::SYS_listen, &[stream, 1]));
+    let protocol = |family: i32, kind: i32, protocol: i32| {
+        let arguments = [family as u64, kind as u64, protocol as u64];
+        worker.call(libc::SYS_socket, &arguments)
+    };
+    let multipath = protocol(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP);
+    denied("speak MPTCP", multipath);
+    denied("send packets", socket(libc::AF_INET, libc::SOCK_DGRAM));
+    denied("send packets", socket(libc::AF_INET6, libc::SOCK_DGRAM));
+    denied("send messages", socket(libc::AF_UNIX, libc::SOCK_DGRAM));
+    let pair = [libc::AF_UNIX as u64, libc::SOCK_DGRAM as u64, 0, page];
+    denied("send messages", worker.call(libc::SYS_socketpair, &pair));
     denied("speak netlink", socket(libc::AF_NETLINK, libc::SOCK_RAW));
     denied("read packets", socket(libc::AF_PACKET, libc::SOCK_RAW));
     denied("map code", map(executable));
@@ -170,6 +244,116 @@ fn try_everything(thread: u32) {
 
     worker.call(libc::SYS_close, &[stream]).unwrap();
     worker.call(libc::SYS_munmap, &[page, 4096]).unwrap();
+}
+
+/// Commands of fcntl(2) and ioctl(2) by which a descriptor sends signals to a process.
+const F_SETOWN: i32 = 8;
+const F_SETSIG: i32 = 10;
+const F_SETOWN_EX: i32 = 15;
+const FIOSETOWN: u64 = 0x8901;
+const SIOCSPGRP: u64 = 0x8902;
+
+/// Makes a worker connect to a unix socket. A name that begins with a zero byte is abstract.
+#[cfg(target_arch = "x86_64")]
+fn connect(worker: &Injection, name: &str) -> io::Result<u64> {
+    let stream = [libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0];
+    let socket = worker.call(libc::SYS_socket, &stream)?;
+    // An address is the family, AF_UNIX, and the name.
+    let address = worker.text(&format!("\u{1}\0{name}"));
+    let length = 2 + name.len() as u64;
+    let result = worker.call(libc::SYS_connect, &[socket, address, length]);
+    worker.call(libc::SYS_close, &[socket]).unwrap();
+    result
+}
+
+/// A worker that was taken over, of root and of a user who runs everything else as well.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_worker_reaches_no_unix_socket_but_those_of_instances() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let ada = users_own(machine, "bind: unix\n");
+        let abstract_name = "\0smoothserve-test";
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&abstract_name[1..]);
+        let _listener = std::os::unix::net::UnixListener::bind_addr(&address.unwrap()).unwrap();
+        let run_dir = ada.run("echo $XDG_RUNTIME_DIR").trim().to_owned();
+        let found = ada.run("echo $XDG_RUNTIME_DIR/smoothserve/instances/*/socket");
+        let of_instance = found.split_whitespace().next().unwrap().to_owned();
+        let sockets = machine.run("find /run -type s");
+        // A worker may write to journald, which takes datagrams.
+        let is_foreign =
+            |path: &&str| !path.contains("/instances/") && *path != "/run/systemd/journal/socket";
+        let sockets: Vec<&str> = sockets.lines().filter(is_foreign).collect();
+        for known in [
+            "/run/dbus/system_bus_socket".to_owned(),
+            "/run/smoothserve/bus".to_owned(),
+            format!("{run_dir}/bus"),
+            format!("{run_dir}/smoothserve/bus"),
+            format!("{run_dir}/smoothserve/notify"),
+            format!("{run_dir}/systemd/private"),
+        ] {
+            assert!(sockets.contains(&known.as_str()), "{known}: {sockets:?}");
+        }
+        for (pid, own) in [(scene.worker(), None), (ada.worker(), Some(&of_instance))] {
+            tokio::task::block_in_place(|| {
+                let worker = Injection::begin(machine.outside(pid));
+                for socket in &sockets {
+                    let error = connect(&worker, socket).unwrap_err();
+                    assert_eq!(error.kind(), io::ErrorKind::NotFound, "{socket}");
+                }
+                let error = connect(&worker, abstract_name).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+                if let Some(socket) = own {
+                    connect(&worker, socket).unwrap();
+                }
+            });
+        }
+        // The manager knows its worker in the other namespace, and goes on with it.
+        let worker = ada.worker();
+        ada.run("systemctl --user restart smoothserve && smoothctl restart shop");
+        assert_eq!(ada.worker(), worker);
+        let page = client::get(local(USERS_PORT), "shop.example", "/").await;
+        assert!(page.unwrap().text().contains("The shop"));
+        machine.until("journalctl -t smoothserve", |log| {
+            log.contains("worker confined landlock=enforced unix_sockets=instances")
+        });
+    });
+}
+
+/// In containers, for example, a process may not make namespaces.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn without_namespaces_the_worker_opens_unix_sockets_only_if_a_service_needs_them() {
+    machine::test(async |machine| {
+        machine.write(
+            "/etc/systemd/system/smoothserve.service.d/container.conf",
+            "[Service]\nRestrictNamespaces=yes\n",
+        );
+        let scene = Scene::start(machine, "");
+        let worker = scene.worker();
+        let try_bus = |worker: u32| {
+            tokio::task::block_in_place(|| {
+                let worker = Injection::begin(machine.outside(worker));
+                connect(&worker, "/run/dbus/system_bus_socket").map(drop)
+            })
+        };
+        let refused = try_bus(worker).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        machine.run("journalctl -t smoothserve | grep -q 'worker confined user=smoothserve landlock=enforced unix_sockets=none'");
+
+        let load = scene.load().await;
+        machine.write(
+            "/etc/smoothserve/services/blog.yaml",
+            "name: blog\nport: 8081\nexecutable_path: /opt/shop/shop\nbind: unix\nuser: www-data\n",
+        );
+        machine.run("smoothctl reload");
+        let page = client::get(local(8081), "blog", "/").await.unwrap();
+        assert!(page.text().contains("The shop"));
+        nothing_is_lost(load).await;
+        assert_ne!(scene.worker(), worker);
+        machine.run("journalctl -t smoothserve | grep -q 'worker confined user=smoothserve landlock=enforced unix_sockets=all'");
+        try_bus(scene.worker()).unwrap();
+    });
 }
 
 /// The socket belongs to the user of the service, and the worker runs as another user.

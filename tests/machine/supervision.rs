@@ -86,7 +86,7 @@ fn instances_know_nothing_of_their_managers_supervision() {
             assert_eq!(open.matches("smoothserve").count(), 0, "{open}");
             let group = machine.run(&format!("cat /proc/{pid}/cgroup"));
             assert!(
-                group.contains("/smoothserve.slice/smoothserve-shop-"),
+                group.contains("/smoothserve.slice/smoothserve-shop.slice/smoothserve-shop-"),
                 "{group}"
             );
         }

@@ -58,8 +58,10 @@ impl Worker {
             receiver,
             log: Vec::new(),
         };
-        let version = env!("CARGO_PKG_VERSION").into();
-        assert_eq!(manager.next().await, FromWorker::Hello { version });
+        match manager.next().await {
+            FromWorker::Hello { version, .. } => assert_eq!(&*version, env!("CARGO_PKG_VERSION")),
+            message => panic!("{message:?}"),
+        }
         manager
     }
 

@@ -1,12 +1,16 @@
 //! Access control on D-Bus: who calls, what the caller may do, and the errors that a call can
 //! return.
 //!
-//! Any user may read. Root and smoothserve's own user may change everything. For other users polkit
-//! decides, but only on the system bus, because polkit cannot identify callers elsewhere.
+//! Any user may read the state. Root and smoothserve's own user may change everything. For other
+//! users polkit decides, but only on the system bus, because polkit cannot identify callers
+//! elsewhere. What instances have written is for those who may control the services, and for those
+//! who find the same lines in the journal.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::unistd::{Group, Uid, User, getgrouplist};
 use zbus::message::{Flags, Header};
 use zbus::{Connection, DBusError, Variant};
 
@@ -98,45 +102,131 @@ impl Access {
         connection: &Connection,
         header: &Header<'_>,
     ) -> Result<(), CallError> {
-        let allowed = match self {
-            Access::Peer(uid) => may_change(*uid),
-            Access::Bus(questions) => {
+        let uid = self.caller(connection, header).await?;
+        if may_change(uid) {
+            return Ok(());
+        }
+        let _question = self.question(uid)?;
+        let may_ask = may_ask(header);
+        if self
+            .polkit_allows(MANAGE, connection, header, may_ask)
+            .await
+        {
+            return Ok(());
+        }
+        Err(CallError::AccessDenied(format!(
+            "only root, the user of smoothserve, and on the system bus those whom polkit allows {MANAGE} may change \
+             anything"
+        )))
+    }
+
+    /// Returns an error if the caller may not read what instances have written. `in_journal` says
+    /// whether the same lines are in the journal, where members of certain groups can read them.
+    pub(super) async fn check_reader(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        in_journal: bool,
+    ) -> Result<(), CallError> {
+        let uid = self.caller(connection, header).await?;
+        if may_change(uid) {
+            return Ok(());
+        }
+        let _question = self.question(uid)?;
+        // A person who may control the services is not asked for a password.
+        if (in_journal && reads_journal(uid).await)
+            || self.polkit_allows(MANAGE, connection, header, false).await
+            || self
+                .polkit_allows(READ, connection, header, may_ask(header))
+                .await
+        {
+            return Ok(());
+        }
+        Err(CallError::AccessDenied(format!(
+            "only root, the user of smoothserve, those who may read the journal (group {}), and on the system bus \
+             those whom polkit allows {READ} may read what instances have written",
+            JOURNAL_GROUPS.join(" or ")
+        )))
+    }
+
+    /// Returns the user number of the caller.
+    async fn caller(&self, connection: &Connection, header: &Header<'_>) -> Result<u32, CallError> {
+        match self {
+            Access::Peer(uid) => Ok(*uid),
+            Access::Bus(_) => {
                 let sender = header
                     .sender()
                     .ok_or_else(|| CallError::AccessDenied("the caller has no name".to_owned()))?;
                 let bus = zbus::fdo::DBusProxy::new(connection).await?;
                 let user = bus.get_connection_unix_user(sender.clone().into()).await;
-                let user = user.map_err(|error| {
+                user.map_err(|error| {
                     CallError::AccessDenied(format!("the caller is unknown: {error}"))
-                })?;
-                match may_change(user) {
-                    true => true,
-                    false => match questions.place(user) {
-                        Some(_question) => polkit_allows(connection, header).await,
-                        None => {
-                            return Err(CallError::AccessDenied(
-                                "too many calls wait until polkit allows them".to_owned(),
-                            ));
-                        }
-                    },
-                }
+                })
             }
-        };
-        if allowed {
-            return Ok(());
         }
-        Err(CallError::AccessDenied(format!(
-            "only root, the user of smoothserve, and on the system bus those whom polkit allows {ACTION} may change \
-             anything"
-        )))
+    }
+
+    /// Returns a place for a question about the caller, or an error if too many wait already.
+    fn question(&self, uid: u32) -> Result<Option<Question<'_>>, CallError> {
+        let Access::Bus(questions) = self else {
+            return Ok(None);
+        };
+        let place = questions.place(uid);
+        place.map(Some).ok_or_else(|| {
+            CallError::AccessDenied("too many calls wait until polkit allows them".to_owned())
+        })
+    }
+
+    /// Returns true if the caller is on a bus and polkit allows the action.
+    async fn polkit_allows(
+        &self,
+        action: &str,
+        connection: &Connection,
+        header: &Header<'_>,
+        may_ask: bool,
+    ) -> bool {
+        matches!(self, Access::Bus(_)) && polkit_allows(action, connection, header, may_ask).await
     }
 }
 
-/// The polkit action that callers need.
-const ACTION: &str = "org.smoothserve1.manage-services";
+/// The polkit action that callers need who change something.
+const MANAGE: &str = "org.smoothserve1.manage-services";
 
-/// Returns true if polkit allows the call, by a rule or because a user has entered a password.
-async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
+/// The polkit action that callers need who read what instances have written.
+const READ: &str = "org.smoothserve1.read-output";
+
+/// The groups whose members may read the whole journal, see systemd-journald.service(8).
+const JOURNAL_GROUPS: [&str; 2] = ["systemd-journal", "adm"];
+
+/// Returns true if the user is in one of [`JOURNAL_GROUPS`]. The database of users may be on
+/// another machine, so a thread of its own asks it.
+async fn reads_journal(uid: u32) -> bool {
+    let asked = tokio::task::spawn_blocking(move || {
+        let user = User::from_uid(Uid::from_raw(uid)).ok()??;
+        let groups = getgrouplist(&CString::new(user.name).ok()?, user.gid).ok()?;
+        let mut readers = JOURNAL_GROUPS.iter();
+        let reads = readers.any(|name| {
+            let group = Group::from_name(name).ok().flatten();
+            group.is_some_and(|group| groups.contains(&group.gid))
+        });
+        Some(reads)
+    });
+    asked.await.ok().flatten().unwrap_or(false)
+}
+
+/// Returns true if polkit may ask the user for a password.
+fn may_ask(header: &Header<'_>) -> bool {
+    let flags = header.primary().flags();
+    flags.contains(Flags::ALLOW_INTERACTIVE_AUTH)
+}
+
+/// Returns true if polkit allows the action, by a rule or because a user has entered a password.
+async fn polkit_allows(
+    action: &str,
+    connection: &Connection,
+    header: &Header<'_>,
+    may_ask: bool,
+) -> bool {
     let Some(sender) = header.sender() else {
         return false;
     };
@@ -145,17 +235,13 @@ async fn polkit_allows(connection: &Connection, header: &Header<'_>) -> bool {
         HashMap::from([("name", Variant::from(sender.as_str()))]),
     );
     let details: HashMap<&str, &str> = HashMap::new();
-    let may_ask = header
-        .primary()
-        .flags()
-        .contains(Flags::ALLOW_INTERACTIVE_AUTH);
     let reply = connection
         .call_method(
             Some("org.freedesktop.PolicyKit1"),
             "/org/freedesktop/PolicyKit1/Authority",
             Some("org.freedesktop.PolicyKit1.Authority"),
             "CheckAuthorization",
-            &(subject, ACTION, details, u32::from(may_ask), ""),
+            &(subject, action, details, u32::from(may_ask), ""),
         )
         .await;
     // Without polkit the call is refused.

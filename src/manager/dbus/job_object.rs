@@ -41,6 +41,18 @@ impl JobObject {
         Ok(())
     }
 
+    #[zbus(out_args("report"))]
+    async fn get_error_report(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, CallError> {
+        let in_journal = self.handle.snapshots().borrow().journal;
+        let access = &self.access;
+        access.check_reader(connection, &header, in_journal).await?;
+        Ok(self.read(|job| job.report.text().to_owned()))
+    }
+
     #[zbus(property(emits_changed_signal = "const"))]
     fn id(&self) -> u32 {
         self.id

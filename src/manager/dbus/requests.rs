@@ -45,6 +45,18 @@ impl Requests {
         Ok(jobs.into_iter().map(|job| path(job_path(job))).collect())
     }
 
+    /// Returns an error if the caller may not read what instances have written.
+    pub(super) async fn check_reader(
+        &self,
+        header: &Header<'_>,
+        connection: &Connection,
+    ) -> Result<(), CallError> {
+        let in_journal = self.snapshot().journal;
+        self.access
+            .check_reader(connection, header, in_journal)
+            .await
+    }
+
     /// Sends a command that makes exactly one job, and returns the path of that job.
     pub(super) async fn job(
         &self,

@@ -6,7 +6,7 @@ use zbus::{Connection, interface};
 
 use super::access::{Access, CallError};
 use super::requests::Requests;
-use super::values::{InstanceTuple, failure, instance, load, microseconds, word};
+use super::values::{InstanceTuple, failure, instance, load, microseconds, report, word};
 use crate::manager::handle::{Command, ManagerHandle};
 use crate::status::ServiceStatus;
 
@@ -70,6 +70,16 @@ impl ServiceObject {
         self.requests
             .job(Command::Restart(self.name.clone()), &header, connection)
             .await
+    }
+
+    #[zbus(out_args("time", "report"))]
+    async fn get_last_error_report(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u64, String), CallError> {
+        self.requests.check_reader(&header, connection).await?;
+        Ok(self.read(|service| service.last_error.as_ref().map(report).unwrap_or_default()))
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -39,6 +39,11 @@ pub(super) fn failure(failure: &LastError) -> (u64, String) {
     (microseconds(failure.at), failure.message.clone())
 }
 
+/// Converts an error and its time into a D-Bus struct, with the last output of the instance.
+pub(super) fn report(failure: &LastError) -> (u64, String) {
+    (microseconds(failure.at), failure.report.text().to_owned())
+}
+
 /// Converts a time into microseconds since 1970.
 pub(super) fn microseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -22,9 +22,10 @@ use crate::manager::process::deployment::Deployment;
 use crate::manager::process::environment::{self, Placeholders};
 use crate::manager::process::identity::{IdentityWish, UserIdentity};
 use crate::manager::process::launcher::{Launcher, ProcessName};
-use crate::manager::process::unix_socket;
+use crate::manager::process::unix_socket::SocketPlace;
 use crate::manager::rollout::InstanceId;
 use crate::manager::world::World;
+use crate::run_dir;
 use crate::systemd::units::Units;
 
 /// The accept queue length of a listening socket that an instance inherits.
@@ -38,8 +39,8 @@ pub(super) struct Prepared {
     pub(super) address: Address,
     /// The listening socket that the instance inherits, with `bind: inherit`.
     pub(super) passed_on: Option<TcpListener>,
-    /// The folder of the instance's unix socket, with `bind: unix`.
-    pub(super) socket_dir: Option<PathBuf>,
+    /// The place of the instance's unix socket, with `bind: unix`.
+    pub(super) socket_place: Option<SocketPlace>,
     /// The notify socket of the instance, with `ready: notify`.
     pub(super) readiness: Option<Readiness>,
 }
@@ -65,7 +66,7 @@ pub(super) fn prepare(
         ..Placeholders::default()
     };
     let mut passed_on = None;
-    let mut socket_dir = None;
+    let mut socket_place = None;
     let address = match process.bind {
         Bind::Port => {
             let port = world.ports.take(id, process.address, service, slot)?;
@@ -79,12 +80,12 @@ pub(super) fn prepare(
             Address::Tcp(address)
         }
         Bind::Unix => {
-            let folder = world.run_dir.join("instances").join(id.to_string());
+            let folder = run_dir::instances(&world.run_dir).join(id.to_string());
             let user = identity.credentials.as_ref();
-            let socket = unix_socket::make_place(&folder, user)?;
-            unix_socket::admit_worker(&folder);
+            let place = SocketPlace::make(&folder, user)?;
+            let socket = place.socket();
             placeholders.socket = Some(socket.display().to_string());
-            socket_dir = Some(folder);
+            socket_place = Some(place);
             Address::Unix(socket)
         }
     };
@@ -120,7 +121,7 @@ pub(super) fn prepare(
         order,
         address,
         passed_on,
-        socket_dir,
+        socket_place,
         readiness: readiness.transpose()?,
     })
 }

@@ -30,7 +30,6 @@ pub(super) fn boot(manager: &mut Manager) {
     }
     adopt_listeners(manager, bound, &wanted);
     read_certificates(manager, &config);
-    start_worker(manager);
     let mut plans = Vec::new();
     let mut failures = Vec::new();
     for spec in config.services.values() {
@@ -40,6 +39,8 @@ pub(super) fn boot(manager: &mut Manager) {
         }
     }
     adopt(manager, config, plans);
+    // The configuration decides what a worker has to reach.
+    start_worker(manager);
     for (name, error) in failures {
         if let Some(service) = manager.services.get_mut(&name) {
             service.not_started(&error);

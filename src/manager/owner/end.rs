@@ -34,7 +34,7 @@ pub(super) fn ask_for_restart(manager: &mut Manager) {
 /// are still up.
 pub(super) fn begin_end(manager: &mut Manager) {
     manager.phase = Phase::DrainingWorkers;
-    tracing::info!("ending: draining all connections");
+    tracing::info!("stopping: draining all connections");
     let limits = DrainLimits::of(&manager.services);
     let tunnels = limits.requests + limits.tunnels;
     manager.workers.drain_all(limits.requests, tunnels);
@@ -47,12 +47,12 @@ pub(super) fn begin_end(manager: &mut Manager) {
 pub(super) fn end_faster(manager: &mut Manager) {
     match manager.phase {
         Phase::DrainingWorkers => {
-            tracing::warn!("told to end again, cutting off what is still open");
+            tracing::warn!("asked to stop again, cutting off open connections");
             manager.workers.kill();
             stop_instances(manager);
         }
         Phase::StoppingInstances => {
-            tracing::warn!("told to end again, killing the instances");
+            tracing::warn!("asked to stop again, killing the instances");
             manager.services.values_mut().for_each(Service::kill);
         }
         Phase::Serving | Phase::Leaving => {}

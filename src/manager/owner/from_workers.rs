@@ -7,6 +7,7 @@
 
 use super::end::{DrainLimits, look_at_end, stop_instances};
 use super::manager::{Manager, Phase};
+use crate::config::Bind;
 use crate::events;
 use crate::ipc::{EndpointCounts, EndpointId, FromWorker};
 use crate::manager::event::{Event, News, WorkerEvent};
@@ -14,7 +15,8 @@ use crate::manager::worker::ExpectedReport;
 
 /// Starts a new worker. Older workers keep accepting until the new one serves.
 pub(super) fn start_worker(manager: &mut Manager) {
-    match manager.workers.spawn(&manager.log_level) {
+    let unix_sockets = needs_unix_sockets(manager);
+    match manager.workers.spawn(&manager.log_level, unix_sockets) {
         Ok(()) => {
             for (_, listener) in manager.listeners.iter() {
                 manager.workers.send_listener(listener);
@@ -29,6 +31,25 @@ pub(super) fn start_worker(manager: &mut Manager) {
         }
         Err(error) => worker_failed(manager, &format!("cannot start it: {error}")),
     }
+}
+
+/// Replaces a worker that cannot connect to unix sockets if a service needs them now.
+pub(super) fn look_at_unix_sockets(manager: &mut Manager) {
+    let current = manager.workers.current();
+    if manager.phase == Phase::Serving
+        && current.is_some_and(|worker| !worker.unix_sockets)
+        && needs_unix_sockets(manager)
+    {
+        tracing::info!("a service needs unix sockets now, replacing the worker");
+        start_worker(manager);
+    }
+}
+
+/// Returns true if an instance listens on a unix socket, or will.
+fn needs_unix_sockets(manager: &Manager) -> bool {
+    let mut configured = manager.config.services.values();
+    configured.any(|spec| spec.enabled && spec.process.bind == Bind::Unix)
+        || manager.published.table().has_unix_sockets()
 }
 
 /// Takes in an event of a worker.
@@ -68,8 +89,13 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
         return;
     }
     match message {
-        FromWorker::Hello { version } => {
+        FromWorker::Hello {
+            version,
+            unix_sockets,
+        } => {
             tracing::info!(version = &*version, "worker connected");
+            worker.unix_sockets = unix_sockets;
+            look_at_unix_sockets(manager);
         }
         FromWorker::Acknowledged(_) => {
             worker.serving = true;

@@ -108,6 +108,12 @@ impl Manager {
     /// `config`. The workers get the level with the next table.
     pub(super) fn set_log_level(&mut self, config: &Config) {
         let given = self.given_log_level.as_ref();
+        let is_new = config.log_level.is_some() && config.log_level != self.config.log_level;
+        if is_new && given.is_some() && given != config.log_level.as_ref() {
+            tracing::warn!(
+                "log_level in smoothserve.yaml has no effect, because --log-level or RUST_LOG is set"
+            );
+        }
         let level = given.or(config.log_level.as_ref());
         self.log_level = level.cloned().unwrap_or_default();
         logging::set_level(&self.log_level);

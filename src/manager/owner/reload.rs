@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::from_workers::look_at_unix_sockets;
 use super::manager::Manager;
 use super::ports::{adopt_listeners, conflicts, locate, ports_of};
 use crate::config::{self, Config, ServiceConfig};
@@ -64,7 +65,7 @@ pub(super) fn read_certificates(manager: &mut Manager, config: &Config) {
         tracing::error!(
             service = spec.name,
             error = %fault,
-            "certificate not read, its ports with TLS are of no use"
+            "certificate not read, clients cannot connect to the TLS ports of this service"
         );
     }
     manager.certificates = certificates.into();
@@ -118,6 +119,7 @@ pub(super) fn adopt(
         }
     }
     watch_files(manager);
+    look_at_unix_sockets(manager);
     parts
 }
 

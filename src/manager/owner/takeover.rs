@@ -42,7 +42,7 @@ pub(super) async fn scopes(given: &Given) -> BTreeSet<String> {
         .list(ALL_SCOPES)
         .await
         .unwrap_or_else(|error| {
-            tracing::error!(error = %error, "cannot see what is running already");
+            tracing::error!(error = %error, "cannot ask systemd which instances and workers are running");
             BTreeSet::new()
         })
 }
@@ -126,7 +126,7 @@ fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<String
     );
     // Applies what has changed on disk in between, or what a pending reload would have applied.
     if let Err(error) = perform(manager, Command::Reload) {
-        tracing::error!(error = %error, "everything goes on as it was");
+        tracing::error!(error = %error, "changes on disk not applied, smoothserve continues with the last good configuration");
     }
 }
 

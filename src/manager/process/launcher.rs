@@ -21,7 +21,7 @@ use crate::config::ScopeLimits;
 use crate::launch::Order;
 use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
-use crate::systemd::units::Units;
+use crate::systemd::units::{Units, service_slice};
 
 /// How long to read output after the end of a process. Its last lines are there at once, but its
 /// children may keep the pipes open.
@@ -93,12 +93,13 @@ impl Launcher {
         limits: &ScopeLimits,
     ) -> anyhow::Result<Launcher> {
         let started = SystemTime::now();
-        let output = journal::stream(&name.service, &name.scope).or_else(|error| {
+        let slice = service_slice(&name.service);
+        let output = journal::stream(&name.service, &slice).or_else(|error| {
             tracing::warn!(
                 service = name.service,
                 instance = name.label,
                 error = %error,
-                "no stream to journald, the instance writes where smoothserve does"
+                "cannot open a stream to journald, the instance writes to the stderr of smoothserve"
             );
             std::io::stderr().as_fd().try_clone_to_owned()
         })?;
@@ -108,13 +109,13 @@ impl Launcher {
         let pidfd = Pidfd::open(pid)?;
         let description = format!("smoothserve instance {}", name.label);
         let scope = units
-            .start_scope(&name.scope, &description, pid, limits)
+            .start_scope(&name.scope, &slice, &description, pid, limits)
             .await?;
         let process = Process {
             pid,
             started,
             pidfd,
-            keeper: ProcessKeeper::Systemd(scope),
+            keeper: ProcessKeeper::Systemd { scope, slice },
         };
         Ok(Launcher {
             process: Rc::new(process),

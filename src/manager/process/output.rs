@@ -2,14 +2,10 @@
 //!
 //! The lines go to the manager's stderr through a queue, so only the task of the stream waits for
 //! a slow reader, and not for long: then lines are dropped, so output never blocks the instance.
-//! The manager keeps only a few lines, however much an instance writes. A terminal would obey the
-//! control characters in a line, so it gets them escaped.
+//! The manager keeps only a few lines, however much an instance writes.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::fmt::Write;
-use std::io::IsTerminal;
 use std::rc::Rc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -17,6 +13,7 @@ use tokio::process::{ChildStderr, ChildStdout};
 use tokio::task::JoinSet;
 
 use crate::logging;
+use crate::printable::printable_line;
 
 /// The number of lines that are kept of stderr.
 const TAIL: usize = 20;
@@ -88,11 +85,8 @@ async fn pass_on(label: String, mut pipe: impl AsyncRead + Unpin, tail: Tail) {
 async fn line(label: &str, line: &[u8], tail: &Tail) {
     let line = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line));
     keep(&line, tail);
-    let shown = match std::io::stderr().is_terminal() {
-        true => escaped(&line),
-        false => line,
-    };
-    logging::pass_on(format!("{label}: {shown}\n").into_bytes()).await;
+    let shown = format!("{label}: {}\n", printable_line(&line));
+    logging::pass_on(shown.into_bytes()).await;
 }
 
 fn keep(line: &str, tail: &Tail) {
@@ -105,23 +99,6 @@ fn keep(line: &str, tail: &Tail) {
         .nth(TAIL_LINE)
         .map_or(line, |(end, _)| &line[..end]);
     tail.push_back(kept.to_owned());
-}
-
-/// Escapes the control characters of a line, except tabs.
-fn escaped(line: &str) -> Cow<'_, str> {
-    let is_control = |char: char| char.is_control() && char != '\t';
-    if !line.contains(is_control) {
-        return Cow::Borrowed(line);
-    }
-    let mut escaped = String::with_capacity(line.len() + 16);
-    for char in line.chars() {
-        match is_control(char) {
-            // Writing into a string cannot fail.
-            true => drop(write!(escaped, "\\x{:02x}", u32::from(char))),
-            false => escaped.push(char),
-        }
-    }
-    Cow::Owned(escaped)
 }
 
 #[cfg(test)]
@@ -158,14 +135,5 @@ mod tests {
     #[tokio::test]
     async fn bytes_that_are_no_text_are_shown_as_such() {
         assert_eq!(read(b"\xff\n").await, ["\u{fffd}"]);
-    }
-
-    #[test]
-    fn a_terminal_gets_no_control_characters_of_an_instance() {
-        assert_eq!(escaped("a\tplain line, größer"), "a\tplain line, größer");
-        assert_eq!(
-            escaped("\u{1b}]0;title\u{7}\rover\u{9b}2J"),
-            "\\x1b]0;title\\x07\\x0dover\\x9b2J"
-        );
     }
 }

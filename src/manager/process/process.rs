@@ -34,18 +34,28 @@ pub(super) enum ProcessKeeper {
     Manager(Tail),
     /// A scope keeps them together, and the journal has their output. The scope outlives the
     /// manager.
-    Systemd(Scope),
+    Systemd {
+        /// The scope of the process.
+        scope: Scope,
+        /// The slice of all instances of the service.
+        slice: String,
+    },
 }
 
 impl Process {
     /// Takes over a process that an earlier manager has started, if the process still runs.
-    pub fn adopt(pid: u32, started: SystemTime, scope: Scope) -> io::Result<Process> {
+    pub fn adopt(
+        pid: u32,
+        started: SystemTime,
+        scope: Scope,
+        slice: String,
+    ) -> io::Result<Process> {
         let pidfd = Pidfd::open(pid)?;
         // The number may belong to another process by now, but no other process is in this scope.
         if !scope.holds(pid) || is_launcher(pid) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let keeper = ProcessKeeper::Systemd(scope);
+        let keeper = ProcessKeeper::Systemd { scope, slice };
         Ok(Process {
             pid,
             started,
@@ -65,7 +75,7 @@ impl Process {
     pub fn holds(&self, pid: u32) -> bool {
         match &self.keeper {
             ProcessKeeper::Manager(_) => with_ancestors(pid).any(|ancestor| ancestor == self.pid),
-            ProcessKeeper::Systemd(scope) => scope.holds(pid),
+            ProcessKeeper::Systemd { scope, .. } => scope.holds(pid),
         }
     }
 
@@ -73,8 +83,8 @@ impl Process {
     pub async fn last_lines(&self) -> Vec<String> {
         match &self.keeper {
             ProcessKeeper::Manager(stderr) => stderr.borrow().iter().cloned().collect(),
-            ProcessKeeper::Systemd(scope) => {
-                journal::last_lines(&scope.name, self.pid, self.started).await
+            ProcessKeeper::Systemd { scope, slice } => {
+                journal::last_lines(&scope.name, slice, self.pid, self.started).await
             }
         }
     }
@@ -83,7 +93,7 @@ impl Process {
     pub fn output(&self) -> &'static str {
         match self.keeper {
             ProcessKeeper::Manager(_) => "stderr",
-            ProcessKeeper::Systemd(_) => "log",
+            ProcessKeeper::Systemd { .. } => "log",
         }
     }
 
@@ -104,7 +114,7 @@ impl Process {
         {
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         }
-        if let ProcessKeeper::Systemd(scope) = &self.keeper {
+        if let ProcessKeeper::Systemd { scope, .. } = &self.keeper {
             let scope = scope.clone();
             tokio::task::spawn_local(async move { scope.kill().await });
         }
@@ -112,7 +122,7 @@ impl Process {
 
     /// Ends the processes that an ended process has left in its scope.
     pub(super) async fn left_behind(&self) {
-        if let ProcessKeeper::Systemd(scope) = &self.keeper {
+        if let ProcessKeeper::Systemd { scope, .. } = &self.keeper {
             scope.stop().await;
         }
     }

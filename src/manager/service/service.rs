@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::diagnosis;
-use super::history::History;
+use super::history::{History, SavedFailure};
 use crate::config::{Rollout, ServiceConfig};
 use crate::events;
 use crate::ipc::{EndpointCounts, EndpointId, EndpointState, Probe, WireEndpoint};
@@ -20,7 +20,7 @@ use crate::manager::rollout::{
 };
 use crate::manager::worker::ExpectedReport;
 use crate::manager::world::World;
-use crate::status::LastError;
+use crate::status::{FailureReport, Moment};
 
 /// A configured service, or a removed service whose instances are not all gone yet.
 pub struct Service {
@@ -108,9 +108,10 @@ impl Service {
             error = %error,
             "service not started"
         );
-        self.history.last_error = Some(LastError {
-            at: SystemTime::now(),
+        self.history.last_error = Some(SavedFailure {
+            at: Moment(SystemTime::now()),
             message: error.to_string(),
+            output: Vec::new(),
         });
     }
 
@@ -152,9 +153,26 @@ impl Service {
                 world.permits.push(permit);
                 self.moved = true;
             }
-            News::Ready => self.step(RolloutEvent::Ready(id), world),
+            News::Ready => {
+                if instance.can_be_reached() {
+                    self.step(RolloutEvent::Ready(id), world);
+                }
+            }
+            News::Admitted(result) => {
+                if let Err(fault) = &result {
+                    tracing::error!(
+                        service = self.spec.name,
+                        instance = instance.label,
+                        error = fault,
+                        "the proxy cannot use the socket"
+                    );
+                }
+                if instance.admitted(result) {
+                    self.step(RolloutEvent::Ready(id), world);
+                }
+            }
             News::Probed(Ok(())) => {
-                if instance.probe_suffices(world.reporter(id)) {
+                if instance.probe_suffices(world.reporter(id)) && instance.can_be_reached() {
                     self.step(RolloutEvent::Ready(id), world);
                 }
             }
@@ -335,25 +353,31 @@ impl Service {
             gave_up,
             at: SystemTime::now(),
             message: instance.describe(failure, self.spec.times.start_timeout),
+            output: Vec::new(),
         };
         diagnosis::gather(diagnosis, instance.process(), world.reports.clone());
     }
 
     /// Logs a failure with its cause, and fails the jobs that wait for its generation.
     pub fn diagnosed(&mut self, diagnosis: Diagnosis, world: &mut World) {
-        diagnosis::log(&diagnosis);
+        let report = FailureReport::new(&diagnosis.message, &diagnosis.output);
+        diagnosis::log(&diagnosis, &report);
         let Diagnosis {
             service,
             generation,
             at,
             message,
+            output,
             ..
         } = diagnosis;
-        world
-            .jobs
-            .failed(&service, generation, &message, Instant::now());
+        let jobs = &mut world.jobs;
+        jobs.failed(&service, generation, &message, &report, Instant::now());
         self.moved = true;
-        self.history.last_error = Some(LastError { at, message });
+        self.history.last_error = Some(SavedFailure {
+            at: Moment(at),
+            message,
+            output,
+        });
     }
 
     fn start(&mut self, id: InstanceId, slot: u32, generation: u64, world: &mut World) {
@@ -422,7 +446,11 @@ impl Service {
                     );
                 }
                 true => {
-                    tracing::info!(service = self.spec.name, generation, "service is as wanted")
+                    tracing::info!(
+                        service = self.spec.name,
+                        generation,
+                        "service has reached its desired state"
+                    )
                 }
                 false => tracing::info!(
                     message_id = events::SERVICE_STOPPED,

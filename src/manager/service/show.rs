@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::history::SavedFailure;
 use super::service::Service;
 use crate::manager::jobs::Progress;
 use crate::manager::rollout::LifeState;
@@ -83,7 +84,7 @@ impl Service {
             instances: self.instance_statuses(),
             crashes: self.history.crashes,
             requests: self.history.past_requests + requests,
-            last_error: self.history.last_error.clone(),
+            last_error: self.history.last_error.as_ref().map(SavedFailure::status),
             certificate_expires: certificate_expires.map(Moment),
         }
     }
@@ -107,7 +108,7 @@ impl Service {
                     .history
                     .last_error
                     .as_ref()
-                    .map_or(SystemTime::UNIX_EPOCH, |failure| failure.at),
+                    .map_or(SystemTime::UNIX_EPOCH, |failure| failure.at.0),
                 in_flight: 0,
                 tunnels: 0,
                 requests: 0,

@@ -33,7 +33,8 @@ use crate::log_level::LogLevel;
 use crate::manager::event::WorkerEvent;
 use crate::manager::host::pidfd::Pidfd;
 use crate::manager::host::worker_user::{WORKER_USERS, worker_user};
-use crate::systemd::units::{Scope, Units};
+use crate::run_dir;
+use crate::systemd::units::{SLICE, Scope, Units};
 
 /// How long a worker may still run after its control connection was closed. Normally the connection
 /// closes because the worker ends.
@@ -75,6 +76,9 @@ pub struct WorkerProcess {
     /// Whether the worker drains and has nothing left but tunnels.
     pub only_tunnels: bool,
     sieve: Sieve,
+    /// Whether the worker can connect to instances on unix sockets. A worker that has not said so
+    /// yet counts as one that can.
+    pub unix_sockets: bool,
     pidfd: Rc<Pidfd>,
     outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
 }
@@ -88,16 +92,34 @@ pub struct SavedWorker {
     draining: bool,
 }
 
+/// How a worker is started.
+#[derive(Debug)]
+pub(super) struct SpawnOptions<'a> {
+    /// The folder for sockets and state.
+    pub(super) run_dir: &'a Path,
+    /// The number of the worker.
+    pub(super) generation: u32,
+    /// The log level until the worker gets its first table.
+    pub(super) log_level: &'a LogLevel,
+    /// The worker has to connect to unix sockets, even if the kernel does not confine it to those
+    /// of the instances.
+    pub(super) unix_sockets: bool,
+}
+
 impl WorkerProcess {
-    /// Starts worker number `generation`. All events of the worker go to `report`;
-    /// [`WorkerEvent::Gone`] is the last. Must run inside a `LocalSet`.
-    pub fn spawn(
-        run_dir: &Path,
-        generation: u32,
-        log_level: &LogLevel,
+    /// Starts a worker. All events of the worker go to `report`; [`WorkerEvent::Gone`] is the last.
+    /// Must run inside a `LocalSet`.
+    pub(super) fn spawn(
+        options: &SpawnOptions<'_>,
         units: Option<Units>,
         report: impl Fn(WorkerEvent) + 'static,
     ) -> io::Result<WorkerProcess> {
+        let &SpawnOptions {
+            run_dir,
+            generation,
+            log_level,
+            unix_sockets,
+        } = options;
         let path = socket_path(run_dir, generation);
         remove_if_there(&path)?;
         let listener = UnixListener::bind(&path)?;
@@ -106,6 +128,10 @@ impl WorkerProcess {
         command.arg0("smoothserve").arg("proxy");
         // The worker needs the level at once, because it logs before it gets its first table.
         command.args(["--log-level", &log_level.to_string()]);
+        command.arg("--instances").arg(run_dir::instances(run_dir));
+        if unix_sockets {
+            command.arg("--unix-sockets");
+        }
         if units.is_none() {
             command.arg("--die-with-parent");
         }
@@ -134,7 +160,13 @@ impl WorkerProcess {
                 let description = format!("smoothserve proxy worker {generation}");
                 let unlimited = ScopeLimits::default();
                 let started = units
-                    .start_scope(&scope_name(generation), &description, pid, &unlimited)
+                    .start_scope(
+                        &scope_name(generation),
+                        SLICE,
+                        &description,
+                        pid,
+                        &unlimited,
+                    )
                     .await;
                 if let Err(error) = started {
                     life.signal(Signal::KILL);
@@ -193,6 +225,7 @@ impl WorkerProcess {
             unanswered: 0,
             only_tunnels: false,
             sieve: Sieve::new(Instant::now()),
+            unix_sockets: true,
             pidfd,
             outgoing,
         }

@@ -178,6 +178,7 @@ mod tests {
         let mut sieve = Sieve::new(now);
         let hello = || FromWorker::Hello {
             version: "1".into(),
+            unix_sockets: true,
         };
         let mut judge = |message, knowledge| sieve.judge(now, &message, knowledge, expected);
         let serving = WorkerKnowledge {
@@ -295,7 +296,10 @@ mod tests {
             }
         });
         prop_oneof![
-            text().prop_map(|version| FromWorker::Hello { version }),
+            (text(), any::<bool>()).prop_map(|(version, unix_sockets)| FromWorker::Hello {
+                version,
+                unix_sockets
+            }),
             any::<u64>().prop_map(FromWorker::Acknowledged),
             (0..8_u64).prop_map(FromWorker::Acknowledged),
             any::<u64>().prop_map(FromWorker::Refused),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::certificates::ServiceCertificates;
 use super::listeners::OpenListener;
-use super::process::{SavedWorker, WorkerProcess, scope_name};
+use super::process::{SavedWorker, SpawnOptions, WorkerProcess, scope_name};
 use crate::events;
 use crate::ipc::{EndpointId, ToWorker, WireTable};
 use crate::log_level::LogLevel;
@@ -197,14 +197,20 @@ impl Workers {
             .find(|worker| worker.generation == generation)
     }
 
-    /// Starts a worker, which becomes the newest.
-    pub fn spawn(&mut self, log_level: &LogLevel) -> std::io::Result<()> {
+    /// Starts a worker, which becomes the newest. With `unix_sockets` it has to connect to unix
+    /// sockets.
+    pub fn spawn(&mut self, log_level: &LogLevel, unix_sockets: bool) -> std::io::Result<()> {
         self.last_generation += 1;
         self.started = Instant::now();
         let generation = self.last_generation;
         let report = self.reporter(generation);
-        let worker =
-            WorkerProcess::spawn(&self.run_dir, generation, log_level, self.units, report)?;
+        let options = SpawnOptions {
+            run_dir: &self.run_dir,
+            generation,
+            log_level,
+            unix_sockets,
+        };
+        let worker = WorkerProcess::spawn(&options, self.units, report)?;
         tracing::info!(pid = worker.pid, "worker started");
         self.changed = true;
         self.workers.push(worker);

@@ -53,7 +53,7 @@ impl ProxyHeader {
         } else if begins(b"PROXY ") {
             parse_line(bytes)
         } else {
-            Err(NoProxyHeader("it begins otherwise"))
+            Err(NoProxyHeader("the connection does not begin with one"))
         }
     }
 }

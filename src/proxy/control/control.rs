@@ -76,14 +76,18 @@ pub(crate) struct Control {
     ping: (u64, BTreeSet<usize>),
     findings: mpsc::UnboundedReceiver<(EndpointId, Finding)>,
     reports: mpsc::UnboundedReceiver<ThreadReport>,
+    /// Whether the worker can connect to unix sockets, for the manager.
+    unix_sockets: bool,
 }
 
 impl Control {
     /// Makes a control thread without a manager and without a table. `threads` report to `reports`.
+    /// Managers are told by `unix_sockets` whether the worker can connect to unix sockets.
     pub(crate) fn new(
         threads: Arc<Threads>,
         certificates: ListenerCertificates,
         reports: mpsc::UnboundedReceiver<ThreadReport>,
+        unix_sockets: bool,
     ) -> Control {
         let (found, findings) = mpsc::unbounded_channel();
         Control {
@@ -103,6 +107,7 @@ impl Control {
             ping: (0, BTreeSet::new()),
             findings,
             reports,
+            unix_sockets,
         }
     }
 
@@ -138,7 +143,7 @@ impl Control {
         if let Some(drain) = &mut self.drain {
             drain.set_told(false);
         }
-        match ManagerLink::greet(socket) {
+        match ManagerLink::greet(socket, self.unix_sockets) {
             Ok(manager) => self.manager = Some(manager),
             Err(error) => {
                 tracing::warn!(%error, "manager refused");

@@ -40,8 +40,9 @@ pub(crate) enum LinkFault {
 }
 
 impl ManagerLink {
-    /// Accepts a manager, which must be root or run as the same user as the worker.
-    pub(crate) fn greet(socket: UnixStream) -> Result<ManagerLink, LinkFault> {
+    /// Accepts a manager, which must be root or run as the same user as the worker, and tells it
+    /// whether this worker can connect to unix sockets.
+    pub(crate) fn greet(socket: UnixStream, unix_sockets: bool) -> Result<ManagerLink, LinkFault> {
         let peer = sockopt::socket_peercred(&socket)
             .map_err(std::io::Error::from)?
             .uid;
@@ -57,6 +58,7 @@ impl ManagerLink {
         };
         manager.say(FromWorker::Hello {
             version: env!("CARGO_PKG_VERSION").into(),
+            unix_sockets,
         })?;
         Ok(manager)
     }

@@ -223,7 +223,10 @@ async fn probe(spec: &EndpointSpec) -> Result<(), String> {
         Ok(answer) => answer,
         Err(_) => Err(match probe {
             Probe::Connect => format!("connect to {address}: no answer within {PROBE_LIMIT:?}"),
-            Probe::Http(path) => format!("GET {path}: no answer within {PROBE_LIMIT:?}"),
+            Probe::Http(path) => {
+                let path = without_query(path);
+                format!("GET {path}: no answer within {PROBE_LIMIT:?}")
+            }
         }),
     }
 }
@@ -237,8 +240,14 @@ async fn ask(spec: &EndpointSpec) -> Result<(), String> {
         Probe::Connect => Ok(()),
         Probe::Http(path) => get(socket, spec.protocol, path)
             .await
-            .map_err(|fault| format!("GET {path}: {fault}")),
+            .map_err(|fault| format!("GET {}: {fault}", without_query(path))),
     }
+}
+
+/// Returns the path of a probe as findings show it. Everybody may read findings, and a query may
+/// contain a secret.
+fn without_query(path: &str) -> &str {
+    path.split_once('?').map_or(path, |(path, _)| path)
 }
 
 async fn get(socket: Socket, protocol: Protocol, path: &str) -> Result<(), String> {

@@ -26,8 +26,8 @@ impl Rule for RedirectToTls {
                 status: 308,
                 reason: "Permanent Redirect",
                 field: Some(("Location", location)),
-                text: "This is to be had over TLS.\n",
-                why: "the service is asked over TLS",
+                text: "This page is available only over HTTPS.\n",
+                why: "the request came without TLS, and redirect_https is set",
             });
         }
         Ok(())

@@ -395,7 +395,7 @@ fn succeed_state(before: EndpointState, endpoint: &WireEndpoint, service: &str) 
             id = endpoint.id.0,
             state = ?endpoint.state,
             was = ?before,
-            "instance was draining before, keeping it so"
+            "table tries to end the draining of an instance, ignored"
         );
     }
     endpoint.state.max(before)

@@ -1,0 +1,191 @@
+//! Services of different users on unix sockets: none can get the requests of another.
+
+use smoothserve_kit::machine::{self, Machine};
+use smoothserve_kit::{client, example, local, programs};
+
+use crate::scene::{PORT, SHOP, Scene, nothing_is_lost};
+
+/// The port of the service that does not behave.
+const THIEF: u16 = 8081;
+
+/// An instance that tries to put a link in the place of its socket when it is asked for `/swap`,
+/// and removes its socket at its end, as many programs do.
+const SWAPS: &str = r#"
+import http.server, os, signal, socketserver, sys
+
+path = os.environ["SOCKET"]
+folder = os.path.dirname(path)
+os.chmod(folder, 0o777)
+
+def swap():
+    attempts = [
+        lambda: os.remove(path),
+        lambda: os.rename(path, path + ".old"),
+        lambda: os.symlink("../1/socket", path + ".new"),
+        lambda: os.mkdir(folder + "/folder"),
+        lambda: os.chmod(folder, 0o777),
+        lambda: os.rename(folder, folder + ".old"),
+    ]
+    for attempt in attempts:
+        try:
+            attempt()
+            yield "done"
+        except OSError as error:
+            yield error.strerror
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def address_string(self):
+        return "proxy"
+    def do_GET(self):
+        body = "\n".join(swap() if self.path == "/swap" else ["thief"]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+def end(*_):
+    os.remove(path)
+    print("removed my socket", flush=True)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+socketserver.UnixStreamServer(path, Handler).serve_forever()
+"#;
+
+/// An instance that has a link in the place of its socket from the beginning, and says that it is
+/// ready.
+const LINKS: &str = r#"
+import os, socket, time
+
+path = os.environ["SOCKET"]
+others = os.listdir("/run/smoothserve/instances")
+other = min(number for number in map(int, others) if str(number) not in path.split("/"))
+os.symlink(f"../{other}/socket", path)
+notify = os.environ.get("NOTIFY_SOCKET")
+if notify:
+    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", notify)
+time.sleep(1000)
+"#;
+
+/// An instance that leaves folders in folders in the folder of its socket: so deep that the stack
+/// of a program overflows which enters one from within the other.
+const DEEP: &str = r#"
+import http.server, os, socketserver
+
+path = os.environ["SOCKET"]
+os.chdir(os.path.dirname(path))
+for _ in range(15000):
+    os.mkdir("deeper")
+    os.chdir("deeper")
+os.chdir("/")
+
+socketserver.UnixStreamServer(path, http.server.BaseHTTPRequestHandler).serve_forever()
+"#;
+
+/// Installs smoothserve and the shop on unix sockets of www-data, and starts nothing.
+fn install(machine: &Machine) -> Scene<'_> {
+    machine.install_smoothserve(&programs!());
+    machine.install(&example("shop"), "/opt/shop/shop");
+    machine.write(
+        "/etc/smoothserve/services/shop.yaml",
+        &format!(
+            "name: shop\nport: {PORT}\nexecutable_path: /opt/shop/shop\nbind: unix\n\
+             user: www-data\n{SHOP}"
+        ),
+    );
+    machine.run("systemctl daemon-reload");
+    Scene { machine }
+}
+
+/// Adds a service of the user `backup` that runs a Python script.
+fn add(machine: &Machine, script: &str, lines: &str) {
+    machine.write("/opt/thief/thief.py", script);
+    machine.write(
+        "/etc/smoothserve/services/thief.yaml",
+        &format!(
+            "name: thief\nport: {THIEF}\nexecutable_path: /usr/bin/python3\n\
+             args: [/opt/thief/thief.py]\nuser: backup\ninstance_count: 1\n\
+             bind: unix\n{lines}"
+        ),
+    );
+}
+
+#[test]
+fn an_admitted_socket_stays_what_it_is_until_the_end_of_its_instance() {
+    machine::test(async |machine| {
+        let scene = install(machine);
+        add(machine, SWAPS, "");
+        machine.run("systemctl start smoothserve.socket smoothserve");
+        scene.settled();
+        let swap = async || {
+            let page = client::get(local(THIEF), "thief", "/swap").await.unwrap();
+            assert_eq!(page.text().lines().count(), 6, "{}", page.text());
+            for said in page.text().lines() {
+                assert!(
+                    matches!(said, "Permission denied" | "Operation not permitted"),
+                    "{}",
+                    page.text()
+                );
+            }
+        };
+        swap().await;
+        // The next manager does not give the folder back either.
+        machine.run("systemctl restart smoothserve");
+        scene.settled();
+        swap().await;
+        let load = scene.load().await;
+        machine.run("smoothctl restart thief && smoothctl restart shop");
+        nothing_is_lost(load).await;
+        machine.until("journalctl -t thief", |log| {
+            log.contains("removed my socket")
+        });
+        machine.until("ls /run/smoothserve/instances | wc -l", |count| {
+            count.trim() == "4"
+        });
+    });
+}
+
+#[test]
+fn a_link_to_the_socket_of_another_service_gets_no_requests() {
+    machine::test(async |machine| {
+        let scene = install(machine);
+        machine.run("systemctl start smoothserve.socket smoothserve");
+        scene.settled();
+        // The worker finds the shop behind the link, and the shop answers.
+        for ready in ["http:/health", "tcp", "notify"] {
+            add(
+                machine,
+                LINKS,
+                &format!("ready: {ready}\nstart_timeout: 2s\nqueue_timeout: 0\n"),
+            );
+            let reload = machine.try_run("smoothctl reload");
+            assert!(!reload.status.success(), "{ready}");
+            let said = String::from_utf8_lossy(&reload.stderr).into_owned();
+            let fault = "socket: it is no socket of the instance";
+            assert!(said.contains(fault), "{ready}: {said}");
+            let page = client::get(local(THIEF), "thief", "/").await.unwrap();
+            assert_eq!(page.head.status, 503, "{ready}: {}", page.text());
+            machine.run("rm /etc/smoothserve/services/thief.yaml && smoothctl reload");
+        }
+        assert_eq!(scene.settled().ready(), 3);
+    });
+}
+
+#[test]
+fn folders_in_folders_beside_the_socket_do_no_harm() {
+    machine::test(async |machine| {
+        let scene = install(machine);
+        add(machine, DEEP, "");
+        machine.run("systemctl start smoothserve.socket smoothserve");
+        scene.settled();
+        let manager = scene.manager();
+        let instances = || machine.run("ls /run/smoothserve/instances");
+        let before = instances();
+        machine.run("smoothctl restart thief");
+        let is_removed = |now: &str| now.lines().count() == 4 && now != before;
+        machine.until("ls /run/smoothserve/instances", is_removed);
+        assert_eq!(scene.manager(), manager);
+        let log = machine.run("journalctl -t smoothserve");
+        assert!(!log.contains("cannot remove"), "{log}");
+    });
+}
