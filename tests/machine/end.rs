@@ -54,7 +54,10 @@ fn stop_ends_what_was_accepted_and_leaves_no_process() {
         all_are_answered(connections).await;
         assert!(stop.unwrap().wait().unwrap().success());
         assert_eq!(scene.processes(), "");
-        assert_eq!(machine.run("ls /run/smoothserve").trim(), "bus\nlock");
+        assert_eq!(
+            machine.run("ls /run/smoothserve").trim(),
+            "bus\ninstances\nlock"
+        );
         assert!(
             tokio::net::TcpStream::connect(scene.address())
                 .await
