@@ -50,7 +50,10 @@ fn page(name: &str) -> String {
 #[test]
 fn every_point_names_tests_that_exist() {
     let text = page("http.md");
-    let rows = text.lines().filter(|row| !row.ends_with("| tests |"));
+    // Another test reads the table of the fields.
+    let lines = text.lines();
+    let lines = lines.take_while(|line| *line != "## Fields about the client");
+    let rows = lines.filter(|row| !row.ends_with("| tests |"));
     assert!(check(rows, 3) > 50);
 }
 

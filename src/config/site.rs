@@ -159,8 +159,8 @@ fn check_name(whole: &str, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a path prefix and takes the slash off its end. The error says what is wrong and what to
-/// do.
+/// Checks a path prefix, takes the slash off its end, and writes it in the one way in which a path
+/// is compared. The error says what is wrong and what to do.
 pub(super) fn parse_path(text: &str) -> Result<String, String> {
     if text.contains('*') {
         return Err(format!(
@@ -190,7 +190,41 @@ pub(super) fn parse_path(text: &str) -> Result<String, String> {
             "`{text}` is no path: it has an empty part, `.` or `..`"
         ));
     }
-    Ok(path.to_owned())
+    canonical(path).ok_or_else(|| {
+        format!(
+            "`{text}` is no path: requests with `%2F`, `%5C`, `\\`, control characters, or an invalid \
+             `%` cannot be routed by their path; leave them out"
+        )
+    })
+}
+
+/// Writes a path in the one way in which it is compared: a byte stands for itself where RFC 3986
+/// allows that, and all others are written as `%XX`. `None` if readers could take the path for
+/// another one.
+fn canonical(path: &str) -> Option<String> {
+    let mut canonical = String::new();
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        let (byte, coded) = match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                let code = digit()? << 4 | digit()?;
+                (u8::try_from(code).ok()?, true)
+            }
+            byte => (byte, false),
+        };
+        let is_separator = matches!(byte, b'\\') || (coded && byte == b'/');
+        if is_separator || byte.is_ascii_control() {
+            return None;
+        }
+        match byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/".contains(&byte) {
+            true => canonical.push(byte.into()),
+            false => canonical.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    let mut segments = canonical.split('/');
+    let is_safe = segments.all(|segment| !matches!(segment.split(';').next(), Some("." | "..")));
+    is_safe.then_some(canonical)
 }
 
 #[cfg(test)]
@@ -215,6 +249,8 @@ mod tests {
             ("*.example", HostPattern::Subdomain("example".into()), "/"),
             ("_", HostPattern::Any, "/"),
             ("_/api", HostPattern::Any, "/api"),
+            ("_/%61pi/%7Euser", HostPattern::Any, "/api/~user"),
+            ("_/caf%c3%a9{", HostPattern::Any, "/caf%C3%A9%7B"),
             ("localhost/", HostPattern::Exact("localhost".into()), "/"),
             ("127.0.0.1", HostPattern::Exact("127.0.0.1".into()), "/"),
             ("[::0:1]", HostPattern::Exact("[::1]".into()), "/"),
@@ -260,6 +296,12 @@ mod tests {
             ("a/x/*", "leave the `*` out"),
             ("a//x", "empty part"),
             ("a/../x", "`..`"),
+            ("a/%2fx", "%2F"),
+            ("a/x\\y", "%5C"),
+            ("a/%2e%2E/x", "leave them out"),
+            ("a/..;x", "leave them out"),
+            ("a/%zz", "invalid `%`"),
+            ("a/%0a", "control characters"),
         ] {
             let message = Site::parse(text).unwrap_err();
             assert!(message.contains(advice), "{text}: {message}");

@@ -13,3 +13,5 @@ pub(crate) mod service;
 pub(crate) mod throttle;
 pub(crate) mod upstream;
 pub(crate) mod view;
+
+mod pins;

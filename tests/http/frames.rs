@@ -109,6 +109,11 @@ impl Client {
     /// Connects to the worker with these settings.
     pub(crate) async fn connect(stage: &Stage, settings: &[(u16, u32)]) -> Client {
         let stream = TcpStream::connect(stage.address).await.unwrap();
+        Client::over(stream, settings).await
+    }
+
+    /// Begins HTTP/2 on a connection to the worker, with these settings.
+    pub(crate) async fn over(stream: TcpStream, settings: &[(u16, u32)]) -> Client {
         stream.set_nodelay(true).unwrap();
         let mut client = Client {
             stream,

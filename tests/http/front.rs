@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
 use smoothserve::ipc::{ListenerId, Route};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::kit::{self, listen};
@@ -73,6 +74,47 @@ async fn a_trusted_proxy_names_the_client_of_its_connection() {
     }
 }
 
+/// A balancer that passes on a client without its address is not the client. Only a balancer that
+/// speaks for itself may say who its client is.
+#[tokio::test]
+async fn only_local_is_the_balancer_speaking_for_itself() {
+    let mut stage = stage("127.0.0.0/8").await;
+    let v2 = |command: u8, family: u8, rest: &[u8]| {
+        let length = (rest.len() as u16).to_be_bytes();
+        let fixed = [&[command, family][..], &length].concat();
+        [&b"\r\n\r\n\0\r\nQUIT\n"[..], &fixed, rest].concat()
+    };
+    let four = [192, 0, 2, 1, 0, 0, 0, 0, 1, 2, 0, 80];
+    let request = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
+    for (header, told) in [
+        (v2(0x20, 0x00, &[]), "6.6.6.6, 127.0.0.1"),
+        (v2(0x20, 0x11, &four), "6.6.6.6, 127.0.0.1"),
+        (v2(0x20, 0x31, &[1; 216]), "6.6.6.6, 127.0.0.1"),
+        (b"PROXY UNKNOWN\r\n".to_vec(), "127.0.0.1"),
+        (b"PROXY UNKNOWN ::1 ::1 1 2\r\n".to_vec(), "127.0.0.1"),
+        (v2(0x21, 0x00, &[]), "127.0.0.1"),
+        (v2(0x21, 0x31, &[1; 216]), "127.0.0.1"),
+        (v2(0x21, 0x32, &[1; 216]), "127.0.0.1"),
+        (v2(0x21, 0x11, &four), "192.0.2.1"),
+        (v2(0x21, 0x12, &four), "192.0.2.1"),
+        // 64 KiB of additions.
+        (
+            v2(
+                0x21,
+                0x11,
+                &[&four[..], &[4, 0xff, 0xf0], &[7; 0xfff0]].concat(),
+            ),
+            "192.0.2.1",
+        ),
+        (v2(0x20, 0x00, &[7; 0xffff]), "6.6.6.6, 127.0.0.1"),
+    ] {
+        let mut client = stage.send([&header, request.as_bytes()].concat()).await;
+        let begin = &header[..header.len().min(20)];
+        assert_eq!(serve(&mut stage).await, told, "{}", begin.escape_ascii());
+        assert!(client.receive_rest().await.ends_with("\r\n\r\nhello"));
+    }
+}
+
 /// The balancer is trusted, but the client behind it is not.
 #[tokio::test]
 async fn forwarding_fields_from_the_client_of_a_trusted_proxy_are_ignored() {
@@ -93,6 +135,9 @@ async fn connections_without_a_valid_proxy_header_are_closed() {
         REQUEST,
         "PROXY TCP4 192.0.2.1 192.0.2.2 5000 80x\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
         "\r\n\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        // A checksum that is wrong.
+        "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x13\x01\x02\x03\x04\x01\x02\x03\x04\0\x01\0\x02\x03\0\x04abcd\
+         GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
     ] {
         let (received, _) = stage.send(begin).await.receive_all().await;
         assert_eq!(received, "", "{begin:?}");
@@ -138,18 +183,24 @@ async fn the_proxy_header_of_curl_is_understood() {
 struct Balancer {
     process: Child,
     address: SocketAddr,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Balancer {
     fn start(target: SocketAddr, option: &str) -> Balancer {
+        Balancer::start_with(target, option, "")
+    }
+
+    /// Starts HAProxy with more lines in the section of its listener.
+    fn start_with(target: SocketAddr, option: &str, lines: &str) -> Balancer {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("haproxy.cfg");
         let text = format!(
             "global\n maxconn 100\ndefaults\n mode tcp\n timeout connect 10s\n timeout client 20s\n timeout server 20s\n\
-             listen front\n bind fd@0\n server back {target} {option}\n"
+             listen front\n bind fd@0\n bind unix@{}\n{lines} server back {target} {option}\n",
+            directory.path().join("socket").display()
         );
         std::fs::write(&file, text).unwrap();
         let process = Command::new("haproxy")
@@ -163,7 +214,7 @@ impl Balancer {
         Balancer {
             process,
             address,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -197,6 +248,35 @@ async fn the_proxy_headers_of_haproxy_are_understood() {
         let response = client.receive_rest().await;
         assert!(response.ends_with("\r\n\r\nhello"), "{response}");
     }
+}
+
+/// A client of HAProxy that has no IP address, and HAProxy itself when it checks the health. In
+/// version 2, HAProxy says LOCAL for both, so there nobody can tell them apart.
+#[tokio::test]
+async fn haproxy_speaks_for_itself_only_if_it_says_so() {
+    for (option, told) in [
+        ("send-proxy", "127.0.0.1"),
+        ("send-proxy-v2", "6.6.6.6, 127.0.0.1"),
+    ] {
+        let mut stage = stage("127.0.0.1/32").await;
+        let balancer = Balancer::start(stage.address, option);
+        // HAProxy listens on all its sockets as soon as it serves one of them.
+        let mut first = balancer.connect([127, 0, 0, 2]).await;
+        first.send(REQUEST).await;
+        assert_eq!(serve(&mut stage).await, "127.0.0.2", "{option}");
+        let path = balancer.directory.path().join("socket");
+        let mut client = tokio::net::UnixStream::connect(path).await.unwrap();
+        let claim = "\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
+        let request = REQUEST.replace("\r\n\r\n", claim);
+        client.write_all(request.as_bytes()).await.unwrap();
+        assert_eq!(serve(&mut stage).await, told, "{option}");
+    }
+    let mut stage = stage("127.0.0.1/32").await;
+    let check = " option httpchk\n http-check send meth GET uri /health ver HTTP/1.1 hdr Host a.example \
+        hdr X-Forwarded-For 6.6.6.6\n";
+    let option = "send-proxy-v2 check-send-proxy check inter 1s";
+    let _balancer = Balancer::start_with(stage.address, option, check);
+    assert_eq!(serve(&mut stage).await, "6.6.6.6, 127.0.0.1");
 }
 
 #[tokio::test]

@@ -7,11 +7,14 @@ mod handling;
 mod http2_attacks;
 mod http2_end;
 mod http2_smuggling;
+mod identity;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;
 mod messages;
+mod paths;
 mod peers;
+mod pins;
 mod races;
 mod recorder;
 mod refusals;
@@ -23,3 +26,4 @@ mod streams;
 mod transfer;
 mod tunnels;
 mod varnishtest;
+mod websockets;

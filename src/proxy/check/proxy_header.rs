@@ -1,21 +1,26 @@
-//! The properties of the parser for PROXY headers.
+//! The properties of the reader of PROXY headers.
 
-use crate::proxy::connection::proxy_protocol::ProxyHeader;
+use crate::proxy::connection::proxy_protocol::{HeaderReader, NoProxyHeader, Origin};
 
-/// Parses a header byte by byte, as it comes. Panics if later bytes change an earlier result, or if
-/// a header is longer than the bytes that have come.
+/// Reads a header at once and byte by byte. Panics if the results differ, or if a header is longer
+/// than the bytes that have come.
 pub fn check(input: &[u8]) {
-    let whole = ProxyHeader::parse(input);
-    if let Ok(Some(header)) = whole {
-        assert!((1..=input.len()).contains(&header.length));
-    }
-    for end in 0..input.len() {
-        match ProxyHeader::parse(&input[..end]) {
-            Ok(None) => {}
-            known => {
-                assert_eq!(known, whole, "after {end} bytes");
-                return;
-            }
+    assert_eq!(read(input, input.len().max(1)), read(input, 1));
+}
+
+/// Reads a header in pieces of this size. Returns its length and origin; `None` if it is not
+/// complete.
+fn read(input: &[u8], piece: usize) -> Result<Option<(usize, Origin)>, NoProxyHeader> {
+    let mut reader = HeaderReader::default();
+    let (mut start, mut end) = (0, input.len().min(piece));
+    loop {
+        let taken = reader.take(&input[start..end])?;
+        start += taken.length;
+        assert!(start <= end);
+        match taken.origin {
+            Some(origin) => return Ok(Some((start, origin))),
+            None if end == input.len() => return Ok(None),
+            None => end = input.len().min(end + piece),
         }
     }
 }

@@ -4,7 +4,9 @@
 use super::pieces::{PassedBody, PieceReceiver, Pieces, assert_passed_on, is_hop_by_hop, parts};
 use super::reader::{Context, ENDED_EARLY, Manner, Message};
 use crate::proxy::http::headers::{RequestSender, write_request};
-use crate::proxy::http::http1::{Encoding, Framing, LONGEST_REQUEST_HEAD, RequestHead, slots};
+use crate::proxy::http::http1::{
+    Encoding, FieldKind, Framing, LONGEST_REQUEST_HEAD, RequestHead, slots,
+};
 
 const ADDRESS: &str = "192.0.2.1";
 
@@ -128,7 +130,7 @@ fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: RequestSend
             continue;
         }
         assert!(!["forwarded", "x-real-ip"].contains(&&*name), "{name}");
-        let plain = name.replace('_', "-");
+        let plain = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         if plain.starts_with("x-forwarded-") && plain.len() > "x-forwarded-".len() {
             assert_eq!(name, plain);
             let told: &[u8] = match &*name {
@@ -157,9 +159,14 @@ fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: RequestSend
         .map(|name| name.trim_ascii().to_ascii_lowercase())
         .collect();
     let stays = |name: &str| {
-        let plain = name.replace('_', "-");
-        let about_proxies = plain.starts_with("x-forwarded-")
-            || ["forwarded", "x-real-ip", "x-forwarded"].contains(&&*plain);
+        let plain = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let passed = [
+            FieldKind::Other,
+            FieldKind::MethodOverride,
+            FieldKind::Authorization,
+            FieldKind::Challenge,
+        ];
+        let about_proxies = !passed.contains(&FieldKind::of(&plain));
         let framing = [
             "content-length",
             "transfer-encoding",

@@ -89,7 +89,14 @@ fn pass(sent: &[u8], pieces: Pieces, client: Client, interims: &mut Vec<u8>) -> 
             false => Persistence::Close,
         };
         let mut bytes = Vec::new();
-        write_response(&head, client.version, framing, persistence, &mut bytes);
+        write_response(
+            &head,
+            true,
+            client.version,
+            framing,
+            persistence,
+            &mut bytes,
+        );
         assert!(bytes.len() <= head.size + MOST_ADDED);
         let encoding = match framing {
             Framing::Chunked => Encoding::Chunked,

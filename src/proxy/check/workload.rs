@@ -25,7 +25,8 @@ impl RouteTable {
 
     /// Returns the index of the service for a host without its port and a path without its query.
     pub fn find(&self, host: &[u8], path: &[u8]) -> Option<usize> {
-        self.0.find(host, path).map(|found| found.service)
+        let found = self.0.find(host, path).ok()?;
+        found.map(|found| found.service)
     }
 }
 
@@ -55,6 +56,6 @@ pub fn rewrite_response(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     };
     let version = Version::Http11;
     let framing = delivery(head.framing, version);
-    write_response(&head, version, framing, Persistence::KeepAlive, out);
+    write_response(&head, false, version, framing, Persistence::KeepAlive, out);
     true
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustls::ServerConfig;
 
 use super::http2;
-use super::proxy_protocol::{NoProxyHeader, ProxyHeader};
+use super::proxy_protocol::{HeaderReader, NoProxyHeader, Origin};
 use super::requests::{Waited, serve_requests, wait};
 use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client};
 use crate::proxy::net::stream::Stream;
@@ -51,10 +51,17 @@ async fn read_proxy_header(client: &mut Client) -> bool {
         return false;
     }
     client.timer.set(PROXY_LIMIT);
-    let header = loop {
-        match ProxyHeader::parse(client.buffer.unread()) {
-            Ok(Some(header)) => break header,
-            Ok(None) => {}
+    let mut reader = HeaderReader::default();
+    let mut is_begun = false;
+    let origin = loop {
+        is_begun |= !client.buffer.is_empty();
+        match reader.take(client.buffer.unread()) {
+            Ok(taken) => {
+                client.buffer.consume(taken.length);
+                if let Some(origin) = taken.origin {
+                    break origin;
+                }
+            }
             Err(error) => {
                 client.peer.listener.log_refused(client.peer.address, error);
                 return false;
@@ -65,7 +72,7 @@ async fn read_proxy_header(client: &mut Client) -> bool {
             Some(Ok(count)) if count > 0 => {}
             // A peer that only checks whether the port is open sends nothing, which is no fault to
             // log.
-            _ if client.buffer.is_empty() => return false,
+            _ if !is_begun => return false,
             _ => {
                 let error = NoProxyHeader::CUT;
                 client.peer.listener.log_refused(client.peer.address, error);
@@ -73,9 +80,10 @@ async fn read_proxy_header(client: &mut Client) -> bool {
             }
         }
     };
-    client.buffer.consume(header.length);
-    if let Some(source) = header.source {
-        client.peer = Rc::new(client.peer.in_place_of(source));
+    match origin {
+        Origin::Client(source) => client.peer = Rc::new(client.peer.in_place_of(source)),
+        Origin::Unknown => client.peer = Rc::new(client.peer.for_somebody()),
+        Origin::Proxy => {}
     }
     true
 }
@@ -89,6 +97,7 @@ async fn secure(mut client: Box<Client>, config: Arc<ServerConfig>) -> Option<Bo
             buffer: client.buffer,
             timer: client.timer,
             peer: client.peer,
+            pinned: None,
         })),
         Err(error) => {
             tracing::debug!(client_addr = %client.peer.address, %error, "TLS handshake failed");

@@ -85,6 +85,7 @@ pub(crate) async fn serve(client: Client) {
         buffer,
         mut timer,
         peer,
+        ..
     } = client;
     let Stream::Transport(transport) = stream else {
         return;

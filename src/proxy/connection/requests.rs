@@ -54,13 +54,13 @@ pub(super) enum Waited {
 /// Serves the requests of a connection with HTTP/1, to its end or until it is idle and can be
 /// parked; then the client is returned.
 pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
-    let limit = match client.stream.as_socket() {
-        Some(_) => PARK_AFTER,
-        None => CLIENT_IDLE_LIMIT,
-    };
     loop {
         skip_empty_lines(&mut client);
         if client.buffer.is_empty() {
+            let limit = match client.can_be_parked() {
+                true => PARK_AFTER,
+                false => CLIENT_IDLE_LIMIT,
+            };
             match wait(&mut client, limit).await {
                 Waited::Received => {}
                 Waited::Long if limit < CLIENT_IDLE_LIMIT => return Some(client),
@@ -91,6 +91,9 @@ pub(super) async fn serve_request(client: &mut Client) -> Next {
         Ok(None) => return Next::Close,
         Err(error) => return refuse(client, error).await,
     };
+    if request.binds_connection && client.stream.requires_http1() {
+        return Next::Reset;
+    }
     turn::pass().await;
     match forward(client, &mut request).await {
         Ok(next) => next,
@@ -175,7 +178,13 @@ fn skip_empty_lines(client: &mut Client) {
 
 fn admit(client: &mut Client) -> Result<Option<Request>, Refusal> {
     let sender = client.peer.sender(client.stream.is_secure());
-    Request::admit(&mut client.buffer, &client.peer.listener, sender)
+    let request = Request::admit(&mut client.buffer, &client.peer.listener, sender)?;
+    // A request with a body, or with a length, is none for a tunnel.
+    let is_ordinary = |request: &Request| request.upgrade.is_none();
+    if client.stream.websocket().is_some() && request.as_ref().is_some_and(is_ordinary) {
+        return Err(Refusal::Bad("a WebSocket with a body"));
+    }
+    Ok(request)
 }
 
 /// Sends the response to bytes that are not a valid request. The connection then ends, because

@@ -13,7 +13,9 @@ use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
 use crate::proxy::view::drain::Drain;
+use crate::proxy::view::endpoint::Pin;
 use crate::proxy::view::listener::ListenerView;
+use crate::proxy::view::service::ServiceView;
 use crate::proxy::view::view::View;
 
 /// How long a client connection may wait for its next request.
@@ -28,6 +30,14 @@ pub(crate) struct Client {
     pub(crate) buffer: Buffer,
     pub(crate) timer: Timer,
     pub(crate) peer: Rc<Peer>,
+    /// The connection to an instance that belongs to this connection alone, if there is one.
+    pub(crate) pinned: Option<Box<Pinned>>,
+}
+
+/// A connection to an instance of a service that belongs to one client's connection.
+pub(crate) struct Pinned {
+    pub(crate) pin: Pin,
+    pub(crate) service: Rc<ServiceView>,
 }
 
 /// The other side of a client connection, and what belongs to this connection on our side: the
@@ -39,6 +49,8 @@ pub(crate) struct Peer {
     pub(crate) listener: Rc<ListenerView>,
     pub(crate) view: Rc<View>,
     pub(crate) drain: Rc<Drain>,
+    /// True if this is a proxy in front that does not tell who its client is.
+    anonymous: bool,
 }
 
 /// What happens to a client connection after a request.
@@ -69,6 +81,7 @@ impl Peer {
             listener,
             view,
             drain,
+            anonymous: false,
         }
     }
 
@@ -78,12 +91,28 @@ impl Peer {
         Peer::new(source, self.listener.clone(), view, drain)
     }
 
+    /// Makes the peer whose connection this peer, a proxy in front, passes on without telling its
+    /// address. Instances learn the address of the proxy, as if the client were there; but what
+    /// this client says about clients of its own is not believed.
+    pub(crate) fn for_somebody(&self) -> Peer {
+        Peer {
+            anonymous: true,
+            ..self.in_place_of(self.address)
+        }
+    }
+
+    /// Returns true if this is a proxy in front that does not tell who its client is. This cannot
+    /// be found out again from the address.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.anonymous
+    }
+
     /// Returns the peer as the sender of a request; `secure` is true if the request came over TLS.
     pub(crate) fn sender(&self, secure: bool) -> RequestSender<'_> {
         RequestSender {
             address: &self.text,
             secure,
-            trusted: self.view.trusts(self.address.ip()),
+            trusted: !self.anonymous && self.view.trusts(self.address.ip()),
             forwarded: self.view.sets_forwarded(),
         }
     }
@@ -102,7 +131,14 @@ impl Client {
             buffer: Buffer::default(),
             timer: Timer::new(CLIENT_IDLE_LIMIT),
             peer,
+            pinned: None,
         }
+    }
+
+    /// Returns true if nothing of an idle connection has to be kept but its socket and its address.
+    pub(crate) fn can_be_parked(&self) -> bool {
+        let is_plain = self.stream.as_socket().is_some();
+        is_plain && self.pinned.is_none() && !self.peer.is_anonymous()
     }
 
     /// Decides what happens to the connection after the response to `request`. `told` is what the

@@ -100,7 +100,7 @@ async fn read_head(
     let mut new_lines = !buffer.is_empty();
     loop {
         if new_lines {
-            match translate(flow, buffer, reply, closing, out) {
+            match translate(flow, buffer, client, reply, closing, out) {
                 Ok(Some(head)) => return Ok(head),
                 Ok(None) => {}
                 Err(malformed) => return Err(flow.fail(malformed)),
@@ -164,6 +164,7 @@ async fn send_interim(flow: &Flow, client: &Stream, out: &mut Vec<u8>) -> Result
 fn translate(
     flow: &Flow,
     buffer: &mut Buffer,
+    client: &Stream,
     reply: &Reply,
     closing: &impl Fn() -> bool,
     out: &mut Vec<u8>,
@@ -174,6 +175,9 @@ fn translate(
     };
     if head.size > LONGEST_RESPONSE_HEAD {
         return Err(Malformed("head too large"));
+    }
+    if let Some(key) = client.websocket() {
+        key.check(&head)?;
     }
     let size = head.size;
     let body = match head.framing {
@@ -242,7 +246,8 @@ fn translate_final(
         true => Persistence::KeepAlive,
         false => Persistence::Close,
     };
-    write_response(head, reply.version, framing, persistence, out);
+    let to_trusted = reply.to_trusted;
+    write_response(head, to_trusted, reply.version, framing, persistence, out);
     if let Some(policy) = &reply.policy {
         policy.apply(head, out);
     }
@@ -252,6 +257,7 @@ fn translate_final(
         response: DeliveredResponse {
             persistence,
             instance_keeps_alive: head.keep_alive,
+            binds_connection: head.binds_connection,
             keep_alive_timeout: head.keep_alive_timeout,
             is_clean: false,
         },

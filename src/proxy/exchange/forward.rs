@@ -12,13 +12,19 @@
 //!   instance may have processed the request. The request is sent again only once, only if its
 //!   method is idempotent, and only if everything that was sent is still kept.
 //! * Everything else is answered with an error.
+//!
+//! # Connections that belong to one client
+//! Once a request or a response has begun to authenticate the connection and not the request (NTLM,
+//! Negotiate), the connection to the instance belongs to the client's connection: it carries no
+//! request of another client, and the next request of this client to the same service goes over it.
 
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::client::{Client, Next};
+use super::client::{Client, Next, Pinned};
 use super::error::ProxyError;
 use super::exchange::exchange;
 use super::flow::ExchangeEnd;
@@ -49,21 +55,36 @@ pub(crate) async fn forward(
         return Err(ProxyError::BodyTooLarge);
     }
     let mut search = Search::new(&service, request.outgoing.is_repeatable());
+    let mut pinned = match client.pinned.is_some() {
+        true => pinned(client, request, &service),
+        false => None,
+    };
     let mut repeated = false;
     let limit = service.handling().response_timeout;
     loop {
-        let Some(lease) = client.unless_reset(search.lease()).await else {
-            return Ok(Next::Close);
+        let mut lease = match pinned.take() {
+            Some(lease) => lease,
+            None => match client.unless_reset(search.lease()).await {
+                Some(lease) => lease?,
+                None => return Ok(Next::Close),
+            },
         };
-        let mut lease = lease?;
         request.instance = Some(lease.claim.id());
         match exchange(client, request, &mut lease.upstream, limit).await {
             ExchangeEnd::Answered { reusable, response } => {
                 if reusable {
+                    let binds = request.binds_connection || response.binds_connection;
                     let Lease {
-                        upstream, claim, ..
+                        upstream,
+                        claim,
+                        pinned,
+                        ..
                     } = lease;
-                    claim.give_back(upstream, response.keep_alive_timeout);
+                    let keep_alive = response.keep_alive_timeout;
+                    match pinned || binds {
+                        true => client.pinned = pin(claim, upstream, keep_alive, &service),
+                        false => claim.give_back(upstream, keep_alive),
+                    }
                 }
                 return Ok(client.next(response.persistence, request));
             }
@@ -111,6 +132,36 @@ struct Lease {
     upstream: Upstream,
     claim: Claim,
     reused: bool,
+    /// True if the connection belongs to the client's connection alone.
+    pinned: bool,
+}
+
+/// Takes the connection to an instance that belongs to the client's connection, if it leads to this
+/// service and can still be used.
+fn pinned(client: &mut Client, request: &Request, service: &Rc<ServiceView>) -> Option<Lease> {
+    let is_of_service = |pinned: &mut Box<Pinned>| Rc::ptr_eq(&pinned.service, service);
+    let (mut upstream, claim) = client.pinned.take_if(is_of_service)?.pin.claim()?;
+    if !request.outgoing.is_repeatable() && !upstream.is_surely_reusable() {
+        return None;
+    }
+    Some(Lease {
+        upstream,
+        claim,
+        reused: true,
+        pinned: true,
+    })
+}
+
+/// Keeps a connection for the client's connection alone.
+fn pin(
+    claim: Claim,
+    upstream: Upstream,
+    keep_alive: Option<Duration>,
+    service: &Rc<ServiceView>,
+) -> Option<Box<Pinned>> {
+    let pin = claim.pin(upstream, keep_alive)?;
+    let service = service.clone();
+    Some(Box::new(Pinned { pin, service }))
 }
 
 /// The search for an instance that accepts a connection.
@@ -148,6 +199,7 @@ impl Search<'_> {
                     upstream,
                     claim,
                     reused: true,
+                    pinned: false,
                 });
             }
             match claim.connect().await {
@@ -156,6 +208,7 @@ impl Search<'_> {
                         upstream: Upstream::new(stream),
                         claim,
                         reused: false,
+                        pinned: false,
                     });
                 }
                 Err(error) => self.note_failure(&claim, error),

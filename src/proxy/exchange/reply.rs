@@ -12,6 +12,8 @@ use crate::proxy::policy::compiled::ResponsePolicy;
 pub(crate) struct Reply {
     /// True if the request was `HEAD`, so the response has no body.
     pub(crate) to_head: bool,
+    /// True if the client is a trusted proxy.
+    pub(crate) to_trusted: bool,
     /// The version of HTTP that the client speaks.
     pub(crate) version: Version,
     /// True if the client means to send another request on this connection.
@@ -27,6 +29,8 @@ pub(crate) struct DeliveredResponse {
     pub(crate) persistence: Persistence,
     /// True if the instance takes another request on the same connection.
     pub(crate) instance_keeps_alive: bool,
+    /// True if the instance has asked for an identity that then belongs to the connection.
+    pub(crate) binds_connection: bool,
     /// How long the instance waits for another request, if it has announced that.
     pub(crate) keep_alive_timeout: Option<Duration>,
     /// True if the instance has sent nothing after the response.

@@ -27,6 +27,8 @@ pub(crate) struct Request {
     pub(crate) outgoing: Outgoing,
     /// The protocol that the client wants to switch to.
     pub(crate) upgrade: Option<Rc<[u8]>>,
+    /// True if the request proves an identity that then belongs to its connection.
+    pub(crate) binds_connection: bool,
     /// The response, if a rule of the service denies the request.
     pub(crate) denial: Option<Box<Denial>>,
 }
@@ -51,6 +53,8 @@ impl Request {
         listener: &ListenerView,
         sender: RequestSender<'_>,
     ) -> Result<Option<Request>, Refusal> {
+        // Lives longer than the head, which may borrow it.
+        let rewritten;
         let mut slots = slots();
         let Some(mut head) = RequestHead::parse(buffer.unread(), &mut slots)? else {
             return Ok(None);
@@ -61,9 +65,13 @@ impl Request {
         let mut ruling = Ruling::default();
         let mut policy = None;
         let mut service = None;
-        if let Some((found, strip)) = listener.route(head.host_name(), head.path()) {
+        if let Some((found, routed)) = listener.route(head.host_name(), head.path())? {
+            if let Some(path) = routed.rewritten {
+                rewritten = head.with_path(path)?;
+                head.target = &rewritten;
+            }
             if let Some(rules) = found.policy() {
-                let (ruled, after) = ask(rules, &mut head, sender, strip)?;
+                let (ruled, after) = ask(rules, &mut head, sender, routed.strip)?;
                 (ruling, policy) = (ruled, Some(after));
             }
             service = Some(found);
@@ -76,12 +84,14 @@ impl Request {
             instance: None,
             reply: Reply {
                 to_head: head.method == "HEAD",
+                to_trusted: sender.trusted,
                 version: head.version,
                 keep_alive: head.keep_alive,
                 policy,
             },
             outgoing: Outgoing::new(bytes, head.framing, is_idempotent, ruling.room),
             upgrade: head.upgrade.map(Rc::from),
+            binds_connection: head.binds_connection,
             denial: ruling.denial,
         };
         let (expects_continue, length) = (head.expects_continue, head.length);

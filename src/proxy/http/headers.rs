@@ -69,10 +69,13 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: RequestSender<'_>, o
     put(out, &[b"Host: ", head.host, b"\r\n"]);
     for field in &head.fields {
         let keep = match field.kind {
-            FieldKind::Other => !head.nominates || !is_nominated(field.name, &head.fields),
+            FieldKind::Other | FieldKind::Challenge => {
+                !head.nominates || !is_nominated(field.name, &head.fields)
+            }
             FieldKind::Trailer => head.framing == Framing::Chunked,
             FieldKind::Expect => head.expects_continue,
-            FieldKind::ForwardedOther => sender.trusted,
+            FieldKind::FromProxy | FieldKind::Internal => sender.trusted,
+            FieldKind::MethodOverride | FieldKind::Authorization => true,
             FieldKind::Forwarded => sender.trusted && !sender.forwarded,
             FieldKind::ForwardedPrefix => sender.trusted && head.prefix.is_empty(),
             _ => false,
@@ -154,9 +157,11 @@ fn put_element(host: &[u8], sender: RequestSender<'_>, out: &mut Vec<u8>) {
     put(out, &[b";proto=", sender.scheme(), b"\r\n"]);
 }
 
-/// Writes the head of a response for a client, which gets the body in `framing`.
+/// Writes the head of a response for a client, which gets the body in `framing`. A trusted proxy
+/// also gets the fields that only a proxy in front understands.
 pub(crate) fn write_response(
     head: &ResponseHead<'_>,
+    trusted: bool,
     version: Version,
     framing: Framing,
     persistence: Persistence,
@@ -175,6 +180,7 @@ pub(crate) fn write_response(
             // have. A 204 must not have it (RFC 9110, section 8.6).
             FieldKind::ContentLength => framing == Framing::None && head.status != 204,
             FieldKind::Trailer => framing == Framing::Chunked,
+            FieldKind::Internal => trusted,
             _ => !head.nominates || !is_nominated(field.name, &head.fields),
         };
         if keep {
@@ -380,7 +386,7 @@ mod tests {
             .unwrap();
         let mut out = Vec::new();
         let framing = delivery(head.framing, version);
-        write_response(&head, version, framing, persistence, &mut out);
+        write_response(&head, false, version, framing, persistence, &mut out);
         String::from_utf8(out).unwrap()
     }
 

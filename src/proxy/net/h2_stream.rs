@@ -14,13 +14,16 @@ use http::{Method, Request};
 
 use super::buffer::Receive;
 use crate::proxy::http::http1::{Decoder, ResponseHead, slots};
+use crate::proxy::http::http2::head::{self, WebSocketKey};
 use crate::proxy::http::http2::incoming::Incoming;
-use crate::proxy::http::http2::{head, outgoing};
+use crate::proxy::http::http2::outgoing;
 
 /// A request of a client with HTTP/2, and the response to it.
 pub(crate) struct H2Stream {
     incoming: RefCell<Incoming>,
     response: RefCell<Response>,
+    /// The key for the instance, if the client asks for a WebSocket.
+    websocket: Option<WebSocketKey>,
     secure: bool,
 }
 
@@ -40,18 +43,34 @@ impl H2Stream {
     ) -> H2Stream {
         let (parts, body) = request.into_parts();
         let mut text = Vec::with_capacity(512);
-        let encoding = head::write_request(&parts, !body.is_end_stream(), &mut text);
+        let websocket = head::asks_for_websocket(&parts).then(WebSocketKey::new);
+        let has_body = !body.is_end_stream();
+        let encoding = head::write_request(&parts, has_body, websocket.as_ref(), &mut text);
         let response = Response {
             to_head: parts.method == Method::HEAD,
-            tunnel: head::asks_for_tunnel(&parts),
+            tunnel: websocket.is_some(),
             respond,
             state: State::Head,
+            reset: Reason::INTERNAL_ERROR,
         };
         H2Stream {
             incoming: RefCell::new(Incoming::new(text, encoding, body)),
             response: RefCell::new(response),
+            websocket,
             secure,
         }
+    }
+
+    /// Lets the stream end with the error that makes clients repeat the request with HTTP/1.1. An
+    /// identity that belongs to a connection cannot be used on one that carries many requests at a
+    /// time.
+    pub(crate) fn require_http1(&self) {
+        self.response.borrow_mut().reset = Reason::HTTP_1_1_REQUIRED;
+    }
+
+    /// Returns the key for the instance, if the client asks for a WebSocket.
+    pub(crate) fn websocket(&self) -> Option<&WebSocketKey> {
+        self.websocket.as_ref()
     }
 
     /// Returns true if the stream runs on TLS, so only the client can read what is sent.
@@ -116,10 +135,8 @@ impl Drop for H2Stream {
     fn drop(&mut self) {
         let response = self.response.get_mut();
         match &mut response.state {
-            State::Head => response.respond.send_reset(Reason::INTERNAL_ERROR),
-            State::Body { send, .. } | State::Tunnel { send } => {
-                send.send_reset(Reason::INTERNAL_ERROR);
-            }
+            State::Head => response.respond.send_reset(response.reset),
+            State::Body { send, .. } | State::Tunnel { send } => send.send_reset(response.reset),
             State::Done => {}
         }
     }
@@ -132,6 +149,8 @@ struct Response {
     tunnel: bool,
     respond: SendResponse<Bytes>,
     state: State,
+    /// The error of a stream that ends before its response is complete.
+    reset: Reason,
 }
 
 enum State {
@@ -171,6 +190,10 @@ impl Response {
         let mut slots = slots();
         let head = ResponseHead::parse(bytes, self.to_head, &mut slots);
         let head = head.ok().flatten().ok_or(io::ErrorKind::InvalidData)?;
+        if head.binds_connection {
+            self.reset = Reason::HTTP_1_1_REQUIRED;
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let switches = head.status == 101;
         if switches && !self.tunnel {
             return Err(io::ErrorKind::InvalidData.into());

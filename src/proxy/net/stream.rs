@@ -12,6 +12,7 @@ use super::h2_stream::H2Stream;
 use super::h2c_stream::H2cStream;
 use super::socket::Socket;
 use super::transport::Transport;
+use crate::proxy::http::http2::head::WebSocketKey;
 
 /// Something that HTTP/1.1 is spoken on, with a client or with an instance.
 #[derive(Debug)]
@@ -74,6 +75,25 @@ impl Stream {
     /// Returns true if this is a client's stream of HTTP/2 and its whole response was handed over.
     pub(crate) fn is_answered(&self) -> bool {
         matches!(self, Stream::Http2(stream) if stream.is_answered())
+    }
+
+    /// Returns the key for the instance, if this is a client's stream of HTTP/2 that asks for a
+    /// WebSocket.
+    pub(crate) fn websocket(&self) -> Option<&WebSocketKey> {
+        match self {
+            Stream::Http2(stream) => stream.websocket(),
+            Stream::Transport(_) | Stream::H2c(_) => None,
+        }
+    }
+
+    /// Tells a client on a stream of HTTP/2 to repeat its request with HTTP/1.1. Returns true if
+    /// this is such a stream, which then only has to end.
+    pub(crate) fn requires_http1(&self) -> bool {
+        match self {
+            Stream::Http2(stream) => stream.require_http1(),
+            Stream::Transport(_) | Stream::H2c(_) => return false,
+        }
+        true
     }
 
     /// Writes as much as the peer takes. After `Pending`, the caller must try again with the same

@@ -19,19 +19,27 @@ impl Rule for StripPrefix {
     }
 
     fn on_request(&self, asked: &mut Asked<'_, '_>) -> Result<(), Refusal> {
-        strip(asked.head, asked.strip);
-        Ok(())
+        strip(asked.head, asked.strip)
     }
 }
 
-/// Removes this many bytes from the beginning of the path.
-fn strip(head: &mut RequestHead<'_>, count: usize) {
+/// Removes this many bytes from the beginning of the path. What is left must not begin with `//`,
+/// which some programs take for the address of another host, and must not lead out of the path.
+fn strip(head: &mut RequestHead<'_>, count: usize) -> Result<(), Refusal> {
     if count > 0
-        && let Some((prefix, target)) = head.target.split_at_checked(count)
+        && let Some((prefix, mut target)) = head.target.split_at_checked(count)
     {
+        while target.starts_with("//") {
+            target = &target[1..];
+        }
+        let segment = target.split(['/', '?']).nth(1).unwrap_or_default();
+        if target.starts_with('/') && (segment == ".." || segment.starts_with('\\')) {
+            return Err(Refusal::Bad("the path leads out of its prefix"));
+        }
         head.prefix = prefix;
         head.target = target;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -51,8 +59,30 @@ mod tests {
             let mut slots = slots();
             let head = b"GET /shop/x?y HTTP/1.1\r\nHost: a\r\n\r\n";
             let mut head = RequestHead::parse(head, &mut slots).unwrap().unwrap();
-            strip(&mut head, count);
+            strip(&mut head, count).unwrap();
             assert_eq!((head.prefix, head.target), (prefix, target));
+        }
+    }
+
+    #[test]
+    fn what_is_left_leads_neither_to_another_host_nor_out_of_the_path() {
+        for (path, left) in [
+            ("/shop//evil.example/x", Some("/evil.example/x")),
+            ("/shop////", Some("/")),
+            ("/shop//?//", Some("/?//")),
+            ("/shop/..x", Some("/..x")),
+            ("/shop/../x", None),
+            ("/shop/..", None),
+            ("/shop//..?x", None),
+            ("/shop/\\evil.example", None),
+        ] {
+            let head = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let mut slots = slots();
+            let mut head = RequestHead::parse(head.as_bytes(), &mut slots)
+                .unwrap()
+                .unwrap();
+            let stripped = strip(&mut head, "/shop".len());
+            assert_eq!(stripped.ok().map(|()| head.target), left, "{path}");
         }
     }
 }

@@ -6,6 +6,9 @@
 //! stranger cannot make it grow: a part of a host or a path that is longer than the longest one in
 //! any route is never hashed.
 //!
+//! A path is compared as instances may read it ([`path`](crate::proxy::http::path)), but only where
+//! it matters: a host of which one route has all paths gets every path as it is.
+//!
 //! A router is changed by making a changed copy, which costs little more than what is different:
 //! see [`Hosts`].
 
@@ -16,6 +19,8 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use crate::ipc::{Host, Route};
+use crate::proxy::http::http1::Refusal;
+use crate::proxy::http::path::{self, Readings};
 
 /// The routes of one listener.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +29,8 @@ pub(crate) struct Router {
     subdomains: Hosts,
     longest_subdomain: usize,
     any: Paths,
+    /// False if no route has ever had another path than `/`.
+    has_paths: bool,
 }
 
 /// Where a request is routed to.
@@ -31,9 +38,20 @@ pub(crate) struct Router {
 pub(crate) struct Destination {
     /// The index of the service in the table.
     pub(crate) service: usize,
-    /// How many bytes at the beginning of the path are stripped before an instance gets the
+    /// How many bytes at the beginning of the decoded path are stripped before an instance gets the
     /// request.
     pub(crate) strip: usize,
+}
+
+/// Where a request is routed to, and what of its path an instance gets.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Routed {
+    /// The index of the service in the table.
+    pub(crate) service: usize,
+    /// How many bytes at the beginning of the path are stripped.
+    pub(crate) strip: usize,
+    /// The path that the instance gets instead of the one that was sent, before it is stripped.
+    pub(crate) rewritten: Option<Vec<u8>>,
 }
 
 /// All hosts with their paths, divided into parts. Copies share each part until one of them changes
@@ -77,6 +95,14 @@ pub(crate) struct Clash {
 impl Router {
     /// Inserts a route to the service of this index.
     pub(crate) fn insert(&mut self, service: usize, route: &Route) -> Result<(), Clash> {
+        let path = prefix(route);
+        self.has_paths |= !path.is_empty();
+        let strip =
+            path::decoded(&route.path.as_bytes()[..route.strip.min(route.path.len())]).len();
+        let destination = Destination {
+            service,
+            strip: strip.min(path.len()),
+        };
         let paths = match &route.host {
             Host::Exact(host) => self.exact.entry(host.as_bytes()),
             Host::Subdomain(host) => {
@@ -85,7 +111,7 @@ impl Router {
             }
             Host::Any => &mut self.any,
         };
-        match paths.insert(service, route) {
+        match paths.insert(path, destination) {
             true => Ok(()),
             false => Err(Clash {
                 host: route.host.clone(),
@@ -96,7 +122,7 @@ impl Router {
 
     /// Removes a route; a route that is not in the router is ignored.
     pub(crate) fn remove(&mut self, route: &Route) {
-        let path = prefix(route);
+        let path = &prefix(route);
         match &route.host {
             Host::Exact(host) => self.exact.remove(host.as_bytes(), path),
             Host::Subdomain(host) => self.subdomains.remove(host.as_bytes(), path),
@@ -105,32 +131,77 @@ impl Router {
     }
 
     /// Finds the destination of a request for a host without its port, in any case, and a path
-    /// without its query.
-    pub(crate) fn find(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
+    /// without its query. A path that could lead to several destinations, depending on who reads
+    /// it, is refused.
+    pub(crate) fn find(&self, host: &[u8], path: &[u8]) -> Result<Option<Routed>, Refusal> {
         let host = host.strip_suffix(b".").unwrap_or(host);
         if host.iter().any(u8::is_ascii_uppercase) {
-            self.find_lower_case(&host.to_ascii_lowercase(), path)
+            self.find_readings(&host.to_ascii_lowercase(), path)
         } else {
-            self.find_lower_case(host, path)
+            self.find_readings(host, path)
         }
+    }
+
+    fn find_readings(&self, host: &[u8], path: &[u8]) -> Result<Option<Routed>, Refusal> {
+        if !self.has_paths || path::is_plain(path) || !self.routes_by_path(host) {
+            return Ok(self.find_lower_case(host, path).map(|found| Routed {
+                service: found.service,
+                strip: found.strip,
+                rewritten: None,
+            }));
+        }
+        let readings = Readings::of(path)?;
+        let found = self.find_lower_case(host, &readings.resolved());
+        for merged in readings.merged().into_iter().flatten() {
+            if self.find_lower_case(host, &merged) != found {
+                return Err(Refusal::Bad(
+                    "readers of the path would differ about its service",
+                ));
+            }
+        }
+        Ok(found.map(|found| {
+            // What is stripped stands at the beginning, if there are no dot segments.
+            let rewritten = match found.strip {
+                0 => None,
+                _ => readings.without_dots(),
+            };
+            let text = rewritten.as_deref().unwrap_or(path);
+            Routed {
+                service: found.service,
+                strip: path::encoded_length(text, found.strip),
+                rewritten,
+            }
+        }))
+    }
+
+    /// Returns true if requests for this host are routed by their paths.
+    fn routes_by_path(&self, host: &[u8]) -> bool {
+        let mut candidates = self
+            .exact
+            .get(host)
+            .into_iter()
+            .chain(self.subdomains(host));
+        // A host that has only `/` needs none of the hosts after it.
+        candidates.next().unwrap_or(&self.any).others.is_some()
     }
 
     fn find_lower_case(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
         self.exact
             .get(host)
             .and_then(|paths| paths.find(path))
-            .or_else(|| self.find_subdomain(host, path))
+            .or_else(|| self.subdomains(host).find_map(|paths| paths.find(path)))
             .or_else(|| self.any.find(path))
     }
 
-    fn find_subdomain(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
-        if self.longest_subdomain == 0 {
-            return None;
-        }
-        let first = host.len().saturating_sub(self.longest_subdomain + 1);
-        (first.max(1)..host.len())
+    /// Returns the paths of the hosts that this host is a subdomain of, the longest host first.
+    fn subdomains<'a>(&'a self, host: &'a [u8]) -> impl Iterator<Item = &'a Paths> {
+        let first = match self.longest_subdomain {
+            0 => host.len(),
+            longest => host.len().saturating_sub(longest + 1).max(1),
+        };
+        (first..host.len())
             .filter(|&dot| host[dot] == b'.')
-            .find_map(|dot| self.subdomains.get(&host[dot + 1..])?.find(path))
+            .filter_map(|dot| self.subdomains.get(&host[dot + 1..]))
     }
 }
 
@@ -177,16 +248,11 @@ fn part(hash: u64) -> usize {
 }
 
 impl Paths {
-    /// Inserts a route. Returns false if there was one for the same path.
-    fn insert(&mut self, service: usize, route: &Route) -> bool {
-        let path = prefix(route);
-        let destination = Destination {
-            service,
-            strip: route.strip.min(path.len()),
-        };
-        let before = match path {
-            b"" => self.root.replace(destination),
-            path => {
+    /// Inserts a decoded path. Returns false if it was there.
+    fn insert(&mut self, path: Vec<u8>, destination: Destination) -> bool {
+        let before = match path.is_empty() {
+            true => self.root.replace(destination),
+            false => {
                 let others = self.others.get_or_insert_default();
                 others.longest = others.longest.max(path.len());
                 others.destinations.insert(path.into(), destination)
@@ -225,9 +291,9 @@ impl Prefixes {
     }
 }
 
-/// Returns the path of a route, without a slash at the end.
-fn prefix(route: &Route) -> &[u8] {
-    route.path.trim_end_matches('/').as_bytes()
+/// Returns the decoded path of a route, without a slash at the end.
+fn prefix(route: &Route) -> Vec<u8> {
+    path::decoded(route.path.trim_end_matches('/').as_bytes())
 }
 
 #[cfg(test)]
@@ -238,6 +304,7 @@ mod tests {
 
     use super::*;
     use crate::ipc::ListenerId;
+    use crate::proxy::http::path::tests::{any_path, seen};
 
     fn route(host: Host, path: &str) -> Route {
         Route {
@@ -289,18 +356,97 @@ mod tests {
             (".example", "/", 0),
             ("", "*", 0),
         ] {
-            let found = router.find(host.as_bytes(), path.as_bytes());
-            let destination = Destination { service, strip: 0 };
-            assert_eq!(found, Some(destination), "{host} {path}");
+            assert_eq!(found(&router, host, path), Some(service), "{host} {path}");
         }
+    }
+
+    fn found(router: &Router, host: &str, path: &str) -> Option<usize> {
+        let found = router.find(host.as_bytes(), path.as_bytes());
+        found.unwrap().map(|found| found.service)
+    }
+
+    #[test]
+    fn a_path_is_routed_as_an_instance_reads_it() {
+        let router = router(&[
+            route(exact("a.example"), "/"),
+            route(exact("a.example"), "/api"),
+            route(exact("a.example"), "/caf%C3%A9"),
+            route(exact("b.example"), "/"),
+            route(exact("c.example"), "/x"),
+            route(subdomain("example"), "/"),
+        ])
+        .unwrap();
+        for (path, service) in [
+            ("/%61pi", Some(1)),
+            ("/%61%70%69/x", Some(1)),
+            ("/x/../api/y", Some(1)),
+            ("/./api", Some(1)),
+            ("/../api", Some(1)),
+            ("/api/../x", Some(0)),
+            ("/api/..", Some(0)),
+            ("/api/../api", Some(1)),
+            ("/api//x", Some(1)),
+            ("/apix//y", Some(0)),
+            ("/api%20x", Some(0)),
+            ("/caf\u{e9}/x", Some(2)),
+            ("/caf%c3%A9/x", Some(2)),
+            // What no proxy can know.
+            ("/API", Some(0)),
+            ("/api;x/y", Some(0)),
+            // Readers differ about these.
+            ("//api", None),
+            ("/x//../api", None),
+            ("/api%2fx", None),
+            ("/x%2f..%2fapi", None),
+            ("/%2e%2e/api", None),
+            ("/x\\..\\api", None),
+            ("/..;/api", None),
+            ("/%zz", None),
+        ] {
+            let result = router.find(b"a.example", path.as_bytes()).ok();
+            let result = result.map(|found| found.unwrap().service);
+            assert_eq!(result, service, "{path}");
+            // Whoever has all paths of a host gets all of them.
+            assert_eq!(found(&router, "b.example", path), Some(3), "{path}");
+            assert_eq!(found(&router, "d.example", path), Some(5), "{path}");
+        }
+        // A host whose other paths another route serves is routed by path, too.
+        assert_eq!(found(&router, "c.example", "/y/%7e"), Some(5));
+        assert!(router.find(b"c.example", b"/y%2f").is_err());
+    }
+
+    #[test]
+    fn what_is_stripped_is_the_prefix_however_it_is_written() {
+        let mut router = Router::default();
+        let api = Route {
+            strip: "/a%20b".len(),
+            ..route(Host::Any, "/a%20b/c")
+        };
+        router.insert(0, &api).unwrap();
+        for (path, rest) in [
+            ("/a%20b/c", "/c"),
+            ("/%61%20b/c/d", "/c/d"),
+            ("/x/../a%20b/./c/%64", "/c/%64"),
+            ("/a%20b/c//d", "/c//d"),
+        ] {
+            let found = router.find(b"", path.as_bytes()).unwrap().unwrap();
+            let text = found.rewritten.unwrap_or_else(|| path.into());
+            assert_eq!(&text[found.strip..], rest.as_bytes(), "{path}");
+        }
+    }
+
+    #[test]
+    fn two_routes_for_the_same_decoded_path_are_refused() {
+        let routes = [route(Host::Any, "/api"), route(Host::Any, "/%61pi")];
+        assert!(router(&routes).is_err());
     }
 
     #[test]
     fn what_no_route_matches_has_no_service() {
         let router = router(&[route(exact("a.example"), "/api")]).unwrap();
-        assert_eq!(router.find(b"a.example", b"/"), None);
-        assert_eq!(router.find(b"b.example", b"/api"), None);
-        assert_eq!(Router::default().find(b"a.example", b"/"), None);
+        assert_eq!(found(&router, "a.example", "/"), None);
+        assert_eq!(found(&router, "b.example", "/api"), None);
+        assert_eq!(found(&Router::default(), "a.example", "/"), None);
     }
 
     #[test]
@@ -372,10 +518,44 @@ mod tests {
             path in path(),
         ) {
             let router = router(&routes).unwrap();
-            prop_assert_eq!(
-                router.find(host.as_bytes(), path.as_bytes()).map(|found| found.service),
-                find_naively(&routes, &host, &path)
-            );
+            if let Ok(found) = router.find(host.as_bytes(), path.as_bytes()) {
+                let found = found.map(|found| found.service);
+                prop_assert_eq!(found, find_naively(&routes, &host, &path));
+            }
+        }
+
+        /// Whatever service is chosen, no other one has the path as an instance sees it: decoded,
+        /// without dot segments, and with or without empty segments.
+        #[test]
+        fn no_reader_sees_the_path_of_another_service(
+            routes in routes(),
+            host in "[ab.]{0,9}",
+            path in any_path(),
+        ) {
+            let router = router(&routes).unwrap();
+            let by_path = routes.iter().any(|route| prefix(route) != b"");
+            if let Ok(found) = router.find(host.as_bytes(), path.as_bytes())
+                && by_path
+            {
+                let found = found.map(|found| found.service);
+                let merged = |path: &str| {
+                    let mut parts: Vec<&str> = path.split('/').collect();
+                    let last = parts.pop().unwrap();
+                    parts.retain(|part| !part.is_empty());
+                    parts.push(last);
+                    format!("/{}", parts.join("/"))
+                };
+                let views = [seen(&path), merged(&seen(&path)), seen(&merged(&path))];
+                let sensitive = router.routes_by_path(host.strip_suffix('.').unwrap_or(&host).as_bytes());
+                for view in views {
+                    if sensitive {
+                        prop_assert_eq!(found, find_naively(&routes, &host, &view), "{}", view);
+                    }
+                }
+                if !sensitive {
+                    prop_assert!(found.is_none_or(|found| prefix(&routes[found]) == b""));
+                }
+            }
         }
 
         #[test]
@@ -392,9 +572,10 @@ mod tests {
             }
             for (router, routes) in [(original, before), (copy, after)] {
                 for (host, path) in &asked {
-                    let found = router.find(host.as_bytes(), path.as_bytes());
-                    let found = found.map(|found| found.service);
-                    prop_assert_eq!(found, find_naively(&routes, host, path));
+                    if let Ok(found) = router.find(host.as_bytes(), path.as_bytes()) {
+                        let found = found.map(|found| found.service);
+                        prop_assert_eq!(found, find_naively(&routes, host, path));
+                    }
                 }
             }
         }

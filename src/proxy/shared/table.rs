@@ -534,7 +534,7 @@ mod tests {
     /// Returns the name of the service that serves a host on the first listener.
     fn find<'a>(table: &'a Table, host: &str) -> Option<&'a str> {
         let router = &table.listeners[0].router;
-        let found = router.find(host.as_bytes(), b"/")?;
+        let found = router.find(host.as_bytes(), b"/").unwrap()?;
         Some(&table.services[found.service].name)
     }
 

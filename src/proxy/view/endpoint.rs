@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
+use super::pins::{PinnedPlace, Pins};
 use super::upstream::Upstream;
 use crate::ipc::{Address, EndpointId, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
@@ -37,6 +38,10 @@ const INSTANCE_IDLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long before the limit that an instance has announced smoothserve closes its idle connection.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
+
+/// How long a connection to an instance that belongs to one client may lie idle, which is as long
+/// as the client's own connection. The client would have to prove its identity anew on another one.
+const PINNED_IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How many idle connections a thread keeps for each endpoint.
 const MOST_IDLE: usize = 512;
@@ -55,6 +60,7 @@ pub(crate) struct Endpoint {
     /// Idle connections, the newest at the end; the newest is taken first, so that the others can
     /// grow old.
     idle: RefCell<Vec<Idle>>,
+    pins: Pins,
     /// Connections on which many requests can run at a time.
     shared: Shared,
     penalised_until: Cell<Option<Instant>>,
@@ -107,6 +113,7 @@ impl Endpoint {
             cut: Cell::new(false),
             cuts: Notify::new(),
             idle: RefCell::default(),
+            pins: Pins::default(),
             shared: Shared::default(),
             penalised_until: Cell::default(),
         }
@@ -151,6 +158,7 @@ impl Endpoint {
     pub(crate) fn drain(&self) {
         self.draining.set(true);
         drop(self.idle.take());
+        self.pins.close();
         drop(self.shared.connections.take());
         if self.in_flight() == 0 {
             self.reporter.idle(self.id());
@@ -173,6 +181,7 @@ impl Endpoint {
         self.idle
             .borrow_mut()
             .retain_mut(|idle| now < idle.until && idle.upstream.is_reusable());
+        self.pins.sweep(now);
         let mut shared = self.shared.connections.borrow_mut();
         shared.retain(|connection| connection.is_wanted(now, INSTANCE_IDLE_LIMIT));
     }
@@ -236,9 +245,7 @@ impl Claim {
     /// request and response complete, nothing unread. `keep_alive` is what the instance announced
     /// with `Keep-Alive: timeout=`.
     pub(crate) fn give_back(self, upstream: Upstream, keep_alive: Option<Duration>) {
-        let limit = keep_alive.map_or(INSTANCE_IDLE_LIMIT, |announced| {
-            INSTANCE_IDLE_LIMIT.min(announced.saturating_sub(IDLE_MARGIN))
-        });
+        let limit = idle_limit(INSTANCE_IDLE_LIMIT, keep_alive);
         let mut idle = self.endpoint.idle.borrow_mut();
         let exclusive = self.endpoint.spec.protocol == Protocol::Http1;
         let kept = exclusive && !limit.is_zero() && idle.len() < MOST_IDLE;
@@ -247,6 +254,19 @@ impl Claim {
             idle.push(Idle { upstream, until });
         }
         // Otherwise the connection is closed here, before the claim ends.
+    }
+
+    /// Ends the request like [`give_back`](Claim::give_back), but keeps the connection for one
+    /// client alone. `None` if the connection was closed instead.
+    pub(crate) fn pin(self, upstream: Upstream, keep_alive: Option<Duration>) -> Option<Pin> {
+        let endpoint = &self.endpoint;
+        if endpoint.spec.protocol != Protocol::Http1 || endpoint.draining.get() {
+            return None;
+        }
+        let until = Instant::now() + idle_limit(PINNED_IDLE_LIMIT, keep_alive);
+        let place = endpoint.pins.add(upstream, until);
+        let endpoint = endpoint.clone();
+        Some(Pin { place, endpoint })
     }
 
     /// Opens a new connection to the instance. A failure is counted, and for a short time the
@@ -331,6 +351,32 @@ impl Drop for Claim {
             self.end_request();
         }
     }
+}
+
+/// A connection to an instance that belongs to one client's connection, between two requests. It is
+/// closed when the pin is dropped.
+pub(crate) struct Pin {
+    place: Rc<PinnedPlace>,
+    endpoint: Rc<Endpoint>,
+}
+
+impl Pin {
+    /// Claims the endpoint for another request on the connection; `None` if the connection cannot
+    /// be used any more.
+    pub(crate) fn claim(self) -> Option<(Upstream, Claim)> {
+        let (mut upstream, until) = self.place.take()?;
+        let is_usable = Instant::now() < until && upstream.is_reusable();
+        // The place is empty once the endpoint drains.
+        is_usable.then(|| (upstream, self.endpoint.claim()))
+    }
+}
+
+/// Returns how long a connection may lie idle: at most as long as `most`, and less than what the
+/// instance has announced.
+fn idle_limit(most: Duration, announced: Option<Duration>) -> Duration {
+    announced.map_or(most, |announced| {
+        most.min(announced.saturating_sub(IDLE_MARGIN))
+    })
 }
 
 /// Returns true if connecting failed because this machine or process lacks something, for example

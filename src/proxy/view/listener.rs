@@ -19,8 +19,9 @@ use tokio::time::Instant;
 
 use super::service::ServiceView;
 use crate::ipc::ListenerId;
+use crate::proxy::http::http1::Refusal;
 use crate::proxy::shared::certificates::ListenerTls;
-use crate::proxy::shared::router::Router;
+use crate::proxy::shared::router::{Routed, Router};
 
 /// How often a listener logs that it has refused a connection.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -69,12 +70,15 @@ impl ListenerView {
     }
 
     /// Finds the service for a host without its port, in any case, and a path without its query.
-    /// Returns also how many bytes of the path are stripped.
-    pub(crate) fn route(&self, host: &[u8], path: &[u8]) -> Option<(Rc<ServiceView>, usize)> {
+    /// Refuses a path that could be for several services.
+    pub(crate) fn route(
+        &self,
+        host: &[u8],
+        path: &[u8],
+    ) -> Result<Option<(Rc<ServiceView>, Routed)>, Refusal> {
         let routes = self.routes.borrow();
-        let destination = routes.router.find(host, path)?;
-        let service = routes.services[destination.service].clone();
-        Some((service, destination.strip))
+        let found = routes.router.find(host, path)?;
+        Ok(found.map(|found| (routes.services[found.service].clone(), found)))
     }
 
     /// Returns true if connections of this listener begin with a header of the PROXY protocol.

@@ -446,7 +446,7 @@ mod tests {
         let listener = fixture.view.listeners.borrow()[&ListenerId(1)].clone();
         fixture.apply(false, Some(EndpointState::Active));
         assert!(listener.closing());
-        let (service, _) = listener.route(b"a.example", b"/").unwrap();
+        let (service, _) = listener.route(b"a.example", b"/").unwrap().unwrap();
         assert!(Rc::ptr_eq(&service, &fixture.service()));
     }
 
@@ -462,7 +462,7 @@ mod tests {
             .removed_listener(ListenerId(1), &table)
             .unwrap();
         assert!(listener.closing());
-        let (service, _) = listener.route(b"a.example", b"/").unwrap();
+        let (service, _) = listener.route(b"a.example", b"/").unwrap().unwrap();
         assert!(Rc::ptr_eq(&service, &fixture.service()));
     }
 

@@ -39,11 +39,24 @@ pub(crate) enum FieldKind {
     ForwardedProto,
     ForwardedHost,
     ForwardedPrefix,
-    /// Another field that tells who the client of a proxy is.
-    ForwardedOther,
-    /// One of the fields above, written with `_` instead of `-`. Many frameworks treat both names
-    /// as the same (RFC 3875, section 4.1.18), so such a field would escape the handling of the
-    /// right name.
+    /// Another field by which a proxy in front tells an instance who the client is, or what it has
+    /// asked for. docs/http.md lists these fields.
+    FromProxy,
+    /// A field by which programs and the proxies in front of them tell each other which file to
+    /// send.
+    Internal,
+    /// A field that no instance gets, whoever sends it.
+    Unwanted,
+    /// A field that names the method that an instance understands instead of the one in the request
+    /// line.
+    MethodOverride,
+    /// What a client proves its identity with.
+    Authorization,
+    /// What an instance wants as a proof of identity.
+    Challenge,
+    /// One of the fields above, written with another punctuation mark instead of `-`, mostly `_`.
+    /// Many frameworks treat both names as the same (RFC 3875, section 4.1.18), so such a field
+    /// would escape the handling of the right name.
     Disguised,
     /// A field that a proxy need not know.
     Other,
@@ -52,82 +65,136 @@ pub(crate) enum FieldKind {
 impl FieldKind {
     /// Returns the meaning of a field with this name, in any case, to a proxy.
     pub(crate) fn of(name: &str) -> FieldKind {
-        let kind = match name.len() {
-            2 => one_of(name, &[("te", FieldKind::Te)]),
-            4 => one_of(name, &[("host", FieldKind::Host)]),
-            6 => one_of(name, &[("expect", FieldKind::Expect)]),
-            7 => one_of(
-                name,
-                &[
-                    ("upgrade", FieldKind::Upgrade),
-                    ("trailer", FieldKind::Trailer),
-                ],
-            ),
-            9 => one_of(
-                name,
-                &[
-                    ("forwarded", FieldKind::Forwarded),
-                    ("x-real-ip", FieldKind::ForwardedOther),
-                ],
-            ),
-            10 => one_of(
-                name,
-                &[
-                    ("connection", FieldKind::Connection),
-                    ("keep-alive", FieldKind::KeepAlive),
-                ],
-            ),
-            14 => one_of(name, &[("content-length", FieldKind::ContentLength)]),
-            15 => one_of(name, &[("x-forwarded-for", FieldKind::ForwardedFor)]),
-            16 => one_of(
-                name,
-                &[
-                    ("x-forwarded-host", FieldKind::ForwardedHost),
-                    ("proxy-connection", FieldKind::ProxyConnection),
-                ],
-            ),
-            17 => one_of(
-                name,
-                &[
-                    ("transfer-encoding", FieldKind::TransferEncoding),
-                    ("x-forwarded-proto", FieldKind::ForwardedProto),
-                ],
-            ),
-            18 => one_of(name, &[("x-forwarded-prefix", FieldKind::ForwardedPrefix)]),
-            _ => FieldKind::Other,
+        use FieldKind::*;
+        let known: &[(&str, FieldKind)] = match name.len() {
+            2 => &[("te", Te)],
+            4 => &[("host", Host)],
+            5 => &[("proxy", Unwanted)],
+            6 => &[("expect", Expect), ("x-host", FromProxy)],
+            7 => &[("upgrade", Upgrade), ("trailer", Trailer)],
+            8 => &[("x-scheme", FromProxy)],
+            9 => &[
+                ("forwarded", Forwarded),
+                ("x-real-ip", FromProxy),
+                ("client-ip", FromProxy),
+                ("x-arr-ssl", FromProxy),
+            ],
+            10 => &[
+                ("connection", Connection),
+                ("keep-alive", KeepAlive),
+                ("x-sendfile", Internal),
+            ],
+            11 => &[
+                ("x-client-ip", FromProxy),
+                ("x-forwarded", FromProxy),
+                ("x-remote-ip", FromProxy),
+                ("client-cert", FromProxy),
+                ("remote-user", FromProxy),
+                ("remote-name", FromProxy),
+            ],
+            12 => &[("remote-email", FromProxy), ("x-url-scheme", FromProxy)],
+            13 => &[
+                ("authorization", Authorization),
+                ("forwarded-for", FromProxy),
+                ("x-forward-for", FromProxy),
+                ("x-rewrite-url", FromProxy),
+                ("x-remote-addr", FromProxy),
+                ("x-remote-user", FromProxy),
+                ("x-http-method", MethodOverride),
+                ("remote-groups", FromProxy),
+                ("fly-client-ip", FromProxy),
+            ],
+            14 => &[
+                ("content-length", ContentLength),
+                ("true-client-ip", FromProxy),
+                ("http2-settings", Unwanted),
+                ("x-remote-group", FromProxy),
+            ],
+            15 => &[
+                ("x-forwarded-for", ForwardedFor),
+                ("front-end-https", FromProxy),
+                ("proxy-client-ip", FromProxy),
+                ("x-remote-groups", FromProxy),
+                ("x-sendfile-type", Internal),
+            ],
+            16 => &[
+                ("x-forwarded-host", ForwardedHost),
+                ("proxy-connection", ProxyConnection),
+                ("www-authenticate", Challenge),
+                ("fastly-client-ip", FromProxy),
+                ("x-originating-ip", FromProxy),
+                ("x-azure-clientip", FromProxy),
+                ("x-azure-socketip", FromProxy),
+                ("cf-connecting-ip", FromProxy),
+            ],
+            17 => &[
+                ("transfer-encoding", TransferEncoding),
+                ("x-forwarded-proto", ForwardedProto),
+                ("client-cert-chain", FromProxy),
+                ("x-method-override", MethodOverride),
+            ],
+            18 => &[
+                ("x-forwarded-prefix", ForwardedPrefix),
+                ("wl-proxy-client-ip", FromProxy),
+                ("cf-connecting-ipv6", FromProxy),
+            ],
+            19 => &[("x-cluster-client-ip", FromProxy)],
+            20 => &[("x-http-host-override", FromProxy)],
+            22 => &[("x-http-method-override", MethodOverride)],
+            24 => &[("x-envoy-external-address", FromProxy)],
+            _ => &[],
         };
-        let kind = match kind {
-            FieldKind::Other if is_forwarded(name) => FieldKind::ForwardedOther,
-            FieldKind::Other => return FieldKind::Other,
-            kind => kind,
+        let found = known.iter().find(|(known, _)| same(name, known));
+        let kind = match found {
+            Some((_, kind)) => *kind,
+            None => family(name),
         };
-        match name.contains('_') {
-            true => FieldKind::Disguised,
-            false => kind,
+        match kind {
+            Other => Other,
+            _ if name
+                .bytes()
+                .all(|byte| read(byte) == byte.to_ascii_lowercase()) =>
+            {
+                kind
+            }
+            _ => Disguised,
         }
     }
 }
 
-fn is_forwarded(name: &str) -> bool {
-    let prefix = "x-forwarded-";
-    name.len() > prefix.len() && same(&name[..prefix.len()], prefix)
-}
-
-fn one_of(name: &str, kinds: &[(&str, FieldKind)]) -> FieldKind {
-    kinds
-        .iter()
-        .find(|(known, _)| same(name, known))
-        .map_or(FieldKind::Other, |(_, kind)| *kind)
-}
-
-fn same(name: &str, lower_case: &str) -> bool {
-    let read = |byte: u8| match byte {
-        b'_' => b'-',
-        byte => byte.to_ascii_lowercase(),
+/// Returns the meaning of the fields whose names begin in the same way.
+fn family(name: &str) -> FieldKind {
+    let families: &[(&str, FieldKind)] = match name.as_bytes() {
+        [b'x' | b'X', _, b'f' | b'F', ..] => &[("x-forwarded-", FieldKind::FromProxy)],
+        [b'x' | b'X', _, b'a' | b'A', ..] => &[
+            ("x-accel-", FieldKind::Internal),
+            ("x-auth-request-", FieldKind::FromProxy),
+        ],
+        [b'x' | b'X', _, b'o' | b'O', ..] => &[("x-original-", FieldKind::FromProxy)],
+        [b'x' | b'X', _, b's' | b'S', ..] => &[("x-ssl-client-", FieldKind::FromProxy)],
+        [b's' | b'S', b's' | b'S', ..] => &[("ssl-client-", FieldKind::FromProxy)],
+        [b'f' | b'F', b'o' | b'O', ..] => &[("forwarded-", FieldKind::FromProxy)],
+        _ => &[],
     };
+    let mut families = families.iter();
+    let found = families.find(|(begin, _)| name.len() > begin.len() && same(name, begin));
+    found.map_or(FieldKind::Other, |(_, kind)| *kind)
+}
+
+/// Returns true if `name` begins with `lower_case`, however its letters and punctuation marks are
+/// written.
+fn same(name: &str, lower_case: &str) -> bool {
     name.bytes()
         .zip(lower_case.bytes())
         .all(|(a, b)| read(a) == b)
+}
+
+/// Returns a byte of a name in the way in which programs may read it.
+fn read(byte: u8) -> u8 {
+    match byte.is_ascii_alphanumeric() {
+        true => byte.to_ascii_lowercase(),
+        false => b'-',
+    }
 }
 
 /// Returns true if a field of [`FieldKind::Other`] goes to the instance even if `Connection` names
@@ -170,6 +237,17 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
+/// Returns true if one of the credentials or challenges in this value belongs to the connection and
+/// not to the request: NTLM, and Negotiate, which may use NTLM (RFC 4559).
+pub(super) fn binds(value: &[u8]) -> bool {
+    tokens(value).any(|token| {
+        let scheme = token.split(|byte| b" \t".contains(byte)).next();
+        scheme.is_some_and(|scheme| {
+            scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
+        })
+    })
+}
+
 /// Parses the value of `Content-Length`; `None` if it is not one plain number.
 pub(super) fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
@@ -207,7 +285,10 @@ mod tests {
             FieldKind::ForwardedPrefix
         );
         assert_eq!(FieldKind::of("Forwarded"), FieldKind::Forwarded);
-        assert_eq!(FieldKind::of("X-Forwarded"), FieldKind::Other);
+        assert_eq!(FieldKind::of("X-Forwarded"), FieldKind::FromProxy);
+        assert_eq!(FieldKind::of("X-Forwarded-"), FieldKind::Other);
+        assert_eq!(FieldKind::of("x-forwarded-x"), FieldKind::FromProxy);
+        assert_eq!(FieldKind::of("X-ACCEL-Redirect"), FieldKind::Internal);
         assert_eq!(FieldKind::of("Accept"), FieldKind::Other);
     }
 
@@ -216,7 +297,78 @@ mod tests {
         assert_eq!(FieldKind::of("Content_Length"), FieldKind::Disguised);
         assert_eq!(FieldKind::of("X_Forwarded-For"), FieldKind::Disguised);
         assert_eq!(FieldKind::of("X_FORWARDED_PREFIX"), FieldKind::Disguised);
+        assert_eq!(FieldKind::of("X.Forwarded.For"), FieldKind::Disguised);
+        assert_eq!(FieldKind::of("x~client|ip"), FieldKind::Disguised);
         assert_eq!(FieldKind::of("my_field"), FieldKind::Other);
+    }
+
+    /// A name in the list of another length would never be found.
+    #[test]
+    fn each_known_name_is_in_the_list_of_its_length() {
+        for name in [
+            "te",
+            "host",
+            "proxy",
+            "expect",
+            "x-host",
+            "upgrade",
+            "trailer",
+            "x-scheme",
+            "forwarded",
+            "x-real-ip",
+            "client-ip",
+            "x-arr-ssl",
+            "connection",
+            "keep-alive",
+            "x-client-ip",
+            "x-forwarded",
+            "x-remote-ip",
+            "client-cert",
+            "remote-user",
+            "remote-name",
+            "x-sendfile",
+            "remote-email",
+            "x-url-scheme",
+            "authorization",
+            "forwarded-for",
+            "x-rewrite-url",
+            "x-remote-addr",
+            "x-remote-user",
+            "x-http-method",
+            "remote-groups",
+            "fly-client-ip",
+            "content-length",
+            "true-client-ip",
+            "http2-settings",
+            "x-remote-group",
+            "x-forwarded-for",
+            "x-forward-for",
+            "front-end-https",
+            "proxy-client-ip",
+            "x-remote-groups",
+            "x-sendfile-type",
+            "x-forwarded-host",
+            "proxy-connection",
+            "www-authenticate",
+            "fastly-client-ip",
+            "x-originating-ip",
+            "x-azure-clientip",
+            "x-azure-socketip",
+            "cf-connecting-ip",
+            "transfer-encoding",
+            "x-forwarded-proto",
+            "client-cert-chain",
+            "x-method-override",
+            "x-forwarded-prefix",
+            "wl-proxy-client-ip",
+            "cf-connecting-ipv6",
+            "x-cluster-client-ip",
+            "x-http-host-override",
+            "x-http-method-override",
+            "x-envoy-external-address",
+        ] {
+            assert_ne!(FieldKind::of(name), FieldKind::Other, "{name}");
+        }
     }
 
     #[test]
@@ -226,6 +378,23 @@ mod tests {
         assert!(!is_trailer("Content-Length"));
         assert!(!is_trailer("Authorization"));
         assert!(is_trailer("X-Checksum"));
+    }
+
+    #[test]
+    fn schemes_that_belong_to_the_connection() {
+        for (value, belongs) in [
+            ("NTLM", true),
+            ("negotiate", true),
+            ("Negotiate TlRMTVNTUAAB", true),
+            ("Basic realm=\"a, b\", Negotiate", true),
+            ("Digest realm=\"x\", NTLM\tTlRM", true),
+            ("Basic realm=\"NTLM\"", false),
+            ("Bearer ntlm", false),
+            ("NTLM2", false),
+            ("", false),
+        ] {
+            assert_eq!(binds(value.as_bytes()), belongs, "{value}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The head of a request: parses it, and refuses what two readers could understand differently.
 
 use super::body::Framing;
-use super::fields::{Field, FieldKind, Slots, content_length, one_upgrade, tokens};
+use super::fields::{Field, FieldKind, Slots, binds, content_length, one_upgrade, tokens};
 
 /// How many bytes the head of a request may have.
 pub(crate) const LONGEST_REQUEST_HEAD: usize = 32 << 10;
@@ -66,6 +66,10 @@ pub(crate) struct RequestHead<'b> {
     pub(crate) upgrade: Option<&'b [u8]>,
     /// True if `Connection` names other fields.
     pub(crate) nominates: bool,
+    /// True if a field names another method than the request line.
+    pub(crate) overrides_method: bool,
+    /// True if the request proves an identity that then belongs to its connection.
+    pub(crate) binds_connection: bool,
     /// All fields, in the order in which they were sent.
     pub(crate) fields: Vec<Field<'b>>,
     /// Length of the head in bytes.
@@ -118,6 +122,8 @@ impl<'b> RequestHead<'b> {
             takes_trailers: checked.takes_trailers,
             upgrade: checked.upgrade,
             nominates: checked.nominates,
+            overrides_method: checked.overrides_method,
+            binds_connection: checked.binds_connection,
             fields: checked.fields,
             length,
         }))
@@ -129,18 +135,25 @@ impl<'b> RequestHead<'b> {
         target.split(|&byte| byte == b'?').next().unwrap_or(target)
     }
 
+    /// Returns the target with another path.
+    pub(crate) fn with_path(&self, mut path: Vec<u8>) -> Result<String, Refusal> {
+        path.extend_from_slice(&self.target.as_bytes()[self.path().len()..]);
+        String::from_utf8(path).map_err(|_| Refusal::Bad("request target"))
+    }
+
     /// Returns the host without its port.
     pub(crate) fn host_name(&self) -> &'b [u8] {
         split_port(self.host).0
     }
 
     /// Returns true if sending the request twice has the same effect as once (RFC 9110, section
-    /// 9.2.2).
+    /// 9.2.2). Nobody knows that if a field names another method than the request line.
     pub(crate) fn is_idempotent(&self) -> bool {
-        matches!(
-            self.method,
-            "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
-        )
+        !self.overrides_method
+            && matches!(
+                self.method,
+                "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
+            )
     }
 }
 
@@ -153,6 +166,8 @@ struct Checked<'b> {
     takes_trailers: bool,
     upgrade: Option<&'b [u8]>,
     nominates: bool,
+    overrides_method: bool,
+    binds_connection: bool,
     fields: Vec<Field<'b>>,
 }
 
@@ -168,6 +183,8 @@ impl<'b> Checked<'b> {
         let mut takes_trailers = false;
         let mut upgrades = false;
         let mut nominated = 0;
+        let mut overrides_method = false;
+        let mut binds_connection = false;
         for &httparse::Header { name, value } in headers {
             let kind = FieldKind::of(name);
             match kind {
@@ -206,6 +223,8 @@ impl<'b> Checked<'b> {
                 FieldKind::Expect => {
                     expects_continue |= value.eq_ignore_ascii_case(b"100-continue")
                 }
+                FieldKind::MethodOverride => overrides_method = true,
+                FieldKind::Authorization => binds_connection |= binds(value),
                 FieldKind::Te => takes_trailers |= tokens(value).any(is_trailers),
                 _ => {}
             }
@@ -239,6 +258,8 @@ impl<'b> Checked<'b> {
             upgrade: protocol(&fields)
                 .filter(|_| upgrades && !has_body && !close && version == Version::Http11),
             nominates: nominated > 0,
+            overrides_method,
+            binds_connection,
             fields,
         })
     }

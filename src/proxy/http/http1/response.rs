@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::body::Framing;
-use super::fields::{Field, FieldKind, Slots, content_length, one_upgrade, tokens};
+use super::fields::{Field, FieldKind, Slots, binds, content_length, one_upgrade, tokens};
 use super::request::Version;
 
 /// How many bytes the head of a response may have.
@@ -34,6 +34,8 @@ pub(crate) struct ResponseHead<'b> {
     pub(crate) keep_alive_timeout: Option<Duration>,
     /// True if `Connection` names other fields.
     pub(crate) nominates: bool,
+    /// True if the instance asks for an identity that then belongs to the connection.
+    pub(crate) binds_connection: bool,
     /// All fields, in the order in which they were sent.
     pub(crate) fields: Vec<Field<'b>>,
     /// Length of the head in bytes.
@@ -78,6 +80,7 @@ impl<'b> ResponseHead<'b> {
             keep_alive: false,
             keep_alive_timeout: None,
             nominates: false,
+            binds_connection: false,
             fields: Vec::with_capacity(parsed.headers.len()),
             size,
         };
@@ -142,6 +145,7 @@ impl<'b> ResponseHead<'b> {
                         }
                     }
                 }
+                FieldKind::Challenge => self.binds_connection |= binds(value),
                 FieldKind::KeepAlive => self.keep_alive_timeout = keep_alive_timeout(value),
                 _ => {}
             }

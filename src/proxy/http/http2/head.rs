@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use bytes::BytesMut;
 use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -11,24 +12,36 @@ use http::response;
 use http::uri::{Scheme, Uri};
 use http::{Method, Request, Response, StatusCode};
 
-use crate::proxy::http::http1::{Encoding, Field, FieldKind, RequestHead, ResponseHead};
+use crate::proxy::http::http1::{Encoding, Field, FieldKind, Malformed, RequestHead, ResponseHead};
 
-/// Returns true if the request is an extended CONNECT, which asks for a tunnel (RFC 8441).
-pub(crate) fn asks_for_tunnel(parts: &Parts) -> bool {
-    parts.method == Method::CONNECT && parts.extensions.get::<Protocol>().is_some()
+/// The one protocol that an extended CONNECT may ask for.
+const WEBSOCKET: &str = "websocket";
+
+/// Returns true if the request is an extended CONNECT for a WebSocket (RFC 8441).
+pub(crate) fn asks_for_websocket(parts: &Parts) -> bool {
+    let protocol = parts.extensions.get::<Protocol>();
+    parts.method == Method::CONNECT
+        && protocol.is_some_and(|protocol| protocol.as_str().eq_ignore_ascii_case(WEBSOCKET))
 }
 
 /// Writes the head of a client's request as a client of HTTP/1.1 would write it, and returns how
-/// its body must be framed. Nothing is checked here, because this head is parsed like any other
-/// afterwards.
-pub(crate) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) -> Encoding {
-    let protocol = parts.extensions.get::<Protocol>();
-    let tunnel = asks_for_tunnel(parts);
+/// its body must be framed. `key` is there if the request asks for a WebSocket.
+///
+/// Nothing is checked here, because this head is parsed like any other afterwards. The h2 crate
+/// lets no byte into a method, a path, an authority or a field that could end a line. It lets any
+/// byte into `:protocol`, so that is never written: an extended CONNECT for another protocol
+/// becomes an ordinary CONNECT, which the parser refuses.
+pub(crate) fn write_request(
+    parts: &Parts,
+    has_body: bool,
+    key: Option<&WebSocketKey>,
+    out: &mut Vec<u8>,
+) -> Encoding {
     let authority = parts.uri.authority().map(|authority| authority.as_str());
     let (method, target) = match parts.uri.path_and_query() {
-        Some(target) if tunnel => ("GET", target.as_str()),
+        Some(target) if key.is_some() => ("GET", target.as_str()),
+        _ if parts.method == Method::CONNECT => ("CONNECT", authority.unwrap_or("*")),
         Some(target) => (parts.method.as_str(), target.as_str()),
-        None if parts.method == Method::CONNECT => ("CONNECT", authority.unwrap_or_default()),
         None => (parts.method.as_str(), ""),
     };
     put(
@@ -47,18 +60,18 @@ pub(crate) fn write_request(parts: &Parts, has_body: bool, out: &mut Vec<u8>) ->
         }
     }
     for (name, value) in &parts.headers {
-        if name != header::HOST && name != header::COOKIE {
+        // The key of a client with HTTP/2 has no meaning (RFC 8441, section 5).
+        let is_key = key.is_some() && name == header::SEC_WEBSOCKET_KEY;
+        if name != header::HOST && name != header::COOKIE && !is_key {
             put_field(out, name.as_str().as_bytes(), value.as_bytes());
         }
     }
     put_cookies(&parts.headers, out);
-    let body = match (tunnel, protocol) {
-        (true, Some(protocol)) => {
+    let body = match key {
+        Some(WebSocketKey(key)) => {
             put_field(out, b"Connection", b"Upgrade");
-            put_field(out, b"Upgrade", protocol.as_str().as_bytes());
-            if protocol.as_str().eq_ignore_ascii_case("websocket") {
-                put_field(out, b"Sec-WebSocket-Key", websocket_key().as_bytes());
-            }
+            put_field(out, b"Upgrade", WEBSOCKET.as_bytes());
+            put_field(out, b"Sec-WebSocket-Key", key.as_bytes());
             Encoding::Plain
         }
         _ if has_body && !parts.headers.contains_key(header::CONTENT_LENGTH) => {
@@ -85,13 +98,62 @@ fn put_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     put(out, &[b"\r\n"]);
 }
 
-/// Returns a nonce of 16 bytes in base64 (RFC 6455, section 4.1). WebSocket over HTTP/2 has no
-/// nonce, so the proxy makes one, which only has to be new each time.
-fn websocket_key() -> String {
-    let random = || RandomState::new().build_hasher().finish();
-    // Hexadecimal digits are valid base64. Only two bits of the last significant digit count.
-    let digits = format!("{:016x}{:016x}", random(), random());
-    format!("{}A==", &digits[..21])
+/// The nonce with which the proxy asks an instance for a WebSocket: 16 bytes in base64 (RFC 6455,
+/// section 4.1). A client with HTTP/2 has none, so towards the instance the proxy is the WebSocket
+/// client that RFC 6455 speaks of: it makes the nonce and checks the answer to it.
+pub(crate) struct WebSocketKey(String);
+
+impl WebSocketKey {
+    /// Makes a key, which only has to be new each time.
+    pub(crate) fn new() -> WebSocketKey {
+        let random = || RandomState::new().build_hasher().finish();
+        // Hexadecimal digits are valid base64. Only two bits of the last significant digit count.
+        let digits = format!("{:016x}{:016x}", random(), random());
+        WebSocketKey(format!("{}A==", &digits[..21]))
+    }
+
+    /// Checks that a response may be passed on to the client, for which any success means that the
+    /// tunnel is open (RFC 8441, section 5): only the 101 that answers this key is one.
+    pub(crate) fn check(&self, head: &ResponseHead<'_>) -> Result<(), Malformed> {
+        match head.status {
+            101 => {
+                let mut accepts = head.fields.iter().filter(|field| {
+                    let name = header::SEC_WEBSOCKET_ACCEPT;
+                    field.name.eq_ignore_ascii_case(name.as_str())
+                });
+                let is_right = |field: &Field<'_>| field.value == self.accept().as_bytes();
+                match (accepts.next().is_some_and(is_right), accepts.next()) {
+                    (true, None) => Ok(()),
+                    _ => Err(Malformed("a 101 that does not answer Sec-WebSocket-Key")),
+                }
+            }
+            200..300 => Err(Malformed("a success instead of the WebSocket")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the answer to the key: its SHA-1 together with a constant, in base64 (RFC 6455,
+    /// section 4.2.2).
+    fn accept(&self) -> String {
+        let text = [&self.0, "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
+        base64(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()).as_ref())
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            text.push(match digit <= three.len() {
+                true => DIGITS[(bits >> (18 - 6 * digit)) as usize & 63].into(),
+                false => '=',
+            });
+        }
+    }
+    text
 }
 
 /// Makes the HTTP/2 request for an instance from the head that an instance of HTTP/1.1 would get;
@@ -249,7 +311,8 @@ mod tests {
 
     fn written(parts: &Parts, has_body: bool) -> String {
         let mut out = Vec::new();
-        write_request(parts, has_body, &mut out);
+        let key = asks_for_websocket(parts).then(WebSocketKey::new);
+        write_request(parts, has_body, key.as_ref(), &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -318,9 +381,54 @@ mod tests {
             .unwrap();
         assert_eq!(head.upgrade, Some(&b"websocket"[..]));
         assert_eq!(head.framing, Framing::None);
-        let (one, other) = (websocket_key(), websocket_key());
+        let [one, other] = [WebSocketKey::new().0, WebSocketKey::new().0];
         assert_ne!(one, other);
         assert!(one.len() == 24 && one.ends_with("A=="), "{one}");
+    }
+
+    /// The key and its answer are those of RFC 6455, section 1.3.
+    #[test]
+    fn the_answer_to_a_key_is_checked() {
+        let key = WebSocketKey("dGhlIHNhbXBsZSBub25jZQ==".to_owned());
+        let right = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+        for (line, fields, is_right) in [
+            ("101 Switching Protocols", right.to_owned(), true),
+            ("101 Switching Protocols", String::new(), false),
+            ("101 Switching Protocols", [right, right].concat(), false),
+            (
+                "101 Switching Protocols",
+                right.replace("s3p", "S3P"),
+                false,
+            ),
+            ("101 Switching Protocols", right.replace("=", ""), false),
+            ("100 Continue", String::new(), true),
+            ("200 OK", right.to_owned(), false),
+            ("204 No Content", String::new(), false),
+            ("299 Fine", String::new(), false),
+            ("302 Found", String::new(), true),
+            ("426 Upgrade Required", String::new(), true),
+        ] {
+            let text = format!("HTTP/1.1 {line}\r\n{fields}\r\n");
+            let mut slots = slots();
+            let head = ResponseHead::parse(text.as_bytes(), false, &mut slots);
+            let checked = key.check(&head.unwrap().unwrap());
+            assert_eq!(checked.is_ok(), is_right, "{text}");
+        }
+        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v")] {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn another_protocol_is_never_written() {
+        for protocol in ["chat", "websocket\r\nX: y", "websocket ", "", "h2c", "a b"] {
+            let mut parts = parts("CONNECT", "https://h/chat", &[]);
+            parts.extensions.insert(Protocol::from(protocol));
+            assert_eq!(
+                written(&parts, true).lines().next(),
+                Some("CONNECT h HTTP/1.1")
+            );
+        }
     }
 
     #[test]
@@ -402,7 +510,7 @@ mod tests {
                 return Ok(());
             };
             let mut out = Vec::new();
-            write_request(&request.into_parts().0, has_body, &mut out);
+            write_request(&request.into_parts().0, has_body, None, &mut out);
             let mut slots = slots();
             if let Ok(head) = RequestHead::parse(&out, &mut slots) {
                 prop_assert_eq!(head.map(|head| head.length), Some(out.len()));
