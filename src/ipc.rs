@@ -20,9 +20,13 @@
 mod bounds;
 mod certificate;
 mod channel;
+#[cfg(any(test, feature = "internals"))]
+pub mod check;
 mod endpoint;
+mod frames;
 mod handling;
 mod message;
+mod short_text;
 mod table;
 
 pub use bounds::BoundCounts;
@@ -31,6 +35,8 @@ pub use channel::{Channel, ChannelError, MessageReceiver, MessageSender};
 pub use endpoint::{
     Address, EndpointCounts, EndpointId, EndpointState, Probe, Protocol, WireEndpoint,
 };
+pub use frames::{FrameError, WireMessage};
 pub use handling::Handling;
 pub use message::{FromWorker, ToWorker};
+pub use short_text::ShortText;
 pub use table::{Host, ListenerId, Route, WireListener, WireService, WireTable};

@@ -7,13 +7,17 @@
 //! behind stderr may be as slow. The manager's loop and the proxy's data threads must never block
 //! on this, so they only copy each message into a [`Queue`], and a separate thread writes it. When
 //! the queue is full, messages are dropped and counted; the count is logged when there is room
-//! again. Each datagram is sent to journald's address anew, so it reaches a journald that has
-//! restarted; in the root folder of a worker there is the socket that systemd keeps open for
+//! again. The queue is bounded in messages and bytes, and the values of a message in length,
+//! because clients decide about some values. The lines of instances in the foreground have a queue
+//! of their own. Each datagram is sent to journald's address anew, so it reaches a journald that
+//! has restarted; in the root folder of a worker there is the socket that systemd keeps open for
 //! journald. A message that is too long for a datagram is sent as a memfd.
 //!
 //! The [`LogLevel`] in force is a filter in front of the queue: a message that the filter rejects
 //! costs one comparison. [`set_level`] replaces the filter at run time.
 
+mod cut;
+mod lines;
 mod message;
 mod queue;
 
@@ -23,7 +27,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::field::{Field, Visit};
-use tracing::{Dispatch, Event, Subscriber};
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::field::{RecordFields, VisitOutput};
 use tracing_subscriber::filter::Targets;
@@ -33,6 +37,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+pub use self::lines::pass_on;
 use self::message::{JournalMessage, MESSAGE_ID};
 use self::queue::Queue;
 use crate::log_level::LogLevel;
@@ -84,7 +89,8 @@ impl Logging {
             };
         }
         // An error of writing to stderr has no place to be reported, so it is ignored.
-        let Ok(queue) = Queue::start(|line: Vec<u8>| drop(io::stderr().write_all(&line))) else {
+        let write = |line: Vec<u8>| drop(io::stderr().write_all(&line));
+        let Ok(queue) = Queue::start(write, tell_lost) else {
             return Logging::without_thread(level);
         };
         log_lines(level, Lines(queue.clone()));
@@ -109,6 +115,7 @@ impl Drop for Logging {
             Waiting::Lines(queue) => queue.flush(),
             Waiting::Nothing => {}
         }
+        lines::flush();
     }
 }
 
@@ -159,10 +166,15 @@ where
 fn to_journald(level: &LogLevel) -> io::Result<Arc<Queue<JournalMessage>>> {
     let ordinary = journald(level, Priority::Informational)?;
     let notable = journald(level, Priority::Notice)?;
-    Queue::start(move |message: JournalMessage| match message.is_notable() {
+    let send = move |message: JournalMessage| match message.is_notable() {
         true => message.send(&notable),
         false => message.send(&ordinary),
-    })
+    };
+    Queue::start(send, tell_lost)
+}
+
+fn tell_lost(lost: u64) {
+    tracing::warn!(lost, "messages lost, they were not taken in time");
 }
 
 /// Makes a subscriber that sends messages to journald with the fields and priorities that systemd's
@@ -196,16 +208,42 @@ impl<S: Subscriber> Layer<S> for Enqueue {
 struct Lines(Arc<Queue<Vec<u8>>>);
 
 impl<'w> MakeWriter<'w> for Lines {
-    type Writer = &'w Lines;
+    type Writer = LineWriter<'w>;
 
-    fn make_writer(&'w self) -> &'w Lines {
-        self
+    fn make_writer(&'w self) -> LineWriter<'w> {
+        self.writer(&Level::INFO)
+    }
+
+    fn make_writer_for(&'w self, metadata: &Metadata<'_>) -> LineWriter<'w> {
+        self.writer(metadata.level())
     }
 }
 
-impl Write for &Lines {
+impl Lines {
+    fn writer(&self, level: &Level) -> LineWriter<'_> {
+        LineWriter {
+            queue: &self.0,
+            longest: LINE_WORDS + cut::longest(level),
+        }
+    }
+}
+
+/// The room in a line on stderr for the time, the level and the words, besides the values.
+const LINE_WORDS: usize = 3 << 10;
+
+/// Writes one line.
+struct LineWriter<'w> {
+    queue: &'w Queue<Vec<u8>>,
+    longest: usize,
+}
+
+impl Write for LineWriter<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.push(line.to_owned());
+        let mut kept = line[..line.len().min(self.longest)].to_owned();
+        if kept.len() < line.len() {
+            kept.push(b'\n');
+        }
+        self.queue.push(kept);
         Ok(line.len())
     }
 

@@ -1,7 +1,6 @@
 //! The channel: framed messages over a unix stream socket, each with at most one file descriptor.
 //!
-//! A frame is a little-endian `u32` length and that many bytes of JSON; a descriptor travels with
-//! the first byte of its frame.
+//! A descriptor travels with the first byte of its frame.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -14,12 +13,10 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// The longest frame that either side accepts: a table of many thousand services fits.
-const LONGEST_FRAME: usize = 64 << 20;
+use super::frames::{self, FrameBuffer, FrameError, WireMessage};
 
 /// The most descriptors that wait for the messages they belong to.
 const MOST_WAITING_DESCRIPTORS: usize = 64;
@@ -30,12 +27,9 @@ pub enum ChannelError {
     /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The peer sent something that is not a message.
-    #[error("malformed message: {0}")]
-    Malformed(#[from] serde_json::Error),
-    /// The peer announced a message over the limit.
-    #[error("message of {0} bytes, over the limit of {LONGEST_FRAME}")]
-    TooLong(usize),
+    /// The peer sent something that is not a message, or a message is too long.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
     /// The peer sent descriptors without end.
     #[error("more descriptors than messages")]
     TooManyDescriptors,
@@ -46,7 +40,7 @@ pub struct Channel;
 
 impl Channel {
     /// Splits a connected socket into its two directions. Must run inside a tokio runtime.
-    pub fn split<Out: Serialize, In: DeserializeOwned>(
+    pub fn split<Out: WireMessage, In: WireMessage>(
         socket: std::os::unix::net::UnixStream,
     ) -> io::Result<(MessageSender<Out>, MessageReceiver<In>)> {
         socket.set_nonblocking(true)?;
@@ -57,7 +51,7 @@ impl Channel {
         };
         let receiver = MessageReceiver {
             socket,
-            bytes: Vec::new(),
+            frames: FrameBuffer::default(),
             descriptors: VecDeque::new(),
             messages: PhantomData,
         };
@@ -71,20 +65,14 @@ pub struct MessageSender<Out> {
     messages: PhantomData<fn(Out)>,
 }
 
-impl<Out: Serialize> MessageSender<Out> {
+impl<Out: WireMessage> MessageSender<Out> {
     /// Sends one message. Not cancel-safe: a message must be sent to its end.
     pub async fn send(
         &mut self,
         message: &Out,
         descriptor: Option<BorrowedFd<'_>>,
     ) -> Result<(), ChannelError> {
-        let mut frame = vec![0; 4];
-        serde_json::to_writer(&mut frame, message)?;
-        let length = frame.len() - 4;
-        if length > LONGEST_FRAME {
-            return Err(ChannelError::TooLong(length));
-        }
-        frame[..4].copy_from_slice(&u32::try_from(length).expect("bounded above").to_le_bytes());
+        let frame = frames::encode(message)?;
         let mut descriptor = descriptor;
         let mut sent = 0;
         while sent < frame.len() {
@@ -128,16 +116,16 @@ fn send_some(
 /// The receiving direction of a channel.
 pub struct MessageReceiver<In> {
     socket: Arc<UnixStream>,
-    bytes: Vec<u8>,
+    frames: FrameBuffer,
     descriptors: VecDeque<OwnedFd>,
     messages: PhantomData<fn() -> In>,
 }
 
-impl<In: DeserializeOwned> MessageReceiver<In> {
+impl<In: WireMessage> MessageReceiver<In> {
     /// Waits for the next message. `None`: the peer has closed the connection. Cancel-safe.
     pub async fn receive(&mut self) -> Result<Option<In>, ChannelError> {
         loop {
-            if let Some(message) = self.take_frame()? {
+            if let Some(message) = self.frames.next()? {
                 return Ok(Some(message));
             }
             self.socket.readable().await?;
@@ -151,7 +139,7 @@ impl<In: DeserializeOwned> MessageReceiver<In> {
             if bytes.is_empty() {
                 return Ok(None);
             }
-            self.bytes.extend_from_slice(&bytes);
+            self.frames.extend(&bytes);
             self.descriptors.extend(descriptors);
             if self.descriptors.len() > MOST_WAITING_DESCRIPTORS {
                 return Err(ChannelError::TooManyDescriptors);
@@ -163,22 +151,6 @@ impl<In: DeserializeOwned> MessageReceiver<In> {
     /// comes with a descriptor.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
-    }
-
-    fn take_frame(&mut self) -> Result<Option<In>, ChannelError> {
-        let Some((head, rest)) = self.bytes.split_first_chunk::<4>() else {
-            return Ok(None);
-        };
-        let length = u32::from_le_bytes(*head) as usize;
-        if length > LONGEST_FRAME {
-            return Err(ChannelError::TooLong(length));
-        }
-        let Some(frame) = rest.get(..length) else {
-            return Ok(None);
-        };
-        let message = serde_json::from_slice(frame)?;
-        self.bytes.drain(..4 + length);
-        Ok(Some(message))
     }
 }
 
@@ -268,7 +240,7 @@ mod tests {
         ours.write_all(&u32::MAX.to_le_bytes()).unwrap();
         assert!(matches!(
             receiver.receive().await,
-            Err(ChannelError::TooLong(_))
+            Err(ChannelError::Frame(FrameError::TooLong(..)))
         ));
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::bounds::BoundCounts;
 use super::certificate::WireCertificate;
 use super::endpoint::{EndpointCounts, EndpointId};
+use super::short_text::ShortText;
 use super::table::{ListenerId, WireTable};
 
 /// A message from the manager to a worker.
@@ -36,13 +37,13 @@ pub enum ToWorker {
 }
 
 /// A message from a worker to the manager. The manager trusts none of it: every message is bounded
-/// in size, and one about an unknown table or endpoint is ignored.
+/// in size and in number, and one that does not fit the state of its endpoint is ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum FromWorker {
     /// The first message on every connection.
     Hello {
         /// `CARGO_PKG_VERSION` of the worker.
-        version: String,
+        version: ShortText,
         /// Whether the worker can connect to instances on unix sockets. Older workers, which do not
         /// say it, can.
         #[serde(default = "yes")]
@@ -60,14 +61,14 @@ pub enum FromWorker {
         endpoint: EndpointId,
         /// The failure, as a person wants to read it: `connect to 127.0.0.1:9001: connection
         /// refused`, `GET /health: status 503`.
-        result: Result<(), String>,
+        result: Result<(), ShortText>,
     },
     /// The steady health check took an active endpoint out of the balance or put it back.
     Health {
         /// The endpoint.
         endpoint: EndpointId,
         /// `None`: healthy again. Otherwise the last failure, in words.
-        fault: Option<String>,
+        fault: Option<ShortText>,
     },
     /// A draining endpoint has become quiescent.
     Idle(EndpointId),

@@ -5,6 +5,16 @@ use std::fmt;
 use tracing::field::{Field, Value, Visit};
 use tracing::{Dispatch, Event, Metadata};
 
+use super::cut;
+use super::queue::Weight;
+
+impl Weight for JournalMessage {
+    fn weight(&self) -> usize {
+        let values = self.values.iter().flatten();
+        size_of::<JournalMessage>() + values.map(|value| 64 + value.len()).sum::<usize>()
+    }
+}
+
 /// The field with one of [`crate::events`]. A message that has it is more notable than others of
 /// its level.
 pub(super) const MESSAGE_ID: &str = "message_id";
@@ -27,6 +37,10 @@ impl JournalMessage {
         };
         event.record(&mut message);
         message
+    }
+
+    fn longest(&self) -> usize {
+        cut::longest(self.metadata.level())
     }
 
     /// Returns true for one of [`crate::events`].
@@ -68,11 +82,12 @@ impl Visit for JournalMessage {
     fn record_str(&mut self, field: &Field, value: &str) {
         // A field without a value, like the service of a job for all of them, only confuses those
         // who search.
+        let value = cut::cut(value, self.longest());
         self.values[field.index()] = (!value.is_empty()).then(|| value.to_owned());
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.values[field.index()] = Some(format!("{value:?}"));
+        self.values[field.index()] = Some(cut::format(value, self.longest()));
     }
 }
 

@@ -5,46 +5,57 @@
 //! a property reads the newest snapshot. For each connection, one task follows the snapshots: it
 //! adds and removes the objects of services and jobs, and emits signals for the differences between
 //! one snapshot and the next. A client that does not read blocks only the task of its own
-//! connection. `docs/dbus.md` lists all members.
+//! connection, and not for long. `docs/dbus.md` lists all members.
+//!
+//! Any user may connect, so everything that a client can make the manager hold has a limit: see
+//! [`limits`]. A client on the private socket says who it is ([`handshake`]) before it costs more
+//! than a few bytes, gets one of the places of its user ([`users`]), and then speaks through a
+//! [`transport`] that bounds its messages and its [`calls`].
 
 mod access;
 mod announce;
+mod calls;
+mod handshake;
 mod job_object;
+mod limits;
 mod manager_object;
 mod paths;
 mod requests;
 mod service_object;
+mod transport;
+mod users;
 mod values;
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::StreamExt;
-use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use zbus::address::transport::{Transport, UnixSocket};
 use zbus::connection::Builder;
-use zbus::{Connection, Guid, MessageStream};
+use zbus::{Address, Connection, Guid, Message};
 
 use crate::bus::{BUS_NAME, Bus, MANAGER_PATH};
 use crate::manager::handle::ManagerHandle;
+use crate::manager::log_pace::LogPace;
 use crate::status::Snapshot;
 use access::Access;
 use announce::announce;
+use calls::Calls;
+use handshake::{Handshake, Heard};
 use job_object::JobObject;
+use limits::HANDSHAKE_TIME;
 use manager_object::ManagerObject;
 use requests::add_job;
 use service_object::ServiceObject;
-
-/// The limit of clients on the private socket at a time: this many that may change something, and
-/// as many others. The two are counted apart, so that other users cannot keep root out.
-const MOST_CLIENTS: usize = 128;
-
-/// How long a client may take for the D-Bus handshake, and how long the manager waits for a bus.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+use users::{ClientPlace, Users};
 
 /// The pause between two attempts to reach a bus that is not there: the first one, and the longest.
 const RECONNECT: Duration = Duration::from_millis(100);
@@ -115,8 +126,8 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 async fn accept(listener: UnixListener, handle: ManagerHandle) {
-    let masters = Arc::new(Semaphore::new(MOST_CLIENTS));
-    let others = Arc::new(Semaphore::new(MOST_CLIENTS));
+    let mut users = Users::new(rustix::process::geteuid().as_raw());
+    let too_many = LogPace::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -129,31 +140,54 @@ async fn accept(listener: UnixListener, handle: ManagerHandle) {
         let Ok(peer) = stream.peer_cred() else {
             continue;
         };
-        let places = match access::may_change(peer.uid()) {
-            true => &masters,
-            false => &others,
-        };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::warn!(
-                uid = peer.uid(),
-                "too many control connections, closing one"
-            );
-            continue;
-        };
-        let handle = handle.clone();
-        tokio::task::spawn_local(async move {
-            let _place = place;
-            let access = Access::Peer(peer.uid());
-            let Ok(stream) = stream.into_std() else {
-                return;
-            };
-            let builder = Builder::unix_stream(stream).server(Guid::generate()).p2p();
-            let (builder, shown) = with_objects(builder, access, &handle);
-            if let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_LIMIT, builder.build()).await
-            {
-                follow(&connection, access, &handle, shown).await;
+        let uid = peer.uid();
+        match users.place(uid) {
+            Some(place) => {
+                tokio::task::spawn_local(serve_client(stream, uid, place, handle.clone()));
             }
-        });
+            None => {
+                if let Some(count) = too_many.due() {
+                    tracing::warn!(uid, count, "too many control connections, closing one");
+                }
+            }
+        }
+    }
+}
+
+/// Serves one client on the private socket until it goes.
+async fn serve_client(mut stream: UnixStream, uid: u32, place: ClientPlace, handle: ManagerHandle) {
+    let guid = Guid::generate();
+    let welcome = welcome(&mut stream, Handshake::new(uid, guid.to_string()));
+    let Ok(Ok(Some(ahead))) = tokio::time::timeout(HANDSHAKE_TIME, welcome).await else {
+        return;
+    };
+    let access = Access::Peer(uid);
+    let socket = transport::of_client(stream, ahead, uid, Calls::of_client(place.calls()));
+    let builder = Builder::authenticated_socket(socket, guid).p2p();
+    let (builder, shown) = with_objects(builder, &access, &handle);
+    match builder.build().await {
+        Ok(connection) => follow(&connection, &access, &handle, shown, None).await,
+        Err(error) => tracing::debug!(error = %error, "a control connection ended early"),
+    }
+}
+
+/// Performs the handshake with a client. Returns the bytes after it that were read already, or
+/// `None` if the client has not kept to the protocol.
+async fn welcome(stream: &mut UnixStream, mut handshake: Handshake) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = [0; 512];
+    loop {
+        let length = stream.read(&mut bytes).await?;
+        if length == 0 {
+            return Ok(None);
+        }
+        for (index, &byte) in bytes[..length].iter().enumerate() {
+            match handshake.take(byte) {
+                Heard::More => {}
+                Heard::Answer(answer) => stream.write_all(answer.as_bytes()).await?,
+                Heard::Begun => return Ok(Some(bytes[index + 1..length].to_vec())),
+                Heard::Nonsense => return Ok(None),
+            }
+        }
     }
 }
 
@@ -162,45 +196,86 @@ async fn accept(listener: UnixListener, handle: ManagerHandle) {
 /// snapshot that the objects come from.
 fn with_objects<'a>(
     builder: Builder<'a>,
-    access: Access,
+    access: &Access,
     handle: &ManagerHandle,
 ) -> (Builder<'a>, Arc<Snapshot>) {
     let snapshot = handle.snapshots().borrow().clone();
-    let mut builder = builder.serve_at(MANAGER_PATH, ManagerObject::new(access, handle.clone()));
+    let mut builder = builder.serve_at(
+        MANAGER_PATH,
+        ManagerObject::new(access.clone(), handle.clone()),
+    );
     for name in snapshot.services.keys() {
-        let object = ServiceObject::new(access, handle.clone(), name.clone());
+        let object = ServiceObject::new(access.clone(), handle.clone(), name.clone());
         builder = builder.serve_at(paths::service_path(name), object);
     }
     for &id in snapshot.jobs.keys() {
-        let object = JobObject::new(access, handle.clone(), id);
+        let object = JobObject::new(access.clone(), handle.clone(), id);
         builder = builder.serve_at(paths::job_path(id), object);
     }
     (builder, snapshot)
 }
 
-async fn connect(bus: Bus, handle: &ManagerHandle) -> zbus::Result<(Connection, Arc<Snapshot>)> {
+/// The manager on a bus.
+struct OnBus {
+    connection: Connection,
+    access: Access,
+    /// The snapshot that the objects come from.
+    shown: Arc<Snapshot>,
+    /// Calls that are over the limits.
+    refused: mpsc::Receiver<Message>,
+}
+
+async fn connect(bus: Bus, handle: &ManagerHandle) -> zbus::Result<OnBus> {
     let is_users = bus == Bus::Auto && !rustix::process::geteuid().is_root();
-    let builder = match bus {
-        Bus::Session => Builder::session(),
-        _ if is_users => Builder::session(),
-        _ => Builder::system(),
+    let address = match bus {
+        Bus::Session => Address::session()?,
+        _ if is_users => Address::session()?,
+        _ => Address::system()?,
     };
-    let (builder, shown) = with_objects(builder, Access::Bus, handle);
-    let connection = tokio::time::timeout(HANDSHAKE_LIMIT, builder.name(BUS_NAME).build()).await;
-    let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-    Ok((connection.map_err(|_| zbus::Error::from(late))??, shown))
+    let connecting = async {
+        let (calls, refused) = Calls::on_bus();
+        let socket = transport::on_bus(reach(&address).await?, calls);
+        let access = Access::on_bus();
+        let (builder, shown) = with_objects(Builder::socket(socket), &access, handle);
+        Ok(OnBus {
+            connection: builder.name(BUS_NAME).build().await?,
+            access,
+            shown,
+            refused,
+        })
+    };
+    let late = io::Error::from(io::ErrorKind::TimedOut);
+    let connected = tokio::time::timeout(HANDSHAKE_TIME, connecting).await;
+    connected.unwrap_or_else(|_| Err(late.into()))
+}
+
+/// Connects to the socket of a bus.
+async fn reach(address: &Address) -> io::Result<UnixStream> {
+    let Transport::Unix(unix) = address.transport() else {
+        return Err(io::Error::other("the bus has no unix socket"));
+    };
+    match unix.path() {
+        UnixSocket::File(path) => UnixStream::connect(path).await,
+        UnixSocket::Abstract(name) => {
+            let name = [&b"\0"[..], name.as_bytes()].concat();
+            UnixStream::connect(OsStr::from_bytes(&name)).await
+        }
+        _ => Err(io::Error::other("the address of the bus is no socket")),
+    }
 }
 
 /// Keeps smoothserve on the bus, and connects again after the bus has gone away.
-async fn stay(
-    bus: Bus,
-    mut connection: Option<(Connection, Arc<Snapshot>)>,
-    handle: ManagerHandle,
-) {
+async fn stay(bus: Bus, mut on_bus: Option<OnBus>, handle: ManagerHandle) {
     let mut pause = RECONNECT;
     loop {
-        if let Some((connection, shown)) = connection.take() {
-            follow(&connection, Access::Bus, &handle, shown).await;
+        if let Some(on_bus) = on_bus.take() {
+            let OnBus {
+                connection,
+                access,
+                shown,
+                refused,
+            } = on_bus;
+            follow(&connection, &access, &handle, shown, Some(refused)).await;
             tracing::warn!("the bus has gone away, trying to come back");
             pause = RECONNECT;
         }
@@ -209,7 +284,7 @@ async fn stay(
         match connect(bus, &handle).await {
             Ok(back) => {
                 tracing::info!("on the bus");
-                connection = Some(back);
+                on_bus = Some(back);
             }
             Err(error) => tracing::debug!(error = %error, "the bus is not back yet"),
         }
@@ -220,12 +295,12 @@ async fn stay(
 /// ends.
 async fn follow(
     connection: &Connection,
-    access: Access,
+    access: &Access,
     handle: &ManagerHandle,
     mut before: Arc<Snapshot>,
+    mut refused: Option<mpsc::Receiver<Message>>,
 ) {
     let mut snapshots = handle.snapshots();
-    let mut messages = MessageStream::from(connection);
     loop {
         let now = snapshots.borrow_and_update().clone();
         if let Err(error) = publish(connection, access, handle, &before, &now).await {
@@ -233,25 +308,47 @@ async fn follow(
             return;
         }
         before = now;
-        // zbus answers the calls. This loop reads messages only to notice the end of the
-        // connection.
+        // zbus answers the calls.
         loop {
             tokio::select! {
                 changed = snapshots.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return,
                 },
-                message = messages.next() => if message.is_none() {
-                    return;
-                },
+                () = connection.closed() => return,
+                call = next(&mut refused) => refuse(connection, &call).await,
             }
         }
     }
 }
 
+/// Waits for the next call that is to be refused.
+async fn next(refused: &mut Option<mpsc::Receiver<Message>>) -> Message {
+    if let Some(refused) = refused
+        && let Some(call) = refused.recv().await
+    {
+        return call;
+    }
+    std::future::pending().await
+}
+
+/// Refuses a call because there are too many others.
+async fn refuse(connection: &Connection, call: &Message) {
+    static REFUSED: LogPace = LogPace::new();
+    let header = call.header();
+    if let Some(count) = REFUSED.due() {
+        let sender = header.sender().map(|sender| sender.as_str());
+        tracing::warn!(sender, count, "too many D-Bus calls, refusing one");
+    }
+    let name = "org.freedesktop.DBus.Error.LimitsExceeded";
+    let text = "too many calls are without an answer";
+    // If it fails, the connection ends.
+    let _ = connection.reply_error(&header, name, &text).await;
+}
+
 async fn publish(
     connection: &Connection,
-    access: Access,
+    access: &Access,
     handle: &ManagerHandle,
     before: &Snapshot,
     now: &Snapshot,
@@ -262,7 +359,7 @@ async fn publish(
         .keys()
         .filter(|name| !before.services.contains_key(*name))
     {
-        let object = ServiceObject::new(access, handle.clone(), name.clone());
+        let object = ServiceObject::new(access.clone(), handle.clone(), name.clone());
         server.at(paths::service_path(name), object).await?;
     }
     for &id in now.jobs.keys().filter(|id| !before.jobs.contains_key(id)) {

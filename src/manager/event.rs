@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::process::Process;
 use super::rollout::{InstanceFailure, InstanceId};
@@ -29,8 +29,6 @@ pub enum Event {
     Restarting(bool),
     /// Files on disk have changed, and no further change has followed for a moment.
     Changed(Changed),
-    /// The process with this number says that it is ready.
-    SaidReady(u32),
 }
 
 /// A report about an instance.
@@ -59,8 +57,9 @@ pub enum News {
 /// A report about a worker.
 #[derive(Debug)]
 pub enum WorkerEvent {
-    /// The worker sent a message.
-    Says(FromWorker),
+    /// The worker sent a message. The worker's next messages wait until the owner has dropped the
+    /// permits of earlier ones, so a worker cannot fill the channel of the events.
+    Says(FromWorker, OwnedSemaphorePermit),
     /// The connection to the worker has ended. The worker may still serve connections that it has
     /// accepted, but must accept no new ones.
     Lost,

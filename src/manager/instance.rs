@@ -2,18 +2,23 @@
 
 mod counts;
 mod evidence;
+mod readiness;
 mod start;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use crate::config::{Bind, Ready, UpstreamProtocol};
 use crate::ipc::{Address, Probe, Protocol};
 use crate::manager::event::News;
+use crate::manager::host::notify::{self, NotifySocket};
+use crate::manager::host::supervision::Supervision;
 use crate::manager::process::Process;
 use crate::manager::process::deployment::Deployment;
 use crate::manager::process::launcher::ProcessName;
@@ -24,6 +29,7 @@ use crate::status::{InstanceState, InstanceStatus};
 use crate::systemd::units::service_slice;
 use counts::InstanceCounts;
 use evidence::{Evidence, EvidenceKind};
+use readiness::Readiness;
 use start::Prepared;
 
 /// A started instance.
@@ -50,6 +56,11 @@ pub struct Instance {
     /// The place of the instance's unix socket.
     socket_place: Option<SocketPlace>,
     admission: Admission,
+    /// What the instance reports itself, with `ready: notify`.
+    readiness: Option<Readiness>,
+    /// The task that looks whether the instance itself has answered a probe. It ends with this
+    /// value.
+    looks: JoinSet<()>,
 }
 
 /// Whether workers may connect to the address of an instance.
@@ -101,8 +112,10 @@ impl Instance {
                     address,
                     passed_on,
                     socket_place,
+                    readiness,
                 } = prepared;
                 instance.address = address;
+                instance.readiness = readiness;
                 instance.expect_socket(socket_place, report.clone());
                 let deployment = instance.deployment.clone();
                 let life = start::run(name, order, deployment, passed_on, world.units, report);
@@ -127,6 +140,8 @@ impl Instance {
             stop_signal: None,
             socket_place: None,
             admission: Admission::default(),
+            readiness: None,
+            looks: JoinSet::new(),
         }
     }
 
@@ -154,14 +169,14 @@ impl Instance {
         }
     }
 
-    /// Takes over an instance that an earlier manager has started. If its process is gone, this is
-    /// reported as [`News::Exited`].
+    /// Takes over an instance that an earlier manager has started, and its notify socket, if it has
+    /// one. If its process is gone, this is reported as [`News::Exited`].
     pub fn adopt(
         id: InstanceId,
         slot: u32,
         service: &str,
         deployment: Rc<Deployment>,
-        saved: SavedInstance,
+        (saved, notify_socket): (SavedInstance, Option<OwnedFd>),
         world: &mut World,
     ) -> Instance {
         let mut instance = Instance::new(slot, service, deployment);
@@ -186,10 +201,19 @@ impl Instance {
                 Process::adopt(pid, started, scope, service_slice(service)).ok()
             });
         let report = world.reporter(id);
+        if let Some(socket) = notify_socket {
+            let path = notify::path(&world.run_dir, id);
+            match NotifySocket::adopt(socket, &path) {
+                Ok(socket) => instance.readiness = Some(Readiness::new(id, path, socket)),
+                Err(error) => {
+                    tracing::error!(instance = instance.label, error = %error, "notify socket lost");
+                }
+            }
+        }
         match process {
             Some(process) => {
                 let process = Rc::new(process);
-                instance.process = Some(process.clone());
+                instance.launched(process.clone(), report.clone());
                 tokio::task::spawn_local(async move {
                     let ended = process.ended().await;
                     report(News::Exited(match ended {
@@ -206,10 +230,14 @@ impl Instance {
         instance
     }
 
-    /// Takes in that the process of the instance exists now.
-    pub fn launched(&mut self, process: Rc<Process>) {
+    /// Takes in that the process of the instance exists now. What the instance reports itself goes
+    /// to `report`.
+    pub fn launched(&mut self, process: Rc<Process>, report: impl Fn(News) + 'static) {
         if let Some(signal) = self.stop_signal {
             process.signal(signal);
+        }
+        if let Some(readiness) = &mut self.readiness {
+            readiness.listen(&self.label, &process, report);
         }
         self.process = Some(process);
     }
@@ -262,9 +290,9 @@ impl Instance {
         }
     }
 
-    /// Returns true if a successful probe shows that the instance is ready. The instance itself
-    /// must have answered: if this cannot be seen yet, [`News::Ready`] is reported as soon as it
-    /// can.
+    /// Returns true if a successful probe alone shows that the instance is ready. Otherwise the
+    /// instance itself must have answered, and [`News::Ready`] is reported as soon as this can be
+    /// seen. Must run inside a `LocalSet`.
     pub fn probe_suffices(&mut self, report: impl Fn(News) + 'static) -> bool {
         let process = &self.deployment.process;
         let kind = match (&process.ready, process.bind) {
@@ -281,14 +309,14 @@ impl Instance {
             address,
             kind,
         };
-        if evidence.is_there() == Some(true) {
-            return true;
+        if !self.looks.is_empty() {
+            return false;
         }
         self.last_probe = Some(format!(
             "{} is answered, but not by this instance yet",
             self.address
         ));
-        tokio::task::spawn_local(evidence::watch(evidence, report));
+        self.looks.spawn_local(evidence::watch(evidence, report));
         false
     }
 
@@ -367,12 +395,20 @@ impl Instance {
         }
     }
 
-    /// Removes the files that the instance leaves behind, in another thread.
-    pub fn clean_up(&self) {
+    /// Removes the files that the instance leaves behind, those in its own folder in another thread.
+    pub fn clean_up(&self, supervision: &Supervision) {
+        if let Some(readiness) = &self.readiness {
+            readiness.clean_up(supervision);
+        }
         if let Some(place) = &self.socket_place {
             place.remove(&self.label);
         }
     }
+}
+
+/// Returns the name under which systemd stores the notify socket of an instance.
+pub fn stored_socket(id: InstanceId) -> String {
+    notify::stored_name(id)
 }
 
 /// Returns the name of an instance's scope. Two instances never have the same name.

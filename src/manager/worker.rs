@@ -4,7 +4,9 @@
 pub mod certificates;
 pub mod listeners;
 mod process;
+mod sieve;
 mod workers;
 
 pub use process::{SavedWorker, is_scope_name, scope_name};
+pub use sieve::ExpectedReport;
 pub use workers::Workers;

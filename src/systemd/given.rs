@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixListener;
 
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 use rustix::net::{AddressFamily, SocketType, sockopt::socket_type};
@@ -45,11 +45,6 @@ impl Given {
     /// Takes the control socket, if there is a unit for it.
     pub fn control_socket(&mut self) -> Option<UnixListener> {
         self.named(CONTROL_SOCKET).map(UnixListener::from)
-    }
-
-    /// Takes the datagram socket that was stored under this name.
-    pub fn datagram_socket(&mut self, name: &str) -> Option<UnixDatagram> {
-        self.named(name).map(UnixDatagram::from)
     }
 
     /// Takes the descriptors that were stored under names with this prefix.

@@ -3,6 +3,7 @@
 
 mod client;
 mod daemon;
+mod floods;
 mod reference;
 
 use std::collections::BTreeSet;

@@ -56,7 +56,7 @@ fn stop_ends_what_was_accepted_and_leaves_no_process() {
         assert_eq!(scene.processes(), "");
         assert_eq!(
             machine.run("ls /run/smoothserve").trim(),
-            "bus\ninstances\nlock\nnotify"
+            "bus\ninstances\nlock"
         );
         assert!(
             tokio::net::TcpStream::connect(scene.address())

@@ -64,7 +64,7 @@ impl Worker {
             log: Vec::new(),
         };
         match manager.next().await {
-            FromWorker::Hello { version, .. } => assert_eq!(version, env!("CARGO_PKG_VERSION")),
+            FromWorker::Hello { version, .. } => assert_eq!(&*version, env!("CARGO_PKG_VERSION")),
             message => panic!("{message:?}"),
         }
         manager

@@ -15,7 +15,10 @@ use smoothserve::ipc::{
 const ONE: EndpointId = EndpointId(1);
 
 fn probed(endpoint: EndpointId, result: Result<(), String>) -> FromWorker {
-    FromWorker::Probed { endpoint, result }
+    FromWorker::Probed {
+        endpoint,
+        result: result.map_err(Into::into),
+    }
 }
 
 #[tokio::test]
@@ -448,7 +451,7 @@ async fn an_active_endpoint_that_fails_its_health_check_is_removed_and_restored(
             _ => None,
         })
         .await;
-    assert_eq!(fault, format!("connect to {place}: connection refused"));
+    assert_eq!(&*fault, format!("connect to {place}: connection refused"));
     for _ in 0..4 {
         let mut client = Client::connect(address).await;
         assert_eq!(client.get("/").await, ok("good"));

@@ -8,11 +8,13 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::unistd::{Group, Uid, User, getgrouplist};
 use zbus::message::{Flags, Header};
 use zbus::{Connection, DBusError, Variant};
 
+use super::limits::{QUESTIONS, QUESTIONS_OF_USER};
 use crate::manager::handle::CommandError;
 
 /// Why a call fails: `org.smoothserve1.Error.…` on D-Bus.
@@ -41,27 +43,74 @@ impl From<CommandError> for CallError {
 }
 
 /// How the manager finds out which user calls.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Access {
     /// On the private socket: the user number of the client.
     Peer(u32),
-    /// On a bus: the bus tells the user of each caller.
-    Bus,
+    /// On a bus: the bus tells the user of each caller, and polkit is asked about some.
+    Bus(Arc<Questions>),
+}
+
+/// The callers that wait for polkit, by their users. polkit may ask a person for a password and
+/// wait as long as that takes, so strangers could have it asked without an end.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    open: Mutex<Vec<u32>>,
+}
+
+impl Questions {
+    /// Returns a place for a question about a user, or `None` if there are too many.
+    fn place(&self, uid: u32) -> Option<Question<'_>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_user = open.iter().filter(|other| **other == uid).count();
+        if of_user >= QUESTIONS_OF_USER || open.len() >= QUESTIONS {
+            return None;
+        }
+        open.push(uid);
+        Some(Question {
+            questions: self,
+            uid,
+        })
+    }
+}
+
+/// A question about a user that polkit has not answered yet.
+struct Question<'a> {
+    questions: &'a Questions,
+    uid: u32,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        let open = &self.questions.open;
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = open.iter().position(|uid| *uid == self.uid) {
+            open.swap_remove(index);
+        }
+    }
 }
 
 impl Access {
+    /// Makes the access over a bus.
+    pub(super) fn on_bus() -> Access {
+        Access::Bus(Arc::default())
+    }
+
     /// Returns an error if the caller may not change anything.
     pub(super) async fn check(
-        self,
+        &self,
         connection: &Connection,
         header: &Header<'_>,
     ) -> Result<(), CallError> {
         let uid = self.caller(connection, header).await?;
+        if may_change(uid) {
+            return Ok(());
+        }
+        let _question = self.question(uid)?;
         let may_ask = may_ask(header);
-        if may_change(uid)
-            || self
-                .polkit_allows(MANAGE, connection, header, may_ask)
-                .await
+        if self
+            .polkit_allows(MANAGE, connection, header, may_ask)
+            .await
         {
             return Ok(());
         }
@@ -74,15 +123,18 @@ impl Access {
     /// Returns an error if the caller may not read what instances have written. `in_journal` says
     /// whether the same lines are in the journal, where members of certain groups can read them.
     pub(super) async fn check_reader(
-        self,
+        &self,
         connection: &Connection,
         header: &Header<'_>,
         in_journal: bool,
     ) -> Result<(), CallError> {
         let uid = self.caller(connection, header).await?;
+        if may_change(uid) {
+            return Ok(());
+        }
+        let _question = self.question(uid)?;
         // A person who may control the services is not asked for a password.
-        if may_change(uid)
-            || (in_journal && reads_journal(uid).await)
+        if (in_journal && reads_journal(uid).await)
             || self.polkit_allows(MANAGE, connection, header, false).await
             || self
                 .polkit_allows(READ, connection, header, may_ask(header))
@@ -98,10 +150,10 @@ impl Access {
     }
 
     /// Returns the user number of the caller.
-    async fn caller(self, connection: &Connection, header: &Header<'_>) -> Result<u32, CallError> {
+    async fn caller(&self, connection: &Connection, header: &Header<'_>) -> Result<u32, CallError> {
         match self {
-            Access::Peer(uid) => Ok(uid),
-            Access::Bus => {
+            Access::Peer(uid) => Ok(*uid),
+            Access::Bus(_) => {
                 let sender = header
                     .sender()
                     .ok_or_else(|| CallError::AccessDenied("the caller has no name".to_owned()))?;
@@ -114,15 +166,26 @@ impl Access {
         }
     }
 
+    /// Returns a place for a question about the caller, or an error if too many wait already.
+    fn question(&self, uid: u32) -> Result<Option<Question<'_>>, CallError> {
+        let Access::Bus(questions) = self else {
+            return Ok(None);
+        };
+        let place = questions.place(uid);
+        place.map(Some).ok_or_else(|| {
+            CallError::AccessDenied("too many calls wait until polkit allows them".to_owned())
+        })
+    }
+
     /// Returns true if the caller is on a bus and polkit allows the action.
     async fn polkit_allows(
-        self,
+        &self,
         action: &str,
         connection: &Connection,
         header: &Header<'_>,
         may_ask: bool,
     ) -> bool {
-        matches!(self, Access::Bus) && polkit_allows(action, connection, header, may_ask).await
+        matches!(self, Access::Bus(_)) && polkit_allows(action, connection, header, may_ask).await
     }
 }
 
@@ -188,6 +251,24 @@ async fn polkit_allows(
 }
 
 /// Returns true if the user with this number is root or smoothserve's own user.
-pub(super) fn may_change(uid: u32) -> bool {
+fn may_change(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_does_not_ask_polkit_without_an_end() {
+        let questions = Questions::default();
+        let first: Vec<_> = (0..9).filter_map(|_| questions.place(1000)).collect();
+        assert_eq!(first.len(), QUESTIONS_OF_USER);
+        let others: Vec<_> = (2000..3000)
+            .filter_map(|uid| questions.place(uid))
+            .collect();
+        assert_eq!(first.len() + others.len(), QUESTIONS);
+        drop(first);
+        assert!(questions.place(1000).is_some());
+    }
 }

@@ -48,7 +48,7 @@ impl JobObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<String, CallError> {
         let in_journal = self.handle.snapshots().borrow().journal;
-        let access = self.access;
+        let access = &self.access;
         access.check_reader(connection, &header, in_journal).await?;
         Ok(self.read(|job| job.report.text().to_owned()))
     }

@@ -40,7 +40,7 @@ impl Requests {
         self.access.check(connection, header).await?;
         let jobs = self.handle.command(command).await?;
         for &job in &jobs {
-            add_job(connection.object_server(), self.access, &self.handle, job).await?;
+            add_job(connection.object_server(), &self.access, &self.handle, job).await?;
         }
         Ok(jobs.into_iter().map(|job| path(job_path(job))).collect())
     }
@@ -73,12 +73,15 @@ impl Requests {
 /// Adds the object of a job unless it exists already.
 pub(super) async fn add_job(
     server: &ObjectServer,
-    access: Access,
+    access: &Access,
     handle: &ManagerHandle,
     id: u32,
 ) -> zbus::Result<()> {
     server
-        .at(job_path(id), JobObject::new(access, handle.clone(), id))
+        .at(
+            job_path(id),
+            JobObject::new(access.clone(), handle.clone(), id),
+        )
         .await?;
     Ok(())
 }

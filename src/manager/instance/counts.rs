@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::ipc::EndpointCounts;
 
-/// The counters of one instance, summed over all workers.
+/// The counters of one instance, summed over all workers. A worker that was taken over may count
+/// anything, so sums stop at the largest number.
 #[derive(Debug, Default)]
 pub struct InstanceCounts {
     by_worker: BTreeMap<u32, EndpointCounts>,
@@ -34,24 +35,28 @@ impl InstanceCounts {
     /// Adds the requests of a worker that has ended to the past requests.
     pub fn gone(&mut self, worker: u32) {
         if let Some(counts) = self.by_worker.remove(&worker) {
-            self.past_requests += counts.requests;
+            self.past_requests = self.past_requests.saturating_add(counts.requests);
         }
     }
 
     /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> u32 {
-        self.by_worker.values().map(|counts| counts.in_flight).sum()
+        let counts = self.by_worker.values();
+        counts.fold(0, |sum, counts| sum.saturating_add(counts.in_flight))
     }
 
     /// Returns the number of open tunnels to the instance.
     pub fn tunnels(&self) -> u32 {
-        self.by_worker.values().map(|counts| counts.tunnels).sum()
+        let counts = self.by_worker.values();
+        counts.fold(0, |sum, counts| sum.saturating_add(counts.tunnels))
     }
 
     /// Returns how many requests the instance was chosen for in total.
     pub fn requests(&self) -> u64 {
-        let now: u64 = self.by_worker.values().map(|counts| counts.requests).sum();
-        self.past_requests + now
+        let counts = self.by_worker.values();
+        counts.fold(self.past_requests, |sum, counts| {
+            sum.saturating_add(counts.requests)
+        })
     }
 
     /// Returns the requests that were counted by workers that have ended. Only these are saved,

@@ -1,4 +1,7 @@
 //! Evidence that a probe was answered by the instance itself and not by another program.
+//!
+//! A look for the evidence reads much of `/proc`, so it is done on a thread of its own, and there
+//! is one look at a time for an instance, however often a worker reports that a probe was answered.
 
 use std::net::SocketAddr;
 use std::rc::Weak;
@@ -13,6 +16,7 @@ const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// Where to look for the evidence, and which kind to look for.
+#[derive(Debug)]
 pub(super) struct Evidence {
     pub(super) process: Weak<Process>,
     pub(super) address: SocketAddr,
@@ -20,6 +24,7 @@ pub(super) struct Evidence {
 }
 
 /// The kind of evidence.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum EvidenceKind {
     /// The instance has accepted the connection of the probe from the queue of its inherited
     /// socket.
@@ -30,14 +35,18 @@ pub(super) enum EvidenceKind {
 
 impl Evidence {
     /// Returns whether the evidence exists, or `None` if the instance is gone.
-    pub(super) fn is_there(&self) -> Option<bool> {
-        let process = self.process.upgrade()?;
-        Some(match self.kind {
+    async fn is_there(&self) -> Option<bool> {
+        let pid = self.process.upgrade()?.pid;
+        let (address, kind) = (self.address, self.kind);
+        let look = tokio::task::spawn_blocking(move || match kind {
             EvidenceKind::TakesFromQueue => {
-                sockets::queue_length(self.address).is_ok_and(|length| length == 0)
+                sockets::queue_length(address).is_ok_and(|length| length == 0)
             }
-            EvidenceKind::Listens => sockets::listens(process.pid, self.address.port()),
-        })
+            EvidenceKind::Listens => sockets::listens(pid, address.port()),
+        });
+        let found = look.await.unwrap_or(false);
+        // The number was that of the instance all the time if the instance is still there.
+        self.process.upgrade().map(|_| found)
     }
 }
 
@@ -45,11 +54,12 @@ impl Evidence {
 pub(super) async fn watch(evidence: Evidence, report: impl Fn(News)) {
     let mut pause = FIRST_LOOK;
     loop {
-        tokio::time::sleep(pause).await;
-        match evidence.is_there() {
+        match evidence.is_there().await {
             Some(true) => return report(News::Ready),
-            Some(false) => pause = LONGEST_LOOK.min(pause * 2),
+            Some(false) => {}
             None => return,
         }
+        tokio::time::sleep(pause).await;
+        pause = LONGEST_LOOK.min(pause * 2);
     }
 }

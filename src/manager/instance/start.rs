@@ -5,17 +5,19 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use anyhow::Context;
 use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
 
+use super::readiness::Readiness;
 use crate::config::{Bind, Ready};
 use crate::ipc::Address;
 use crate::launch::Order;
 use crate::manager::event::News;
-use crate::manager::host::notify::NotifySocket;
+use crate::manager::host::notify;
 use crate::manager::process::deployment::Deployment;
 use crate::manager::process::environment::{self, Placeholders};
 use crate::manager::process::identity::{IdentityWish, UserIdentity};
@@ -39,6 +41,8 @@ pub(super) struct Prepared {
     pub(super) passed_on: Option<TcpListener>,
     /// The place of the instance's unix socket, with `bind: unix`.
     pub(super) socket_place: Option<SocketPlace>,
+    /// The notify socket of the instance, with `ready: notify`.
+    pub(super) readiness: Option<Readiness>,
 }
 
 /// Chooses the address of an instance and prepares what its launcher needs.
@@ -85,11 +89,20 @@ pub(super) fn prepare(
             Address::Unix(socket)
         }
     };
+    let notify_path = (process.ready == Ready::Notify).then(|| notify::path(&world.run_dir, id));
+    let owner = match &identity.credentials {
+        Some(credentials) => credentials.uid,
+        None => rustix::process::geteuid().as_raw(),
+    };
+    let readiness = notify_path.clone().map(|path| {
+        let made = Readiness::begin(id, path, owner, &world.supervision);
+        made.context("cannot make the notify socket")
+    });
     let args = process.args.iter();
     let order = Order {
         program: deployment.executable.path.clone(),
         args: args.map(|argument| placeholders.fill(argument)).collect(),
-        environment: environment_of(deployment, &identity, &placeholders, &world.run_dir),
+        environment: environment_of(deployment, &identity, &placeholders, notify_path),
         directory: match &process.working_directory {
             Some(directory) => directory.clone(),
             None => deployment
@@ -109,6 +122,7 @@ pub(super) fn prepare(
         address,
         passed_on,
         socket_place,
+        readiness: readiness.transpose()?,
     })
 }
 
@@ -118,7 +132,7 @@ fn environment_of(
     deployment: &Deployment,
     identity: &UserIdentity,
     placeholders: &Placeholders,
-    run_dir: &Path,
+    notify_path: Option<PathBuf>,
 ) -> BTreeMap<String, String> {
     let mut environment = environment::base(identity);
     environment.insert("SMOOTHSERVE_SERVICE".to_owned(), placeholders.name.clone());
@@ -132,11 +146,8 @@ fn environment_of(
     if let Some(socket) = &placeholders.socket {
         environment.insert("SOCKET".to_owned(), socket.clone());
     }
-    if deployment.process.ready == Ready::Notify {
-        environment.insert(
-            "NOTIFY_SOCKET".to_owned(),
-            NotifySocket::path(run_dir).display().to_string(),
-        );
+    if let Some(path) = notify_path {
+        environment.insert("NOTIFY_SOCKET".to_owned(), path.display().to_string());
     }
     environment.extend(deployment.process.environment.clone());
     environment.extend(deployment.environment_file.clone());

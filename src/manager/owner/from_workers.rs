@@ -2,7 +2,8 @@
 //! ended.
 //!
 //! The owner trusts a worker as little as possible: a message about an unknown instance, or about
-//! an instance in a state that the message does not fit, is ignored.
+//! an instance in a state that the message does not fit, is ignored, and a worker that sends too
+//! many is replaced.
 
 use super::end::{DrainLimits, look_at_end, stop_instances};
 use super::manager::{Manager, Phase};
@@ -10,6 +11,7 @@ use crate::config::Bind;
 use crate::events;
 use crate::ipc::{EndpointCounts, EndpointId, FromWorker};
 use crate::manager::event::{Event, News, WorkerEvent};
+use crate::manager::worker::ExpectedReport;
 
 /// Starts a new worker. Older workers keep accepting until the new one serves.
 pub(super) fn start_worker(manager: &mut Manager) {
@@ -53,7 +55,7 @@ fn needs_unix_sockets(manager: &Manager) -> bool {
 /// Takes in an event of a worker.
 pub(super) fn take_worker_event(manager: &mut Manager, generation: u32, event: WorkerEvent) {
     match event {
-        WorkerEvent::Says(message) => take_message(manager, generation, message),
+        WorkerEvent::Says(message, _place) => take_message(manager, generation, message),
         WorkerEvent::Lost => {
             if let Some(worker) = manager.workers.get_mut(generation) {
                 worker.draining = true;
@@ -67,19 +69,34 @@ pub(super) fn take_worker_event(manager: &mut Manager, generation: u32, event: W
 }
 
 fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
+    let told = (
+        manager.published.table().number,
+        manager.workers.last_ping(),
+        manager.world.owners.len(),
+    );
     let Some(worker) = manager.workers.get_mut(generation) else {
         return;
     };
+    let (services, owners) = (&manager.services, &manager.world.owners);
+    let expected = |endpoint: EndpointId| {
+        let owner = owners.get(&endpoint.0);
+        let service = owner.and_then(|name| services.get(name));
+        service.map_or(ExpectedReport::Nothing, |service| {
+            service.expected_report(endpoint.0)
+        })
+    };
+    if !worker.takes(&message, told, expected) {
+        return;
+    }
     match message {
         FromWorker::Hello {
             version,
             unix_sockets,
         } => {
-            tracing::info!(version, "worker connected");
+            tracing::info!(version = &*version, "worker connected");
             worker.unix_sockets = unix_sockets;
             look_at_unix_sockets(manager);
         }
-        FromWorker::Acknowledged(_) if worker.serving => {}
         FromWorker::Acknowledged(_) => {
             worker.serving = true;
             let limits = DrainLimits::of(&manager.services);
@@ -88,17 +105,15 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
                 .drain_older_than(generation, limits.requests, limits.tunnels);
         }
         FromWorker::Probed { endpoint, result } => {
-            manager.hear(endpoint.0, News::Probed(result));
+            manager.hear(endpoint.0, News::Probed(result.map_err(String::from)));
         }
-        // Only the current worker decides about health, not one that drains.
-        FromWorker::Health { .. } if worker.draining => {}
-        FromWorker::Health { endpoint, fault } => manager.hear(endpoint.0, News::Health(fault)),
+        FromWorker::Health { endpoint, fault } => {
+            manager.hear(endpoint.0, News::Health(fault.map(String::from)));
+        }
         FromWorker::Idle(endpoint) => {
-            if !manager.world.owners.contains_key(&endpoint.0) {
-                return;
+            if worker.idle.insert(endpoint) {
+                look_at_idle(manager, endpoint);
             }
-            worker.idle.insert(endpoint);
-            look_at_idle(manager, endpoint);
         }
         FromWorker::OnlyTunnels => {
             worker.only_tunnels = true;

@@ -16,7 +16,6 @@ use crate::config::Config;
 use crate::log_level::LogLevel;
 use crate::logging;
 use crate::manager::event::{Event, News, Reports};
-use crate::manager::host::notify::NotifySocket;
 use crate::manager::host::supervision::Supervision;
 use crate::manager::rollout::InstanceId;
 use crate::manager::worker::Workers;
@@ -27,9 +26,6 @@ use crate::status::Snapshot;
 use crate::systemd::given::Given;
 use crate::systemd::units::Units;
 use crate::watch::Watcher;
-
-/// The name under which systemd stores the socket on which instances report their readiness.
-const NOTIFY_SOCKET: &str = "notify";
 
 /// The phase of the manager's end. It only moves down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,13 +82,6 @@ impl Manager {
     ) -> anyhow::Result<Manager> {
         let watcher = watch_files(reports.clone()).context("cannot watch files")?;
         let supervision = Supervision::new(given.supervisor);
-        let notify = match given.datagram_socket(NOTIFY_SOCKET) {
-            Some(socket) => NotifySocket::adopt(socket),
-            None => NotifySocket::bind(&options.run_dir),
-        };
-        let notify = notify.context("cannot make the notify socket")?;
-        supervision.store(NOTIFY_SOCKET, notify.descriptor());
-        receive_notifications(notify, reports.clone());
         let units = given.supervisor.map(|_| Units::of_this_process());
         let run_dir = options.run_dir;
         Ok(Manager {
@@ -152,17 +141,4 @@ fn watch_files(reports: Reports) -> std::io::Result<Watcher> {
         }
     });
     Ok(watcher)
-}
-
-fn receive_notifications(socket: NotifySocket, reports: Reports) {
-    tokio::task::spawn_local(async move {
-        loop {
-            match socket.ready().await {
-                Ok(pid) => drop(reports.send(Event::SaidReady(pid))),
-                Err(error) => {
-                    return tracing::error!(error = %error, "cannot receive from the notify socket");
-                }
-            }
-        }
-    });
 }

@@ -17,9 +17,8 @@ use super::publish::settle;
 use super::takeover;
 use crate::events;
 use crate::manager::dbus;
-use crate::manager::event::{Event, News};
+use crate::manager::event::Event;
 use crate::manager::handle::{CommandRequest, ManagerHandle};
-use crate::manager::host::ancestry::with_ancestors;
 use crate::manager::host::signals::{Signal, Signals};
 use crate::manager::service::Service;
 use crate::run_dir;
@@ -29,6 +28,9 @@ use crate::watch::Changed;
 /// The time between two checks whether the workers are stuck, and between two signs of life to
 /// systemd.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How many events are handled before their results are published and other work gets its turn.
+const EVENTS_OF_TURN: usize = 256;
 
 /// The time between two reminders that a certificate has to be renewed.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -84,7 +86,8 @@ async fn turn(
             Some(outcome) = outcomes.recv() => take_files(manager, outcome),
             Some(event) = events.recv() => {
                 take_event(manager, event);
-                while let Ok(event) = events.try_recv() {
+                for _ in 1..EVENTS_OF_TURN {
+                    let Ok(event) = events.try_recv() else { break };
                     take_event(manager, event);
                 }
             }
@@ -131,18 +134,6 @@ fn take_event(manager: &mut Manager, event: Event) {
         Event::Changed(Changed::Certificate(service)) => {
             manager.errands.queue(Errand::CertificateChanged(service));
         }
-        Event::SaidReady(pid) => said_ready(manager, pid),
-    }
-}
-
-/// Finds the instance that process `pid` belongs to, and passes on that this instance is ready.
-fn said_ready(manager: &mut Manager, pid: u32) {
-    let found = with_ancestors(pid).find_map(|pid| {
-        let mut services = manager.services.values();
-        services.find_map(|service| service.instance_of(pid))
-    });
-    if let Some(id) = found {
-        manager.hear(id, News::Ready);
     }
 }
 

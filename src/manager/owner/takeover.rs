@@ -15,6 +15,7 @@ use super::ports::let_go;
 use super::reload::{refused, reload, report_refusal, take_certificates};
 use super::state::SavedState;
 use crate::events;
+use crate::manager::host::notify::NOTIFY_PREFIX;
 use crate::manager::process::executable::STORED_PREFIX;
 use crate::manager::service::Service;
 use crate::manager::{instance, worker};
@@ -61,19 +62,16 @@ pub(super) async fn take_over(manager: &mut Manager, mut given: Given, scopes: B
         .number_on_from(last.unwrap_or_default().try_into().unwrap_or_default());
     match state.filter(|_| manager.world.units.is_some()) {
         Some(state) => {
-            let executables = given.take_stored(STORED_PREFIX).into_iter().collect();
-            restore(manager, state, executables).await;
+            let executables = given.take_stored(STORED_PREFIX).into_iter();
+            let sockets = given.take_stored(NOTIFY_PREFIX);
+            restore(manager, state, executables.chain(sockets).collect()).await;
         }
         None => boot(manager).await,
     }
     forget_unknown(manager, &given, scopes);
 }
 
-async fn restore(
-    manager: &mut Manager,
-    state: SavedState,
-    mut executables: BTreeMap<String, OwnedFd>,
-) {
+async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<String, OwnedFd>) {
     manager.set_log_level(&state.config);
     manager.world.next_id = manager.world.next_id.max(state.next_id);
     manager.world.jobs.number_on_from(state.last_job);
@@ -92,14 +90,14 @@ async fn restore(
         tracing::error!(error = %error, "port not opened, its services are not reachable there");
     }
     for (name, saved) in state.services {
-        match Service::restore(saved, &mut executables, &mut manager.world) {
+        match Service::restore(saved, &mut stored, &mut manager.world) {
             Ok(service) => manager.services.insert(name, service),
             Err(error) => {
                 tracing::error!(service = name, error = %error, "service cannot be taken over");
             }
         }
     }
-    for name in executables.keys() {
+    for name in stored.keys() {
         manager.world.supervision.forget(name);
     }
     // From here on, each table is the successor of the last one, so it must not lack anything that

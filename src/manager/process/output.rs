@@ -1,17 +1,18 @@
 //! The output of an instance: both streams are passed on line by line, and the last lines are kept.
 //!
-//! Reading waits for nothing but the pipe, so output never blocks the instance. The manager keeps
-//! only a few lines, however much an instance writes.
+//! The lines go to the manager's stderr through a queue, so only the task of the stream waits for
+//! a slow reader, and not for long: then lines are dropped, so output never blocks the instance.
+//! The manager keeps only a few lines, however much an instance writes.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io::Write;
 use std::rc::Rc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{ChildStderr, ChildStdout};
 use tokio::task::JoinSet;
 
+use crate::logging;
 use crate::printable::printable_line;
 
 /// The number of lines that are kept of stderr.
@@ -68,11 +69,11 @@ async fn pass_on(label: String, mut pipe: impl AsyncRead + Unpin, tail: Tail) {
             Ok(_) => false,
         };
         while let Some(length) = buffer.iter().position(|&byte| byte == b'\n') {
-            line(&label, &buffer[..length], &tail);
+            line(&label, &buffer[..length], &tail).await;
             buffer.drain(..=length);
         }
         if (end && !buffer.is_empty()) || buffer.len() == LONGEST_LINE {
-            line(&label, &buffer, &tail);
+            line(&label, &buffer, &tail).await;
             buffer.clear();
         }
         if end {
@@ -81,13 +82,14 @@ async fn pass_on(label: String, mut pipe: impl AsyncRead + Unpin, tail: Tail) {
     }
 }
 
-fn line(label: &str, line: &[u8], tail: &Tail) {
+async fn line(label: &str, line: &[u8], tail: &Tail) {
     let line = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line));
-    // An error must not end the manager: the terminal or file behind stderr may take no more
-    // output.
-    // One call for each line is one system call.
+    keep(&line, tail);
     let shown = format!("{label}: {}\n", printable_line(&line));
-    let _ = std::io::stderr().write_all(shown.as_bytes());
+    logging::pass_on(shown.into_bytes()).await;
+}
+
+fn keep(line: &str, tail: &Tail) {
     let mut tail = tail.borrow_mut();
     if tail.len() == TAIL {
         tail.pop_front();
@@ -95,7 +97,7 @@ fn line(label: &str, line: &[u8], tail: &Tail) {
     let kept = line
         .char_indices()
         .nth(TAIL_LINE)
-        .map_or(&*line, |(end, _)| &line[..end]);
+        .map_or(line, |(end, _)| &line[..end]);
     tail.push_back(kept.to_owned());
 }
 

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use rustix::process::{Pid, Signal};
 
 use super::output::Tail;
+use crate::manager::host::ancestry::with_ancestors;
 use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::Scope;
@@ -68,6 +69,14 @@ impl Process {
         self.pidfd.ended().await?;
         self.left_behind().await;
         Ok(())
+    }
+
+    /// Returns true if process `pid` is this process or belongs to it.
+    pub fn holds(&self, pid: u32) -> bool {
+        match &self.keeper {
+            ProcessKeeper::Manager(_) => with_ancestors(pid).any(|ancestor| ancestor == self.pid),
+            ProcessKeeper::Systemd { scope, .. } => scope.holds(pid),
+        }
     }
 
     /// Returns the last lines of the process's stderr or, in the journal, of all its output.

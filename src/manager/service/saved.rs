@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::history::History;
 use super::service::Service;
 use crate::config::ServiceConfig;
-use crate::manager::instance::{Instance, SavedInstance};
+use crate::manager::instance::{self, Instance, SavedInstance};
 use crate::manager::process::deployment::{Deployment, SavedDeployment};
 use crate::manager::process::executable::stored_name;
 use crate::manager::rollout::{InstanceId, LifeStage, Reconciler, SavedRollout};
@@ -48,17 +48,17 @@ impl Service {
         }
     }
 
-    /// Restores a service from its saved state and the stored executables. The caller must call
+    /// Restores a service from its saved state and the stored descriptors. The caller must call
     /// [`Service::tick`] once all services are restored.
     pub fn restore(
         mut saved: SavedService,
-        executables: &mut BTreeMap<String, OwnedFd>,
+        stored: &mut BTreeMap<String, OwnedFd>,
         world: &mut World,
     ) -> std::io::Result<Service> {
         let name = saved.spec.name.clone();
         let mut deployments = BTreeMap::new();
         for (generation, kept) in saved.deployments {
-            let executable = executables.remove(&stored_name(&name, generation));
+            let executable = stored.remove(&stored_name(&name, generation));
             let deployment = Deployment::restore(kept, executable)?;
             deployments.insert(generation, Rc::new(deployment));
         }
@@ -71,13 +71,15 @@ impl Service {
                 core.never_was(held.id);
                 continue;
             };
+            let socket = stored.remove(&instance::stored_socket(held.id));
+            let kept = (kept, socket);
             let mut instance = Instance::adopt(held.id, held.slot, &name, deployment, kept, world);
             match held.state.stage() {
                 // The program never started, or nobody has seen how it ended.
                 LifeStage::Starting if instance.pid().is_none() => {
                     core.never_was(held.id);
                     world.ports.release(held.id);
-                    instance.clean_up();
+                    instance.clean_up(&world.supervision);
                     continue;
                 }
                 LifeStage::Stopping => instance.stop(),

@@ -18,6 +18,7 @@ use crate::manager::rollout::{
     Desired, HeldInstance, InstanceFailure, InstanceId, LifeState, Reconciler, RolloutAction,
     RolloutEvent, RolloutPolicy, RolloutTarget,
 };
+use crate::manager::worker::ExpectedReport;
 use crate::manager::world::World;
 use crate::status::{FailureReport, Moment};
 
@@ -148,7 +149,7 @@ impl Service {
         };
         match news {
             News::Launched(process, permit) => {
-                instance.launched(process);
+                instance.launched(process, world.reporter(id));
                 world.permits.push(permit);
                 self.moved = true;
             }
@@ -177,6 +178,7 @@ impl Service {
             }
             News::Probed(Err(fault)) => instance.last_probe = Some(fault),
             News::Idle => self.step(RolloutEvent::Idle(id), world),
+            News::Health(fault) if fault == instance.fault => {}
             News::Health(fault) => {
                 match &fault {
                     Some(fault) => tracing::warn!(
@@ -202,11 +204,32 @@ impl Service {
                 instance.ended = Some(how);
                 self.step(RolloutEvent::Exited(id), world);
                 if let Some(instance) = self.instances.remove(&id) {
-                    self.history.past_requests += instance.counts.requests();
+                    let requests = instance.counts.requests();
+                    let past = &mut self.history.past_requests;
+                    *past = past.saturating_add(requests);
                     world.ports.release(id);
                     world.owners.remove(&id);
-                    instance.clean_up();
+                    instance.clean_up(&world.supervision);
                 }
+            }
+        }
+    }
+
+    /// Returns what a worker can have to say about an instance.
+    pub fn expected_report(&self, id: InstanceId) -> ExpectedReport {
+        let mut held = self.core.instances().iter();
+        let Some(held) = held.find(|held| held.id == id) else {
+            return ExpectedReport::Nothing;
+        };
+        let instance = self.instances.get(&id);
+        let is_probed =
+            |instance: &Instance| instance.probe().is_some() && instance.pid().is_some();
+        match held.state {
+            LifeState::Starting { .. } if instance.is_some_and(is_probed) => ExpectedReport::Probed,
+            LifeState::Starting { .. } => ExpectedReport::Nothing,
+            LifeState::Ready { .. } => ExpectedReport::Health,
+            LifeState::Draining { .. } | LifeState::Closing { .. } | LifeState::Stopping { .. } => {
+                ExpectedReport::Idle
             }
         }
     }
@@ -483,14 +506,6 @@ impl Service {
             }
             used
         });
-    }
-
-    /// Returns the instance whose process has this number.
-    pub fn instance_of(&self, pid: u32) -> Option<InstanceId> {
-        let mut instances = self.instances.iter();
-        instances
-            .find(|(_, instance)| instance.pid() == Some(pid))
-            .map(|(id, _)| *id)
     }
 
     /// Returns the instances and their slots.

@@ -14,14 +14,17 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::certificates::ServiceCertificates;
+use super::sieve::{ExpectedReport, Judgement, Sieve, WorkerKnowledge};
 use crate::config::ScopeLimits;
 use crate::ipc::{
     self, BoundCounts, CertificateId, Channel, ChannelError, EndpointId, FromWorker, ToWorker,
@@ -40,6 +43,16 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How long a worker whose control connection broke may drain after it got the signal to drain.
 const SIGNAL_DRAIN: Duration = Duration::from_secs(35);
+
+/// How long a worker may take to read one message. A worker that hangs is killed after as many
+/// unanswered pings.
+const SLOWEST_READER: Duration = Duration::from_secs(15);
+
+/// How many messages wait to be sent to a worker. All certificates of many thousand services fit.
+const MOST_UNSENT: usize = 1 << 16;
+
+/// How many messages of a worker wait for the owner of the state.
+const MOST_UNREAD: usize = 64;
 
 /// A running worker.
 #[derive(Debug)]
@@ -63,13 +76,14 @@ pub struct WorkerProcess {
     pub unanswered: u32,
     /// Whether the worker drains and has nothing left but tunnels.
     pub only_tunnels: bool,
+    sieve: Sieve,
     /// Whether the worker can connect to instances on unix sockets. A worker that has not said so
     /// yet counts as one that can.
     pub unix_sockets: bool,
     /// The open client connections of the worker, and the state of its bounds.
     pub bounds: (u32, BoundCounts),
     pidfd: Rc<Pidfd>,
-    outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
+    outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
 }
 
 /// The state of a worker that is saved for the next manager.
@@ -137,7 +151,7 @@ impl WorkerProcess {
             .spawn()?;
         let pid = child.id().unwrap_or_default();
         let pidfd = Rc::new(Pidfd::open(pid)?);
-        let (outgoing, queue) = mpsc::unbounded_channel();
+        let (outgoing, queue) = mpsc::channel(MOST_UNSENT);
         let life = Life {
             path,
             pidfd: pidfd.clone(),
@@ -179,7 +193,7 @@ impl WorkerProcess {
         anyhow::ensure!(scope.holds(saved.pid), "the process has ended");
         let path = socket_path(run_dir, saved.generation);
         let channel = Channel::split(UnixStream::connect(&path)?)?;
-        let (outgoing, queue) = mpsc::unbounded_channel();
+        let (outgoing, queue) = mpsc::channel(MOST_UNSENT);
         let life = Life {
             path,
             pidfd: pidfd.clone(),
@@ -201,7 +215,7 @@ impl WorkerProcess {
         pid: u32,
         draining: bool,
         pidfd: Rc<Pidfd>,
-        outgoing: mpsc::UnboundedSender<(ToWorker, Option<OwnedFd>)>,
+        outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
     ) -> WorkerProcess {
         WorkerProcess {
             generation,
@@ -213,6 +227,7 @@ impl WorkerProcess {
             table: None,
             unanswered: 0,
             only_tunnels: false,
+            sieve: Sieve::new(Instant::now()),
             unix_sockets: true,
             bounds: Default::default(),
             pidfd,
@@ -232,7 +247,34 @@ impl WorkerProcess {
     /// Queues a message. If the worker is gone, the message is dropped: the next worker gets the
     /// complete state anyway.
     pub fn send(&self, message: ToWorker, descriptor: Option<OwnedFd>) {
-        let _ = self.outgoing.send((message, descriptor));
+        if let Err(TrySendError::Full(_)) = self.outgoing.try_send((message, descriptor)) {
+            tracing::error!(pid = self.pid, "worker does not read, killing it");
+            self.kill();
+        }
+    }
+
+    /// Decides whether a message of the worker counts. Kills a worker that sends too many.
+    pub fn takes(
+        &mut self,
+        message: &FromWorker,
+        (table, ping, endpoints): (u64, u64, usize),
+        expected: impl Fn(EndpointId) -> ExpectedReport,
+    ) -> bool {
+        let knowledge = WorkerKnowledge {
+            table,
+            ping,
+            endpoints,
+            serving: self.serving,
+            draining: self.draining,
+        };
+        let judgement = self
+            .sieve
+            .judge(Instant::now(), message, knowledge, expected);
+        if judgement == Judgement::Replace {
+            tracing::error!(pid = self.pid, "worker sends too many messages, killing it");
+            self.kill();
+        }
+        judgement == Judgement::Take
     }
 
     /// Sends a table. The certificates that the table names and the worker lacks are sent first.
@@ -316,22 +358,37 @@ impl<F: Fn(WorkerEvent)> Life<F> {
             ipc::MessageSender<ToWorker>,
             ipc::MessageReceiver<FromWorker>,
         ),
-        queue: mpsc::UnboundedReceiver<(ToWorker, Option<OwnedFd>)>,
+        queue: mpsc::Receiver<(ToWorker, Option<OwnedFd>)>,
     ) {
-        tokio::select! {
-            result = send_all(sender, queue) => log_broken("sending", result),
-            result = receive_all(receiver, &self.report) => log_broken("receiving", result),
-        }
-        let ending = match tokio::time::timeout(GRACE, self.ended()).await {
+        let exchange = async {
+            tokio::select! {
+                result = send_all(sender, queue) => log_broken("sending", result),
+                result = receive_all(receiver, &self.report) => log_broken("receiving", result),
+            }
+        };
+        let mut exchange = std::pin::pin!(exchange);
+        let mut ended = std::pin::pin!(ended(&mut self.child, &self.pidfd));
+        // The connection usually ends with the process. It may outlive the process if a worker that
+        // was taken over has given it away.
+        let ending = tokio::select! {
+            biased;
+            () = &mut exchange => tokio::time::timeout(GRACE, &mut ended).await,
+            ending = &mut ended => {
+                // The last messages still count.
+                let _ = tokio::time::timeout(GRACE, &mut exchange).await;
+                Ok(ending)
+            }
+        };
+        let ending = match ending {
             Ok(ending) => ending,
             Err(_) => {
                 (self.report)(WorkerEvent::Lost);
-                self.signal(Signal::TERM);
-                match tokio::time::timeout(SIGNAL_DRAIN, self.ended()).await {
+                self.pidfd.signal(Signal::TERM);
+                match tokio::time::timeout(SIGNAL_DRAIN, &mut ended).await {
                     Ok(ending) => ending,
                     Err(_) => {
-                        self.signal(Signal::KILL);
-                        self.ended().await
+                        self.pidfd.signal(Signal::KILL);
+                        ended.await
                     }
                 }
             }
@@ -344,30 +401,32 @@ impl<F: Fn(WorkerEvent)> Life<F> {
     fn signal(&self, signal: Signal) {
         self.pidfd.signal(signal);
     }
+}
 
-    /// Waits for the end of the process, and returns a text that says how it ended. Cancel-safe.
-    async fn ended(&mut self) -> String {
-        match &mut self.child {
-            Some(child) => child
-                .wait()
-                .await
-                .map_or_else(|error| error.to_string(), |status| status.to_string()),
-            None => self.pidfd.ended().await.map_or_else(
-                |error| error.to_string(),
-                |()| "how is not known".to_owned(),
-            ),
-        }
+/// Waits for the end of a worker's process, and returns a text that says how it ended. Cancel-safe.
+async fn ended(child: &mut Option<Child>, pidfd: &Pidfd) -> String {
+    match child {
+        Some(child) => child
+            .wait()
+            .await
+            .map_or_else(|error| error.to_string(), |status| status.to_string()),
+        None => pidfd.ended().await.map_or_else(
+            |error| error.to_string(),
+            |()| "how is not known".to_owned(),
+        ),
     }
 }
 
 async fn send_all(
     mut sender: ipc::MessageSender<ToWorker>,
-    mut queue: mpsc::UnboundedReceiver<(ToWorker, Option<OwnedFd>)>,
+    mut queue: mpsc::Receiver<(ToWorker, Option<OwnedFd>)>,
 ) -> Result<(), ChannelError> {
     while let Some((message, descriptor)) = queue.recv().await {
-        sender
-            .send(&message, descriptor.as_ref().map(AsFd::as_fd))
-            .await?;
+        let sending = sender.send(&message, descriptor.as_ref().map(AsFd::as_fd));
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+        tokio::time::timeout(SLOWEST_READER, sending)
+            .await
+            .map_err(late)??;
     }
     Ok(())
 }
@@ -376,8 +435,12 @@ async fn receive_all(
     mut receiver: ipc::MessageReceiver<FromWorker>,
     report: &impl Fn(WorkerEvent),
 ) -> Result<(), ChannelError> {
+    let places = Arc::new(Semaphore::new(MOST_UNREAD));
     while let Some(message) = receiver.receive().await? {
-        report(WorkerEvent::Says(message));
+        // The semaphore is never closed.
+        if let Ok(place) = places.clone().acquire_owned().await {
+            report(WorkerEvent::Says(message, place));
+        }
     }
     Ok(())
 }

@@ -60,6 +60,11 @@ impl Workers {
         }
     }
 
+    /// Returns the number of the newest ping.
+    pub fn last_ping(&self) -> u64 {
+        self.pings
+    }
+
     /// Returns the generation of the newest worker so far.
     pub fn last_generation(&self) -> u32 {
         self.last_generation

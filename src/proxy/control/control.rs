@@ -168,7 +168,7 @@ impl Control {
             result: Ok(()),
         }));
         messages.extend(self.faults.iter().map(|(&endpoint, fault)| {
-            let fault = Some(fault.clone());
+            let fault = Some(fault.as_str().into());
             FromWorker::Health { endpoint, fault }
         }));
         for message in messages {
@@ -331,12 +331,12 @@ impl Control {
                 FromWorker::Probed { endpoint, result }
             }
             Finding::NotReady(fault) => {
-                let result = Err(fault);
+                let result = Err(fault.into());
                 FromWorker::Probed { endpoint, result }
             }
             Finding::Out(fault) => {
                 self.faults.insert(endpoint, fault.clone());
-                let fault = Some(fault);
+                let fault = Some(fault.into());
                 FromWorker::Health { endpoint, fault }
             }
             Finding::In => {

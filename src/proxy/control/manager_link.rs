@@ -57,7 +57,7 @@ impl ManagerLink {
             writer: tokio::task::spawn_local(write(sender, messages)),
         };
         manager.say(FromWorker::Hello {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: env!("CARGO_PKG_VERSION").into(),
             unix_sockets,
         })?;
         Ok(manager)

@@ -104,7 +104,9 @@ impl Smoothserve {
         server
     }
 
-    fn spawn_with(
+    /// Starts smoothserve with the configuration in `home`, with a command line and an environment
+    /// that `change` has changed, and does not wait.
+    pub fn spawn_with(
         programs: Programs,
         home: Home,
         bus: Option<&str>,

@@ -1,0 +1,131 @@
+//! What a D-Bus client can make the manager hold. docs/dbus.md has a table of these limits, which a
+//! test compares.
+
+use std::time::Duration;
+
+/// How long a client may take for the handshake, and how long the manager waits for a bus.
+pub(super) const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// How many bytes a client may send before the end of the handshake. Clients send about 60.
+pub(super) const HANDSHAKE_BYTES: usize = 4 << 10;
+
+/// The size of the longest message that the manager takes. The calls of the documented methods have
+/// at most a few hundred bytes: their longest argument is the name of a service.
+pub(super) const LONGEST_MESSAGE: usize = 64 << 10;
+
+/// How many calls of one connection to the private socket may be without an answer. The manager
+/// reads the next call when an answer has left it.
+pub(super) const CALLS_OF_CONNECTION: usize = 4;
+
+/// How long a client may take to read one message. A client that takes longer is disconnected.
+pub(super) const SLOWEST_READER: Duration = Duration::from_secs(10);
+
+/// How many calls of one sender on a bus may be without an answer; further calls are refused.
+pub(super) const CALLS_OF_SENDER: usize = 16;
+
+/// How many calls of all senders on a bus may be without an answer; further calls are refused.
+pub(super) const CALLS_ON_BUS: usize = 512;
+
+/// How many calls of one user may wait for polkit, for example until a person enters a password.
+pub(super) const QUESTIONS_OF_USER: usize = 4;
+
+/// How many calls of all users may wait for polkit.
+pub(super) const QUESTIONS: usize = 32;
+
+/// How much the clients of a group of users may use of the private socket.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    /// Connections of one user.
+    pub(super) connections_of_user: usize,
+    /// Connections of all users of the group.
+    pub(super) connections: usize,
+    /// Calls of one user that have no answer yet.
+    pub(super) calls_of_user: usize,
+    /// Calls of all users of the group that have no answer yet.
+    pub(super) calls: usize,
+}
+
+/// The share that root has alone, and that the manager's own user has alone.
+pub(super) const MASTER: Share = Share {
+    connections_of_user: 128,
+    connections: 128,
+    calls_of_user: 64,
+    calls: 64,
+};
+
+/// The share of all other users together.
+pub(super) const OTHERS: Share = Share {
+    connections_of_user: 32,
+    connections: 128,
+    calls_of_user: 8,
+    calls: 64,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_has_the_limits() {
+        let reference = include_str!("../../../docs/dbus.md");
+        let (_, section) = reference.split_once("## Limits").expect("it has a section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let kib = |bytes: usize| format!("{} KiB", bytes >> 10);
+        let seconds = |time: Duration| format!("{} s", time.as_secs());
+        for (what, limit) in [
+            (
+                "handshake",
+                format!("{}, {}", kib(HANDSHAKE_BYTES), seconds(HANDSHAKE_TIME)),
+            ),
+            ("message that a client sends", kib(LONGEST_MESSAGE)),
+            ("time to read a message", seconds(SLOWEST_READER)),
+            (
+                "calls without an answer, of one connection",
+                CALLS_OF_CONNECTION.to_string(),
+            ),
+            (
+                "connections of root, and of smoothserve's own user",
+                MASTER.connections.to_string(),
+            ),
+            (
+                "connections of another user",
+                OTHERS.connections_of_user.to_string(),
+            ),
+            (
+                "connections of all other users",
+                OTHERS.connections.to_string(),
+            ),
+            (
+                "calls without an answer, of root, and of smoothserve's own user",
+                MASTER.calls.to_string(),
+            ),
+            (
+                "calls without an answer, of another user",
+                OTHERS.calls_of_user.to_string(),
+            ),
+            (
+                "calls without an answer, of all other users",
+                OTHERS.calls.to_string(),
+            ),
+            (
+                "calls without an answer, of one sender on a bus",
+                CALLS_OF_SENDER.to_string(),
+            ),
+            (
+                "calls without an answer, of all senders on a bus",
+                CALLS_ON_BUS.to_string(),
+            ),
+            (
+                "calls that wait for polkit, of one user",
+                QUESTIONS_OF_USER.to_string(),
+            ),
+            (
+                "calls that wait for polkit, of all users",
+                QUESTIONS.to_string(),
+            ),
+        ] {
+            let row = format!("| {what} | {limit} |");
+            assert!(section.contains(&row), "no row {row:?} in {section}");
+        }
+    }
+}
