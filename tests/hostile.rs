@@ -71,7 +71,7 @@ impl TakenOver {
     }
 
     /// Waits until the manager has another worker, which serves.
-    async fn is_replaced(self) {
+    async fn ends_in_replacement(self) {
         self.server.says("worker ended, starting another").await;
         assert!(self.server.status().await.is_some());
         self.app.replace(&Build::good("2"));
@@ -167,7 +167,7 @@ async fn a_worker_that_repeats_itself_without_an_end_is_replaced() {
         .server
         .says("worker sends too many messages, killing it")
         .await;
-    scene.is_replaced().await;
+    scene.ends_in_replacement().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +249,7 @@ async fn what_fits_no_state_changes_nothing() {
     assert_eq!(scene.server.log().matches("worker connected").count(), 1);
     assert!(!scene.server.log().contains("unhealthy"));
     scene.worker.kill();
-    scene.is_replaced().await;
+    scene.ends_in_replacement().await;
 }
 
 /// Installs a service whose executable is a script.

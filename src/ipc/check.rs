@@ -14,7 +14,7 @@ pub fn from_worker(input: &[u8]) {
     for message in &whole {
         let frame = encode(message).expect("what was received can be sent");
         assert!(frame.len() <= 4 + FromWorker::LONGEST);
-        assert_eq!(take(&frame, frame.len()), [message.clone()]);
+        assert_eq!(take(&frame, frame.len()), std::slice::from_ref(message));
     }
 }
 
