@@ -285,7 +285,10 @@ mod tests {
 
     fn any_message() -> impl Strategy<Value = FromWorker> {
         let id = || (0..6_u64).prop_map(EndpointId);
-        let text = || ".{0,2000}".prop_map(|text| text.as_str().into());
+        let text = || {
+            let texts = prop_oneof!["[a-z ]{0,20}", Just("x".repeat(2000))];
+            texts.prop_map(|text| text.as_str().into())
+        };
         let counts = (id(), any::<(u32, u32, u64, u64)>()).prop_map(|(id, numbers)| {
             let (in_flight, tunnels, requests, failures) = numbers;
             EndpointCounts {
@@ -310,7 +313,7 @@ mod tests {
                 .prop_map(|(endpoint, fault)| FromWorker::Health { endpoint, fault }),
             id().prop_map(FromWorker::Idle),
             Just(FromWorker::OnlyTunnels),
-            prop::collection::vec(counts, 0..200).prop_map(|endpoints| FromWorker::Counts {
+            prop::collection::vec(counts, 0..50).prop_map(|endpoints| FromWorker::Counts {
                 connections: 1,
                 bounds: BoundCounts::default(),
                 endpoints
@@ -320,6 +323,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         /// However many messages come, what is taken in a time stays within the allowance, and what
         /// is taken fits.
         #[test]
