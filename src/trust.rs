@@ -25,7 +25,8 @@
 //! afterwards, never again the path: a file that takes its place meanwhile is not read.
 //!
 //! A file is read only if it is a regular file that is not in /proc. Nothing waits (`O_NONBLOCK`),
-//! and no more than a given number of bytes is read. A fault names paths and owners, never anything read.
+//! and no more than a given number of bytes is read. A fault names paths and owners, never anything
+//! that was read.
 //!
 //! If smoothserve does not run as root, it has only one user's rights, and all ways are safe.
 

@@ -395,7 +395,8 @@ impl Instance {
         }
     }
 
-    /// Removes the files that the instance leaves behind, those in its own folder in another thread.
+    /// Removes the files that the instance leaves behind, those in its own folder in another
+    /// thread.
     pub fn clean_up(&self, supervision: &Supervision) {
         if let Some(readiness) = &self.readiness {
             readiness.clean_up(supervision);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use rustix::process::{Signal, kill_process};
 use smoothserve::ipc::EndpointState::{Active, Draining, Probing};
 use smoothserve::ipc::{
     Address, BoundCounts, EndpointId, FromWorker, Host, ListenerId, Probe, Protocol, Route,
@@ -371,11 +372,15 @@ async fn a_client_with_too_many_connections_is_told_so() {
     let siege = Siege::new("1").await;
     let mut idle = Vec::new();
     let response = loop {
+        // The worker is held, so that the request is there when the connection is accepted. The
+        // manager's listeners have TCP_DEFER_ACCEPT for that.
+        kill_process(siege.worker.pid(), Signal::STOP).unwrap();
         let stream = connect_from([127, 0, 0, 2], siege.address).await.unwrap();
         let mut client = Peer::new(stream);
         client
             .send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
             .await;
+        kill_process(siege.worker.pid(), Signal::CONT).unwrap();
         let response = client.receive_head().await;
         if !response.starts_with("HTTP/1.1 200 ") {
             break response;

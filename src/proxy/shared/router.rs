@@ -6,8 +6,8 @@
 //! stranger cannot make it grow: a part of a host or a path that is longer than the longest one in
 //! any route is never hashed.
 //!
-//! A path is compared as instances may read it ([`path`]), but only where
-//! it matters: a host of which one route has all paths gets every path as it is.
+//! A path is compared as instances may read it ([`path`]), but only where it matters: a host of
+//! which one route has all paths gets every path as it is.
 //!
 //! A router is changed by making a changed copy, which costs little more than what is different:
 //! see [`Hosts`].
