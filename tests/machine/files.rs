@@ -57,7 +57,7 @@ impl<'a> Web<'a> {
     /// Returns the environments and users of all instances of the service.
     fn environment(&self) -> String {
         self.machine.run(
-            "for scope in /sys/fs/cgroup/smoothserve.slice/smoothserve-web-*.scope; do \
+            "for scope in /sys/fs/cgroup/smoothserve.slice/smoothserve-web.slice/*.scope; do \
              for pid in $(cat $scope/cgroup.procs); do \
              tr '\\0' '\\n' </proc/$pid/environ; ps -o user= -p $pid; done; done",
         )
