@@ -289,7 +289,6 @@ fn the_worker_reaches_no_unix_socket_but_those_of_instances() {
             "/run/smoothserve/bus".to_owned(),
             format!("{run_dir}/bus"),
             format!("{run_dir}/smoothserve/bus"),
-            format!("{run_dir}/smoothserve/notify"),
             format!("{run_dir}/systemd/private"),
         ] {
             assert!(sockets.contains(&known.as_str()), "{known}: {sockets:?}");
