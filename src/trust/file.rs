@@ -530,9 +530,13 @@ mod tests {
             .open(place.path("alice/env"))
             .unwrap();
         let lease = nix::libc::F_WRLCK;
-        // SAFETY: the descriptor is open, and the call has no pointers.
+        // The kernel asks for the lease back with SIGIO, which would end this process.
+        // SAFETY: no handler is set, the descriptor is open, and the calls have no pointers.
         #[allow(unsafe_code)]
-        let done = unsafe { nix::libc::fcntl(held.as_raw_fd(), nix::libc::F_SETLEASE, lease) };
+        let done = unsafe {
+            nix::libc::signal(nix::libc::SIGIO, nix::libc::SIG_IGN);
+            nix::libc::fcntl(held.as_raw_fd(), nix::libc::F_SETLEASE, lease)
+        };
         assert_eq!(done, 0);
         let error = place.read("alice/env", None).unwrap_err();
         assert!(error.contains("temporarily unavailable"), "{error}");
