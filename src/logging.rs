@@ -39,7 +39,7 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 pub use self::lines::pass_on;
 use self::message::{JournalMessage, MESSAGE_ID};
-use self::queue::Queue;
+use self::queue::{Queue, tell_lost};
 use crate::log_level::LogLevel;
 use crate::printable::printable;
 use crate::systemd::journal;
@@ -171,10 +171,6 @@ fn to_journald(level: &LogLevel) -> io::Result<Arc<Queue<JournalMessage>>> {
         false => message.send(&ordinary),
     };
     Queue::start(send, tell_lost)
-}
-
-fn tell_lost(lost: u64) {
-    tracing::warn!(lost, "messages lost, they were not taken in time");
 }
 
 /// Makes a subscriber that sends messages to journald with the fields and priorities that systemd's

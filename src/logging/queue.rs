@@ -183,9 +183,21 @@ impl<T: Weight + Send + 'static> Queue<T> {
     }
 }
 
+/// Logs how many messages of smoothserve were lost. This stands in the module whose messages
+/// [`LogLevel::filter`](crate::log_level::LogLevel::filter) lets through at every level.
+pub(super) fn tell_lost(lost: u64) {
+    tracing::warn!(lost, "messages lost, they were not taken in time");
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Seek};
+
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::SubscriberExt;
+
     use super::*;
+    use crate::log_level::LogLevel;
 
     impl Weight for usize {
         fn weight(&self) -> usize {
@@ -225,6 +237,22 @@ mod tests {
         let queue = Queue::start(send, |_| {}).unwrap();
         (0..2 * MOST_WAITING).for_each(|number| queue.push(number));
         assert!(queue.lock().lost >= MOST_WAITING as u64 - 1);
+    }
+
+    #[test]
+    fn a_loss_is_logged_at_the_level_error_too() {
+        let mut file = tempfile::tempfile().unwrap();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(Arc::new(file.try_clone().unwrap()));
+        let level: LogLevel = "error".parse().unwrap();
+        let registry = tracing_subscriber::registry().with(lines.with_filter(level.filter()));
+        tracing::subscriber::with_default(registry, || tell_lost(7));
+        let mut log = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut log).unwrap();
+        assert!(log.contains("messages lost"), "{log}");
+        assert!(log.contains("lost=7"), "{log}");
     }
 
     #[tokio::test(start_paused = true)]
