@@ -238,8 +238,8 @@ mod tests {
     const ALICE: u32 = 4711;
     const BOB: u32 = 4712;
 
-    /// A folder of root's, with a folder of Alice and one of Bob, who may each look into the
-    /// other's.
+    /// A folder of root's, with the folders `alice`, `bob` and, of root, `system`. Alice and Bob may
+    /// look into all of them.
     struct Place(tempfile::TempDir);
 
     impl Place {
@@ -250,7 +250,7 @@ mod tests {
             }
             let place = Place(tempfile::tempdir().unwrap());
             place.mode("", 0o755);
-            for (name, owner) in [("alice", ALICE), ("bob", BOB), ("root", 0)] {
+            for (name, owner) in [("alice", ALICE), ("bob", BOB), ("system", 0)] {
                 fs::create_dir(place.path(name)).unwrap();
                 place.own(name, owner);
             }
@@ -320,10 +320,10 @@ mod tests {
     fn a_way_is_safe_if_its_holders_lead_to_what_is_theirs() {
         let Some(place) = Place::new() else { return };
         // A file that only its owner may read, in a folder of root's.
-        place.file("root/env", 0, 0o600);
-        assert_eq!(place.read("root/env", None).unwrap(), "root/env");
-        place.file("root/alices", ALICE, 0o600);
-        assert_eq!(place.read("root/alices", None).unwrap(), "root/alices");
+        place.file("system/env", 0, 0o600);
+        assert_eq!(place.read("system/env", None).unwrap(), "system/env");
+        place.file("system/alices", ALICE, 0o600);
+        assert_eq!(place.read("system/alices", None).unwrap(), "system/alices");
         // Releases as deployment tools make them, by relative and absolute links, also by root.
         fs::create_dir_all(place.path("alice/releases/7")).unwrap();
         place.own("alice/releases", ALICE);
@@ -332,12 +332,12 @@ mod tests {
         place.link("alice/relative", ALICE, "releases/7");
         place.link_to("alice/absolute", ALICE, "alice/releases/7");
         place.link("alice/roots", 0, "releases/../releases/7/");
-        place.link_to("root/app", 0, "alice/absolute/app");
+        place.link_to("system/app", 0, "alice/absolute/app");
         for path in [
             "alice/relative/app",
             "alice/absolute/app",
             "alice/roots/app",
-            "root/app",
+            "system/app",
         ] {
             assert_eq!(place.program(path, None), Ok(ALICE), "{path}");
             assert_eq!(place.read(path, None).unwrap(), "alice/releases/7/app");
@@ -345,18 +345,18 @@ mod tests {
             assert_eq!(found.path, place.path("alice/releases/7/app"));
         }
         // Root's own links lead anywhere.
-        place.link_to("root/env2", 0, "root/env");
-        assert_eq!(place.read("root/env2", None).unwrap(), "root/env");
-        assert_eq!(place.program("root/env2", None), Ok(0));
+        place.link_to("system/env2", 0, "system/env");
+        assert_eq!(place.read("system/env2", None).unwrap(), "system/env");
+        assert_eq!(place.program("system/env2", None), Ok(0));
     }
 
     #[test]
     fn what_a_holder_may_not_read_is_not_read() {
         let Some(place) = Place::new() else { return };
-        place.file("root/secret", 0, 0o600);
-        place.file("root/public", 0, 0o644);
-        place.link_to("alice/env", ALICE, "root/secret");
-        let expected = "/alice/env, which 4711 owns, leads to /root/secret, which 4711 does not own; so it \
+        place.file("system/secret", 0, 0o600);
+        place.file("system/public", 0, 0o644);
+        place.link_to("alice/env", ALICE, "system/secret");
+        let expected = "/alice/env, which 4711 owns, leads to /system/secret, which 4711 does not own; so it \
             is opened with the rights of 4711: Permission denied (os error 13); let 4711 read it, or give a \
             path whose folders and links belong to root";
         assert_eq!(
@@ -364,10 +364,10 @@ mod tests {
             expected.replace("            ", "")
         );
         assert!(place.read("alice/env", NOBODY).is_err());
-        place.link_to("alice/fine", ALICE, "root/public");
-        assert_eq!(place.read("alice/fine", None).unwrap(), "root/public");
+        place.link_to("alice/fine", ALICE, "system/public");
+        assert_eq!(place.read("alice/fine", None).unwrap(), "system/public");
         // The same by a hard link, which the file system may allow.
-        fs::hard_link(place.path("root/secret"), place.path("alice/hard")).unwrap();
+        fs::hard_link(place.path("system/secret"), place.path("alice/hard")).unwrap();
         let error = place.read("alice/hard", None).unwrap_err();
         assert!(error.contains("Permission denied"), "{error}");
         // Over a second user: each of them must be allowed to read it.
@@ -382,9 +382,12 @@ mod tests {
         place.mode("alice/private", 0o644);
         assert_eq!(place.read("alice/round", None).unwrap(), "alice/private");
         // With `user`, what this user may read is read for this user.
-        place.file("root/nobodys", 65534, 0o400);
-        place.link_to("alice/nobodys", ALICE, "root/nobodys");
-        assert_eq!(place.read("alice/nobodys", NOBODY).unwrap(), "root/nobodys");
+        place.file("system/nobodys", 65534, 0o400);
+        place.link_to("alice/nobodys", ALICE, "system/nobodys");
+        assert_eq!(
+            place.read("alice/nobodys", NOBODY).unwrap(),
+            "system/nobodys"
+        );
         assert!(place.read("alice/nobodys", None).is_err());
         // A `user` root does not make Alice's links root's.
         let secret = place.read("alice/env", ROOT).unwrap_err();
@@ -394,10 +397,10 @@ mod tests {
     #[test]
     fn nothing_is_told_about_folders_that_a_holder_may_not_look_into() {
         let Some(place) = Place::new() else { return };
-        place.mode("root", 0o700);
-        place.file("root/there", 0, 0o644);
-        place.link_to("alice/there", ALICE, "root/there");
-        place.link_to("alice/missing", ALICE, "root/missing");
+        place.mode("system", 0o700);
+        place.file("system/there", 0, 0o644);
+        place.link_to("alice/there", ALICE, "system/there");
+        place.link_to("alice/missing", ALICE, "system/missing");
         for purpose in [
             Purpose::Content(None),
             Purpose::Program(None),
@@ -413,7 +416,7 @@ mod tests {
             assert_eq!(told("alice/there"), told("alice/missing"));
         }
         // In folders that are open to all, it is known what is missing.
-        place.mode("root", 0o755);
+        place.mode("system", 0o755);
         let fault = find(&place.path("alice/missing"), Purpose::Content(None)).unwrap_err();
         assert!(fault.is_missing());
         let fault = find(&place.path("alice/nothing"), Purpose::Program(None)).unwrap_err();
@@ -427,9 +430,9 @@ mod tests {
     fn a_link_to_a_program_of_another_user_is_a_fault_without_a_user() {
         let Some(place) = Place::new() else { return };
         place.file("bob/program", BOB, 0o755);
-        place.file("root/program", 0, 0o755);
+        place.file("system/program", 0, 0o755);
         place.link_to("alice/app", ALICE, "bob/program");
-        place.link("alice/python3", ALICE, "../root/program");
+        place.link("alice/python3", ALICE, "../system/program");
         let expected = "/alice/app, which 4711 owns, leads to /bob/program, which 4711 does not own; who \
             owns the program decides as which user it runs, so give the service a `user`";
         assert_eq!(
@@ -498,11 +501,11 @@ mod tests {
     #[test]
     fn work_is_done_with_the_rights_of_a_holder() {
         let Some(place) = Place::new() else { return };
-        place.file("root/secret", 0, 0o600);
-        place.link_to("alice/link", ALICE, "root");
+        place.file("system/secret", 0, 0o600);
+        place.link_to("alice/link", ALICE, "system");
         place.link_to("bob/link", BOB, "alice/link");
-        let can_read = || fs::read(place.path("root/secret")).is_ok();
-        assert_eq!(on_behalf(&place.path("root"), can_read), Some(true));
+        let can_read = || fs::read(place.path("system/secret")).is_ok();
+        assert_eq!(on_behalf(&place.path("system"), can_read), Some(true));
         assert_eq!(on_behalf(&place.path("alice"), can_read), Some(true));
         assert_eq!(on_behalf(&place.path("alice/link"), can_read), Some(false));
         assert_eq!(on_behalf(&place.path("bob/link"), can_read), None);
