@@ -82,8 +82,9 @@ os.chdir("/")
 socketserver.UnixStreamServer(path, http.server.BaseHTTPRequestHandler).serve_forever()
 "#;
 
-/// Installs smoothserve and the shop on unix sockets of www-data, and starts nothing.
-fn install(machine: &Machine) -> Scene<'_> {
+/// Starts smoothserve with the shop on unix sockets of www-data and, beside it, a service that runs
+/// the script `thief`.
+fn start<'a>(machine: &'a Machine, thief: Option<&str>) -> Scene<'a> {
     machine.install_smoothserve(&programs!());
     machine.install(&example("shop"), "/opt/shop/shop");
     machine.write(
@@ -94,7 +95,13 @@ fn install(machine: &Machine) -> Scene<'_> {
         ),
     );
     machine.run("systemctl daemon-reload");
-    Scene { machine }
+    if let Some(script) = thief {
+        add(machine, script, "");
+    }
+    machine.run("systemctl start smoothserve.socket smoothserve");
+    let scene = Scene { machine };
+    scene.settled();
+    scene
 }
 
 /// Adds a service of the user `backup` that runs a Python script.
@@ -113,10 +120,7 @@ fn add(machine: &Machine, script: &str, lines: &str) {
 #[test]
 fn an_admitted_socket_stays_what_it_is_until_the_end_of_its_instance() {
     machine::test(async |machine| {
-        let scene = install(machine);
-        add(machine, SWAPS, "");
-        machine.run("systemctl start smoothserve.socket smoothserve");
-        scene.settled();
+        let scene = start(machine, Some(SWAPS));
         let swap = async || {
             let page = client::get(local(THIEF), "thief", "/swap").await.unwrap();
             assert_eq!(page.text().lines().count(), 6, "{}", page.text());
@@ -148,9 +152,7 @@ fn an_admitted_socket_stays_what_it_is_until_the_end_of_its_instance() {
 #[test]
 fn a_link_to_the_socket_of_another_service_gets_no_requests() {
     machine::test(async |machine| {
-        let scene = install(machine);
-        machine.run("systemctl start smoothserve.socket smoothserve");
-        scene.settled();
+        let scene = start(machine, None);
         // The worker finds the shop behind the link, and the shop answers.
         for ready in ["http:/health", "tcp", "notify"] {
             add(
@@ -174,10 +176,7 @@ fn a_link_to_the_socket_of_another_service_gets_no_requests() {
 #[test]
 fn folders_in_folders_beside_the_socket_do_no_harm() {
     machine::test(async |machine| {
-        let scene = install(machine);
-        add(machine, DEEP, "");
-        machine.run("systemctl start smoothserve.socket smoothserve");
-        scene.settled();
+        let scene = start(machine, Some(DEEP));
         let manager = scene.manager();
         let instances = || machine.run("ls /run/smoothserve/instances");
         let before = instances();
