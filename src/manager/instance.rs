@@ -309,14 +309,13 @@ impl Instance {
             address,
             kind,
         };
-        if !self.looks.is_empty() {
-            return false;
-        }
         self.last_probe = Some(format!(
             "{} is answered, but not by this instance yet",
             self.address
         ));
-        self.looks.spawn_local(evidence::watch(evidence, report));
+        if self.looks.is_empty() {
+            self.looks.spawn_local(evidence::watch(evidence, report));
+        }
         false
     }
 
