@@ -38,7 +38,8 @@ const LONGEST_ORDER: u64 = 8 << 20;
 /// a forked child, has it open for writing.
 const BUSY_TRIES: u32 = 8;
 
-/// The first pause between two of these tries; each pause is twice as long as the one before.
+/// The first pause between two of these tries; each pause is twice as long as the one before. The
+/// kernel notifies nobody when the last writer has closed a program.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a launcher is to become.

@@ -11,7 +11,8 @@ use crate::manager::event::News;
 use crate::manager::host::sockets;
 use crate::manager::process::Process;
 
-/// The first and the longest pause between two looks for the evidence.
+/// The first and the longest pause between two looks for the evidence. The kernel notifies nobody
+/// of a change in `/proc`, so there is nothing to wait for but time.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 

@@ -19,7 +19,7 @@ use crate::manager::log_pace::LogPace;
 use crate::manager::process::Process;
 use crate::manager::rollout::InstanceId;
 
-/// The pause between two messages.
+/// The pause after a message, which bounds how much of the manager's time a sender can take.
 const PAUSE: Duration = Duration::from_millis(1);
 
 static STRANGERS: LogPace = LogPace::new();

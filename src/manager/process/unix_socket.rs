@@ -39,7 +39,9 @@ use crate::manager::host::worker_user::worker_user;
 /// The file name of the socket.
 const NAME: &str = "socket";
 
-/// The pause between two checks whether the socket exists. A worker probes as often.
+/// The pause between two checks whether the socket exists. A worker probes as often. A check
+/// costs a few system calls, and only as long as the instance starts, so nothing is set up to be
+/// notified.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The permissions of the folder.
