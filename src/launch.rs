@@ -48,6 +48,8 @@ pub struct Order {
     /// The path of the program. If it leads to another file by now than the descriptor that came
     /// with the order, a deploy has replaced it, and the launcher executes the descriptor's file.
     pub program: PathBuf,
+    /// The path by which the program knows itself, its first argument (`argv[0]`).
+    pub known_as: PathBuf,
     /// The arguments, without the program's own name.
     pub args: Vec<String>,
     /// The whole environment. The launcher adds what only it knows (`LISTEN_PID`).
@@ -132,7 +134,7 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
     };
     let (path, keep) = program(order, &executable)?;
     let program = text("the path of the program", path.as_os_str().as_bytes())?;
-    let args = std::iter::once(order.program.as_os_str().as_bytes())
+    let args = std::iter::once(order.known_as.as_os_str().as_bytes())
         .chain(order.args.iter().map(|argument| argument.as_bytes()));
     let args = args.enumerate();
     let args = args.map(|(number, argument)| text(&format!("argument {number}"), argument));

@@ -2,10 +2,11 @@
 //! real smoothserve.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use smoothserve_kit::script::PYTHON;
 use smoothserve_kit::{
     App, Home, PATIENCE, Service, Smoothserve, free_port, processes, programs, write,
 };
@@ -101,6 +102,40 @@ async fn an_instance_starts_with_a_clean_process_state() {
         );
     }
     assert!(seen.contains("\"COLOUR\""), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_of_a_virtual_environment_finds_its_environment() {
+    let home = Home::new();
+    let app = home.app("shop");
+    let folder = app.folder().canonicalize().unwrap();
+    // What `python3 -m venv` makes, as far as Python looks for it, in a release.
+    fs::create_dir_all(folder.join("7/venv/bin")).unwrap();
+    symlink(PYTHON, folder.join("7/venv/bin/python3")).unwrap();
+    write(&folder.join("7/venv/pyvenv.cfg"), "home = /usr/bin\n");
+    symlink("7", folder.join("current")).unwrap();
+    let script = folder.join("shop.py");
+    write(
+        &script,
+        "import os, sys, time\n\
+         open('seen.new', 'w').write(sys.prefix)\n\
+         os.rename('seen.new', 'seen')\n\
+         time.sleep(1000)\n",
+    );
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    let shown = folder.display();
+    home.write_service(
+        "shop",
+        &format!(
+            "name: shop\nport: {}\nexecutable_path: {shown}/current/venv/bin/python3\n\
+             args: [{script:?}]\nworking_directory: {shown}\nready: notify\n",
+            free_port()
+        ),
+    );
+    let server = Smoothserve::spawn(programs!(), home);
+    let scene = Scene { server, app };
+    let expected = folder.join("7/venv");
+    assert_eq!(scene.written("seen").await, expected.display().to_string());
 }
 
 #[tokio::test(flavor = "multi_thread")]

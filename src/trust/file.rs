@@ -29,6 +29,9 @@ pub enum Purpose<'a> {
 pub struct FoundFile {
     /// The path without symlinks.
     pub path: PathBuf,
+    /// The path without the symlinks of its folders. The last name is the given one, also if it is
+    /// that of a symlink.
+    pub unfollowed: PathBuf,
     /// The file, opened with `O_PATH`.
     pub file: OwnedFd,
     /// The status of the file.
@@ -81,6 +84,7 @@ impl From<Way> for FoundFile {
     fn from(way: Way) -> FoundFile {
         FoundFile {
             path: way.path,
+            unfollowed: way.unfollowed,
             file: way.file,
             stat: way.stat,
         }
@@ -343,6 +347,11 @@ mod tests {
             assert_eq!(place.read(path, None).unwrap(), "alice/releases/7/app");
             let found = find(&place.path(path), Purpose::Program(None)).unwrap();
             assert_eq!(found.path, place.path("alice/releases/7/app"));
+            let unfollowed = match path {
+                "system/app" => "system/app",
+                _ => "alice/releases/7/app",
+            };
+            assert_eq!(found.unfollowed, place.path(unfollowed));
         }
         // Root's own links lead anywhere.
         place.link_to("system/env2", 0, "system/env");

@@ -24,6 +24,9 @@ const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC)
 pub(super) struct Way {
     /// The path without symlinks.
     pub(super) path: PathBuf,
+    /// The path without the symlinks of its folders. The last name is the given one, also if it is
+    /// that of a symlink.
+    pub(super) unfollowed: PathBuf,
     /// What is there, opened with `O_PATH`.
     pub(super) file: OwnedFd,
     /// The status of the file.
@@ -89,12 +92,14 @@ pub(super) fn walk(path: &Path) -> Result<Way, NoWay> {
         owner: 0,
         holders: Holders::default(),
         links: 0,
+        unfollowed: None,
         ahead: VecDeque::new(),
     };
     walk.push_front(&path);
     let error = match walk.go() {
         Ok(stat) => {
             return Ok(Way {
+                unfollowed: walk.unfollowed.unwrap_or_else(|| walk.at.clone()),
                 path: walk.at,
                 file: walk.folder,
                 stat,
@@ -119,6 +124,8 @@ struct Walk {
     owner: u32,
     holders: Holders,
     links: u32,
+    /// The path of the last given name, once the walk has come there.
+    unfollowed: Option<PathBuf>,
     /// The names that are still to go.
     ahead: VecDeque<OsString>,
 }
@@ -141,6 +148,11 @@ impl Walk {
             b"." => {}
             b".." => drop(to.pop()),
             _ => to.push(name),
+        }
+        // What a symlink leads to is put before the given names, so the first name that has none
+        // behind it is the last given one.
+        if self.ahead.is_empty() && self.unfollowed.is_none() {
+            self.unfollowed = Some(to.clone());
         }
         // The folder decides what its names stand for. `/` is nobody's but root's, also where root
         // has another number outside of its container.

@@ -101,6 +101,7 @@ pub(super) fn prepare(
     let args = process.args.iter();
     let order = Order {
         program: deployment.executable.path.clone(),
+        known_as: deployment.executable.known_as.clone(),
         args: args.map(|argument| placeholders.fill(argument)).collect(),
         environment: environment_of(deployment, &identity, &placeholders, notify_path),
         directory: match &process.working_directory {

@@ -36,6 +36,9 @@ pub struct SavedDeployment {
     version: u64,
     process: ProcessConfig,
     executable: PathBuf,
+    /// The path by which the program knows itself. Earlier versions have not saved it.
+    #[serde(default)]
+    known_as: Option<PathBuf>,
     environment_file: BTreeMap<String, String>,
     content: u64,
 }
@@ -86,6 +89,7 @@ impl Deployment {
             version: self.version,
             process: self.process.clone(),
             executable: self.executable.path.clone(),
+            known_as: Some(self.executable.known_as.clone()),
             environment_file: self.environment_file.clone(),
             content: self.content,
         }
@@ -94,12 +98,16 @@ impl Deployment {
     /// Restores a deployment from its saved state. If the stored descriptor is missing, the file
     /// that is at the path now is used.
     pub fn restore(saved: SavedDeployment, executable: Option<OwnedFd>) -> io::Result<Deployment> {
+        let mut executable = match executable {
+            Some(file) => OpenExecutable::opened(saved.executable, file)?,
+            None => OpenExecutable::open(&saved.executable, saved.process.named_user())?,
+        };
+        if let Some(known_as) = saved.known_as {
+            executable.known_as = known_as;
+        }
         Ok(Deployment {
             version: saved.version,
-            executable: match executable {
-                Some(file) => OpenExecutable::opened(saved.executable, file)?,
-                None => OpenExecutable::open(&saved.executable, saved.process.named_user())?,
-            },
+            executable,
             process: saved.process,
             environment_file: saved.environment_file,
             content: saved.content,

@@ -12,6 +12,11 @@ use crate::trust::{self, NamedUser, Purpose};
 pub struct OpenExecutable {
     /// The path of the file. Symlinks were resolved when the file was opened.
     pub path: PathBuf,
+    /// The path by which the program knows itself: that of the configuration, with the symlinks of
+    /// its folder resolved, but not that of its last name. So a program stays in its release, and
+    /// the `python3` of a virtual environment, which is a symlink to another folder, finds the
+    /// environment beside its own path.
+    pub known_as: PathBuf,
     /// The user number of the file's owner.
     pub owner: u32,
     file: OwnedFd,
@@ -27,6 +32,7 @@ impl OpenExecutable {
             trust::find(path, Purpose::Program(named)).map_err(|fault| shown(fault.into()))?;
         found.need_regular().map_err(|fault| shown(fault.into()))?;
         Ok(OpenExecutable {
+            known_as: found.unfollowed,
             path: found.path,
             owner: found.stat.st_uid,
             file: found.file,
@@ -34,10 +40,15 @@ impl OpenExecutable {
     }
 
     /// Makes an executable from the descriptor of a file that an earlier manager had opened at this
-    /// path.
+    /// path. The program knows itself by the same path.
     pub fn opened(path: PathBuf, file: OwnedFd) -> io::Result<OpenExecutable> {
         let owner = rustix::fs::fstat(&file)?.st_uid;
-        Ok(OpenExecutable { path, owner, file })
+        Ok(OpenExecutable {
+            known_as: path.clone(),
+            path,
+            owner,
+            file,
+        })
     }
 
     /// Returns the open file.
@@ -52,4 +63,26 @@ pub const STORED_PREFIX: &str = "executable-";
 /// Returns the name under which systemd stores the executable of a generation.
 pub fn stored_name(service: &str, generation: u64) -> String {
     format!("{STORED_PREFIX}{service}-{generation}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_program_knows_itself_by_its_own_name_in_the_folder_of_its_release() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        std::fs::create_dir_all(place.join("releases/7/bin")).unwrap();
+        symlink("releases/7", place.join("current")).unwrap();
+        symlink("/bin/sh", place.join("releases/7/bin/app")).unwrap();
+        let executable = OpenExecutable::open(&place.join("current/bin/app"), None).unwrap();
+        assert_eq!(executable.known_as, place.join("releases/7/bin/app"));
+        assert_eq!(
+            executable.path,
+            Path::new("/bin/sh").canonicalize().unwrap()
+        );
+    }
 }
