@@ -346,9 +346,13 @@ async fn frames_that_rfc_9113_forbids_end_the_connection() {
     let mut scene = Scene::new().await;
     scene.stage.set_state(EndpointState::Probing).await;
     let mut client = Client::connect(&scene.stage, &[]).await;
+    // The window of the connection begins as small as that of a stream. Data beyond both of them
+    // would end the connection, so the client waits until the worker has opened this one further,
+    // and stays within it.
+    while client.next().await.expect("the connection is open").kind != WINDOW_UPDATE {}
     let head = frame(HEADERS, END_HEADERS, 1, &get("/"));
     let data = frame(DATA, 0, 1, &[0; 16_384]);
-    client.send(&[head, data.repeat(100)].concat()).await;
+    client.send(&[head, data.repeat(16)].concat()).await;
     assert_eq!(client.outcome(1).await, Outcome::Reset(FLOW_CONTROL_ERROR));
     scene.stage.set_state(EndpointState::Active).await;
     scene.serves_others("more data than the window").await;
