@@ -1,5 +1,7 @@
 //! Connections whose client has proved its identity for the connection (NTLM, Negotiate).
 
+use smoothserve::ipc::{EndpointId, EndpointState, FromWorker};
+
 use crate::frames::{Client, HEADERS, Outcome, WHOLE, block, frame};
 use crate::peers::{Peer, Stage};
 
@@ -10,29 +12,44 @@ fn get(path: &str, fields: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a.example\r\n{fields}\r\n")
 }
 
-/// Sends a request over a connection of a client, and answers it over one of the instance.
-async fn pass(client: &mut Peer, instance: &mut Peer, request: &str, fields: &str) {
+/// The status line of a usual response, without its version.
+const OK: &str = "200 OK\r\n";
+
+/// Sends a request over a connection of a client, and answers it over one of the instance, with
+/// this status line and these fields.
+async fn pass(client: &mut Peer, instance: &mut Peer, request: &str, head: &str) {
     client.send(request).await;
+    answer(client, instance, request, head).await;
+}
+
+/// Does the same as [`pass`], but the request must come over a new connection to the instance.
+async fn pass_anew(stage: &mut Stage, client: &mut Peer, request: &str, head: &str) -> Peer {
+    client.send(request).await;
+    let mut instance = stage.accept().await;
+    answer(client, &mut instance, request, head).await;
+    instance
+}
+
+async fn answer(client: &mut Peer, instance: &mut Peer, request: &str, head: &str) {
     let line = request.lines().next().unwrap();
-    let head = instance.receive_head().await;
-    assert!(head.starts_with(line), "{head}");
-    let status = if fields.contains("WWW") {
-        "401 Unauthorized"
-    } else {
-        "200 OK"
-    };
-    let response = format!("HTTP/1.1 {status}\r\n{fields}Content-Length: 2\r\n\r\nok");
+    let received = instance.receive_head().await;
+    assert!(received.starts_with(line), "{received}");
+    let response = format!("HTTP/1.1 {head}Content-Length: 2\r\n\r\nok");
     instance.send(&response).await;
     assert_eq!(client.receive_until("\r\n\r\nok").await, response);
 }
 
-/// What begins to authenticate a connection: fields of a request and of the response to it.
+/// What begins to authenticate a connection: fields of a request, and the head of the response to
+/// it.
 const BEGINS: [(&str, &str); 5] = [
-    ("", "WWW-Authenticate: NTLM\r\n"),
-    ("", "WWW-Authenticate: Negotiate\r\n"),
-    ("", "WWW-Authenticate: Basic realm=\"a\", negotiate\r\n"),
-    ("Authorization: NTLM TlRMTVNTUAAB\r\n", ""),
-    ("authorization: negotiate YII=\r\n", ""),
+    ("", "200 OK\r\nWWW-Authenticate: NTLM\r\n"),
+    ("", "401 Unauthorized\r\nWWW-Authenticate: Negotiate\r\n"),
+    (
+        "",
+        "200 OK\r\nWWW-Authenticate: Basic realm=\"a\", negotiate\r\n",
+    ),
+    ("Authorization: NTLM TlRMTVNTUAAB\r\n", OK),
+    ("authorization: negotiate YII=\r\n", OK),
 ];
 
 #[tokio::test]
@@ -40,60 +57,39 @@ async fn an_authenticated_connection_belongs_to_its_client() {
     for (asked, answered) in BEGINS {
         let mut stage = Stage::new(1).await;
         let mut client = stage.send("").await;
-        client.send(get("/1", asked)).await;
-        let mut own = stage.accept().await;
-        assert!(own.receive_head().await.starts_with("GET /1 "));
-        own.send(format!(
-            "HTTP/1.1 200 OK\r\n{answered}Content-Length: 2\r\n\r\nok"
-        ))
-        .await;
-        client.receive_until("\r\n\r\nok").await;
+        let mut own = pass_anew(&mut stage, &mut client, &get("/1", asked), answered).await;
         // Another client gets another connection, which is shared as usual.
-        let mut stranger = stage.send(get("/stranger", "")).await;
-        let mut shared = stage.accept().await;
-        assert!(shared.receive_head().await.starts_with("GET /stranger "));
-        shared
-            .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            .await;
-        stranger.receive_until("\r\n\r\nok").await;
+        let mut stranger = stage.send("").await;
+        let first = get("/stranger", "");
+        let mut shared = pass_anew(&mut stage, &mut stranger, &first, OK).await;
         // All later requests of the client use its own, also those without a sign of it.
-        pass(
-            &mut client,
-            &mut own,
-            &get("/2", "Authorization: NTLM TlRM\r\n"),
-            "",
-        )
-        .await;
-        pass(&mut client, &mut own, &get("/3", ""), "").await;
-        pass(&mut stranger, &mut shared, &get("/4", ""), "").await;
+        let signed = get("/2", "Authorization: NTLM TlRM\r\n");
+        pass(&mut client, &mut own, &signed, OK).await;
+        pass(&mut client, &mut own, &get("/3", ""), OK).await;
+        pass(&mut stranger, &mut shared, &get("/4", ""), OK).await;
         let post = "POST /5 HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\n\r\n";
-        pass(&mut client, &mut own, post, "").await;
+        pass(&mut client, &mut own, post, OK).await;
         // The connection ends with that of its client, and the other one goes on.
         drop(client);
         assert_eq!(own.receive_rest().await, "", "{asked}{answered}");
-        pass(&mut stranger, &mut shared, &get("/6", ""), "").await;
+        pass(&mut stranger, &mut shared, &get("/6", ""), OK).await;
     }
 }
 
 #[tokio::test]
 async fn other_ways_to_authenticate_pin_no_connection() {
     let mut stage = Stage::new(1).await;
-    let mut client = stage.send(get("/1", "")).await;
-    let mut instance = stage.accept().await;
-    instance.receive_head().await;
-    instance
-        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        .await;
-    client.receive_until("ok").await;
-    let challenge = "WWW-Authenticate: Basic realm=\"NTLM\"\r\n";
+    let mut client = stage.send("").await;
+    let mut instance = pass_anew(&mut stage, &mut client, &get("/1", ""), OK).await;
+    let challenge = "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"NTLM\"\r\n";
     for (asked, answered) in [
         ("", challenge),
-        ("Authorization: Basic bnRsbQ==\r\n", ""),
-        ("Authorization: Bearer negotiate\r\n", ""),
+        ("Authorization: Basic bnRsbQ==\r\n", OK),
+        ("Authorization: Bearer negotiate\r\n", OK),
     ] {
         pass(&mut client, &mut instance, &get("/2", asked), answered).await;
         let mut other = stage.send("").await;
-        pass(&mut other, &mut instance, &get("/3", ""), "").await;
+        pass(&mut other, &mut instance, &get("/3", ""), OK).await;
     }
 }
 
@@ -101,26 +97,15 @@ async fn other_ways_to_authenticate_pin_no_connection() {
 #[tokio::test]
 async fn a_pinned_connection_that_was_closed_is_replaced() {
     let mut stage = Stage::new(1).await;
-    let mut client = stage.send(get("/1", "")).await;
-    let mut own = stage.accept().await;
-    own.receive_head().await;
-    let challenge =
-        "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\nContent-Length: 2\r\n\r\nok";
-    own.send(challenge).await;
-    client.receive_until("\r\n\r\nok").await;
+    let mut client = stage.send("").await;
+    let challenge = "401 Unauthorized\r\nWWW-Authenticate: NTLM\r\n";
+    let own = pass_anew(&mut stage, &mut client, &get("/1", ""), challenge).await;
     drop(own);
-    client.send(get("/2", "")).await;
-    let mut own = stage.accept().await;
-    assert!(own.receive_head().await.starts_with("GET /2 "));
-    own.send(challenge).await;
-    client.receive_until("\r\n\r\nok").await;
+    let mut own = pass_anew(&mut stage, &mut client, &get("/2", ""), challenge).await;
     // A drain closes the connections that no request uses.
-    stage
-        .set_state(smoothserve::ipc::EndpointState::Draining)
-        .await;
+    stage.set_state(EndpointState::Draining).await;
     assert_eq!(own.receive_rest().await, "");
-    let one = smoothserve::ipc::EndpointId(1);
-    let idle = smoothserve::ipc::FromWorker::Idle(one);
+    let idle = FromWorker::Idle(EndpointId(1));
     stage.manager.wait_for_message(&idle).await;
 }
 
