@@ -71,10 +71,7 @@ pub(crate) async fn forward(
         }
     };
     let mut search = Search::new(&service, &peer, request.outgoing.is_repeatable());
-    let mut pinned = match client.pinned.is_some() {
-        true => pinned(client, request, &service),
-        false => None,
-    };
+    let mut pinned = pinned(client, request, &service);
     let mut repeated = false;
     let limit = service.handling().response_timeout;
     loop {
