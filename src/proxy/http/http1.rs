@@ -12,12 +12,15 @@
 mod body;
 mod chunked;
 mod fields;
+mod refusal;
 mod request;
 mod response;
 mod spans;
+mod target;
 
 pub(crate) use body::{Decoder, Encoding, Framing};
 pub(crate) use fields::{Field, FieldKind, is_end_to_end, slots, tokens};
-pub(crate) use request::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, Version};
+pub(crate) use refusal::Refusal;
+pub(crate) use request::{LONGEST_REQUEST_HEAD, RequestHead, Version};
 pub(crate) use response::{LONGEST_RESPONSE_HEAD, Malformed, ResponseHead};
 pub(crate) use spans::{FramingError, Spans};

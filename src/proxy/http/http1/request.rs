@@ -2,6 +2,8 @@
 
 use super::body::Framing;
 use super::fields::{Field, FieldKind, Slots, binds, content_length, one_upgrade, tokens};
+use super::refusal::Refusal;
+use super::target::{is_authority, split_port, split_target};
 
 /// How many bytes the head of a request may have.
 pub(crate) const LONGEST_REQUEST_HEAD: usize = 32 << 10;
@@ -12,26 +14,6 @@ pub(super) const MOST_REQUEST_FIELDS: usize = 100;
 /// How many fields `Connection` may name beside the usual options. For each of these names, all
 /// fields are searched.
 const MOST_NOMINATED: usize = 50;
-
-/// Why a request is refused. Nothing of the request reaches an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
-    /// The head breaks the grammar, or could be read in two ways.
-    #[error("bad request: {0}")]
-    Bad(&'static str),
-    /// The request line alone is longer than a head may be.
-    #[error("the request line is too long")]
-    TargetTooLong,
-    /// The head is longer, or has more fields, than it may.
-    #[error("the head is too large")]
-    HeadTooLarge,
-    /// The request asks for an optional feature that smoothserve does not have.
-    #[error("not implemented: {0}")]
-    NotImplemented(&'static str),
-    /// The version is neither HTTP/1.0 nor HTTP/1.1.
-    #[error("unknown HTTP version")]
-    Version,
-}
 
 /// The versions of HTTP/1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +71,7 @@ impl<'b> RequestHead<'b> {
         let length = match parsed.parse_with_uninit_headers(bytes, slots) {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Ok(None),
-            Err(error) => return Err(refusal(error, bytes)),
+            Err(error) => return Err(Refusal::of(error, bytes)),
         };
         let (Some(method), Some(target), Some(version)) =
             (parsed.method, parsed.path, parsed.version)
@@ -280,60 +262,6 @@ fn protocol<'b>(fields: &[Field<'b>]) -> Option<&'b [u8]> {
     one_upgrade(fields).filter(is_known)
 }
 
-fn refusal(error: httparse::Error, bytes: &[u8]) -> Refusal {
-    match error {
-        httparse::Error::TooManyHeaders => Refusal::HeadTooLarge,
-        httparse::Error::Version => {
-            let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or(bytes);
-            let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or(line);
-            match version.trim_ascii_end().strip_prefix(b"HTTP/") {
-                // The version is a known one, but something else on the request line was wrong.
-                Some(b"1.0" | b"1.1") => Refusal::Bad("request line"),
-                Some([b'0'..=b'9', b'.', b'0'..=b'9']) => Refusal::Version,
-                _ => Refusal::Bad("request line"),
-            }
-        }
-        httparse::Error::HeaderName => Refusal::Bad("field name"),
-        httparse::Error::HeaderValue => Refusal::Bad("field value"),
-        httparse::Error::NewLine => Refusal::Bad("line end"),
-        httparse::Error::Status | httparse::Error::Token => Refusal::Bad("request line"),
-    }
-}
-
-/// Returns the target in origin-form, and the host if the target names one (RFC 9112, section 3.2).
-fn split_target<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b [u8]>), Refusal> {
-    let invalid = Err(Refusal::Bad("request target"));
-    if target.contains('#') {
-        return invalid;
-    }
-    if target.starts_with('/') {
-        return Ok((target, None));
-    }
-    if target == "*" {
-        return match method {
-            "OPTIONS" => Ok((target, None)),
-            _ => invalid,
-        };
-    }
-    let scheme = "http://";
-    let rest = match target.split_at_checked(scheme.len()) {
-        Some((start, rest)) if start.eq_ignore_ascii_case(scheme) => rest,
-        _ => return invalid,
-    };
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (host, path) = rest.split_at(end);
-    if host.is_empty() || !is_authority(host.as_bytes()) {
-        return invalid;
-    }
-    match path {
-        "" if method == "OPTIONS" => Ok(("*", Some(host.as_bytes()))),
-        "" => Ok(("/", Some(host.as_bytes()))),
-        path if path.starts_with('/') => Ok((path, Some(host.as_bytes()))),
-        // An empty path with a query would have to be rewritten, and no client sends that.
-        _ => invalid,
-    }
-}
-
 fn is_trailers(token: &[u8]) -> bool {
     token.eq_ignore_ascii_case(b"trailers")
 }
@@ -360,34 +288,6 @@ fn check_coding(value: &[u8], version: Version) -> Result<(), Refusal> {
         return Err(Refusal::Bad("Transfer-Encoding"));
     }
     Err(Refusal::NotImplemented("transfer coding"))
-}
-
-/// Returns true for a host with or without a port (RFC 9110, section 7.2), without user
-/// information. The grammar allows a comma in a host name, but it is refused: several hosts in one
-/// field look like that.
-fn is_authority(value: &[u8]) -> bool {
-    let (host, port) = split_port(value);
-    let port_is_number =
-        port.is_none_or(|port| port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
-    let host_is_valid = match host {
-        [b'[', address @ .., b']'] => std::str::from_utf8(address)
-            .is_ok_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
-        host => {
-            !host.is_empty()
-                && host
-                    .iter()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(byte))
-        }
-    };
-    host_is_valid && port_is_number
-}
-
-fn split_port(value: &[u8]) -> (&[u8], Option<&[u8]>) {
-    // The colons of an IPv6 address are within brackets.
-    match value.iter().rposition(|&byte| byte == b':' || byte == b']') {
-        Some(colon) if value[colon] == b':' => (&value[..colon], Some(&value[colon + 1..])),
-        _ => (value, None),
-    }
 }
 
 #[cfg(test)]
