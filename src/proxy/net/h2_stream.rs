@@ -14,9 +14,10 @@ use http::{Method, Request};
 
 use super::buffer::Receive;
 use crate::proxy::http::http1::{Decoder, ResponseHead, slots};
-use crate::proxy::http::http2::head::{self, WebSocketKey};
+use crate::proxy::http::http2::head;
 use crate::proxy::http::http2::incoming::Incoming;
 use crate::proxy::http::http2::outgoing;
+use crate::proxy::http::http2::websocket_key::WebSocketKey;
 
 /// A request of a client with HTTP/2, and the response to it.
 pub(crate) struct H2Stream {

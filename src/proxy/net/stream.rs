@@ -12,7 +12,7 @@ use super::h2_stream::H2Stream;
 use super::h2c_stream::H2cStream;
 use super::socket::Socket;
 use super::transport::Transport;
-use crate::proxy::http::http2::head::WebSocketKey;
+use crate::proxy::http::http2::websocket_key::WebSocketKey;
 
 /// Something that HTTP/1.1 is spoken on, with a client or with an instance.
 #[derive(Debug)]
