@@ -17,6 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
@@ -126,7 +127,7 @@ impl WorkerProcess {
         let path = socket_path(run_dir, generation);
         remove_if_there(&path)?;
         let listener = UnixListener::bind(&path)?;
-        let channel = Channel::split(UnixStream::connect(&path)?)?;
+        let channel = Channel::split(connect(&path)?)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("smoothserve").arg("proxy");
         // The worker needs the level at once, because it logs before it gets its first table.
@@ -192,7 +193,7 @@ impl WorkerProcess {
         // The number may belong to another process by now, but no other process is in this scope.
         anyhow::ensure!(scope.holds(saved.pid), "the process has ended");
         let path = socket_path(run_dir, saved.generation);
-        let channel = Channel::split(UnixStream::connect(&path)?)?;
+        let channel = Channel::split(connect(&path)?)?;
         let (outgoing, queue) = mpsc::channel(MOST_UNSENT);
         let life = Life {
             path,
@@ -338,6 +339,15 @@ pub fn is_scope_name(name: &str) -> bool {
         .is_some_and(|generation| generation.parse::<u32>().is_ok())
 }
 
+/// Connects to the control socket of a worker. Never waits: a worker that was taken over may leave
+/// the queue of its socket full.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
 fn socket_path(run_dir: &Path, generation: u32) -> PathBuf {
     run_dir.join(format!("worker-{generation}.sock"))
 }
@@ -455,5 +465,22 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_accepts_nothing_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker-1.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 1).unwrap();
+        let connected: Vec<_> = (0..10).map(|_| connect(&path)).collect();
+        assert!(connected[0].is_ok());
+        let error = connected[9].as_ref().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 }
