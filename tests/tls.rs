@@ -328,6 +328,20 @@ async fn open_connections_survive_the_renewal_of_a_certificate() {
     scene.server.stop().await;
 }
 
+#[tokio::test]
+async fn a_disabled_service_that_a_command_starts_has_its_certificate() {
+    let home = Home::new();
+    let (port, plain) = (free_port(), free_port());
+    let pair = Pair::new(&home, "pair", "DNS:shop.example");
+    let lines = format!("enabled: false\n{}", tls(&pair, port));
+    home.add_shop("shop", plain, &lines);
+    let server = Smoothserve::start(programs!(), home).await;
+    server.ok(&["start", "shop"]).await;
+    let answer = curl(&pair, "shop.example", port, "/hello", &[]);
+    assert_eq!(answer, "hello\n");
+    server.stop().await;
+}
+
 /// The files are symlinks to the newest of several certificates, as certbot makes them.
 #[tokio::test]
 async fn changed_certificate_files_are_loaded_automatically() {

@@ -343,9 +343,11 @@ fn without_namespaces_the_worker_opens_unix_sockets_only_if_a_service_needs_them
         let load = scene.load().await;
         machine.write(
             "/etc/smoothserve/services/blog.yaml",
-            "name: blog\nport: 8081\nexecutable_path: /opt/shop/shop\nbind: unix\nuser: www-data\n",
+            "name: blog\nport: 8081\nexecutable_path: /opt/shop/shop\nbind: unix\nuser: www-data\nenabled: false\n",
         );
         machine.run("smoothctl reload");
+        assert_eq!(scene.worker(), worker);
+        machine.run("smoothctl start blog");
         let page = client::get(local(8081), "blog", "/").await.unwrap();
         assert!(page.text().contains("The shop"));
         nothing_is_lost(load).await;

@@ -17,34 +17,35 @@ use crate::status::JobKind;
 /// Carries out a command as far as this is possible at once, or makes an errand of it. The answer
 /// has the numbers of the jobs that do the rest.
 pub(super) fn perform(manager: &mut Manager, command: Command, answer: Answer) {
-    let done = match command {
-        _ if manager.phase != Phase::Serving => Err(CommandError::ShuttingDown),
-        Command::Reload => return manager.errands.queue(Errand::Reload(Some(answer))),
-        Command::Start(name) => match configured(manager, &name).map(Service::is_wanted) {
-            Ok(true) if !manager.errands.are_about(&name) => start(manager, &name),
-            Ok(_) => {
-                return manager
-                    .errands
-                    .queue(Errand::Renew(JobKind::Start, vec![name], answer));
-            }
-            Err(error) => Err(error),
-        },
-        Command::Restart(name) => match configured(manager, &name) {
-            Ok(_) => {
-                return manager
-                    .errands
-                    .queue(Errand::Renew(JobKind::Restart, vec![name], answer));
-            }
-            Err(error) => Err(error),
-        },
-        Command::Stop(name) if manager.errands.are_about(&name) => {
-            return manager.errands.queue(Errand::Stop(name, answer));
+    let errand = match command {
+        _ if manager.phase != Phase::Serving => {
+            let late = Err(CommandError::ShuttingDown);
+            return manager.errands.answer(answer, late);
         }
-        Command::Stop(name) => stop(manager, &name).map(|job| vec![job]),
-        Command::RestartAll => return manager.errands.queue(Errand::RestartAll(answer)),
-        Command::Cancel(job) => cancel(manager, job),
+        Command::Start(name) if is_running(manager, &name) => {
+            let done = start(manager, &name);
+            return manager.errands.answer(answer, done);
+        }
+        Command::Stop(name) if !manager.errands.are_about(&name) => {
+            let done = stop(manager, &name).map(|job| vec![job]);
+            return manager.errands.answer(answer, done);
+        }
+        Command::Cancel(job) => {
+            let done = cancel(manager, job);
+            return manager.errands.answer(answer, done);
+        }
+        Command::Reload => Errand::Reload(Some(answer)),
+        Command::Start(name) => Errand::Renew(JobKind::Start, vec![name], answer),
+        Command::Restart(name) => Errand::Renew(JobKind::Restart, vec![name], answer),
+        Command::RestartAll => Errand::RestartAll(answer),
+        Command::Stop(name) => Errand::Stop(name, answer),
     };
-    manager.errands.answer(answer, done);
+    manager.errands.queue(errand);
+}
+
+/// Returns true if a service should run, and nothing that was asked for before can change that.
+fn is_running(manager: &Manager, name: &str) -> bool {
+    configured(manager, name).is_ok_and(Service::is_wanted) && !manager.errands.are_about(name)
 }
 
 /// Waits for a service that should already run.

@@ -1,32 +1,32 @@
 //! What the owner reads from disk, in threads of their own: the owner never waits for a file.
 //!
 //! A reading that takes longer than [`READ_TIME`] is left alone: it fails, and its thread ends when
-//! its file system answers, with nobody to report to. If [`MOST_STUCK`] threads are left alone like
-//! this, no reading begins until one of them has ended.
+//! its file system answers, with nobody to report to. Each thread has one of [`PLACES`] until its
+//! end. While all of them are taken by threads that were left alone, no reading begins.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::config::{self, CertificateFault, Config, Faults, ServiceConfig};
 use crate::manager::process::deployment::Material;
 use crate::manager::worker::certificates::ServiceCertificates;
 
-/// The most time that a reading takes. Callers on D-Bus wait for 25 s, and systemd waits for 30 s
-/// for a sign of life of a manager that starts.
+/// The most time that a reading takes. Callers on D-Bus wait for 25 s. A manager that takes over
+/// reads twice before it is ready, and systemd waits for that for 90 s.
 const READ_TIME: Duration = Duration::from_secs(20);
 
-/// The most threads that may wait for files although nobody needs them any more.
+/// How many threads may wait for files. All but the newest were left alone.
 const MOST_STUCK: usize = 8;
+
+/// The places of threads that wait for files.
+static PLACES: Semaphore = Semaphore::const_new(MOST_STUCK);
 
 /// What has to be read.
 #[derive(Debug)]
 pub(super) enum Reading {
-    /// Nothing at all.
-    Nothing,
     /// The configuration in a folder, and the files of all its services. If it has faults, only
     /// those are found.
     Configuration(PathBuf),
@@ -35,7 +35,7 @@ pub(super) enum Reading {
     /// The configuration in a folder, and the files of one service, as this configuration has it
     /// and as it was last applied.
     One(PathBuf, Arc<ServiceConfig>),
-    /// The files of services.
+    /// The files of services that their instances run.
     Services(Vec<Arc<ServiceConfig>>),
     /// The certificates of services.
     Certificates(Vec<Arc<ServiceConfig>>),
@@ -59,7 +59,7 @@ pub(super) struct ServiceFiles {
     pub(super) spec: Arc<ServiceConfig>,
     /// What its instances would run. `None`: only its certificate was to be read.
     pub(super) material: Option<Material>,
-    /// The certificate of the service, if it has one that can be read.
+    /// The certificate of the service, if it was to be read and can be.
     pub(super) certificates: ServiceCertificates,
     /// Why the certificate cannot be read.
     pub(super) fault: Option<CertificateFault>,
@@ -83,42 +83,29 @@ pub(super) enum Unread {
     /// No thread could be started.
     #[error("cannot start a thread that reads files: {0}")]
     NoThread(#[from] std::io::Error),
+    /// The thread has ended without a result.
+    #[error("the thread that reads files has panicked")]
+    Panicked,
 }
 
 /// What comes of a reading.
 pub(super) type FilesOutcome = Result<Found, Unread>;
 
-/// The number of threads that read although nobody waits for them any more.
-static STUCK: AtomicUsize = AtomicUsize::new(0);
-
 /// Reads in a thread of its own, within [`READ_TIME`].
 async fn in_thread(subject: String, read: impl FnOnce() -> Found + Send + 'static) -> FilesOutcome {
-    if STUCK.load(Ordering::Relaxed) >= MOST_STUCK {
-        return Err(Unread::Stuck);
-    }
+    let place = PLACES.try_acquire().map_err(|_| Unread::Stuck)?;
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("files".to_owned())
         .spawn(move || {
-            if sender.send(read()).is_err() {
-                STUCK.fetch_sub(1, Ordering::Relaxed);
-            }
+            let found = read();
+            drop(place);
+            // Sending fails if it has taken too long, and then nobody needs it any more.
+            let _ = sender.send(found);
         })?;
-    tokio::pin!(receiver);
-    match tokio::time::timeout(READ_TIME, &mut receiver).await {
-        Ok(found) => found.map_err(|_| std::io::Error::other("it has panicked").into()),
-        Err(_) => {
-            // Counted before the channel closes, so before the thread can take itself off.
-            STUCK.fetch_add(1, Ordering::Relaxed);
-            receiver.close();
-            match receiver.try_recv() {
-                Ok(found) => {
-                    STUCK.fetch_sub(1, Ordering::Relaxed);
-                    Ok(found)
-                }
-                Err(_) => Err(Unread::Slow(subject)),
-            }
-        }
+    match tokio::time::timeout(READ_TIME, receiver).await {
+        Ok(found) => found.map_err(|_| Unread::Panicked),
+        Err(_) => Err(Unread::Slow(subject)),
     }
 }
 
@@ -135,7 +122,6 @@ impl Reading {
             format!("the files of {}", names.join(", "))
         };
         match self {
-            Reading::Nothing => "nothing".to_owned(),
             Reading::Configuration(dir) | Reading::Partial(dir) | Reading::One(dir, _) => {
                 format!("{} and the files of its services", dir.display())
             }
@@ -144,62 +130,47 @@ impl Reading {
     }
 
     fn read(self) -> Found {
-        match self {
-            Reading::Nothing => Found::default(),
-            Reading::Configuration(dir) => match config::load(&dir) {
-                Ok(config) => Found::all(config, Faults::default()),
-                Err(faults) => Found {
-                    faults,
-                    ..Found::default()
-                },
+        let (config, faults) = match &self {
+            Reading::Configuration(dir) | Reading::One(dir, _) => match config::load(dir) {
+                Ok(config) => (Some(config), Faults::default()),
+                Err(faults) => (None, faults),
             },
             Reading::Partial(dir) => {
-                let (config, faults) = config::load_partial(&dir);
-                Found::all(config, faults)
+                let (config, faults) = config::load_partial(dir);
+                (Some(config), faults)
             }
-            Reading::One(dir, spec) => {
-                let mut found = match config::load(&dir) {
-                    Ok(config) => Found {
-                        config: Some(config),
-                        ..Found::default()
-                    },
-                    Err(faults) => Found {
-                        faults,
-                        ..Found::default()
-                    },
-                };
-                let config = found.config.as_ref();
-                let new = config.and_then(|config| config.services.get(&spec.name));
+            Reading::Services(_) | Reading::Certificates(_) => (None, Faults::default()),
+        };
+        let configured = config.as_ref().map(|config| &config.services);
+        let services = match self {
+            Reading::Configuration(_) | Reading::Partial(_) => {
+                let specs = configured.into_iter().flat_map(|specs| specs.values());
+                specs.cloned().map(ServiceFiles::read).collect()
+            }
+            Reading::One(_, spec) => {
+                let new = configured.and_then(|specs| specs.get(&spec.name));
                 let new = new.filter(|new| **new != spec).cloned();
-                let services = new.into_iter().chain([spec]);
-                found.services = services.map(ServiceFiles::read).collect();
-                found
+                let specs = new.into_iter().chain([spec]);
+                specs.map(ServiceFiles::read).collect()
             }
-            Reading::Services(specs) => Found {
-                services: specs.into_iter().map(ServiceFiles::read).collect(),
-                ..Found::default()
-            },
-            Reading::Certificates(specs) => Found {
-                services: specs
-                    .into_iter()
-                    .map(ServiceFiles::read_certificate)
-                    .collect(),
-                ..Found::default()
-            },
+            Reading::Services(specs) => {
+                let specs = specs.into_iter();
+                specs.map(ServiceFiles::read_material).collect()
+            }
+            Reading::Certificates(specs) => {
+                let specs = specs.into_iter();
+                specs.map(ServiceFiles::read_certificate).collect()
+            }
+        };
+        Found {
+            config,
+            faults,
+            services,
         }
     }
 }
 
 impl Found {
-    fn all(config: Config, faults: Faults) -> Found {
-        let services = config.services.values().cloned();
-        Found {
-            services: services.map(ServiceFiles::read).collect(),
-            config: Some(config),
-            faults,
-        }
-    }
-
     /// Takes out what was found for a service with exactly this configuration.
     pub(super) fn take(&mut self, spec: &Arc<ServiceConfig>) -> Option<ServiceFiles> {
         let mut services = self.services.iter();
@@ -210,10 +181,18 @@ impl Found {
 
 impl ServiceFiles {
     fn read(spec: Arc<ServiceConfig>) -> ServiceFiles {
-        let material = Some(Material::take(&spec));
         ServiceFiles {
-            material,
+            material: Some(Material::take(&spec)),
             ..ServiceFiles::read_certificate(spec)
+        }
+    }
+
+    fn read_material(spec: Arc<ServiceConfig>) -> ServiceFiles {
+        ServiceFiles {
+            material: Some(Material::take(&spec)),
+            certificates: ServiceCertificates::default(),
+            fault: None,
+            spec,
         }
     }
 
@@ -260,7 +239,7 @@ mod tests {
         // From here on, threads do what takes no time by the paused clock.
         tokio::time::resume();
         drop(hang);
-        while STUCK.load(Ordering::Relaxed) > 0 {
+        while PLACES.available_permits() < MOST_STUCK {
             std::thread::yield_now();
         }
         let read = in_thread("something".to_owned(), Found::default).await;

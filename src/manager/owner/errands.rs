@@ -9,7 +9,8 @@
 //! Errands wait in a queue, and one is read for at a time. So a later errand finds on disk what is
 //! newer, and of the owner's state what the earlier ones have made of it. Everything else goes on
 //! meanwhile. A stop of a service is carried out at once, unless errands about that service wait
-//! before it. An errand that waits when the manager ends is answered that it is too late.
+//! before it. An errand that waits when the manager ends is answered that it is too late, and a
+//! change on disk is left to the next manager.
 
 use std::collections::VecDeque;
 
@@ -40,6 +41,19 @@ pub(super) enum Errand {
     FilesChanged(String),
     /// Look at the changed certificate of a service.
     CertificateChanged(String),
+}
+
+impl Errand {
+    /// Returns the channel on which somebody waits for the answer to this errand.
+    pub(super) fn answer(self) -> Option<Answer> {
+        match self {
+            Errand::Reload(answer) => answer,
+            Errand::Renew(.., answer) | Errand::RestartAll(answer) | Errand::Stop(_, answer) => {
+                Some(answer)
+            }
+            Errand::FilesChanged(_) | Errand::CertificateChanged(_) => None,
+        }
+    }
 }
 
 /// The errands that wait, and the one that is read for.
@@ -96,7 +110,8 @@ impl Errands {
         }
     }
 
-    /// Queues an errand. A change that waits already is looked at once, later.
+    /// Queues an errand. If the same errand waits already and nobody waits for its answer, it is
+    /// done once, later.
     pub(super) fn queue(&mut self, errand: Errand) {
         if !self.is_waiting(&errand) {
             self.waiting.push_back(errand);
@@ -111,12 +126,32 @@ impl Errands {
         }
     }
 
-    fn is_waiting(&self, change: &Errand) -> bool {
+    fn is_waiting(&self, new: &Errand) -> bool {
         let mut waiting = self.waiting.iter();
-        waiting.any(|errand| match (errand, change) {
+        waiting.any(|errand| match (errand, new) {
+            (Errand::Reload(None), Errand::Reload(None)) => true,
             (Errand::FilesChanged(one), Errand::FilesChanged(other))
             | (Errand::CertificateChanged(one), Errand::CertificateChanged(other)) => one == other,
             _ => false,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_waits_for_is_done_once() {
+        let (mut errands, _outcomes) = Errands::new();
+        for _ in 0..2 * MOST_WAITING {
+            errands.queue(Errand::Reload(None));
+            errands.queue(Errand::FilesChanged("shop".to_owned()));
+            errands.queue(Errand::CertificateChanged("shop".to_owned()));
+        }
+        assert!(errands.has_room());
+        errands.queue(Errand::FilesChanged("blog".to_owned()));
+        errands.queue(Errand::Reload(Some(oneshot::channel().0)));
+        assert_eq!(std::iter::from_fn(|| errands.next()).count(), 5);
     }
 }

@@ -47,9 +47,11 @@ pub(super) fn look_at_unix_sockets(manager: &mut Manager) {
 
 /// Returns true if an instance listens on a unix socket, or will.
 fn needs_unix_sockets(manager: &Manager) -> bool {
-    let mut configured = manager.config.services.values();
-    configured.any(|spec| spec.enabled && spec.process.bind == Bind::Unix)
-        || manager.published.table().has_unix_sockets()
+    let mut services = manager.services.values();
+    services.any(|service| {
+        let spec = service.spec();
+        spec.process.bind == Bind::Unix && (spec.enabled || service.is_wanted())
+    }) || manager.published.table().has_unix_sockets()
 }
 
 /// Takes in an event of a worker.

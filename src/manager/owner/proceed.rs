@@ -1,9 +1,12 @@
 //! How errands proceed: what each needs of the disk, and what is done with it.
 
+use std::collections::BTreeSet;
+
 use super::changes::{certificate_changed, files_changed};
 use super::commands::{renew, running, stop};
 use super::disk::{FilesOutcome, Found, Reading};
 use super::errands::Errand;
+use super::from_workers::look_at_unix_sockets;
 use super::manager::{Manager, Phase};
 use super::reload::{refused, reload, report_refusal};
 use crate::manager::handle::CommandError;
@@ -19,11 +22,10 @@ pub(super) fn take_files(manager: &mut Manager, outcome: FilesOutcome) {
 /// Begins the next errand if no other one is read for.
 pub(super) fn proceed(manager: &mut Manager) {
     while let Some(errand) = manager.errands.next() {
-        let reading = errand.reading(manager);
-        if matches!(reading, Reading::Nothing) {
+        let Some(reading) = errand.reading(manager) else {
             errand.carry_out(manager, Ok(Found::default()));
             continue;
-        }
+        };
         manager.errands.current = Some(errand);
         let outcomes = manager.errands.outcomes.clone();
         tokio::task::spawn_local(async move {
@@ -34,10 +36,10 @@ pub(super) fn proceed(manager: &mut Manager) {
 }
 
 impl Errand {
-    /// Returns what has to be read now.
-    fn reading(&self, manager: &Manager) -> Reading {
+    /// Returns what has to be read now, or `None` if the errand needs no files.
+    fn reading(&self, manager: &Manager) -> Option<Reading> {
         if manager.phase != Phase::Serving {
-            return Reading::Nothing;
+            return None;
         }
         let spec = |name: &String| {
             let service = manager.services.get(name);
@@ -45,32 +47,28 @@ impl Errand {
                 .filter(|service| !service.is_removed())
                 .map(|service| service.spec().clone())
         };
+        let specs = |names: &[String]| names.iter().filter_map(spec).collect();
+        let folder = || manager.config_dir.clone();
         match self {
-            Errand::Reload(_) => Reading::Configuration(manager.config_dir.clone()),
-            Errand::Renew(_, names, _) => {
-                Reading::Services(names.iter().filter_map(spec).collect())
-            }
-            Errand::RestartAll(_) => {
-                Reading::Services(running(manager).iter().filter_map(spec).collect())
-            }
-            Errand::Stop(..) => Reading::Nothing,
-            Errand::FilesChanged(name) => match spec(name) {
-                Some(spec) => Reading::One(manager.config_dir.clone(), spec),
-                None => Reading::Nothing,
-            },
-            Errand::CertificateChanged(name) => {
-                Reading::Certificates(spec(name).into_iter().collect())
-            }
+            Errand::Reload(_) => Some(Reading::Configuration(folder())),
+            Errand::Renew(_, names, _) => Some(Reading::Services(specs(names))),
+            Errand::RestartAll(_) => Some(Reading::Services(specs(&running(manager)))),
+            Errand::Stop(..) => None,
+            Errand::FilesChanged(name) => Some(Reading::One(folder(), spec(name)?)),
+            Errand::CertificateChanged(name) => Some(Reading::Certificates(vec![spec(name)?])),
         }
     }
 
-    /// Does what the errand is about, with what was found.
+    /// Does what the errand is about, with what was found. A manager that ends does nothing of it.
     fn carry_out(self, manager: &mut Manager, outcome: FilesOutcome) {
-        let found = match outcome {
-            _ if manager.phase != Phase::Serving => Err(CommandError::ShuttingDown),
-            Ok(found) => Ok(found),
-            Err(error) => Err(refused(error.to_string())),
-        };
+        if manager.phase != Phase::Serving {
+            if let Some(answer) = self.answer() {
+                let late = Err(CommandError::ShuttingDown);
+                manager.errands.answer(answer, late);
+            }
+            return;
+        }
+        let found = outcome.map_err(|error| refused(error.to_string()));
         match self {
             Errand::Reload(answer) => {
                 let done = found.and_then(|found| reload(manager, found));
@@ -85,16 +83,17 @@ impl Errand {
             }
             Errand::RestartAll(answer) => {
                 let done = found.and_then(|found| {
+                    let read = found.services.iter().map(|files| &files.spec.name);
+                    let read: BTreeSet<&String> = read.collect();
                     let mut names = running(manager);
-                    names
-                        .retain(|name| found.services.iter().any(|files| files.spec.name == *name));
+                    names.retain(|name| read.contains(name));
                     renew(manager, JobKind::Restart, names, found)
                 });
                 manager.errands.answer(answer, done);
             }
             Errand::Stop(name, answer) => {
-                let done = found.and_then(|_| stop(manager, &name));
-                manager.errands.answer(answer, done.map(|job| vec![job]));
+                let done = stop(manager, &name).map(|job| vec![job]);
+                manager.errands.answer(answer, done);
             }
             Errand::FilesChanged(name) => match found {
                 Ok(found) => files_changed(manager, &name, found),
@@ -105,6 +104,7 @@ impl Errand {
                 Err(error) => report_unread(&name, &error),
             },
         }
+        look_at_unix_sockets(manager);
     }
 }
 

@@ -6,7 +6,6 @@
 use std::time::Instant;
 
 use super::disk::{Found, ServiceFiles};
-use super::from_workers::look_at_unix_sockets;
 use super::manager::Manager;
 use super::ports::{adopt_listeners, conflicts, locate, ports_of};
 use crate::config::Config;
@@ -72,8 +71,9 @@ pub(super) fn reload(manager: &mut Manager, found: Found) -> Result<u32, Command
 /// be read is logged and left out.
 pub(super) fn take_certificates(manager: &mut Manager, services: &mut [ServiceFiles]) {
     let mut certificates = ServiceCertificates::default();
-    for files in services.iter_mut().filter(|files| files.spec.enabled) {
-        if let Some(fault) = &files.fault {
+    for files in services.iter_mut() {
+        // A command can start a service that its file disables.
+        if let Some(fault) = files.fault.as_ref().filter(|_| files.spec.enabled) {
             tracing::error!(
                 service = files.spec.name,
                 error = %fault,
@@ -133,7 +133,6 @@ pub(super) fn adopt(
         }
     }
     watch_files(manager);
-    look_at_unix_sockets(manager);
     parts
 }
 
