@@ -45,6 +45,10 @@ pub(super) struct Published {
     saved_config: Option<Box<RawValue>>,
     state_file: StateFile,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    /// The user number of the manager.
+    uid: u32,
+    /// Whether the manager's own messages go to the journal.
+    journal: bool,
 }
 
 /// The state of the manager from which everything that is published is built.
@@ -99,6 +103,8 @@ impl Published {
             saved_config: None,
             state_file: StateFile::new(run_dir),
             snapshots,
+            uid: rustix::process::geteuid().as_raw(),
+            journal: journal::is_behind(std::io::stderr()),
         }
     }
 
@@ -233,8 +239,8 @@ impl Published {
         }
         let snapshot = Snapshot {
             summary,
-            uid: rustix::process::geteuid().as_raw(),
-            journal: journal::is_behind(std::io::stderr()),
+            uid: self.uid,
+            journal: self.journal,
             proxy,
             services: self.statuses.clone(),
             jobs,
