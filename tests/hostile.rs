@@ -11,9 +11,6 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
 use smoothserve::ipc::{BoundCounts, EndpointCounts, EndpointId, FromWorker};
 use smoothserve_kit::{Build, Home, PATIENCE, Smoothserve, Start, free_port, programs, write};
 
-/// The most memory that the manager may ever have used, in KiB. An idle one has used about 30,000.
-const MOST_MEMORY: u64 = 120_000;
-
 /// A smoothserve whose service `shop` starts and never becomes ready, and whose worker is taken
 /// over.
 struct TakenOver {
@@ -77,7 +74,7 @@ impl TakenOver {
         self.app.replace(&Build::good("2"));
         self.server.ok(&["restart", "shop"]).await;
         self.server.running("shop").await;
-        assert_memory(&self.server);
+        self.server.assert_small();
         self.server.stop().await;
     }
 }
@@ -132,18 +129,6 @@ fn frame_of(json: &[u8]) -> Vec<u8> {
     [&u32::try_from(json.len()).unwrap().to_le_bytes(), json].concat()
 }
 
-fn memory(server: &Smoothserve) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let mut lines = status.lines();
-    let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-fn assert_memory(server: &Smoothserve) {
-    let used = memory(server);
-    assert!(used < MOST_MEMORY, "the manager has used {used} KiB");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_repeats_itself_without_an_end_is_replaced() {
     if !may_take_over() {
@@ -184,7 +169,7 @@ async fn what_a_worker_says_is_cut_and_too_much_at_once_is_not_read() {
     let long = frame_of(json.as_bytes());
     assert!(scene.flood(&long, 20));
     assert!(scene.server.status().await.is_some());
-    assert_memory(&scene.server);
+    scene.server.assert_small();
     // A frame of 60 MB, of which the manager reads not even the beginning.
     let mut head = (60_u32 << 20).to_le_bytes().to_vec();
     head.push(b'{');
@@ -194,7 +179,7 @@ async fn what_a_worker_says_is_cut_and_too_much_at_once_is_not_read() {
     assert!(status.is_some());
     scene.worker.kill();
     scene.server.says("worker started pid=").await;
-    assert_memory(&scene.server);
+    scene.server.assert_small();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,7 +266,7 @@ async fn output_that_nobody_reads_holds_nobody_up() {
     tokio::time::timeout(PATIENCE, done)
         .await
         .expect("the instance goes on");
-    assert_memory(&server);
+    server.assert_small();
     // From here on somebody reads, and is told how many lines were lost.
     let (tell, told) = tokio::sync::oneshot::channel();
     let reading = std::thread::spawn(move || {

@@ -20,9 +20,6 @@ use crate::{SHOP, Scene};
 /// An unprivileged user.
 const NOBODY: u32 = 65534;
 
-/// The most memory that the manager may ever have used, in KiB. An idle one has used about 30,000.
-const MOST_MEMORY: u64 = 120_000;
-
 /// Connects to the private socket and performs the handshake as the user with this number, unless
 /// this test is not root's: then as the user who runs it.
 fn connect(socket: &Path, uid: u32) -> std::io::Result<UnixStream> {
@@ -81,13 +78,6 @@ fn flood(stream: &mut UnixStream, bytes: &[u8], times: usize) -> usize {
     written
 }
 
-fn memory(server: &Smoothserve) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let mut lines = status.lines();
-    let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 fn descriptors(server: &Smoothserve) -> usize {
     let folder = format!("/proc/{}/fd", server.pid());
     std::fs::read_dir(folder).unwrap().count()
@@ -95,8 +85,13 @@ fn descriptors(server: &Smoothserve) -> usize {
 
 async fn assert_served(scene: &Scene) {
     assert!(scene.server.status().await.is_some());
-    let used = memory(&scene.server);
-    assert!(used < MOST_MEMORY, "the manager has used {used} KiB");
+    scene.server.assert_small();
+}
+
+/// Ends a scene in which the manager has to be small and to answer up to the end.
+async fn end(scene: Scene) {
+    assert_served(&scene).await;
+    scene.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,12 +115,9 @@ async fn a_message_that_is_only_announced_gets_no_room() {
             "{ended:?}"
         );
     }
-    scene
-        .server
-        .says("a D-Bus message is too long, not read")
-        .await;
-    assert_served(&scene).await;
-    scene.server.stop().await;
+    let said = "a D-Bus message is too long, not read";
+    scene.server.says(said).await;
+    end(scene).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,12 +138,9 @@ async fn a_client_that_does_not_read_is_closed_and_root_is_served_meanwhile() {
         assert_served(&scene).await;
     }
     assert!(written > 1 << 20, "only {written} bytes were taken");
-    scene
-        .server
-        .says("a D-Bus client does not read, closing its connection")
-        .await;
-    assert_served(&scene).await;
-    scene.server.stop().await;
+    let said = "a D-Bus client does not read, closing its connection";
+    scene.server.says(said).await;
+    end(scene).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,8 +168,7 @@ async fn calls_that_want_no_answer_are_bounded_too() {
         ErrorKind::WouldBlock,
         "nothing else has come"
     );
-    assert_served(&scene).await;
-    scene.server.stop().await;
+    end(scene).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,8 +234,7 @@ async fn what_is_no_handshake_is_closed() {
         assert_eq!(answer, b"");
     }
     assert!(!scene.server.log().contains("panicked"));
-    assert_served(&scene).await;
-    scene.server.stop().await;
+    end(scene).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,8 +287,7 @@ async fn a_flood_over_the_bus_is_refused_and_others_are_answered() {
     let done = tokio::time::timeout(PATIENCE, reading).await;
     let done = done.expect("every call gets an answer or is refused");
     assert!(done > 0 && sending.await.unwrap() == 5000);
-    assert_served(&scene).await;
-    scene.server.stop().await;
+    end(scene).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -319,11 +305,8 @@ async fn a_long_message_over_the_bus_is_not_read_and_the_next_one_is() {
     }
     let path: zbus::OwnedObjectPath = client.manager("GetService", &("shop",)).await.unwrap();
     assert_eq!(path.as_str(), SHOP);
-    scene
-        .server
-        .says("a D-Bus message is too long, not read")
-        .await;
+    let said = "a D-Bus message is too long, not read";
+    scene.server.says(said).await;
     assert!(!scene.server.log().contains("the bus has gone away"));
-    assert_served(&scene).await;
-    scene.server.stop().await;
+    end(scene).await;
 }

@@ -72,59 +72,35 @@ mod tests {
         let section = section.split("\n## ").next().unwrap_or_default();
         let kib = |bytes: usize| format!("{} KiB", bytes >> 10);
         let seconds = |time: Duration| format!("{} s", time.as_secs());
-        for (what, limit) in [
-            (
-                "handshake",
-                format!("{}, {}", kib(HANDSHAKE_BYTES), seconds(HANDSHAKE_TIME)),
+        let (bytes, time) = (kib(HANDSHAKE_BYTES), seconds(HANDSHAKE_TIME));
+        let (message, reader) = (kib(LONGEST_MESSAGE), seconds(SLOWEST_READER));
+        let Share {
+            connections, calls, ..
+        } = MASTER;
+        let Share {
+            connections_of_user,
+            connections: connections_of_others,
+            calls_of_user,
+            calls: calls_of_others,
+        } = OTHERS;
+        for row in [
+            format!("| handshake | {bytes}, {time} |"),
+            format!("| message that a client sends | {message} |"),
+            format!("| time to read a message | {reader} |"),
+            format!("| calls without an answer, of one connection | {CALLS_OF_CONNECTION} |"),
+            format!("| connections of root, and of smoothserve's own user | {connections} |"),
+            format!("| connections of another user | {connections_of_user} |"),
+            format!("| connections of all other users | {connections_of_others} |"),
+            format!(
+                "| calls without an answer, of root, and of smoothserve's own user | {calls} |"
             ),
-            ("message that a client sends", kib(LONGEST_MESSAGE)),
-            ("time to read a message", seconds(SLOWEST_READER)),
-            (
-                "calls without an answer, of one connection",
-                CALLS_OF_CONNECTION.to_string(),
-            ),
-            (
-                "connections of root, and of smoothserve's own user",
-                MASTER.connections.to_string(),
-            ),
-            (
-                "connections of another user",
-                OTHERS.connections_of_user.to_string(),
-            ),
-            (
-                "connections of all other users",
-                OTHERS.connections.to_string(),
-            ),
-            (
-                "calls without an answer, of root, and of smoothserve's own user",
-                MASTER.calls.to_string(),
-            ),
-            (
-                "calls without an answer, of another user",
-                OTHERS.calls_of_user.to_string(),
-            ),
-            (
-                "calls without an answer, of all other users",
-                OTHERS.calls.to_string(),
-            ),
-            (
-                "calls without an answer, of one sender on a bus",
-                CALLS_OF_SENDER.to_string(),
-            ),
-            (
-                "calls without an answer, of all senders on a bus",
-                CALLS_ON_BUS.to_string(),
-            ),
-            (
-                "calls that wait for polkit, of one user",
-                QUESTIONS_OF_USER.to_string(),
-            ),
-            (
-                "calls that wait for polkit, of all users",
-                QUESTIONS.to_string(),
-            ),
+            format!("| calls without an answer, of another user | {calls_of_user} |"),
+            format!("| calls without an answer, of all other users | {calls_of_others} |"),
+            format!("| calls without an answer, of one sender on a bus | {CALLS_OF_SENDER} |"),
+            format!("| calls without an answer, of all senders on a bus | {CALLS_ON_BUS} |"),
+            format!("| calls that wait for polkit, of one user | {QUESTIONS_OF_USER} |"),
+            format!("| calls that wait for polkit, of all users | {QUESTIONS} |"),
         ] {
-            let row = format!("| {what} | {limit} |");
             assert!(section.contains(&row), "no row {row:?} in {section}");
         }
     }

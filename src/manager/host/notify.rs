@@ -173,18 +173,19 @@ mod tests {
         rustix::process::geteuid().as_raw()
     }
 
-    fn client(path: &Path) -> std::os::unix::net::UnixDatagram {
-        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
-        socket.connect(path).unwrap();
-        socket
+    /// Makes a notify socket and a client that is connected to it.
+    fn pair() -> (NotifySocket, std::os::unix::net::UnixDatagram) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(folder.path(), 7);
+        let notify = NotifySocket::bind(&path, own()).unwrap();
+        let client = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        client.connect(&path).unwrap();
+        (notify, client)
     }
 
     #[tokio::test]
     async fn the_sender_of_readiness_is_known_and_other_messages_are_not_readiness() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = path(folder.path(), 7);
-        let notify = NotifySocket::bind(&path, own()).unwrap();
-        let socket = client(&path);
+        let (notify, socket) = pair();
         socket.send(b"STATUS=READY=1").unwrap();
         socket.send(&vec![b'\n'; LONGEST_MESSAGE + 1]).unwrap();
         socket.send(b"STATUS=up\nREADY=1\n").unwrap();
@@ -200,10 +201,7 @@ mod tests {
 
     #[tokio::test]
     async fn descriptors_that_come_with_a_message_are_closed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = path(folder.path(), 7);
-        let notify = NotifySocket::bind(&path, own()).unwrap();
-        let client = client(&path);
+        let (notify, client) = pair();
         let (mut reader, writer) = std::io::pipe().unwrap();
         let descriptors = [writer.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -146,6 +146,17 @@ impl Smoothserve {
         self.pid
     }
 
+    /// Panics if the manager has ever used more than 120,000 KiB of memory. An idle one has used
+    /// about 30,000.
+    #[track_caller]
+    pub fn assert_small(&self) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let mut lines = status.lines();
+        let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let used: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(used < 120_000, "the manager has used {used} KiB");
+    }
+
     /// Returns the path of the private D-Bus socket.
     pub fn bus(&self) -> PathBuf {
         self.home.run().join("bus")
