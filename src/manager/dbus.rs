@@ -57,6 +57,9 @@ use requests::add_job;
 use service_object::ServiceObject;
 use users::{ClientPlace, Users};
 
+/// The pause before another attempt to accept a connection when the manager lacks descriptors.
+const RETRY_ACCEPT: Duration = Duration::from_millis(100);
+
 /// The pause between two attempts to reach a bus that is not there: the first one, and the longest.
 const RECONNECT: Duration = Duration::from_millis(100);
 const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
@@ -133,7 +136,8 @@ async fn accept(listener: UnixListener, handle: ManagerHandle) {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(error = %error, "cannot accept a control connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                // Without a free descriptor, the next attempt fails at once, too.
+                tokio::time::sleep(RETRY_ACCEPT).await;
                 continue;
             }
         };
@@ -279,6 +283,7 @@ async fn stay(bus: Bus, mut on_bus: Option<OnBus>, handle: ManagerHandle) {
             tracing::warn!("the bus has gone away, trying to come back");
             pause = RECONNECT;
         }
+        // Nobody tells when the bus is back.
         tokio::time::sleep(pause).await;
         pause = LONGEST_RECONNECT.min(pause * 2);
         match connect(bus, &handle).await {

@@ -97,8 +97,7 @@ impl Handshake {
             (Step::Data, "DATA") if words.next().is_none_or(|id| self.is_right(id)) => {
                 return self.accept();
             }
-            (Step::Data, "DATA") | (Step::Data | Step::Known, "CANCEL" | "ERROR") => {}
-            (_, "CANCEL" | "ERROR") => {}
+            (Step::Data, "DATA") | (_, "CANCEL" | "ERROR") => {}
             _ => return Heard::Answer("ERROR \"not here\"\r\n".to_owned()),
         }
         self.step = Step::Auth;

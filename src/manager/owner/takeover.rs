@@ -170,6 +170,8 @@ async fn end(units: Units, scopes: BTreeSet<String>) {
     for name in &workers {
         units.scope(name).stop().await;
     }
+    // The state file names nearly every process, so this is rare, and not worth a subscription to
+    // signals of systemd.
     let begin = Instant::now();
     while begin.elapsed() < WORKERS_END {
         match units.list(ALL_SCOPES).await {
