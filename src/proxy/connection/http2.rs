@@ -161,7 +161,7 @@ struct Serving {
 
 /// How long a connection has had no request.
 enum Idle {
-    /// It has requests.
+    /// It has requests, or the client has not taken all that was sent.
     No,
     /// Not for long.
     Short,
@@ -177,7 +177,9 @@ impl Serving {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.ending && (self.peer.closing() || drained.poll(cx).is_ready()) {
-            self.end();
+            // What is left of the time of an idle connection may be less than a request needs that
+            // is on its way.
+            self.end(CLIENT_IDLE_LIMIT);
         }
         self.check_waste();
         loop {
@@ -197,11 +199,13 @@ impl Serving {
             }
         }
         let blocked = self.corked.poll_push(cx)?.is_pending();
-        if !self.connection.has_streams() {
+        let is_idle = !blocked && !self.connection.has_streams();
+        if is_idle {
             self.corked.release();
             self.rest(cx);
-        } else if self.corked.has_moved() || !blocked {
-            // Streams may be silent without limit, but the client must take what is sent on them.
+        } else if self.corked.has_moved() || !blocked || !matches!(self.idle, Idle::No) {
+            // Streams may be silent without limit, but the client must take what is sent on them,
+            // also after their end.
             self.timer.set(CLIENT_IDLE_LIMIT);
             self.idle = Idle::No;
         }
@@ -209,8 +213,7 @@ impl Serving {
             if self.ending {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.end();
-            self.timer.set(LINGER_LIMIT);
+            self.end(LINGER_LIMIT);
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -237,17 +240,19 @@ impl Serving {
             Idle::Short => {}
             Idle::Long { ends } => {
                 if let Poll::Ready(Ok(())) = Pin::new(ends).poll(cx) {
-                    self.end();
-                    self.timer.set(LINGER_LIMIT);
+                    self.end(LINGER_LIMIT);
                     cx.waker().wake_by_ref();
                 }
             }
         }
     }
 
-    fn end(&mut self) {
+    /// Tells the client to send no more requests. A client that does nothing after that is cut off
+    /// after this time.
+    fn end(&mut self, limit: Duration) {
         self.ending = true;
         self.connection.graceful_shutdown();
+        self.timer.set(limit);
     }
 
     /// Ends the connection of a client that makes requests only to reset them (CVE-2023-44487).

@@ -403,6 +403,25 @@ async fn a_drain_leaves_time_for_one_more_request_after_each_response_that_promi
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_drain_leaves_an_idle_client_with_http2_the_time_to_hear_of_it() {
+    local(async {
+        let mut fixture = Fixture::new(true).await;
+        // The preface, and SETTINGS without any setting.
+        let begin = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        fixture.send(begin).await;
+        // A moment later, the connection would count as one that has been idle for long.
+        tokio::time::sleep(Duration::from_millis(1900)).await;
+        fixture.thread.drain(Duration::from_secs(3));
+        let mut received = Vec::new();
+        fixture.client.read_to_end(&mut received).await.unwrap();
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff];
+        assert!(received.windows(goaway.len()).any(|bytes| bytes == goaway));
+        assert_eq!(fixture.begin.elapsed().as_secs(), 61);
+    })
+    .await;
+}
+
 #[test]
 fn an_idle_connection_is_small() {
     // What lies in memory for each idle connection beside the socket and its timer: itself, and the
