@@ -43,7 +43,9 @@ pub(crate) async fn resume(mut client: Box<Client>) -> Option<Box<Client>> {
     if client.peer.speaks_http1.get() {
         return serve_requests(client).await;
     }
-    if client.buffer.is_empty() {
+    // The protocol is known by the first bytes, and those that have come may not be in the buffer
+    // yet.
+    while client.buffer.is_empty() {
         match wait(&mut client).await {
             Waited::Received => {}
             Waited::Long => return Some(client),
