@@ -607,5 +607,6 @@ async fn a_trusted_proxy_is_not_one_client_but_each_that_it_names_is() {
         assert!((60..=70).contains(&first.len()), "{}", first.len());
         let second = open_through_proxy(address, Some("192.0.2.2"), 10).await;
         assert_eq!(second.len(), 10);
+        wait_for_bounds(&mut manager, |bounds| bounds.refused_connections == 1).await;
     }
 }

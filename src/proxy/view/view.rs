@@ -120,7 +120,7 @@ impl View {
     }
 
     /// Counts a connection of a listener for the client that a trusted proxy has named. The error:
-    /// that client has as many connections as it may.
+    /// that client has as many connections as it may, and this one counts as refused.
     pub(crate) fn count_behind_proxy(
         &self,
         listener: ListenerId,
@@ -129,9 +129,13 @@ impl View {
         let Some(origin) = self.origin(source) else {
             return Ok(BehindProxy::default());
         };
-        let open = OpenBehindProxy::new(self.threads.clone(), listener, origin);
-        let open = Some(Box::new(open.ok_or(TooManyConnections)?));
-        Ok(BehindProxy { _open: open })
+        let Some(open) = OpenBehindProxy::new(self.threads.clone(), listener, origin) else {
+            self.room.counters().refuse_connection();
+            return Err(TooManyConnections);
+        };
+        Ok(BehindProxy {
+            _open: Some(Box::new(open)),
+        })
     }
 
     /// Closes idle connections to instances, unless there is a descriptor for another connection.
