@@ -158,7 +158,11 @@ impl Room {
             Some(_) => requester.taken.get(),
             None => 0,
         };
-        occupancy.taken.get() + of_client < self.most.saturating_sub(self.taken.get())
+        occupancy.taken.get() + of_client < self.free()
+    }
+
+    fn free(&self) -> u32 {
+        self.most.saturating_sub(self.taken.get())
     }
 
     /// Begins to wait for a seat. The receiver fails if too many wait already.
@@ -197,9 +201,13 @@ impl Room {
                 };
                 (next, turns.len())
             };
-            let next = occupancy.waiting.borrow_mut().pop(|waiting| {
-                waiting.grant.is_closed() || self.may_take(&occupancy, &waiting.requester)
-            });
+            // If the service has its part of the room, none of its clients has to be looked at.
+            let next = match occupancy.taken.get() < self.free() {
+                true => occupancy.waiting.borrow_mut().pop(|waiting| {
+                    waiting.grant.is_closed() || self.may_take(&occupancy, &waiting.requester)
+                }),
+                false => None,
+            };
             in_vain = if next.is_some() { 0 } else { in_vain + 1 };
             match occupancy.waiting.borrow().is_empty() {
                 true => occupancy.has_turn.set(false),
