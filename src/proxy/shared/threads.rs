@@ -162,7 +162,7 @@ impl Threads {
     }
 
     /// Returns how many client connections one listener may have.
-    pub(crate) fn most_connections(&self) -> u32 {
+    pub(crate) fn most_of_listener(&self) -> u32 {
         self.most_of_listener.load(Ordering::Relaxed)
     }
 
@@ -204,7 +204,7 @@ impl Threads {
     /// Returns true if the listener, or the worker, has as many connections as it may.
     pub(crate) fn are_full(&self, listener: ListenerId) -> bool {
         let of_listener = self.counts().of_listeners.get(&listener).copied();
-        of_listener.unwrap_or(0) >= self.most_connections() || self.is_full()
+        of_listener.unwrap_or(0) >= self.most_of_listener() || self.is_full()
     }
 
     fn counts(&self) -> MutexGuard<'_, ConnectionCounts> {
@@ -222,7 +222,7 @@ impl Threads {
         origin: ClientKey,
     ) -> bool {
         let of_listener = counts.of_listeners.get(&listener).copied().unwrap_or(0);
-        let room = self.most_connections().saturating_sub(of_listener);
+        let room = self.most_of_listener().saturating_sub(of_listener);
         let all = self.most_connections.load(Ordering::Relaxed);
         let room = room.min(all.saturating_sub(self.connections()));
         let count = counts.of_origins.entry((listener, origin)).or_default();
@@ -429,7 +429,7 @@ mod tests {
         assert_eq!(full(), [true, true], "there are no more");
         for (limit, most) in [(Some(2), 2), (Some(9), 3), (None, 3)] {
             threads.limit_connections(limit, 1);
-            assert_eq!(threads.most_connections(), most);
+            assert_eq!(threads.most_of_listener(), most);
         }
     }
 

@@ -97,7 +97,7 @@ pub(crate) async fn accept(
                     full = true;
                     tracing::warn!(
                         listener = %listener.address(),
-                        connections = acceptor.threads.most_connections(),
+                        connections = acceptor.threads.most_of_listener(),
                         "connection limit reached, further clients wait or replace idle ones (max_connections)"
                     );
                 }
