@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
@@ -178,8 +178,7 @@ async fn watch_health(
     findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
     turns: Rc<Semaphore>,
 ) {
-    sleep(spread(spec.id)).await;
-    let mut ticks = interval(HEALTH_INTERVAL);
+    let mut ticks = interval_at(Instant::now() + spread(spec.id), HEALTH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut health = Health::default();
     loop {

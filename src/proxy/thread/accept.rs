@@ -310,12 +310,12 @@ mod tests {
             while worker.threads.connections() < 2 {
                 tokio::task::yield_now().await;
             }
+            // The third has the time of two tries to be accepted.
             tokio::time::sleep(FULL_PAUSE * 2).await;
             assert_eq!(worker.threads.connections(), 2);
             assert!(worker.threads.are_full(ListenerId(1)));
             // Two end, the third takes their place and stays.
             worker.open.take();
-            tokio::time::sleep(FULL_PAUSE * 2).await;
             while worker.threads.connections() != 1 {
                 tokio::task::yield_now().await;
             }
@@ -337,10 +337,9 @@ mod tests {
             }
             worker.idle.set(true);
             let second = TcpStream::connect(address).unwrap();
-            while worker.idle.get() {
+            while worker.idle.get() || worker.open.borrow().is_empty() {
                 tokio::task::yield_now().await;
             }
-            tokio::time::sleep(FULL_PAUSE).await;
             assert!(first.read(&mut [0]).is_ok_and(|count| count == 0));
             let peer = worker.open.borrow()[0].0.peer_addr().unwrap();
             assert_eq!(peer, second.local_addr().unwrap());
