@@ -234,16 +234,15 @@ impl ServiceView {
         }
     }
 
+    /// Begins to wait for an endpoint. The receiver fails if too many wait already.
     fn enqueue(&self, client: Option<ClientKey>) -> oneshot::Receiver<Result<Claim, NoEndpoint>> {
         let mut held = self.held.borrow_mut();
         if held.len() as usize >= MOST_HELD {
             held.retain(|waiting| !waiting.is_closed());
         }
         let (answer, answered) = oneshot::channel();
-        let displaced = held.push(client, answer);
-        if let Some(displaced) = displaced {
-            let _ = displaced.send(Err(NoEndpoint::Full));
-        }
+        // A request whose place is gone gets no answer.
+        drop(held.push(client, answer));
         answered
     }
 }
