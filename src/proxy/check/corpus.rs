@@ -1,19 +1,29 @@
 //! Checks the stored corpus of the fuzzer for the same properties as the fuzz targets do.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::pieces::{Pieces, parts};
+
+/// Reads the corpus of `target`. Returns each input with its file.
+fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let entries = std::fs::read_dir(corpus.join(target)).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let inputs: Vec<_> = paths
+        .map(|path| {
+            let input = std::fs::read(&path).unwrap();
+            (path, input)
+        })
+        .collect();
+    assert!(!inputs.is_empty(), "no corpus");
+    inputs
+}
 
 /// Calls `check` with every file of the corpus, with all flags, and in three ways: in the pieces of
 /// the file, in one piece, and in pieces of one or two bytes. The corpus is only as large as it
 /// must be to reach all code, so this tries more combinations.
 fn replay(target: &str, check: fn(&[u8])) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    let mut count = 0;
-    for entry in std::fs::read_dir(corpus.join(target)).unwrap() {
-        let path = entry.unwrap().path();
-        let input = std::fs::read(&path).unwrap();
-        count += 1;
+    for (path, input) in corpus(target) {
         let Some((_, sent, Pieces(cuts))) = parts(&input) else {
             continue;
         };
@@ -26,18 +36,15 @@ fn replay(target: &str, check: fn(&[u8])) {
             }
         }
     }
-    assert!(count > 0, "no corpus");
 }
 
 /// Calls `check` with every file of the corpus of `target` as it is.
 fn replay_whole(target: &str, check: fn(&[u8])) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    let mut count = 0;
-    for entry in std::fs::read_dir(corpus.join(target)).unwrap() {
-        check(&std::fs::read(entry.unwrap().path()).unwrap());
-        count += 1;
+    for (path, input) in corpus(target) {
+        if std::panic::catch_unwind(|| check(&input)).is_err() {
+            panic!("{}", path.display());
+        }
     }
-    assert!(count > 0, "no corpus");
 }
 
 #[test]
