@@ -24,12 +24,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::{Interest, unix::AsyncFd};
-use tokio::time::Instant;
 
 use crate::ipc::ListenerId;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::shared::threads::Threads;
 use crate::proxy::view::listener::ListenerView;
+use crate::proxy::view::log_pace::LogPace;
 
 /// How many connections are accepted before other tasks of the thread get their turn.
 const BATCH: usize = 64;
@@ -39,9 +39,6 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause while the listener or the worker has as many connections as it may have.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
-
-/// The least time between two log messages about the same trouble.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the caller does with connections.
 pub(crate) trait Placement {
@@ -68,7 +65,7 @@ pub(crate) async fn accept(
         placement,
     };
     let listener = &acceptor.listener;
-    let mut quiet_until = Instant::now();
+    let troubles = LogPace::default();
     // True if it was logged that there are too many connections.
     let mut full = false;
     loop {
@@ -92,8 +89,7 @@ pub(crate) async fn accept(
             Batch::Empty if !listener.closing() => {}
             Batch::Empty => return Ok(()),
             Batch::Full => {
-                if Instant::now() >= quiet_until {
-                    quiet_until = Instant::now() + LOG_INTERVAL;
+                if troubles.is_due() {
                     full = true;
                     tracing::warn!(
                         listener = %listener.address(),
@@ -107,8 +103,7 @@ pub(crate) async fn accept(
                 }
             }
             Batch::Failed(error) => {
-                if Instant::now() >= quiet_until {
-                    quiet_until = Instant::now() + LOG_INTERVAL;
+                if troubles.is_due() {
                     tracing::error!(listener = %listener.address(), %error, "cannot accept connections");
                 }
                 acceptor.placement.make_room(None);

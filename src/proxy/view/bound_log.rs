@@ -1,24 +1,20 @@
 //! Says in the journal when a service begins and ceases to be at its bound.
 //!
-//! Strangers decide how often that happens, so a beginning is logged only once in an interval, and
-//! an end only after a beginning that was logged.
+//! Strangers decide how often that happens, so the beginnings have a [`LogPace`], and an end is
+//! logged only after a beginning that was logged.
 
 use std::cell::Cell;
-use std::time::Duration;
 
-use tokio::time::Instant;
-
+use super::log_pace::LogPace;
 use crate::proxy::shared::bound_counters::BoundCounters;
-
-/// The least time between two beginnings that are logged.
-const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Counts the requests of one service that wait because the service is at its bound, as one thread
 /// sees them.
 #[derive(Default)]
 pub(crate) struct BoundLog {
     waiting: Cell<u32>,
-    quiet_until: Cell<Option<Instant>>,
+    /// How often a beginning is logged.
+    beginnings: LogPace,
     told: Cell<bool>,
 }
 
@@ -37,10 +33,7 @@ impl BoundLog {
         counters: &'a BoundCounters,
     ) -> WaitsAtBound<'a> {
         counters.begin_to_wait();
-        let now = Instant::now();
-        let may_tell = self.quiet_until.get().is_none_or(|until| now >= until);
-        if self.waiting.get() == 0 && may_tell {
-            self.quiet_until.set(Some(now + INTERVAL));
+        if self.waiting.get() == 0 && self.beginnings.is_due() {
             self.told.set(true);
             tracing::warn!(
                 service,
@@ -74,6 +67,7 @@ impl Drop for WaitsAtBound<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::view::log_pace::PACE;
 
     #[tokio::test(start_paused = true)]
     async fn a_beginning_is_told_once_in_an_interval_and_an_end_only_after_it() {
@@ -90,7 +84,7 @@ mod tests {
         let third = log.begin("shop", &counters);
         assert!(!log.told.get());
         drop(third);
-        tokio::time::advance(INTERVAL).await;
+        tokio::time::advance(PACE).await;
         let _fourth = log.begin("shop", &counters);
         assert!(log.told.get());
     }

@@ -11,20 +11,16 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
+use super::log_pace::LogPace;
 use super::service::ServiceView;
 use crate::ipc::ListenerId;
 use crate::proxy::http::http1::Refusal;
 use crate::proxy::shared::certificates::ListenerTls;
 use crate::proxy::shared::router::{Routed, Router};
-
-/// How often a listener logs that it has refused a connection.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The view that a data thread has of a listener.
 pub(crate) struct ListenerView {
@@ -33,8 +29,8 @@ pub(crate) struct ListenerView {
     mode: Cell<Mode>,
     changed: Notify,
     routes: RefCell<Routes>,
-    /// The time before which no refused connection is logged, if one was logged before.
-    quiet_until: Cell<Option<Instant>>,
+    /// How often a refused connection is logged.
+    refusals: LogPace,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +61,7 @@ impl ListenerView {
             mode: Cell::new(Mode::Open),
             changed: Notify::new(),
             routes: RefCell::new(routes),
-            quiet_until: Cell::new(None),
+            refusals: LogPace::default(),
         }
     }
 
@@ -86,12 +82,10 @@ impl ListenerView {
         self.routes.borrow().proxy_protocol
     }
 
-    /// Logs a connection from `peer` that was refused because of `error`, at most once per
-    /// interval.
+    /// Logs a connection from `peer` that was refused because of `error`, unless one was logged a
+    /// short time ago.
     pub(crate) fn log_refused(&self, peer: SocketAddr, error: impl Display) {
-        let now = Instant::now();
-        if self.quiet_until.get().is_none_or(|until| now >= until) {
-            self.quiet_until.set(Some(now + LOG_INTERVAL));
+        if self.refusals.is_due() {
             tracing::warn!(listener = %self.address, client_addr = %peer, %error, "connection refused");
         }
     }
