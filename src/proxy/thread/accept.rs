@@ -97,9 +97,12 @@ pub(crate) async fn accept(
                         "connection limit reached, further clients wait or replace idle ones (max_connections)"
                     );
                 }
-                match acceptor.make_room() {
-                    true => tokio::task::yield_now().await,
-                    false => tokio::time::sleep(FULL_PAUSE).await,
+                let has_made_room = acceptor.make_room();
+                tokio::task::yield_now().await;
+                // A connection with HTTP/2 ends when its client has heard of it. Meanwhile, not all
+                // others need to be ended for the same new one.
+                if !has_made_room || acceptor.threads.are_full(listener.id()) {
+                    tokio::time::sleep(FULL_PAUSE).await;
                 }
             }
             Batch::Failed(error) => {
