@@ -92,6 +92,28 @@ impl HeaderReader {
     }
 }
 
+/// Reads a header that comes in pieces of this size. Returns its length and its origin; `None` if it
+/// is not complete. Panics if more bytes are left for the next piece than a reader may leave.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn read(bytes: &[u8], piece: usize) -> Result<Option<(usize, Origin)>, NoProxyHeader> {
+    let mut reader = HeaderReader::default();
+    let (mut start, mut end) = (0, 0);
+    loop {
+        let taken = reader.take(&bytes[start..end])?;
+        start += taken.length;
+        assert!(start <= end);
+        if let Some(origin) = taken.origin {
+            return Ok(Some((start, origin)));
+        }
+        // What is not taken is never more than the longest line, or the longest addresses.
+        assert!(end - start < FIXED + 216);
+        if end == bytes.len() {
+            return Ok(None);
+        }
+        end = bytes.len().min(end + piece);
+    }
+}
+
 impl Taken {
     const NOTHING: Taken = Taken {
         length: 0,
@@ -366,27 +388,6 @@ mod tests {
 
     fn client(address: &str) -> Origin {
         Origin::Client(address.parse().unwrap())
-    }
-
-    /// Reads a header that comes in pieces of this size. Returns its length and its origin; `None`
-    /// if it is not complete.
-    fn read(bytes: &[u8], piece: usize) -> Result<Option<(usize, Origin)>, NoProxyHeader> {
-        let mut reader = HeaderReader::default();
-        let (mut start, mut end) = (0, 0);
-        loop {
-            let taken = reader.take(&bytes[start..end])?;
-            start += taken.length;
-            assert!(start <= end);
-            if let Some(origin) = taken.origin {
-                return Ok(Some((start, origin)));
-            }
-            // What is not taken is never more than the longest line, or the longest addresses.
-            assert!(end - start < FIXED + 216);
-            if end == bytes.len() {
-                return Ok(None);
-            }
-            end = bytes.len().min(end + piece);
-        }
     }
 
     /// Reads the whole header in pieces of several sizes, and checks that no shorter part of it is
