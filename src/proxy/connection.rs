@@ -12,3 +12,5 @@ pub(crate) mod connection;
 pub(crate) mod http2;
 pub(crate) mod proxy_protocol;
 pub(crate) mod requests;
+
+mod crc32c;
