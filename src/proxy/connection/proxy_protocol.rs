@@ -94,8 +94,8 @@ impl HeaderReader {
     }
 }
 
-/// Reads a header that comes in pieces of this size. Returns its length and its origin; `None` if it
-/// is not complete. Panics if more bytes are left for the next piece than a reader may leave.
+/// Reads a header that comes in pieces of this size. Returns its length and its origin; `None` if
+/// it is not complete. Panics if more bytes are left for the next piece than a reader may leave.
 #[cfg(any(test, feature = "internals"))]
 pub(crate) fn read(bytes: &[u8], piece: usize) -> Result<Option<(usize, Origin)>, NoProxyHeader> {
     let mut reader = HeaderReader::default();
