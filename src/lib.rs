@@ -24,6 +24,7 @@ pub mod generator;
 pub mod ipc;
 pub mod launch;
 pub mod log_level;
+mod log_pace;
 pub mod logging;
 pub mod manager;
 pub mod printable;

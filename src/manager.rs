@@ -24,7 +24,7 @@
 //! | [`process`] | the process of an instance |
 //! | [`host`] | the machine: ports, signals, pidfds, sockets, notifications to systemd |
 //! | [`rollout`] | the pure core that decides what to do next for a service |
-//! | [`backoff`], [`log_pace`] | how long to wait after a failure; how often a message is logged |
+//! | [`backoff`] | how long to wait after a failure |
 
 mod backoff;
 mod dbus;
@@ -33,7 +33,6 @@ mod handle;
 mod host;
 mod instance;
 mod jobs;
-mod log_pace;
 mod owner;
 mod process;
 mod rollout;

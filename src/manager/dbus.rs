@@ -43,8 +43,8 @@ use zbus::connection::Builder;
 use zbus::{Address, Connection, Guid, Message};
 
 use crate::bus::{BUS_NAME, Bus, MANAGER_PATH};
+use crate::log_pace::LogPace;
 use crate::manager::handle::ManagerHandle;
-use crate::manager::log_pace::LogPace;
 use crate::status::Snapshot;
 use access::Access;
 use announce::announce;

@@ -13,7 +13,6 @@ pub(crate) mod drain;
 pub(crate) mod endpoint;
 pub(crate) mod idle_tasks;
 pub(crate) mod listener;
-pub(crate) mod log_pace;
 pub(crate) mod room;
 pub(crate) mod service;
 pub(crate) mod throttle;

@@ -20,7 +20,7 @@ use zbus::export::async_trait::async_trait;
 
 use super::calls::Calls;
 use super::limits::{LONGEST_MESSAGE, SLOWEST_READER};
-use crate::manager::log_pace::LogPace;
+use crate::log_pace::LogPace;
 
 /// The size of a message's fixed head.
 const HEAD: usize = 16;

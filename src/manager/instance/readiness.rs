@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use crate::log_pace::LogPace;
 use crate::manager::event::News;
 use crate::manager::host::notify::{self, NotifySocket};
 use crate::manager::host::supervision::Supervision;
-use crate::manager::log_pace::LogPace;
 use crate::manager::process::Process;
 use crate::manager::rollout::InstanceId;
 

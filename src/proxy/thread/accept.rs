@@ -26,10 +26,10 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::ipc::ListenerId;
+use crate::log_pace::LogPace;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::shared::threads::Threads;
 use crate::proxy::view::listener::ListenerView;
-use crate::proxy::view::log_pace::LogPace;
 
 /// How many connections are accepted before other tasks of the thread get their turn.
 const BATCH: usize = 64;
@@ -89,7 +89,7 @@ pub(crate) async fn accept(
             Batch::Empty if !listener.closing() => {}
             Batch::Empty => return Ok(()),
             Batch::Full => {
-                if troubles.is_due() {
+                if troubles.due().is_some() {
                     full = true;
                     tracing::warn!(
                         listener = %listener.address(),
@@ -106,7 +106,7 @@ pub(crate) async fn accept(
                 }
             }
             Batch::Failed(error) => {
-                if troubles.is_due() {
+                if troubles.due().is_some() {
                     tracing::error!(listener = %listener.address(), %error, "cannot accept connections");
                 }
                 acceptor.placement.make_room(None);

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 
-use super::log_pace::LogPace;
+use crate::log_pace::LogPace;
 use crate::proxy::shared::bound_counters::BoundCounters;
 
 /// Counts the requests of one service that wait because the service is at its bound, as one thread
@@ -33,7 +33,7 @@ impl BoundLog {
         counters: &'a BoundCounters,
     ) -> WaitsAtBound<'a> {
         counters.begin_to_wait();
-        if self.waiting.get() == 0 && self.beginnings.is_due() {
+        if self.waiting.get() == 0 && self.beginnings.due().is_some() {
             self.told.set(true);
             tracing::warn!(
                 service,
@@ -67,7 +67,7 @@ impl Drop for WaitsAtBound<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::view::log_pace::PACE;
+    use crate::log_pace::PACE;
 
     #[tokio::test(start_paused = true)]
     async fn a_beginning_is_told_once_in_an_interval_and_an_end_only_after_it() {

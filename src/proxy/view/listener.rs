@@ -15,9 +15,9 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 use tokio::sync::Notify;
 
-use super::log_pace::LogPace;
 use super::service::ServiceView;
 use crate::ipc::ListenerId;
+use crate::log_pace::LogPace;
 use crate::proxy::http::http1::Refusal;
 use crate::proxy::shared::certificates::ListenerTls;
 use crate::proxy::shared::router::{Routed, Router};
@@ -85,7 +85,7 @@ impl ListenerView {
     /// Logs a connection from `peer` that was refused because of `error`, unless one was logged a
     /// short time ago.
     pub(crate) fn log_refused(&self, peer: SocketAddr, error: impl Display) {
-        if self.refusals.is_due() {
+        if self.refusals.due().is_some() {
             tracing::warn!(listener = %self.address, client_addr = %peer, %error, "connection refused");
         }
     }

@@ -1,19 +1,21 @@
-//! The pace of a message that strangers can cause: how often the manager logs it.
+//! The pace of a message that strangers can cause: how often it is logged.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// The shortest time between two messages of a kind that a stranger can cause.
-const PACE: Duration = Duration::from_secs(10);
+pub(crate) const PACE: Duration = Duration::from_secs(10);
 
 /// Lets a message through at most once in ten seconds, and counts the others. A message that
-/// anybody on the machine can cause has its own `LogPace`, so that nobody can fill the journal.
-#[derive(Debug)]
-pub struct LogPace {
+/// strangers can cause has its own `LogPace`, so that nobody can fill the journal.
+#[derive(Debug, Default)]
+pub(crate) struct LogPace {
     state: Mutex<PaceState>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct PaceState {
     last: Option<Instant>,
     held_back: u64,
@@ -21,7 +23,7 @@ struct PaceState {
 
 impl LogPace {
     /// Makes the pace of a message that was never logged.
-    pub const fn new() -> LogPace {
+    pub(crate) const fn new() -> LogPace {
         LogPace {
             state: Mutex::new(PaceState {
                 last: None,
@@ -32,7 +34,7 @@ impl LogPace {
 
     /// Returns how many messages were held back since the last one if another one may be logged
     /// now, otherwise counts this one and returns `None`.
-    pub fn due(&self) -> Option<u64> {
+    pub(crate) fn due(&self) -> Option<u64> {
         self.due_at(Instant::now())
     }
 
