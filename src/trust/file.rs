@@ -242,8 +242,8 @@ mod tests {
     const ALICE: u32 = 4711;
     const BOB: u32 = 4712;
 
-    /// A folder of root's, with the folders `alice`, `bob` and, of root, `system`. Alice and Bob may
-    /// look into all of them.
+    /// A folder of root's, with the folders `alice`, `bob` and, of root, `system`. Alice and Bob
+    /// may look into all of them.
     struct Place(tempfile::TempDir);
 
     impl Place {
