@@ -509,6 +509,36 @@ async fn a_request_over_max_in_flight_gets_503_after_queue_timeout() {
     assert_eq!(third.get("/").await, ok("one"));
 }
 
+/// A request that has waited for others does not wait as long again for an instance.
+#[tokio::test]
+async fn a_request_waits_for_queue_timeout_only_once() {
+    let limit = Duration::from_secs(3);
+    let mut limited = Limited::new(limit).await;
+    limited.table.number += 1;
+    let endpoints = &mut first(&mut limited.table).endpoints;
+    let (nobody_listens, address) = listen();
+    drop(nobody_listens);
+    endpoints[0].id = EndpointId(3);
+    endpoints[0].address = Address::Tcp(address);
+    limited.manager.apply(&limited.table).await;
+    let begin = tokio::time::Instant::now();
+    let mut peers = Vec::new();
+    for from in [2, 3] {
+        let stream = connect_from([127, 0, 0, from], limited.address).await;
+        let mut peer = Peer::new(stream.unwrap());
+        peer.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+        peers.push(peer);
+    }
+    for peer in &mut peers {
+        let response = peer.receive_head().await;
+        assert!(response.starts_with("HTTP/1.1 50"), "{response}");
+    }
+    assert!(
+        begin.elapsed() < limit * 2,
+        "the second request waited for twice as long"
+    );
+}
+
 #[tokio::test]
 async fn without_max_in_flight_any_more_nobody_waits() {
     let mut limited = Limited::new(crate::kit::PATIENCE).await;

@@ -36,6 +36,7 @@ use super::request::Request;
 use super::tunnel::tunnel;
 use crate::ipc::EndpointId;
 use crate::proxy::view::endpoint::Claim;
+use crate::proxy::view::room::Seat;
 use crate::proxy::view::service::ServiceView;
 use crate::proxy::view::upstream::Upstream;
 
@@ -60,17 +61,14 @@ pub(crate) async fn forward(
     }
     let peer = client.peer.clone();
     // Dropped last, so it is kept as long as the request may hold a connection to an instance.
+    let mut search = Search::new(&service, &peer, request.outgoing.is_repeatable());
     let _seat = match service.try_admit(peer.view.room(), peer.requester()) {
         Some(seat) => seat,
-        None => {
-            let admitted = Box::pin(service.admit(peer.view.room(), peer.requester()));
-            match client.unless_reset(admitted).await {
-                Some(admitted) => admitted?,
-                None => return Ok(Next::Close),
-            }
-        }
+        None => match client.unless_reset(Box::pin(search.admit())).await {
+            Some(admitted) => admitted?,
+            None => return Ok(Next::Close),
+        },
     };
-    let mut search = Search::new(&service, &peer, request.outgoing.is_repeatable());
     let mut pinned = pinned(client, request, &service);
     let mut repeated = false;
     let limit = service.handling().response_timeout;
@@ -185,8 +183,10 @@ struct Search<'a> {
     only_new_connections: bool,
     tried: Vec<EndpointId>,
     pause: Duration,
-    /// The last failure, and the time when the search gives up. The first failure sets this time.
-    failed: Option<(io::Error, Instant)>,
+    /// When the request has waited for long enough, whatever it waits for. Set when it begins to.
+    until: Option<Instant>,
+    /// The last failure.
+    failed: Option<io::Error>,
 }
 
 impl Search<'_> {
@@ -198,8 +198,21 @@ impl Search<'_> {
             only_new_connections: false,
             tried: Vec::new(),
             pause: FIRST_PAUSE,
+            until: None,
             failed: None,
         }
+    }
+
+    /// Waits until the request may go on.
+    async fn admit(&mut self) -> Result<Seat, ProxyError> {
+        let until = self.until();
+        let (room, requester) = (self.peer.view.room(), self.peer.requester());
+        Ok(self.service.admit(room, requester, until).await?)
+    }
+
+    fn until(&mut self) -> Instant {
+        let limit = self.service.handling().queue_timeout;
+        *self.until.get_or_insert_with(|| Instant::now() + limit)
     }
 
     /// Claims an instance and connects to it.
@@ -244,28 +257,26 @@ impl Search<'_> {
 
     /// Claims an instance, after waiting: every active instance was tried, or there was none.
     async fn wait(&mut self) -> Result<Claim, ProxyError> {
-        if let Some((_, until)) = &self.failed {
-            if Instant::now() + self.pause > *until {
-                let error = self.failed.take().map(|(error, _)| error);
-                return Err(ProxyError::Connect(
-                    error.unwrap_or_else(|| io::ErrorKind::TimedOut.into()),
-                ));
+        let until = self.until();
+        if self.failed.is_some() {
+            if Instant::now() + self.pause > until
+                && let Some(error) = self.failed.take()
+            {
+                return Err(ProxyError::Connect(error));
             }
             sleep(self.pause).await;
             self.pause = LONGEST_PAUSE.min(self.pause * 2);
             self.tried.clear();
         }
-        Ok(self.service.hold(self.peer.requester().origin()).await?)
+        let client = self.peer.requester().origin();
+        Ok(self.service.hold(client, until).await?)
     }
 
     fn note_failure(&mut self, claim: &Claim, error: io::Error) {
         tracing::debug!(service = self.service.name(), id = claim.id().0, %error, "cannot connect to instance");
         self.tried.push(claim.id());
-        let until = match &self.failed {
-            Some((_, until)) => *until,
-            None => Instant::now() + self.service.handling().queue_timeout,
-        };
-        self.failed = Some((error, until));
+        self.until();
+        self.failed = Some(error);
     }
 
     /// Notes that not a byte of the request could be sent. This happens on an idle connection that

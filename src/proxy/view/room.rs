@@ -10,9 +10,10 @@
 //! Strangers decide how many requests come. What one service and one client may take of the room
 //! follows from how much is free (the *dynamic threshold* of shared buffers in switches): a request
 //! gets a seat if the seats that its service and its client have are fewer than those that are
-//! free. So a single client gets a third of the room at most, and a service half of it. However
-//! many clients and services take what they can get, something stays free, and who has little gets
-//! it at once. Nothing is set aside for who does not need it, and no number has to be configured.
+//! free. So a service gets half of the room at most, and a single client gets a third of it from
+//! one service, and half of it from many. However many clients and services take what they can
+//! get, something stays free, and who has little gets it at once. Nothing is set aside for who does
+//! not need it, and no number has to be configured.
 //!
 //! Who gets no seat waits in the queue of its service, which is fair to clients. When a seat
 //! becomes free, the services with waiting requests take turns. A request that can have a seat

@@ -145,17 +145,16 @@ impl ServiceView {
         Some(seat)
     }
 
-    /// Waits until the request may go on, for at most as long as a request may wait for an
-    /// instance. Clients take turns.
+    /// Waits until the request may go on, and not longer than `until`. Clients take turns.
     pub(crate) async fn admit(
         &self,
         room: &Rc<Room>,
         requester: &Rc<Requester>,
+        until: Instant,
     ) -> Result<Seat, NoEndpoint> {
         if !self.running() {
             return Err(NoEndpoint::Stopped);
         }
-        let until = Instant::now() + self.handling().queue_timeout;
         let _waiting = self.waiting.begin(&self.name, room.counters());
         let admitted = self.admit_until(room, requester, until).await;
         if admitted.is_err() {
@@ -199,9 +198,13 @@ impl ServiceView {
         Some(endpoints[chosen].clone().claim())
     }
 
-    /// Waits until the service has an active endpoint, and claims it. The requests of a client are
-    /// served in the order in which they came, and clients take turns.
-    pub(crate) async fn hold(&self, client: Option<ClientKey>) -> Result<Claim, NoEndpoint> {
+    /// Waits until the service has an active endpoint, and not longer than `until`, and claims it.
+    /// The requests of a client are served in the order in which they came, and clients take turns.
+    pub(crate) async fn hold(
+        &self,
+        client: Option<ClientKey>,
+        until: Instant,
+    ) -> Result<Claim, NoEndpoint> {
         if let Some(claim) = self.claim(&[]) {
             return Ok(claim);
         }
@@ -209,7 +212,7 @@ impl ServiceView {
             return Err(NoEndpoint::Stopped);
         }
         let answered = self.enqueue(client);
-        match tokio::time::timeout(self.handling().queue_timeout, answered).await {
+        match tokio::time::timeout_at(until, answered).await {
             Ok(answer) => answer.unwrap_or(Err(NoEndpoint::Full)),
             Err(_) => Err(NoEndpoint::TimedOut),
         }
@@ -357,6 +360,10 @@ mod tests {
         assert!(chosen.contains(&refused));
     }
 
+    fn in_ten_seconds() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_held_request_gets_the_endpoint_that_appears() {
         let service = service(0..0);
@@ -364,7 +371,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(9)).await;
             service.update(true, vec![endpoint(4)]);
         };
-        let (held, ()) = tokio::join!(service.hold(None), appear);
+        let (held, ()) = tokio::join!(service.hold(None, in_ten_seconds()), appear);
         assert_eq!(held.unwrap().id(), EndpointId(4));
     }
 
@@ -385,15 +392,12 @@ mod tests {
     async fn a_held_request_waits_no_longer_than_the_limit() {
         let service = service(0..0);
         for seconds in [10, 3, 0] {
-            let limit = Duration::from_secs(seconds);
             let start = Instant::now();
-            let result = service.hold(None).await;
+            let result = service
+                .hold(None, start + Duration::from_secs(seconds))
+                .await;
             assert_eq!(result.err(), Some(NoEndpoint::TimedOut));
-            assert_eq!(start.elapsed().as_secs(), limit.as_secs());
-            service.set_handling(Handling {
-                queue_timeout: Duration::from_secs(seconds.saturating_sub(7)),
-                ..Handling::default()
-            });
+            assert_eq!(start.elapsed().as_secs(), seconds);
         }
     }
 
@@ -401,9 +405,9 @@ mod tests {
     async fn a_stopped_service_holds_nothing() {
         let service = service(0..0);
         let stop = async { service.update(false, Vec::new()) };
-        let (held, ()) = tokio::join!(service.hold(None), stop);
+        let (held, ()) = tokio::join!(service.hold(None, in_ten_seconds()), stop);
         assert_eq!(held.err(), Some(NoEndpoint::Stopped));
-        let later = service.hold(None).await;
+        let later = service.hold(None, in_ten_seconds()).await;
         assert_eq!(later.err(), Some(NoEndpoint::Stopped));
     }
 
@@ -411,7 +415,10 @@ mod tests {
     async fn held_requests_are_bounded_and_those_given_up_make_room() {
         let service = service(0..0);
         let mut waiting: Vec<_> = (0..MOST_HELD).map(|_| service.enqueue(None)).collect();
-        assert_eq!(service.hold(None).await.err(), Some(NoEndpoint::Full));
+        assert_eq!(
+            service.hold(None, in_ten_seconds()).await.err(),
+            Some(NoEndpoint::Full)
+        );
         waiting.pop();
         let waits = service.enqueue(None).try_recv().err();
         assert_eq!(waits, Some(oneshot::error::TryRecvError::Empty));
