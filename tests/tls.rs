@@ -174,6 +174,53 @@ async fn requests_over_tls_1_2_and_tls_1_3_are_served() {
 }
 
 #[tokio::test]
+async fn a_request_without_tls_is_told_that_the_port_is_for_tls() {
+    let scene = Scene::new().await;
+    let url = format!("http://127.0.0.1:{}/hello", scene.port);
+    let shown = ["-w", " %{http_code}"];
+    let told = run(
+        "curl",
+        &[&["-sS", "--noproxy", "*", &url], &shown[..]].concat(),
+    );
+    assert_eq!(
+        told,
+        "This port is for HTTPS. Use https:// in the address.\n 400"
+    );
+    scene.server.stop().await;
+}
+
+/// Clients learn which of their protocols is spoken, or that none is.
+#[tokio::test]
+async fn protocols_are_agreed_on_or_refused_with_an_alert() {
+    let scene = Scene::new().await;
+    let port = scene.port;
+    for (offered, said) in [
+        ("h2,http/1.1", "ALPN protocol: h2"),
+        ("http/1.1", "ALPN protocol: http/1.1"),
+        ("http/1.0", "ALPN protocol: http/1.0"),
+        ("foo,spdy/3", "alert number 120"),
+    ] {
+        let line = format!(
+            "openssl s_client -connect 127.0.0.1:{port} -alpn {offered} </dev/null 2>&1 || true"
+        );
+        let printed = run("sh", &["-c", &line]);
+        assert!(printed.contains(said), "{offered}: {printed}");
+    }
+    scene.server.stop().await;
+}
+
+/// Names that are no usual host names do not fail the handshake.
+#[tokio::test]
+async fn odd_server_names_get_the_default_certificate() {
+    let scene = Scene::new().await;
+    let expected = scene.pair.fingerprint();
+    for name in ["shop_1.example", "shop.example.", "127.0.0.1", "localhost"] {
+        assert_eq!(given(scene.port, Some(name)), expected, "{name}");
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test]
 async fn the_proxy_protocol_header_comes_before_the_handshake() {
     let home = Home::new();
     let (port, plain) = (free_port(), free_port());

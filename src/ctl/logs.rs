@@ -5,8 +5,9 @@
 //! `SYSLOG_IDENTIFIER` and `SERVICE` are what the writer says. So each match has a field that
 //! begins with `_`, which journald itself finds out about the writer.
 
+use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::error::CtlError;
 use super::grammar::LogsArguments;
@@ -24,14 +25,69 @@ pub(super) fn show(logs: &LogsArguments, snapshot: &Snapshot) -> CtlError {
                        its messages and its instances' lines are where it was started";
         return CtlError::new(exit::UNAVAILABLE, message);
     }
+    let failed =
+        |error| CtlError::new(exit::UNAVAILABLE, format!("cannot run journalctl: {error}"));
+    let range = match (&logs.since, number(logs)) {
+        (Some(since), Some(lines)) => match first_of_newest(lines, since, logs, snapshot.uid) {
+            Ok(Some(cursor)) => from(&cursor, logs.follow),
+            Ok(None) => plain_range(logs),
+            Err(error) => return failed(error),
+        },
+        _ => plain_range(logs),
+    };
     let error = Command::new("journalctl")
-        .args(arguments(logs, snapshot.uid))
+        .args(range)
+        .args(which(logs, snapshot.uid))
         .exec();
-    CtlError::new(exit::UNAVAILABLE, format!("cannot run journalctl: {error}"))
+    failed(error)
 }
 
-/// Builds the arguments of journalctl. `uid` is that of smoothserve.
-fn arguments(logs: &LogsArguments, uid: u32) -> Vec<String> {
+/// Returns the number of lines to show, if the arguments name one.
+fn number(logs: &LogsArguments) -> Option<u64> {
+    let lines = logs.lines.as_ref()?.parse().ok();
+    lines.filter(|lines| *lines > 0)
+}
+
+/// Finds the oldest of the newest lines since a time, and returns its place in the journal; `None`
+/// if there are no lines. Asked for a number of lines since a time, journalctl 252 shows the oldest
+/// ones, unless it shows them in reverse.
+fn first_of_newest(
+    lines: u64,
+    since: &str,
+    logs: &LogsArguments,
+    uid: u32,
+) -> io::Result<Option<String>> {
+    let output = Command::new("journalctl")
+        .arg(format!("--lines={lines}"))
+        .arg(format!("--since={since}"))
+        .args(which(logs, uid))
+        .args([
+            "--quiet",
+            "--no-pager",
+            "--reverse",
+            "--output=cat",
+            "--show-cursor",
+        ])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let cursor = text.lines().next_back();
+    let cursor = cursor.and_then(|line| line.strip_prefix("-- cursor: "));
+    Ok(cursor.map(str::to_owned))
+}
+
+/// The arguments for everything from a place in the journal on.
+fn from(cursor: &str, follow: bool) -> Vec<String> {
+    let mut arguments = vec![format!("--cursor={cursor}")];
+    if follow {
+        arguments.extend(["--follow", "--no-tail"].map(str::to_owned));
+    }
+    arguments
+}
+
+/// The arguments for the lines that journalctl finds itself.
+fn plain_range(logs: &LogsArguments) -> Vec<String> {
     let mut arguments = Vec::new();
     if logs.follow {
         arguments.push("--follow".to_owned());
@@ -40,7 +96,12 @@ fn arguments(logs: &LogsArguments, uid: u32) -> Vec<String> {
     let lines = logs.lines.as_deref().or((!all).then_some(LINES));
     arguments.extend(lines.map(|lines| format!("--lines={lines}")));
     arguments.extend(logs.since.iter().map(|since| format!("--since={since}")));
-    arguments.extend_from_slice(&logs.options);
+    arguments
+}
+
+/// The arguments that select the lines of the service. `uid` is that of smoothserve.
+fn which(logs: &LogsArguments, uid: u32) -> Vec<String> {
+    let mut arguments = logs.options.clone();
     let about = format!("SERVICE={}", logs.name);
     let alternatives = match uid {
         0 => {
@@ -79,7 +140,7 @@ mod tests {
         let Some(Verb::Logs(logs)) = Smoothctl::parse_from(line.split(' ')).verb else {
             panic!("{line} is not understood");
         };
-        arguments(&logs, uid).join(" ")
+        [plain_range(&logs), which(&logs, uid)].concat().join(" ")
     }
 
     #[test]

@@ -108,7 +108,8 @@ async fn read(unit: &str, slice: &str, pid: u32, since: SystemTime) -> io::Resul
     };
     let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut journalctl = journalctl()
-        .args(["--quiet", "--no-pager", "--output=cat"])
+        // From a given time on, journalctl counts the oldest lines unless the order is reversed.
+        .args(["--quiet", "--no-pager", "--output=cat", "--reverse"])
         .arg(format!("--lines={TAIL}"))
         .arg(format!("--since=@{:.6}", since.as_secs_f64()))
         .arg(format!("{field}={unit}"))
@@ -136,13 +137,15 @@ fn journalctl() -> Command {
     command
 }
 
+/// Returns the lines of a text whose newest line comes first, in the order of time.
 fn tail(text: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(text);
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(TAIL)..]
-        .iter()
+    let newest = text.lines().take(TAIL);
+    let mut lines: Vec<String> = newest
         .map(|line| line.chars().take(TAIL_LINE).collect())
-        .collect()
+        .collect();
+    lines.reverse();
+    lines
 }
 
 #[cfg(test)]
@@ -152,10 +155,10 @@ mod tests {
     #[test]
     fn the_tail_is_short_and_text() {
         assert!(tail(b"").is_empty());
-        assert_eq!(tail(b"one\r\n\xff two\n"), ["one", "\u{fffd} two"]);
+        assert_eq!(tail(b"one\r\n\xff two\n"), ["\u{fffd} two", "one"]);
         let many: String = (1..=30).map(|number| format!("line {number}\n")).collect();
         let lines = tail(many.as_bytes());
-        assert_eq!((lines.len(), &*lines[0]), (20, "line 11"));
+        assert_eq!((lines.len(), &*lines[0]), (20, "line 20"));
         assert_eq!(tail("ü".repeat(600).as_bytes()), ["ü".repeat(512)]);
     }
 

@@ -112,13 +112,18 @@ impl Client {
         Client::over(stream, settings).await
     }
 
-    /// Begins HTTP/2 on a connection to the worker, with these settings.
-    pub(crate) async fn over(stream: TcpStream, settings: &[(u16, u32)]) -> Client {
+    /// Makes a client of a connection on which nothing was sent yet.
+    pub(crate) fn new(stream: TcpStream) -> Client {
         stream.set_nodelay(true).unwrap();
-        let mut client = Client {
+        Client {
             stream,
             received: Vec::new(),
-        };
+        }
+    }
+
+    /// Begins HTTP/2 on a connection to the worker, with these settings.
+    pub(crate) async fn over(stream: TcpStream, settings: &[(u16, u32)]) -> Client {
+        let mut client = Client::new(stream);
         let mut payload = Vec::new();
         for (name, value) in settings {
             payload.extend(name.to_be_bytes());

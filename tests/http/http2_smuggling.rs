@@ -2,9 +2,10 @@
 //! of HTTP/1.1: h2.CL, h2.TE, and line breaks in pseudo-fields.
 
 use crate::frames::{
-    Client, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, WHOLE, block, frame, get,
+    Client, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, SETTINGS, WHOLE, block, frame, get,
 };
 use crate::scene::Scene;
+use tokio::net::TcpStream;
 
 const PROTOCOL_ERROR: u32 = 1;
 
@@ -64,6 +65,23 @@ async fn expect(scene: &mut Scene, fields: &[(&str, &str)], body: &str, expected
 }
 
 /// h2.CL: `content-length` must equal the length of the DATA frames.
+/// The first bytes of the preface could begin a request of HTTP/1 as well.
+#[tokio::test]
+async fn the_preface_may_come_in_single_bytes() {
+    let mut scene = Scene::new().await;
+    let stream = TcpStream::connect(scene.stage.address).await.unwrap();
+    let mut client = Client::new(stream);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for byte in [&preface[..], &frame(SETTINGS, 0, 0, &[])].concat() {
+        assert!(client.send(&[byte]).await);
+        // Meanwhile the worker can take the byte.
+        scene.serves_others("between").await;
+    }
+    client.send(&frame(HEADERS, WHOLE, 1, &get("/next"))).await;
+    let answer = Outcome::Answer(200, "GET a.example/next".to_owned());
+    assert_eq!(client.outcome(1).await, answer);
+}
+
 #[tokio::test]
 async fn a_content_length_must_equal_the_length_of_the_data() {
     let mut scene = Scene::new().await;

@@ -98,6 +98,11 @@ async fn heads_above_the_limits_are_refused() {
     let long = |length: usize| "x".repeat(length);
     let target = format!("GET /{}", long(40 << 10));
     assert_refused(&mut stage, target.as_bytes(), "414").await;
+    let target = format!(
+        "GET /{} HTTP/1.1\r\nHost: a.example\r\n\r\n",
+        long(33 << 10)
+    );
+    assert_refused(&mut stage, target.as_bytes(), "414").await;
     let field = format!("GET / HTTP/1.1\r\nHost: a.example\r\nX: {}", long(40 << 10));
     assert_refused(&mut stage, field.as_bytes(), "431").await;
     let fields = "X: y\r\n".repeat(100);

@@ -101,7 +101,6 @@ async fn a_101_for_a_protocol_that_was_not_requested_is_an_error() {
     for response in [
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n",
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: chat, x\r\n\r\n",
     ] {
         let mut client = stage.send(ASKED).await;
@@ -112,6 +111,34 @@ async fn a_101_for_a_protocol_that_was_not_requested_is_an_error() {
         assert!(head.starts_with("HTTP/1.1 502 "), "{response}: {head}");
         assert_eq!(instance.receive_rest().await, "");
     }
+}
+
+/// Some servers leave `Connection` out of the 101, which the client gets anyway.
+#[tokio::test]
+async fn a_101_without_connection_opens_the_tunnel() {
+    let mut stage = Stage::new(1).await;
+    let mut client = stage.send(ASKED).await;
+    let mut instance = stage.accept().await;
+    instance.receive_head().await;
+    instance
+        .send(SWITCHED.replace("Connection: Upgrade\r\n", ""))
+        .await;
+    assert_eq!(client.receive_head().await, SWITCHED);
+    client.send("ping").await;
+    assert_eq!(instance.receive_until("ping").await, "ping");
+}
+
+#[tokio::test]
+async fn a_426_says_which_protocols_there_are() {
+    let mut stage = Stage::new(1).await;
+    let mut client = stage
+        .send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        .await;
+    let mut instance = stage.accept().await;
+    instance.receive_head().await;
+    let head = "HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade\r\nUpgrade: chat, h2c\r\nContent-Length: 0\r\n\r\n";
+    instance.send(head).await;
+    assert_eq!(client.receive_head().await, head);
 }
 
 /// A sender gets rid of no more bytes than fit between it and an end that does not read.

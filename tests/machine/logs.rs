@@ -94,6 +94,34 @@ fn logs_shows_only_what_the_service_or_smoothserve_has_written() {
     });
 }
 
+/// journalctl 252 counts from the oldest line on if it is also given a time.
+#[test]
+fn of_much_output_the_last_lines_are_shown() {
+    machine::test(async |machine| {
+        let _scene = Scene::start(machine, "");
+        let script = "#!/bin/sh\nfor i in $(seq 60); do echo \"said $i\"; done\nexit 3\n";
+        machine.write("/opt/chatty/run", script);
+        machine.run("chmod 755 /opt/chatty/run");
+        machine.write(
+            "/etc/smoothserve/services/chatty.yaml",
+            "name: chatty\nexecutable_path: /opt/chatty/run\nport: 9090\n",
+        );
+        let failed = machine.try_run("smoothctl reload");
+        assert!(!failed.status.success());
+        let told = String::from_utf8_lossy(&failed.stderr);
+        assert!(
+            told.contains("said 60") && !told.contains("said 40"),
+            "{told}"
+        );
+        let logs = "smoothctl logs chatty --since -1h -n 30 -- -o cat";
+        let logs = machine.run(&format!("journalctl --sync; {logs}"));
+        assert!(
+            logs.contains("said 60") && !logs.contains("said 1\n"),
+            "{logs}"
+        );
+    });
+}
+
 #[test]
 fn a_stuck_journald_holds_nothing_up() {
     machine::test(async |machine| {

@@ -13,8 +13,9 @@ use rustls::ServerConfig;
 
 use super::http2;
 use super::proxy_protocol::{HeaderReader, NoProxyHeader, Origin};
-use super::requests::{Waited, serve_requests, wait};
+use super::requests::{Waited, let_read, refuse, serve_requests, wait};
 use crate::proxy::exchange::client::Client;
+use crate::proxy::http::http1::Refusal;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::tls;
 use crate::proxy::net::transport::Transport;
@@ -22,6 +23,10 @@ use crate::proxy::net::transport::Transport;
 /// How long a trusted proxy may take for its PROXY header. A proxy sends it at once, unless a
 /// segment is lost.
 const PROXY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a client may take for the first bytes of a TLS handshake, and for those that show
+/// whether it speaks HTTP/2.
+const FIRST_LIMIT: Duration = Duration::from_secs(10);
 
 /// Serves a new connection, to its end or until it is idle and can be parked; then the client is
 /// returned. The client is on the heap, because a task would otherwise hold it twice: as an
@@ -50,6 +55,16 @@ pub(crate) async fn resume(mut client: Box<Client>) -> Option<Box<Client>> {
             Waited::Received => {}
             Waited::Long => return Some(client),
             Waited::Over => return None,
+        }
+    }
+    while http2::may_begin(client.buffer.unread()) {
+        client.timer.set(FIRST_LIMIT);
+        let received = client.buffer.fill(&client.stream);
+        match client.timer.limit(received).await {
+            Some(Ok(count)) if count > 0 => {}
+            Some(_) => return None,
+            // A request that begins so slowly gets the answer for that.
+            None => break,
         }
     }
     if http2::is_begun(&client) {
@@ -111,6 +126,20 @@ async fn read_proxy_header(client: &mut Client) -> bool {
 
 /// Performs the TLS handshake. Returns `None` if the connection must be closed.
 async fn secure(mut client: Box<Client>, config: Arc<ServerConfig>) -> Option<Box<Client>> {
+    if client.buffer.is_empty() {
+        client.timer.set(FIRST_LIMIT);
+        let received = client.buffer.fill(&client.stream);
+        match client.timer.limit(received).await {
+            Some(Ok(count)) if count > 0 => {}
+            _ => return None,
+        }
+    }
+    // A handshake begins with the number 22, a request with a letter.
+    if client.buffer.unread()[0].is_ascii_alphabetic() {
+        refuse(&mut client, Refusal::NoTls.into()).await;
+        let_read(&mut client).await;
+        return None;
+    }
     let socket = client.stream.into_socket()?;
     match tls::accept(socket, &mut client.buffer, config).await {
         Ok(secure) => Some(Box::new(Client {

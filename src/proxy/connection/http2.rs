@@ -73,9 +73,14 @@ pub(crate) fn is_begun(client: &Client) -> bool {
     agreed || is_preface(client.buffer.unread())
 }
 
+/// Returns true if more bytes are needed to see whether these begin the preface: a method of HTTP/1
+/// may begin with `PR`, too.
+pub(crate) fn may_begin(received: &[u8]) -> bool {
+    (1..=2).contains(&received.len()) && PREFACE.starts_with(received)
+}
+
 fn is_preface(received: &[u8]) -> bool {
     let length = received.len().min(PREFACE.len());
-    // Two bytes are too few: a method of HTTP/1 may begin with `PR`, too.
     length > 2 && received[..length] == PREFACE[..length]
 }
 

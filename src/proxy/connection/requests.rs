@@ -26,7 +26,7 @@ use crate::proxy::exchange::error::{ProxyError, write_error};
 use crate::proxy::exchange::forward::forward;
 use crate::proxy::exchange::request::Request;
 use crate::proxy::http::headers::Persistence;
-use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, Version};
+use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, Version, too_long};
 use crate::proxy::net::linger::linger;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
@@ -166,11 +166,7 @@ async fn read_request(client: &mut Client) -> Result<Option<Request>, ProxyError
         }
         let before = client.buffer.unread().len();
         if before >= LONGEST_REQUEST_HEAD {
-            let in_first_line = !client.buffer.unread().contains(&b'\n');
-            return Err(match in_first_line {
-                true => Refusal::TargetTooLong.into(),
-                false => Refusal::HeadTooLarge.into(),
-            });
+            return Err(too_long(client.buffer.unread()).into());
         }
         if before > 0 && !limited {
             limited = true;
@@ -202,7 +198,12 @@ fn skip_empty_lines(client: &mut Client) {
 
 fn admit(client: &mut Client) -> Result<Option<Request>, Refusal> {
     let sender = client.peer.sender(client.stream.is_secure());
-    let request = Request::admit(&mut client.buffer, &client.peer.listener, sender)?;
+    let request = match Request::admit(&mut client.buffer, &client.peer.listener, sender) {
+        Err(Refusal::Version) if lower_version(client.buffer.unread_mut()) => {
+            Request::admit(&mut client.buffer, &client.peer.listener, sender)
+        }
+        admitted => admitted,
+    }?;
     // A request with a body, or with a length, is none for a tunnel.
     let is_ordinary = |request: &Request| request.upgrade.is_none();
     if client.stream.websocket().is_some() && request.as_ref().is_some_and(is_ordinary) {
@@ -211,9 +212,26 @@ fn admit(client: &mut Client) -> Result<Option<Request>, Refusal> {
     Ok(request)
 }
 
+/// Makes HTTP/1.1 of a later minor version of HTTP/1 in the first line of a head, because that is
+/// the highest one that is spoken here (RFC 9110, section 2.5). Returns false if the version is
+/// another one.
+fn lower_version(head: &mut [u8]) -> bool {
+    let line = head.split_mut(|&byte| byte == b'\n').next();
+    match line.map(|line| line.trim_ascii_end().len()) {
+        Some(end @ 8..) if &head[end - 8..end - 1] == b"HTTP/1." => {
+            let is_later = matches!(head[end - 1], b'2'..=b'9');
+            if is_later {
+                head[end - 1] = b'1';
+            }
+            is_later
+        }
+        _ => false,
+    }
+}
+
 /// Sends the response to bytes that are not a valid request. The connection then ends, because
 /// nobody knows where the next request would begin.
-async fn refuse(client: &mut Client, error: ProxyError) -> Next {
+pub(super) async fn refuse(client: &mut Client, error: ProxyError) -> Next {
     tracing::debug!(client_addr = %client.peer.address, %error, "request refused");
     let mut out = Vec::new();
     write_error(&error, false, Version::Http11, Persistence::Close, &mut out);
@@ -259,7 +277,7 @@ async fn send(client: &mut Client, bytes: &[u8], next: Next) -> Next {
 }
 
 /// Closes our side of the connection, and waits so that the client can read what was sent.
-async fn let_read(client: &mut Client) {
+pub(super) async fn let_read(client: &mut Client) {
     if let Stream::Transport(transport) = &client.stream {
         linger(transport, &mut client.buffer, &mut client.timer).await;
     }

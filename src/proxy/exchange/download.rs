@@ -78,7 +78,7 @@ pub(crate) async fn download(
         instance,
         buffer,
         client,
-        Decoder::new(framing),
+        Decoder::of_response(framing),
         encoding,
         &mut out,
     )

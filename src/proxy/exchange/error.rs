@@ -64,6 +64,11 @@ impl ProxyError {
             ProxyError::Refused(Refusal::Bad(_)) | ProxyError::Body(_) => {
                 (400, "Bad Request", "The request is malformed.\n")
             }
+            ProxyError::Refused(Refusal::NoTls) => (
+                400,
+                "Bad Request",
+                "This port is for HTTPS. Use https:// in the address.\n",
+            ),
             ProxyError::BodyTooLarge => (413, "Content Too Large", "The request is too large.\n"),
             ProxyError::Refused(Refusal::TargetTooLong) => {
                 (414, "URI Too Long", "The address is too long.\n")

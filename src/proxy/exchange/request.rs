@@ -6,7 +6,7 @@ use super::outgoing::Outgoing;
 use super::reply::Reply;
 use crate::ipc::EndpointId;
 use crate::proxy::http::headers::{RequestSender, write_request};
-use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots};
+use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots, too_long};
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::policy::compiled::ask;
 use crate::proxy::policy::denial::Denial;
@@ -60,7 +60,7 @@ impl Request {
             return Ok(None);
         };
         if head.length > LONGEST_REQUEST_HEAD {
-            return Err(Refusal::HeadTooLarge);
+            return Err(too_long(buffer.unread()));
         }
         let mut ruling = Ruling::default();
         let mut policy = None;

@@ -174,8 +174,13 @@ pub(crate) fn write_response(
             | FieldKind::KeepAlive
             | FieldKind::ProxyConnection
             | FieldKind::Te
-            | FieldKind::Upgrade
             | FieldKind::TransferEncoding => false,
+            // Names the protocols of which one has to be used (RFC 9110, section 15.5.22).
+            FieldKind::Upgrade if head.status == 426 => {
+                put(out, &[b"Connection: Upgrade\r\n"]);
+                true
+            }
+            FieldKind::Upgrade => false,
             // A response without a body may have `Content-Length`: the length that the body would
             // have. A 204 must not have it (RFC 9110, section 8.6).
             FieldKind::ContentLength => framing == Framing::None && head.status != 204,

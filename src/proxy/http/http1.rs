@@ -21,6 +21,6 @@ mod target;
 pub(crate) use body::{Decoder, Encoding, Framing};
 pub(crate) use fields::{Field, FieldKind, is_end_to_end, slots, tokens};
 pub(crate) use refusal::Refusal;
-pub(crate) use request::{LONGEST_REQUEST_HEAD, RequestHead, Version};
+pub(crate) use request::{LONGEST_REQUEST_HEAD, RequestHead, Version, too_long};
 pub(crate) use response::{LONGEST_RESPONSE_HEAD, Malformed, ResponseHead};
 pub(crate) use spans::{FramingError, Spans};

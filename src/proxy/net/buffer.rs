@@ -174,6 +174,11 @@ impl Buffer {
         &self.memory[self.start..self.end]
     }
 
+    /// Returns the same bytes, to be changed.
+    pub(crate) fn unread_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.end]
+    }
+
     /// Drops this many unread bytes, which are done with.
     pub(crate) fn consume(&mut self, count: usize) {
         debug_assert!(count <= self.end - self.start);

@@ -161,7 +161,7 @@ impl Secure {
             Ok(state) => self.decrypted.set(state.plaintext_bytes_to_read() > 0),
             Err(error) => {
                 // Sends the alert that tells the client why the connection ends.
-                let _ = session.write_tls(&mut AtOnce(&self.socket));
+                self.send_at_once(session);
                 self.aborted.set(true);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
@@ -212,6 +212,11 @@ impl Secure {
         }
         let mut session = self.session.borrow_mut();
         session.send_close_notify();
+        self.send_at_once(&mut session);
+    }
+
+    /// Sends what the socket takes at once of the encrypted bytes.
+    fn send_at_once(&self, session: &mut ServerConnection) {
         while session.wants_write() {
             if !matches!(session.write_tls(&mut AtOnce(&self.socket)), Ok(1..)) {
                 return;

@@ -13,7 +13,7 @@ use rustls::sign::CertifiedKey;
 use crate::ipc::{CertificateId, WireCertificate};
 
 /// The protocols that a handshake offers (ALPN), the preferred one first.
-const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+const PROTOCOLS: [&[u8]; 3] = [b"h2", b"http/1.1", b"http/1.0"];
 
 /// The certificates that the manager has sent and that are in use, and what all listeners with TLS
 /// have in common.

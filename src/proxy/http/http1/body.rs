@@ -43,6 +43,16 @@ impl Decoder {
         Decoder { framing }
     }
 
+    /// Makes a decoder for the body of an instance's response.
+    pub(crate) fn of_response(framing: Framing) -> Decoder {
+        match framing {
+            Framing::Chunked => Decoder {
+                framing: State::Chunked(Chunked::of_response()),
+            },
+            framing => Decoder::new(framing),
+        }
+    }
+
     /// Returns true if the body has ended.
     pub(crate) fn is_end(&self) -> bool {
         match &self.framing {

@@ -26,6 +26,8 @@ const MOST_DIGITS: u32 = 16;
 pub(super) struct Chunked {
     state: State,
     trailers: Vec<u8>,
+    /// True if white space may stand between a chunk size and the end of its line.
+    takes_spaces: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +36,7 @@ enum State {
         digits: u32,
         value: u64,
     },
-    /// In the white space after a chunk size, where only an extension may follow.
+    /// In the white space after a chunk size.
     BeforeExtension {
         value: u64,
         length: usize,
@@ -70,6 +72,15 @@ impl Default for State {
 }
 
 impl Chunked {
+    /// Makes the decoder for the body of a response. Some servers write white space behind a chunk
+    /// size. The client gets chunks that are written anew, so there is only one reader of it.
+    pub(super) fn of_response() -> Chunked {
+        Chunked {
+            takes_spaces: true,
+            ..Chunked::default()
+        }
+    }
+
     /// Returns true if the body has ended, its trailer section included.
     pub(super) fn is_end(&self) -> bool {
         self.state == State::End
@@ -138,6 +149,9 @@ impl Chunked {
                 length: length + 1,
             },
             (State::BeforeExtension { value, length }, b';') => State::Extension { value, length },
+            (State::BeforeExtension { value, .. }, b'\r') if self.takes_spaces => {
+                State::SizeEnd { value }
+            }
             (State::Extension { value, .. }, b'\r') => State::SizeEnd { value },
             (State::Extension { value, length }, b'\t' | b' '..=0x7e | 0x80..) => {
                 State::Extension {
@@ -266,6 +280,16 @@ mod tests {
         ] {
             assert!(decode(&[body.as_bytes()]).is_err(), "{body:?}");
         }
+    }
+
+    #[test]
+    fn only_in_responses_white_space_may_follow_a_size() {
+        let body = b"5 \r\nhello\r\n0\t \r\n\r\n";
+        let mut decoder = Chunked::of_response();
+        let mut spans = Spans::default();
+        assert_eq!(decoder.decode(body, &mut spans), Ok(body.len()));
+        assert!(decoder.is_end());
+        assert!(decode(&[body]).is_err());
     }
 
     #[test]

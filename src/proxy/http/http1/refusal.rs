@@ -15,9 +15,12 @@ pub(crate) enum Refusal {
     /// The request asks for an optional feature that smoothserve does not have.
     #[error("not implemented: {0}")]
     NotImplemented(&'static str),
-    /// The version is neither HTTP/1.0 nor HTTP/1.1.
+    /// The version is not one of HTTP/1.
     #[error("unknown HTTP version")]
     Version,
+    /// The request came without TLS to a port with TLS.
+    #[error("a request without TLS on a port with TLS")]
+    NoTls,
 }
 
 impl Refusal {

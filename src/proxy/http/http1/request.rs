@@ -15,6 +15,15 @@ pub(super) const MOST_REQUEST_FIELDS: usize = 100;
 /// fields are searched.
 const MOST_NOMINATED: usize = 50;
 
+/// Returns why a head that begins with `bytes`, and is longer than it may be, is refused.
+pub(crate) fn too_long(bytes: &[u8]) -> Refusal {
+    let line = bytes.iter().position(|&byte| byte == b'\n');
+    match line.is_some_and(|end| end < LONGEST_REQUEST_HEAD) {
+        true => Refusal::HeadTooLarge,
+        false => Refusal::TargetTooLong,
+    }
+}
+
 /// The versions of HTTP/1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
@@ -174,7 +183,7 @@ impl<'b> Checked<'b> {
                     if host.replace(value).is_some() {
                         return Err(Refusal::Bad("several Host fields"));
                     }
-                    if !value.is_empty() && !is_authority(value) {
+                    if !is_authority(value) {
                         return Err(Refusal::Bad("invalid Host"));
                     }
                 }
@@ -317,6 +326,7 @@ mod tests {
                 "a.example:80",
             ),
             ("GET HTTP://a.example HTTP/1.1", "/", "a.example"),
+            ("GET https://a.example/x HTTP/1.1", "/x", "a.example"),
             ("OPTIONS http://a.example HTTP/1.1", "*", "a.example"),
         ] {
             let found = parse(&format!("{line}\r\nHost: h:1\r\n\r\n"), |head| {
@@ -330,7 +340,8 @@ mod tests {
             "GET http:///a HTTP/1.1",
             "GET http://a@b/ HTTP/1.1",
             "GET http://a?b HTTP/1.1",
-            "GET https://a/ HTTP/1.1",
+            "GET ftp://a/ HTTP/1.1",
+            "GET https:/a HTTP/1.1",
             "GET /a#b HTTP/1.1",
             "GET  / HTTP/1.1",
             "GET /",
@@ -367,7 +378,6 @@ mod tests {
             "[fe80::1]:80",
             "a:",
             "_",
-            "",
         ] {
             assert!(
                 parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), |_| ()).is_ok(),
@@ -376,7 +386,7 @@ mod tests {
         }
         for host in [
             "a b", "a,b", "a/b", "u@a", "a:b", "a:123456", "[::1", "::1", "[x]", "a\u{e9}", ":80",
-            "[::1]x",
+            "[::1]x", "",
         ] {
             assert!(
                 parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), |_| ()).is_err(),

@@ -100,14 +100,10 @@ impl<'b> ResponseHead<'b> {
         self.status < 200
     }
 
-    /// Returns the protocol that a 101 switches to, if the head names exactly one.
+    /// Returns the protocol that a 101 switches to, if the head names exactly one. Some servers
+    /// leave out `Connection: Upgrade`, which says nothing that the status does not say.
     pub(crate) fn upgrade(&self) -> Option<&'b [u8]> {
-        let mut connection = self.fields.iter();
-        let upgrades = connection.any(|field| {
-            let is_upgrade = |token: &[u8]| token.eq_ignore_ascii_case(b"upgrade");
-            field.kind == FieldKind::Connection && tokens(field.value).any(is_upgrade)
-        });
-        one_upgrade(&self.fields).filter(|_| upgrades)
+        one_upgrade(&self.fields)
     }
 
     fn check(

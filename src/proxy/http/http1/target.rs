@@ -20,10 +20,13 @@ pub(super) fn split_target<'b>(
             _ => invalid,
         };
     }
-    let scheme = "http://";
-    let rest = match target.split_at_checked(scheme.len()) {
-        Some((start, rest)) if start.eq_ignore_ascii_case(scheme) => rest,
-        _ => return invalid,
+    let after = |scheme: &str| {
+        let (start, rest) = target.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    };
+    // Whether the connection has TLS is known without the scheme.
+    let Some(rest) = after("http://").or_else(|| after("https://")) else {
+        return invalid;
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (host, path) = rest.split_at(end);
