@@ -18,6 +18,7 @@
 
 mod certificate;
 mod conflict;
+mod environment_file;
 mod fault;
 mod fields;
 mod global;
@@ -40,6 +41,7 @@ mod value;
 
 pub use certificate::{Certificate, CertificateFault, EXPIRES_SOON};
 pub use conflict::{Conflict, conflicts};
+pub use environment_file::EnvironmentFile;
 pub use fault::{Fault, Faults, Position};
 pub use global::GLOBAL_KEYS;
 pub use handling::HandlingConfig;

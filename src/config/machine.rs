@@ -10,6 +10,7 @@ use nix::unistd::{Group, User};
 use rustix::fs::FileType;
 
 use super::certificate::Certificate;
+use super::environment_file::EnvironmentFile;
 use super::fields::shorten;
 use super::process::ProcessConfig;
 use super::service::ServiceConfig;
@@ -23,6 +24,9 @@ pub(super) enum Against {
     /// Only each other.
     Nothing,
 }
+
+/// How many lines of an environment file are remarked upon.
+const MOST_REMARKS: usize = 5;
 
 /// A remark about what the machine has or lacks: the key that names it, and the text.
 pub(super) type Remark = (&'static str, String);
@@ -203,9 +207,27 @@ fn certificate(service: &ServiceConfig) -> Option<Remark> {
     }
 }
 
-/// Lists remarks about what is no fault yet: a certificate that expires soon or does not cover all
-/// hosts.
+/// Lists remarks about what is no fault: lines of the environment file that are ignored, and a
+/// certificate that expires soon or does not cover all hosts.
 pub(super) fn remarks(service: &ServiceConfig) -> Vec<Remark> {
+    let mut remarks = remarks_about_environment_file(service);
+    remarks.extend(remarks_about_certificate(service));
+    remarks
+}
+
+fn remarks_about_environment_file(service: &ServiceConfig) -> Vec<Remark> {
+    let Ok(Some(bytes)) = service.process.read_environment_file() else {
+        return Vec::new();
+    };
+    let path = service.process.environment_file.as_deref();
+    let path = path.unwrap_or(Path::new("")).display().to_string();
+    let file = EnvironmentFile::parse(&String::from_utf8_lossy(&bytes));
+    let remarks = file.remarks.into_iter();
+    let remarks = remarks.map(|remark| ("environment_file", format!("{path}: {remark}")));
+    remarks.take(MOST_REMARKS).collect()
+}
+
+fn remarks_about_certificate(service: &ServiceConfig) -> Vec<Remark> {
     let certificate = service
         .tls
         .as_ref()

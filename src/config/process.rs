@@ -104,6 +104,11 @@ const SIGNALS: &[(&str, Signal)] = &[
     ("SIGKILL", Signal::KILL),
 ];
 
+/// Returns the number of the line in which what follows these bytes is.
+fn line_after(before: &[u8]) -> usize {
+    before.iter().filter(|&&byte| byte == b'\n').count() + 1
+}
+
 impl ProcessConfig {
     /// Returns the user that the service's file names.
     pub(crate) fn named_user(&self) -> Option<NamedUser<'_>> {
@@ -119,11 +124,14 @@ impl ProcessConfig {
         match trust::read(path, LONGEST_ENVIRONMENT_FILE, self.named_user()) {
             // No variable can have a NUL. Whoever tried to set such a one would have to say which.
             Ok(bytes) => match bytes.iter().position(|&byte| byte == 0) {
-                Some(at) => {
-                    let lines = bytes[..at].iter().filter(|&&byte| byte == b'\n');
-                    Err(FileFault::Nul(lines.count() + 1))
-                }
-                None => Ok(Some(bytes)),
+                Some(at) => Err(FileFault::Nul(line_after(&bytes[..at]))),
+                None => match std::str::from_utf8(&bytes) {
+                    Ok(_) => Ok(Some(bytes)),
+                    Err(error) => {
+                        let before = &bytes[..error.valid_up_to()];
+                        Err(FileFault::NotUtf8(line_after(before)))
+                    }
+                },
             },
             Err(fault) if self.environment_file_optional && fault.is_missing() => Ok(None),
             Err(fault) => Err(fault),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::environment_file::is_own_variable;
 use super::fault::Position;
 use super::fields::{At, Report, nearest, shorten};
 use super::raw::{Node, Value};
@@ -415,15 +416,7 @@ fn check_variable(name: &str) -> Result<(), String> {
             "`{shown}` is no name of a variable; use letters, digits and `_`"
         ));
     }
-    let own = [
-        "PORT",
-        "SOCKET",
-        "NOTIFY_SOCKET",
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_FDNAMES",
-    ];
-    if own.contains(&name) || name.starts_with("SMOOTHSERVE_") {
+    if is_own_variable(name) {
         return Err(format!("`{shown}` is set by smoothserve itself; remove it"));
     }
     Ok(())

@@ -26,6 +26,9 @@ pub enum FileFault {
     /// The file has a NUL, so it is no text.
     #[error("line {0} has a NUL, so this is no file of text")]
     Nul(usize),
+    /// The file is no UTF-8, so its text could be read in several ways.
+    #[error("line {0} is not in UTF-8; save the file in UTF-8")]
+    NotUtf8(usize),
     /// Somebody could have led the path to a program of another user.
     #[error(
         "{0}; who owns the program decides as which user it runs, so give the service a `user`"

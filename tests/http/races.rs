@@ -199,14 +199,51 @@ async fn race_12_a_response_may_come_while_the_request_goes_on() {
         instance.send(&chunk).await;
         assert_eq!(client.receive_until(&chunk).await, chunk);
     }
-    instance.send("0\r\n\r\n").await;
-    client.receive_until("0\r\n\r\n").await;
     client.send("0\r\n\r\n").await;
     instance.receive_until("0\r\n\r\n").await;
+    instance.send("0\r\n\r\n").await;
+    client.receive_until("0\r\n\r\n").await;
     client
         .send("GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
         .await;
     assert!(instance.receive_head().await.starts_with("GET /next "));
+}
+
+/// An instance that has answered without waiting for the body could take the body for another
+/// request, whose response another client would get.
+#[tokio::test]
+async fn what_comes_of_a_request_after_its_response_reaches_no_instance() {
+    let mut stage = Stage::new(1).await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a.example\r\nX-Real-IP: 192.0.2.1\r\n\r\n";
+    for (head, begin, rest) in [
+        (upload("POST", smuggled.len(), ""), "", smuggled.to_owned()),
+        (
+            upload("POST", smuggled.len(), ""),
+            &smuggled[..9],
+            smuggled[9..].to_owned(),
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+            "",
+            format!("{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len()),
+        ),
+    ] {
+        let mut client = stage.send(head + begin).await;
+        let mut instance = stage.accept().await;
+        instance.receive_head().await;
+        if !begin.is_empty() {
+            instance.receive_until(begin).await;
+        }
+        instance.send(OK).await;
+        assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+        client.send(rest).await;
+        assert_eq!(instance.receive_rest().await, "");
+        client
+            .send("GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            .await;
+        let mut instance = stage.accept().await;
+        assert!(instance.receive_head().await.starts_with("GET /next "));
+    }
 }
 
 #[tokio::test]

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::environment;
 use super::executable::OpenExecutable;
-use crate::config::{ProcessConfig, ServiceConfig};
+use crate::config::{EnvironmentFile, ProcessConfig, ServiceConfig};
 use crate::fingerprint::Fingerprint;
 
 /// What the instances of one generation run.
@@ -134,7 +133,7 @@ fn read_environment_file(process: &ProcessConfig) -> io::Result<BTreeMap<String,
         Ok(None) => Ok(BTreeMap::new()),
         Ok(Some(text)) => {
             let text = String::from_utf8_lossy(&text);
-            Ok(environment::parse_file(&text))
+            Ok(EnvironmentFile::parse(&text).variables)
         }
         Err(fault) => Err(shown(fault.into())),
     }

@@ -57,123 +57,9 @@ impl Placeholders {
     }
 }
 
-/// Parses an environment file as systemd does: `KEY=value`, a value in single or double quotes, a
-/// backslash before a literal character or at the end of a line that continues, comments with `#`
-/// or `;`. Other lines are ignored.
-pub fn parse_file(text: &str) -> BTreeMap<String, String> {
-    let mut environment = BTreeMap::new();
-    let mut rest = text.chars().peekable();
-    while let Some(&first) = rest.peek() {
-        if first.is_whitespace() {
-            rest.next();
-            continue;
-        }
-        if matches!(first, '#' | ';') {
-            rest.by_ref().find(|&character| character == '\n');
-            continue;
-        }
-        let mut key = String::new();
-        let mut found = false;
-        for character in rest.by_ref() {
-            match character {
-                '=' => {
-                    found = true;
-                    break;
-                }
-                '\n' => break,
-                _ => key.push(character),
-            }
-        }
-        if !found {
-            continue;
-        }
-        let value = value(&mut rest);
-        let key = key.trim();
-        let name = key.strip_prefix("export ").unwrap_or(key).trim();
-        if is_name(name) {
-            environment.insert(name.to_owned(), value);
-        }
-    }
-    environment
-}
-
-fn value(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
-    let mut value = String::new();
-    // Unquoted space at the end of a value is cut off: `kept` is the length without it.
-    let mut kept = 0;
-    let mut quote = None;
-    while rest
-        .next_if(|&character| character == ' ' || character == '\t')
-        .is_some()
-    {}
-    while let Some(character) = rest.next() {
-        match (quote, character) {
-            (None, '\n') => break,
-            (None, '\'' | '"') => {
-                quote = Some(character);
-                kept = value.len();
-            }
-            (Some(open), _) if character == open => {
-                quote = None;
-                kept = value.len();
-            }
-            (None | Some('"'), '\\') => {
-                match rest.next() {
-                    Some('\n') | None => {}
-                    Some(protected) => value.push(protected),
-                }
-                kept = value.len();
-            }
-            _ => {
-                value.push(character);
-                if quote.is_some() || !character.is_whitespace() {
-                    kept = value.len();
-                }
-            }
-        }
-    }
-    value.truncate(kept);
-    value
-}
-
-fn is_name(name: &str) -> bool {
-    let first = name.chars().next();
-    first.is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
-        && name
-            .chars()
-            .all(|character| character.is_ascii_alphanumeric() || character == '_')
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    fn pairs(text: &str) -> Vec<(String, String)> {
-        parse_file(text).into_iter().collect()
-    }
-
-    fn pair(key: &str, value: &str) -> (String, String) {
-        (key.to_owned(), value.to_owned())
-    }
-
-    #[test]
-    fn lines_are_read_as_systemd_reads_them() {
-        let text = "# a comment\n; another\n\nA=1\n  B = two words  \nC='single # \\n'\nD=\"double \\\" \\\\\"\nE=a\\\nb\n\
-                    export F=x=y\nnothing\n1G=no\nH=\nI='  kept  '\r\n";
-        let expected = [
-            pair("A", "1"),
-            pair("B", "two words"),
-            pair("C", "single # \\n"),
-            pair("D", "double \" \\"),
-            pair("E", "ab"),
-            pair("F", "x=y"),
-            pair("H", ""),
-            pair("I", "  kept  "),
-        ];
-        assert_eq!(pairs(text), expected);
-    }
 
     #[test]
     fn places_are_filled_in() {
@@ -187,18 +73,5 @@ mod tests {
             places.fill("-addr=:{port}/{name}-{instance}"),
             "-addr=:9001/shop-2"
         );
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_read(text in ".*") {
-            parse_file(&text);
-        }
-
-        #[test]
-        fn a_quoted_value_comes_back_as_it_was(value in "[^\"\\\\]*") {
-            let text = format!("KEY=\"{value}\"\n");
-            prop_assert_eq!(pairs(&text), [pair("KEY", &value)]);
-        }
     }
 }

@@ -5,8 +5,9 @@
 //! worker is another user, which may connect only if it can write to the socket. So as soon as the
 //! socket exists, the manager admits it:
 //!
-//! 1. It takes the folder: the folder becomes root's. From here on, the instance can put nothing
-//!    else in the place of its socket, such as a link to the socket of another service.
+//! 1. It takes the folder: the folder becomes root's, and only the worker's group may enter it. From
+//!    here on, the instance can put nothing else in the place of its socket, such as a link to the
+//!    socket of another service, and no other user can connect, whatever the mode of the socket is.
 //! 2. It checks what is there now: a socket that the user of the instance has made. It follows no
 //!    link.
 //! 3. It gives the socket the worker's group and lets this group write.
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Uid, fchmod, fchown, fstat, openat};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, openat};
 use rustix::process::geteuid;
 
 use super::remains;
@@ -44,8 +45,14 @@ const NAME: &str = "socket";
 /// notified.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The permissions of the folder.
-const FOLDER_MODE: u32 = 0o755;
+/// The permissions of the folder while it is the instance's own.
+const OWN_MODE: u32 = 0o700;
+
+/// The permissions of the folder while the worker's group may enter it.
+const ADMITTED_MODE: u32 = 0o750;
+
+/// The permissions of the folders above it.
+const PARENTS_MODE: u32 = 0o755;
 
 /// The permission bits that let the group read and write.
 const GROUP_ACCESS: u32 = 0o060;
@@ -71,8 +78,9 @@ impl SocketPlace {
     pub fn make(path: &Path, user: Option<&Credentials>) -> io::Result<SocketPlace> {
         DirBuilder::new()
             .recursive(true)
-            .mode(FOLDER_MODE)
+            .mode(PARENTS_MODE)
             .create(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(OWN_MODE))?;
         if let Some(user) = user {
             chown(path, Some(user.uid), Some(user.gid))?;
         }
@@ -136,7 +144,7 @@ impl SocketPlace {
     /// the instance any more.
     pub fn give_back(&self) {
         if !self.given_back.replace(true)
-            && let Err(error) = self.folder.belong_to(self.folder.user)
+            && let Err(error) = self.folder.give_back()
         {
             let folder = self.folder.path.display();
             tracing::debug!(error = %format!("{folder}: {error}"), "the instance cannot remove its socket");
@@ -165,7 +173,7 @@ impl SocketFolder {
     fn admit(&self, group: u32) -> io::Result<()> {
         // As long as there is nothing, the instance needs its folder.
         self.look()?;
-        self.belong_to(geteuid())?;
+        self.take(group)?;
         let checked = self.look().and_then(|socket| {
             let found = fstat(&socket)?;
             let is_socket = FileType::from_raw_mode(found.st_mode) == FileType::Socket;
@@ -177,7 +185,7 @@ impl SocketFolder {
         let (socket, mode) = checked.or_else(|error| {
             if error.kind() == io::ErrorKind::NotFound {
                 // The instance has removed it again, and may make another one.
-                self.belong_to(self.user)?;
+                self.give_back()?;
             }
             Err(error)
         })?;
@@ -194,12 +202,21 @@ impl SocketFolder {
         Ok(openat(self.open()?, NAME, flags, Mode::empty())?)
     }
 
-    /// Makes the folder belong to a user, and lets nobody else change it: the last owner may have
-    /// permitted others to.
-    fn belong_to(&self, user: Uid) -> io::Result<()> {
+    /// Makes the folder root's, and lets only this group enter it.
+    fn take(&self, group: u32) -> io::Result<()> {
+        self.belong_to(geteuid(), Some(Gid::from_raw(group)), ADMITTED_MODE)
+    }
+
+    /// Makes the folder the instance's.
+    fn give_back(&self) -> io::Result<()> {
+        self.belong_to(self.user, None, OWN_MODE)
+    }
+
+    /// The mode is set in any case: the last owner may have permitted others to change the folder.
+    fn belong_to(&self, user: Uid, group: Option<Gid>, mode: u32) -> io::Result<()> {
         let folder = self.open()?;
-        fchown(&folder, Some(user), None)?;
-        Ok(fchmod(&folder, Mode::from_raw_mode(FOLDER_MODE))?)
+        fchown(&folder, Some(user), group)?;
+        Ok(fchmod(&folder, Mode::from_raw_mode(mode))?)
     }
 
     fn open(&self) -> io::Result<OwnedFd> {
@@ -240,7 +257,7 @@ mod tests {
         std::fs::set_permissions(place.path(), Permissions::from_mode(0o777)).unwrap();
         folder.admit(group).unwrap();
         assert_eq!(mode(&socket), 0o760);
-        assert_eq!(mode(place.path()), 0o755);
+        assert_eq!(mode(place.path()), 0o750);
         assert_eq!(std::fs::metadata(&socket).unwrap().gid(), group);
     }
 }

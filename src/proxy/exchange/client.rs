@@ -181,6 +181,23 @@ impl Client {
         }
     }
 
+    /// Reads and drops what the client still sends of a request that was answered before its end. If
+    /// that fails, the request stays incomplete.
+    pub(crate) async fn discard_rest(&mut self, request: &mut Request) {
+        while !request.outgoing.is_received() {
+            if request.outgoing.discard(&mut self.buffer).is_err() || request.outgoing.is_received()
+            {
+                return;
+            }
+            self.timer.set(STALL_LIMIT);
+            let received = self.buffer.fill(&self.stream);
+            match self.timer.limit(received).await {
+                Some(Ok(count)) if count > 0 => {}
+                _ => return,
+            }
+        }
+    }
+
     /// Awaits `future`; `None` if the client resets the connection meanwhile.
     pub(crate) async fn unless_reset<F: Future>(&self, future: F) -> Option<F::Output> {
         let mut future = pin!(future);

@@ -9,8 +9,9 @@
 //! * Once a byte of the final response was sent to the client, the exchange is committed. Before
 //!   that, a failure can still become another try or an error response. After that, only a cut
 //!   connection can show the failure.
-//! * A response may end before the request does. The upload then goes on as long as the instance
-//!   takes it, and the instance counts as in use for as long.
+//! * A response may end before the request does. The instance then gets no more of the request: it
+//!   may not have waited for the rest, and could take it for another request. Its connection is
+//!   closed, and the rest is read and dropped.
 //! * An instance that takes no more of the request may still respond: then only the upload ends.
 //! * If a client asks whether it should send its body at all (`Expect: 100-continue`), the answer
 //!   of the instance is passed on. If the instance stays silent, the proxy tells the client to send
@@ -67,7 +68,6 @@ pub(crate) async fn exchange(
         closing
     ));
     let mut uploading = true;
-    let mut response = None;
     poll_fn(|cx| {
         loop {
             let waits = flow.awaits_permission.get();
@@ -77,20 +77,15 @@ pub(crate) async fn exchange(
                     return Poll::Ready(end);
                 }
             }
-            if response.is_none()
-                && let Poll::Ready(result) = down.as_mut().poll(cx)
-            {
+            if let Poll::Ready(result) = down.as_mut().poll(cx) {
                 match result {
-                    Ok(whole) => response = Some(whole),
+                    Ok(response) => {
+                        let is_whole = flow.upload.get() == UploadState::Done;
+                        let reusable =
+                            is_whole && response.instance_keeps_alive && response.is_clean;
+                        return Poll::Ready(ExchangeEnd::Answered { reusable, response });
+                    }
                     Err(end) => return Poll::Ready(end),
-                }
-            }
-            if let Some(response) = response {
-                let wanted = response.instance_keeps_alive && !flow.awaits_permission.get();
-                if !uploading || !wanted {
-                    let reusable =
-                        wanted && flow.upload.get() == UploadState::Done && response.is_clean;
-                    return Poll::Ready(ExchangeEnd::Answered { reusable, response });
                 }
             }
             if waits == flow.awaits_permission.get() {

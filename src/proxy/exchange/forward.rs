@@ -35,6 +35,7 @@ use super::flow::ExchangeEnd;
 use super::request::Request;
 use super::tunnel::tunnel;
 use crate::ipc::EndpointId;
+use crate::proxy::http::headers::Persistence;
 use crate::proxy::view::endpoint::Claim;
 use crate::proxy::view::room::Seat;
 use crate::proxy::view::service::ServiceView;
@@ -60,9 +61,9 @@ pub(crate) async fn forward(
         return Err(ProxyError::BodyTooLarge);
     }
     let peer = client.peer.clone();
-    // Dropped last, so it is kept as long as the request may hold a connection to an instance.
+    // Kept as long as the request may hold a connection to an instance.
     let mut search = Search::new(&service, &peer, request.outgoing.is_repeatable());
-    let _seat = match service.try_admit(peer.view.room(), peer.requester()) {
+    let seat = match service.try_admit(peer.view.room(), peer.requester()) {
         Some(seat) => seat,
         None => match client.unless_reset(Box::pin(search.admit())).await {
             Some(admitted) => admitted?,
@@ -96,6 +97,12 @@ pub(crate) async fn forward(
                         true => client.pinned = pin(claim, upstream, keep_alive, &service),
                         false => claim.give_back(upstream, keep_alive),
                     }
+                } else {
+                    drop(lease);
+                }
+                drop(seat);
+                if response.persistence == Persistence::KeepAlive {
+                    client.discard_rest(request).await;
                 }
                 return Ok(client.next(response.persistence, request));
             }

@@ -31,8 +31,8 @@ pub(crate) struct Outgoing {
     /// How many more bytes the body may have. If the body is too large, its rest in the buffer must
     /// not be read as another request.
     room: BodyRoom,
-    /// True if the buffer still has a piece of the body that was decoded but not sent yet.
-    behind: bool,
+    /// How many bytes at the beginning of the buffer were decoded but not sent yet.
+    behind: usize,
 }
 
 impl Outgoing {
@@ -56,7 +56,7 @@ impl Outgoing {
             repeatable,
             forgotten: false,
             room,
-            behind: false,
+            behind: 0,
         }
     }
 
@@ -76,7 +76,7 @@ impl Outgoing {
     /// Returns true if the whole request was taken out of the buffer, so that what follows is
     /// another request.
     pub(crate) fn is_received(&self) -> bool {
-        self.body.is_end() && !self.behind && !self.room.is_exceeded()
+        self.body.is_end() && self.behind == 0 && !self.room.is_exceeded()
     }
 
     /// Returns true if the method allows a second try.
@@ -150,7 +150,7 @@ impl Outgoing {
                 .await);
         }
         self.forgotten = true;
-        self.behind = true;
+        self.behind = consumed;
         self.bytes.clear();
         let trailers = self.body.is_end().then(|| self.body.trailers());
         let input = buffer.unread();
@@ -160,8 +160,18 @@ impl Outgoing {
         }
         self.bytes.clear();
         buffer.consume(consumed);
-        self.behind = false;
+        self.behind = 0;
         Ok(Ok(()))
+    }
+
+    /// Drops what `buffer` has of the body, which no instance gets. An error is caused by the client.
+    pub(crate) fn discard(&mut self, buffer: &mut Buffer) -> Result<(), ProxyError> {
+        buffer.consume(std::mem::take(&mut self.behind));
+        while !self.body.is_end() && !buffer.is_empty() {
+            let consumed = self.decode(buffer.unread(), &mut Spans::default())?;
+            buffer.consume(consumed);
+        }
+        Ok(())
     }
 
     fn has_room_for(&self, data: &Spans) -> bool {

@@ -96,16 +96,20 @@ fn known(length: usize) -> &'static [(&'static str, FieldKind)] {
         8 => &[("x-scheme", FromProxy)],
         9 => &[
             ("forwarded", Forwarded),
+            ("path-info", FromProxy),
             ("x-real-ip", FromProxy),
             ("client-ip", FromProxy),
             ("x-arr-ssl", FromProxy),
         ],
         10 => &[
+            ("x-ssl-cert", FromProxy),
             ("connection", Connection),
             ("keep-alive", KeepAlive),
             ("x-sendfile", Internal),
         ],
         11 => &[
+            ("script-name", FromProxy),
+            ("x-auth-user", FromProxy),
             ("x-client-ip", FromProxy),
             ("x-forwarded", FromProxy),
             ("x-remote-ip", FromProxy),
@@ -115,6 +119,8 @@ fn known(length: usize) -> &'static [(&'static str, FieldKind)] {
         ],
         12 => &[("remote-email", FromProxy), ("x-url-scheme", FromProxy)],
         13 => &[
+            ("x-client-cert", FromProxy),
+            ("x-script-name", FromProxy),
             ("authorization", Authorization),
             ("forwarded-for", FromProxy),
             ("x-forward-for", FromProxy),
@@ -130,6 +136,7 @@ fn known(length: usize) -> &'static [(&'static str, FieldKind)] {
             ("true-client-ip", FromProxy),
             ("http2-settings", Unwanted),
             ("x-remote-group", FromProxy),
+            ("x-webauth-user", FromProxy),
         ],
         15 => &[
             ("x-forwarded-for", ForwardedFor),
@@ -137,6 +144,7 @@ fn known(length: usize) -> &'static [(&'static str, FieldKind)] {
             ("proxy-client-ip", FromProxy),
             ("x-remote-groups", FromProxy),
             ("x-sendfile-type", Internal),
+            ("x-replaced-path", FromProxy),
         ],
         16 => &[
             ("x-forwarded-host", ForwardedHost),
@@ -147,6 +155,8 @@ fn known(length: usize) -> &'static [(&'static str, FieldKind)] {
             ("x-azure-clientip", FromProxy),
             ("x-azure-socketip", FromProxy),
             ("cf-connecting-ip", FromProxy),
+            ("do-connecting-ip", FromProxy),
+            ("x-arr-clientcert", FromProxy),
         ],
         17 => &[
             ("transfer-encoding", TransferEncoding),
@@ -159,10 +169,20 @@ fn known(length: usize) -> &'static [(&'static str, FieldKind)] {
             ("wl-proxy-client-ip", FromProxy),
             ("cf-connecting-ipv6", FromProxy),
         ],
-        19 => &[("x-cluster-client-ip", FromProxy)],
-        20 => &[("x-http-host-override", FromProxy)],
-        22 => &[("x-http-method-override", MethodOverride)],
-        24 => &[("x-envoy-external-address", FromProxy)],
+        19 => &[
+            ("x-cluster-client-ip", FromProxy),
+            ("x-appengine-user-ip", FromProxy),
+        ],
+        20 => &[
+            ("x-http-host-override", FromProxy),
+            ("x-authenticated-user", FromProxy),
+        ],
+        21 => &[("x-ms-client-principal", FromProxy)],
+        22 => &[
+            ("x-http-method-override", MethodOverride),
+            ("x-vercel-forwarded-for", FromProxy),
+        ],
+        25 => &[("x-nf-client-connection-ip", FromProxy)],
         _ => &[],
     }
 }
@@ -174,10 +194,19 @@ fn family(name: &str) -> FieldKind {
         [b'x' | b'X', _, b'a' | b'A', ..] => &[
             ("x-accel-", FieldKind::Internal),
             ("x-auth-request-", FieldKind::FromProxy),
+            ("x-amzn-oidc-", FieldKind::FromProxy),
         ],
+        [b'x' | b'X', _, b'e' | b'E', ..] => &[("x-envoy-", FieldKind::FromProxy)],
+        [b'x' | b'X', _, b'g' | b'G', ..] => &[
+            ("x-goog-authenticated-user-", FieldKind::FromProxy),
+            ("x-goog-iap-", FieldKind::FromProxy),
+        ],
+        [b'x' | b'X', _, b'm' | b'M', ..] => &[("x-ms-client-principal-", FieldKind::FromProxy)],
         [b'x' | b'X', _, b'o' | b'O', ..] => &[("x-original-", FieldKind::FromProxy)],
         [b'x' | b'X', _, b's' | b'S', ..] => &[("x-ssl-client-", FieldKind::FromProxy)],
         [b's' | b'S', b's' | b'S', ..] => &[("ssl-client-", FieldKind::FromProxy)],
+        [b'c' | b'C', b'f' | b'F', ..] => &[("cf-access-", FieldKind::FromProxy)],
+        [b't' | b'T', b'a' | b'A', ..] => &[("tailscale-user-", FieldKind::FromProxy)],
         [b'f' | b'F', b'o' | b'O', ..] => &[("forwarded-", FieldKind::FromProxy)],
         _ => &[],
     };
