@@ -58,6 +58,10 @@ pub struct ServiceStatus {
     pub file: String,
     /// The addresses that the proxy listens on for the service: `[::]:8080`.
     pub listen: Vec<String>,
+    /// The addresses on which it should listen and does not, because another program has the port,
+    /// for example.
+    #[serde(default)]
+    pub not_listening: Vec<String>,
     /// The hosts and paths that the service serves: `a.example/api`.
     pub sites: Vec<String>,
     /// The instances, ordered by slot and age.

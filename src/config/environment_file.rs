@@ -19,13 +19,16 @@ const OWN: [&str; 6] = [
 /// What the names of further variables begin with that smoothserve sets.
 const OWN_PREFIX: &str = "SMOOTHSERVE_";
 
+/// Why most lines are ignored.
+const NO_ASSIGNMENT: &str = "it is no `NAME=value`";
+
 /// What an environment file says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct EnvironmentFile {
     /// The variables that it sets.
     pub variables: BTreeMap<String, String>,
-    /// Remarks about what is ignored in it, each of which begins with the number of a line. They
-    /// quote nothing that could be a part of a secret.
+    /// Remarks about what is ignored in it, each with the number of a line. They quote nothing that
+    /// could be a part of a secret.
     pub remarks: Vec<String>,
 }
 
@@ -49,16 +52,17 @@ impl EnvironmentFile {
         parser.file
     }
 
+    fn remark(&mut self, line: usize, why: &str) {
+        self.remarks.push(format!("line {line} is ignored: {why}"));
+    }
+
     fn set(&mut self, line: usize, key: &str, value: String) {
         let name = key.strip_prefix("export ").unwrap_or(key).trim();
         if !is_name(name) {
-            let remark = "no name of a variable stands before the `=`, so the line is ignored";
-            self.remarks.push(format!("line {line}: {remark}"));
+            self.remark(line, NO_ASSIGNMENT);
         } else if is_own_variable(name) {
-            let remark = "is set by smoothserve itself, so the line is ignored";
             let shown = shorten(name);
-            self.remarks
-                .push(format!("line {line}: `{shown}` {remark}"));
+            self.remark(line, &format!("`{shown}` is set by smoothserve itself"));
         } else {
             self.variables.insert(name.to_owned(), value);
         }
@@ -127,10 +131,7 @@ impl Parser {
             }
             (Key, '=') => BeforeValue,
             (Key, _) if ends_line => {
-                self.file.remarks.push(format!(
-                    "line {}: there is no `=`, so the line is ignored",
-                    self.line
-                ));
+                self.file.remark(self.line, NO_ASSIGNMENT);
                 BeforeKey
             }
             (Key, _) => {
@@ -255,12 +256,12 @@ mod tests {
         assert_eq!(
             file.remarks,
             [
-                "line 2: there is no `=`, so the line is ignored",
-                "line 3: no name of a variable stands before the `=`, so the line is ignored",
-                "line 4: `PORT` is set by smoothserve itself, so the line is ignored",
-                "line 5: `SMOOTHSERVE_X` is set by smoothserve itself, so the line is ignored",
-                "line 6: no name of a variable stands before the `=`, so the line is ignored",
-                "line 7: no name of a variable stands before the `=`, so the line is ignored",
+                "line 2 is ignored: it is no `NAME=value`",
+                "line 3 is ignored: it is no `NAME=value`",
+                "line 4 is ignored: `PORT` is set by smoothserve itself",
+                "line 5 is ignored: `SMOOTHSERVE_X` is set by smoothserve itself",
+                "line 6 is ignored: it is no `NAME=value`",
+                "line 7 is ignored: it is no `NAME=value`",
             ]
         );
     }

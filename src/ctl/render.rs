@@ -44,12 +44,10 @@ pub(super) fn overview(snapshot: &Snapshot) -> String {
             text += &format!("\n{name}: {} ago: {}\n", age(error.at), error.message);
         }
     }
-    let certificates = snapshot
-        .services
-        .iter()
-        .filter_map(|(name, service)| Some((name, certificate(service)?)));
-    for (name, words) in certificates {
-        text += &format!("\n{name}: {words}\n");
+    for (name, service) in &snapshot.services {
+        for words in warnings(service) {
+            text += &format!("\n{name}: {words}\n");
+        }
     }
     for job in snapshot
         .jobs
@@ -95,7 +93,7 @@ fn one(name: &str, service: &ServiceStatus) -> String {
     ] {
         text += &format!("  {label:<11} {value}\n");
     }
-    if let Some(words) = certificate(service) {
+    for words in warnings(service) {
         text += &format!("  {:<11} {words}\n", "warning");
     }
     if let Some(error) = &service.last_error {
@@ -146,6 +144,17 @@ fn row(name: &str, instance: &InstanceStatus) -> [String; 9] {
         instance.requests.to_string(),
         instance.generation.to_string(),
     ]
+}
+
+/// Words what is wrong with a service although its instances run.
+fn warnings(service: &ServiceStatus) -> impl Iterator<Item = String> {
+    let closed = (!service.not_listening.is_empty()).then(|| {
+        let addresses = service.not_listening.join(" ");
+        format!(
+            "not reachable on {addresses}, where another program listens or the address is missing"
+        )
+    });
+    closed.into_iter().chain(certificate(service))
 }
 
 /// Words the warning about a certificate that should have been renewed by now.
@@ -300,6 +309,7 @@ mod tests {
             generation: 2,
             file: "/etc/smoothserve/services/shop.yaml".into(),
             listen: vec!["*:80".into()],
+            not_listening: vec!["[::]:81".into()],
             sites: vec!["shop.example".into(), "_".into()],
             instances: vec![instance],
             crashes: 1,
@@ -340,6 +350,8 @@ shop     degraded  1/2    3          20        *:80    shop.example _
 
 shop: 0s ago: shop/2 exited with status 1
 
+shop: not reachable on [::]:81, where another program listens or the address is missing
+
 shop: the certificate expires in 10d
 
 restart shop 1/2: shop/2 starting
@@ -359,6 +371,7 @@ shop: degraded, 1/2 instances ready
   generation  2
   requests    20
   crashes     1
+  warning     not reachable on [::]:81, where another program listens or the address is missing
   warning     the certificate expires in 10d
   last error  0s ago: shop/2 exited with status 1
 

@@ -99,6 +99,9 @@ async fn a_path_that_could_be_of_two_services_reaches_none() {
         "/%",
         "/%zz",
         "/%c0%af",
+        "/%e0%80%af",
+        "/%f0%80%80%ae",
+        "/%f8%80%80%80%af",
         "/%u0061pi",
     ] {
         assert_eq!(scene.ask("a.example", target).await, "400", "{target}");

@@ -93,6 +93,16 @@ async fn ambiguous_requests_are_refused() {
 }
 
 #[tokio::test]
+async fn a_client_that_sends_only_empty_lines_is_closed() {
+    let mut stage = Stage::new(1).await;
+    let mut few = stage.send("\r\n".repeat(20)).await;
+    few.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+    stage.accept().await.receive_head().await;
+    let mut many = stage.send("\r\n".repeat(1 << 10)).await;
+    assert_eq!(many.receive_all().await.0, "");
+}
+
+#[tokio::test]
 async fn heads_above_the_limits_are_refused() {
     let mut stage = Stage::new(1).await;
     let long = |length: usize| "x".repeat(length);

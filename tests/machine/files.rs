@@ -12,6 +12,9 @@ const SECRET: &str = "S3cret-of-root";
 /// Runs a command as the user whose folder the service `web` is in.
 const WWW: &str = "setpriv --reuid www-data --regid www-data --init-groups";
 
+/// Shows the variables of a `/proc/PID/environ` whose names begin with `T_`, one in a line.
+const SHOWN: &str = r"tr '\n\0' '|\n' | grep ^T_ | sort";
+
 /// The service `web`, whose folder belongs to www-data.
 struct Web<'a> {
     machine: &'a Machine,
@@ -208,5 +211,34 @@ fn files_that_are_none_make_nobody_wait() {
         let peak = machine.run(&format!("grep VmHWM /proc/{}/status", scene.manager()));
         let peak: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
         assert!(peak < 200 << 10, "the manager has taken {peak} KiB");
+    });
+}
+
+/// An environment file means the same in a unit and here.
+#[test]
+fn an_environment_file_means_what_it_means_in_a_unit() {
+    machine::test(async |machine| {
+        let (_scene, web) = Web::start(machine);
+        let odd = include_str!("../fixtures/odd.env");
+        for text in [
+            odd.to_owned(),
+            odd.replace('\n', "\r\n"),
+            format!("{odd}\n"),
+        ] {
+            machine.write("/srv/web/.env", &text);
+            machine.run("smoothctl restart web");
+            let theirs = machine.run(&format!(
+                "systemd-run --quiet --wait --pipe -p EnvironmentFile=/srv/web/.env cat /proc/self/environ | {SHOWN}"
+            ));
+            assert!(theirs.lines().count() > 30, "{theirs}");
+            let ours = machine.run(&format!(
+                "cat /proc/$(pgrep --oldest --exact web)/environ | {SHOWN}"
+            ));
+            assert_eq!(ours, theirs);
+        }
+        let checked = machine.try_run("smoothctl check");
+        let remarks = String::from_utf8_lossy(&checked.stderr);
+        let ignored = "/srv/web/.env: line 38 is ignored: it is no `NAME=value`";
+        assert!(remarks.contains(ignored), "{remarks}");
     });
 }

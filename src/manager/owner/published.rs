@@ -234,7 +234,7 @@ impl Published {
     ) {
         for name in different {
             let service = sources.services.get(name).filter(|it| !it.is_removed());
-            let status = service.map(|service| status_of(service, sources.certificates));
+            let status = service.map(|service| status_of(service, sources));
             replace(&mut self.statuses, name, status);
         }
         let snapshot = Snapshot {
@@ -259,7 +259,7 @@ impl Published {
     pub(super) fn is_up_to_date(&self, sources: &Sources<'_>) -> bool {
         sources.services.iter().all(|(name, service)| {
             let part = table::part_of(service, sources.listeners);
-            let status = || status_of(service, sources.certificates);
+            let status = || status_of(service, sources);
             let is_shown = service.is_removed() || *self.statuses[name] == status();
             let saved = self.saved.get(name);
             let saved = saved.filter(|_| !self.unsaved.contains(name));
@@ -270,9 +270,10 @@ impl Published {
     }
 }
 
-fn status_of(service: &Service, certificates: &ServiceCertificates) -> ServiceStatus {
-    let certificate = certificates.get(service.spec());
-    service.status(certificate.map(|certificate| certificate.not_after()))
+fn status_of(service: &Service, sources: &Sources<'_>) -> ServiceStatus {
+    let certificate = sources.certificates.get(service.spec());
+    let expires = certificate.map(|certificate| certificate.not_after());
+    service.status(sources.listeners, expires)
 }
 
 /// Replaces the known value only if `now` differs, so that equal values stay the same `Arc` and

@@ -5,9 +5,10 @@
 //! worker is another user, which may connect only if it can write to the socket. So as soon as the
 //! socket exists, the manager admits it:
 //!
-//! 1. It takes the folder: the folder becomes root's, and only the worker's group may enter it. From
-//!    here on, the instance can put nothing else in the place of its socket, such as a link to the
-//!    socket of another service, and no other user can connect, whatever the mode of the socket is.
+//! 1. It takes the folder: the folder becomes root's, and only the worker's group may enter it.
+//!    From here on, the instance can put nothing else in the place of its socket, such as a link to
+//!    the socket of another service, and no other user can connect, whatever the mode of the socket
+//!    is.
 //! 2. It checks what is there now: a socket that the user of the instance has made. It follows no
 //!    link.
 //! 3. It gives the socket the worker's group and lets this group write.

@@ -4,8 +4,10 @@ use std::time::SystemTime;
 
 use super::history::SavedFailure;
 use super::service::Service;
+use crate::config::Listen;
 use crate::manager::jobs::Progress;
 use crate::manager::rollout::LifeState;
+use crate::manager::worker::listeners::Listeners;
 use crate::status::{InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus};
 
 impl Service {
@@ -67,8 +69,15 @@ impl Service {
     }
 
     /// Returns the status of the service as snapshots show it.
-    pub fn status(&self, certificate_expires: Option<SystemTime>) -> ServiceStatus {
+    pub fn status(
+        &self,
+        listeners: &Listeners,
+        certificate_expires: Option<SystemTime>,
+    ) -> ServiceStatus {
         let desired = self.core.desired();
+        let is_open = |listen: &&Listen| !desired.running || listeners.get(listen).is_some();
+        let (listen, not_listening): (Vec<&Listen>, Vec<&Listen>) =
+            self.spec.listen.iter().partition(is_open);
         let requests: u64 = self
             .instances
             .values()
@@ -79,7 +88,8 @@ impl Service {
             wanted: if desired.running { desired.count } else { 0 },
             generation: desired.target.generation,
             file: self.spec.file.display().to_string(),
-            listen: self.spec.listen.iter().map(ToString::to_string).collect(),
+            listen: listen.iter().map(ToString::to_string).collect(),
+            not_listening: not_listening.iter().map(ToString::to_string).collect(),
             sites: self.spec.sites.iter().map(ToString::to_string).collect(),
             instances: self.instance_statuses(),
             crashes: self.history.crashes,

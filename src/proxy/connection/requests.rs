@@ -39,6 +39,9 @@ pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
 /// How long the head of a request may take, from its first byte on.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
 
+/// How many bytes of empty lines may stand before a request.
+const MOST_EMPTY_LINES: usize = 1024;
+
 /// How waiting for the next bytes of an idle connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waited {
@@ -55,15 +58,20 @@ pub(super) enum Waited {
 /// parked; then the client is returned.
 pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client>> {
     client.peer.speaks_http1.set(true);
+    let mut skipped = 0;
     loop {
-        skip_empty_lines(&mut client);
+        skipped += skip_empty_lines(&mut client);
+        if skipped > MOST_EMPTY_LINES {
+            return None;
+        }
         if client.buffer.is_empty() {
             match wait(&mut client).await {
-                Waited::Received => {}
+                Waited::Received => continue,
                 Waited::Long => return Some(client),
                 Waited::Over => return None,
             }
         }
+        skipped = 0;
         match Box::pin(serve_request(&mut client)).await {
             Next::Request => {}
             Next::Close => return None,
@@ -184,16 +192,16 @@ async fn read_request(client: &mut Client) -> Result<Option<Request>, ProxyError
     }
 }
 
-/// Skips empty lines before a request, as RFC 9112, section 2.2, asks for.
-fn skip_empty_lines(client: &mut Client) {
-    loop {
-        let length = match client.buffer.unread() {
-            [b'\r', b'\n', ..] => 2,
-            [b'\n', ..] => 1,
-            _ => return,
-        };
-        client.buffer.consume(length);
+/// Skips empty lines before a request, as RFC 9112, section 2.2, asks for. Returns how many bytes
+/// they have.
+fn skip_empty_lines(client: &mut Client) -> usize {
+    let mut rest = client.buffer.unread();
+    while let [b'\r', b'\n', after @ ..] | [b'\n', after @ ..] = rest {
+        rest = after;
     }
+    let skipped = client.buffer.unread().len() - rest.len();
+    client.buffer.consume(skipped);
+    skipped
 }
 
 fn admit(client: &mut Client) -> Result<Option<Request>, Refusal> {

@@ -181,8 +181,8 @@ impl Client {
         }
     }
 
-    /// Reads and drops what the client still sends of a request that was answered before its end. If
-    /// that fails, the request stays incomplete.
+    /// Reads and drops what the client still sends of a request that was answered before its end.
+    /// If that fails, the request stays incomplete.
     pub(crate) async fn discard_rest(&mut self, request: &mut Request) {
         while !request.outgoing.is_received() {
             if request.outgoing.discard(&mut self.buffer).is_err() || request.outgoing.is_received()

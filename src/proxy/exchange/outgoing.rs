@@ -164,7 +164,8 @@ impl Outgoing {
         Ok(Ok(()))
     }
 
-    /// Drops what `buffer` has of the body, which no instance gets. An error is caused by the client.
+    /// Drops what `buffer` has of the body, which no instance gets. An error is caused by the
+    /// client.
     pub(crate) fn discard(&mut self, buffer: &mut Buffer) -> Result<(), ProxyError> {
         buffer.consume(std::mem::take(&mut self.behind));
         while !self.body.is_end() && !buffer.is_empty() {

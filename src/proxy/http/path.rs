@@ -118,7 +118,16 @@ impl Segment<'_> {
         let decoded = decoded(text);
         let is_separator = |byte: &u8| matches!(byte, b'/' | b'\\') || byte.is_ascii_control();
         // A slash or a dot in a form of UTF-8 that is not allowed, which old decoders accept.
-        let is_overlong = |pair: &[u8]| matches!(pair, [0xc0 | 0xc1, 0x80..=0xbf]);
+        let is_overlong = |pair: &[u8]| {
+            matches!(
+                pair,
+                [0xc0 | 0xc1, 0x80..=0xbf]
+                    | [0xe0, 0x80..=0x9f]
+                    | [0xf0, 0x80..=0x8f]
+                    | [0xf8, 0x80..=0x87]
+                    | [0xfc, 0x80..=0x83]
+            )
+        };
         // Some servers take `..;x` for `..`.
         let name = decoded
             .split(|&byte| byte == b';')
@@ -298,6 +307,11 @@ pub(crate) mod tests {
             "/..%3b/a",
             "/%2e%2e;/a",
             "/%c0%af",
+            "/%e0%80%af",
+            "/%e0%81%9c",
+            "/%f0%80%80%ae",
+            "/%f8%80%80%80%af",
+            "/%fc%80%80%80%80%af",
             "/%c0%ae%c0%ae/a",
             "/%C1%9c",
             "",
