@@ -96,3 +96,27 @@ fn a_port_that_another_program_has_fails_the_reload_and_touches_nothing() {
         assert!(page(scene.address()).await.contains("The shop"));
     });
 }
+
+#[test]
+fn a_port_that_another_program_has_at_the_start_is_shown() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        machine.run("systemctl stop smoothserve.slice");
+        let other = tokio::net::TcpListener::bind("[::]:80").await.unwrap();
+        listen_on(machine, &format!("[{PORT}, 80]"));
+        machine.run("systemctl daemon-reload; systemctl start smoothserve");
+        scene.settled();
+        assert!(page(scene.address()).await.contains("The shop"));
+        let status = machine.run("smoothctl status shop");
+        assert!(status.contains("not reachable on [::]:80,"), "{status}");
+        let listen = machine.run(
+            "busctl get-property org.smoothserve1 /org/smoothserve1/service/shop org.smoothserve1.Service Listen",
+        );
+        assert_eq!(listen, format!("as 1 \"[::]:{PORT}\"\n"));
+        drop(other);
+        machine.run("smoothctl reload");
+        assert!(page(local(80)).await.contains("The shop"));
+        let status = machine.run("smoothctl status shop");
+        assert!(!status.contains("not reachable"), "{status}");
+    });
+}

@@ -149,6 +149,33 @@ fn an_admitted_socket_stays_what_it_is_until_the_end_of_its_instance() {
     });
 }
 
+/// Programs like gunicorn let everybody write to their socket.
+#[test]
+fn nobody_but_the_proxy_enters_the_folder_of_a_socket() {
+    machine::test(async |machine| {
+        let _scene = start(machine, Some(SWAPS));
+        machine.run("chmod 777 /run/smoothserve/instances/*/socket");
+        let folders = machine.run("stat -c '%A %U %G' /run/smoothserve/instances/*");
+        for folder in folders.lines() {
+            assert_eq!(folder, "drwxr-x--- root smoothserve");
+        }
+        for socket in machine
+            .run("ls /run/smoothserve/instances/*/socket")
+            .lines()
+        {
+            let request =
+                format!("curl -sS --max-time 10 --unix-socket {socket} http://shop.example/");
+            assert!(
+                machine.try_run(&request).status.success(),
+                "root connects to {socket}"
+            );
+            let nobody = "setpriv --reuid nobody --regid nogroup --clear-groups";
+            let refused = machine.try_run(&format!("{nobody} {request}"));
+            assert_eq!(refused.status.code(), Some(7), "{socket}: {refused:?}");
+        }
+    });
+}
+
 #[test]
 fn a_link_to_the_socket_of_another_service_gets_no_requests() {
     machine::test(async |machine| {
