@@ -17,6 +17,8 @@
 pub mod bus;
 pub mod cli;
 pub mod config;
+#[cfg(test)]
+mod corpus;
 pub mod ctl;
 pub mod events;
 pub mod fingerprint;

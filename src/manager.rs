@@ -40,4 +40,8 @@ mod service;
 mod worker;
 mod world;
 
+#[cfg(feature = "internals")]
+pub use dbus::check::bus_input;
 pub use owner::{ManagerOptions, run};
+#[cfg(feature = "internals")]
+pub use worker::check::worker_message;

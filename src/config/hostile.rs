@@ -48,13 +48,7 @@ mod tests {
 
     #[test]
     fn the_corpus_of_files_of_services_holds() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/service_file");
-        let mut count = 0;
-        for entry in std::fs::read_dir(corpus).unwrap() {
-            service_file(&std::fs::read(entry.unwrap().path()).unwrap());
-            count += 1;
-        }
-        assert!(count > 0, "no corpus");
+        crate::corpus::replay("service_file", service_file);
     }
 
     #[test]

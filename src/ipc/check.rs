@@ -6,8 +6,9 @@ use super::frames::{FrameBuffer, WireMessage, encode};
 use super::message::FromWorker;
 use super::short_text::ShortText;
 
-/// Takes bytes as the manager takes those of a worker. Panics if a property does not hold.
-pub fn from_worker(input: &[u8]) {
+/// Takes bytes as the manager takes those of a worker, and returns the messages until the first
+/// fault. Panics if a property does not hold.
+pub fn from_worker(input: &[u8]) -> Vec<FromWorker> {
     let whole = take(input, input.len().max(1));
     assert_eq!(take(input, 1), whole, "byte by byte");
     assert_eq!(take(input, 7), whole, "in pieces");
@@ -16,6 +17,7 @@ pub fn from_worker(input: &[u8]) {
         assert!(frame.len() <= 4 + FromWorker::LONGEST);
         assert_eq!(take(&frame, frame.len()), std::slice::from_ref(message));
     }
+    whole
 }
 
 /// Returns the messages until the first fault.

@@ -15,6 +15,8 @@
 mod access;
 mod announce;
 mod calls;
+#[cfg(any(test, feature = "internals"))]
+pub mod check;
 mod handshake;
 mod job_object;
 mod limits;
@@ -35,7 +37,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use zbus::address::transport::{Transport, UnixSocket};
@@ -49,7 +50,7 @@ use crate::status::Snapshot;
 use access::Access;
 use announce::announce;
 use calls::Calls;
-use handshake::{Handshake, Heard};
+use handshake::{Handshake, welcome};
 use job_object::JobObject;
 use limits::HANDSHAKE_TIME;
 use manager_object::ManagerObject;
@@ -172,26 +173,6 @@ async fn serve_client(mut stream: UnixStream, uid: u32, place: ClientPlace, hand
     match builder.build().await {
         Ok(connection) => follow(&connection, &access, &handle, shown, None).await,
         Err(error) => tracing::debug!(error = %error, "a control connection ended early"),
-    }
-}
-
-/// Performs the handshake with a client. Returns the bytes after it that were read already, or
-/// `None` if the client has not kept to the protocol.
-async fn welcome(stream: &mut UnixStream, mut handshake: Handshake) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = [0; 512];
-    loop {
-        let length = stream.read(&mut bytes).await?;
-        if length == 0 {
-            return Ok(None);
-        }
-        for (index, &byte) in bytes[..length].iter().enumerate() {
-            match handshake.take(byte) {
-                Heard::More => {}
-                Heard::Answer(answer) => stream.write_all(answer.as_bytes()).await?,
-                Heard::Begun => return Ok(Some(bytes[index + 1..length].to_vec())),
-                Heard::Nonsense => return Ok(None),
-            }
-        }
     }
 }
 

@@ -2,6 +2,8 @@
 //! tables.
 
 pub mod certificates;
+#[cfg(any(test, feature = "internals"))]
+pub mod check;
 pub mod listeners;
 mod process;
 mod sieve;

@@ -4,9 +4,36 @@
 //! The kernel has told who the client is, so the only mechanism is EXTERNAL: the client may say the
 //! number of its user, which must be the right one. File descriptors cannot be passed, because no
 //! method takes one. [`Handshake`] takes one byte after the other and does nothing else; what it
-//! keeps has the length of one line.
+//! keeps has the length of one line. [`welcome`] is the shell around it.
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::limits::HANDSHAKE_BYTES;
+
+/// Performs the handshake with a client. Returns the bytes after it that were read already, or
+/// `None` if the client has not kept to the protocol.
+pub(super) async fn welcome(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    mut handshake: Handshake,
+) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = [0; 512];
+    loop {
+        let length = stream.read(&mut bytes).await?;
+        if length == 0 {
+            return Ok(None);
+        }
+        for (index, &byte) in bytes[..length].iter().enumerate() {
+            match handshake.take(byte) {
+                Heard::More => {}
+                Heard::Answer(answer) => stream.write_all(answer.as_bytes()).await?,
+                Heard::Begun => return Ok(Some(bytes[index + 1..length].to_vec())),
+                Heard::Nonsense => return Ok(None),
+            }
+        }
+    }
+}
 
 /// The handshake of one client, as far as it has come.
 #[derive(Debug)]

@@ -11,9 +11,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::net::Shutdown;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedWriteHalf;
 use zbus::Message;
 use zbus::connection::socket::{BoxedSplit, ReadHalf, Split, WriteHalf};
 use zbus::export::async_trait::async_trait;
@@ -45,14 +45,7 @@ pub(super) fn on_bus(socket: UnixStream, calls: Calls) -> BoxedSplit {
 fn transport(socket: UnixStream, frames: Frames, uid: Option<u32>, calls: Calls) -> BoxedSplit {
     let (from, to) = socket.into_split();
     let calls = Arc::new(calls);
-    let reader = Reader {
-        frames: FrameReader {
-            socket: from,
-            frames,
-            uid,
-        },
-        calls: calls.clone(),
-    };
+    let reader = BoundedReader::new(from, frames, uid, calls.clone());
     let writer = Writer {
         socket: to,
         uid,
@@ -61,15 +54,54 @@ fn transport(socket: UnixStream, frames: Frames, uid: Option<u32>, calls: Calls)
     Split::new(Box::new(reader), Box::new(writer))
 }
 
+/// What bytes come from: a socket, or what a check has in its place.
+pub(super) trait ByteSource:
+    AsyncRead + Unpin + Send + Sync + std::fmt::Debug + 'static
+{
+}
+
+impl<S: AsyncRead + Unpin + Send + Sync + std::fmt::Debug + 'static> ByteSource for S {}
+
 /// The reading half: messages that are not too long, and calls that have a place.
 #[derive(Debug)]
-struct Reader {
-    frames: FrameReader,
+pub(super) struct BoundedReader<S> {
+    frames: FrameReader<S>,
     calls: Arc<Calls>,
 }
 
+impl<S: ByteSource> BoundedReader<S> {
+    /// Makes the reading half of a connection to the client of a user, or to a bus (`None`).
+    pub(super) fn new(
+        source: S,
+        frames: Frames,
+        uid: Option<u32>,
+        calls: Arc<Calls>,
+    ) -> BoundedReader<S> {
+        BoundedReader {
+            frames: FrameReader {
+                source,
+                frames,
+                uid,
+            },
+            calls,
+        }
+    }
+
+    /// Returns true if the handshake with the bus has not ended.
+    #[cfg(any(test, feature = "internals"))]
+    pub(super) fn is_greeting(&self) -> bool {
+        self.frames.frames.is_greeting
+    }
+
+    /// Returns true if what was read ends with the end of a message.
+    #[cfg(any(test, feature = "internals"))]
+    pub(super) fn is_between(&self) -> bool {
+        self.frames.frames.is_between()
+    }
+}
+
 #[async_trait]
-impl ReadHalf for Reader {
+impl<S: ByteSource> ReadHalf for BoundedReader<S> {
     async fn receive_message(
         &mut self,
         seq: u64,
@@ -107,13 +139,13 @@ fn is_io(error: &zbus::Error) -> bool {
 
 /// The reading half below the calls: bytes that never leave the bounds of a message.
 #[derive(Debug)]
-struct FrameReader {
-    socket: OwnedReadHalf,
+struct FrameReader<S> {
+    source: S,
     frames: Frames,
     uid: Option<u32>,
 }
 
-impl FrameReader {
+impl<S: ByteSource> FrameReader<S> {
     /// Returns true if more than one client speaks through the connection.
     fn is_shared(&self) -> bool {
         self.uid.is_none()
@@ -121,7 +153,7 @@ impl FrameReader {
 
     async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.frames.ahead.is_empty() {
-            return self.socket.read(buffer).await;
+            return self.source.read(buffer).await;
         }
         let length = buffer.len().min(self.frames.ahead.len());
         buffer[..length].copy_from_slice(&self.frames.ahead[..length]);
@@ -173,7 +205,7 @@ impl FrameReader {
 }
 
 #[async_trait]
-impl ReadHalf for FrameReader {
+impl<S: ByteSource> ReadHalf for FrameReader<S> {
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
         let length = if self.frames.is_greeting {
             // The bus answers the handshake with one line, and messages follow it at once.
@@ -199,7 +231,7 @@ impl ReadHalf for FrameReader {
 
 /// Where the messages in a stream of bytes begin and end.
 #[derive(Debug)]
-struct Frames {
+pub(super) struct Frames {
     /// Bytes that were read before their turn.
     ahead: Vec<u8>,
     /// The handshake with the bus has not ended.
@@ -214,7 +246,9 @@ struct Frames {
 }
 
 impl Frames {
-    fn of_client(ahead: Vec<u8>) -> Frames {
+    /// Begins with a client whose handshake has ended. `ahead` are the bytes after it that were
+    /// read with it.
+    pub(super) fn of_client(ahead: Vec<u8>) -> Frames {
         Frames {
             ahead,
             is_greeting: false,
@@ -225,7 +259,8 @@ impl Frames {
         }
     }
 
-    fn on_bus() -> Frames {
+    /// Begins with a bus, before the handshake.
+    pub(super) fn on_bus() -> Frames {
         Frames {
             is_greeting: true,
             ..Frames::of_client(Vec::new())

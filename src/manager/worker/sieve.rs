@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use crate::ipc::{EndpointId, FromWorker};
 
-/// How many messages in a second a worker may send, and how many at once. A worker sends its counts
-/// five times a second, and reports everything that it knows when a manager connects.
-const STEADY: f64 = 200.0;
-const AT_ONCE: f64 = 1000.0;
+/// How many messages in a second a worker may send. It sends its counts five times a second.
+pub(super) const STEADY: f64 = 200.0;
+
+/// How many messages a worker may send at once. It reports everything that it knows when a manager
+/// connects.
+pub(super) const AT_ONCE: f64 = 1000.0;
 
 /// How many more these are for each instance. A worker probes an instance that starts at most ten
 /// times in the first second.
-const PER_ENDPOINT: f64 = 10.0;
+pub(super) const PER_ENDPOINT: f64 = 10.0;
 
 /// How many counts of instances are one message.
 const COUNTS_OF_MESSAGE: usize = 64;
@@ -127,7 +129,8 @@ impl Sieve {
     }
 }
 
-fn price(message: &FromWorker) -> f64 {
+/// Returns how many messages of the allowance a message costs.
+pub(super) fn price(message: &FromWorker) -> f64 {
     match message {
         FromWorker::Counts { endpoints, .. } => (1 + endpoints.len() / COUNTS_OF_MESSAGE) as f64,
         _ => 1.0,
@@ -140,23 +143,7 @@ mod tests {
 
     use super::*;
     use crate::ipc::{BoundCounts, EndpointCounts};
-
-    const KNOWN: WorkerKnowledge = WorkerKnowledge {
-        table: 5,
-        ping: 3,
-        endpoints: 4,
-        serving: false,
-        draining: false,
-    };
-
-    fn expected(endpoint: EndpointId) -> ExpectedReport {
-        match endpoint.0 {
-            1 => ExpectedReport::Probed,
-            2 => ExpectedReport::Health,
-            3 => ExpectedReport::Idle,
-            _ => ExpectedReport::Nothing,
-        }
-    }
+    use crate::manager::worker::check::{KNOWN, expected, take_in};
 
     fn probed(id: u64) -> FromWorker {
         FromWorker::Probed {
@@ -333,32 +320,7 @@ mod tests {
             serving in any::<bool>(),
             draining in any::<bool>(),
         ) {
-            let start = Instant::now();
-            let mut now = start;
-            let mut sieve = Sieve::new(start);
-            let knowledge = WorkerKnowledge { serving, draining, ..KNOWN };
-            let (mut taken, mut replaced) = (0.0, 0);
-            for (message, milliseconds) in messages {
-                now += Duration::from_millis(milliseconds);
-                match sieve.judge(now, &message, knowledge, expected) {
-                    Judgement::Take => {
-                        prop_assert!(replaced == 0, "nothing is taken from a distrusted worker");
-                        taken += price(&message);
-                        match message {
-                            FromWorker::Idle(id) => prop_assert_eq!(id.0, 3),
-                            FromWorker::Probed { endpoint, .. } => prop_assert_eq!(endpoint.0, 1),
-                            FromWorker::Health { endpoint, .. } => prop_assert_eq!(endpoint.0, 2),
-                            _ => {}
-                        }
-                    }
-                    Judgement::Ignore => {}
-                    Judgement::Replace => replaced += 1,
-                }
-            }
-            let seconds = (now - start).as_secs_f64();
-            let endpoints = KNOWN.endpoints as f64 * PER_ENDPOINT;
-            prop_assert!(taken <= AT_ONCE + endpoints + seconds * (STEADY + endpoints) + 1.0);
-            prop_assert!(replaced <= 1);
+            take_in(WorkerKnowledge { serving, draining, ..KNOWN }, messages);
         }
     }
 }

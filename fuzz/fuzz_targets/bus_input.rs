@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../bounded.rs"]
+mod bounded;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| smoothserve::manager::bus_input(input));
