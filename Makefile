@@ -20,7 +20,7 @@ MANUAL = target/manual
 # The program that writes the manual. Not --release: it runs once, for a moment.
 MANUAL_WRITER ?= $(CARGO) run --locked --quiet --package smoothserve-manual --
 
-.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus build manual install deb install-needs deny minimum-rust
+.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus attack build manual install deb install-needs deny minimum-rust
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 32
@@ -76,13 +76,16 @@ bench-growth: ## Measure what becomes of the costs with many hosts, services, in
 	./target/release/bench growth benches/RESULTS.md
 
 fuzz: FUZZ_SECONDS = 60
-fuzz: ## Look for input that the proxy misreads, with each fuzz target for so long (FUZZ_SECONDS=)
+fuzz: ## Look for input that the proxy or the manager misreads, with each fuzz target for so long (FUZZ_SECONDS=)
 	@./scripts/install-needs c++:g++
 	./scripts/fuzz $(FUZZ_SECONDS)
 
 fuzz-corpus: ## Keep the least of all input so far that reaches as much of the code
 	@./scripts/install-needs c++:g++
 	./scripts/fuzz minimise
+
+attack: install-needs ## Run the tests of the threats in docs/security.md beside clients that may not wait (`make check` does not time them)
+	./scripts/attack
 
 bench-instructions: ## Count the instructions of routing and rewriting, compare with those kept (SAVE=--save)
 	@./scripts/install-needs valgrind:valgrind

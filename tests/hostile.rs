@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
 use smoothserve::ipc::{BoundCounts, EndpointCounts, EndpointId, FromWorker};
-use smoothserve_kit::{Build, Home, PATIENCE, Smoothserve, Start, free_port, programs, write};
+use smoothserve_kit::{
+    Build, Bystander, Home, PATIENCE, Smoothserve, Start, free_port, local, programs, write,
+};
 
 /// A smoothserve whose service `shop` starts and never becomes ready, and whose worker is taken
 /// over.
@@ -21,6 +23,8 @@ struct TakenOver {
     socket: UnixStream,
     /// The number of the instance that starts.
     instance: u64,
+    /// Asks the manager. The worker serves nobody, since it is taken over.
+    bystander: Bystander,
 }
 
 /// Returns false if this test cannot take over a worker.
@@ -51,12 +55,16 @@ impl TakenOver {
         // From here on the worker does only what this test does for it.
         rustix::process::kill_process(worker, Signal::STOP).unwrap();
         let socket = connection_to_manager(worker, &server);
+        server.confine();
+        let mut bystander = Bystander::of_manager(&server.bus());
+        bystander.is_served().await;
         TakenOver {
             server,
             app,
             worker: TakenWorker(worker),
             socket,
             instance,
+            bystander,
         }
     }
 
@@ -68,7 +76,9 @@ impl TakenOver {
     }
 
     /// Waits until the manager has another worker, which serves.
-    async fn ends_in_replacement(self) {
+    async fn ends_in_replacement(mut self) {
+        self.bystander.is_served().await;
+        self.bystander.end();
         self.server.says("worker ended, starting another").await;
         assert!(self.server.status().await.is_some());
         self.app.replace(&Build::good("2"));
@@ -177,6 +187,8 @@ async fn what_a_worker_says_is_cut_and_too_much_at_once_is_not_read() {
     scene.server.says("over the limit of 8388608").await;
     let status = scene.server.status().await;
     assert!(status.is_some());
+    scene.bystander.is_served().await;
+    scene.bystander.end();
     scene.worker.kill();
     scene.server.says("worker started pid=").await;
     scene.server.assert_small();
@@ -253,9 +265,17 @@ async fn output_that_nobody_reads_holds_nobody_up() {
     let script = "#!/bin/sh\nhead -c 5000000 /dev/zero | tr '\\0' 'x' | fold -w 100\necho; \
                   echo done > seen.new; mv seen.new seen; exec sleep 1000\n";
     let home = home_with_script(script, "ready: notify\nstart_timeout: 10m\n");
+    let port = free_port();
+    home.add_shop("web", port, "");
     let seen = home.app("shop").folder().join("seen");
     let (reader, writer) = std::io::pipe().unwrap();
     let server = Smoothserve::spawn_with(programs!(), home, None, |command| command.stderr(writer));
+    server.running("web").await;
+    server.confine();
+    let mut bystanders = [
+        Bystander::of_shop(local(port), "web.example"),
+        Bystander::of_manager(&server.bus()),
+    ];
     // The instance writes 50,000 lines, and the manager answers all the time.
     let done = async {
         while !seen.exists() {
@@ -266,6 +286,12 @@ async fn output_that_nobody_reads_holds_nobody_up() {
     tokio::time::timeout(PATIENCE, done)
         .await
         .expect("the instance goes on");
+    for bystander in &mut bystanders {
+        bystander.is_served().await;
+    }
+    for bystander in bystanders {
+        bystander.end();
+    }
     server.assert_small();
     // From here on somebody reads, and is told how many lines were lost.
     let (tell, told) = tokio::sync::oneshot::channel();

@@ -1,5 +1,5 @@
 //! What any user of the machine can do to the private socket and over a bus: nothing grows without
-//! a bound, and root is served meanwhile.
+//! a bound, and root and the clients of a service are served meanwhile.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Uid;
-use smoothserve_kit::{PATIENCE, Smoothserve};
+use smoothserve_kit::{Bystander, PATIENCE, Smoothserve, local};
 use zbus::Message;
 use zbus::message::Flags;
 
@@ -47,12 +47,46 @@ fn connect(socket: &Path, uid: u32) -> std::io::Result<UnixStream> {
     Ok(stream)
 }
 
-async fn scene() -> Scene {
-    let scene = Scene::new("").await;
-    for folder in [scene.server.home.path(), &scene.server.home.run()] {
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+/// A smoothserve with few resources, and bystanders that it has to serve to the end.
+struct Siege {
+    scene: Scene,
+    bystanders: [Bystander; 2],
+}
+
+impl Siege {
+    async fn begin() -> Siege {
+        let scene = Scene::new("").await;
+        for folder in [scene.server.home.path(), &scene.server.home.run()] {
+            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        scene.server.confine();
+        let mut bystanders = [
+            Bystander::of_shop(local(scene.port), "shop.example"),
+            Bystander::of_manager(&scene.server.bus()),
+        ];
+        for bystander in &mut bystanders {
+            bystander.is_served().await;
+        }
+        Siege { scene, bystanders }
     }
-    scene
+
+    /// Checks that the manager answers and is small.
+    async fn holds(&self) {
+        assert!(self.scene.server.status().await.is_some());
+        self.scene.server.assert_small();
+    }
+
+    /// Checks that everybody is served up to the end.
+    async fn end(mut self) {
+        self.holds().await;
+        for bystander in &mut self.bystanders {
+            bystander.is_served().await;
+        }
+        for bystander in self.bystanders {
+            bystander.end();
+        }
+        self.scene.server.stop().await;
+    }
 }
 
 fn call(member: &str, flags: Option<Flags>) -> Message {
@@ -83,20 +117,10 @@ fn descriptors(server: &Smoothserve) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
 
-async fn assert_served(scene: &Scene) {
-    assert!(scene.server.status().await.is_some());
-    scene.server.assert_small();
-}
-
-/// Ends a scene in which the manager has to be small and to answer up to the end.
-async fn end(scene: Scene) {
-    assert_served(&scene).await;
-    scene.server.stop().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_only_announced_gets_no_room() {
-    let scene = scene().await;
+    let siege = Siege::begin().await;
+    let scene = &siege.scene;
     let bus = scene.server.bus();
     let mut strangers: Vec<_> = (0..32).map(|_| connect(&bus, NOBODY).unwrap()).collect();
     for stranger in &mut strangers {
@@ -117,12 +141,13 @@ async fn a_message_that_is_only_announced_gets_no_room() {
     }
     let said = "a D-Bus message is too long, not read";
     scene.server.says(said).await;
-    end(scene).await;
+    siege.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_closed_and_root_is_served_meanwhile() {
-    let scene = scene().await;
+    let siege = Siege::begin().await;
+    let scene = &siege.scene;
     let bus = scene.server.bus();
     // The largest answers that a stranger can ask for.
     let introspect = Message::method_call(SHOP, "Introspect")
@@ -135,17 +160,18 @@ async fn a_client_that_does_not_read_is_closed_and_root_is_served_meanwhile() {
         for stranger in &mut strangers {
             written += flood(stranger, introspect.data(), 2000);
         }
-        assert_served(&scene).await;
+        siege.holds().await;
     }
     assert!(written > 1 << 20, "only {written} bytes were taken");
     let said = "a D-Bus client does not read, closing its connection";
     scene.server.says(said).await;
-    end(scene).await;
+    siege.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_want_no_answer_are_bounded_too() {
-    let scene = scene().await;
+    let siege = Siege::begin().await;
+    let scene = &siege.scene;
     let mut stranger = connect(&scene.server.bus(), NOBODY).unwrap();
     let silent = call("Dump", Some(Flags::NO_REPLY_EXPECTED));
     for _ in 0..5_000 {
@@ -168,12 +194,13 @@ async fn calls_that_want_no_answer_are_bounded_too() {
         ErrorKind::WouldBlock,
         "nothing else has come"
     );
-    end(scene).await;
+    siege.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn descriptors_that_come_along_are_closed() {
-    let scene = scene().await;
+    let siege = Siege::begin().await;
+    let scene = &siege.scene;
     let mut stranger = connect(&scene.server.bus(), NOBODY).unwrap();
     let before = descriptors(&scene.server);
     let file = std::fs::File::open("/dev/null").unwrap();
@@ -189,7 +216,7 @@ async fn descriptors_that_come_along_are_closed() {
         assert!(stranger.read(&mut answer).unwrap() > 16);
     }
     assert!(descriptors(&scene.server) <= before + 2);
-    scene.server.stop().await;
+    siege.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,13 +225,14 @@ async fn one_user_does_not_take_the_places_of_others() {
         eprintln!("skipped: only root can be somebody else");
         return;
     }
-    let scene = scene().await;
+    let siege = Siege::begin().await;
+    let scene = &siege.scene;
     let bus = scene.server.bus();
     let strangers: Vec<_> = (0..32).map(|_| connect(&bus, NOBODY).unwrap()).collect();
     assert!(connect(&bus, NOBODY).is_err(), "one more is closed");
     scene.server.says("too many control connections").await;
     let other = connect(&bus, NOBODY - 1).expect("another user has places");
-    assert_served(&scene).await;
+    siege.holds().await;
     drop((strangers, other));
     let come_back = async {
         while connect(&bus, NOBODY).is_err() {
@@ -212,12 +240,13 @@ async fn one_user_does_not_take_the_places_of_others() {
         }
     };
     tokio::time::timeout(PATIENCE, come_back).await.unwrap();
-    scene.server.stop().await;
+    siege.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_handshake_is_closed() {
-    let scene = scene().await;
+    let siege = Siege::begin().await;
+    let scene = &siege.scene;
     for nonsense in [
         &b"\n"[..],
         b"GET / HTTP/1.1\r\n\r\n",
@@ -234,12 +263,13 @@ async fn what_is_no_handshake_is_closed() {
         assert_eq!(answer, b"");
     }
     assert!(!scene.server.log().contains("panicked"));
-    end(scene).await;
+    siege.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_over_the_bus_is_refused_and_others_are_answered() {
-    let scene = scene().await;
+    let siege = Siege::begin().await;
+    let scene = &siege.scene;
     let address = scene.daemon.address();
     let flooder = Client::on_bus(&address).await;
     let other = Client::on_bus(&address).await;
@@ -287,12 +317,13 @@ async fn a_flood_over_the_bus_is_refused_and_others_are_answered() {
     let done = tokio::time::timeout(PATIENCE, reading).await;
     let done = done.expect("every call gets an answer or is refused");
     assert!(done > 0 && sending.await.unwrap() == 5000);
-    end(scene).await;
+    siege.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_message_over_the_bus_is_not_read_and_the_next_one_is() {
-    let scene = scene().await;
+    let siege = Siege::begin().await;
+    let scene = &siege.scene;
     let client = Client::on_bus(&scene.daemon.address()).await;
     let name = "x".repeat(20 << 20);
     for _ in 0..3 {
@@ -308,5 +339,5 @@ async fn a_long_message_over_the_bus_is_not_read_and_the_next_one_is() {
     let said = "a D-Bus message is too long, not read";
     scene.server.says(said).await;
     assert!(!scene.server.log().contains("the bus has gone away"));
-    end(scene).await;
+    siege.end().await;
 }

@@ -1,27 +1,26 @@
 //! What strangers can make grow: connections and requests, until a worker with few descriptors is
-//! at its bounds. Meanwhile well-behaved clients of another service are served, and its instances
+//! at its bounds. Meanwhile a well-behaved client of another service is served, and its instances
 //! are probed.
 
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 use smoothserve::ipc::EndpointState::{Active, Draining, Probing};
-use smoothserve::ipc::{
-    Address, BoundCounts, EndpointId, FromWorker, Host, ListenerId, Probe, Protocol, Route,
-    WireEndpoint, WireService, WireTable,
-};
+use smoothserve::ipc::{BoundCounts, EndpointId, FromWorker, WireEndpoint, WireTable};
+use smoothserve_kit::{Bystander, Shop};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::frames::{self, END_HEADERS, HEADERS, Outcome, block, frame};
 use crate::kit::{
-    Client, Instance, Manager, Worker, endpoint, first, listen, listener, ok, service, table,
+    Client, Instance, Manager, Worker, endpoint, endpoint_at, first, listen, listener, ok, service,
+    table,
 };
-use crate::peers::Peer;
+use crate::peers::{Peer, limit_memory, of_host};
 
 /// How many descriptors the worker has.
 const DESCRIPTORS: u32 = 512;
@@ -34,54 +33,56 @@ const TO_INSTANCES: usize = 258;
 const GOOD: EndpointId = EndpointId(1);
 const ATTACKED: EndpointId = EndpointId(2);
 
-/// A worker with two services: `a.example`, whose clients are well-behaved, and `attacked`, whose
+/// A worker with two services: `a.example`, whose client is well-behaved, and `attacked`, whose
 /// instance takes everything and never answers.
 struct Siege {
     worker: Worker,
     manager: Manager,
     table: WireTable,
     address: SocketAddr,
-    _good: Instance,
+    /// The instance of `a.example`.
+    good: Shop,
     sink: Sink,
-    clients: GoodClients,
+    bystander: Bystander,
 }
 
 impl Siege {
     async fn new(threads: &str) -> Siege {
         allow_descriptors();
         let worker = start_limited(threads);
+        limit_memory(&worker);
         let mut manager = worker.connect().await;
         let (socket, address) = listen();
         manager.send_listener(1, &socket).await;
-        let (good, sink) = (Instance::start("good").await, Sink::start().await);
+        let (good, sink) = (Shop::start(), Sink::start().await);
         let mut attacked = of_host("attacked", vec![sink.endpoint()]);
         attacked.handling.queue_timeout = Duration::from_millis(200);
         let services = vec![
-            of_host("a.example", vec![endpoint(GOOD.0, &good, Active)]),
+            of_host("a.example", vec![endpoint_at(GOOD.0, good.address, Active)]),
             attacked,
         ];
         let table = table(1, vec![listener(1, address)], services);
         manager.apply(&table).await;
-        let mut clients = GoodClients::start(address);
-        clients.are_served().await;
+        let mut bystander = Bystander::of_shop(address, "a.example");
+        bystander.is_served().await;
         Siege {
             worker,
             manager,
             table,
             address,
-            _good: good,
+            good,
             sink,
-            clients,
+            bystander,
         }
     }
 
-    /// Checks that the well-behaved clients are served and that probes succeed, while the worker is
+    /// Checks that the well-behaved client is served and that probes succeed, while the worker is
     /// at its bounds.
     async fn holds(&mut self) {
-        self.clients.are_served().await;
-        let new = Instance::start("good").await;
+        self.bystander.is_served().await;
+        let new = Shop::start();
         self.table.number += 1;
-        let probed = endpoint(3, &new, Probing);
+        let probed = endpoint_at(3, new.address, Probing);
         first(&mut self.table).endpoints.push(probed);
         self.manager.apply(&self.table).await;
         let endpoint = EndpointId(3);
@@ -102,7 +103,7 @@ impl Siege {
         assert!(failed.is_empty(), "{failed:?}");
         let descriptors = self.descriptors();
         assert!(descriptors < DESCRIPTORS as usize, "{descriptors}");
-        self.clients.are_served().await;
+        self.bystander.is_served().await;
         // With a rollout, nothing is lost either.
         self.table.number += 1;
         let endpoints = &mut first(&mut self.table).endpoints;
@@ -113,7 +114,8 @@ impl Siege {
         if !self.manager.log.contains(&idle) {
             self.manager.wait_for_message(&idle).await;
         }
-        self.clients.are_served().await;
+        self.bystander.is_served().await;
+        self.good = new;
     }
 
     /// Returns how many descriptors the worker has open.
@@ -140,19 +142,6 @@ async fn wait_for_bounds(manager: &mut Manager, wanted: impl Fn(&BoundCounts) ->
         _ => None,
     };
     manager.wait_for(counts).await;
-}
-
-/// Makes a service for one host.
-fn of_host(host: &str, endpoints: Vec<WireEndpoint>) -> WireService {
-    WireService {
-        routes: vec![Route {
-            listener: ListenerId(1),
-            host: Host::Exact(host.to_owned()),
-            path: "/".to_owned(),
-            strip: 0,
-        }],
-        ..service(host, endpoints)
-    }
 }
 
 /// Lets this process open as many descriptors as it may.
@@ -197,72 +186,11 @@ impl Sink {
     }
 
     fn endpoint(&self) -> WireEndpoint {
-        WireEndpoint {
-            id: ATTACKED,
-            address: Address::Tcp(self.address),
-            state: Active,
-            protocol: Protocol::default(),
-            probe: Probe::Connect,
-        }
+        endpoint_at(ATTACKED.0, self.address, Active)
     }
 
     fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst) as usize
-    }
-}
-
-/// Clients each of whose requests must be answered by the right instance. One has an address of its
-/// own and keeps its connection, the other opens a connection for each request.
-struct GoodClients {
-    tasks: JoinSet<()>,
-    answered: [Arc<AtomicU32>; 2],
-    stop: Arc<AtomicBool>,
-}
-
-impl GoodClients {
-    fn start(address: SocketAddr) -> GoodClients {
-        let answered: [Arc<AtomicU32>; 2] = Default::default();
-        let stop = Arc::<AtomicBool>::default();
-        let mut tasks = JoinSet::new();
-        for (keeps, answered) in [true, false].into_iter().zip(answered.clone()) {
-            let stop = stop.clone();
-            tasks.spawn(async move {
-                let mut client = Client::from([127, 1, 0, 1], address).await;
-                while !stop.load(Ordering::Relaxed) {
-                    if !keeps {
-                        client = Client::from([127, 1, 0, 2], address).await;
-                    }
-                    assert_eq!(client.get("/").await, ok("good"));
-                    answered.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        GoodClients {
-            tasks,
-            answered,
-            stop,
-        }
-    }
-
-    /// Waits until each client has got some more answers.
-    async fn are_served(&mut self) {
-        let counts = || {
-            let counts = self.answered.iter();
-            counts.map(|count| count.load(Ordering::Relaxed))
-        };
-        let wanted: Vec<u32> = counts().map(|count| count + 20).collect();
-        while counts().zip(&wanted).any(|(count, wanted)| count < *wanted) {
-            if let Some(ended) = self.tasks.try_join_next() {
-                ended.expect("every request is answered");
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Lets the clients end, and checks that none of them has met a fault.
-    async fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.tasks.join_all().await;
     }
 }
 
@@ -309,7 +237,7 @@ async fn unfinished_requests_over_http2_starve_nobody_else() {
     assert!((40..=TO_INSTANCES / 2 + 3).contains(&held), "{held}");
     siege.holds().await;
     drop(attackers);
-    siege.clients.end().await;
+    siege.bystander.end();
 }
 
 #[tokio::test]
@@ -332,7 +260,7 @@ async fn a_single_client_gets_a_third_of_the_room_for_requests() {
         .manager
         .wait_for_in_flight(ATTACKED, held as u32 + 1)
         .await;
-    siege.clients.end().await;
+    siege.bystander.end();
 }
 
 #[tokio::test]
@@ -351,7 +279,7 @@ async fn slow_uploads_over_http1_starve_nobody_else() {
     siege.holds().await;
     let held = siege.sink.connections();
     assert!((40..=CLIENTS / 2).contains(&held), "{held}");
-    siege.clients.end().await;
+    siege.bystander.end();
 }
 
 #[tokio::test]
@@ -366,7 +294,7 @@ async fn thousands_of_idle_connections_of_one_client_leave_room_for_others() {
     })
     .await;
     siege.holds().await;
-    siege.clients.end().await;
+    siege.bystander.end();
 }
 
 #[tokio::test]
@@ -380,7 +308,7 @@ async fn a_client_with_too_many_connections_is_told_so() {
         let stream = connect_from([127, 0, 0, 2], siege.address).await.unwrap();
         let mut client = Peer::new(stream);
         client
-            .send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            .send("GET /hello HTTP/1.1\r\nHost: a.example\r\n\r\n")
             .await;
         kill_process(siege.worker.pid(), Signal::CONT).unwrap();
         let response = client.receive_head().await;
@@ -393,7 +321,7 @@ async fn a_client_with_too_many_connections_is_told_so() {
     assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
     assert!(response.contains("\r\nRetry-After: 1\r\n"), "{response}");
     assert!(response.contains("\r\nConnection: close\r\n"), "{response}");
-    siege.clients.end().await;
+    siege.bystander.end();
 }
 
 /// Many clients, each with few connections, take all connections that there are. These are idle, so
@@ -410,7 +338,7 @@ async fn idle_connections_give_way_to_new_ones() {
     siege.holds().await;
     let mut closed = Peer::new(idle.remove(0));
     assert_eq!(closed.receive_all().await.0, "");
-    siege.clients.end().await;
+    siege.bystander.end();
 }
 
 /// A service with `max_in_flight: 1`, whose instance answers when the test says so.
@@ -557,8 +485,8 @@ async fn a_worker_without_descriptors_waits_at_rest() {
     use rustix::process::{Resource, Rlimit, prlimit};
     let siege = Siege::new("1").await;
     let mut client = Client::from([127, 0, 0, 1], siege.address).await;
-    assert_eq!(client.get("/").await, ok("good"));
-    siege.clients.end().await;
+    assert_eq!(client.get("/hello").await, ok("hello\n"));
+    siege.bystander.end();
     let pid = Some(siege.worker.pid());
     let few = Rlimit {
         current: Some(1),
@@ -573,14 +501,14 @@ async fn a_worker_without_descriptors_waits_at_rest() {
     let ticks = used() - begin;
     assert!(ticks < 30, "{ticks}");
     assert_eq!(
-        client.get("/").await,
-        ok("good"),
+        client.get("/hello").await,
+        ok("hello\n"),
         "an idle connection is at hand"
     );
     prlimit(pid, Resource::Nofile, before).unwrap();
     let mut waiting = Peer::new(waiting);
     waiting
-        .send("GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
+        .send("GET /hello HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
         .await;
     let response = waiting.receive_rest().await;
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");

@@ -1,7 +1,7 @@
 //! Attacks that are known to have brought down HTTP/2 servers, by the names under which they are
 //! known.
 //!
-//! During each attack and after it, another client is served, and the worker does not grow by more
+//! During each attack and after it, other clients are served, and the worker does not grow by more
 //! than [`MOST_GROWTH`].
 
 use smoothserve::ipc::EndpointState;
@@ -31,11 +31,13 @@ fn streams(count: u32) -> impl Iterator<Item = u32> {
 
 async fn attack(settings: &[(u16, u32)], act: impl AsyncFnOnce(&Scene, &mut Client)) {
     let mut scene = Scene::new().await;
+    let (_shop, mut bystander) = scene.stage.besiege().await;
     scene.serves_others("before").await;
     let before = scene.stage.worker_memory();
     let mut client = Client::connect(&scene.stage, settings).await;
     act(&scene, &mut client).await;
     scene.serves_others("meanwhile").await;
+    bystander.is_served().await;
     let growth = scene.stage.worker_memory().saturating_sub(before);
     assert!(
         growth < MOST_GROWTH,
@@ -43,6 +45,7 @@ async fn attack(settings: &[(u16, u32)], act: impl AsyncFnOnce(&Scene, &mut Clie
     );
     drop(client);
     scene.serves_others("afterwards").await;
+    bystander.end();
 }
 
 /// Checks that the worker has ended the connection with an error code.

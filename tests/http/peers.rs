@@ -3,15 +3,24 @@
 
 use std::net::SocketAddr;
 
+use rustix::process::{Resource, Rlimit, prlimit};
 use smoothserve::ipc::{
-    Address, EndpointId, EndpointState, Host, ListenerId, Probe, Protocol, Route, WireEndpoint,
-    WireService, WireTable,
+    EndpointState, Host, ListenerId, Route, WireEndpoint, WireService, WireTable,
 };
+use smoothserve_kit::{Bystander, Shop};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::kit::{Manager, PATIENCE, Worker, first, listen, listener, service, table};
+use crate::kit::{
+    Manager, PATIENCE, Worker, endpoint_at, first, listen, listener, route, service, table,
+};
+
+/// The most writable memory that a worker may have while it is attacked, in bytes.
+const MOST_MEMORY: u64 = 256 << 20;
+
+/// The number of the instance that bystanders ask.
+const OF_BYSTANDERS: u64 = 1000;
 
 /// A worker with one service for `a.example` and `*.any`, and the instances of that service.
 pub(crate) struct Stage {
@@ -78,6 +87,21 @@ impl Stage {
         figure.parse().unwrap()
     }
 
+    /// Bounds the worker's memory, and begins to ask another service, with an instance of its own,
+    /// which has to be served from now on.
+    pub(crate) async fn besiege(&mut self) -> (Shop, Bystander) {
+        limit_memory(&self.worker);
+        let shop = Shop::start();
+        let endpoint = endpoint_at(OF_BYSTANDERS, shop.address, EndpointState::Active);
+        let service = of_host("bystander.example", vec![endpoint]);
+        self.table.number += 1;
+        self.table.services.push(service.into());
+        self.manager.apply(&self.table).await;
+        let mut bystander = Bystander::of_shop(self.address, "bystander.example");
+        bystander.is_served().await;
+        (shop, bystander)
+    }
+
     /// Sets the state of all endpoints and applies the table.
     pub(crate) async fn set_state(&mut self, state: EndpointState) {
         self.table.number += 1;
@@ -104,6 +128,26 @@ impl Stage {
     }
 }
 
+/// Lets the worker have little writable memory of its own: without more, it aborts.
+pub(crate) fn limit_memory(worker: &Worker) {
+    let limit = Rlimit {
+        current: Some(MOST_MEMORY),
+        maximum: Some(MOST_MEMORY),
+    };
+    prlimit(Some(worker.pid()), Resource::Data, limit).unwrap();
+}
+
+/// Makes a service that gets the requests of the first listener for a host.
+pub(crate) fn of_host(host: &str, endpoints: Vec<WireEndpoint>) -> WireService {
+    WireService {
+        routes: vec![Route {
+            host: Host::Exact(host.to_owned()),
+            ..route(1)
+        }],
+        ..service(host, endpoints)
+    }
+}
+
 /// The listening socket of an instance, whose answers the test writes.
 pub(crate) struct Instance {
     socket: TcpListener,
@@ -119,13 +163,8 @@ impl Instance {
     }
 
     pub(crate) fn endpoint(&self, id: u64) -> WireEndpoint {
-        WireEndpoint {
-            id: EndpointId(id),
-            address: Address::Tcp(self.socket.local_addr().unwrap()),
-            state: EndpointState::Active,
-            protocol: Protocol::default(),
-            probe: Probe::Connect,
-        }
+        let address = self.socket.local_addr().unwrap();
+        endpoint_at(id, address, EndpointState::Active)
     }
 
     /// Waits for the next connection on which bytes arrive, which skips health checks: these send

@@ -27,10 +27,12 @@ const MANY: usize = 1500;
 /// that each connection needs at most `each` KiB.
 async fn bounded<T>(each: u64, connect: impl AsyncFnOnce(&mut Scene) -> Vec<T>) {
     let mut scene = Scene::new().await;
+    let (_shop, mut bystander) = scene.stage.besiege().await;
     scene.serves_others("before").await;
     let before = scene.stage.worker_memory();
     let connections = connect(&mut scene).await;
     scene.serves_others("meanwhile").await;
+    bystander.is_served().await;
     let growth = scene.stage.worker_memory().saturating_sub(before);
     let most = SLACK + each * connections.len() as u64;
     assert!(
@@ -40,6 +42,7 @@ async fn bounded<T>(each: u64, connect: impl AsyncFnOnce(&mut Scene) -> Vec<T>) 
     );
     drop(connections);
     scene.serves_others("afterwards").await;
+    bystander.end();
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Ordinary users of the machine who do their worst against the manager: it answers all the time,
 //! and its memory stays bounded.
 
-use smoothserve_kit::{Build, Start, machine};
+use smoothserve_kit::machine::{self, Machine};
+use smoothserve_kit::{Build, Bystander, Start};
 
 use crate::scene::Scene;
 
@@ -64,6 +65,26 @@ while time.monotonic() < end:
             clients.remove(client)
 "#;
 
+/// Lets the manager have few descriptors and little memory, once it is started.
+fn confine(machine: &Machine) {
+    machine.write(
+        "/etc/systemd/system/smoothserve.service.d/few.conf",
+        "[Service]\nLimitNOFILE=512\nMemoryMax=120M\n",
+    );
+}
+
+/// Begins to ask the shop and the manager, which have to answer to the end.
+async fn bystanders(scene: &Scene<'_>) -> [Bystander; 2] {
+    let mut bystanders = [
+        Bystander::of_shop(scene.address(), "shop.example"),
+        Bystander::of_manager(&scene.machine.path("/run/smoothserve/bus")),
+    ];
+    for bystander in &mut bystanders {
+        bystander.is_served().await;
+    }
+    bystanders
+}
+
 /// Runs a program as another user, in the background.
 fn in_background(unit: &str, user: &str, line: &str) -> String {
     format!(
@@ -75,7 +96,9 @@ fn in_background(unit: &str, user: &str, line: &str) -> String {
 fn nobody_but_an_instance_reports_its_readiness() {
     machine::test(async |machine| {
         machine.run("useradd --create-home ada");
+        confine(machine);
         let scene = Scene::start(machine, "ready: notify\nstart_timeout: 10m\n");
+        let bystanders = bystanders(&scene).await;
         let sockets = machine.run("stat -c '%a %U' /run/smoothserve/notify/*");
         assert_eq!(sockets, "600 www-data\n".repeat(3));
         machine.write("/usr/local/bin/flood", NOTIFY_FLOOD);
@@ -109,6 +132,9 @@ fn nobody_but_an_instance_reports_its_readiness() {
         scene.deploy(&Build::good("3"));
         machine.run("smoothctl restart shop");
         assert_eq!(scene.settled().ready(), 3);
+        for bystander in bystanders {
+            bystander.end();
+        }
         assert_eq!(scene.manager(), manager, "the watchdog is content");
         machine.run("systemctl stop notifier");
         let files = machine.run("ls /run/smoothserve/notify | wc -l");
@@ -154,8 +180,10 @@ fn children_report_the_readiness_of_their_instance_and_a_restart_loses_no_report
 fn a_flood_of_calls_slows_nobody_down() {
     machine::test(async |machine| {
         machine.run("useradd --create-home ada");
+        confine(machine);
         let scene = Scene::start(machine, "");
         machine.write("/usr/local/bin/flood", CALL_FLOOD);
+        let bystanders = bystanders(&scene).await;
         let manager = scene.manager();
         let pid = machine.outside(manager);
         machine.run(&in_background(
@@ -172,6 +200,9 @@ fn a_flood_of_calls_slows_nobody_down() {
             .success()
         {
             assert!(machine.run("smoothctl status").contains("shop"));
+        }
+        for bystander in bystanders {
+            bystander.end();
         }
         let log = machine.run("journalctl -t smoothserve");
         assert!(log.contains("a D-Bus message is too long"), "{log}");

@@ -270,9 +270,13 @@ async fn answer(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
 }
 
 pub(crate) fn endpoint(id: u64, instance: &Instance, state: EndpointState) -> WireEndpoint {
+    endpoint_at(id, instance.address, state)
+}
+
+pub(crate) fn endpoint_at(id: u64, address: SocketAddr, state: EndpointState) -> WireEndpoint {
     WireEndpoint {
         id: EndpointId(id),
-        address: Address::Tcp(instance.address),
+        address: Address::Tcp(address),
         state,
         protocol: Protocol::default(),
         probe: Probe::Connect,

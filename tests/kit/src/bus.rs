@@ -27,6 +27,17 @@ impl Bus {
         })
     }
 
+    /// Returns the names of all services.
+    pub async fn services(&self) -> zbus::Result<Vec<String>> {
+        let reply = self
+            .connection
+            .call_method(None::<&str>, MANAGER, Some(INTERFACE), "ListServices", &())
+            .await?;
+        let body = reply.body();
+        let services: Vec<(String, String, u32, u32, OwnedObjectPath)> = body.deserialize()?;
+        Ok(services.into_iter().map(|(name, ..)| name).collect())
+    }
+
     /// Calls a method that makes a job, and waits for the result of the job: `done`, `failed`, …
     pub async fn job(&self, method: &str, service: &str) -> zbus::Result<String> {
         let mut ended = pin!(self.ends());

@@ -6,10 +6,10 @@
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{Comparison, Pattern};
 
@@ -250,7 +250,25 @@ pub struct Connection {
 impl Connection {
     /// Connects to the server; `host` is the `Host` of all requests.
     pub async fn open(address: SocketAddr, host: &str) -> Result<Connection, Fault> {
-        let stream = TcpStream::connect(address).await.map_err(Fault::Connect)?;
+        let stream = TcpStream::connect(address).await;
+        Connection::over(stream.map_err(Fault::Connect)?, host)
+    }
+
+    /// Connects to the server from this address, which has to be one of IPv4.
+    pub async fn open_from(
+        client: IpAddr,
+        address: SocketAddr,
+        host: &str,
+    ) -> Result<Connection, Fault> {
+        let connect = async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((client, 0).into())?;
+            socket.connect(address).await
+        };
+        Connection::over(connect.await.map_err(Fault::Connect)?, host)
+    }
+
+    fn over(stream: TcpStream, host: &str) -> Result<Connection, Fault> {
         stream.set_nodelay(true).map_err(Fault::Connect)?;
         Ok(Connection {
             stream,

@@ -3,6 +3,7 @@
 
 mod build;
 pub mod bus;
+mod bystander;
 pub mod client;
 mod deploy;
 mod home;
@@ -16,11 +17,14 @@ mod place;
 pub mod processes;
 pub mod script;
 mod server;
+mod shop;
 pub mod websocket;
 
 pub use build::{Build, Start};
+pub use bystander::Bystander;
 pub use deploy::{App, install};
 pub use home::{Home, write};
 pub use pattern::{Checksum, Comparison, Pattern};
 pub use place::{example, free_port, free_ports, local};
 pub use server::{Instance, PATIENCE, Programs, Service, Smoothserve, Status, alone};
+pub use shop::Shop;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde::Deserialize;
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, MutexGuard};
@@ -144,6 +144,19 @@ impl Smoothserve {
     /// Returns the process number of the manager.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Lets the manager, and what it starts from now on, have few descriptors and little writable
+    /// memory: more than it needs, and less than an attack would take.
+    pub fn confine(&self) {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        for (resource, most) in [(Resource::Nofile, 512), (Resource::Data, 256 << 20)] {
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            };
+            prlimit(pid, resource, limit).expect("the manager is ours");
+        }
     }
 
     /// Panics if the manager has ever used more than 120,000 KiB of memory. An idle one has used
