@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 use smoothserve::ipc::EndpointState::{Active, Draining, Probing};
-use smoothserve::ipc::{BoundCounts, EndpointId, FromWorker, WireEndpoint, WireTable};
+use smoothserve::ipc::{Address, BoundCounts, EndpointId, FromWorker, WireEndpoint, WireTable};
 use smoothserve_kit::{Bystander, Shop};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;

@@ -218,7 +218,7 @@ fn files_that_are_none_make_nobody_wait() {
 #[test]
 fn an_environment_file_means_what_it_means_in_a_unit() {
     machine::test(async |machine| {
-        let (_scene, web) = Web::start(machine);
+        let (_scene, _web) = Web::start(machine);
         let odd = include_str!("../fixtures/odd.env");
         for text in [
             odd.to_owned(),

@@ -187,6 +187,7 @@ impl Serving {
             self.end(CLIENT_IDLE_LIMIT);
         }
         self.check_waste();
+        self.corked.begin_turn();
         loop {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => self.serve(request, respond),

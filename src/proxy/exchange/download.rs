@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
 use super::error::ProxyError;
@@ -306,6 +307,8 @@ async fn send_body(
         if body.is_end() {
             return Ok(());
         }
+        // A body may come in chunks of a byte, so a buffer of it can be long work.
+        consume_budget().await;
         if buffer.is_empty() {
             match flow.receive(instance, buffer).await {
                 Ok(0) => body.close().map_err(|_| flow.cut())?,

@@ -4,6 +4,8 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
+use tokio::task::coop::consume_budget;
+
 use super::flow::{ExchangeEnd, Flow, UploadState};
 use super::outgoing::Outgoing;
 use crate::proxy::http::http1::{FramingError, Refusal};
@@ -51,6 +53,8 @@ pub(crate) async fn upload(
             }
             flow.upload.set(UploadState::Sending);
         }
+        // A body may come in chunks of a byte, so a buffer of it can be long work.
+        consume_budget().await;
         let sent = outgoing.send_on(buffer, instance, moved).await;
         if sent.map_err(|error| flow.fail(error))?.is_err() {
             flow.upload.set(UploadState::Refused);

@@ -23,6 +23,10 @@ const MOST_COLLECTED: usize = 48 << 10;
 /// How many bytes a small response and its framing usually need.
 const USUAL: usize = 1 << 10;
 
+/// How many bytes the h2 crate may read before other connections of the thread have their turn. It
+/// handles each frame that it has read at once, and a frame may be as short as 9 bytes.
+const READ_IN_TURN: usize = 16 << 10;
+
 /// A connection with HTTP/2, as its task has it.
 pub(crate) struct Corked {
     transport: Transport,
@@ -33,6 +37,8 @@ pub(crate) struct Corked {
     sent: Cell<usize>,
     /// True if bytes were sent since the last call of [`Corked::has_moved`].
     moved: Cell<bool>,
+    /// How many more bytes may be read in this turn.
+    readable: Cell<usize>,
 }
 
 /// The same connection in the form that the h2 crate reads from and writes to.
@@ -47,7 +53,13 @@ impl Corked {
             collected: RefCell::default(),
             sent: Cell::new(0),
             moved: Cell::new(false),
+            readable: Cell::new(READ_IN_TURN),
         }
+    }
+
+    /// Begins a turn of the connection, in which a limited number of bytes may be read.
+    pub(crate) fn begin_turn(&self) {
+        self.readable.set(READ_IN_TURN);
     }
 
     /// Sends what was collected. Ready when all of it is sent.
@@ -93,6 +105,11 @@ impl AsyncRead for Cork {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let readable = self.0.readable.get();
+        if readable == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let mut received = self.0.received.borrow_mut();
         // Reads through a buffer of our own, because the buffer that is given would have to be
         // cleared first.
@@ -100,6 +117,8 @@ impl AsyncRead for Cork {
             ready!(received.poll_fill(&self.0.transport, cx))?;
         }
         let count = received.unread().len().min(buffer.remaining());
+        let count = count.min(readable);
+        self.0.readable.set(readable - count);
         buffer.put_slice(&received.unread()[..count]);
         received.consume(count);
         Poll::Ready(Ok(()))
