@@ -29,7 +29,7 @@ mod message;
 mod short_text;
 mod table;
 
-pub use bounds::BoundCounts;
+pub use bounds::{BoundCounts, Overload};
 pub use certificate::{CertificateId, Secret, WireCertificate};
 pub use channel::{Channel, ChannelError, MessageReceiver, MessageSender};
 pub use endpoint::{

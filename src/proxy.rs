@@ -39,6 +39,7 @@ mod connection;
 mod control;
 mod exchange;
 mod http;
+mod memory_limit;
 mod net;
 mod policy;
 mod root_folder;
@@ -137,7 +138,10 @@ impl Worker {
     pub fn prepare(options: &WorkerOptions) -> Result<Worker, WorkerError> {
         let control_socket = control_socket()?;
         let threads = thread_count(options)?;
-        let budget = Budget::new(raise_descriptor_limit()?, threads);
+        let budget = Budget {
+            memory: memory_limit::memory_budget(),
+            ..Budget::new(raise_descriptor_limit()?, threads)
+        };
         let confinement = sandbox::enter(&SandboxOptions {
             user: options.user.as_deref(),
             instances: options.instances.as_deref(),

@@ -29,7 +29,7 @@ pub struct Snapshot {
 }
 
 /// The proxy in a snapshot: all its workers together. The counters begin with each worker.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyStatus {
     /// Open client connections.
     pub connections: u32,
@@ -43,6 +43,21 @@ pub struct ProxyStatus {
     pub refused_connections: u64,
     /// How many idle client connections were closed to make room for others.
     pub closed_idle: u64,
+    /// How many bytes of memory are in use, in whole MiB.
+    #[serde(default)]
+    pub memory: u64,
+    /// How many bytes of memory may be in use.
+    #[serde(default)]
+    pub most_memory: u64,
+    /// What is done to need less memory, in words; `None` if enough is left.
+    #[serde(default)]
+    pub overload: Option<String>,
+    /// How many streams of HTTP/2 were refused because their connection held too much memory.
+    #[serde(default)]
+    pub refused_streams: u64,
+    /// How many busy client connections were closed because they held most of the memory.
+    #[serde(default)]
+    pub closed_largest: u64,
 }
 
 /// A service in a snapshot.

@@ -135,6 +135,7 @@ fn without_a_global_file_every_setting_has_its_default() {
     assert_eq!(config.default_user, "www-data");
     assert!(config.trusted_proxies.is_empty());
     assert_eq!((config.forwarded, config.max_connections), (false, None));
+    assert_eq!(config.proxy_memory_max, None);
     assert!(config.notes.is_empty(), "{:?}", config.notes);
     assert_eq!(config.services.keys().collect::<Vec<_>>(), ["shop"]);
     let shop = &config.services["shop"];
@@ -529,6 +530,16 @@ fn global_settings_are_read_and_checked() {
         .unwrap_err()
         .to_string();
     assert!(faults.contains("`max_connections` is `0`"), "{faults}");
+    let memory = |text: &str| load(with(&format!("proxy_memory_max: {text}\n")).path());
+    assert_eq!(memory("1.5G").unwrap().proxy_memory_max, Some(3 << 29));
+    for (text, wrong) in [
+        ("31M", "the proxy needs at least 32M"),
+        ("much", "give a size such as 512M or 1.5G"),
+    ] {
+        let faults = memory(text).unwrap_err().to_string();
+        let expected = format!("`proxy_memory_max` is `{text}`; {wrong}");
+        assert!(faults.contains(&expected), "{faults}");
+    }
 }
 
 #[test]

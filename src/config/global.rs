@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use super::fault::{Fault, Position};
-use super::fields::{Fields, Report};
+use super::fields::{Fields, Report, shorten};
+use super::limits::parse_size;
 use super::machine::{Against, Database, known};
 use super::raw::{self, Node, Value};
 use super::source::{Source, join};
@@ -23,6 +24,7 @@ pub const GLOBAL_KEYS: &[&str] = &[
     "trusted_proxies",
     "forwarded",
     "max_connections",
+    "proxy_memory_max",
     "log_level",
     "CommandPort",
     "ProxyAddr",
@@ -31,6 +33,9 @@ pub const GLOBAL_KEYS: &[&str] = &[
 
 /// Keys of an older version, which are accepted and have no effect.
 const UNUSED_KEYS: &[&str] = &["CommandPort", "ProxyAddr", "log"];
+
+/// The least that `proxy_memory_max` may be.
+const LEAST_MEMORY: u64 = 32 << 20;
 
 /// The value of `default_user` if the file does not set it.
 const DEFAULT_USER: &str = "www-data";
@@ -50,6 +55,8 @@ pub(super) struct Global {
     pub(super) forwarded: bool,
     /// The most client connections of each listener at a time.
     pub(super) max_connections: Option<u32>,
+    /// How many bytes of memory the proxy may use before it takes measures.
+    pub(super) proxy_memory_max: Option<u64>,
     /// Which messages are logged.
     pub(super) log_level: Option<LogLevel>,
 }
@@ -64,6 +71,7 @@ impl Global {
             trusted_proxies: Vec::new(),
             forwarded: false,
             max_connections: None,
+            proxy_memory_max: None,
             log_level: None,
         }
     }
@@ -145,6 +153,8 @@ fn fill(
         value::number(node.at, &text, key, 1..=10_000_000, report)
     });
     global.max_connections = connections.map(|most| most.value);
+    let memory = fields.get("proxy_memory_max", report, memory);
+    global.proxy_memory_max = memory.map(|most| most.value);
     let level = fields.get("log_level", report, |node, key, report| {
         if matches!(node.value, Value::List(_) | Value::Map(_)) {
             let kind = node.kind();
@@ -175,6 +185,19 @@ fn fill(
             unused.join(", ")
         ));
     }
+}
+
+/// Reads how much memory the proxy may use: `512M`.
+fn memory(node: &Node, key: &str, report: &mut Report<'_>) -> Option<u64> {
+    let text = value::text(node, key, report)?;
+    let wrong = match parse_size(&text) {
+        Some(bytes) if bytes < LEAST_MEMORY => "the proxy needs at least 32M",
+        Some(bytes) => return Some(bytes),
+        None => "give a size such as 512M or 1.5G",
+    };
+    let shown = shorten(&text);
+    report.at(node.at, format!("`{key}` is `{shown}`; {wrong}"));
+    None
 }
 
 fn check_folder(folder: &Path, at: Position, report: &mut Report<'_>) {

@@ -37,6 +37,9 @@ pub struct Config {
     /// The most client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
+    /// How many bytes of memory the proxy may use before it takes measures. `None`: half of what
+    /// there is.
+    pub proxy_memory_max: Option<u64>,
     /// Which messages are logged, unless the command line or the environment sets a level. `None`:
     /// the default.
     #[serde(default)]
@@ -135,6 +138,7 @@ fn config(global: Global, drafts: Vec<Draft>, notes: Vec<String>) -> Config {
         trusted_proxies: global.trusted_proxies,
         forwarded: global.forwarded,
         max_connections: global.max_connections,
+        proxy_memory_max: global.proxy_memory_max,
         log_level: global.log_level,
         services,
         notes,

@@ -82,7 +82,7 @@ fn beginning_with(
 fn services() -> Vec<CompletionCandidate> {
     let (send, answer) = mpsc::channel();
     // The whole program ends without waiting for a thread that has not ended.
-    thread::spawn(move || send.send(snapshot()));
+    thread::spawn(move || drop(send.send(snapshot())));
     let snapshot = answer
         .recv_timeout(LIMIT)
         .ok()

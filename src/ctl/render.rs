@@ -56,6 +56,11 @@ pub(super) fn overview(snapshot: &Snapshot) -> String {
     {
         text += &format!("\n{}\n", step(job));
     }
+    if let Some(measure) = &snapshot.proxy.overload {
+        let [memory, most] =
+            [snapshot.proxy.memory, snapshot.proxy.most_memory].map(|bytes| bytes >> 20);
+        text += &format!("\nproxy: {memory} of {most} MiB of memory in use: {measure}\n");
+    }
     text += &format!("\n{}\n", snapshot.summary);
     text
 }
@@ -358,7 +363,12 @@ restart shop 1/2: shop/2 starting
 
 1 service, 1/2 instances ready
 ";
-        assert_eq!(overview(&snapshot()), expected);
+        let mut snapshot = snapshot();
+        assert_eq!(overview(&snapshot), expected);
+        snapshot.proxy.overload = Some("accepting no connections".into());
+        (snapshot.proxy.memory, snapshot.proxy.most_memory) = (95 << 20, 100 << 20);
+        let measure = "\nproxy: 95 of 100 MiB of memory in use: accepting no connections\n";
+        assert!(overview(&snapshot).contains(measure));
     }
 
     #[test]

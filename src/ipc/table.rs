@@ -30,6 +30,10 @@ pub struct WireTable {
     /// The most client connections of each listener at a time. `None`: as many as there can be.
     #[serde(default)]
     pub max_connections: Option<u32>,
+    /// How many bytes of memory the worker may use before it takes measures. `None`: as many as it
+    /// has found at its start.
+    #[serde(default)]
+    pub max_memory: Option<u64>,
     /// The log level of the worker, as text: a worker takes a table also if it does not understand
     /// the level in it. `None`, from a manager that knows of no levels: the worker keeps its own.
     #[serde(default)]

@@ -7,7 +7,7 @@
 //!
 //! What strangers can use up is bounded: the [`budget`] divides the descriptors, a [`client_key`]
 //! is one client, a [`fair_queue`] lets clients wait by turns, and [`in_flight`] is the limit of a
-//! service.
+//! service. [`heap`] counts the memory that is in use, and [`memory`] says how much may be.
 //!
 //! This floor uses the messages of the manager (`ipc`) and the `policy` that a table compiles for
 //! each service, and no other part of the proxy.
@@ -17,7 +17,9 @@ pub(crate) mod budget;
 pub(crate) mod certificates;
 pub(crate) mod client_key;
 pub(crate) mod fair_queue;
+pub(crate) mod heap;
 pub(crate) mod in_flight;
+pub(crate) mod memory;
 pub(crate) mod router;
 pub(crate) mod spec;
 pub(crate) mod table;

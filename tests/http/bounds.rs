@@ -31,7 +31,7 @@ const CLIENTS: usize = 129;
 const TO_INSTANCES: usize = 258;
 
 const GOOD: EndpointId = EndpointId(1);
-const ATTACKED: EndpointId = EndpointId(2);
+pub(crate) const ATTACKED: EndpointId = EndpointId(2);
 
 /// A worker with two services: `a.example`, whose client is well-behaved, and `attacked`, whose
 /// instance takes everything and never answers.
@@ -136,7 +136,7 @@ fn start_limited(threads: &str) -> Worker {
 }
 
 /// Waits for counts that show bounds as they are `wanted`.
-async fn wait_for_bounds(manager: &mut Manager, wanted: impl Fn(&BoundCounts) -> bool) {
+pub(crate) async fn wait_for_bounds(manager: &mut Manager, wanted: impl Fn(&BoundCounts) -> bool) {
     let counts = |message: &FromWorker| match message {
         FromWorker::Counts { bounds, .. } => wanted(bounds).then_some(()),
         _ => None,
@@ -145,7 +145,7 @@ async fn wait_for_bounds(manager: &mut Manager, wanted: impl Fn(&BoundCounts) ->
 }
 
 /// Lets this process open as many descriptors as it may.
-fn allow_descriptors() {
+pub(crate) fn allow_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let current = limit.maximum;
@@ -153,14 +153,14 @@ fn allow_descriptors() {
 }
 
 /// An instance that takes all connections and answers nothing.
-struct Sink {
+pub(crate) struct Sink {
     address: SocketAddr,
     connections: Arc<AtomicU32>,
     _task: JoinSet<()>,
 }
 
 impl Sink {
-    async fn start() -> Sink {
+    pub(crate) async fn start() -> Sink {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let connections = Arc::new(AtomicU32::new(0));
@@ -185,16 +185,19 @@ impl Sink {
         }
     }
 
-    fn endpoint(&self) -> WireEndpoint {
+    pub(crate) fn endpoint(&self) -> WireEndpoint {
         endpoint_at(ATTACKED.0, self.address, Active)
     }
 
-    fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst) as usize
     }
 }
 
-async fn connect_from(client: [u8; 4], address: SocketAddr) -> std::io::Result<TcpStream> {
+pub(crate) async fn connect_from(
+    client: [u8; 4],
+    address: SocketAddr,
+) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((client, 0).into()).unwrap();
     socket.connect(address).await

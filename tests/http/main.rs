@@ -12,6 +12,7 @@ mod identity;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;
+mod memory;
 mod messages;
 mod paths;
 mod peers;

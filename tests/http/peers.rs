@@ -20,7 +20,7 @@ use crate::kit::{
 const MOST_MEMORY: u64 = 256 << 20;
 
 /// The number of the instance that bystanders ask.
-const OF_BYSTANDERS: u64 = 1000;
+pub(crate) const OF_BYSTANDERS: u64 = 1000;
 
 /// A worker with one service for `a.example` and `*.any`, and the instances of that service.
 pub(crate) struct Stage {
@@ -29,6 +29,15 @@ pub(crate) struct Stage {
     pub(crate) table: WireTable,
     pub(crate) address: SocketAddr,
     pub(crate) instances: Vec<Instance>,
+}
+
+/// Returns the private memory of a process, in KiB.
+pub(crate) fn memory_of(pid: rustix::process::Pid) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero()));
+    let rollup = rollup.unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let figure = line.unwrap().trim().trim_end_matches(" kB");
+    figure.parse().unwrap()
 }
 
 impl Stage {
@@ -78,13 +87,7 @@ impl Stage {
 
     /// Returns the private memory of the worker, in KiB.
     pub(crate) fn worker_memory(&self) -> u64 {
-        let pid = self.worker.pid();
-        let rollup =
-            std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero()));
-        let rollup = rollup.unwrap();
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let figure = line.unwrap().trim().trim_end_matches(" kB");
-        figure.parse().unwrap()
+        memory_of(self.worker.pid())
     }
 
     /// Bounds the worker's memory, and begins to ask another service, with an instance of its own,

@@ -91,6 +91,7 @@ impl Manager {
                 trusted_proxies: Vec::new(),
                 forwarded: false,
                 max_connections: None,
+                proxy_memory_max: None,
                 log_level: None,
                 services: BTreeMap::new(),
                 notes: Vec::new(),

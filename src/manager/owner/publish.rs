@@ -116,6 +116,11 @@ fn proxy_status(workers: &Workers) -> ProxyStatus {
         refused_requests: bounds.refused_requests,
         refused_connections: bounds.refused_connections,
         closed_idle: bounds.closed_idle,
+        memory: bounds.memory,
+        most_memory: bounds.most_memory,
+        overload: bounds.overload.words().map(Into::into),
+        refused_streams: bounds.refused_streams,
+        closed_largest: bounds.closed_largest,
     }
 }
 

@@ -180,6 +180,7 @@ impl Published {
             trusted_proxies: config.trusted_proxies.clone(),
             forwarded: config.forwarded,
             max_connections: config.max_connections,
+            max_memory: config.proxy_memory_max,
             log_level,
             listeners: table::listeners(services.values(), listeners, certificates),
             services: self.parts.values().cloned().collect(),

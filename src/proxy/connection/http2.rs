@@ -17,9 +17,11 @@
 //!
 //! What limits the load that a client can cause: the number of streams at a time
 //! ([`MOST_STREAMS`]); the size of a head, over all its CONTINUATION frames
-//! ([`LONGEST_REQUEST_HEAD`]); the windows, for unread bodies; [`MOST_UNSENT`] for the unsent
-//! response of each stream; [`MOST_WASTED`] for requests that are made only to be reset. The h2
-//! crate answers control frames one at a time.
+//! ([`LONGEST_REQUEST_HEAD`]); [`MOST_HEADS`] for the heads of all streams, of which the h2 crate
+//! keeps none, because it gets its bytes in pieces ([`Cork`]) between which all streams are taken;
+//! the windows, for unread bodies; [`MOST_UNSENT`] for the unsent response of each stream, and a
+//! bound for those of all streams ([`held`](crate::proxy::net::held)); [`MOST_WASTED`] for requests
+//! that are made only to be reset. The h2 crate answers control frames one at a time.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -29,18 +31,20 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
+use http::request::Parts;
 use tokio::sync::oneshot;
 
 use super::requests::{PARK_AFTER, serve_request};
+use crate::ipc::Overload;
 use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
 use crate::proxy::http::http1::LONGEST_REQUEST_HEAD;
 use crate::proxy::http::http2::incoming::STREAM_WINDOW;
 use crate::proxy::net::cork::{Cork, Corked};
 use crate::proxy::net::h2_stream::H2Stream;
+use crate::proxy::net::held::{MOST_HEADS, UnsentData};
 use crate::proxy::net::linger::LINGER_LIMIT;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
@@ -56,6 +60,14 @@ const MOST_STREAMS: u32 = 128;
 
 /// How many unread bytes all request bodies of one connection may have.
 const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// How many bytes the heads of all requests of a connection may have while the worker needs memory,
+/// instead of [`MOST_HEADS`]: those of a well-behaved client with a few
+/// requests at a time.
+const MOST_HEADS_IN_OVERLOAD: usize = 64 << 10;
+
+/// How many bytes a field counts beside its name and value (RFC 9113, section 10.5.1).
+const PER_FIELD: usize = 32;
 
 /// How many bytes of one response are held for a client that does not read.
 const MOST_UNSENT: usize = 64 << 10;
@@ -108,6 +120,7 @@ pub(crate) async fn serve(client: Client) {
         Some(Ok(connection)) => connection,
         Some(Err(_)) | None => return,
     };
+    corked.read_in_pieces();
     timer.set(CLIENT_IDLE_LIMIT);
     let mut serving = Serving {
         connection,
@@ -153,7 +166,7 @@ struct Record {
 
 /// A connection whose preface was received.
 struct Serving {
-    connection: Connection<Cork, Bytes>,
+    connection: Connection<Cork, UnsentData>,
     corked: Rc<Corked>,
     peer: Rc<Peer>,
     secure: bool,
@@ -201,10 +214,14 @@ impl Serving {
                     ready!(self.corked.poll_push(cx))?;
                     return Poll::Ready(Ok(()));
                 }
+                Poll::Pending if self.corked.read_on() => {}
                 Poll::Pending => break,
             }
         }
         let blocked = self.corked.poll_push(cx)?.is_pending();
+        if !blocked {
+            self.peer.held.is_flushed();
+        }
         let is_idle = !blocked && !self.connection.has_streams();
         if is_idle {
             self.corked.release();
@@ -270,13 +287,25 @@ impl Serving {
         }
     }
 
-    fn serve(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let stream = H2Stream::new(request, respond, self.secure);
+    fn serve(&self, request: Request<RecvStream>, mut respond: SendResponse<UnsentData>) {
+        let (head, body) = request.into_parts();
+        let view = &self.peer.view;
+        let most = match view.overload() < Overload::Streams {
+            true => MOST_HEADS,
+            false => MOST_HEADS_IN_OVERLOAD,
+        };
+        let Some(held) = self.peer.held.admit(decoded_size(&head), most) else {
+            view.room().counters().refuse_stream();
+            // The client may repeat a stream that was refused so.
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        };
+        let request = Request::from_parts(head, body);
+        let stream = H2Stream::new(request, respond, self.secure, self.peer.held.clone());
         let mut client = Client::new(stream.into(), self.peer.clone());
         let record = self.record.clone();
         tokio::task::spawn_local(async move {
             // The future is boxed, because a task is moved several times before it runs.
-            Box::pin(serve_request(&mut client)).await;
+            Box::pin(serve_request(&mut client, Some(held))).await;
             let count = match client.stream.is_answered() {
                 true => &record.answered,
                 false => &record.wasted,
@@ -284,6 +313,19 @@ impl Serving {
             count.set(count.get().saturating_add(1));
         });
     }
+}
+
+/// Returns the size of a head as RFC 9113 counts it, whatever it was compressed to.
+fn decoded_size(head: &Parts) -> usize {
+    let fields = head.headers.iter();
+    let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + PER_FIELD);
+    let authority = head.uri.authority().map_or(0, |name| name.as_str().len());
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or(0, |path| path.as_str().len());
+    // The pseudo-fields, whose names are a few bytes.
+    4 * PER_FIELD + authority + target + fields.sum::<usize>()
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::proxy::exchange::forward::forward;
 use crate::proxy::exchange::request::Request;
 use crate::proxy::http::headers::Persistence;
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, Version, too_long};
+use crate::proxy::net::held::HeldHead;
 use crate::proxy::net::linger::linger;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
@@ -72,7 +73,7 @@ pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client
             }
         }
         skipped = 0;
-        match Box::pin(serve_request(&mut client)).await {
+        match Box::pin(serve_request(&mut client, None)).await {
             Next::Request => {}
             Next::Close => return None,
             Next::Linger => {
@@ -89,13 +90,14 @@ pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client
 }
 
 /// Serves one request, and returns what happens to the connection next. A stream of HTTP/2 has only
-/// one request, and ignores the result.
-pub(super) async fn serve_request(client: &mut Client) -> Next {
+/// one request, and ignores the result; `held` counts its head already.
+pub(super) async fn serve_request(client: &mut Client, held: Option<HeldHead>) -> Next {
     let mut request = match read_request(client).await {
         Ok(Some(request)) => request,
         Ok(None) => return Next::Close,
         Err(error) => return refuse(client, error).await,
     };
+    request.outgoing.count(&client.peer.held, held);
     if request.binds_connection && client.stream.requires_http1() {
         return Next::Reset;
     }
@@ -166,6 +168,8 @@ async fn wait_for(client: &mut Client, limit: Duration) -> Waited {
 /// Reads the head of a request; `None` if the connection ends without one.
 async fn read_request(client: &mut Client) -> Result<Option<Request>, ProxyError> {
     let mut limited = false;
+    // Counts a head that comes in pieces.
+    let mut _held = None;
     let mut new_lines = !client.buffer.is_empty();
     loop {
         skip_empty_lines(client);
@@ -179,6 +183,9 @@ async fn read_request(client: &mut Client) -> Result<Option<Request>, ProxyError
         if before > 0 && !limited {
             limited = true;
             client.timer.set(HEAD_LIMIT);
+        }
+        if before > 0 {
+            _held = Some(client.peer.held.hold(client.buffer.size()));
         }
         let received = client.buffer.fill(&client.stream);
         match client.timer.limit(received).await {

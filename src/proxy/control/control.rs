@@ -23,15 +23,19 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::drain_signals::DrainSignals;
 use super::manager_link::{LinkFault, ManagerLink};
+use super::overload::OverloadGuard;
 use super::probe::{Finding, Probers};
 use super::quiescence::Quiescence;
 use super::sockets::Sockets;
 use super::worker_drain::{DrainTimes, WorkerDrain};
 use crate::ipc::{
-    BoundCounts, EndpointCounts, EndpointId, EndpointState, FromWorker, ToWorker, WireTable,
+    BoundCounts, EndpointCounts, EndpointId, EndpointState, FromWorker, Overload, ToWorker,
+    WireTable,
 };
+use crate::log_pace::LogPace;
 use crate::logging;
 use crate::proxy::shared::certificates::ListenerCertificates;
+use crate::proxy::shared::heap;
 use crate::proxy::shared::table::Table;
 use crate::proxy::shared::threads::{ThreadCommand, ThreadEvent, ThreadReport, Threads};
 
@@ -41,6 +45,16 @@ const COUNTS_INTERVAL: Duration = Duration::from_millis(200);
 /// How much each endpoint adds to the time between two reports of the counters, so that very long
 /// reports do not fill the channel.
 const COUNTS_INTERVAL_PER_ENDPOINT: Duration = Duration::from_micros(200);
+
+/// How often the overload guard looks at the memory in use.
+const CALM_LOOKS: Duration = Duration::from_millis(100);
+
+/// How often it looks while it takes measures.
+const BUSY_LOOKS: Duration = Duration::from_millis(20);
+
+/// The least time between two times when free memory is given back to the system. Meanwhile, the
+/// data threads may have to wait for the allocator.
+const TRIM_PAUSE: Duration = Duration::from_millis(500);
 
 /// The pause after the control socket failed to accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -73,6 +87,14 @@ pub(crate) struct Control {
     /// The connections and counters in the last report to the manager.
     counted: Option<(u32, BoundCounts, Vec<EndpointCounts>)>,
     next_counts: Instant,
+    overload: OverloadGuard,
+    next_look: Instant,
+    /// When free memory may be given back to the system again.
+    next_trim: Instant,
+    /// How often the beginning of an overload is logged.
+    overloads: LogPace,
+    /// True if the beginning of the present overload was logged.
+    overload_told: bool,
     drain: Option<WorkerDrain>,
     /// The number of the manager's last ping, and the threads that have not answered it yet.
     ping: (u64, BTreeSet<usize>),
@@ -105,6 +127,11 @@ impl Control {
             manager: None,
             counted: None,
             next_counts: Instant::now(),
+            overload: OverloadGuard::new(),
+            next_look: Instant::now(),
+            next_trim: Instant::now(),
+            overloads: LogPace::default(),
+            overload_told: false,
             drain: None,
             ping: (0, BTreeSet::new()),
             findings,
@@ -117,7 +144,7 @@ impl Control {
     pub(crate) async fn run(mut self, socket: UnixListener) -> Result<(), ControlError> {
         let mut signals = DrainSignals::new()?;
         while !self.is_drained() {
-            let next_counts = self.next_counts;
+            let (next_counts, next_look) = (self.next_counts, self.next_look);
             self.tell_only_tunnels();
             let until = self.drain_end();
             tokio::select! {
@@ -126,6 +153,7 @@ impl Control {
                 Some(report) = self.reports.recv() => self.note(report)?,
                 Some((endpoint, finding)) = self.findings.recv() => self.find(endpoint, finding),
                 () = sleep_until(next_counts), if self.manager.is_some() => self.count(),
+                () = sleep_until(next_look) => self.look_at_memory(),
                 () = signals.drain() => self.drain(&DrainTimes::OF_SIGNAL, "signal"),
                 () = wait_until(until) => {
                     let connections = self.threads.connections();
@@ -255,6 +283,7 @@ impl Control {
         self.certificates.keep(&named);
         self.threads
             .limit_connections(table.max_connections, table.listeners.len());
+        self.threads.memory().limit(table.max_memory);
         self.probers.follow(&before, &table).await;
         self.replaced.push(before);
         self.forget_findings(&table);
@@ -363,6 +392,55 @@ impl Control {
         if is_listening && self.counted != current {
             self.counted = current;
             self.say_counts();
+        }
+    }
+
+    /// Looks whether the worker uses too much memory, and has the data threads free some.
+    fn look_at_memory(&mut self) {
+        let memory = self.threads.memory();
+        let (in_use, most) = (heap::in_use(), memory.most());
+        let before = memory.overload();
+        let step = self.overload.look(in_use, most);
+        if step != before {
+            memory.set_overload(step);
+            self.log_overload(step, in_use, most);
+        }
+        let relief = self.overload.relief(in_use, most);
+        self.next_look = Instant::now()
+            + match relief {
+                Some(_) => BUSY_LOOKS,
+                None => CALM_LOOKS,
+            };
+        if let Some(relief) = relief {
+            // What is free counts for the system as long as the allocator keeps it.
+            if self.next_trim <= Instant::now() {
+                self.next_trim = Instant::now() + TRIM_PAUSE;
+                heap::trim();
+            }
+            for thread in 0..self.threads.count() {
+                self.command(thread, ThreadCommand::Relieve(relief));
+            }
+        }
+    }
+
+    /// Says that an overload has begun, has another step, or is over. Strangers can make these
+    /// messages come often, so they have a pace, and an end is logged only after a beginning that
+    /// was.
+    fn log_overload(&mut self, step: Overload, memory: u64, limit: u64) {
+        let Some(measure) = step.words() else {
+            if std::mem::take(&mut self.overload_told) {
+                tracing::info!(memory, limit, "memory suffices again");
+            }
+            return;
+        };
+        if self.overloads.due().is_some() {
+            self.overload_told = true;
+            tracing::warn!(
+                memory,
+                limit,
+                measure,
+                "too much memory in use (proxy_memory_max)"
+            );
         }
     }
 

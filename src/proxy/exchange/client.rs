@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::request::Request;
 use crate::proxy::http::headers::{Persistence, RequestSender};
 use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::held::Held;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
 use crate::proxy::view::drain::Drain;
@@ -57,6 +58,8 @@ pub(crate) struct Peer {
     pub(crate) behind_proxy: BehindProxy,
     /// True once the client is known to speak HTTP/1.
     pub(crate) speaks_http1: Cell<bool>,
+    /// What the connection holds of the worker's memory.
+    pub(crate) held: Rc<Held>,
     /// What the peer has of the thread's room for requests, once it has made one.
     requester: OnceCell<Rc<Requester>>,
 }
@@ -92,6 +95,7 @@ impl Peer {
             anonymous: false,
             behind_proxy: BehindProxy::default(),
             speaks_http1: Cell::new(false),
+            held: Rc::default(),
             requester: OnceCell::new(),
         }
     }
@@ -103,6 +107,7 @@ impl Peer {
         let behind_proxy = view.count_behind_proxy(self.listener.id(), source)?;
         Ok(Peer {
             behind_proxy,
+            held: self.held.clone(),
             ..Peer::new(source, self.listener.clone(), view, drain)
         })
     }
@@ -120,6 +125,7 @@ impl Peer {
         let (view, drain) = (self.view.clone(), self.drain.clone());
         Peer {
             anonymous: true,
+            held: self.held.clone(),
             ..Peer::new(self.address, self.listener.clone(), view, drain)
         }
     }

@@ -136,14 +136,16 @@ async fn receive_or_permit(
     client: &Stream,
 ) -> Result<io::Result<usize>, ExchangeEnd> {
     if flow.awaits_permission.get() {
-        if let Ok(received) = timeout(SILENCE_LIMIT, flow.receive(instance, buffer)).await {
+        if let Ok(received) =
+            timeout(SILENCE_LIMIT, flow.receive_for(client, instance, buffer)).await
+        {
             return Ok(received);
         }
         send_interim(flow, client, &mut b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()).await?;
         flow.awaits_permission.set(false);
         flow.permitted.set(true);
     }
-    Ok(flow.receive(instance, buffer).await)
+    Ok(flow.receive_for(client, instance, buffer).await)
 }
 
 /// Sends the interim responses in `out`. If that fails in the middle, no other response can follow.
@@ -287,7 +289,7 @@ async fn send_body(
 ) -> Result<(), ExchangeEnd> {
     loop {
         let mut data = Spans::default();
-        let consumed = match body.is_end() {
+        let mut consumed = match body.is_end() {
             true => 0,
             false => body
                 .decode(buffer.unread(), &mut data)
@@ -298,7 +300,16 @@ async fn send_body(
         if !sendable.is_empty() {
             flow.committed.set(true);
             flow.delivering.set(true);
-            let sent = sendable.send(client, || flow.note_moved()).await;
+            let sent = match sendable.is_gathered() {
+                true => {
+                    // The client may take its time, and meanwhile two copies would be one too many.
+                    buffer.consume(std::mem::take(&mut consumed));
+                    let sendable = Sendable::plain(out);
+                    sendable.send(client, || flow.note_moved()).await
+                }
+                false => sendable.send(client, || flow.note_moved()).await,
+            };
+            flow.note_delivered();
             flow.delivering.set(false);
             sent.map_err(|_| ExchangeEnd::Abandoned)?;
         }
@@ -310,7 +321,7 @@ async fn send_body(
         // A body may come in chunks of a byte, so a buffer of it can be long work.
         consume_budget().await;
         if buffer.is_empty() {
-            match flow.receive(instance, buffer).await {
+            match flow.receive_for(client, instance, buffer).await {
                 Ok(0) => body.close().map_err(|_| flow.cut())?,
                 Ok(_) => {}
                 Err(_) => return Err(flow.cut()),

@@ -34,6 +34,7 @@ use super::download::download;
 use super::flow::{ExchangeEnd, Flow, UploadState};
 use super::request::Request;
 use super::upload::upload;
+use crate::proxy::net::stream::Stream;
 use crate::proxy::view::upstream::Upstream;
 
 /// Passes the request to the instance and the response to the client at the same time, over one
@@ -44,7 +45,11 @@ pub(crate) async fn exchange(
     upstream: &mut Upstream,
     response_timeout: Duration,
 ) -> ExchangeEnd {
-    let flow = Flow::new(request.outgoing.awaits_permission, request.upgrade.clone());
+    let flow = Flow::new(
+        request.outgoing.awaits_permission,
+        request.upgrade.clone(),
+        client.peer.held.clone(),
+    );
     let Request {
         reply, outgoing, ..
     } = request;
@@ -67,8 +72,12 @@ pub(crate) async fn exchange(
         reply,
         closing
     ));
+    let unfinished = Unfinished {
+        flow: &flow,
+        client: &client.stream,
+    };
     let mut uploading = true;
-    poll_fn(|cx| {
+    let end = poll_fn(|cx| {
         loop {
             let waits = flow.awaits_permission.get();
             if uploading && let Poll::Ready(result) = up.as_mut().poll(cx) {
@@ -100,5 +109,30 @@ pub(crate) async fn exchange(
         }
         reset.as_mut().poll(cx).map(|()| ExchangeEnd::Abandoned)
     })
-    .await
+    .await;
+    unfinished.finish();
+    end
+}
+
+/// Sees to it that a connection whose task is ended in the middle of a response is reset, if the
+/// client could otherwise take the part for the whole.
+struct Unfinished<'a> {
+    flow: &'a Flow,
+    client: &'a Stream,
+}
+
+impl Unfinished<'_> {
+    /// Notes that the exchange has ended, so whoever has the result takes care of the connection.
+    fn finish(self) {
+        self.flow.until_close.set(false);
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.flow.until_close.get() {
+            // If the reset fails, the connection has ended already.
+            let _ = self.client.reset_on_close();
+        }
+    }
 }

@@ -8,6 +8,7 @@
 //! part of a response.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::client::STALL_LIMIT;
 use super::error::ProxyError;
 use super::reply::DeliveredResponse;
 use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::held::Held;
 use crate::proxy::net::stream::Stream;
 
 /// How long an instance may leave an event stream without an event.
@@ -77,6 +79,10 @@ pub(crate) struct Flow {
     pub(crate) until_close: Cell<bool>,
     /// The protocol that the client wants to switch to.
     pub(crate) upgrade: Option<Rc<[u8]>>,
+    /// What the connection of the client holds.
+    held: Rc<Held>,
+    /// How many bytes of the response were read from the instance and not sent yet.
+    unsent: Cell<usize>,
 }
 
 /// How much of a request was uploaded.
@@ -92,7 +98,7 @@ pub(crate) enum UploadState {
 
 impl Flow {
     /// Makes the flow of an exchange that has not begun.
-    pub(crate) fn new(awaits_permission: bool, upgrade: Option<Rc<[u8]>>) -> Flow {
+    pub(crate) fn new(awaits_permission: bool, upgrade: Option<Rc<[u8]>>, held: Rc<Held>) -> Flow {
         Flow {
             moved: Cell::new(true),
             sent: Cell::new(false),
@@ -105,7 +111,14 @@ impl Flow {
             events: Cell::new(false),
             until_close: Cell::new(false),
             upgrade,
+            held,
+            unsent: Cell::new(0),
         }
+    }
+
+    /// Notes that everything was sent that was read of the response.
+    pub(crate) fn note_delivered(&self) {
+        self.held.note_delivered(self.unsent.take());
     }
 
     /// Notes that bytes have moved in either direction, so that the time limit starts anew.
@@ -149,10 +162,40 @@ impl Flow {
         })
     }
 
+    /// Reads more of a response to `client` into `buffer`. `Ok(0)` is the end of the stream.
+    pub(crate) async fn receive_for(
+        &self,
+        client: &Stream,
+        instance: &Stream,
+        buffer: &mut Buffer,
+    ) -> io::Result<usize> {
+        let received = poll_fn(|cx| {
+            let received = client.poll_fill(buffer, instance, cx);
+            let blocked = received.is_pending() && client.is_blocked();
+            if blocked != self.delivering.replace(blocked) {
+                self.note_moved();
+            }
+            received
+        });
+        let received = received.await;
+        self.note_moved();
+        if let Ok(count) = received {
+            self.held.note_read(count);
+            self.unsent.update(|unsent| unsent + count);
+        }
+        received
+    }
+
     /// Reads more of a body or a head into `buffer`. `Ok(0)` is the end of the stream.
     pub(crate) async fn receive(&self, stream: &Stream, buffer: &mut Buffer) -> io::Result<usize> {
         let received = buffer.fill(stream).await;
         self.note_moved();
         received
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.note_delivered();
     }
 }

@@ -2,10 +2,12 @@
 //! what is still to come of its body.
 
 use std::io;
+use std::rc::Rc;
 
 use super::error::ProxyError;
 use crate::proxy::http::http1::{Decoder, Encoding, Framing, Spans};
 use crate::proxy::net::buffer::Buffer;
+use crate::proxy::net::held::{Held, HeldHead};
 use crate::proxy::net::send::{GATHERED, Sendable};
 use crate::proxy::net::stream::Stream;
 use crate::proxy::policy::body_room::BodyRoom;
@@ -33,6 +35,8 @@ pub(crate) struct Outgoing {
     room: BodyRoom,
     /// How many bytes at the beginning of the buffer were decoded but not sent yet.
     behind: usize,
+    /// Counts `bytes` for the connection of the client.
+    held: Option<HeldHead>,
 }
 
 impl Outgoing {
@@ -57,7 +61,14 @@ impl Outgoing {
             forgotten: false,
             room,
             behind: 0,
+            held: None,
         }
+    }
+
+    /// Counts the request for the connection that has sent it, unless its head was counted when it
+    /// was decoded.
+    pub(crate) fn count(&mut self, connection: &Rc<Held>, counted: Option<HeldHead>) {
+        self.held = counted.or_else(|| Some(connection.hold(self.bytes.len())));
     }
 
     /// Returns true if the body is announced or known to be too large, so that it is useless to
@@ -175,7 +186,10 @@ impl Outgoing {
         Ok(())
     }
 
-    fn has_room_for(&self, data: &Spans) -> bool {
+    /// Returns true if this much more may be kept, and counts it.
+    fn has_room_for(&mut self, data: &Spans) -> bool {
+        let held = &mut self.held;
         self.bytes.len() - self.head + data.len() <= LONGEST_REPLAY
+            && held.as_mut().is_none_or(|held| held.grow(data.len()))
     }
 }

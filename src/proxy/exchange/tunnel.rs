@@ -107,7 +107,7 @@ fn poll_end(
 /// Passes on all bytes from one side to the other, and then the end of the stream.
 async fn pass(from: &Stream, buffer: &mut Buffer, to: &Stream, moved: impl Fn()) -> io::Result<()> {
     loop {
-        if buffer.is_empty() && buffer.fill(from).await? == 0 {
+        if buffer.is_empty() && poll_fn(|cx| to.poll_fill(buffer, from, cx)).await? == 0 {
             return to.finish();
         }
         Sendable::plain(buffer.unread()).send(to, &moved).await?;

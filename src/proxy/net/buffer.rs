@@ -179,6 +179,11 @@ impl Buffer {
         &mut self.memory[self.start..self.end]
     }
 
+    /// Returns how many bytes of memory the buffer has.
+    pub(crate) fn size(&self) -> usize {
+        self.memory.length()
+    }
+
     /// Drops this many unread bytes, which are done with.
     pub(crate) fn consume(&mut self, count: usize) {
         debug_assert!(count <= self.end - self.start);
@@ -200,9 +205,21 @@ impl Buffer {
         source: &impl Receive,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
+        self.poll_fill_up_to(usize::MAX, source, cx)
+    }
+
+    /// Polls what [`fill`](Buffer::fill) awaits, and reads at most `most` bytes, which are not 0.
+    pub(crate) fn poll_fill_up_to(
+        &mut self,
+        most: usize,
+        source: &impl Receive,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
         ready!(source.poll_read_ready(cx))?;
         self.make_room();
-        let read = source.poll_receive(cx, &mut self.memory[self.end..]);
+        let room = self.memory.len() - self.end;
+        let end = self.end + room.min(most);
+        let read = source.poll_receive(cx, &mut self.memory[self.end..end]);
         if let Poll::Ready(Ok(count)) = read {
             self.end += count;
             self.full = self.end == self.memory.length();

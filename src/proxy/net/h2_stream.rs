@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -12,12 +13,16 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request};
 
-use super::buffer::Receive;
+use super::buffer::{Buffer, Receive};
+use super::held::{Held, LITTLE, UnsentData};
 use crate::proxy::http::http1::{Decoder, ResponseHead, slots};
 use crate::proxy::http::http2::head;
 use crate::proxy::http::http2::incoming::Incoming;
 use crate::proxy::http::http2::outgoing;
 use crate::proxy::http::http2::websocket_key::WebSocketKey;
+
+/// How many bytes of a response are read at once at most.
+const MOST_READ: usize = 64 << 10;
 
 /// A request of a client with HTTP/2, and the response to it.
 pub(crate) struct H2Stream {
@@ -36,11 +41,12 @@ impl fmt::Debug for H2Stream {
 
 impl H2Stream {
     /// Makes a stream from a request that the h2 crate has received. `secure` is true if HTTP/2
-    /// runs on TLS.
+    /// runs on TLS; `held` counts what the connection holds.
     pub(crate) fn new(
         request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse<UnsentData>,
         secure: bool,
+        held: Rc<Held>,
     ) -> H2Stream {
         let (parts, body) = request.into_parts();
         let mut text = Vec::with_capacity(512);
@@ -53,6 +59,7 @@ impl H2Stream {
             respond,
             state: State::Head,
             reset: Reason::INTERNAL_ERROR,
+            held,
         };
         H2Stream {
             incoming: RefCell::new(Incoming::new(text, encoding, body)),
@@ -95,6 +102,25 @@ impl H2Stream {
         outgoing::poll_send(slices, |bytes| response.poll_take(cx, bytes))
     }
 
+    /// Reads more of the response from `instance` into `buffer`, as soon as the connection takes
+    /// more, and as much as the client has room for.
+    pub(crate) fn poll_fill(
+        &self,
+        buffer: &mut Buffer,
+        instance: &impl Receive,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        ready!(instance.poll_read_ready(cx))?;
+        let mut response = self.response.borrow_mut();
+        ready!(response.held.poll_room(cx));
+        buffer.poll_fill_up_to(response.room(), instance, cx)
+    }
+
+    /// Returns true if the connection takes nothing more until its client has read.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.response.borrow().held.is_blocked()
+    }
+
     /// Resolves when the client has reset the stream, or the connection has ended.
     pub(crate) async fn reset(&self) {
         poll_fn(|cx| {
@@ -110,9 +136,9 @@ impl H2Stream {
 
     /// Tells the client that nothing more will be sent.
     pub(crate) fn finish(&self) -> io::Result<()> {
-        let mut response = self.response.borrow_mut();
+        let response = &mut *self.response.borrow_mut();
         if let State::Tunnel { send } = &mut response.state {
-            send.send_data(Bytes::new(), true)
+            send.send_data(response.held.unsent(Bytes::new()), true)
                 .map_err(io::Error::other)?;
             response.state = State::Done;
         }
@@ -148,21 +174,22 @@ struct Response {
     to_head: bool,
     /// True if the client has asked for a tunnel, so the response may be a 101.
     tunnel: bool,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<UnsentData>,
     state: State,
     /// The error of a stream that ends before its response is complete.
     reset: Reason,
+    held: Rc<Held>,
 }
 
 enum State {
     /// The head of the response was not sent yet.
     Head,
     Body {
-        send: SendStream<Bytes>,
+        send: SendStream<UnsentData>,
         body: Decoder,
     },
     Tunnel {
-        send: SendStream<Bytes>,
+        send: SendStream<UnsentData>,
     },
     /// The whole response was handed over for sending.
     Done,
@@ -172,16 +199,21 @@ impl Response {
     /// Takes and sends a part from the beginning of `bytes`, which are not empty. Returns its
     /// length.
     fn poll_take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let held = &self.held;
+        let wrap = |data| held.unsent(data);
         match &mut self.state {
-            State::Head => Poll::Ready(self.take_head(bytes)),
+            State::Head => {
+                ready!(held.poll_room_for_head(cx));
+                Poll::Ready(self.take_head(bytes))
+            }
             State::Body { send, body } => {
-                let count = ready!(outgoing::poll_take(send, body, cx, bytes))?;
+                let count = ready!(outgoing::poll_take(send, wrap, body, cx, bytes))?;
                 if body.is_end() {
                     self.state = State::Done;
                 }
                 Poll::Ready(Ok(count))
             }
-            State::Tunnel { send } => outgoing::poll_take_plain(send, cx, bytes),
+            State::Tunnel { send } => outgoing::poll_take_plain(send, wrap, cx, bytes),
             State::Done => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
         }
     }
@@ -220,6 +252,19 @@ impl Response {
                 false => State::Body { send, body },
             };
         }
+        self.held.hand_over_head(head.size);
         Ok(head.size)
+    }
+
+    /// Returns how many bytes the client has room for, but at least a few. No room stays reserved,
+    /// because other streams may have data to send before this one.
+    fn room(&mut self) -> usize {
+        let (State::Body { send, .. } | State::Tunnel { send }) = &mut self.state else {
+            return self.held.read_limit();
+        };
+        send.reserve_capacity(MOST_READ);
+        let room = send.capacity();
+        send.reserve_capacity(0);
+        room.max(LITTLE)
     }
 }

@@ -175,7 +175,7 @@ impl H2cStream {
                 Poll::Ready(Ok(count))
             }
             Outgoing::Body { send, body } => {
-                let count = ready!(outgoing::poll_take(send, body, cx, bytes))?;
+                let count = ready!(outgoing::poll_take(send, |data| data, body, cx, bytes))?;
                 if body.is_end() {
                     *outgoing = Outgoing::Done;
                 }

@@ -62,6 +62,11 @@ impl<'a> Sendable<'a> {
         self.own.is_empty() && self.data.is_empty()
     }
 
+    /// Returns true if all bytes are our own, so the receive buffer is not needed.
+    pub(crate) fn is_gathered(&self) -> bool {
+        self.data.is_empty()
+    }
+
     /// Sends everything. Calls `moved` each time `stream` has taken some bytes.
     pub(crate) async fn send(&self, stream: &Stream, moved: impl Fn()) -> io::Result<()> {
         let total = self.own.len() + self.data.len();

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::buffer::Receive;
+use super::buffer::{Buffer, Receive};
 use super::h2_stream::H2Stream;
 use super::h2c_stream::H2cStream;
 use super::socket::Socket;
@@ -109,6 +109,27 @@ impl Stream {
             Stream::Http2(stream) => stream.poll_send(cx, slices),
             Stream::H2c(stream) => stream.poll_send(cx, slices),
         }
+    }
+
+    /// Reads more of the response to this client from `instance` into `buffer`: not more than the
+    /// client has room for, if this is a stream of HTTP/2.
+    #[inline]
+    pub(crate) fn poll_fill(
+        &self,
+        buffer: &mut Buffer,
+        instance: &Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Transport(_) | Stream::H2c(_) => buffer.poll_fill(instance, cx),
+            Stream::Http2(stream) => stream.poll_fill(buffer, instance, cx),
+        }
+    }
+
+    /// Returns true if nothing more is read of a response until this client, who has a stream of
+    /// HTTP/2, has taken what is on its way.
+    pub(crate) fn is_blocked(&self) -> bool {
+        matches!(self, Stream::Http2(stream) if stream.is_blocked())
     }
 
     /// Resolves when the client has reset the connection or its stream. A client that has only

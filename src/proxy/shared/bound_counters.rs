@@ -13,6 +13,8 @@ pub(crate) struct BoundCounters {
     refused_requests: AtomicU64,
     refused_connections: AtomicU64,
     closed_idle: AtomicU64,
+    refused_streams: AtomicU64,
+    closed_largest: AtomicU64,
 }
 
 impl BoundCounters {
@@ -41,14 +43,26 @@ impl BoundCounters {
         add_one(&self.closed_idle);
     }
 
+    /// Counts a stream that was refused because its connection holds too much memory.
+    pub(crate) fn refuse_stream(&self) {
+        add_one(&self.refused_streams);
+    }
+
+    /// Counts a busy connection that was closed because it held most of the memory.
+    pub(crate) fn close_largest(&self) {
+        add_one(&self.closed_largest);
+    }
+
     /// Returns the counts of this thread.
     pub(crate) fn counts(&self) -> BoundCounts {
         BoundCounts {
-            most_connections: 0,
             waiting: self.waiting.load(Relaxed),
             refused_requests: self.refused_requests.load(Relaxed),
             refused_connections: self.refused_connections.load(Relaxed),
             closed_idle: self.closed_idle.load(Relaxed),
+            refused_streams: self.refused_streams.load(Relaxed),
+            closed_largest: self.closed_largest.load(Relaxed),
+            ..BoundCounts::default()
         }
     }
 }

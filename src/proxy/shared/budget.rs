@@ -1,4 +1,4 @@
-//! How the descriptors of a worker are divided. Pure.
+//! What a worker may use: how its descriptors are divided, and how much memory it has. Pure.
 //!
 //! # Theory of operation
 //! Strangers decide how many connections and requests come, and each of them needs descriptors. So
@@ -28,7 +28,7 @@ const LISTENERS: u32 = 32;
 /// The least and the highest number of probes at the same time.
 const PROBES: (u64, u64) = (4, 64);
 
-/// The descriptors of a worker, divided.
+/// The descriptors of a worker, divided, and its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Budget {
     /// How many connections of clients the worker may have.
@@ -37,10 +37,13 @@ pub(crate) struct Budget {
     pub(crate) instances: u32,
     /// How many endpoints may be probed at the same time.
     pub(crate) probes: u32,
+    /// How many bytes of memory the worker may use if no table sets another limit.
+    pub(crate) memory: u64,
 }
 
 impl Budget {
-    /// Divides this many descriptors (`None`: there is no limit) for this many threads.
+    /// Divides this many descriptors (`None`: there is no limit) for this many threads. Memory is
+    /// not limited.
     pub(crate) fn new(descriptors: Option<u64>, threads: usize) -> Budget {
         let descriptors = descriptors.unwrap_or(u64::MAX);
         let threads = (threads as u64).max(1);
@@ -53,6 +56,7 @@ impl Budget {
             clients: at_least_one(clients),
             instances: at_least_one((rest - clients) / threads),
             probes: at_least_one(probes),
+            memory: u64::MAX,
         }
     }
 
@@ -81,6 +85,7 @@ mod tests {
             clients: 174_701,
             instances: 87_350,
             probes: 64,
+            memory: u64::MAX,
         };
         assert_eq!(Budget::new(Some(524_288), 4), budget);
         assert_eq!(budget.clients_beside(32), 174_701);

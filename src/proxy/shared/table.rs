@@ -29,6 +29,8 @@ pub(crate) struct Table {
     /// How many client connections one listener may have; `None` if only the worker's own limit
     /// applies.
     pub(crate) max_connections: Option<u32>,
+    /// How many bytes of memory the worker may use; `None` if only the worker's own limit applies.
+    pub(crate) max_memory: Option<u64>,
     /// The listeners, in the order in which the manager names them.
     pub(crate) listeners: Vec<ListenerSpec>,
     /// The services, in the order of their names. Services that are the same in the table before,
@@ -134,6 +136,7 @@ impl Table {
             trusted_proxies: table.trusted_proxies,
             forwarded: table.forwarded,
             max_connections: table.max_connections,
+            max_memory: table.max_memory,
             listeners: Vec::with_capacity(table.listeners.len()),
             services: match table.since {
                 0 => Vec::with_capacity(table.services.len()),

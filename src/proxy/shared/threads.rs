@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 use super::bound_counters::BoundCounters;
 use super::budget::Budget;
 use super::client_key::ClientKey;
+use super::heap;
+use super::memory::Memory;
 use super::table::Table;
 use crate::ipc::{BoundCounts, EndpointId, ListenerId};
 
@@ -37,10 +39,28 @@ pub(crate) enum ThreadCommand {
         /// How long an idle connection is left open for one more request.
         idle: Duration,
     },
+    /// Free memory, by what the overload guard has decided.
+    Relieve(Relief),
     /// Answer with [`ThreadEvent::Pong`].
     Ping(u64),
     /// End at once, even if connections are left.
     Stop,
+}
+
+/// How a data thread frees memory: it closes idle connections, and perhaps busy ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Relief {
+    /// The busy connections to close.
+    pub(crate) largest: Option<Excess>,
+}
+
+/// Which busy connections a data thread closes to free memory: the largest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Excess {
+    /// How many bytes a connection must hold to be closed.
+    pub(crate) least: usize,
+    /// After the connections that hold this many bytes together, no more are closed.
+    pub(crate) bytes: usize,
 }
 
 /// A client connection on its way from the thread that has accepted it to the thread that will
@@ -90,6 +110,7 @@ pub(crate) struct Threads {
     loads: Box<[Load]>,
     commands: Box<[mpsc::UnboundedSender<ThreadCommand>]>,
     budget: Budget,
+    memory: Memory,
     /// How many client connections the worker has file descriptors for.
     most_connections: AtomicU32,
     /// How many client connections one listener may have, so that one port cannot take them all.
@@ -109,6 +130,9 @@ struct ConnectionCounts {
 /// How many connections a client may have on a listener as long as there is room for another one,
 /// even if others have hardly any: as many as a browser needs, and those of its neighbors.
 const FEW: u32 = 16;
+
+/// The bits of a number of bytes below whole MiB.
+const MEBIBYTE: u32 = 20;
 
 /// The load of one thread, on a cache line of its own.
 #[derive(Default)]
@@ -132,6 +156,7 @@ impl Threads {
             loads: commands.iter().map(|_| Load::default()).collect(),
             commands: commands.into(),
             budget,
+            memory: Memory::new(budget.memory),
             most_connections: AtomicU32::new(budget.clients),
             most_of_listener: AtomicU32::new(budget.clients),
             counts: Mutex::default(),
@@ -177,6 +202,9 @@ impl Threads {
         let counts = threads.fold(BoundCounts::default(), |sum, counts| sum + counts);
         BoundCounts {
             most_connections: self.most_connections.load(Ordering::Relaxed),
+            memory: heap::in_use() >> MEBIBYTE << MEBIBYTE,
+            most_memory: self.memory.most(),
+            overload: self.memory.overload(),
             ..counts
         }
     }
@@ -184,6 +212,11 @@ impl Threads {
     /// How the descriptors of the worker are divided.
     pub(crate) fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// The memory of the worker.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// Limits the client connections of each listener. The limit is never higher than the number of

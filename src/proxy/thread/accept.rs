@@ -9,7 +9,8 @@
 //!
 //! While the listener or the worker has as many connections as it may have, idle connections are
 //! closed so that new ones can be accepted; if none is idle, new ones wait in the queue of the
-//! kernel. The same holds while the process or the system has no more descriptors.
+//! kernel. The same holds while the process or the system has no more descriptors. While the worker
+//! uses too much of its memory, new connections wait, too.
 //!
 //! The caller decides which thread serves an accepted connection, and which idle connection is
 //! closed ([`Placement`]).
@@ -25,7 +26,7 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::ipc::ListenerId;
+use crate::ipc::{ListenerId, Overload};
 use crate::log_pace::LogPace;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::shared::threads::Threads;
@@ -105,6 +106,7 @@ pub(crate) async fn accept(
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
             }
+            Batch::Overload => tokio::time::sleep(FULL_PAUSE).await,
             Batch::Failed(error) => {
                 if troubles.due().is_some() {
                     tracing::error!(listener = %listener.address(), %error, "cannot accept connections");
@@ -124,6 +126,8 @@ enum Batch {
     Empty,
     /// The listener or the worker has as many connections as it may have.
     Full,
+    /// The worker uses too much memory.
+    Overload,
     /// Accepting failed, for example because no descriptor or no memory is left.
     Failed(io::Error),
 }
@@ -155,6 +159,9 @@ impl<P: Placement> Acceptor<P> {
     fn accept_batch(&self) -> Batch {
         for _ in 0..BATCH {
             let accepted = match self.listener.closing() {
+                false if self.threads.memory().overload() >= Overload::Connections => {
+                    return Batch::Overload;
+                }
                 false if self.threads.are_full(self.listener.id()) => return Batch::Full,
                 false => self.socket.try_io(Interest::READABLE, accept_one),
                 // A finishing listener takes everything that is in the queue, also what the reactor

@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use crate::ipc::ListenerId;
 use crate::proxy::net::descriptor::SharedDescriptor;
 use crate::proxy::net::socket::is_quiet;
+use crate::proxy::shared::heap;
 use crate::proxy::shared::threads::Open;
 use crate::proxy::view::drain::Drain;
 use crate::proxy::view::listener::ListenerView;
@@ -227,17 +228,11 @@ impl Parking {
         let _ = epoll::delete(&self.epoll, &parked.socket);
     }
 
-    /// Gives free memory back to the system. The allocator does not do that by itself while a
-    /// single byte behind the free memory is in use.
+    /// Gives free memory back to the system, after many connections were parked.
     fn trim(&self) {
         if self.untrimmed.get() >= TRIM_AFTER {
             self.untrimmed.set(0);
-            #[cfg(target_env = "gnu")]
-            #[allow(unsafe_code)]
-            // SAFETY: malloc_trim has no requirements.
-            unsafe {
-                nix::libc::malloc_trim(0);
-            }
+            heap::trim();
         }
     }
 }

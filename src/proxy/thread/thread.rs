@@ -30,17 +30,19 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::accept::{Placement, accept};
+use super::active::Active;
 use super::parking::{Parked, Parking, Wake};
 use crate::ipc::ListenerId;
 use crate::proxy::connection::connection::{resume, serve};
 use crate::proxy::connection::requests::PARK_AFTER;
 use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
 use crate::proxy::exchange::error::too_many_connections;
+use crate::proxy::net::held::Held;
 use crate::proxy::net::socket::Socket;
 use crate::proxy::net::turn;
 use crate::proxy::shared::table::Table;
 use crate::proxy::shared::threads::{
-    Handover, Open, Reporter, ThreadCommand, ThreadEvent, ThreadReport, Threads,
+    Handover, Open, Relief, Reporter, ThreadCommand, ThreadEvent, ThreadReport, Threads,
 };
 use crate::proxy::view::drain::Drain;
 use crate::proxy::view::listener::ListenerView;
@@ -48,6 +50,10 @@ use crate::proxy::view::view::{TooManyConnections, View};
 
 /// How often old idle connections to instances are closed.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How many idle connections a thread closes at once to free memory, before it looks again whether
+/// that suffices.
+const MOST_RELIEVED: usize = 64;
 
 /// A data thread as its own tasks see it.
 pub(crate) struct Thread {
@@ -57,6 +63,7 @@ pub(crate) struct Thread {
     drain: Rc<Drain>,
     accepting: RefCell<JoinSet<io::Result<()>>>,
     parking: Parking,
+    active: Active,
 }
 
 /// Runs a data thread until it is told to stop. The thread reports its end even if it panics.
@@ -82,6 +89,7 @@ pub(crate) fn run(
                     Some(ThreadCommand::Apply { table, opened }) => thread.apply(table, opened),
                     Some(ThreadCommand::Serve(handover)) => thread.take(handover),
                     Some(ThreadCommand::Drain { idle }) => thread.drain(idle),
+                    Some(ThreadCommand::Relieve(relief)) => thread.relieve(relief),
                     Some(ThreadCommand::Ping(number)) => thread.reporter.send(ThreadEvent::Pong(number)),
                     Some(ThreadCommand::Stop) | None => break,
                 },
@@ -111,6 +119,7 @@ impl Thread {
             drain: Rc::default(),
             accepting: RefCell::default(),
             parking: Parking::new()?,
+            active: Active::default(),
         })
     }
 
@@ -159,7 +168,8 @@ impl Thread {
         open: Open,
     ) {
         let client = self.client(stream, peer, listener);
-        self.spawn(open, serve(client));
+        let held = client.peer.held.clone();
+        self.spawn(open, &held, serve(client));
     }
 
     fn client(
@@ -195,19 +205,37 @@ impl Thread {
     fn spawn(
         self: &Rc<Self>,
         open: Open,
+        held: &Rc<Held>,
         service: impl Future<Output = Option<Box<Client>>> + 'static,
     ) {
         let mut counted = Counted {
             open: Some(open),
             thread: self.clone(),
         };
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             if let Some(idle) = service.await
                 && let Some(open) = counted.open.take()
             {
                 counted.thread.park(*idle, open);
             }
         });
+        held.belongs_to(task.abort_handle());
+        self.active.add(held);
+    }
+
+    /// Frees memory: closes idle connections, those that need most first, and perhaps busy ones.
+    fn relieve(self: &Rc<Self>, relief: Relief) {
+        let counters = self.view.room().counters();
+        let closes_idle = |_: &usize| {
+            // An idle connection with a task needs more than a parked one.
+            self.view.idle_tasks().end_oldest(None) || self.parking.make_room(self, None)
+        };
+        let closed = (0..MOST_RELIEVED).take_while(closes_idle).count();
+        (0..closed).for_each(|_| counters.close_idle());
+        if let Some(excess) = relief.largest {
+            let closed = self.active.end_largest(excess);
+            (0..closed).for_each(|_| counters.close_largest());
+        }
     }
 
     /// Parks an idle connection, whose task has ended.
@@ -316,7 +344,8 @@ impl Wake for Rc<Thread> {
         peer.behind_proxy = behind_proxy;
         peer.speaks_http1.set(speaks_http1);
         let client = Client::new(Socket::accepted(socket).into(), Rc::new(peer));
-        self.spawn(open, resume(Box::new(client)));
+        let held = client.peer.held.clone();
+        self.spawn(open, &held, resume(Box::new(client)));
     }
 
     fn close(&self, parked: Parked) {

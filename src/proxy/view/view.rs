@@ -23,7 +23,7 @@ use super::idle_tasks::IdleTasks;
 use super::listener::{ListenerView, Routes};
 use super::room::Room;
 use super::service::ServiceView;
-use crate::ipc::{EndpointId, EndpointState, ListenerId};
+use crate::ipc::{EndpointId, EndpointState, ListenerId, Overload};
 use crate::proxy::net::socket::ToInstance;
 use crate::proxy::shared::client_key::ClientKey;
 use crate::proxy::shared::table::Table;
@@ -107,6 +107,11 @@ impl View {
     /// Returns which client a peer is; `None` for a trusted proxy, which speaks for many clients.
     pub(crate) fn origin(&self, peer: SocketAddr) -> Option<ClientKey> {
         (!self.trusts(peer.ip())).then(|| peer.into())
+    }
+
+    /// Returns what the worker does at present to need less memory.
+    pub(crate) fn overload(&self) -> Overload {
+        self.threads.memory().overload()
     }
 
     /// The room of the thread for requests in flight.

@@ -14,6 +14,9 @@ use crate::proxy::http::http1::Encoding;
 /// How many unread bytes of a body a peer may send on one stream.
 pub(crate) const STREAM_WINDOW: u32 = 128 << 10;
 
+/// The memory for framing is kept until the end of the message.
+const FRAMING: usize = 32;
+
 /// A message on a stream of HTTP/2 that is read as bytes of HTTP/1.1.
 pub(crate) struct Incoming {
     /// Bytes of HTTP/1.1 that are read before `data`: the head, or framing.
@@ -92,6 +95,10 @@ impl Incoming {
             let count = text.len().min(buffer.len());
             buffer[..count].copy_from_slice(&text[..count]);
             self.read += count;
+            if self.read == self.text.len() && self.text.capacity() > FRAMING {
+                // A head is long, and the message may go on for long.
+                (self.text, self.read) = (Vec::new(), 0);
+            }
             return count;
         }
         let count = self.data.len().min(buffer.len());

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::SendStream;
 use http::HeaderMap;
 
@@ -38,9 +38,10 @@ pub(crate) fn poll_send(
 }
 
 /// Takes a part from the beginning of `bytes`, a piece of a body in its framing, and sends the data
-/// of this part. Returns its length.
-pub(crate) fn poll_take(
-    send: &mut SendStream<Bytes>,
+/// of this part, in the form that `wrap` gives it. Returns its length.
+pub(crate) fn poll_take<B: Buf>(
+    send: &mut SendStream<B>,
+    wrap: impl Fn(Bytes) -> B,
     body: &mut Decoder,
     cx: &mut Context<'_>,
     bytes: &[u8],
@@ -52,7 +53,7 @@ pub(crate) fn poll_take(
     if body.is_end() {
         let trailers = head::trailers(body.trailers()).ok_or(io::ErrorKind::InvalidData)?;
         match trailers.is_empty() {
-            true => send.send_data(Bytes::new(), true),
+            true => send.send_data(wrap(Bytes::new()), true),
             false => send.send_trailers(trailers),
         }
         .map_err(io::Error::other)?;
@@ -76,7 +77,7 @@ pub(crate) fn poll_take(
         false => HeaderMap::new(),
     };
     let last = body.is_end() && trailers.is_empty();
-    send.send_data(data.freeze(), last)
+    send.send_data(wrap(data.freeze()), last)
         .map_err(io::Error::other)?;
     if !trailers.is_empty() {
         send.send_trailers(trailers).map_err(io::Error::other)?;
@@ -86,21 +87,23 @@ pub(crate) fn poll_take(
 
 /// Takes a part from the beginning of `bytes`, which belong to a tunnel, and sends it. Returns its
 /// length.
-pub(crate) fn poll_take_plain(
-    send: &mut SendStream<Bytes>,
+pub(crate) fn poll_take_plain<B: Buf>(
+    send: &mut SendStream<B>,
+    wrap: impl Fn(Bytes) -> B,
     cx: &mut Context<'_>,
     bytes: &[u8],
 ) -> Poll<io::Result<usize>> {
     let room = ready!(poll_room(send, cx, bytes.len()))?;
     let count = room.min(bytes.len());
     let data = Bytes::copy_from_slice(&bytes[..count]);
-    send.send_data(data, false).map_err(io::Error::other)?;
+    send.send_data(wrap(data), false)
+        .map_err(io::Error::other)?;
     Poll::Ready(Ok(count))
 }
 
 /// Waits until the peer has room. Returns for how many bytes, which may be fewer than wanted.
-fn poll_room(
-    send: &mut SendStream<Bytes>,
+fn poll_room<B: Buf>(
+    send: &mut SendStream<B>,
     cx: &mut Context<'_>,
     wanted: usize,
 ) -> Poll<io::Result<usize>> {
