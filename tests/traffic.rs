@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use smoothserve_kit::client::{Connection, Request, Response, get};
 use smoothserve_kit::{Build, Home, Pattern, Service, Smoothserve, free_port, local, programs};
+use tokio::io::AsyncWriteExt;
 
 struct Scene {
     server: Smoothserve,
@@ -228,5 +229,40 @@ async fn a_request_that_never_ends_is_cut_off_after_the_drain_timeout() {
     let stalled = tokio::time::timeout(Duration::from_secs(20), stalled).await;
     let stalled = stalled.expect("the request is cut off").unwrap();
     assert!(stalled.map_or(true, |response| response.head.status >= 500));
+    scene.server.stop().await;
+}
+
+/// The memory of the kernel for unsent responses is that of the whole machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_nobody_reads_takes_little_of_the_kernels_memory() {
+    let scene = Scene::new("").await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(local(scene.port)).await.unwrap();
+    let request = "GET /download?bytes=100000000 HTTP/1.1\r\nHost: shop.example\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let client = stream.local_addr().unwrap().port();
+    let unsent = || {
+        let filter = format!("sport = {} and dport = {client}", scene.port);
+        let shown = std::process::Command::new("ss")
+            .args(["-Htn", &filter])
+            .output();
+        let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+        let sent = shown.split_whitespace().nth(2);
+        sent.and_then(|sent| sent.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let is_full = async {
+        while unsent() < 200 << 10 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let is_full = tokio::time::timeout(smoothserve_kit::PATIENCE, is_full).await;
+    is_full.expect("the response comes until nobody takes it");
+    // Without a limit, the buffer would grow to megabytes by now.
+    for _ in 0..20 {
+        let unsent = unsent();
+        assert!(unsent < 600 << 10, "{unsent} bytes wait for the client");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     scene.server.stop().await;
 }

@@ -9,14 +9,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zbus::Message;
 use zbus::message::Type;
 
 use super::limits::{CALLS_OF_CONNECTION, CALLS_OF_SENDER, CALLS_ON_BUS};
 
-/// How many refusals wait to be sent. Callers whose refusal has no room get no answer.
+/// How many refusals wait to be sent. Meanwhile nothing more is read from the bus.
 const REFUSALS: usize = 64;
 
 /// The calls on one connection that have no answer yet.
@@ -95,20 +95,27 @@ impl Calls {
                 self.open().push(call);
             }
             CallLimit::Refuse(refuse) => {
-                let mut open = self.open();
-                let of_sender = open.iter().filter(|other| other.sender == call.sender);
-                if of_sender.count() >= CALLS_OF_SENDER || open.len() >= CALLS_ON_BUS {
-                    if is_answered
-                        && let Err(TrySendError::Full(_)) = refuse.try_send(message.clone())
-                    {
-                        tracing::debug!("a call over a bus is refused without an answer");
+                if !self.open_on_bus(call) {
+                    if is_answered {
+                        // Nobody takes refusals any more if the connection ends.
+                        let _ = refuse.send(message.clone()).await;
                     }
                     return false;
                 }
-                open.push(call);
             }
         }
         true
+    }
+
+    /// Counts a call on a bus, unless its sender or all senders have too many.
+    fn open_on_bus(&self, call: OpenCall) -> bool {
+        let mut open = self.open();
+        let of_sender = open.iter().filter(|other| other.sender == call.sender);
+        let is_admitted = of_sender.count() < CALLS_OF_SENDER && open.len() < CALLS_ON_BUS;
+        if is_admitted {
+            open.push(call);
+        }
+        is_admitted
     }
 
     /// Returns the call that this message answers. The call keeps its places until it is dropped.
@@ -130,6 +137,8 @@ impl Calls {
 mod tests {
     use std::pin::Pin;
     use std::task::Poll;
+
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -196,8 +205,16 @@ mod tests {
         assert!(calls.admit(&call(Some(":1.7")), true).await);
         for number in 0..2 * CALLS_ON_BUS {
             let sender = format!(":1.{}", 100 + number);
-            calls.admit(&call(Some(&sender)), true).await;
+            calls.admit(&call(Some(&sender)), false).await;
         }
         assert_eq!(calls.open().len(), CALLS_ON_BUS);
+        // Who wants an answer gets one, and the others wait meanwhile.
+        let over = call(Some(":1.7"));
+        for _ in 0..REFUSALS {
+            assert_eq!(calls.admit(&over, true).now_or_never(), Some(false));
+        }
+        assert_eq!(calls.admit(&over, true).now_or_never(), None);
+        assert!(refused.try_recv().is_ok());
+        assert_eq!(calls.admit(&over, true).now_or_never(), Some(false));
     }
 }

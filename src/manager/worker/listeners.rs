@@ -26,6 +26,10 @@ const BACKLOG: i32 = 4096;
 /// The longest time that accept(2) may block a worker, see [`prepare`].
 const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
 
+/// How many bytes of a response the kernel holds for a client that does not take them. Each buffer
+/// could grow to several MiB, and what all connections of the machine may have together is limited.
+static UNSENT: libc::c_int = 256 << 10;
+
 /// How many seconds the kernel keeps a connection without a request from the worker. One second is
 /// the shortest time that the kernel supports.
 static DEFERRED: libc::c_int = 1;
@@ -274,27 +278,30 @@ fn no_ipv6(error: &io::Error) -> bool {
 /// With the timeout, this does no harm.
 ///
 /// The kernel also holds back a new connection for a moment, until its first request arrives. The
-/// worker then reads the request when it accepts the connection and need not wait for it.
+/// worker then reads the request when it accepts the connection and need not wait for it. Accepted
+/// connections inherit the limit of what may be unsent.
 fn prepare(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.set_read_timeout(Some(ACCEPT_TIMEOUT))?;
-    defer_accept(socket.as_fd())
+    set_option(socket.as_fd(), libc::TCP_DEFER_ACCEPT, &DEFERRED)?;
+    set_option(socket.as_fd(), libc::TCP_NOTSENT_LOWAT, &UNSENT)
 }
 
-/// Has the kernel hold back new connections until a request arrives, see `TCP_DEFER_ACCEPT` in
-/// tcp(7).
+/// Sets an option of tcp(7) that is a number.
 #[allow(unsafe_code)]
-fn defer_accept(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let size = size_of_val(&DEFERRED)
-        .try_into()
-        .map_err(io::Error::other)?;
+fn set_option(
+    socket: BorrowedFd<'_>,
+    option: libc::c_int,
+    value: &'static libc::c_int,
+) -> io::Result<()> {
+    let size = size_of_val(value).try_into().map_err(io::Error::other)?;
     // SAFETY: the option takes an int, which outlives the call.
     let set = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,
-            libc::TCP_DEFER_ACCEPT,
-            (&raw const DEFERRED).cast(),
+            option,
+            std::ptr::from_ref(value).cast(),
             size,
         )
     };

@@ -57,21 +57,30 @@ pub(crate) async fn resume(mut client: Box<Client>) -> Option<Box<Client>> {
             Waited::Over => return None,
         }
     }
-    while http2::may_begin(client.buffer.unread()) {
-        client.timer.set(FIRST_LIMIT);
-        let received = client.buffer.fill(&client.stream);
-        match client.timer.limit(received).await {
-            Some(Ok(count)) if count > 0 => {}
-            Some(_) => return None,
-            // A request that begins so slowly gets the answer for that.
-            None => break,
-        }
+    if http2::may_begin(client.buffer.unread()) && !Box::pin(see_protocol(&mut client)).await {
+        return None;
     }
     if http2::is_begun(&client) {
         Box::pin(http2::serve(*client)).await;
         return None;
     }
     serve_requests(client).await
+}
+
+/// Reads until the first bytes show whether the client speaks HTTP/2. Returns false if the
+/// connection must be closed.
+async fn see_protocol(client: &mut Client) -> bool {
+    while http2::may_begin(client.buffer.unread()) {
+        client.timer.set(FIRST_LIMIT);
+        let received = client.buffer.fill(&client.stream);
+        match client.timer.limit(received).await {
+            Some(Ok(count)) if count > 0 => {}
+            Some(_) => return false,
+            // A request that begins so slowly gets the answer for that.
+            None => return true,
+        }
+    }
+    true
 }
 
 /// Reads from a trusted proxy who the client is. Returns false if the connection must be closed.

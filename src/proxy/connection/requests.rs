@@ -41,7 +41,7 @@ pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
 
 /// How many bytes of empty lines may stand before a request.
-const MOST_EMPTY_LINES: usize = 1024;
+const MOST_EMPTY_LINES: u16 = 1024;
 
 /// How waiting for the next bytes of an idle connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client
     client.peer.speaks_http1.set(true);
     let mut skipped = 0;
     loop {
-        skipped += skip_empty_lines(&mut client);
+        skipped = skip_empty_lines(&mut client).saturating_add(skipped);
         if skipped > MOST_EMPTY_LINES {
             return None;
         }
@@ -201,14 +201,14 @@ async fn read_request(client: &mut Client) -> Result<Option<Request>, ProxyError
 
 /// Skips empty lines before a request, as RFC 9112, section 2.2, asks for. Returns how many bytes
 /// they have.
-fn skip_empty_lines(client: &mut Client) -> usize {
+fn skip_empty_lines(client: &mut Client) -> u16 {
     let mut rest = client.buffer.unread();
     while let [b'\r', b'\n', after @ ..] | [b'\n', after @ ..] = rest {
         rest = after;
     }
     let skipped = client.buffer.unread().len() - rest.len();
     client.buffer.consume(skipped);
-    skipped
+    skipped.try_into().unwrap_or(u16::MAX)
 }
 
 fn admit(client: &mut Client) -> Result<Option<Request>, Refusal> {
