@@ -105,6 +105,7 @@ install: ## Install what `make build` has built, with its units (DESTDIR=, prefi
 	install -D -m 755 -t $(DESTDIR)$(prefix)/bin $(BIN)/smoothserve $(BIN)/smoothctl
 	ln -sf smoothctl $(DESTDIR)$(prefix)/bin/smoothtool
 	install -D -m 644 -t $(unitdir)/system $(addprefix systemd/smoothserve.,service socket slice)
+	install -D -m 644 -t $(unitdir)/system/run-smoothserve-.mount.d systemd/run-smoothserve-.mount.d/smoothserve.conf
 	install -D -m 644 -t $(unitdir)/user $(addprefix systemd/user/smoothserve.,service socket slice)
 	sed -i 's,/usr/bin/,$(prefix)/bin/,' $(unitdir)/system/smoothserve.service $(unitdir)/user/smoothserve.service
 	install -d $(unitdir)/system-generators $(unitdir)/user-generators

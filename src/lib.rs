@@ -34,5 +34,6 @@ pub mod proxy;
 mod run_dir;
 pub mod status;
 pub mod systemd;
+mod tmpfs;
 mod trust;
 pub mod watch;

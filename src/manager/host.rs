@@ -2,6 +2,7 @@
 //! programs, and notifications to systemd. Nothing in this folder knows about services.
 
 pub mod ancestry;
+pub mod mounts;
 pub mod notify;
 pub mod pidfd;
 pub mod ports;

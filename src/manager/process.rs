@@ -9,6 +9,7 @@ mod output;
 #[allow(clippy::module_inception)]
 mod process;
 mod remains;
+pub mod socket_folders;
 pub mod unix_socket;
 
 pub use process::Process;

@@ -11,7 +11,9 @@ use super::host::ports::Ports;
 use super::host::supervision::Supervision;
 use super::jobs::Jobs;
 use super::process::executable::{OpenExecutable, stored_name};
+use super::process::socket_folders::SocketFolders;
 use super::rollout::InstanceId;
+use crate::run_dir;
 use crate::systemd::units::Units;
 
 /// What all services share. A service borrows it whenever the service has something to do.
@@ -35,6 +37,8 @@ pub struct World {
     pub units: Option<Units>,
     /// The folder for sockets and state.
     pub run_dir: PathBuf,
+    /// The folders for the unix sockets of instances.
+    pub socket_folders: SocketFolders,
     /// The user for services without `user` whose executable belongs to root.
     pub default_user: String,
 }
@@ -47,6 +51,7 @@ impl World {
         units: Option<Units>,
         run_dir: PathBuf,
     ) -> World {
+        let instances = run_dir::instances(&run_dir);
         World {
             next_id: 1,
             jobs: Jobs::default(),
@@ -57,6 +62,7 @@ impl World {
             supervision,
             units,
             run_dir,
+            socket_folders: SocketFolders::new(instances, units.is_some()),
             default_user: String::new(),
         }
     }

@@ -9,9 +9,10 @@
 //! [`enter`] gives the process a mount namespace of its own and makes an empty file system in
 //! memory the root folder there. The folder of the instances' sockets is mounted in it under the
 //! path that it has outside, so a path means the same on both sides, and folders of later instances
-//! appear as they are made. journald's socket is mounted as well if the worker logs to journald.
-//! Everything else is unmounted. From then on, the kernel follows each path inside this folder,
-//! also that of a link that an instance has made.
+//! appear as they are made, with the file systems that the manager mounts on them. Nothing that is
+//! mounted here appears outside. journald's socket is mounted as well if the worker logs to
+//! journald. Everything else is unmounted. From then on, the kernel follows each path inside this
+//! folder, also that of a link that an instance has made.
 //!
 //! Mounting needs a right that root has. Another user gets it in a user namespace, in which the
 //! process keeps its user and group; some systems and most containers do not permit that. The
@@ -20,18 +21,17 @@
 
 use std::fs::{File, create_dir_all};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::sched::CloneFlags;
-use rustix::fs::{CWD, FileType, Mode};
-use rustix::io::Errno;
+use rustix::fs::Mode;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
-    mount_change, mount_remount, move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change,
+    mount_remount, unmount,
 };
 use rustix::process::{chdir, chroot, fchdir, getegid, geteuid, pivot_root, umask};
+
+use crate::tmpfs;
 
 /// Where the folder is mounted before it becomes the root folder.
 const ANCHOR: &str = "/proc";
@@ -48,24 +48,20 @@ pub(super) struct RootFolderError {
 /// under the absolute path that it has outside. The process must have one thread.
 pub(super) fn enter(places: &[&Path]) -> Result<(), RootFolderError> {
     own_namespace()?;
-    // What is mounted from here on is mounted in this namespace alone.
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(at("making the mounts private"))?;
-    let root = empty_file_system().map_err(at("making an empty file system"))?;
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let trees: Result<Vec<OwnedFd>, Errno> = places
-        .iter()
-        .map(|place| open_tree(CWD, *place, clone | OpenTreeFlags::AT_RECURSIVE))
-        .collect();
-    let trees = trees.map_err(at("opening the folder of the sockets"))?;
-    mount(&root, Path::new(ANCHOR)).map_err(at("mounting the root folder"))?;
+    // What is mounted from here on is mounted in this namespace alone, and what is mounted outside
+    // appears here as well.
+    let follow = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", follow).map_err(at("keeping the mounts to itself"))?;
+    let root = tmpfs::make(&[("mode", "0755")]).map_err(at("making an empty file system"))?;
+    tmpfs::mount(&root, Path::new(ANCHOR)).map_err(at("mounting the root folder"))?;
     fchdir(&root).map_err(at("entering the root folder"))?;
     // All users have to be able to pass the folders.
     umask(Mode::from_raw_mode(0o022));
-    for (place, tree) in places.iter().zip(&trees) {
-        let place = place.strip_prefix("/").unwrap_or(place);
-        make_place(place, tree).map_err(at("making a place for the sockets"))?;
-        mount(tree, place).map_err(at("mounting the sockets"))?;
+    for outside in places {
+        let place = outside.strip_prefix("/").unwrap_or(outside);
+        make_place(place, outside).map_err(at("making a place for the sockets"))?;
+        // In one step, so that nothing that is mounted outside meanwhile is missed.
+        mount_bind_recursive(*outside, place).map_err(at("mounting the sockets"))?;
         close_to_changes(place)?;
     }
     close_to_changes(Path::new("."))?;
@@ -99,35 +95,15 @@ fn own_namespace() -> Result<(), RootFolderError> {
     Ok(())
 }
 
-fn empty_file_system() -> rustix::io::Result<OwnedFd> {
-    let system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&system, "mode", "0755")?;
-    fsconfig_create(&system)?;
-    let hardened = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    fsmount(&system, FsMountFlags::FSMOUNT_CLOEXEC, hardened)
-}
-
-/// Makes the folder or file on which `tree` can be mounted.
-fn make_place(place: &Path, tree: &OwnedFd) -> io::Result<()> {
-    if FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode) == FileType::Directory {
+/// Makes the folder or file on which what is `outside` can be mounted.
+fn make_place(place: &Path, outside: &Path) -> io::Result<()> {
+    if outside.metadata()?.is_dir() {
         return create_dir_all(place);
     }
     if let Some(folder) = place.parent() {
         create_dir_all(folder)?;
     }
     File::create(place).map(drop)
-}
-
-fn mount(tree: impl AsFd, place: &Path) -> rustix::io::Result<()> {
-    move_mount(
-        tree.as_fd(),
-        "",
-        CWD,
-        place,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
 }
 
 fn close_to_changes(place: &Path) -> Result<(), RootFolderError> {

@@ -67,6 +67,56 @@ if notify:
 time.sleep(1000)
 "#;
 
+/// An instance that fills the folder of its socket, before its socket exists and whenever it is
+/// asked, through a file and a folder that it has opened before. It answers with how many bytes and
+/// files it has left there, and with why they are not more.
+const FILLS: &str = r#"
+import errno, http.server, os, socketserver
+
+path = os.environ["SOCKET"]
+os.chdir(os.path.dirname(path))
+os.mkdir("many")
+many = os.open("many", os.O_RDONLY)
+file = os.open("large", os.O_WRONLY | os.O_CREAT)
+listener = socketserver.UnixStreamServer(path, http.server.BaseHTTPRequestHandler)
+
+def until_full(step):
+    for _ in range(10000):
+        try:
+            step()
+        except OSError as error:
+            return errno.errorcode[error.errno]
+    return "no end"
+
+def fill():
+    names = iter(range(10**9))
+    create = lambda: os.close(os.open(f"{next(names)}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd=many))
+    for name in os.listdir(many):
+        os.remove(name, dir_fd=many)
+    why = until_full(lambda: os.write(file, bytes(4096))), until_full(create)
+    return f"{os.fstat(file).st_size} {why[0]} {len(os.listdir(many))} {why[1]}"
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def address_string(self):
+        return "proxy"
+    def do_GET(self):
+        body = fill().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+fill()
+listener.RequestHandlerClass = Handler
+listener.serve_forever()
+"#;
+
+/// What is mounted in the run directory.
+const MOUNTS: &str = "awk '$5 ~ \"^/run/smoothserve\" { print $5 }' /proc/self/mountinfo";
+
+/// Gives the unit of smoothserve a mount namespace of its own.
+const OWN_NAMESPACE: &str = "/etc/systemd/system/smoothserve.service.d/namespace.conf";
+
 /// An instance that leaves folders in folders in the folder of its socket: so deep that the stack
 /// of a program overflows which enters one from within the other.
 const DEEP: &str = r#"
@@ -200,9 +250,11 @@ fn a_link_to_the_socket_of_another_service_gets_no_requests() {
     });
 }
 
+/// A folder that is a part of /run, as where smoothserve may not mount, is removed within bounds.
 #[test]
 fn folders_in_folders_beside_the_socket_do_no_harm() {
     machine::test(async |machine| {
+        machine.write(OWN_NAMESPACE, "[Service]\nPrivateMounts=yes\n");
         let scene = start(machine, Some(DEEP));
         let manager = scene.manager();
         let instances = || machine.run("ls /run/smoothserve/instances");
@@ -213,5 +265,131 @@ fn folders_in_folders_beside_the_socket_do_no_harm() {
         assert_eq!(scene.manager(), manager);
         let log = machine.run("journalctl -t smoothserve");
         assert!(!log.contains("cannot remove"), "{log}");
+    });
+}
+
+/// Asks the service that fills its folder what it has left there.
+async fn left_by_thief() -> String {
+    let page = client::get(local(THIEF), "thief", "/").await.unwrap();
+    assert_eq!(page.head.status, 200, "{}", page.text());
+    page.text()
+}
+
+/// Returns how many mounts there are in the run directory.
+fn mounts(machine: &Machine) -> usize {
+    machine.run(MOUNTS).lines().count()
+}
+
+#[test]
+fn what_an_instance_leaves_beside_its_socket_is_little_and_hurts_nobody() {
+    machine::test(async |machine| {
+        let scene = start(machine, Some(FILLS));
+        // The folder of the folders, and that of each instance.
+        assert_eq!(mounts(machine), 5);
+        // At shutdown, systemd leaves them to smoothserve.
+        let conflicts = "systemctl show --value --property Conflicts run-smoothserve-instances";
+        for mount in ["", "-1"] {
+            assert_eq!(machine.run(&format!("{conflicts}{mount}.mount")).trim(), "");
+        }
+        let free = || machine.run("stat --file-system --format '%f %d' /run");
+        let before = free();
+        let left = left_by_thief().await;
+        assert_eq!(before, free());
+        let [bytes, full, files, no_more] = left.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{left}");
+        };
+        assert_eq!((bytes, full, no_more), ("65536", "ENOSPC", "ENOSPC"));
+        assert!(files.parse::<u32>().unwrap() < 64, "{left}");
+
+        let load = scene.load().await;
+        machine.run("smoothctl restart shop");
+        let instances = scene.shop().pids();
+        machine.run("systemctl restart smoothserve");
+        let manager = scene.manager();
+        machine.run(&format!("kill -9 {manager}"));
+        scene.another_manager(manager);
+        scene.settled();
+        assert_eq!(scene.shop().pids(), instances);
+        assert_eq!(left_by_thief().await, left);
+        machine.run("smoothctl restart shop && systemctl reload smoothserve");
+        machine.run("rm /etc/smoothserve/services/thief.yaml && smoothctl reload");
+        nothing_is_lost(load).await;
+        machine.until(MOUNTS, |mounts| mounts.lines().count() == 4);
+        let folders = machine.run("ls /run/smoothserve/instances | wc -l");
+        assert_eq!(folders.trim(), "3");
+        assert_eq!(scene.shop().ready(), 3);
+
+        machine.run("systemctl stop smoothserve");
+        assert_eq!(mounts(machine), 0);
+        let units = machine.run("systemctl list-units --all --plain --no-legend --type mount");
+        assert!(!units.contains("smoothserve"), "{units}");
+    });
+}
+
+#[test]
+fn nothing_stays_mounted_without_a_manager_or_an_instance() {
+    machine::test(async |machine| {
+        let scene = start(machine, Some(FILLS));
+        let folders = machine.run("ls /run/smoothserve/instances");
+        // The manager can save nothing about an instance whose folder it has just made.
+        let manager = scene.manager();
+        machine.run(&format!(
+            "kill -STOP {manager}; folder=/run/smoothserve/instances/100; mkdir $folder; \
+             mount -t tmpfs tmpfs $folder; touch $folder/file; kill -9 {manager}"
+        ));
+        scene.another_manager(manager);
+        machine.until("ls /run/smoothserve/instances", |now| now == folders);
+        assert_eq!(mounts(machine), 5);
+        machine.run("smoothctl restart shop");
+        machine.until(MOUNTS, |mounts| mounts.lines().count() == 5);
+
+        machine.write(
+            "/etc/systemd/system/smoothserve.service.d/broken.conf",
+            "[Service]\nExecStart=\nExecStart=/bin/false\n",
+        );
+        machine.run("systemctl daemon-reload");
+        let restart = machine.try_run("systemctl restart smoothserve");
+        assert!(!restart.status.success());
+        machine.run("systemctl stop smoothserve.slice smoothserve.socket");
+        assert_eq!(mounts(machine), 0);
+    });
+}
+
+/// As an upgrade from a smoothserve that has mounted nothing yet.
+#[test]
+fn instances_without_file_systems_of_their_own_are_replaced_by_some_with_them() {
+    machine::test(async |machine| {
+        machine.write(OWN_NAMESPACE, "[Service]\nPrivateMounts=yes\n");
+        let scene = start(machine, None);
+        assert_eq!(mounts(machine), 0);
+        let load = scene.load().await;
+        let (worker, instances) = (scene.worker(), scene.shop().pids());
+        machine.run(&format!("rm {OWN_NAMESPACE} && systemctl daemon-reload"));
+        machine.run("systemctl restart smoothserve");
+        scene.settled();
+        assert_eq!((scene.worker(), scene.shop().pids()), (worker, instances));
+        // The worker that is left would not see what is mounted.
+        load.go_on(100).await;
+        machine.run("smoothctl restart shop");
+        assert_eq!(mounts(machine), 1);
+        load.go_on(100).await;
+
+        machine.install_smoothserve(&programs!());
+        machine.run("systemctl restart smoothserve");
+        machine.until(&format!("ls /proc/{worker} || echo gone"), |text| {
+            text == "gone\n"
+        });
+        machine.run("smoothctl restart shop");
+        machine.until(MOUNTS, |mounts| mounts.lines().count() == 4);
+        // Back again: the unit has a copy of what is mounted, and the next one without a namespace
+        // of its own unmounts the rest.
+        machine.write(OWN_NAMESPACE, "[Service]\nPrivateMounts=yes\n");
+        machine.run("systemctl daemon-reload && systemctl restart smoothserve");
+        load.go_on(100).await;
+        machine.run("smoothctl restart shop");
+        machine.run(&format!("rm {OWN_NAMESPACE} && systemctl daemon-reload"));
+        machine.run("systemctl restart smoothserve");
+        machine.until(MOUNTS, |mounts| mounts.lines().count() == 1);
+        nothing_is_lost(load).await;
     });
 }

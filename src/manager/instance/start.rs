@@ -25,7 +25,6 @@ use crate::manager::process::launcher::{Launcher, ProcessName};
 use crate::manager::process::unix_socket::SocketPlace;
 use crate::manager::rollout::InstanceId;
 use crate::manager::world::World;
-use crate::run_dir;
 use crate::systemd::units::Units;
 
 /// The accept queue length of a listening socket that an instance inherits.
@@ -80,9 +79,8 @@ pub(super) fn prepare(
             Address::Tcp(address)
         }
         Bind::Unix => {
-            let folder = run_dir::instances(&world.run_dir).join(id.to_string());
             let user = identity.credentials.as_ref();
-            let place = SocketPlace::make(&folder, user)?;
+            let place = world.socket_folders.make(id, user)?;
             let socket = place.socket();
             placeholders.socket = Some(socket.display().to_string());
             socket_place = Some(place);

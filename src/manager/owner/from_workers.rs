@@ -16,7 +16,9 @@ use crate::manager::worker::ExpectedReport;
 /// Starts a new worker. Older workers keep accepting until the new one serves.
 pub(super) fn start_worker(manager: &mut Manager) {
     let unix_sockets = needs_unix_sockets(manager);
-    match manager.workers.spawn(&manager.log_level, unix_sockets) {
+    let sees_mounts = manager.world.socket_folders.is_shared();
+    let level = &manager.log_level;
+    match manager.workers.spawn(level, unix_sockets, sees_mounts) {
         Ok(()) => {
             for (_, listener) in manager.listeners.iter() {
                 manager.workers.send_listener(listener);
@@ -156,6 +158,8 @@ fn worker_gone(manager: &mut Manager, generation: u32, ending: &str) {
     let Some(worker) = manager.workers.remove(generation) else {
         return;
     };
+    let seen = manager.workers.see_mounts();
+    manager.world.socket_folders.seen_by_workers(seen);
     for service in manager.services.values_mut() {
         service.worker_gone(generation, &mut manager.world);
     }

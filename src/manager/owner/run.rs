@@ -108,6 +108,7 @@ async fn turn(
         tracing::info!("smoothserve ended, its workers and instances go on for the next");
         return Ok(());
     }
+    manager.world.socket_folders.close();
     manager.published.remove_state()?;
     tracing::info!(message_id = events::ENDED, "smoothserve ended");
     Ok(())

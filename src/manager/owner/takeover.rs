@@ -17,6 +17,8 @@ use super::state::SavedState;
 use crate::events;
 use crate::manager::host::notify::NOTIFY_PREFIX;
 use crate::manager::process::executable::STORED_PREFIX;
+use crate::manager::process::unix_socket::SocketPlace;
+use crate::manager::rollout::InstanceId;
 use crate::manager::service::Service;
 use crate::manager::{instance, worker};
 use crate::systemd::given::Given;
@@ -53,9 +55,11 @@ pub(super) async fn take_over(manager: &mut Manager, mut given: Given, scopes: B
         tracing::error!(error = %error, "the state of the last manager cannot be read");
         None
     });
-    // New numbers begin above those of all running scopes, even of unknown ones, so no name is used
-    // twice.
-    let last = scopes.iter().filter_map(|scope| number(scope)).max();
+    // New numbers begin above those of all running scopes and of all folders, even of unknown ones,
+    // so no name is used twice.
+    let folders = manager.world.socket_folders.numbers();
+    let running = scopes.iter().filter_map(|scope| number(scope));
+    let last = running.chain(folders.last().copied()).max();
     manager.world.next_id += last.unwrap_or_default();
     manager
         .workers
@@ -68,7 +72,7 @@ pub(super) async fn take_over(manager: &mut Manager, mut given: Given, scopes: B
         }
         None => boot(manager).await,
     }
-    forget_unknown(manager, &given, scopes);
+    forget_unknown(manager, &given, scopes, folders);
 }
 
 async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<String, OwnedFd>) {
@@ -108,6 +112,8 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
         .workers
         .iter()
         .for_each(|saved| manager.workers.adopt(saved));
+    let seen = manager.workers.see_mounts();
+    manager.world.socket_folders.seen_by_workers(seen);
     for (_, listener) in manager.listeners.iter() {
         manager.workers.send_listener(listener);
     }
@@ -137,8 +143,14 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
     }
 }
 
-/// Ends scopes, closes sockets and drops stored descriptors that the saved state does not name.
-fn forget_unknown(manager: &mut Manager, given: &Given, scopes: BTreeSet<String>) {
+/// Ends scopes, closes sockets, drops stored descriptors and removes folders that the saved state
+/// does not name.
+fn forget_unknown(
+    manager: &mut Manager,
+    given: &Given,
+    scopes: BTreeSet<String>,
+    mut folders: BTreeSet<InstanceId>,
+) {
     let unused = manager.listeners.drop_unused();
     let_go(manager, unused);
     for name in given.left() {
@@ -158,7 +170,15 @@ fn forget_unknown(manager: &mut Manager, given: &Given, scopes: BTreeSet<String>
     for name in &unknown {
         tracing::warn!(unit = name, "ending a process that nobody knows");
     }
-    tokio::task::spawn_local(end(units, unknown));
+    folders.retain(|id| !manager.world.owners.contains_key(id));
+    let place = |id| (id, manager.world.socket_folders.place(id));
+    let places: BTreeMap<InstanceId, SocketPlace> = folders.into_iter().map(place).collect();
+    tokio::task::spawn_local(async move {
+        end(units, unknown).await;
+        for (id, place) in places {
+            place.remove(&id.to_string());
+        }
+    });
 }
 
 /// Ends scopes: those of workers first, because the connections they have accepted need the

@@ -17,13 +17,16 @@
 //! that it can remove its socket, as many programs do at their end: it has drained then, and no
 //! worker connects to it any more.
 //!
+//! What the instance has made before, or opened, it can go on to fill. If the folder is a file
+//! system of its own ([`super::socket_folders`]), that is little.
+//!
 //! If the manager ends between two of these steps, the next one begins again with the first.
 //!
 //! Without root, the instance, the manager and the workers run as the same user, so there is
 //! nothing to admit.
 
 use std::cell::Cell;
-use std::fs::{DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
@@ -36,6 +39,7 @@ use rustix::process::geteuid;
 
 use super::remains;
 use crate::launch::Credentials;
+use crate::manager::host::mounts;
 use crate::manager::host::worker_user::worker_user;
 
 /// The file name of the socket.
@@ -75,13 +79,13 @@ struct SocketFolder {
 }
 
 impl SocketPlace {
-    /// Creates the folder for the socket of an instance that runs as `user`.
+    /// Creates the folder for the socket of an instance that runs as `user`, unless it exists.
     pub fn make(path: &Path, user: Option<&Credentials>) -> io::Result<SocketPlace> {
         DirBuilder::new()
             .recursive(true)
             .mode(PARENTS_MODE)
             .create(path)?;
-        std::fs::set_permissions(path, Permissions::from_mode(OWN_MODE))?;
+        fs::set_permissions(path, Permissions::from_mode(OWN_MODE))?;
         if let Some(user) = user {
             chown(path, Some(user.uid), Some(user.gid))?;
         }
@@ -152,10 +156,15 @@ impl SocketPlace {
         }
     }
 
-    /// Removes the folder with all that the instance has left in it, in another thread. `label` is
-    /// the name of the instance, for a message if that fails. Must run inside a runtime.
+    /// Removes the folder with all that the instance has left in it, in another thread if that may
+    /// take long. `label` is the name of the instance, for a message if that fails. Must run inside
+    /// a runtime.
     pub fn remove(&self, label: &str) {
         self.given_back.set(true);
+        // A file system of its own goes with all that is in it.
+        if mounts::unmount_all(&self.folder.path) && fs::remove_dir(&self.folder.path).is_ok() {
+            return;
+        }
         let (folder, label) = (self.folder.path.clone(), label.to_owned());
         tokio::task::spawn_blocking(move || {
             if let Err(error) = remains::remove(&folder) {
@@ -194,7 +203,7 @@ impl SocketFolder {
         let path = PathBuf::from(format!("/proc/self/fd/{}", socket.as_raw_fd()));
         chown(&path, None, Some(group))?;
         let mode = Mode::from_raw_mode(mode).bits() | GROUP_ACCESS;
-        std::fs::set_permissions(&path, Permissions::from_mode(mode))
+        fs::set_permissions(&path, Permissions::from_mode(mode))
     }
 
     /// Opens what has the name of the socket, without following or connecting.
@@ -242,23 +251,23 @@ mod tests {
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
 
         let secret = place.path().join("secret");
-        std::fs::write(&secret, "").unwrap();
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+        fs::write(&secret, "").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
         symlink(&secret, &socket).unwrap();
         assert!(folder.admit(group).is_err());
-        std::fs::remove_file(&socket).unwrap();
-        std::fs::hard_link(&secret, &socket).unwrap();
+        fs::remove_file(&socket).unwrap();
+        fs::hard_link(&secret, &socket).unwrap();
         assert!(folder.admit(group).is_err());
         assert_eq!(mode(&secret), 0o600);
-        std::fs::remove_file(&socket).unwrap();
+        fs::remove_file(&socket).unwrap();
 
         let _listener = UnixListener::bind(&socket).unwrap();
-        std::fs::set_permissions(&socket, Permissions::from_mode(0o700)).unwrap();
-        std::fs::set_permissions(place.path(), Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(&socket, Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(place.path(), Permissions::from_mode(0o777)).unwrap();
         folder.admit(group).unwrap();
         assert_eq!(mode(&socket), 0o760);
         assert_eq!(mode(place.path()), 0o750);
-        assert_eq!(std::fs::metadata(&socket).unwrap().gid(), group);
+        assert_eq!(fs::metadata(&socket).unwrap().gid(), group);
     }
 }

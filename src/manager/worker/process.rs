@@ -83,6 +83,8 @@ pub struct WorkerProcess {
     pub unix_sockets: bool,
     /// The open client connections of the worker, and the state of its bounds.
     pub bounds: (u32, BoundCounts),
+    /// The worker sees what is mounted in the folder of the instances' sockets after its start.
+    pub(super) sees_mounts: bool,
     pidfd: Rc<Pidfd>,
     outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
 }
@@ -94,6 +96,9 @@ pub struct SavedWorker {
     pub generation: u32,
     pid: u32,
     draining: bool,
+    /// As in [`WorkerProcess`].
+    #[serde(default)]
+    sees_mounts: bool,
 }
 
 /// How a worker is started.
@@ -108,6 +113,8 @@ pub(super) struct SpawnOptions<'a> {
     /// The worker has to connect to unix sockets, even if the kernel does not confine it to those
     /// of the instances.
     pub(super) unix_sockets: bool,
+    /// The worker will see what is mounted in the folder of the instances' sockets later.
+    pub(super) sees_mounts: bool,
 }
 
 impl WorkerProcess {
@@ -123,6 +130,7 @@ impl WorkerProcess {
             generation,
             log_level,
             unix_sockets,
+            sees_mounts,
         } = options;
         let path = socket_path(run_dir, generation);
         remove_if_there(&path)?;
@@ -179,7 +187,13 @@ impl WorkerProcess {
             }
             life.run(channel, queue).await;
         });
-        Ok(WorkerProcess::new(generation, pid, false, pidfd, outgoing))
+        let saved = SavedWorker {
+            generation,
+            pid,
+            draining: false,
+            sees_mounts,
+        };
+        Ok(WorkerProcess::new(&saved, pidfd, outgoing))
     }
 
     /// Takes over a worker that an earlier manager has started, if the worker still runs.
@@ -202,26 +216,18 @@ impl WorkerProcess {
             report,
         };
         tokio::task::spawn_local(life.run(channel, queue));
-        Ok(WorkerProcess::new(
-            saved.generation,
-            saved.pid,
-            saved.draining,
-            pidfd,
-            outgoing,
-        ))
+        Ok(WorkerProcess::new(saved, pidfd, outgoing))
     }
 
     fn new(
-        generation: u32,
-        pid: u32,
-        draining: bool,
+        saved: &SavedWorker,
         pidfd: Rc<Pidfd>,
         outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
     ) -> WorkerProcess {
         WorkerProcess {
-            generation,
-            pid,
-            draining,
+            generation: saved.generation,
+            pid: saved.pid,
+            draining: saved.draining,
             serving: false,
             idle: BTreeSet::new(),
             certificates: BTreeSet::new(),
@@ -231,6 +237,7 @@ impl WorkerProcess {
             sieve: Sieve::new(Instant::now()),
             unix_sockets: true,
             bounds: Default::default(),
+            sees_mounts: saved.sees_mounts,
             pidfd,
             outgoing,
         }
@@ -242,6 +249,7 @@ impl WorkerProcess {
             generation: self.generation,
             pid: self.pid,
             draining: self.draining,
+            sees_mounts: self.sees_mounts,
         }
     }
 

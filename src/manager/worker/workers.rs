@@ -206,8 +206,13 @@ impl Workers {
     }
 
     /// Starts a worker, which becomes the newest. With `unix_sockets` it has to connect to unix
-    /// sockets.
-    pub fn spawn(&mut self, log_level: &LogLevel, unix_sockets: bool) -> std::io::Result<()> {
+    /// sockets. With `sees_mounts` it will see what is mounted in their folder later.
+    pub fn spawn(
+        &mut self,
+        log_level: &LogLevel,
+        unix_sockets: bool,
+        sees_mounts: bool,
+    ) -> std::io::Result<()> {
         self.last_generation += 1;
         self.started = Instant::now();
         let generation = self.last_generation;
@@ -217,6 +222,7 @@ impl Workers {
             generation,
             log_level,
             unix_sockets,
+            sees_mounts,
         };
         let worker = WorkerProcess::spawn(&options, self.units, report)?;
         tracing::info!(pid = worker.pid, "worker started");
@@ -258,6 +264,12 @@ impl Workers {
             worker.drain(IDLE_GRACE, limit, tunnels);
             self.changed = true;
         }
+    }
+
+    /// Returns true if all workers see what is mounted in the folder of the instances' sockets
+    /// after their start.
+    pub fn see_mounts(&self) -> bool {
+        self.workers.iter().all(|worker| worker.sees_mounts)
     }
 
     /// Returns the endpoints to which at least one worker says it has no connection.
