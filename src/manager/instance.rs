@@ -89,13 +89,14 @@ pub struct SavedInstance {
 }
 
 impl Instance {
-    /// Chooses an address and starts the process of an instance. Any error on the way is reported
-    /// as [`News::Exited`].
+    /// Chooses an address and starts the process of an instance. Once it has failed, what it has
+    /// left is killed after `stop_timeout`. Any error on the way is reported as [`News::Exited`].
     pub fn start(
         id: InstanceId,
         slot: u32,
         service: &str,
         deployment: Rc<Deployment>,
+        stop_timeout: Duration,
         world: &mut World,
     ) -> Instance {
         let mut instance = Instance::new(slot, service, deployment);
@@ -118,7 +119,8 @@ impl Instance {
                 instance.readiness = readiness;
                 instance.expect_socket(socket_place, report.clone());
                 let deployment = instance.deployment.clone();
-                let life = start::run(name, order, deployment, passed_on, world.units, report);
+                let scopes = (world.units, stop_timeout);
+                let life = start::run(name, order, deployment, passed_on, scopes, report);
                 tokio::task::spawn_local(life);
             }
             Err(error) => report(News::Exited(format!("could not be started: {error:#}"))),

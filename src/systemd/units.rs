@@ -51,6 +51,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The shortest stop timeout of a scope. To systemd, 0 is no limit.
+const SHORTEST_STOP: Duration = Duration::from_millis(1);
+
 /// The number of the signal SIGKILL.
 const SIGKILL: i32 = 9;
 
@@ -113,6 +116,23 @@ impl Scope {
         self.log(self.units.stop(&self.name).await);
     }
 
+    /// Stops what is left in the scope, and waits until nothing is. systemd kills what is left
+    /// after the scope's stop timeout.
+    pub async fn end(&self) {
+        let body = (self.name.as_str(), "replace");
+        loop {
+            match self.units.run_job("StopUnit", &body).await {
+                Err(UnitError::Late) if self.is_there().await => {}
+                result => return self.log(gone_is_fine(result.map(drop))),
+            }
+        }
+    }
+
+    async fn is_there(&self) -> bool {
+        let found = self.units.list(&self.name).await;
+        found.is_ok_and(|names| !names.is_empty())
+    }
+
     fn log(&self, result: Result<(), UnitError>) {
         if let Err(error) = result {
             tracing::error!(unit = self.name, error = %error, "scope not stopped");
@@ -130,7 +150,8 @@ impl Units {
     }
 
     /// Puts a process into a new scope of its own in a slice, with limits for all that will be in
-    /// it. Returns when the process is there.
+    /// it, and with the time after which systemd kills what it has told to stop. Returns when the
+    /// process is there.
     pub async fn start_scope(
         &self,
         unit: &str,
@@ -138,6 +159,7 @@ impl Units {
         description: &str,
         pid: u32,
         limits: &ScopeLimits,
+        stop_timeout: Option<Duration>,
     ) -> Result<Scope, UnitError> {
         let mut properties: Vec<(&str, Variant<'_>)> = vec![
             ("PIDs", Variant::from(vec![pid])),
@@ -148,20 +170,14 @@ impl Units {
             ("CollectMode", Variant::from("inactive-or-failed")),
         ];
         properties.extend(resources(limits));
+        properties.extend(stop_timeout.map(|timeout| {
+            let timeout = timeout.max(SHORTEST_STOP).as_micros();
+            let timeout = u64::try_from(timeout).unwrap_or(u64::MAX);
+            ("TimeoutStopUSec", Variant::from(timeout))
+        }));
         let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
         let body = (unit, "fail", properties, auxiliary);
-        let start = async {
-            loop {
-                match self.start_transient(&body).await {
-                    Err(error) if is_passing(&error) => tokio::time::sleep(PAUSE).await,
-                    result => return result,
-                }
-            }
-        };
-        let result = tokio::time::timeout(PATIENCE, start)
-            .await
-            .map_err(|_| UnitError::Late)?;
-        match result? {
+        match self.run_job("StartTransientUnit", &body).await? {
             result if result == "done" => Ok(self.scope(unit)),
             result => Err(UnitError::Job {
                 unit: unit.to_owned(),
@@ -170,8 +186,28 @@ impl Units {
         }
     }
 
-    /// Starts a unit and waits for the result of its job.
-    async fn start_transient<B: Serialize + DynamicType>(&self, body: &B) -> zbus::Result<String> {
+    /// Calls a method that makes a job, and waits for the result of the job.
+    async fn run_job<B>(&self, method: &str, body: &B) -> Result<String, UnitError>
+    where
+        B: Serialize + DynamicType,
+    {
+        let attempts = async {
+            loop {
+                match self.try_job(method, body).await {
+                    Err(error) if is_passing(&error) => tokio::time::sleep(PAUSE).await,
+                    result => return Ok(result?),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, attempts)
+            .await
+            .map_err(|_| UnitError::Late)?
+    }
+
+    async fn try_job<B>(&self, method: &str, body: &B) -> zbus::Result<String>
+    where
+        B: Serialize + DynamicType,
+    {
         let connection = self.connect().await?;
         // Before the question, so that the answer is not missed.
         let rule = format!(
@@ -188,7 +224,6 @@ impl Units {
                 &(),
             )
             .await?;
-        let method = "StartTransientUnit";
         let reply = connection
             .call_method(Some(DESTINATION), MANAGER_PATH, Some(MANAGER), method, body)
             .await?;

@@ -1,6 +1,7 @@
 //! systemd's view of smoothserve while it starts, works and ends.
 
-use smoothserve_kit::{Build, Start, machine, programs};
+use smoothserve_kit::machine::{self, Machine};
+use smoothserve_kit::{Build, Start, programs};
 
 use crate::scene::Scene;
 
@@ -97,5 +98,58 @@ fn instances_know_nothing_of_their_managers_supervision() {
             modes.starts_with("600 /run/smoothserve/state.json\n"),
             "{modes}"
         );
+    });
+}
+
+/// An instance that leaves a process behind, which has left its session and ignores SIGTERM. It is
+/// ready only when that has happened.
+const LEAVES: &str = r#"
+import http.server, os, signal, sys
+
+read, write = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.write(write, b".")
+    os.execlp("sleep", "leftover", "100000")
+os.read(read, 1)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.BaseHTTPRequestHandler).serve_forever()
+"#;
+
+/// Lists the processes that instances have left or may leave.
+fn leftovers(machine: &Machine) -> String {
+    machine.run("pgrep --full '^leftover' || true")
+}
+
+#[test]
+fn what_a_stopped_instance_leaves_ends_within_its_time_and_the_command_waits_for_it() {
+    machine::test(async |machine| {
+        machine.write("/opt/leaves/leaves.py", LEAVES);
+        let scene = Scene::install(machine, "");
+        machine.write(
+            "/etc/smoothserve/services/leaves.yaml",
+            "name: leaves\nport: 8081\nexecutable_path: /usr/bin/python3\n\
+             args: [/opt/leaves/leaves.py, \"{port}\"]\nuser: backup\ninstance_count: 1\n\
+             ready: tcp\nstop_timeout: 1s\n",
+        );
+        machine.run("systemctl daemon-reload && systemctl start smoothserve");
+        scene.settled();
+        let first = leftovers(machine);
+        assert_eq!(first.lines().count(), 1);
+        // One that crashes is replaced at once, and systemd ends what it has left.
+        machine.run("pkill --full --signal KILL 'leaves[.]py'");
+        machine.until("pgrep --full '^leftover'", |pids| {
+            pids.lines().count() == 1 && pids != first
+        });
+        scene.settled();
+        machine.run("smoothctl restart leaves");
+        assert_eq!(leftovers(machine).lines().count(), 1);
+        machine.run("systemctl restart smoothserve && smoothctl stop leaves");
+        assert_eq!(leftovers(machine), "");
+        let scopes = machine
+            .run("systemctl list-units --all --plain --no-legend 'smoothserve-leaves*.scope'");
+        assert_eq!(scopes, "");
     });
 }

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Context;
 use socket2::{Domain, Socket, Type};
@@ -160,13 +161,13 @@ pub(super) async fn run(
     order: Order,
     deployment: Rc<Deployment>,
     socket: Option<TcpListener>,
-    units: Option<Units>,
+    (units, stop_timeout): (Option<Units>, Duration),
     report: impl Fn(News),
 ) {
     let launcher = match &units {
         Some(units) => {
             let limits = &deployment.process.limits.scope;
-            Launcher::spawn_in_scope(&name, units, limits).await
+            Launcher::spawn_in_scope(&name, units, limits, stop_timeout).await
         }
         None => Launcher::spawn(&name),
     };

@@ -1,6 +1,7 @@
 //! The start of an instance's process: first a launcher is started; it waits until the manager lets
 //! it go, and then it becomes the instance.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
@@ -76,6 +77,7 @@ impl Launcher {
             pid,
             started: SystemTime::now(),
             pidfd: Pidfd::open(pid)?,
+            told_to_end: Cell::default(),
             keeper: ProcessKeeper::Manager(stderr),
         };
         Ok(Launcher {
@@ -86,11 +88,13 @@ impl Launcher {
         })
     }
 
-    /// Starts a launcher in a scope of its own, with the journal as its output.
+    /// Starts a launcher in a scope of its own, with the journal as its output. Once the scope is
+    /// told to stop, systemd kills what is left in it after `stop_timeout`.
     pub async fn spawn_in_scope(
         name: &ProcessName,
         units: &Units,
         limits: &ScopeLimits,
+        stop_timeout: Duration,
     ) -> anyhow::Result<Launcher> {
         let started = SystemTime::now();
         let slice = service_slice(&name.service);
@@ -109,12 +113,20 @@ impl Launcher {
         let pidfd = Pidfd::open(pid)?;
         let description = format!("smoothserve instance {}", name.label);
         let scope = units
-            .start_scope(&name.scope, &slice, &description, pid, limits)
+            .start_scope(
+                &name.scope,
+                &slice,
+                &description,
+                pid,
+                limits,
+                Some(stop_timeout),
+            )
             .await?;
         let process = Process {
             pid,
             started,
             pidfd,
+            told_to_end: Cell::default(),
             keeper: ProcessKeeper::Systemd { scope, slice },
         };
         Ok(Launcher {

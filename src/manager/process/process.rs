@@ -5,6 +5,7 @@
 //! manager, and the next manager takes it over. Otherwise the process is a plain child: it writes
 //! to the manager's pipes and ends with the manager.
 
+use std::cell::Cell;
 use std::io;
 use std::time::SystemTime;
 
@@ -24,6 +25,8 @@ pub struct Process {
     /// When the process was started.
     pub started: SystemTime,
     pub(super) pidfd: Pidfd,
+    /// The process has got a signal to end.
+    pub(super) told_to_end: Cell<bool>,
     pub(super) keeper: ProcessKeeper,
 }
 
@@ -60,11 +63,13 @@ impl Process {
             pid,
             started,
             pidfd,
+            told_to_end: Cell::default(),
             keeper,
         })
     }
 
-    /// Waits for the end of the process.
+    /// Waits for the end of the process and, if it was told to end, of the processes that it has
+    /// left.
     pub async fn ended(&self) -> io::Result<()> {
         self.pidfd.ended().await?;
         self.left_behind().await;
@@ -97,8 +102,9 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process. Does nothing if the process has ended.
+    /// Sends a signal to the process, to end it. Does nothing if the process has ended.
     pub fn signal(&self, signal: i32) {
+        self.told_to_end.set(true);
         if let Some(signal) = Signal::from_named_raw(signal) {
             self.pidfd.signal(signal);
         }
@@ -107,6 +113,7 @@ impl Process {
     /// Sends SIGKILL to the process and, as far as they are known, to all processes that it has
     /// started.
     pub fn kill(&self) {
+        self.told_to_end.set(true);
         // A process that can be signaled by its pidfd was not waited for yet, so no other process
         // has its number.
         if self.pidfd.signal(Signal::KILL)
@@ -120,10 +127,15 @@ impl Process {
         }
     }
 
-    /// Ends the processes that an ended process has left in its scope.
+    /// Ends the processes that an ended process has left in its scope. Waits for that if the
+    /// process was told to end. Otherwise it has failed, and another one has to take its place at
+    /// once.
     pub(super) async fn left_behind(&self) {
         if let ProcessKeeper::Systemd { scope, .. } = &self.keeper {
-            scope.stop().await;
+            match self.told_to_end.get() {
+                true => scope.end().await,
+                false => scope.stop().await,
+            }
         }
     }
 }

@@ -382,7 +382,9 @@ impl Service {
 
     fn start(&mut self, id: InstanceId, slot: u32, generation: u64, world: &mut World) {
         let deployment = self.deployments[&generation].clone();
-        let instance = Instance::start(id, slot, &self.spec.name, deployment, world);
+        let stop_timeout = self.spec.times.stop_timeout;
+        let name = &self.spec.name;
+        let instance = Instance::start(id, slot, name, deployment, stop_timeout, world);
         tracing::info!(
             service = self.spec.name,
             instance = instance.label,

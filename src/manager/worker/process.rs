@@ -178,6 +178,7 @@ impl WorkerProcess {
                         &description,
                         pid,
                         &unlimited,
+                        None,
                     )
                     .await;
                 if let Err(error) = started {
