@@ -21,6 +21,7 @@ const INSTALLED: &str = "\
 /usr/bin/smoothtool -> smoothctl
 /usr/lib/systemd/catalog/smoothserve.catalog 644
 /usr/lib/systemd/system-generators/smoothserve-generator -> ../../../bin/smoothserve
+/usr/lib/systemd/system/run-smoothserve-.mount.d/smoothserve.conf 644
 /usr/lib/systemd/system/smoothserve.service 644
 /usr/lib/systemd/system/smoothserve.slice 644
 /usr/lib/systemd/system/smoothserve.socket 644

@@ -126,8 +126,8 @@ async fn a_message_that_is_only_announced_gets_no_room() {
     for stranger in &mut strangers {
         let mut head = call("Dump", None).data()[..16].to_vec();
         head[4..8].copy_from_slice(&(127_u32 << 20).to_le_bytes());
+        head.push(0);
         stranger.write_all(&head).unwrap();
-        stranger.write_all(&[0]).unwrap();
     }
     for stranger in &mut strangers {
         let ended = stranger.read(&mut [0; 16]);

@@ -151,9 +151,9 @@ impl Multiplexed {
             assert!(client.send(&begun).await);
             let mut stream = 3;
             while !ends.load(Ordering::Relaxed) {
-                let request = frame(HEADERS, WHOLE, stream, &get("/"));
+                let request = frame(HEADERS, WHOLE, stream, &get("/hello"));
                 assert!(client.send(&request).await);
-                let answer = Outcome::Answer(200, "good".to_owned());
+                let answer = Outcome::Answer(200, "hello\n".to_owned());
                 assert_eq!(client.outcome(stream).await, answer);
                 counts.fetch_add(1, Ordering::Relaxed);
                 stream += 2;

@@ -68,7 +68,8 @@ impl Corked {
         }
     }
 
-    /// Begins a turn of the connection, in which a limited number of bytes may be read.
+    /// Begins a turn of the connection, in which a limited number of bytes may be read. Whoever
+    /// polls the h2 crate calls this before.
     pub(crate) fn begin_turn(&self) {
         self.readable.set(READ_IN_TURN);
     }
