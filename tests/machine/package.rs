@@ -252,7 +252,15 @@ fn what_is_removed_has_ended_and_what_is_purged_is_gone() {
         install_under_shop(machine);
         let there = running(machine);
         assert!(there.contains("smoothserve-port-8080.socket"), "{there}");
+        // Something is mounted for it.
+        let blog = "/etc/smoothserve/services/blog.yaml";
+        machine.write(
+            blog,
+            "name: blog\nport: 8081\nexecutable_path: /opt/shop/shop\nbind: unix\nuser: www-data\n",
+        );
+        machine.run("smoothctl reload && grep -q /run/smoothserve/instances/ /proc/self/mountinfo");
         apt(machine, "remove smoothserve");
+        machine.run(&format!("rm {blog}"));
         assert_eq!(running(machine), "");
         assert!(!machine.path("/run/smoothserve").exists());
         machine.run(&format!("cat /etc/smoothserve/smoothserve.yaml {shop}"));
