@@ -65,7 +65,8 @@ pub(crate) enum FieldKind {
 impl FieldKind {
     /// Returns the meaning of a field with this name, in any case, to a proxy.
     pub(crate) fn of(name: &str) -> FieldKind {
-        let mut candidates = known(name.len()).iter();
+        let first = name.bytes().next().map_or(0, read);
+        let mut candidates = known(name.len(), first).iter();
         let found = candidates.find(|(known, _)| same(name, known));
         let kind = match found {
             Some((_, kind)) => *kind,
@@ -84,105 +85,97 @@ impl FieldKind {
     }
 }
 
-/// Returns the names of this length that mean something to a proxy, in lower case.
-fn known(length: usize) -> &'static [(&'static str, FieldKind)] {
+/// Returns the names of this length, with this first letter, that mean something to a proxy, in
+/// lower case. Most fields of a request have another length or letter, so that nothing has to be
+/// compared.
+fn known(length: usize, first: u8) -> &'static [(&'static str, FieldKind)] {
     use FieldKind::*;
-    match length {
-        2 => &[("te", Te)],
-        4 => &[("host", Host)],
-        5 => &[("proxy", Unwanted)],
-        6 => &[("expect", Expect), ("x-host", FromProxy)],
-        7 => &[("upgrade", Upgrade), ("trailer", Trailer)],
-        8 => &[("x-scheme", FromProxy)],
-        9 => &[
-            ("forwarded", Forwarded),
-            ("path-info", FromProxy),
-            ("x-real-ip", FromProxy),
-            ("client-ip", FromProxy),
-            ("x-arr-ssl", FromProxy),
-        ],
-        10 => &[
-            ("x-ssl-cert", FromProxy),
-            ("connection", Connection),
-            ("keep-alive", KeepAlive),
-            ("x-sendfile", Internal),
-        ],
-        11 => &[
-            ("script-name", FromProxy),
+    match (length, first) {
+        (2, b't') => &[("te", Te)],
+        (4, b'h') => &[("host", Host)],
+        (5, b'p') => &[("proxy", Unwanted)],
+        (6, b'e') => &[("expect", Expect)],
+        (6, b'x') => &[("x-host", FromProxy)],
+        (7, b't') => &[("trailer", Trailer)],
+        (7, b'u') => &[("upgrade", Upgrade)],
+        (8, b'x') => &[("x-scheme", FromProxy)],
+        (9, b'c') => &[("client-ip", FromProxy)],
+        (9, b'f') => &[("forwarded", Forwarded)],
+        (9, b'p') => &[("path-info", FromProxy)],
+        (9, b'x') => &[("x-arr-ssl", FromProxy), ("x-real-ip", FromProxy)],
+        (10, b'c') => &[("connection", Connection)],
+        (10, b'k') => &[("keep-alive", KeepAlive)],
+        (10, b'x') => &[("x-sendfile", Internal), ("x-ssl-cert", FromProxy)],
+        (11, b'c') => &[("client-cert", FromProxy)],
+        (11, b'r') => &[("remote-name", FromProxy), ("remote-user", FromProxy)],
+        (11, b's') => &[("script-name", FromProxy)],
+        (11, b'x') => &[
             ("x-auth-user", FromProxy),
             ("x-client-ip", FromProxy),
             ("x-forwarded", FromProxy),
             ("x-remote-ip", FromProxy),
-            ("client-cert", FromProxy),
-            ("remote-user", FromProxy),
-            ("remote-name", FromProxy),
         ],
-        12 => &[("remote-email", FromProxy), ("x-url-scheme", FromProxy)],
-        13 => &[
+        (12, b'r') => &[("remote-email", FromProxy)],
+        (12, b'x') => &[("x-url-scheme", FromProxy)],
+        (13, b'a') => &[("authorization", Authorization)],
+        (13, b'f') => &[("fly-client-ip", FromProxy), ("forwarded-for", FromProxy)],
+        (13, b'r') => &[("remote-groups", FromProxy)],
+        (13, b'x') => &[
             ("x-client-cert", FromProxy),
-            ("x-script-name", FromProxy),
-            ("authorization", Authorization),
-            ("forwarded-for", FromProxy),
             ("x-forward-for", FromProxy),
-            ("x-rewrite-url", FromProxy),
+            ("x-http-method", MethodOverride),
             ("x-remote-addr", FromProxy),
             ("x-remote-user", FromProxy),
-            ("x-http-method", MethodOverride),
-            ("remote-groups", FromProxy),
-            ("fly-client-ip", FromProxy),
+            ("x-rewrite-url", FromProxy),
+            ("x-script-name", FromProxy),
         ],
-        14 => &[
-            ("content-length", ContentLength),
-            ("true-client-ip", FromProxy),
-            ("http2-settings", Unwanted),
-            ("x-remote-group", FromProxy),
-            ("x-webauth-user", FromProxy),
-        ],
-        15 => &[
+        (14, b'c') => &[("content-length", ContentLength)],
+        (14, b'h') => &[("http2-settings", Unwanted)],
+        (14, b't') => &[("true-client-ip", FromProxy)],
+        (14, b'x') => &[("x-remote-group", FromProxy), ("x-webauth-user", FromProxy)],
+        (15, b'f') => &[("front-end-https", FromProxy)],
+        (15, b'p') => &[("proxy-client-ip", FromProxy)],
+        (15, b'x') => &[
             ("x-forwarded-for", ForwardedFor),
-            ("front-end-https", FromProxy),
-            ("proxy-client-ip", FromProxy),
             ("x-remote-groups", FromProxy),
-            ("x-sendfile-type", Internal),
             ("x-replaced-path", FromProxy),
+            ("x-sendfile-type", Internal),
         ],
-        16 => &[
-            ("x-forwarded-host", ForwardedHost),
-            ("proxy-connection", ProxyConnection),
-            ("www-authenticate", Challenge),
-            ("fastly-client-ip", FromProxy),
-            ("x-originating-ip", FromProxy),
+        (16, b'c') => &[("cf-connecting-ip", FromProxy)],
+        (16, b'd') => &[("do-connecting-ip", FromProxy)],
+        (16, b'f') => &[("fastly-client-ip", FromProxy)],
+        (16, b'p') => &[("proxy-connection", ProxyConnection)],
+        (16, b'w') => &[("www-authenticate", Challenge)],
+        (16, b'x') => &[
+            ("x-arr-clientcert", FromProxy),
             ("x-azure-clientip", FromProxy),
             ("x-azure-socketip", FromProxy),
-            ("cf-connecting-ip", FromProxy),
-            ("do-connecting-ip", FromProxy),
-            ("x-arr-clientcert", FromProxy),
+            ("x-forwarded-host", ForwardedHost),
+            ("x-originating-ip", FromProxy),
         ],
-        17 => &[
-            ("transfer-encoding", TransferEncoding),
+        (17, b'c') => &[("client-cert-chain", FromProxy)],
+        (17, b't') => &[("transfer-encoding", TransferEncoding)],
+        (17, b'x') => &[
             ("x-forwarded-proto", ForwardedProto),
-            ("client-cert-chain", FromProxy),
             ("x-method-override", MethodOverride),
         ],
-        18 => &[
-            ("x-forwarded-prefix", ForwardedPrefix),
-            ("wl-proxy-client-ip", FromProxy),
-            ("cf-connecting-ipv6", FromProxy),
-        ],
-        19 => &[
-            ("x-cluster-client-ip", FromProxy),
+        (18, b'c') => &[("cf-connecting-ipv6", FromProxy)],
+        (18, b'w') => &[("wl-proxy-client-ip", FromProxy)],
+        (18, b'x') => &[("x-forwarded-prefix", ForwardedPrefix)],
+        (19, b'x') => &[
             ("x-appengine-user-ip", FromProxy),
+            ("x-cluster-client-ip", FromProxy),
         ],
-        20 => &[
-            ("x-http-host-override", FromProxy),
+        (20, b'x') => &[
             ("x-authenticated-user", FromProxy),
+            ("x-http-host-override", FromProxy),
         ],
-        21 => &[("x-ms-client-principal", FromProxy)],
-        22 => &[
+        (21, b'x') => &[("x-ms-client-principal", FromProxy)],
+        (22, b'x') => &[
             ("x-http-method-override", MethodOverride),
             ("x-vercel-forwarded-for", FromProxy),
         ],
-        25 => &[("x-nf-client-connection-ip", FromProxy)],
+        (25, b'x') => &[("x-nf-client-connection-ip", FromProxy)],
         _ => &[],
     }
 }
@@ -339,7 +332,9 @@ mod tests {
     /// A name in the list of another length would never be found.
     #[test]
     fn each_known_name_is_in_the_list_of_its_length() {
-        for (length, &(name, kind)) in (0..64).flat_map(|n| known(n).iter().map(move |k| (n, k))) {
+        for (length, &(name, kind)) in (0..64)
+            .flat_map(|n| (b'a'..=b'z').flat_map(move |c| known(n, c).iter().map(move |k| (n, k))))
+        {
             assert_eq!(name.len(), length, "{name}");
             assert_eq!(FieldKind::of(name), kind, "{name}");
         }
