@@ -16,14 +16,18 @@
 use super::http1::Refusal;
 
 /// Returns true if there is only one way to read the path: nothing in it has to be decoded,
-/// resolved or merged. Looks at all bytes, which a processor does at many bytes at a time.
+/// resolved or merged. Looks once at each byte.
 pub(crate) fn is_plain(path: &[u8]) -> bool {
-    let is_code = |byte: u8| (byte == b'%') | (byte == b'\\');
-    let has_codes = path.iter().fold(false, |any, &byte| any | is_code(byte));
-    let is_odd = |pair: (u8, u8)| (pair.0 == b'/') & ((pair.1 == b'/') | (pair.1 == b'.'));
-    let pairs = path.iter().zip(path.iter().skip(1));
-    let has_odd_segments = pairs.fold(false, |any, (&one, &next)| any | is_odd((one, next)));
-    !has_codes && !has_odd_segments
+    let mut ends_segment = false;
+    path.iter().all(|&byte| {
+        let is_plain = match byte {
+            b'%' | b'\\' => false,
+            b'/' | b'.' => !ends_segment,
+            _ => true,
+        };
+        ends_segment = byte == b'/';
+        is_plain
+    })
 }
 
 /// Returns the bytes that a text with `%XX` stands for. What is no such code stays as it is.

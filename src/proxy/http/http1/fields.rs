@@ -66,29 +66,41 @@ impl FieldKind {
     /// Returns the meaning of a field with this name, in any case, to a proxy.
     pub(crate) fn of(name: &str) -> FieldKind {
         let first = name.bytes().next().map_or(0, read);
-        let mut candidates = known(name.len(), first).iter();
-        let found = candidates.find(|(known, _)| same(name, known));
-        let kind = match found {
-            Some((_, kind)) => *kind,
-            None => family(name),
-        };
-        match kind {
-            FieldKind::Other => FieldKind::Other,
-            _ if name
-                .bytes()
-                .all(|byte| read(byte) == byte.to_ascii_lowercase()) =>
-            {
-                kind
-            }
-            _ => FieldKind::Disguised,
+        let candidates = known(name.len(), first);
+        let exact = candidates
+            .iter()
+            .find(|(known, _)| name.eq_ignore_ascii_case(known));
+        match (exact, families(name)) {
+            (Some((_, kind)), _) => *kind,
+            (None, []) if candidates.is_empty() => FieldKind::Other,
+            (None, families) => FieldKind::of_another(name, candidates, families),
+        }
+    }
+
+    /// Returns the meaning of a name that is like one of the candidates, but not the same, or that
+    /// may be in one of the families.
+    fn of_another(name: &str, candidates: &[Meaning], families: &[Meaning]) -> FieldKind {
+        if candidates.iter().any(|(known, _)| same(name, known)) {
+            return FieldKind::Disguised;
+        }
+        let is_of = |(begin, _): &&Meaning| name.len() > begin.len() && same(name, begin);
+        match families.iter().find(is_of) {
+            None => FieldKind::Other,
+            Some((_, kind)) => match name.bytes().all(|byte| read(byte) == lower_case(byte)) {
+                true => *kind,
+                false => FieldKind::Disguised,
+            },
         }
     }
 }
 
+/// A name, or the beginning of names, and what it means to a proxy.
+type Meaning = (&'static str, FieldKind);
+
 /// Returns the names of this length, with this first letter, that mean something to a proxy, in
 /// lower case. Most fields of a request have another length or letter, so that nothing has to be
 /// compared.
-fn known(length: usize, first: u8) -> &'static [(&'static str, FieldKind)] {
+fn known(length: usize, first: u8) -> &'static [Meaning] {
     use FieldKind::*;
     match (length, first) {
         (2, b't') => &[("te", Te)],
@@ -180,9 +192,10 @@ fn known(length: usize, first: u8) -> &'static [(&'static str, FieldKind)] {
     }
 }
 
-/// Returns the meaning of the fields whose names begin in the same way.
-fn family(name: &str) -> FieldKind {
-    let families: &[(&str, FieldKind)] = match name.as_bytes() {
+/// Returns the beginnings of names that mean something to a proxy, of which one may be that of this
+/// name.
+fn families(name: &str) -> &'static [Meaning] {
+    match name.as_bytes() {
         [b'x' | b'X', _, b'f' | b'F', ..] => &[("x-forwarded-", FieldKind::FromProxy)],
         [b'x' | b'X', _, b'a' | b'A', ..] => &[
             ("x-accel-", FieldKind::Internal),
@@ -202,10 +215,7 @@ fn family(name: &str) -> FieldKind {
         [b't' | b'T', b'a' | b'A', ..] => &[("tailscale-user-", FieldKind::FromProxy)],
         [b'f' | b'F', b'o' | b'O', ..] => &[("forwarded-", FieldKind::FromProxy)],
         _ => &[],
-    };
-    let mut families = families.iter();
-    let found = families.find(|(begin, _)| name.len() > begin.len() && same(name, begin));
-    found.map_or(FieldKind::Other, |(_, kind)| *kind)
+    }
 }
 
 /// Returns true if `name` begins with `lower_case`, however its letters and punctuation marks are
@@ -219,9 +229,13 @@ fn same(name: &str, lower_case: &str) -> bool {
 /// Returns a byte of a name in the way in which programs may read it.
 fn read(byte: u8) -> u8 {
     match byte.is_ascii_alphanumeric() {
-        true => byte.to_ascii_lowercase(),
+        true => lower_case(byte),
         false => b'-',
     }
+}
+
+fn lower_case(byte: u8) -> u8 {
+    byte.to_ascii_lowercase()
 }
 
 /// Returns true if a field of [`FieldKind::Other`] goes to the instance even if `Connection` names
