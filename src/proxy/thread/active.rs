@@ -1,42 +1,53 @@
 //! The client connections of a thread that have a task, so that the overload guard can end those
 //! that hold most memory.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::rc::{Rc, Weak};
 
 use crate::proxy::net::held::Held;
 use crate::proxy::shared::threads::Excess;
 
-/// With fewer entries than this, those of connections that have ended are not removed.
-const FEW: usize = 64;
-
 /// How many connections are ended at once: what is in use is known better after that.
 const MOST_ENDED: usize = 32;
 
-/// The connections that have a task, oldest first.
+/// The connections that have a task.
 #[derive(Default)]
 pub(super) struct Active {
-    connections: RefCell<Vec<Weak<Held>>>,
-    /// With more entries than this, those of connections that have ended are removed.
-    most: Cell<usize>,
+    /// Each connection at its place; the place of one that has ended is empty.
+    connections: RefCell<Vec<Option<Weak<Held>>>>,
+    /// The empty places.
+    free: RefCell<Vec<usize>>,
 }
 
 impl Active {
-    /// Adds a connection, by what it holds.
-    pub(super) fn add(&self, held: &Rc<Held>) {
+    /// Adds a connection, by what it holds, and returns its place.
+    pub(super) fn add(&self, held: &Rc<Held>) -> usize {
+        let held = Some(Rc::downgrade(held));
         let mut connections = self.connections.borrow_mut();
-        if connections.len() >= self.most.get() {
-            connections.retain(|held| held.strong_count() > 0);
-            self.most.set(FEW.max(connections.len() * 2));
+        match self.free.borrow_mut().pop() {
+            Some(place) => {
+                connections[place] = held;
+                place
+            }
+            None => {
+                connections.push(held);
+                connections.len() - 1
+            }
         }
-        connections.push(Rc::downgrade(held));
+    }
+
+    /// Removes the connection at this place, which has ended. What is left of it would keep the
+    /// memory around it from being given back.
+    pub(super) fn remove(&self, place: usize) {
+        self.connections.borrow_mut()[place] = None;
+        self.free.borrow_mut().push(place);
     }
 
     /// Ends the connections that hold most, as far as `excess` says, and returns how many.
     pub(super) fn end_largest(&self, excess: Excess) -> usize {
         let connections = self.connections.borrow();
-        let connections = connections.iter().filter_map(Weak::upgrade);
+        let connections = connections.iter().flatten().filter_map(Weak::upgrade);
         let mut large: Vec<Rc<Held>> = connections
             .filter(|held| held.total() >= excess.least)
             .collect();
@@ -80,11 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_have_ended_are_forgotten() {
+    fn connections_that_have_ended_leave_their_places() {
         let active = Active::default();
+        let stays = active.add(&Rc::default());
         for _ in 0..10_000 {
-            active.add(&Rc::default());
+            let place = active.add(&Rc::default());
+            assert_ne!(place, stays);
+            active.remove(place);
         }
-        assert!(active.connections.borrow().len() <= FEW + 1);
+        assert_eq!(active.connections.borrow().len(), 2);
     }
 }

@@ -210,6 +210,7 @@ impl Thread {
     ) {
         let mut counted = Counted {
             open: Some(open),
+            place: Some(self.active.add(held)),
             thread: self.clone(),
         };
         let task = tokio::task::spawn_local(async move {
@@ -220,7 +221,6 @@ impl Thread {
             }
         });
         held.belongs_to(task.abort_handle());
-        self.active.add(held);
     }
 
     /// Frees memory: closes idle connections, those that need most first, and perhaps busy ones.
@@ -352,6 +352,7 @@ impl Wake for Rc<Thread> {
         drop(parked.socket);
         drop(Counted {
             open: Some(parked.open),
+            place: None,
             thread: self.clone(),
         });
     }
@@ -365,11 +366,16 @@ fn is_http1(begin: &[u8]) -> bool {
 /// Counts a connection of this thread while its task runs.
 struct Counted {
     open: Option<Open>,
+    /// Its place among the active ones, if it has a task.
+    place: Option<usize>,
     thread: Rc<Thread>,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.thread.active.remove(place);
+        }
         // A parked connection lives on without a task, and then `open` was taken.
         if self.open.take().is_some() && self.thread.drain.has_begun() {
             self.thread.reporter.send(ThreadEvent::Empty);
