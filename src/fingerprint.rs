@@ -232,11 +232,11 @@ impl From<&Stat> for FileIdentity {
 impl Contents {
     fn take(process: &ProcessConfig) -> Contents {
         match process.read_environment_file() {
-            Ok(Some(bytes)) => {
+            Ok(Some(text)) => {
                 let mut hasher = Fnv::default();
-                hasher.write(&bytes);
+                hasher.write(text.as_bytes());
                 Contents::Bytes {
-                    length: bytes.len() as u64,
+                    length: text.len() as u64,
                     hash: hasher.finish(),
                 }
             }

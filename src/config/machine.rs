@@ -216,13 +216,12 @@ pub(super) fn remarks(service: &ServiceConfig) -> Vec<Remark> {
 }
 
 fn remarks_about_environment_file(service: &ServiceConfig) -> Vec<Remark> {
-    let Ok(Some(bytes)) = service.process.read_environment_file() else {
+    let Ok(Some(text)) = service.process.read_environment_file() else {
         return Vec::new();
     };
     let path = service.process.environment_file.as_deref();
     let path = path.unwrap_or(Path::new("")).display().to_string();
-    let file = EnvironmentFile::parse(&String::from_utf8_lossy(&bytes));
-    let remarks = file.remarks.into_iter();
+    let remarks = EnvironmentFile::parse(&text).remarks.into_iter();
     let remarks = remarks.map(|remark| ("environment_file", format!("{path}: {remark}")));
     remarks.take(MOST_REMARKS).collect()
 }

@@ -104,9 +104,17 @@ const SIGNALS: &[(&str, Signal)] = &[
     ("SIGKILL", Signal::KILL),
 ];
 
-/// Returns the number of the line in which what follows these bytes is.
-fn line_after(before: &[u8]) -> usize {
-    before.iter().filter(|&&byte| byte == b'\n').count() + 1
+/// Returns the text that the bytes of an environment file are.
+fn text_of(bytes: Vec<u8>) -> Result<String, FileFault> {
+    let line_after = |before: &[u8]| 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+    // No variable can have a NUL. Whoever tried to set such a one would have to say which.
+    if let Some(at) = bytes.iter().position(|&byte| byte == 0) {
+        return Err(FileFault::Nul(line_after(&bytes[..at])));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let text = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        FileFault::NotUtf8(line_after(text))
+    })
 }
 
 impl ProcessConfig {
@@ -116,23 +124,13 @@ impl ProcessConfig {
         self.user.as_deref().map(|user| NamedUser { user, group })
     }
 
-    /// Reads the environment file. `None`: there is none, which is fine.
-    pub(crate) fn read_environment_file(&self) -> Result<Option<Vec<u8>>, FileFault> {
+    /// Reads the text of the environment file. `None`: there is none, which is fine.
+    pub(crate) fn read_environment_file(&self) -> Result<Option<String>, FileFault> {
         let Some(path) = &self.environment_file else {
             return Ok(None);
         };
         match trust::read(path, LONGEST_ENVIRONMENT_FILE, self.named_user()) {
-            // No variable can have a NUL. Whoever tried to set such a one would have to say which.
-            Ok(bytes) => match bytes.iter().position(|&byte| byte == 0) {
-                Some(at) => Err(FileFault::Nul(line_after(&bytes[..at]))),
-                None => match std::str::from_utf8(&bytes) {
-                    Ok(_) => Ok(Some(bytes)),
-                    Err(error) => {
-                        let before = &bytes[..error.valid_up_to()];
-                        Err(FileFault::NotUtf8(line_after(before)))
-                    }
-                },
-            },
+            Ok(bytes) => text_of(bytes).map(Some),
             Err(fault) if self.environment_file_optional && fault.is_missing() => Ok(None),
             Err(fault) => Err(fault),
         }

@@ -27,9 +27,9 @@ pub(super) fn show(logs: &LogsArguments, snapshot: &Snapshot) -> CtlError {
     }
     let failed =
         |error| CtlError::new(exit::UNAVAILABLE, format!("cannot run journalctl: {error}"));
-    let range = match (&logs.since, number(logs)) {
+    let range = match (&logs.since, number_of_lines(logs)) {
         (Some(since), Some(lines)) => match first_of_newest(lines, since, logs, snapshot.uid) {
-            Ok(Some(cursor)) => from(&cursor, logs.follow),
+            Ok(Some(cursor)) => range_from(&cursor, logs.follow),
             Ok(None) => plain_range(logs),
             Err(error) => return failed(error),
         },
@@ -43,7 +43,7 @@ pub(super) fn show(logs: &LogsArguments, snapshot: &Snapshot) -> CtlError {
 }
 
 /// Returns the number of lines to show, if the arguments name one.
-fn number(logs: &LogsArguments) -> Option<u64> {
+fn number_of_lines(logs: &LogsArguments) -> Option<u64> {
     let lines = logs.lines.as_ref()?.parse().ok();
     lines.filter(|lines| *lines > 0)
 }
@@ -78,7 +78,7 @@ fn first_of_newest(
 }
 
 /// The arguments for everything from a place in the journal on.
-fn from(cursor: &str, follow: bool) -> Vec<String> {
+fn range_from(cursor: &str, follow: bool) -> Vec<String> {
     let mut arguments = vec![format!("--cursor={cursor}")];
     if follow {
         arguments.extend(["--follow", "--no-tail"].map(str::to_owned));

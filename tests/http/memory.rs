@@ -237,7 +237,7 @@ async fn heads_of_a_connection_count_as_they_are_decoded() {
     let is_refused = |bounds: &BoundCounts| bounds.refused_streams == 127 - 34;
     wait_for_bounds(&mut siege.manager, is_refused).await;
     let growth = siege.growth();
-    assert!(growth < 5 << 10, "{growth} KiB");
+    assert!(growth < 3 << 10, "{growth} KiB");
     siege.bystander.end();
 }
 

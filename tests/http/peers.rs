@@ -31,11 +31,14 @@ pub(crate) struct Stage {
     pub(crate) instances: Vec<Instance>,
 }
 
-/// Returns the private memory of a process, in KiB.
+/// Returns the memory of a process that is not that of a file, in KiB. The program's own text is,
+/// and what of it counts for one process depends on how many others run it.
 pub(crate) fn memory_of(pid: rustix::process::Pid) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero()));
     let rollup = rollup.unwrap();
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let line = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss_Anon:"));
     let figure = line.unwrap().trim().trim_end_matches(" kB");
     figure.parse().unwrap()
 }

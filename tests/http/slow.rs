@@ -17,9 +17,8 @@ const IDLE: u64 = 8;
 const BEGUN: u64 = 16;
 const UNREAD: u64 = 160;
 
-/// The KiB by which the worker's memory may vary in any case: thousands of connections may be open
-/// for a moment, and the allocator keeps some of their memory.
-const SLACK: u64 = 12 << 10;
+/// The KiB by which the worker's memory may vary in any case.
+const SLACK: u64 = 8 << 10;
 
 /// A number of connections for which a test and a worker have enough descriptors on any machine.
 const MANY: usize = 1500;
@@ -166,7 +165,7 @@ async fn floods_of_connections_use_bounded_memory() {
     ];
     for (begin, resets) in begins {
         bounded(0, async |scene| {
-            for _ in 0..4 * MANY {
+            for _ in 0..3 * MANY {
                 let mut client = scene.stage.connect().await;
                 let _ = client.try_send(begin.as_bytes()).await;
                 if resets {

@@ -104,6 +104,17 @@ impl<'a> Scene<'a> {
         );
     }
 
+    /// Makes the manager a program that fails at once, and restarts it.
+    pub fn restart_into_failure(&self) {
+        self.machine.write(
+            "/etc/systemd/system/smoothserve.service.d/broken.conf",
+            "[Service]\nExecStart=\nExecStart=/bin/false\n",
+        );
+        self.machine.run("systemctl daemon-reload");
+        let restart = self.machine.try_run("systemctl restart smoothserve");
+        assert!(!restart.status.success());
+    }
+
     /// Replaces the executable of the shop with another build.
     pub fn deploy(&self, build: &Build) {
         let new = tempfile::tempdir().expect("a folder can be made");

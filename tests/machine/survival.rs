@@ -249,13 +249,7 @@ fn a_manager_that_fails_for_good_leaves_the_traffic_flowing() {
     machine::test(async |machine| {
         let scene = Scene::start(machine, "");
         let load = scene.load().await;
-        machine.write(
-            "/etc/systemd/system/smoothserve.service.d/broken.conf",
-            "[Service]\nExecStart=\nExecStart=/bin/false\n",
-        );
-        machine.run("systemctl daemon-reload");
-        let restart = machine.try_run("systemctl restart smoothserve");
-        assert!(!restart.status.success());
+        scene.restart_into_failure();
         nothing_is_lost(load).await;
         machine.run("systemctl stop smoothserve.slice smoothserve.socket");
         assert_eq!(scene.processes(), "");

@@ -343,13 +343,7 @@ fn nothing_stays_mounted_without_a_manager_or_an_instance() {
         machine.run("smoothctl restart shop");
         machine.until(MOUNTS, |mounts| mounts.lines().count() == 5);
 
-        machine.write(
-            "/etc/systemd/system/smoothserve.service.d/broken.conf",
-            "[Service]\nExecStart=\nExecStart=/bin/false\n",
-        );
-        machine.run("systemctl daemon-reload");
-        let restart = machine.try_run("systemctl restart smoothserve");
-        assert!(!restart.status.success());
+        scene.restart_into_failure();
         machine.run("systemctl stop smoothserve.slice smoothserve.socket");
         assert_eq!(mounts(machine), 0);
     });

@@ -131,10 +131,7 @@ fn read_environment_file(process: &ProcessConfig) -> io::Result<BTreeMap<String,
     };
     match process.read_environment_file() {
         Ok(None) => Ok(BTreeMap::new()),
-        Ok(Some(text)) => {
-            let text = String::from_utf8_lossy(&text);
-            Ok(EnvironmentFile::parse(&text).variables)
-        }
+        Ok(Some(text)) => Ok(EnvironmentFile::parse(&text).variables),
         Err(fault) => Err(shown(fault.into())),
     }
 }

@@ -18,7 +18,7 @@
 //! What limits the load that a client can cause: the number of streams at a time
 //! ([`MOST_STREAMS`]); the size of a head, over all its CONTINUATION frames
 //! ([`LONGEST_REQUEST_HEAD`]); [`MOST_HEADS`] for the heads of all streams, of which the h2 crate
-//! keeps none, because it gets its bytes in pieces ([`Cork`]) between which all streams are taken;
+//! keeps none, because it gets its bytes in turns ([`Cork`]) in which all streams are taken;
 //! the windows, for unread bodies; [`MOST_UNSENT`] for the unsent response of each stream, and a
 //! bound for those of all streams ([`held`](crate::proxy::net::held)); [`MOST_WASTED`] for requests
 //! that are made only to be reset. The h2 crate answers control frames one at a time.
@@ -62,8 +62,7 @@ const MOST_STREAMS: u32 = 128;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// How many bytes the heads of all requests of a connection may have while the worker needs memory,
-/// instead of [`MOST_HEADS`]: those of a well-behaved client with a few
-/// requests at a time.
+/// instead of [`MOST_HEADS`]: those of a well-behaved client with a few requests at a time.
 const MOST_HEADS_IN_OVERLOAD: usize = 64 << 10;
 
 /// How many bytes a field counts beside its name and value (RFC 9113, section 10.5.1).
@@ -120,7 +119,6 @@ pub(crate) async fn serve(client: Client) {
         Some(Ok(connection)) => connection,
         Some(Err(_)) | None => return,
     };
-    corked.read_in_pieces();
     timer.set(CLIENT_IDLE_LIMIT);
     let mut serving = Serving {
         connection,
@@ -214,7 +212,6 @@ impl Serving {
                     ready!(self.corked.poll_push(cx))?;
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Pending if self.corked.read_on() => {}
                 Poll::Pending => break,
             }
         }

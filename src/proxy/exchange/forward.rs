@@ -61,8 +61,8 @@ pub(crate) async fn forward(
         return Err(ProxyError::BodyTooLarge);
     }
     let peer = client.peer.clone();
-    // Kept as long as the request may hold a connection to an instance.
     let mut search = Search::new(&service, &peer, request.outgoing.is_repeatable());
+    // Kept as long as the request may hold a connection to an instance.
     let seat = match service.try_admit(peer.view.room(), peer.requester()) {
         Some(seat) => seat,
         None => match client.unless_reset(Box::pin(search.admit())).await {
@@ -212,12 +212,13 @@ impl Search<'_> {
 
     /// Waits until the request may go on.
     async fn admit(&mut self) -> Result<Seat, ProxyError> {
-        let until = self.until();
+        let until = self.wait_until();
         let (room, requester) = (self.peer.view.room(), self.peer.requester());
         Ok(self.service.admit(room, requester, until).await?)
     }
 
-    fn until(&mut self) -> Instant {
+    /// Returns until when the request waits, which is decided when it first has to.
+    fn wait_until(&mut self) -> Instant {
         let limit = self.service.handling().queue_timeout;
         *self.until.get_or_insert_with(|| Instant::now() + limit)
     }
@@ -264,7 +265,7 @@ impl Search<'_> {
 
     /// Claims an instance, after waiting: every active instance was tried, or there was none.
     async fn wait(&mut self) -> Result<Claim, ProxyError> {
-        let until = self.until();
+        let until = self.wait_until();
         if self.failed.is_some() {
             if Instant::now() + self.pause > until
                 && let Some(error) = self.failed.take()
@@ -282,7 +283,8 @@ impl Search<'_> {
     fn note_failure(&mut self, claim: &Claim, error: io::Error) {
         tracing::debug!(service = self.service.name(), id = claim.id().0, %error, "cannot connect to instance");
         self.tried.push(claim.id());
-        self.until();
+        // From its first failure on, the request waits for a success.
+        self.wait_until();
         self.failed = Some(error);
     }
 

@@ -20,16 +20,13 @@ use super::transport::Transport;
 /// How many bytes are collected before they are sent without being asked for.
 const MOST_COLLECTED: usize = 48 << 10;
 
-/// How many bytes the h2 crate gets before it has to give up the streams that are in them. It keeps
-/// the heads of these streams for so long, and a head can need many times the bytes that it has
-/// come in.
-const MOST_AHEAD: usize = 16 << 10;
-
 /// How many bytes a small response and its framing usually need.
 const USUAL: usize = 1 << 10;
 
-/// How many bytes the h2 crate may read before other connections of the thread have their turn. It
-/// handles each frame that it has read at once, and a frame may be as short as 9 bytes.
+/// How many bytes the h2 crate may read in a turn of its connection. It handles each frame that it
+/// has read at once, and a frame may be as short as 9 bytes, so others would have to wait for long.
+/// It also keeps the heads that it has read until the end of the turn, when all streams are taken
+/// from it, and a head can need many times the bytes that it has come in.
 const READ_IN_TURN: usize = 16 << 10;
 
 /// A connection with HTTP/2, as its task has it.
@@ -44,10 +41,6 @@ pub(crate) struct Corked {
     moved: Cell<bool>,
     /// How many more bytes may be read in this turn.
     readable: Cell<usize>,
-    /// How many bytes the h2 crate has got since the last call of [`Corked::read_on`].
-    given: Cell<usize>,
-    /// How many bytes the h2 crate gets without such a call.
-    most_ahead: Cell<usize>,
 }
 
 /// The same connection in the form that the h2 crate reads from and writes to.
@@ -63,13 +56,11 @@ impl Corked {
             sent: Cell::new(0),
             moved: Cell::new(false),
             readable: Cell::new(READ_IN_TURN),
-            given: Cell::new(0),
-            most_ahead: Cell::new(usize::MAX),
         }
     }
 
     /// Begins a turn of the connection, in which a limited number of bytes may be read. Whoever
-    /// polls the h2 crate calls this before.
+    /// polls the h2 crate calls this before. The task is woken again if there may be more to read.
     pub(crate) fn begin_turn(&self) {
         self.readable.set(READ_IN_TURN);
     }
@@ -104,17 +95,6 @@ impl Corked {
         self.moved.take()
     }
 
-    /// From now on, the h2 crate gets no more than a few bytes until [`read_on`](Corked::read_on).
-    pub(crate) fn read_in_pieces(&self) {
-        self.most_ahead.set(MOST_AHEAD);
-    }
-
-    /// Lets the h2 crate read on, after all streams were taken. Returns true if it has to be polled
-    /// again for that.
-    pub(crate) fn read_on(&self) -> bool {
-        self.given.take() >= self.most_ahead.get()
-    }
-
     /// Closes our side of the connection, and waits so that the client can read what was sent.
     pub(crate) async fn linger(&self, mut timer: Timer) {
         let mut received = self.received.take();
@@ -133,22 +113,17 @@ impl AsyncRead for Cork {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if self.0.given.get() >= self.0.most_ahead.get() {
-            // Whoever polls the connection calls `read_on`, and polls again.
-            return Poll::Pending;
-        }
         let mut received = self.0.received.borrow_mut();
         // Reads through a buffer of our own, because the buffer that is given would have to be
         // cleared first.
         if received.is_empty() {
             ready!(received.poll_fill(&self.0.transport, cx))?;
         }
-        let count = received.unread().len().min(buffer.remaining());
-        let count = count.min(readable);
+        let most = buffer.remaining().min(readable);
+        let count = received.unread().len().min(most);
         self.0.readable.set(readable - count);
         buffer.put_slice(&received.unread()[..count]);
         received.consume(count);
-        self.0.given.update(|given| given + count);
         Poll::Ready(Ok(()))
     }
 }

@@ -1,7 +1,7 @@
 //! Clients that have nothing to do with an attack, and have to be served meanwhile.
 //!
-//! A bystander sends one small request after the other at a fixed pace, from a thread of its own,
-//! so that the attackers, which are tasks of the test, do not hold it up. A request waits from the
+//! A bystander sends one small request after the other at a fixed pace, from threads of its own, so
+//! that the attackers, which are tasks of the test, do not hold it up. A request waits from the
 //! moment at which it was due: if the server stands still, this counts for every request that was
 //! due meanwhile. Each answer has to be the right one, byte for byte; otherwise the test fails.
 //!
@@ -24,17 +24,17 @@ use crate::PATIENCE;
 use crate::bus::Bus;
 use crate::client::{Connection, Request};
 
-/// The time from one request to the proxy to the next.
-const PACE_OF_SHOP: Duration = Duration::from_millis(10);
+/// The time from one request of a client to the proxy to its next one.
+const PACE_OF_SHOP: Duration = Duration::from_millis(20);
 
 /// The time from one call of the manager to the next: more calls than anybody needs would be a
 /// flood of their own.
 const PACE_OF_MANAGER: Duration = Duration::from_millis(50);
 
-/// The address of a bystander, which no attacker has.
+/// The address of the bystanders, which no attacker has.
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 1, 0, 1));
 
-/// How many answers show that a bystander is served.
+/// How many answers show that a client is served.
 const SOME: u64 = 10;
 
 /// The environment variable with the longest wait that 99 of 100 requests may have, in
@@ -44,63 +44,72 @@ const MOST: &str = "SMOOTHSERVE_ATTACK_P99_MS";
 /// The environment variable that names a file to which the waits of all bystanders are added.
 const REPORT: &str = "SMOOTHSERVE_ATTACK_REPORT";
 
-/// A client beside an attack.
+/// Clients beside an attack, of one kind.
 #[derive(Debug)]
 pub struct Bystander {
     what: &'static str,
     stop: Arc<AtomicBool>,
+    askers: Vec<Asker>,
+}
+
+/// One of the clients.
+#[derive(Debug)]
+struct Asker {
     answered: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Histogram<u64>>>,
+    thread: JoinHandle<Histogram<u64>>,
 }
 
 impl Bystander {
-    /// Begins to ask the example service through the proxy at this address. Every second request
-    /// has a connection of its own.
+    /// Begins to ask the example service through the proxy at this address: one client over a
+    /// connection that it keeps, another one over a new connection for each request.
     pub fn of_shop(address: SocketAddr, host: &str) -> Bystander {
-        let host = host.to_owned();
-        Bystander::start("proxy", PACE_OF_SHOP, move || Asked::Shop {
+        let asked = [Some(None), None].map(|kept| Asked::Shop {
             address,
-            host,
-            kept: None,
-        })
+            host: host.to_owned(),
+            kept,
+        });
+        Bystander::start("proxy", PACE_OF_SHOP, asked)
     }
 
     /// Begins to ask a manager with a service named `shop`, over its control socket at this path.
     pub fn of_manager(socket: &Path) -> Bystander {
         let socket = socket.to_owned();
-        Bystander::start("manager", PACE_OF_MANAGER, move || Asked::Manager {
-            socket,
-            bus: None,
-        })
+        Bystander::start(
+            "manager",
+            PACE_OF_MANAGER,
+            [Asked::Manager { socket, bus: None }],
+        )
     }
 
     fn start(
         what: &'static str,
         pace: Duration,
-        asked: impl FnOnce() -> Asked + Send + 'static,
+        asked: impl IntoIterator<Item = Asked>,
     ) -> Bystander {
-        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (stopped, count) = (stop.clone(), answered.clone());
-        let thread = thread::spawn(move || {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime can be built")
-                .block_on(ask_at_pace(pace, asked(), &stopped, &count))
-        });
+        let stop = Arc::<AtomicBool>::default();
+        let asker = |asked| Asker::start(pace, asked, stop.clone());
         Bystander {
             what,
+            askers: asked.into_iter().map(asker).collect(),
             stop,
-            answered,
-            thread: Some(thread),
         }
     }
 
-    /// Waits until the bystander has got some more answers.
+    /// Waits until each client has got some more answers.
     pub async fn is_served(&mut self) {
-        let goal = self.answered.load(Ordering::Relaxed) + SOME;
-        while self.answered.load(Ordering::Relaxed) < goal {
-            if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+        let count = |asker: &Asker| asker.answered.load(Ordering::Relaxed);
+        let goals: Vec<u64> = self
+            .askers
+            .iter()
+            .map(|asker| count(asker) + SOME)
+            .collect();
+        while self
+            .askers
+            .iter()
+            .zip(&goals)
+            .any(|(asker, goal)| count(asker) < *goal)
+        {
+            if self.askers.iter().any(|asker| asker.thread.is_finished()) {
                 self.join();
                 panic!("a bystander does not end by itself");
             }
@@ -108,11 +117,10 @@ impl Bystander {
         }
     }
 
-    /// Ends the bystander, and prints what it has waited. Panics if any request got another answer
+    /// Ends the clients, and prints what they have waited. Panics if any request got another answer
     /// than the right one, or if the requests have waited longer than they may.
     #[track_caller]
     pub fn end(mut self) {
-        self.stop.store(true, Ordering::Relaxed);
         let waits = Waits {
             test: thread::current().name().unwrap_or_default().to_owned(),
             what: self.what,
@@ -122,11 +130,34 @@ impl Bystander {
     }
 
     fn join(&mut self) -> Histogram<u64> {
-        let thread = self.thread.take().expect("a bystander ends once");
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.stop.store(true, Ordering::Relaxed);
+        let mut micros = no_waits();
+        for asker in self.askers.drain(..) {
+            let waits = asker.thread.join();
+            let waits = waits.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            micros.add(waits).expect("both have the same bounds");
+        }
+        micros
     }
+}
+
+impl Asker {
+    fn start(pace: Duration, asked: Asked, stop: Arc<AtomicBool>) -> Asker {
+        let answered = Arc::<AtomicU64>::default();
+        let count = answered.clone();
+        let thread = thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime can be built")
+                .block_on(ask_at_pace(pace, asked, &stop, &count))
+        });
+        Asker { answered, thread }
+    }
+}
+
+fn no_waits() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 120_000_000, 3).expect("the bounds are in order")
 }
 
 impl Drop for Bystander {
@@ -135,12 +166,14 @@ impl Drop for Bystander {
     }
 }
 
-/// What a bystander asks.
+/// What a client asks.
 enum Asked {
     Shop {
         address: SocketAddr,
         host: String,
-        kept: Option<Connection>,
+        /// `None` if each request has a connection of its own, otherwise the connection that is
+        /// kept, if there is one.
+        kept: Option<Option<Connection>>,
     },
     Manager {
         socket: PathBuf,
@@ -156,14 +189,18 @@ impl Asked {
                 host,
                 kept,
             } => {
-                let mut connection = match kept.take().filter(|_| number.is_multiple_of(2)) {
+                let open = async || {
+                    let opened = Connection::open_from(ADDRESS, *address, host).await;
+                    opened.map_err(|fault| fault.to_string())
+                };
+                let mut connection = match kept.as_mut().and_then(Option::take) {
                     Some(kept) => kept,
-                    None => Connection::open_from(ADDRESS, *address, host)
-                        .await
-                        .map_err(|fault| fault.to_string())?,
+                    None => open().await?,
                 };
                 let closes = ask_shop(&mut connection, number).await?;
-                *kept = (!closes).then_some(connection);
+                if let Some(kept) = kept {
+                    *kept = (!closes).then_some(connection);
+                }
             }
             Asked::Manager { socket, bus } => {
                 let asked = async {
@@ -204,7 +241,7 @@ async fn ask_at_pace(
     stop: &AtomicBool,
     answered: &AtomicU64,
 ) -> Histogram<u64> {
-    let mut waits = Histogram::new_with_bounds(1, 120_000_000, 3).expect("the bounds are in order");
+    let mut waits = no_waits();
     let mut pace = interval(pace);
     pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut number = 0;
