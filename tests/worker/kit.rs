@@ -180,6 +180,8 @@ impl Manager {
 /// Makes a bound and listening socket, as the manager does.
 pub(crate) fn listen() -> (std::net::TcpListener, SocketAddr) {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // As many connections may wait to be accepted as for a listener of the manager.
+    rustix::net::listen(&socket, 4096).unwrap();
     let address = socket.local_addr().unwrap();
     (socket, address)
 }

@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 
 use super::http2;
 use super::proxy_protocol::{HeaderReader, NoProxyHeader, Origin};
-use super::requests::{Waited, let_read, refuse, serve_requests, wait};
+use super::requests::{Waited, let_read, refuse, serve_requests, wait, wait_for_first};
 use crate::proxy::exchange::client::Client;
 use crate::proxy::http::http1::Refusal;
 use crate::proxy::net::stream::Stream;
@@ -135,12 +135,10 @@ async fn read_proxy_header(client: &mut Client) -> bool {
 
 /// Performs the TLS handshake. Returns `None` if the connection must be closed.
 async fn secure(mut client: Box<Client>, config: Arc<ServerConfig>) -> Option<Box<Client>> {
-    if client.buffer.is_empty() {
-        client.timer.set(FIRST_LIMIT);
-        let received = client.buffer.fill(&client.stream);
-        match client.timer.limit(received).await {
-            Some(Ok(count)) if count > 0 => {}
-            _ => return None,
+    // `Received` may also mean that bytes have come that are not in the buffer yet.
+    while client.buffer.is_empty() {
+        if !wait_for_first(&mut client, FIRST_LIMIT).await {
+            return None;
         }
     }
     // A handshake begins with the number 22, a request with a letter.

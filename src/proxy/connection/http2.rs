@@ -37,7 +37,7 @@ use http::Request;
 use http::request::Parts;
 use tokio::sync::oneshot;
 
-use super::requests::{PARK_AFTER, serve_request};
+use super::requests::serve_request;
 use crate::ipc::Overload;
 use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
 use crate::proxy::http::http1::LONGEST_REQUEST_HEAD;
@@ -48,6 +48,7 @@ use crate::proxy::net::held::{MOST_HEADS, UnsentData};
 use crate::proxy::net::linger::LINGER_LIMIT;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
+use crate::proxy::view::idle_tasks::IDLE_AFTER;
 
 /// The preface: the bytes with which every connection with HTTP/2 begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -248,13 +249,13 @@ impl Serving {
         match &mut self.idle {
             Idle::No => {
                 self.idle = Idle::Short;
-                self.timer.set(PARK_AFTER);
+                self.timer.set(self.peer.view.idle_after());
             }
             Idle::Short if self.timer.poll_expired(cx).is_ready() => {
                 let idle_tasks = self.peer.view.idle_tasks();
                 let ends = idle_tasks.register(self.peer.listener.id());
                 self.idle = Idle::Long { ends };
-                self.timer.set(CLIENT_IDLE_LIMIT - PARK_AFTER);
+                self.timer.set(CLIENT_IDLE_LIMIT - IDLE_AFTER);
                 self.rest(cx);
             }
             Idle::Short => {}

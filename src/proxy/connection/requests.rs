@@ -32,10 +32,7 @@ use crate::proxy::net::linger::linger;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::turn;
-
-/// How long an idle connection keeps its task: most requests of a browser follow each other
-/// quickly.
-pub(crate) const PARK_AFTER: Duration = Duration::from_secs(2);
+use crate::proxy::view::idle_tasks::IDLE_AFTER;
 
 /// How long the head of a request may take, from its first byte on.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
@@ -110,18 +107,31 @@ pub(super) async fn serve_request(client: &mut Client, held: Option<HeldHead>) -
 
 /// Waits for the next bytes of an idle connection.
 pub(super) async fn wait(client: &mut Client) -> Waited {
-    match wait_for(client, PARK_AFTER).await {
-        Waited::Long if !client.can_be_parked() => Box::pin(wait_on(client)).await,
+    match wait_for(client, client.peer.view.idle_after()).await {
+        Waited::Long if !client.can_be_parked() => {
+            Box::pin(wait_on(client, CLIENT_IDLE_LIMIT - IDLE_AFTER)).await
+        }
         waited => waited,
     }
 }
 
-/// Waits for the next bytes of a connection that has been idle for a while and cannot be parked.
-async fn wait_on(client: &mut Client) -> Waited {
+/// Waits for the first bytes of a connection, up to a time limit. Returns false if the connection
+/// must be closed.
+pub(super) async fn wait_for_first(client: &mut Client, limit: Duration) -> bool {
+    let waited = match wait_for(client, client.peer.view.idle_after()).await {
+        Waited::Long => wait_on(client, limit - IDLE_AFTER).await,
+        waited => waited,
+    };
+    waited == Waited::Received
+}
+
+/// Waits for the next bytes of a connection that has been idle for a while and keeps its task, up
+/// to a time limit.
+async fn wait_on(client: &mut Client, limit: Duration) -> Waited {
     let idle_tasks = client.peer.view.idle_tasks();
     let ends = idle_tasks.register(client.peer.listener.id());
     let waited = tokio::select! {
-        waited = wait_for(client, CLIENT_IDLE_LIMIT - PARK_AFTER) => waited,
+        waited = wait_for(client, limit) => waited,
         Ok(()) = ends => match client.stream.is_quiet() {
             true => Waited::Over,
             // A request may have come that the reactor has not reported yet.

@@ -3,7 +3,6 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
 use super::error::ProxyError;
@@ -20,7 +19,7 @@ use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::h2c_stream::is_refusal;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
-use crate::proxy::net::turn;
+use crate::proxy::net::turn::{self, Share};
 
 /// About how many bytes the head of a response gains when it is passed on.
 const ADDED: usize = 64;
@@ -287,6 +286,7 @@ async fn send_body(
     encoding: Encoding,
     out: &mut Vec<u8>,
 ) -> Result<(), ExchangeEnd> {
+    let mut share = Share::new();
     loop {
         let mut data = Spans::default();
         let mut consumed = match body.is_end() {
@@ -295,6 +295,7 @@ async fn send_body(
                 .decode(buffer.unread(), &mut data)
                 .map_err(|_| flow.fail(Malformed("body")))?,
         };
+        let piece = data.len();
         let trailers = body.is_end().then(|| body.trailers());
         let sendable = Sendable::framed(out, encoding, buffer.unread(), data, trailers);
         if !sendable.is_empty() {
@@ -318,8 +319,7 @@ async fn send_body(
         if body.is_end() {
             return Ok(());
         }
-        // A body may come in chunks of a byte, so a buffer of it can be long work.
-        consume_budget().await;
+        share.used(piece).await;
         if buffer.is_empty() {
             match flow.receive_for(client, instance, buffer).await {
                 Ok(0) => body.close().map_err(|_| flow.cut())?,

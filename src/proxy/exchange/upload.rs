@@ -4,14 +4,13 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
-use tokio::task::coop::consume_budget;
-
 use super::flow::{ExchangeEnd, Flow, UploadState};
 use super::outgoing::Outgoing;
 use crate::proxy::http::http1::{FramingError, Refusal};
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
+use crate::proxy::net::turn::Share;
 
 /// Sends what is kept of the request, and then the rest as it comes. The upload also ends when the
 /// instance takes no more of the request.
@@ -43,6 +42,7 @@ pub(crate) async fn upload(
         permission(flow).await;
         outgoing.awaits_permission = false;
     }
+    let mut share = Share::new();
     while !outgoing.is_whole() {
         if buffer.is_empty() {
             flow.upload.set(UploadState::Receiving);
@@ -53,13 +53,13 @@ pub(crate) async fn upload(
             }
             flow.upload.set(UploadState::Sending);
         }
-        // A body may come in chunks of a byte, so a buffer of it can be long work.
-        consume_budget().await;
+        let before = buffer.unread().len();
         let sent = outgoing.send_on(buffer, instance, moved).await;
         if sent.map_err(|error| flow.fail(error))?.is_err() {
             flow.upload.set(UploadState::Refused);
             return Ok(());
         }
+        share.used(before - buffer.unread().len()).await;
     }
     flow.upload.set(UploadState::Done);
     Ok(())

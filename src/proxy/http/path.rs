@@ -16,18 +16,15 @@
 use super::http1::Refusal;
 
 /// Returns true if there is only one way to read the path: nothing in it has to be decoded,
-/// resolved or merged. Looks once at each byte.
+/// resolved or merged. Every request for a host with several paths pays for this, so the loops have
+/// no early end, and the compiler can look at many bytes at a time.
 pub(crate) fn is_plain(path: &[u8]) -> bool {
-    let mut ends_segment = false;
-    path.iter().all(|&byte| {
-        let is_plain = match byte {
-            b'%' | b'\\' => false,
-            b'/' | b'.' => !ends_segment,
-            _ => true,
-        };
-        ends_segment = byte == b'/';
-        is_plain
-    })
+    let is_code = |byte: u8| (byte == b'%') | (byte == b'\\');
+    let is_seam = |before: u8, byte: u8| (before == b'/') & ((byte == b'/') | (byte == b'.'));
+    let codes = path.iter().fold(false, |any, &byte| any | is_code(byte));
+    let pairs = path.iter().zip(path.iter().skip(1));
+    let seams = pairs.fold(false, |any, (&before, &byte)| any | is_seam(before, byte));
+    !(codes | seams)
 }
 
 /// Returns the bytes that a text with `%XX` stands for. What is no such code stays as it is.

@@ -1,4 +1,5 @@
-//! Taking turns: all tasks that are ready receive before the first of them sends.
+//! Taking turns: all tasks that are ready receive before the first of them sends, and what moves
+//! many bytes does not hold up the others.
 //!
 //! # Theory of operation
 //! Sending wakes the task that waits for the bytes, and waking a task on another core is the most
@@ -7,9 +8,17 @@
 //! received does not send at once, but goes to the end of the queue: meanwhile the other tasks
 //! receive their messages. When the tasks then send one after the other, most receivers are still
 //! awake, and have more to do before they sleep again.
+//!
+//! A task that moves a large body could go on as long as its peers are fast, and a request takes
+//! several rounds of the queue. So a task that has had its [`Share`] waits until it gets a place,
+//! and few tasks have one in each round. However many large bodies there are, a round stays short,
+//! and they are as fast together as one alone.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
+
+use tokio::sync::Semaphore;
 
 /// How many tasks run before the reactor looks at the sockets again: enough that all tasks of a
 /// burst can receive and send.
@@ -30,9 +39,51 @@ pub(crate) async fn pass() {
     .await;
 }
 
+/// How many bytes of a body a task may move until others get their turn.
+const SHARE: usize = 128 << 10;
+
+/// How many bytes a piece of a body counts at least. A body may come in chunks of a byte.
+const LEAST_PIECE: usize = 1 << 10;
+
+/// How many tasks that have had their share go on in one round.
+const PLACES: usize = 4;
+
+thread_local! {
+    static ROUND: Arc<Semaphore> = Arc::new(Semaphore::new(PLACES));
+}
+
+/// What a task may move of a body before it lets others go first.
+pub(crate) struct Share {
+    left: usize,
+}
+
+impl Share {
+    /// Makes a share of which nothing is used.
+    pub(crate) fn new() -> Share {
+        Share { left: SHARE }
+    }
+
+    /// Notes that a piece of so many bytes was moved. Lets others go first if that was the rest of
+    /// the share.
+    pub(crate) async fn used(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes.max(LEAST_PIECE));
+        if self.left == 0 {
+            Box::pin(wait_for_place()).await;
+            self.left = SHARE;
+        }
+    }
+}
+
+/// Waits for a place in a round, and then lets the other tasks of the round run first.
+async fn wait_for_place() {
+    let place = ROUND.with(Arc::clone).acquire_owned().await;
+    pass().await;
+    drop(place);
+}
+
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::rc::Rc;
 
     use tokio::task::{JoinSet, LocalSet};
@@ -59,5 +110,61 @@ mod tests {
         });
         let expected = ["receive", "receive", "receive", "send", "send", "send"];
         assert_eq!(*order.borrow(), expected);
+    }
+
+    /// Many tasks move large bodies. One that takes a few rounds for little sees no more than the
+    /// places of each round move on meanwhile, and all bodies are moved in the end.
+    #[test]
+    fn few_of_those_that_move_much_go_on_in_a_round() {
+        const BODIES: usize = 100;
+        const PIECES: usize = 10;
+        const ROUNDS: usize = 5;
+        let moved = Rc::new(Cell::new(0));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let mut bodies = JoinSet::new();
+            for _ in 0..BODIES {
+                let moved = moved.clone();
+                bodies.spawn_local(async move {
+                    let mut share = Share::new();
+                    for _ in 0..PIECES {
+                        moved.set(moved.get() + 1);
+                        share.used(SHARE).await;
+                    }
+                });
+            }
+            let seen = moved.clone();
+            let other = tokio::task::spawn_local(async move {
+                // All others have begun.
+                let before = seen.get();
+                for _ in 0..ROUNDS {
+                    pass().await;
+                }
+                (before, seen.get() - before)
+            });
+            let (before, meanwhile) = other.await.unwrap();
+            assert_eq!(before, BODIES);
+            assert!(meanwhile <= PLACES * ROUNDS, "{meanwhile}");
+            while bodies.join_next().await.is_some() {}
+            assert_eq!(moved.get(), BODIES * PIECES);
+        });
+    }
+
+    #[test]
+    fn small_pieces_use_up_a_share_as_well() {
+        let mut share = Share::new();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            for _ in 1..SHARE / LEAST_PIECE {
+                share.used(1).await;
+            }
+            assert_eq!(share.left, LEAST_PIECE);
+            share.used(1).await;
+            assert_eq!(share.left, SHARE);
+        });
     }
 }

@@ -7,7 +7,7 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -115,6 +115,8 @@ pub(crate) struct Threads {
     most_connections: AtomicU32,
     /// How many client connections one listener may have, so that one port cannot take them all.
     most_of_listener: AtomicU32,
+    /// True while the worker, or a listener, has more than half of the connections that it may.
+    crowded: AtomicBool,
     /// The lock is taken once for each connection, not for each request.
     counts: Mutex<ConnectionCounts>,
 }
@@ -159,6 +161,7 @@ impl Threads {
             memory: Memory::new(budget.memory),
             most_connections: AtomicU32::new(budget.clients),
             most_of_listener: AtomicU32::new(budget.clients),
+            crowded: AtomicBool::new(false),
             counts: Mutex::default(),
         }
     }
@@ -227,6 +230,20 @@ impl Threads {
         self.most_connections.store(all, Ordering::Relaxed);
         let most = most.unwrap_or(u32::MAX).min(all);
         self.most_of_listener.store(most, Ordering::Relaxed);
+        self.look_for_crowd(&self.counts());
+    }
+
+    /// Returns true while the worker, or one of its listeners, has more than half of the connections
+    /// that it may, so that it may soon have to close idle ones. No single client can cause that.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
+    }
+
+    fn look_for_crowd(&self, counts: &ConnectionCounts) {
+        let most = counts.of_listeners.values().max().copied().unwrap_or(0);
+        let crowded = most > self.most_of_listener() / 2
+            || self.connections() > self.most_connections.load(Ordering::Relaxed) / 2;
+        self.crowded.store(crowded, Ordering::Relaxed);
     }
 
     /// Returns true if the worker has as many connections as it may.
@@ -306,10 +323,11 @@ impl Open {
                 return None;
             }
             *counts.of_listeners.entry(listener).or_default() += 1;
+            threads.loads[thread]
+                .connections
+                .fetch_add(1, Ordering::AcqRel);
+            threads.look_for_crowd(&counts);
         }
-        threads.loads[thread]
-            .connections
-            .fetch_add(1, Ordering::AcqRel);
         Some(Open {
             threads,
             thread,
@@ -329,6 +347,7 @@ impl Drop for Open {
         if let Some(origin) = self.origin {
             subtract(&mut counts.of_origins, (self.listener, origin));
         }
+        self.threads.look_for_crowd(&counts);
     }
 }
 
@@ -464,6 +483,22 @@ mod tests {
             threads.limit_connections(limit, 1);
             assert_eq!(threads.most_of_listener(), most);
         }
+    }
+
+    #[test]
+    fn a_crowd_is_more_than_half_of_what_there_can_be() {
+        let threads = threads(4);
+        let open = |thread, listener| Open::new(threads.clone(), thread, listener, None);
+        let [_first, _second] = [open(0, FIRST), open(1, FIRST)];
+        assert!(!threads.is_crowded());
+        let third = open(1, SECOND);
+        assert!(threads.is_crowded(), "of the worker");
+        drop(third);
+        assert!(!threads.is_crowded());
+        threads.limit_connections(Some(3), 1);
+        assert!(threads.is_crowded(), "of a listener");
+        threads.limit_connections(None, 1);
+        assert!(!threads.is_crowded());
     }
 
     fn open_all(threads: &Arc<Threads>, listener: ListenerId, origin: u32) -> Vec<Open> {

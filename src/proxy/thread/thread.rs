@@ -34,7 +34,6 @@ use super::active::Active;
 use super::parking::{Parked, Parking, Wake};
 use crate::ipc::ListenerId;
 use crate::proxy::connection::connection::{resume, serve};
-use crate::proxy::connection::requests::PARK_AFTER;
 use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
 use crate::proxy::exchange::error::too_many_connections;
 use crate::proxy::net::held::Held;
@@ -45,6 +44,7 @@ use crate::proxy::shared::threads::{
     Handover, Open, Relief, Reporter, ThreadCommand, ThreadEvent, ThreadReport, Threads,
 };
 use crate::proxy::view::drain::Drain;
+use crate::proxy::view::idle_tasks::IDLE_AFTER;
 use crate::proxy::view::listener::ListenerView;
 use crate::proxy::view::view::{TooManyConnections, View};
 
@@ -253,7 +253,7 @@ impl Thread {
             open,
             behind_proxy: peer.behind_proxy,
             speaks_http1: peer.speaks_http1.get(),
-            until: Instant::now() + (CLIENT_IDLE_LIMIT - PARK_AFTER),
+            until: Instant::now() + (CLIENT_IDLE_LIMIT - IDLE_AFTER),
         };
         if let Err(parked) = self.parking.park(parked) {
             self.resume(parked);

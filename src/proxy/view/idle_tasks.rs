@@ -6,10 +6,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::ipc::ListenerId;
+
+/// How long a connection may be idle until it counts as one that may be ended or parked: most
+/// requests of a browser follow each other quickly.
+pub(crate) const IDLE_AFTER: Duration = Duration::from_secs(2);
+
+/// The same while there are many connections, so that new ones need not wait for long if all others
+/// have come at the same time.
+pub(crate) const IDLE_AFTER_IN_CROWD: Duration = Duration::from_millis(50);
 
 /// With fewer entries than this, those of connections that are not idle any more are not removed.
 const FEW: usize = 64;

@@ -15,11 +15,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
-use super::idle_tasks::IdleTasks;
+use super::idle_tasks::{IDLE_AFTER, IDLE_AFTER_IN_CROWD, IdleTasks};
 use super::listener::{ListenerView, Routes};
 use super::room::Room;
 use super::service::ServiceView;
@@ -122,6 +123,14 @@ impl View {
     /// The idle client connections of the thread that keep their task.
     pub(crate) fn idle_tasks(&self) -> &IdleTasks {
         &self.idle_tasks
+    }
+
+    /// Returns how long a connection may be silent until it counts as idle.
+    pub(crate) fn idle_after(&self) -> Duration {
+        match self.threads.is_crowded() {
+            true => IDLE_AFTER_IN_CROWD,
+            false => IDLE_AFTER,
+        }
     }
 
     /// Counts a connection of a listener for the client that a trusted proxy has named. The error:

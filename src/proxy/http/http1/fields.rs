@@ -65,15 +65,23 @@ pub(crate) enum FieldKind {
 impl FieldKind {
     /// Returns the meaning of a field with this name, in any case, to a proxy.
     pub(crate) fn of(name: &str) -> FieldKind {
+        match Begins::of(name).may_mean_something(name) {
+            true => FieldKind::looked_up(name),
+            false => FieldKind::Other,
+        }
+    }
+
+    /// Returns the meaning of a name that has the length and the first letter of a known one, or
+    /// that begins as a family does.
+    fn looked_up(name: &str) -> FieldKind {
         let first = name.bytes().next().map_or(0, read);
         let candidates = known(name.len(), first);
         let exact = candidates
             .iter()
             .find(|(known, _)| name.eq_ignore_ascii_case(known));
-        match (exact, families(name)) {
-            (Some((_, kind)), _) => *kind,
-            (None, []) if candidates.is_empty() => FieldKind::Other,
-            (None, families) => FieldKind::of_another(name, candidates, families),
+        match exact {
+            Some((_, kind)) => *kind,
+            None => FieldKind::of_another(name, candidates, families(name.as_bytes())),
         }
     }
 
@@ -94,13 +102,78 @@ impl FieldKind {
     }
 }
 
+/// What is known about all names with the same first byte. Every field of every message is looked
+/// up, and most of them mean nothing to a proxy: a look at this says so.
+#[derive(Clone, Copy)]
+struct Begins {
+    /// Bit N: a name of N bytes is in the list of known ones.
+    lengths: u64,
+    /// Bit N: a family begins with this byte and the Nth letter, perhaps with a punctuation mark
+    /// between them.
+    families: u32,
+}
+
+static BEGINS: [Begins; 256] = {
+    let mut all = [Begins {
+        lengths: 0,
+        families: 0,
+    }; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        all[byte] = Begins::with(read(byte as u8));
+        byte += 1;
+    }
+    all
+};
+
+impl Begins {
+    fn of(name: &str) -> &'static Begins {
+        &BEGINS[usize::from(name.bytes().next().unwrap_or(0))]
+    }
+
+    const fn with(first: u8) -> Begins {
+        let mut lengths = 0;
+        let mut length = 0;
+        while length < u64::BITS {
+            lengths |= (!known(length as usize, first).is_empty() as u64) << length;
+            length += 1;
+        }
+        let mut families_of = 0;
+        let mut letter = b'a';
+        while letter <= b'z' {
+            let is_one = !families(&[first, letter, b'-']).is_empty()
+                || !families(&[first, b'-', letter]).is_empty();
+            families_of |= (is_one as u32) << (letter & 31);
+            letter += 1;
+        }
+        Begins {
+            lengths,
+            families: families_of,
+        }
+    }
+
+    fn may_mean_something(&self, name: &str) -> bool {
+        let is_of_length = self.lengths.checked_shr(name.len() as u32).unwrap_or(0) & 1 == 1;
+        is_of_length || (self.families != 0 && self.may_be_of_family(name.as_bytes()))
+    }
+
+    fn may_be_of_family(&self, name: &[u8]) -> bool {
+        let letter = match name {
+            [_, second, ..] if second.is_ascii_alphanumeric() => *second,
+            [_, _, third, ..] => *third,
+            _ => return false,
+        };
+        (self.families >> (letter & 31)) & 1 == 1
+    }
+}
+
 /// A name, or the beginning of names, and what it means to a proxy.
 type Meaning = (&'static str, FieldKind);
 
 /// Returns the names of this length, with this first letter, that mean something to a proxy, in
 /// lower case. Most fields of a request have another length or letter, so that nothing has to be
 /// compared.
-fn known(length: usize, first: u8) -> &'static [Meaning] {
+const fn known(length: usize, first: u8) -> &'static [Meaning] {
     use FieldKind::*;
     match (length, first) {
         (2, b't') => &[("te", Te)],
@@ -194,8 +267,8 @@ fn known(length: usize, first: u8) -> &'static [Meaning] {
 
 /// Returns the beginnings of names that mean something to a proxy, of which one may be that of this
 /// name.
-fn families(name: &str) -> &'static [Meaning] {
-    match name.as_bytes() {
+const fn families(name: &[u8]) -> &'static [Meaning] {
+    match name {
         [b'x' | b'X', _, b'f' | b'F', ..] => &[("x-forwarded-", FieldKind::FromProxy)],
         [b'x' | b'X', _, b'a' | b'A', ..] => &[
             ("x-accel-", FieldKind::Internal),
@@ -227,14 +300,14 @@ fn same(name: &str, lower_case: &str) -> bool {
 }
 
 /// Returns a byte of a name in the way in which programs may read it.
-fn read(byte: u8) -> u8 {
+const fn read(byte: u8) -> u8 {
     match byte.is_ascii_alphanumeric() {
         true => lower_case(byte),
         false => b'-',
     }
 }
 
-fn lower_case(byte: u8) -> u8 {
+const fn lower_case(byte: u8) -> u8 {
     byte.to_ascii_lowercase()
 }
 
