@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rustix::net::RecvFlags;
 use rustix::process::{Signal, kill_process};
 use smoothserve::ipc::EndpointState::{Active, Draining, Probing};
 use smoothserve::ipc::{Address, BoundCounts, EndpointId, FromWorker, WireEndpoint, WireTable};
@@ -203,6 +204,14 @@ pub(crate) async fn connect_from(
     socket.connect(address).await
 }
 
+/// Returns true if the other side has closed the connection, without having sent anything.
+fn has_ended(stream: &TcpStream) -> bool {
+    match rustix::net::recv(stream, &mut [0_u8; 1], RecvFlags::empty()) {
+        Ok((_, received)) => received == 0,
+        Err(error) => error != rustix::io::Errno::AGAIN,
+    }
+}
+
 /// Opens a connection with HTTP/2, and begins as many requests on it whose bodies never come.
 async fn begin_posts(from: [u8; 4], address: SocketAddr, count: u32) -> frames::Client {
     let stream = connect_from(from, address).await.unwrap();
@@ -328,7 +337,7 @@ async fn a_client_with_too_many_connections_is_told_so() {
 }
 
 /// Many clients, each with few connections, take all connections that there are. These are idle, so
-/// they give way to new ones, the oldest first.
+/// they give way to new ones.
 #[tokio::test]
 async fn idle_connections_give_way_to_new_ones() {
     let mut siege = Siege::new("2").await;
@@ -339,8 +348,8 @@ async fn idle_connections_give_way_to_new_ones() {
     }
     wait_for_bounds(&mut siege.manager, |bounds| bounds.closed_idle >= 20).await;
     siege.holds().await;
-    let mut closed = Peer::new(idle.remove(0));
-    assert_eq!(closed.receive_all().await.0, "");
+    let ends = idle.into_iter().filter(has_ended).count();
+    assert!(ends >= 20, "{ends}");
     siege.bystander.end();
 }
 

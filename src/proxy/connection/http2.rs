@@ -17,11 +17,11 @@
 //!
 //! What limits the load that a client can cause: the number of streams at a time
 //! ([`MOST_STREAMS`]); the size of a head, over all its CONTINUATION frames
-//! ([`LONGEST_REQUEST_HEAD`]); [`MOST_HEADS`] for the heads of all streams, of which the h2 crate
-//! keeps none, because it gets its bytes in turns ([`Cork`]) in which all streams are taken;
-//! the windows, for unread bodies; [`MOST_UNSENT`] for the unsent response of each stream, and a
-//! bound for those of all streams ([`held`](crate::proxy::net::held)); [`MOST_WASTED`] for requests
-//! that are made only to be reset. The h2 crate answers control frames one at a time.
+//! ([`LONGEST_REQUEST_HEAD`]); bounds for the heads of all streams and for their unsent responses
+//! ([`held`](crate::proxy::net::held)), where the h2 crate keeps no heads, because it gets its
+//! bytes in turns ([`Cork`]) in which all streams are taken; the windows, for unread bodies;
+//! [`MOST_UNSENT`] for the unsent response of each stream; [`MOST_WASTED`] for requests that are
+//! made only to be reset. The h2 crate answers control frames one at a time.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -38,17 +38,15 @@ use http::request::Parts;
 use tokio::sync::oneshot;
 
 use super::requests::serve_request;
-use crate::ipc::Overload;
-use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
+use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer, REST_OF_IDLE_LIMIT};
 use crate::proxy::http::http1::LONGEST_REQUEST_HEAD;
 use crate::proxy::http::http2::incoming::STREAM_WINDOW;
 use crate::proxy::net::cork::{Cork, Corked};
 use crate::proxy::net::h2_stream::H2Stream;
-use crate::proxy::net::held::{MOST_HEADS, UnsentData};
+use crate::proxy::net::held::UnsentData;
 use crate::proxy::net::linger::LINGER_LIMIT;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
-use crate::proxy::view::idle_tasks::IDLE_AFTER;
 
 /// The preface: the bytes with which every connection with HTTP/2 begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -61,10 +59,6 @@ const MOST_STREAMS: u32 = 128;
 
 /// How many unread bytes all request bodies of one connection may have.
 const CONNECTION_WINDOW: u32 = 1 << 20;
-
-/// How many bytes the heads of all requests of a connection may have while the worker needs memory,
-/// instead of [`MOST_HEADS`]: those of a well-behaved client with a few requests at a time.
-const MOST_HEADS_IN_OVERLOAD: usize = 64 << 10;
 
 /// How many bytes a field counts beside its name and value (RFC 9113, section 10.5.1).
 const PER_FIELD: usize = 32;
@@ -199,7 +193,7 @@ impl Serving {
             self.end(CLIENT_IDLE_LIMIT);
         }
         self.check_waste();
-        self.corked.begin_turn();
+        self.corked.begin_turn(cx);
         loop {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => self.serve(request, respond),
@@ -255,7 +249,7 @@ impl Serving {
                 let idle_tasks = self.peer.view.idle_tasks();
                 let ends = idle_tasks.register(self.peer.listener.id());
                 self.idle = Idle::Long { ends };
-                self.timer.set(CLIENT_IDLE_LIMIT - IDLE_AFTER);
+                self.timer.set(REST_OF_IDLE_LIMIT);
                 self.rest(cx);
             }
             Idle::Short => {}
@@ -288,11 +282,9 @@ impl Serving {
     fn serve(&self, request: Request<RecvStream>, mut respond: SendResponse<UnsentData>) {
         let (head, body) = request.into_parts();
         let view = &self.peer.view;
-        let most = match view.overload() < Overload::Streams {
-            true => MOST_HEADS,
-            false => MOST_HEADS_IN_OVERLOAD,
-        };
-        let Some(held) = self.peer.held.admit(decoded_size(&head), most) else {
+        let size = decoded_size(&head);
+        self.corked.note_decoded(size);
+        let Some(held) = self.peer.held.admit(size, view.refuses_streams()) else {
             view.room().counters().refuse_stream();
             // The client may repeat a stream that was refused so.
             return respond.send_reset(Reason::REFUSED_STREAM);

@@ -7,7 +7,7 @@
 //! is parked, which needs even less.
 //!
 //! How a connection ends:
-//! * While it is idle: when the client closes it, after [`CLIENT_IDLE_LIMIT`], or when the worker
+//! * While it is idle: when the client closes it, after `CLIENT_IDLE_LIMIT`, or when the worker
 //!   drains and the time of an idle connection is over. Before that, a connection of a draining
 //!   worker, or of a listener that was removed, waits for one more request, and the response tells
 //!   the client that it is the last. A close at any moment could hit a request on its way.
@@ -21,7 +21,7 @@ use std::pin::pin;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Next, STALL_LIMIT};
+use crate::proxy::exchange::client::{Client, Next, REST_OF_IDLE_LIMIT, STALL_LIMIT};
 use crate::proxy::exchange::error::{ProxyError, write_error};
 use crate::proxy::exchange::forward::forward;
 use crate::proxy::exchange::request::Request;
@@ -32,7 +32,6 @@ use crate::proxy::net::linger::linger;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::turn;
-use crate::proxy::view::idle_tasks::IDLE_AFTER;
 
 /// How long the head of a request may take, from its first byte on.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
@@ -109,7 +108,7 @@ pub(super) async fn serve_request(client: &mut Client, held: Option<HeldHead>) -
 pub(super) async fn wait(client: &mut Client) -> Waited {
     match wait_for(client, client.peer.view.idle_after()).await {
         Waited::Long if !client.can_be_parked() => {
-            Box::pin(wait_on(client, CLIENT_IDLE_LIMIT - IDLE_AFTER)).await
+            Box::pin(wait_on(client, REST_OF_IDLE_LIMIT)).await
         }
         waited => waited,
     }
@@ -118,8 +117,9 @@ pub(super) async fn wait(client: &mut Client) -> Waited {
 /// Waits for the first bytes of a connection, up to a time limit. Returns false if the connection
 /// must be closed.
 pub(super) async fn wait_for_first(client: &mut Client, limit: Duration) -> bool {
-    let waited = match wait_for(client, client.peer.view.idle_after()).await {
-        Waited::Long => wait_on(client, limit - IDLE_AFTER).await,
+    let idle_after = client.peer.view.idle_after();
+    let waited = match wait_for(client, idle_after).await {
+        Waited::Long => wait_on(client, limit - idle_after).await,
         waited => waited,
     };
     waited == Waited::Received

@@ -50,7 +50,7 @@ const COUNTS_INTERVAL_PER_ENDPOINT: Duration = Duration::from_micros(200);
 const CALM_LOOKS: Duration = Duration::from_millis(100);
 
 /// How often it looks while it takes measures.
-const BUSY_LOOKS: Duration = Duration::from_millis(20);
+const BUSY_LOOKS: Duration = Duration::from_millis(5);
 
 /// The least time between two times when free memory is given back to the system. Meanwhile, the
 /// data threads may have to wait for the allocator.

@@ -4,7 +4,8 @@
 //! Each connection has bounds of its own, but strangers decide how many connections there are. So
 //! the control thread looks many times a second how much of the budget is in use, and goes through
 //! steps ([`Overload`]). A step begins when a part of the budget is in use ([`BEGINS`]), and ends
-//! when [`HYSTERESIS`] less is in use. Each step does what the steps before it do, too.
+//! when [`HYSTERESIS`] less is in use. Each step does what the steps before it do, too. The data
+//! threads do not wait for a look before they refuse a stream or a connection.
 //!
 //! The order of the steps is that of the harm to clients that have done nothing:
 //!
@@ -17,15 +18,8 @@
 //!    who fill the memory slowly could otherwise keep everybody out for as long as they like.
 
 use crate::ipc::Overload;
+use crate::proxy::shared::memory::BEGINS;
 use crate::proxy::shared::threads::{Excess, Relief};
-
-/// The part of the budget, in percent, with which each step begins, after that without measures.
-const BEGINS: [(u64, Overload); 4] = [
-    (60, Overload::Idle),
-    (70, Overload::Streams),
-    (80, Overload::Largest),
-    (90, Overload::Connections),
-];
 
 /// How many percent of the budget less than at its beginning must be in use before a step ends.
 const HYSTERESIS: u64 = 5;

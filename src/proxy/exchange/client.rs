@@ -16,6 +16,7 @@ use crate::proxy::net::stream::Stream;
 use crate::proxy::net::timer::Timer;
 use crate::proxy::view::drain::Drain;
 use crate::proxy::view::endpoint::Pin;
+use crate::proxy::view::idle_tasks::IDLE_AFTER;
 use crate::proxy::view::listener::ListenerView;
 use crate::proxy::view::room::Requester;
 use crate::proxy::view::service::ServiceView;
@@ -23,6 +24,9 @@ use crate::proxy::view::view::{BehindProxy, TooManyConnections, View};
 
 /// How long a client connection may wait for its next request.
 pub(crate) const CLIENT_IDLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// What is left of that when a connection begins to count as idle.
+pub(crate) const REST_OF_IDLE_LIMIT: Duration = CLIENT_IDLE_LIMIT.saturating_sub(IDLE_AFTER);
 
 /// How long a client may neither send nor receive anything while the proxy waits for it.
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(60);

@@ -19,7 +19,7 @@ use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::h2c_stream::is_refusal;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
-use crate::proxy::net::turn::{self, Share};
+use crate::proxy::net::turn::{self, BodyShare};
 
 /// About how many bytes the head of a response gains when it is passed on.
 const ADDED: usize = 64;
@@ -286,7 +286,7 @@ async fn send_body(
     encoding: Encoding,
     out: &mut Vec<u8>,
 ) -> Result<(), ExchangeEnd> {
-    let mut share = Share::new();
+    let mut share = BodyShare::new();
     loop {
         let mut data = Spans::default();
         let mut consumed = match body.is_end() {

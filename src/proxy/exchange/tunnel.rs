@@ -26,7 +26,7 @@ use super::client::{Client, Next, STALL_LIMIT};
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
-use crate::proxy::net::turn::Share;
+use crate::proxy::net::turn::BodyShare;
 use crate::proxy::view::endpoint::Claim;
 use crate::proxy::view::upstream::Upstream;
 
@@ -107,7 +107,7 @@ fn poll_end(
 
 /// Passes on all bytes from one side to the other, and then the end of the stream.
 async fn pass(from: &Stream, buffer: &mut Buffer, to: &Stream, moved: impl Fn()) -> io::Result<()> {
-    let mut share = Share::new();
+    let mut share = BodyShare::new();
     loop {
         if buffer.is_empty() && poll_fn(|cx| to.poll_fill(buffer, from, cx)).await? == 0 {
             return to.finish();

@@ -10,7 +10,7 @@ use crate::proxy::http::http1::{FramingError, Refusal};
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
-use crate::proxy::net::turn::Share;
+use crate::proxy::net::turn::BodyShare;
 
 /// Sends what is kept of the request, and then the rest as it comes. The upload also ends when the
 /// instance takes no more of the request.
@@ -42,7 +42,7 @@ pub(crate) async fn upload(
         permission(flow).await;
         outgoing.awaits_permission = false;
     }
-    let mut share = Share::new();
+    let mut share = BodyShare::new();
     while !outgoing.is_whole() {
         if buffer.is_empty() {
             flow.upload.set(UploadState::Receiving);

@@ -16,6 +16,7 @@ use super::buffer::Buffer;
 use super::linger::linger;
 use super::timer::Timer;
 use super::transport::Transport;
+use super::turn::{PLACES, wait_for_turn};
 
 /// How many bytes are collected before they are sent without being asked for.
 const MOST_COLLECTED: usize = 48 << 10;
@@ -26,8 +27,13 @@ const USUAL: usize = 1 << 10;
 /// How many bytes the h2 crate may read in a turn of its connection. It handles each frame that it
 /// has read at once, and a frame may be as short as 9 bytes, so others would have to wait for long.
 /// It also keeps the heads that it has read until the end of the turn, when all streams are taken
-/// from it, and a head can need many times the bytes that it has come in.
+/// from it, and a head can need many times the bytes that it has come in. Then the connection waits
+/// for a place among all those that move much ([`wait_for_turn`]).
 const READ_IN_TURN: usize = 16 << 10;
+
+/// A connection whose heads were larger than this in its last turn, when they were decoded, takes
+/// all places of a round.
+const MUCH_DECODED: usize = 64 << 10;
 
 /// A connection with HTTP/2, as its task has it.
 pub(crate) struct Corked {
@@ -41,6 +47,10 @@ pub(crate) struct Corked {
     moved: Cell<bool>,
     /// How many more bytes may be read in this turn.
     readable: Cell<usize>,
+    /// How many bytes the heads had in this turn, when they were decoded.
+    decoded: Cell<usize>,
+    /// Resolves when the next bytes may be read; `None` if that is now.
+    rest: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
 }
 
 /// The same connection in the form that the h2 crate reads from and writes to.
@@ -56,13 +66,46 @@ impl Corked {
             sent: Cell::new(0),
             moved: Cell::new(false),
             readable: Cell::new(READ_IN_TURN),
+            decoded: Cell::new(0),
+            rest: RefCell::default(),
         }
     }
 
-    /// Begins a turn of the connection, in which a limited number of bytes may be read. Whoever
-    /// polls the h2 crate calls this before. The task is woken again if there may be more to read.
-    pub(crate) fn begin_turn(&self) {
+    /// Begins a turn of the connection, in which a limited number of bytes may be read, if it has
+    /// not to wait for it. Whoever polls the h2 crate calls this before, also if the crate may not
+    /// read: a place that is not taken would be lost for others. The task is woken again if there
+    /// may be more to read.
+    pub(crate) fn begin_turn(&self, cx: &mut Context<'_>) {
+        let mut rest = self.rest.borrow_mut();
+        if let Some(waiting) = &mut *rest {
+            if waiting.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            *rest = None;
+        }
+        self.decoded.set(0);
         self.readable.set(READ_IN_TURN);
+    }
+
+    /// Notes that a head has so many bytes, decoded.
+    pub(crate) fn note_decoded(&self, bytes: usize) {
+        self.decoded.update(|decoded| decoded + bytes);
+    }
+
+    /// Has the connection wait for its next turn.
+    fn rest(&self, cx: &mut Context<'_>) {
+        let mut rest = self.rest.borrow_mut();
+        if rest.is_none() {
+            let places = match self.decoded.get() > MUCH_DECODED {
+                true => PLACES,
+                false => 1,
+            };
+            let waiting = rest.insert(Box::pin(wait_for_turn(places)));
+            if waiting.as_mut().poll(cx).is_ready() {
+                *rest = None;
+                cx.waker().wake_by_ref();
+            }
+        }
     }
 
     /// Sends what was collected. Ready when all of it is sent.
@@ -110,7 +153,7 @@ impl AsyncRead for Cork {
     ) -> Poll<io::Result<()>> {
         let readable = self.0.readable.get();
         if readable == 0 {
-            cx.waker().wake_by_ref();
+            self.0.rest(cx);
             return Poll::Pending;
         }
         let mut received = self.0.received.borrow_mut();

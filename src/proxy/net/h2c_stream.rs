@@ -68,7 +68,7 @@ impl InstanceConnection {
         let known = state.clone();
         tokio::task::spawn_local(async move {
             let end = poll_fn(|cx| {
-                corked.begin_turn();
+                corked.begin_turn(cx);
                 let end = Pin::new(&mut connection).poll(cx);
                 let pushed = corked.poll_push(cx);
                 match (end, pushed) {

@@ -35,7 +35,11 @@ use bytes::{Buf, Bytes};
 use tokio::task::AbortHandle;
 
 /// How many bytes of a connection's heads, and of what is kept of bodies, there may be at a time.
-pub(crate) const MOST_HEADS: usize = 1 << 20;
+const MOST_HEADS: usize = 1 << 20;
+
+/// How many bytes a connection may hold, with a further request, while memory is scarce: as much as
+/// a few requests need.
+const MOST_IN_SCARCITY: usize = 64 << 10;
 
 /// While so many bytes of responses are on their way to the client, streams read no more.
 const MOST_FLOWING: usize = 128 << 10;
@@ -91,11 +95,14 @@ impl Held {
         }
     }
 
-    /// Counts the head of another request, unless the connection then holds more than `most` bytes
-    /// of heads and has others.
-    pub(crate) fn admit(self: &Rc<Self>, bytes: usize, most: usize) -> Option<HeldHead> {
-        let has_room = self.heads.get() == 0 || self.heads.get() + bytes <= most;
-        has_room.then(|| self.hold(bytes))
+    /// Counts the head of another request, unless the connection has others and then holds too
+    /// much. While memory is scarce, that is what a few requests need.
+    pub(crate) fn admit(self: &Rc<Self>, bytes: usize, scarce: bool) -> Option<HeldHead> {
+        let has_room = match scarce {
+            false => self.heads.get() + bytes <= MOST_HEADS,
+            true => self.total() + PER_REQUEST + bytes <= MOST_IN_SCARCITY,
+        };
+        (has_room || self.requests.get() == 0).then(|| self.hold(bytes))
     }
 
     /// Counts the head of a request.
@@ -261,13 +268,27 @@ mod tests {
     #[test]
     fn a_first_head_always_has_room_and_further_ones_up_to_the_bound() {
         let held = Rc::new(Held::default());
-        let first = held.admit(200, 100).unwrap();
-        assert!(held.admit(1, 100).is_none());
+        let first = held.admit(MOST_HEADS + 1, false).unwrap();
+        assert!(held.admit(1, false).is_none());
         drop(first);
-        let _second = held.admit(60, 100).unwrap();
-        assert!(held.admit(41, 100).is_none());
-        assert!(held.admit(40, 100).is_some());
-        assert_eq!(held.total(), 60 + PER_REQUEST);
+        let second = held.admit(MOST_HEADS - 40, false).unwrap();
+        assert!(held.admit(41, false).is_none());
+        assert!(held.admit(40, false).is_some());
+        assert_eq!(held.total(), MOST_HEADS - 40 + PER_REQUEST);
+        drop(second);
+        let _first = held.admit(MOST_IN_SCARCITY, true).unwrap();
+        assert!(held.admit(1, true).is_none() && held.admit(1, false).is_some());
+    }
+
+    #[test]
+    fn in_scarcity_everything_counts_that_a_connection_holds() {
+        let held = Rc::new(Held::default());
+        let requests: Vec<HeldHead> = std::iter::from_fn(|| held.admit(0, true)).collect();
+        assert_eq!(requests.len(), MOST_IN_SCARCITY / PER_REQUEST);
+        drop(requests);
+        held.note_read(MOST_IN_SCARCITY);
+        let first = held.admit(0, true);
+        assert!(first.is_some() && held.admit(0, true).is_none());
     }
 
     #[tokio::test]

@@ -233,8 +233,9 @@ impl Threads {
         self.look_for_crowd(&self.counts());
     }
 
-    /// Returns true while the worker, or one of its listeners, has more than half of the connections
-    /// that it may, so that it may soon have to close idle ones. No single client can cause that.
+    /// Returns true while the worker, or one of its listeners, has more than half of the
+    /// connections that it may, so that it may soon have to close idle ones. No single client can
+    /// cause that.
     pub(crate) fn is_crowded(&self) -> bool {
         self.crowded.load(Ordering::Relaxed)
     }

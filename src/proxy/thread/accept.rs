@@ -41,6 +41,9 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// The pause while the listener or the worker has as many connections as it may have.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
+/// The pause while the worker uses too much memory: as long as the guard needs for its next look.
+const OVERLOAD_PAUSE: Duration = Duration::from_millis(5);
+
 /// What the caller does with connections.
 pub(crate) trait Placement {
     /// Gives an accepted connection to a thread.
@@ -106,7 +109,7 @@ pub(crate) async fn accept(
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
             }
-            Batch::Overload => tokio::time::sleep(FULL_PAUSE).await,
+            Batch::Overload => tokio::time::sleep(OVERLOAD_PAUSE).await,
             Batch::Failed(error) => {
                 if troubles.due().is_some() {
                     tracing::error!(listener = %listener.address(), %error, "cannot accept connections");
@@ -159,7 +162,7 @@ impl<P: Placement> Acceptor<P> {
     fn accept_batch(&self) -> Batch {
         for _ in 0..BATCH {
             let accepted = match self.listener.closing() {
-                false if self.threads.memory().overload() >= Overload::Connections => {
+                false if self.threads.memory().needs(Overload::Connections) => {
                     return Batch::Overload;
                 }
                 false if self.threads.are_full(self.listener.id()) => return Batch::Full,

@@ -34,7 +34,7 @@ use super::active::Active;
 use super::parking::{Parked, Parking, Wake};
 use crate::ipc::ListenerId;
 use crate::proxy::connection::connection::{resume, serve};
-use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer};
+use crate::proxy::exchange::client::{Client, Peer, REST_OF_IDLE_LIMIT};
 use crate::proxy::exchange::error::too_many_connections;
 use crate::proxy::net::held::Held;
 use crate::proxy::net::socket::Socket;
@@ -44,7 +44,6 @@ use crate::proxy::shared::threads::{
     Handover, Open, Relief, Reporter, ThreadCommand, ThreadEvent, ThreadReport, Threads,
 };
 use crate::proxy::view::drain::Drain;
-use crate::proxy::view::idle_tasks::IDLE_AFTER;
 use crate::proxy::view::listener::ListenerView;
 use crate::proxy::view::view::{TooManyConnections, View};
 
@@ -253,7 +252,7 @@ impl Thread {
             open,
             behind_proxy: peer.behind_proxy,
             speaks_http1: peer.speaks_http1.get(),
-            until: Instant::now() + (CLIENT_IDLE_LIMIT - IDLE_AFTER),
+            until: Instant::now() + REST_OF_IDLE_LIMIT,
         };
         if let Err(parked) = self.parking.park(parked) {
             self.resume(parked);

@@ -110,9 +110,10 @@ impl View {
         (!self.trusts(peer.ip())).then(|| peer.into())
     }
 
-    /// Returns what the worker does at present to need less memory.
-    pub(crate) fn overload(&self) -> Overload {
-        self.threads.memory().overload()
+    /// Returns true if the worker needs memory, so that connections that hold much get no new
+    /// streams.
+    pub(crate) fn refuses_streams(&self) -> bool {
+        self.threads.memory().needs(Overload::Streams)
     }
 
     /// The room of the thread for requests in flight.
