@@ -17,11 +17,14 @@ mod announce;
 mod calls;
 #[cfg(any(test, feature = "internals"))]
 pub mod check;
+mod complete;
 mod handshake;
 mod job_object;
 mod limits;
 mod manager_object;
+mod object_manager;
 mod paths;
+mod read_only;
 mod requests;
 mod service_object;
 mod transport;
@@ -50,10 +53,12 @@ use crate::status::Snapshot;
 use access::Access;
 use announce::announce;
 use calls::Calls;
+use complete::is_set;
 use handshake::{Handshake, welcome};
 use job_object::JobObject;
 use limits::HANDSHAKE_TIME;
 use manager_object::ManagerObject;
+use object_manager::{ObjectManager, announce_gone, announce_new};
 use requests::add_job;
 use service_object::ServiceObject;
 use users::{ClientPlace, Users};
@@ -167,11 +172,12 @@ async fn serve_client(mut stream: UnixStream, uid: u32, place: ClientPlace, hand
         return;
     };
     let access = Access::Peer(uid);
-    let socket = transport::of_client(stream, ahead, uid, Calls::of_client(place.calls()));
+    let (calls, refused) = Calls::of_client(place.calls());
+    let socket = transport::of_client(stream, ahead, uid, calls);
     let builder = Builder::authenticated_socket(socket, guid).p2p();
     let (builder, shown) = with_objects(builder, &access, &handle);
     match builder.build().await {
-        Ok(connection) => follow(&connection, &access, &handle, shown, None).await,
+        Ok(connection) => follow(&connection, &access, &handle, shown, refused).await,
         Err(error) => tracing::debug!(error = %error, "a control connection ended early"),
     }
 }
@@ -188,6 +194,10 @@ fn with_objects<'a>(
     let mut builder = builder.serve_at(
         MANAGER_PATH,
         ManagerObject::new(access.clone(), handle.clone()),
+    );
+    builder = builder.serve_at(
+        MANAGER_PATH,
+        ObjectManager::new(access.clone(), handle.clone()),
     );
     for name in snapshot.services.keys() {
         let object = ServiceObject::new(access.clone(), handle.clone(), name.clone());
@@ -206,7 +216,7 @@ struct OnBus {
     access: Access,
     /// The snapshot that the objects come from.
     shown: Arc<Snapshot>,
-    /// Calls that are over the limits.
+    /// Calls that are not carried out.
     refused: mpsc::Receiver<Message>,
 }
 
@@ -260,7 +270,7 @@ async fn stay(bus: Bus, mut on_bus: Option<OnBus>, handle: ManagerHandle) {
                 shown,
                 refused,
             } = on_bus;
-            follow(&connection, &access, &handle, shown, Some(refused)).await;
+            follow(&connection, &access, &handle, shown, refused).await;
             tracing::warn!("the bus has gone away, trying to come back");
             pause = RECONNECT;
         }
@@ -284,7 +294,7 @@ async fn follow(
     access: &Access,
     handle: &ManagerHandle,
     mut before: Arc<Snapshot>,
-    mut refused: Option<mpsc::Receiver<Message>>,
+    mut refused: mpsc::Receiver<Message>,
 ) {
     let mut snapshots = handle.snapshots();
     loop {
@@ -302,33 +312,28 @@ async fn follow(
                     Err(_) => return,
                 },
                 () = connection.closed() => return,
-                call = next(&mut refused) => refuse(connection, &call).await,
+                Some(call) = refused.recv() => refuse(connection, &call).await,
             }
         }
     }
 }
 
-/// Waits for the next call that is to be refused.
-async fn next(refused: &mut Option<mpsc::Receiver<Message>>) -> Message {
-    if let Some(refused) = refused
-        && let Some(call) = refused.recv().await
-    {
-        return call;
-    }
-    std::future::pending().await
-}
-
-/// Refuses a call because there are too many others.
+/// Refuses a call: it would set a property, or there are too many others.
 async fn refuse(connection: &Connection, call: &Message) {
     static REFUSED: LogPace = LogPace::new();
     let header = call.header();
+    if is_set(call) {
+        let (name, text) = read_only::refusal(connection, call).await;
+        // If it fails, the connection ends.
+        let _ = connection.reply_error(&header, name, &text).await;
+        return;
+    }
     if let Some(count) = REFUSED.due() {
         let sender = header.sender().map(|sender| sender.as_str());
         tracing::warn!(sender, count, "too many D-Bus calls, refusing one");
     }
     let name = "org.freedesktop.DBus.Error.LimitsExceeded";
     let text = "too many calls are without an answer";
-    // If it fails, the connection ends.
     let _ = connection.reply_error(&header, name, &text).await;
 }
 
@@ -351,18 +356,21 @@ async fn publish(
     for &id in now.jobs.keys().filter(|id| !before.jobs.contains_key(id)) {
         add_job(server, access, handle, id).await?;
     }
+    announce_new(connection, before, now).await?;
     announce(connection, before, now).await?;
     for name in before
         .services
         .keys()
         .filter(|name| !now.services.contains_key(*name))
     {
-        server
-            .remove::<ServiceObject, _>(paths::service_path(name))
-            .await?;
+        let path = paths::service_path(name);
+        server.remove::<ServiceObject, _>(path.as_str()).await?;
+        announce_gone::<ServiceObject>(connection, paths::path(path)).await?;
     }
     for &id in before.jobs.keys().filter(|id| !now.jobs.contains_key(id)) {
-        server.remove::<JobObject, _>(paths::job_path(id)).await?;
+        let path = paths::job_path(id);
+        server.remove::<JobObject, _>(path.as_str()).await?;
+        announce_gone::<JobObject>(connection, paths::path(path)).await?;
     }
     Ok(())
 }

@@ -66,6 +66,23 @@ impl Client {
         reply.body().deserialize()
     }
 
+    /// Calls a method of an object without naming its interface.
+    pub async fn bare<R>(
+        &self,
+        path: &str,
+        method: &str,
+        arguments: &(impl Serialize + DynamicType),
+    ) -> zbus::Result<R>
+    where
+        R: DeserializeOwned + Signature,
+    {
+        let call =
+            self.connection
+                .call_method(self.destination, path, None::<&str>, method, arguments);
+        let reply = timeout(PATIENCE, call).await.expect("an answer in time")?;
+        reply.body().deserialize()
+    }
+
     /// Calls a method of the manager object.
     pub async fn manager<R>(
         &self,
@@ -145,6 +162,19 @@ impl Signals {
     /// Waits for the next `JobNew`, and returns the path of the job and the service.
     pub async fn job_new(&mut self) -> (OwnedObjectPath, String) {
         self.find(|message| body_of(message, "JobNew")).await
+    }
+
+    /// Waits for the next signal of this name about an object with this in its path, which is the
+    /// first argument, and returns all arguments.
+    pub async fn next_of<T>(&mut self, member: &str, path: &str) -> (OwnedObjectPath, T)
+    where
+        T: DeserializeOwned + Signature,
+    {
+        let pick = |message: &Message| {
+            let arguments: (OwnedObjectPath, T) = body_of(message, member)?;
+            arguments.0.contains(path).then_some(arguments)
+        };
+        self.find(pick).await
     }
 
     /// Waits for the end of a job, and returns its result.

@@ -6,19 +6,24 @@ mod daemon;
 mod floods;
 mod reference;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use smoothserve_kit::{Build, Home, PATIENCE, Smoothserve, Start, free_port, local, programs};
-use zbus::OwnedObjectPath;
+use zbus::{OwnedObjectPath, OwnedVariant};
 
 use client::{Client, JOB, MANAGER, MANAGER_PATH, SERVICE, error_name};
 use daemon::Daemon;
 
 const SHOP: &str = "/org/smoothserve1/service/shop";
+const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// The properties of an object, by interface.
+type Shown = HashMap<String, HashMap<String, OwnedVariant>>;
 
 /// A smoothserve on a bus and on its private socket, with one service `shop`, whose instances
 /// listen on unix sockets.
@@ -510,4 +515,164 @@ async fn smoothctl_reports_that_nobody_owns_the_bus_name() {
     assert_eq!(output.status.code(), Some(69));
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(words.contains("not running, or not on this bus"), "{words}");
+}
+
+#[tokio::test]
+async fn all_objects_come_at_once_and_their_coming_and_going_is_announced() {
+    let scene = Scene::new("").await;
+    for client in scene.clients().await {
+        let mut signals = client.signals().await;
+        let job = client.begin("RestartService", "shop").await.unwrap();
+        let (path, interfaces): (OwnedObjectPath, Shown) =
+            signals.next_of("InterfacesAdded", "/job/").await;
+        assert_eq!(path, job, "nothing that was there before is new");
+        assert_eq!(interfaces.keys().collect::<Vec<_>>(), [JOB]);
+        let kind = String::try_from(interfaces[JOB]["Kind"].try_clone().unwrap()).unwrap();
+        assert_eq!(kind, "restart");
+        let objects: HashMap<OwnedObjectPath, Shown> = client
+            .call(MANAGER_PATH, OBJECT_MANAGER, "GetManagedObjects", &())
+            .await
+            .unwrap();
+        let paths: BTreeSet<&str> = objects.keys().map(|path| path.as_str()).collect();
+        assert!(
+            paths.contains(SHOP) && paths.contains(job.as_str()),
+            "{paths:?}"
+        );
+        let all: HashMap<String, OwnedVariant> = client
+            .call(SHOP, PROPERTIES, "GetAll", &SERVICE)
+            .await
+            .unwrap();
+        let shown = &objects[&OwnedObjectPath::try_from(SHOP).unwrap()][SERVICE];
+        assert_eq!(
+            all.keys().collect::<BTreeSet<_>>(),
+            shown.keys().collect::<BTreeSet<_>>()
+        );
+        scene.server.settled().await;
+
+        // A service that goes, and one that comes.
+        let port = free_port();
+        scene.server.home.add_shop("other", port, "");
+        scene.server.ok(&["reload"]).await;
+        let (path, _): (OwnedObjectPath, Shown) =
+            signals.next_of("InterfacesAdded", "/service/").await;
+        assert_eq!(path.as_str(), "/org/smoothserve1/service/other");
+        scene.server.home.remove_service("other");
+        scene.server.ok(&["reload"]).await;
+        let (path, interfaces): (OwnedObjectPath, Vec<String>) =
+            signals.next_of("InterfacesRemoved", "/service/").await;
+        assert_eq!(path.as_str(), "/org/smoothserve1/service/other");
+        assert_eq!(interfaces, [SERVICE]);
+    }
+    scene.server.stop().await;
+}
+
+/// Returns the last word of the name of an error.
+fn last_word<T: std::fmt::Debug>(result: zbus::Result<T>) -> String {
+    let name = error_name(result);
+    name.rsplit('.').next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn calls_are_understood_as_the_specification_has_them() {
+    let scene = Scene::new("").await;
+    for client in scene.clients().await {
+        // Properties can only be read, and the error says which.
+        let set = async |path: &str, interface: &str, property: &str| {
+            let value = zbus::Variant::from("x");
+            let arguments = (interface, property, value);
+            let error = client.call::<()>(path, PROPERTIES, "Set", &arguments).await;
+            last_word(error)
+        };
+        assert_eq!(set(SHOP, SERVICE, "State").await, "PropertyReadOnly");
+        assert_eq!(set(SHOP, "", "State").await, "PropertyReadOnly");
+        assert_eq!(
+            set(MANAGER_PATH, MANAGER, "Version").await,
+            "PropertyReadOnly"
+        );
+        assert_eq!(set(SHOP, SERVICE, "Color").await, "UnknownProperty");
+        assert_eq!(set(SHOP, "a.b", "State").await, "UnknownInterface");
+        assert_eq!(set("/org/nowhere", SERVICE, "State").await, "UnknownObject");
+        let error = client.call::<()>(SHOP, PROPERTIES, "Set", &"x").await;
+        assert_eq!(last_word(error), "InvalidArgs");
+
+        // An empty interface is that of the object.
+        for path in [SHOP, MANAGER_PATH] {
+            let own = if path == SHOP { SERVICE } else { MANAGER };
+            let one: HashMap<String, OwnedVariant> =
+                client.call(path, PROPERTIES, "GetAll", &own).await.unwrap();
+            let any: HashMap<String, OwnedVariant> =
+                client.call(path, PROPERTIES, "GetAll", &"").await.unwrap();
+            assert_eq!(
+                one.keys().collect::<BTreeSet<_>>(),
+                any.keys().collect::<BTreeSet<_>>()
+            );
+        }
+        let state: OwnedVariant = client
+            .call(SHOP, PROPERTIES, "Get", &("", "State"))
+            .await
+            .unwrap();
+        assert_eq!(String::try_from(state).unwrap(), "running");
+
+        // A call without an interface.
+        let text: String = client.bare(MANAGER_PATH, "Introspect", &()).await.unwrap();
+        assert!(text.contains(OBJECT_MANAGER), "{text}");
+        let path: OwnedObjectPath = client
+            .bare(MANAGER_PATH, "GetService", &"shop")
+            .await
+            .unwrap();
+        assert_eq!(path.as_str(), SHOP);
+        let () = client.bare("/anywhere", "Ping", &()).await.unwrap();
+        let job: OwnedObjectPath = client.bare(SHOP, "Restart", &()).await.unwrap();
+        assert!(job.starts_with("/org/smoothserve1/job/"));
+        scene.server.settled().await;
+        for (path, method, wanted) in [
+            (SHOP, "Fly", "UnknownMethod"),
+            ("/anywhere", "Fly", "UnknownObject"),
+        ] {
+            let error = client.bare::<()>(path, method, &()).await;
+            assert_eq!(last_word(error), wanted, "{path} {method}");
+        }
+        let error = client.bare::<()>(MANAGER_PATH, "GetService", &7u32).await;
+        assert_eq!(last_word(error), "InvalidArgs");
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test]
+async fn busctl_sees_all_objects() {
+    let scene = Scene::new("").await;
+    let address = scene.daemon.address();
+    let busctl = async |arguments: &[&str]| {
+        let output = tokio::process::Command::new("busctl")
+            .args(["--address", &address])
+            .args(arguments)
+            .output()
+            .await
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (text, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (tree, _) = busctl(&["tree", "--list", "org.smoothserve1"]).await;
+    assert!(tree.lines().any(|line| line == SHOP), "{tree}");
+    let (objects, error) = busctl(&[
+        "call",
+        "org.smoothserve1",
+        MANAGER_PATH,
+        OBJECT_MANAGER,
+        "GetManagedObjects",
+    ])
+    .await;
+    assert!(objects.contains(SHOP), "{objects}{error}");
+    let (_, error) = busctl(&[
+        "set-property",
+        "org.smoothserve1",
+        SHOP,
+        SERVICE,
+        "State",
+        "s",
+        "x",
+    ])
+    .await;
+    assert!(error.contains("can only be read"), "{error}");
+    scene.server.stop().await;
 }

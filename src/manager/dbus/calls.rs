@@ -5,7 +5,8 @@
 //! calls that zbus gets to see. On the private socket, the next call waits in the socket until an
 //! earlier one is answered, which slows only the client itself. On a bus, the calls of all senders
 //! come through one socket, together with the answers that the manager itself waits for, so nothing
-//! may wait there: calls over the limit are refused.
+//! may wait there: calls over the limit are refused. A call that would set a property, all of which
+//! can only be read, is refused before it takes a place.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zbus::Message;
 use zbus::message::Type;
 
+use super::complete::is_set;
 use super::limits::{CALLS_OF_CONNECTION, CALLS_OF_SENDER, CALLS_ON_BUS};
 
 /// How many refusals wait to be sent. Meanwhile nothing more is read from the bus.
@@ -24,6 +26,8 @@ const REFUSALS: usize = 64;
 pub(super) struct Calls {
     open: Mutex<Vec<OpenCall>>,
     limit: CallLimit,
+    /// Calls that are not carried out go to whoever refuses them.
+    refuse: mpsc::Sender<Message>,
 }
 
 /// A call without an answer.
@@ -41,30 +45,32 @@ pub(super) struct OpenCall {
 enum CallLimit {
     /// A call waits for a place in each of these.
     Wait(Vec<Arc<Semaphore>>),
-    /// Calls over the limit go to whoever refuses them.
-    Refuse(mpsc::Sender<Message>),
+    /// Calls over the limit are refused.
+    Refuse,
 }
 
 impl Calls {
     /// Counts the calls of a client on the private socket. `shared` are the places that the client
-    /// shares with others.
-    pub(super) fn of_client(shared: [Arc<Semaphore>; 2]) -> Calls {
+    /// shares with others. The calls to be refused come out of the receiver.
+    pub(super) fn of_client(shared: [Arc<Semaphore>; 2]) -> (Calls, mpsc::Receiver<Message>) {
         let own = Arc::new(Semaphore::new(CALLS_OF_CONNECTION));
         let places = [own].into_iter().chain(shared).collect();
-        Calls::new(CallLimit::Wait(places))
+        Calls::new(CallLimit::Wait(places), 1)
     }
 
     /// Counts the calls on a bus. The calls to be refused come out of the receiver.
     pub(super) fn on_bus() -> (Calls, mpsc::Receiver<Message>) {
-        let (refuse, refused) = mpsc::channel(REFUSALS);
-        (Calls::new(CallLimit::Refuse(refuse)), refused)
+        Calls::new(CallLimit::Refuse, REFUSALS)
     }
 
-    fn new(limit: CallLimit) -> Calls {
-        Calls {
+    fn new(limit: CallLimit, refusals: usize) -> (Calls, mpsc::Receiver<Message>) {
+        let (refuse, refused) = mpsc::channel(refusals);
+        let calls = Calls {
             open: Mutex::default(),
             limit,
-        }
+            refuse,
+        };
+        (calls, refused)
     }
 
     fn open(&self) -> MutexGuard<'_, Vec<OpenCall>> {
@@ -76,6 +82,9 @@ impl Calls {
     pub(super) async fn admit(&self, message: &Message, is_answered: bool) -> bool {
         if message.message_type() != Type::MethodCall {
             return true;
+        }
+        if is_set(message) {
+            return self.refuse(message, is_answered).await;
         }
         let header = message.header();
         let mut call = OpenCall {
@@ -94,17 +103,22 @@ impl Calls {
                 }
                 self.open().push(call);
             }
-            CallLimit::Refuse(refuse) => {
+            CallLimit::Refuse => {
                 if !self.open_on_bus(call) {
-                    if is_answered {
-                        // Nobody takes refusals any more if the connection ends.
-                        let _ = refuse.send(message.clone()).await;
-                    }
-                    return false;
+                    return self.refuse(message, is_answered).await;
                 }
             }
         }
         true
+    }
+
+    /// Has a call refused. Returns false.
+    async fn refuse(&self, call: &Message, is_answered: bool) -> bool {
+        if is_answered {
+            // Nobody takes refusals any more if the connection ends.
+            let _ = self.refuse.send(call.clone()).await;
+        }
+        false
     }
 
     /// Counts a call on a bus, unless its sender or all senders have too many.
@@ -140,6 +154,7 @@ mod tests {
 
     use futures_util::FutureExt;
 
+    use super::super::complete::PROPERTIES;
     use super::*;
 
     fn call(sender: Option<&str>) -> Message {
@@ -163,11 +178,17 @@ mod tests {
     #[tokio::test]
     async fn a_client_waits_for_its_answers_and_a_user_for_those_of_all_its_clients() {
         let shared = [5, 100].map(|places| Arc::new(Semaphore::new(places)));
-        let [one, other] = [0; 2].map(|_| Calls::of_client(shared.clone()));
+        let [(one, mut refused), (other, _)] = [0; 2].map(|_| Calls::of_client(shared.clone()));
         let calls: Vec<Message> = (0..CALLS_OF_CONNECTION).map(|_| call(None)).collect();
         for call in &calls {
             assert!(one.admit(call, true).await);
         }
+        let set = Message::method_call("/", "Set").interface(PROPERTIES);
+        assert!(
+            !one.admit(&set.build(&("a.b", "State")).unwrap(), true)
+                .await
+        );
+        assert!(refused.try_recv().is_ok());
         let fifth = call(None);
         let mut waiting = Box::pin(one.admit(&fifth, true));
         assert!(!is_done(&mut waiting).await);

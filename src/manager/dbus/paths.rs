@@ -4,6 +4,12 @@ use zbus::OwnedObjectPath;
 
 use crate::bus::MANAGER_PATH;
 
+/// The beginning of the path of a service's object, below that of the manager.
+pub(super) const SERVICES: &str = "/service/";
+
+/// The beginning of the path of a job's object, below that of the manager.
+pub(super) const JOBS: &str = "/job/";
+
 /// Returns the path of a service's object, `/org/smoothserve1/service/<name>`. The name is escaped
 /// as systemd escapes unit names in paths.
 pub(super) fn service_path(name: &str) -> String {
@@ -16,12 +22,12 @@ pub(super) fn service_path(name: &str) -> String {
             _ => format!("_{byte:02x}"),
         })
         .collect();
-    format!("{MANAGER_PATH}/service/{escaped}")
+    format!("{MANAGER_PATH}{SERVICES}{escaped}")
 }
 
 /// Returns the path of a job's object: `/org/smoothserve1/job/<n>`.
 pub(super) fn job_path(id: u32) -> String {
-    format!("{MANAGER_PATH}/job/{id}")
+    format!("{MANAGER_PATH}{JOBS}{id}")
 }
 
 /// Converts a path that has only allowed characters into the type that D-Bus messages carry.

@@ -19,6 +19,7 @@ use zbus::connection::socket::{BoxedSplit, ReadHalf, Split, WriteHalf};
 use zbus::export::async_trait::async_trait;
 
 use super::calls::Calls;
+use super::complete::complete;
 use super::limits::{LONGEST_MESSAGE, SLOWEST_READER};
 use crate::log_pace::LogPace;
 
@@ -112,6 +113,7 @@ impl<S: ByteSource> ReadHalf for BoundedReader<S> {
             let message = self.frames.receive_message(seq, bytes, descriptors).await;
             match message {
                 Ok(message) => {
+                    let message = complete(message);
                     let is_answered = self.frames.frames.is_answered;
                     if self.calls.admit(&message, is_answered).await {
                         return Ok(message);
