@@ -112,6 +112,9 @@ pub enum Role {
     /// An instance before it becomes one, started by `run`
     #[command(hide = true)]
     Launch,
+    /// The keeper of an instance where there is no systemd, started by `run`
+    #[command(hide = true)]
+    Keeper,
     /// Make socket units of the configured ports, started by systemd under the name
     /// smoothserve-generator
     #[command(hide = true)]

@@ -8,7 +8,7 @@
 //! service's program. It reports a step that fails over the socket, in words; a socket that closes
 //! without a word says that the program runs.
 
-mod descriptors;
+pub(crate) mod descriptors;
 mod limits;
 mod signals;
 

@@ -10,10 +10,12 @@
 //!   configuration: it knows only the numbered tables that the manager sends it.
 //! * the **launcher** ([`launch`]) is the short life of an instance before it becomes the service's
 //!   own program.
+//! * the **keeper** ([`keeper`]) ends, where there is no systemd, what an instance has left.
 //! * the **generator** ([`generator`]) tells systemd at boot which ports to listen on.
 //!
 //! The manager and the worker meet in [`ipc`] and nowhere else.
 
+mod ancestry;
 pub mod bus;
 pub mod cli;
 pub mod config;
@@ -24,6 +26,7 @@ pub mod events;
 pub mod fingerprint;
 pub mod generator;
 pub mod ipc;
+pub mod keeper;
 pub mod launch;
 pub mod log_level;
 mod log_pace;

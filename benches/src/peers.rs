@@ -197,7 +197,7 @@ impl Peers {
         let process = Process::start(self.cores.others, &program, &arguments, &log)?;
         let mut worker = None;
         wait_until("smoothserve", || {
-            let is_worker = |pid: &u32| command_line(*pid).starts_with("smoothserve proxy");
+            let is_worker = |pid: &u32| command_line(*pid).starts_with("smoothserve: proxy");
             worker = process.tree().into_iter().find(is_worker);
             worker.is_some() && self.find_instances(services).unwrap_or_default()
         })?;

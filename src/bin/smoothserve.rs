@@ -10,7 +10,11 @@ use smoothserve::log_level::LogLevel;
 use smoothserve::logging::Logging;
 use smoothserve::printable::printable;
 use smoothserve::systemd::given::Given;
-use smoothserve::{config, events, generator, launch, manager, proxy};
+use smoothserve::{config, events, generator, keeper, launch, manager, proxy};
+
+/// What the name of each process that smoothserve itself starts begins with, before its role. `ps`
+/// shows the name.
+const NAMED: &str = "smoothserve: ";
 
 fn main() -> ExitCode {
     let role = match role(arguments()) {
@@ -20,9 +24,12 @@ fn main() -> ExitCode {
     // SAFETY: there is no other thread yet, and nothing here has taken what systemd gives.
     #[allow(unsafe_code)]
     let given = unsafe { Given::take() };
+    // The kernel names a process after the file that it was started from, which is
+    // /proc/self/exe. A name that cannot be set does no harm.
+    let _ = rustix::thread::set_name(c"smoothserve");
     // A launcher changes its user, which requires a process with one thread, and its stderr is that
     // of the instance.
-    let logs_itself = !matches!(role, Role::Launch | Role::Generate { .. });
+    let logs_itself = !matches!(role, Role::Launch | Role::Keeper | Role::Generate { .. });
     let mut level = LogLevel::default();
     let work: Box<dyn FnOnce() -> anyhow::Result<()>> = match role {
         Role::Run {
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
             Box::new(move || Ok(worker?.run()?))
         }
         Role::Launch => Box::new(launch::run),
+        Role::Keeper => Box::new(keeper::run),
         Role::Generate { config, normal, .. } => {
             Box::new(move || generator::run(config.as_deref(), &normal))
         }
@@ -91,16 +99,20 @@ fn role(arguments: Vec<OsString>) -> Result<Role, clap::Error> {
         // A launcher starts in the middle of traffic, and clap would take a seventh of its CPU
         // time.
         [_, role] if role == "launch" => Ok(Role::Launch),
+        [_, role] if role == "keeper" => Ok(Role::Keeper),
         _ => Smoothserve::try_parse_from(arguments).map(|arguments| arguments.role),
     }
 }
 
-/// Returns the command line. If the name by which systemd calls the program stands for a role, that
+/// Returns the command line. If the name by which the program is called stands for a role, that
 /// role is added.
 fn arguments() -> Vec<OsString> {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    let name = arguments.first().map(Path::new).and_then(Path::file_name);
-    if name.is_some_and(|name| name == generator::GENERATOR_NAME) {
+    let name = arguments.first().cloned().unwrap_or_default();
+    let role = name.to_str().and_then(|name| name.strip_prefix(NAMED));
+    if let Some(role) = role {
+        arguments.insert(1, role.into());
+    } else if Path::new(&name).file_name() == Some(generator::GENERATOR_NAME.as_ref()) {
         arguments.insert(1, "generate".into());
     }
     arguments

@@ -14,7 +14,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 const FIRST_PASSED: RawFd = 3;
 
 /// Copies a descriptor to a number that no instance gets a descriptor at.
-pub(super) fn out_of_the_way(descriptor: impl AsFd) -> io::Result<OwnedFd> {
+pub(crate) fn out_of_the_way(descriptor: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(
         descriptor,
         FIRST_PASSED + 1,
@@ -22,7 +22,7 @@ pub(super) fn out_of_the_way(descriptor: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 /// Takes the descriptors that the manager sends with the first byte, before its order.
-pub(super) fn receive(manager: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+pub(crate) fn receive(manager: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

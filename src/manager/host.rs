@@ -1,7 +1,7 @@
 //! The machine as the manager uses it: ports, signals, pidfds, the listening sockets of other
 //! programs, and notifications to systemd. Nothing in this folder knows about services.
 
-pub mod ancestry;
+pub mod children;
 pub mod mounts;
 pub mod notify;
 pub mod pidfd;

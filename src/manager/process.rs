@@ -4,8 +4,10 @@ pub mod deployment;
 pub mod environment;
 pub mod executable;
 pub mod identity;
+mod keeper_process;
 pub mod launcher;
 mod output;
+mod passing;
 #[allow(clippy::module_inception)]
 mod process;
 mod remains;

@@ -178,7 +178,7 @@ impl Ada<'_> {
 
     /// Returns the number of the process of her newest worker.
     pub fn worker(&self) -> u32 {
-        let found = self.machine.run("pgrep -u ada -n -f 'smoothserve proxy'");
+        let found = self.machine.run("pgrep -u ada -n -f 'smoothserve: proxy'");
         found.trim().parse().expect("she has a worker")
     }
 }

@@ -93,7 +93,7 @@ impl Scene {
         })?;
         start.all = begin.elapsed();
         start.cpu = cpu_time(&[process.pid()])?;
-        let is_worker = |pid: &u32| command_line(*pid).starts_with("smoothserve proxy");
+        let is_worker = |pid: &u32| command_line(*pid).starts_with("smoothserve: proxy");
         let worker = process.tree().into_iter().find(is_worker);
         let worker = worker.context("smoothserve has no worker")?;
         if cores == Cores::WorkerAlone {

@@ -11,6 +11,8 @@ pub enum Signal {
     Reload,
     /// SIGTERM or SIGINT: drain and stop everything, then end.
     End,
+    /// A signal that asks other servers for something, by its name. It must not end this one.
+    Other(&'static str),
 }
 
 /// The stream of the signals that the manager handles.
@@ -19,6 +21,9 @@ pub struct Signals {
     hangup: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    quit: tokio::signal::unix::Signal,
+    user1: tokio::signal::unix::Signal,
+    user2: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -28,6 +33,9 @@ impl Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -37,6 +45,9 @@ impl Signals {
             _ = self.hangup.recv() => Signal::Reload,
             _ = self.terminate.recv() => Signal::End,
             _ = self.interrupt.recv() => Signal::End,
+            _ = self.quit.recv() => Signal::Other("SIGQUIT"),
+            _ = self.user1.recv() => Signal::Other("SIGUSR1"),
+            _ = self.user2.recv() => Signal::Other("SIGUSR2"),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 
-use super::ancestry::with_ancestors;
+use crate::ancestry::descendants;
 use listening::{Family, Listening};
 
 /// Returns how many connections wait to be accepted on the socket that listens at `address`.
@@ -28,15 +28,18 @@ pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "nobody listens there"))
 }
 
-/// Returns true if a process of an instance listens on a port, or if the manager may not see that.
-pub fn listens(pid: u32, port: u16) -> bool {
+/// Returns true if process `pid`, or a descendant of `root`, listens on a port, or if the manager
+/// may not see that.
+pub fn listens(pid: u32, root: u32, port: u16) -> bool {
     let families = [Family::V4, Family::V6].into_iter();
     let sockets = families.flat_map(|family| listening(family, port).unwrap_or_default());
     let sockets: BTreeSet<String> = sockets
         .map(|socket| format!("socket:[{}]", socket.inode))
         .collect();
     holds(pid, &sockets).unwrap_or(true)
-        || others(pid).any(|other| holds(other, &sockets).unwrap_or(false))
+        || descendants(root)
+            .into_iter()
+            .any(|other| holds(other, &sockets).unwrap_or(false))
 }
 
 /// Returns the sockets that listen on a port. Falls back to proc_net(5), because a kernel may lack
@@ -58,14 +61,6 @@ fn holds(pid: u32, sockets: &BTreeSet<String>) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// Returns the descendants of a process.
-fn others(pid: u32) -> impl Iterator<Item = u32> {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers
-        .filter(move |&other| other != pid && with_ancestors(other).any(|ancestor| ancestor == pid))
 }
 
 #[cfg(test)]
@@ -110,19 +105,20 @@ mod tests {
     fn race_14_a_port_that_another_process_listens_on_is_not_the_instances() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
-        assert!(listens(std::process::id(), port));
+        let (own, parent) = (std::process::id(), std::os::unix::process::parent_id());
+        assert!(listens(own, own, port));
         assert!(
-            listens(std::os::unix::process::parent_id(), port),
+            listens(parent, parent, port),
             "a child listens for its parent"
         );
         let mut stranger = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
             .unwrap();
-        assert!(!listens(stranger.id(), port));
+        assert!(!listens(stranger.id(), stranger.id(), port));
         stranger.kill().unwrap();
         stranger.wait().unwrap();
         drop(socket);
-        assert!(!listens(std::process::id(), port));
+        assert!(!listens(own, own, port));
     }
 }

@@ -37,13 +37,15 @@ pub(super) enum EvidenceKind {
 impl Evidence {
     /// Returns whether the evidence exists, or `None` if the instance is gone.
     async fn is_there(&self) -> Option<bool> {
-        let pid = self.process.upgrade()?.pid;
+        let process = self.process.upgrade()?;
+        let (pid, root) = (process.pid, process.root());
+        drop(process);
         let (address, kind) = (self.address, self.kind);
         let look = tokio::task::spawn_blocking(move || match kind {
             EvidenceKind::TakesFromQueue => {
                 sockets::queue_length(address).is_ok_and(|length| length == 0)
             }
-            EvidenceKind::Listens => sockets::listens(pid, address.port()),
+            EvidenceKind::Listens => sockets::listens(pid, root, address.port()),
         });
         let found = look.await.unwrap_or(false);
         // The number was that of the instance all the time if the instance is still there.

@@ -115,7 +115,7 @@ pub(super) fn prepare(
         credentials: identity.credentials,
         limits: process.limits.process.clone(),
         inherits: passed_on.is_some(),
-        die_with: world.units.is_none().then(std::process::id),
+        die_with: None,
     };
     Ok(Prepared {
         order,
@@ -169,7 +169,7 @@ pub(super) async fn run(
             let limits = &deployment.process.limits.scope;
             Launcher::spawn_in_scope(&name, units, limits, stop_timeout).await
         }
-        None => Launcher::spawn(&name),
+        None => Launcher::spawn(&name, stop_timeout).await,
     };
     let how = match launcher {
         Ok(launcher) => {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use tokio::sync::mpsc;
 
 use super::changes::remind_of_certificates;
@@ -19,6 +20,7 @@ use crate::events;
 use crate::manager::dbus;
 use crate::manager::event::Event;
 use crate::manager::handle::{CommandRequest, ManagerHandle};
+use crate::manager::host::children;
 use crate::manager::host::signals::{Signal, Signals};
 use crate::manager::service::Service;
 use crate::run_dir;
@@ -56,6 +58,9 @@ pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> 
         let scopes = takeover::scopes(&given).await;
         let bus = options.bus;
         let (waiting, outcomes) = Errands::new();
+        if given.supervisor.is_none() {
+            children::adopt_orphans().context("cannot take in orphans")?;
+        }
         let mut manager = Manager::new(options, &mut given, snapshots, reports, waiting)?;
         takeover::take_over(&mut manager, given, scopes).await;
         settle(&mut manager);
@@ -140,6 +145,10 @@ fn take_event(manager: &mut Manager, event: Event) {
 
 fn take_signal(manager: &mut Manager, signal: Signal) {
     match (signal, manager.phase) {
+        (Signal::Other(signal), _) => tracing::warn!(
+            signal,
+            "signal ignored: SIGHUP reloads, SIGTERM drains and ends, smoothctl does everything else"
+        ),
         (Signal::Reload, _) => {
             manager.errands.queue(Errand::Reload(None));
         }

@@ -1,9 +1,8 @@
 //! The start of an instance's process: first a launcher is started; it waits until the manager lets
-//! it go, and then it becomes the instance.
+//! it go, and then it becomes the instance. Without systemd, a keeper stands between the two.
 
 use std::cell::Cell;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -11,12 +10,13 @@ use std::process::{ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use super::keeper_process::KeeperProcess;
 use super::output::{Output, Tail};
+use super::passing::send_first;
 use super::process::{Process, ProcessKeeper};
 use crate::config::ScopeLimits;
 use crate::launch::Order;
@@ -36,18 +36,18 @@ const LONGEST_REPORT: u64 = 4096;
 pub struct Launcher {
     /// The process of the launcher, and later of the instance.
     pub process: Rc<Process>,
-    child: Child,
     socket: UnixStream,
-    output: Destination,
+    parent: Parent,
 }
 
-/// Where a process writes its output.
+/// The parent of a process, which learns how it ends, and where the process writes its output.
 #[derive(Debug)]
-enum Destination {
-    /// The process writes to pipes, which the manager reads.
-    Manager(Output),
-    /// The process writes to a stream of journald. The text is the value of `JOURNAL_STREAM`.
-    Journal(String),
+enum Parent {
+    /// The parent is a keeper. The process writes to pipes, which the manager reads.
+    Keeper(Rc<KeeperProcess>, Output),
+    /// The parent is the manager. The process writes to a stream of journald. The text is the value
+    /// of `JOURNAL_STREAM`.
+    Manager(Child, String),
 }
 
 /// The names of a process.
@@ -62,29 +62,28 @@ pub struct ProcessName {
 }
 
 impl Launcher {
-    /// Starts a launcher as a child of the manager.
-    pub fn spawn(name: &ProcessName) -> anyhow::Result<Launcher> {
-        let (mut child, socket) = launch(Stdio::piped(), Stdio::piped())?;
-        let pid = child.id().unwrap_or_default();
+    /// Starts a launcher with a keeper. What the instance leaves is killed after `stop_timeout`.
+    /// Must run inside a `LocalSet`.
+    pub async fn spawn(name: &ProcessName, stop_timeout: Duration) -> anyhow::Result<Launcher> {
+        let (socket, theirs) = order_socket()?;
+        let started = KeeperProcess::spawn(theirs, stop_timeout).await?;
+        let keeper = Rc::new(started.keeper);
         let stderr = Tail::default();
-        let output = Output::read(
-            &name.label,
-            child.stdout.take(),
-            child.stderr.take(),
-            &stderr,
-        );
+        let output = Output::read(&name.label, started.stdout, started.stderr, &stderr);
         let process = Process {
-            pid,
+            pid: started.launcher,
             started: SystemTime::now(),
-            pidfd: Pidfd::open(pid)?,
+            pidfd: Pidfd::open(started.launcher)?,
             told_to_end: Cell::default(),
-            keeper: ProcessKeeper::Manager(stderr),
+            keeper: ProcessKeeper::Keeper {
+                keeper: keeper.clone(),
+                stderr,
+            },
         };
         Ok(Launcher {
             process: Rc::new(process),
-            child,
             socket,
-            output: Destination::Manager(output),
+            parent: Parent::Keeper(keeper, output),
         })
     }
 
@@ -108,7 +107,13 @@ impl Launcher {
             std::io::stderr().as_fd().try_clone_to_owned()
         })?;
         let journal_stream = journal::variable_for(&output)?;
-        let (child, socket) = launch(output.try_clone()?.into(), output.into())?;
+        let (socket, theirs) = order_socket()?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("smoothserve: launch")
+            .stdin(Stdio::from(theirs))
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()?;
         let pid = child.id().unwrap_or_default();
         let pidfd = Pidfd::open(pid)?;
         let description = format!("smoothserve instance {}", name.label);
@@ -131,9 +136,8 @@ impl Launcher {
         };
         Ok(Launcher {
             process: Rc::new(process),
-            child,
             socket,
-            output: Destination::Journal(journal_stream),
+            parent: Parent::Manager(child, journal_stream),
         })
     }
 
@@ -145,20 +149,26 @@ impl Launcher {
         executable: BorrowedFd<'_>,
         socket: Option<TcpListener>,
     ) -> String {
-        if let Destination::Journal(stream) = &self.output {
-            order
-                .environment
-                .insert(journal::STREAM_VARIABLE.to_owned(), stream.clone());
+        match &self.parent {
+            Parent::Keeper(keeper, _) => order.die_with = Some(keeper.pid),
+            Parent::Manager(_, stream) => {
+                let variable = journal::STREAM_VARIABLE.to_owned();
+                order.environment.insert(variable, stream.clone());
+            }
         }
         // A launcher that was killed in between reports nothing; how it ended says enough.
         let refusal = self
             .hand_over(&order, executable, socket)
             .await
             .unwrap_or_default();
-        let status = self.child.wait().await;
-        if let Destination::Manager(output) = &mut self.output {
-            let _ = tokio::time::timeout(LAST_LINES, output.ended()).await;
-        }
+        let status = match &mut self.parent {
+            Parent::Keeper(keeper, output) => {
+                let status = keeper.instance_ended().await;
+                let _ = tokio::time::timeout(LAST_LINES, output.ended()).await;
+                status
+            }
+            Parent::Manager(child, _) => child.wait().await,
+        };
         self.process.left_behind().await;
         match status {
             _ if !refusal.is_empty() => format!("could not be started: {refusal}"),
@@ -199,31 +209,12 @@ impl Launcher {
     }
 }
 
-/// Starts a launcher that has no order yet. It ends if its socket is closed before an order comes.
-fn launch(stdout: Stdio, stderr: Stdio) -> io::Result<(Child, UnixStream)> {
+/// Makes the socket of a launcher that has no order yet, and the end that is the launcher's. It
+/// ends if its socket is closed before an order comes.
+fn order_socket() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let child = Command::new("/proc/self/exe")
-        .arg0("smoothserve")
-        .arg("launch")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(stdout)
-        .stderr(stderr)
-        .spawn()?;
-    Ok((child, UnixStream::from_std(ours)?))
-}
-
-fn send_first(socket: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(descriptors));
-    sendmsg(
-        socket.as_fd(),
-        &[IoSlice::new(&[0])],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
+    Ok((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
 }
 
 fn describe(status: ExitStatus) -> String {

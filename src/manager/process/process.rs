@@ -2,17 +2,19 @@
 //! through its pidfd.
 //!
 //! Under systemd, a process has its own scope and writes to the journal, so it outlives the
-//! manager, and the next manager takes it over. Otherwise the process is a plain child: it writes
-//! to the manager's pipes and ends with the manager.
+//! manager, and the next manager takes it over. Otherwise the process has a keeper, a child of the
+//! manager: it writes to the manager's pipes and ends with the manager.
 
 use std::cell::Cell;
 use std::io;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use rustix::process::{Pid, Signal};
 
+use super::keeper_process::KeeperProcess;
 use super::output::Tail;
-use crate::manager::host::ancestry::with_ancestors;
+use crate::ancestry::with_ancestors;
 use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::Scope;
@@ -33,8 +35,13 @@ pub struct Process {
 /// What keeps a process and its children together, and where its output goes.
 #[derive(Debug)]
 pub(super) enum ProcessKeeper {
-    /// The process group keeps them together, and the manager reads their output.
-    Manager(Tail),
+    /// A keeper keeps them together, and the manager reads their output.
+    Keeper {
+        /// The process of the keeper.
+        keeper: Rc<KeeperProcess>,
+        /// The last lines of stderr.
+        stderr: Tail,
+    },
     /// A scope keeps them together, and the journal has their output. The scope outlives the
     /// manager.
     Systemd {
@@ -79,15 +86,26 @@ impl Process {
     /// Returns true if process `pid` is this process or belongs to it.
     pub fn holds(&self, pid: u32) -> bool {
         match &self.keeper {
-            ProcessKeeper::Manager(_) => with_ancestors(pid).any(|ancestor| ancestor == self.pid),
+            ProcessKeeper::Keeper { .. } => {
+                with_ancestors(pid).any(|ancestor| ancestor == self.root())
+            }
             ProcessKeeper::Systemd { scope, .. } => scope.holds(pid),
+        }
+    }
+
+    /// Returns the number of the process that all processes of the instance descend from, as far as
+    /// that is known.
+    pub fn root(&self) -> u32 {
+        match &self.keeper {
+            ProcessKeeper::Keeper { keeper, .. } => keeper.pid,
+            ProcessKeeper::Systemd { .. } => self.pid,
         }
     }
 
     /// Returns the last lines of the process's stderr or, in the journal, of all its output.
     pub async fn last_lines(&self) -> Vec<String> {
         match &self.keeper {
-            ProcessKeeper::Manager(stderr) => stderr.borrow().iter().cloned().collect(),
+            ProcessKeeper::Keeper { stderr, .. } => stderr.borrow().iter().cloned().collect(),
             ProcessKeeper::Systemd { scope, slice } => {
                 journal::last_lines(&scope.name, slice, self.pid, self.started).await
             }
@@ -97,7 +115,7 @@ impl Process {
     /// Returns the name of the source of [`Process::last_lines`]: `stderr` or `log`.
     pub fn output(&self) -> &'static str {
         match self.keeper {
-            ProcessKeeper::Manager(_) => "stderr",
+            ProcessKeeper::Keeper { .. } => "stderr",
             ProcessKeeper::Systemd { .. } => "log",
         }
     }
@@ -110,8 +128,7 @@ impl Process {
         }
     }
 
-    /// Sends SIGKILL to the process and, as far as they are known, to all processes that it has
-    /// started.
+    /// Sends SIGKILL to the process and to all processes that it has started.
     pub fn kill(&self) {
         self.told_to_end.set(true);
         // A process that can be signaled by its pidfd was not waited for yet, so no other process
@@ -121,21 +138,23 @@ impl Process {
         {
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         }
-        if let ProcessKeeper::Systemd { scope, .. } = &self.keeper {
-            let scope = scope.clone();
-            tokio::task::spawn_local(async move { scope.kill().await });
+        match &self.keeper {
+            ProcessKeeper::Keeper { keeper, .. } => keeper.kill(),
+            ProcessKeeper::Systemd { scope, .. } => {
+                let scope = scope.clone();
+                tokio::task::spawn_local(async move { scope.kill().await });
+            }
         }
     }
 
-    /// Ends the processes that an ended process has left in its scope. Waits for that if the
-    /// process was told to end. Otherwise it has failed, and another one has to take its place at
-    /// once.
+    /// Ends the processes that an ended process has left. Waits for that if the process was told to
+    /// end. Otherwise it has failed, and another one has to take its place at once.
     pub(super) async fn left_behind(&self) {
-        if let ProcessKeeper::Systemd { scope, .. } = &self.keeper {
-            match self.told_to_end.get() {
-                true => scope.end().await,
-                false => scope.stop().await,
-            }
+        match (&self.keeper, self.told_to_end.get()) {
+            (ProcessKeeper::Keeper { keeper, .. }, true) => keeper.ended().await,
+            (ProcessKeeper::Keeper { .. }, false) => {}
+            (ProcessKeeper::Systemd { scope, .. }, true) => scope.end().await,
+            (ProcessKeeper::Systemd { scope, .. }, false) => scope.stop().await,
         }
     }
 }
@@ -143,6 +162,8 @@ impl Process {
 /// Returns true if the process is still a launcher. The manager that started it has ended, so it
 /// will end, too.
 fn is_launcher(pid: u32) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline"))
-        .is_ok_and(|line| line.starts_with(b"smoothserve\0launch\0"))
+    // Earlier versions have named their launchers in two words.
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+        line.starts_with(b"smoothserve: launch\0") || line.starts_with(b"smoothserve\0launch\0")
+    })
 }

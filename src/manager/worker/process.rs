@@ -33,6 +33,7 @@ use crate::ipc::{
 };
 use crate::log_level::LogLevel;
 use crate::manager::event::WorkerEvent;
+use crate::manager::host::children::{self, AwaitedChild};
 use crate::manager::host::pidfd::Pidfd;
 use crate::manager::host::worker_user::{WORKER_USERS, worker_user};
 use crate::run_dir;
@@ -137,7 +138,7 @@ impl WorkerProcess {
         let listener = UnixListener::bind(&path)?;
         let channel = Channel::split(connect(&path)?)?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("smoothserve").arg("proxy");
+        command.arg0("smoothserve: proxy");
         // The worker needs the level at once, because it logs before it gets its first table.
         command.args(["--log-level", &log_level.to_string()]);
         command.arg("--instances").arg(run_dir::instances(run_dir));
@@ -153,18 +154,18 @@ impl WorkerProcess {
             let name = worker_user().map_or(WORKER_USERS[0].to_owned(), |user| user.name);
             command.args(["--user", &name]);
         }
-        let child = command
+        command
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .env_remove("NOTIFY_SOCKET")
-            .process_group(0)
-            .spawn()?;
+            .process_group(0);
+        let (child, awaited) = children::spawn(&mut command)?;
         let pid = child.id().unwrap_or_default();
         let pidfd = Rc::new(Pidfd::open(pid)?);
         let (outgoing, queue) = mpsc::channel(MOST_UNSENT);
         let life = Life {
             path,
             pidfd: pidfd.clone(),
-            child: Some(child),
+            child: Some((child, awaited)),
             report,
         };
         tokio::task::spawn_local(async move {
@@ -366,7 +367,7 @@ struct Life<F> {
     path: PathBuf,
     pidfd: Rc<Pidfd>,
     /// The process as a child, or `None` if an earlier manager started it.
-    child: Option<Child>,
+    child: Option<(Child, AwaitedChild)>,
     report: F,
 }
 
@@ -423,9 +424,9 @@ impl<F: Fn(WorkerEvent)> Life<F> {
 }
 
 /// Waits for the end of a worker's process, and returns a text that says how it ended. Cancel-safe.
-async fn ended(child: &mut Option<Child>, pidfd: &Pidfd) -> String {
+async fn ended(child: &mut Option<(Child, AwaitedChild)>, pidfd: &Pidfd) -> String {
     match child {
-        Some(child) => child
+        Some((child, _)) => child
             .wait()
             .await
             .map_or_else(|error| error.to_string(), |status| status.to_string()),

@@ -4,11 +4,11 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Receives the signals that ask a worker to drain, and the one that the worker ignores.
+/// Receives the signals that ask a worker to drain, and those that the worker ignores.
 pub(crate) struct DrainSignals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
+    _ignored: [Signal; 4],
 }
 
 impl DrainSignals {
@@ -17,18 +17,22 @@ impl DrainSignals {
         Ok(DrainSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
+            // They concern only the manager, but a person may send them to everything of its name.
+            // As long as a handler is there, it does not matter that nobody takes them.
+            _ignored: [
+                signal(SignalKind::hangup())?,
+                signal(SignalKind::quit())?,
+                signal(SignalKind::user_defined1())?,
+                signal(SignalKind::user_defined2())?,
+            ],
         })
     }
 
-    /// Resolves when a signal asks the worker to drain. SIGHUP concerns only the manager.
+    /// Resolves when a signal asks the worker to drain.
     pub(crate) async fn drain(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => {}
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

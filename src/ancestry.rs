@@ -1,4 +1,6 @@
-//! The ancestors of a process, read from proc_pid_stat(5).
+//! The ancestors and the descendants of a process, read from proc_pid_stat(5).
+
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How many ancestors of a process are read. A process that sends `READY=1` for an instance is
 /// never further away from it.
@@ -7,6 +9,26 @@ const MOST_ANCESTORS: usize = 32;
 /// Yields a process, its parent, its grandparent, and so on.
 pub fn with_ancestors(pid: u32) -> impl Iterator<Item = u32> {
     std::iter::successors(Some(pid), |&pid| parent(pid)).take(MOST_ANCESTORS)
+}
+
+/// Returns the descendants of a process, as far as they have not ended.
+pub fn descendants(pid: u32) -> BTreeSet<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for number in numbers {
+        if let Some(parent) = parent(number) {
+            children.entry(parent).or_default().push(number);
+        }
+    }
+    let mut found = BTreeSet::new();
+    let mut parents = vec![pid];
+    while let Some(parent) = parents.pop() {
+        let children = children.remove(&parent).unwrap_or_default();
+        parents.extend(&children);
+        found.extend(children);
+    }
+    found
 }
 
 fn parent(pid: u32) -> Option<u32> {
@@ -30,5 +52,7 @@ mod tests {
         let own = std::process::id();
         let line: Vec<u32> = with_ancestors(own).take(2).collect();
         assert_eq!(line, [own, std::os::unix::process::parent_id()]);
+        assert!(descendants(line[1]).contains(&own));
+        assert!(!descendants(own).contains(&own));
     }
 }
