@@ -8,7 +8,7 @@
 //! ended gets the nearest subreaper for a parent, see prctl(2). So each instance has a subreaper of
 //! its own, and the descendants of that one are all processes of the instance.
 //!
-//! The manager starts `smoothserve keeper` with a socket as standard input, and passes it the socket
+//! The manager starts `smoothserve keeper` with a socket as standard input, and passes the socket
 //! of a launcher over this. The keeper forks: its child is the [launcher](crate::launch), which
 //! becomes the instance, and the keeper
 //!

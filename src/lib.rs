@@ -32,6 +32,7 @@ pub mod log_level;
 mod log_pace;
 pub mod logging;
 pub mod manager;
+mod patience;
 pub mod printable;
 pub mod proxy;
 mod run_dir;

@@ -14,6 +14,7 @@ use super::environment_file::EnvironmentFile;
 use super::fields::shorten;
 use super::process::ProcessConfig;
 use super::service::ServiceConfig;
+use crate::patience;
 use crate::trust::{self, FileFault, NamedUser, Purpose};
 
 /// What the files of a configuration are compared with.
@@ -31,8 +32,14 @@ const MOST_REMARKS: usize = 5;
 /// A remark about what the machine has or lacks: the key that names it, and the text.
 pub(super) type Remark = (&'static str, String);
 
-/// Lists what the machine lacks for a service.
+/// Lists what the machine lacks for a service. Files and users that do not answer are lacking.
 pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<Remark> {
+    let (copy, user) = (service.clone(), default_user.to_owned());
+    let found = patience::within(&service.files(), move || all_missing(&copy, &user));
+    found.unwrap_or_else(|unanswered| vec![("executable_path", unanswered.to_string())])
+}
+
+fn all_missing(service: &ServiceConfig, default_user: &str) -> Vec<Remark> {
     let process = &service.process;
     let mut missing = Vec::new();
     let mut check = |key, result: Result<(), String>| {
@@ -210,9 +217,14 @@ fn certificate(service: &ServiceConfig) -> Option<Remark> {
 /// Lists remarks about what is no fault: lines of the environment file that are ignored, and a
 /// certificate that expires soon or does not cover all hosts.
 pub(super) fn remarks(service: &ServiceConfig) -> Vec<Remark> {
-    let mut remarks = remarks_about_environment_file(service);
-    remarks.extend(remarks_about_certificate(service));
-    remarks
+    let copy = service.clone();
+    let found = patience::within(&service.files(), move || {
+        let mut remarks = remarks_about_environment_file(&copy);
+        remarks.extend(remarks_about_certificate(&copy));
+        remarks
+    });
+    // What does not answer is lacking, so there is nothing to be remarked about it.
+    found.unwrap_or_default()
 }
 
 fn remarks_about_environment_file(service: &ServiceConfig) -> Vec<Remark> {

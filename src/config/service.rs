@@ -91,6 +91,11 @@ pub enum Rollout {
 }
 
 impl ServiceConfig {
+    /// Returns the words for all files that the service needs, for messages.
+    pub fn files(&self) -> String {
+        format!("the files of {}", self.name)
+    }
+
     /// Returns true if the service has TLS on this port.
     pub fn has_tls_on(&self, port: u16) -> bool {
         self.tls

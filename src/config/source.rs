@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Position};
+use crate::patience;
 use crate::trust::{self, FileFault};
 
 /// The most bytes that a file of the configuration may have.
@@ -30,7 +31,11 @@ impl Source {
             source_line: None,
         };
         let needed = |kind: &str| whole(format!("is {kind}; a text file is needed here"));
-        match trust::read(path, MAX_BYTES, None) {
+        let own = path.to_owned();
+        let read = patience::within(&path.display().to_string(), move || {
+            trust::read(&own, MAX_BYTES, None)
+        });
+        match read.map_err(|unanswered| whole(unanswered.to_string()))? {
             Ok(bytes) => Source::decode(path, bytes).map(Some),
             // A symlink that leads nowhere is there, its target is not.
             Err(fault) if fault.is_missing() && path.symlink_metadata().is_err() => Ok(None),

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::process::Process;
+use super::process::identity::UserIdentity;
 use super::rollout::{InstanceFailure, InstanceId};
 use crate::ipc::{EndpointCounts, FromWorker};
 use crate::watch::Changed;
@@ -34,6 +35,8 @@ pub enum Event {
 /// A report about an instance.
 #[derive(Debug)]
 pub enum News {
+    /// The user that the instance is to run as is known, or why it is not.
+    Identified(Result<UserIdentity, String>),
     /// The process of the instance waits in the launcher until it gets its permit to continue.
     Launched(Rc<Process>, oneshot::Sender<()>),
     /// The instance has said that it is ready, or was seen to accept connections.

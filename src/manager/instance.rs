@@ -21,6 +21,7 @@ use crate::manager::host::notify::{self, NotifySocket};
 use crate::manager::host::supervision::Supervision;
 use crate::manager::process::Process;
 use crate::manager::process::deployment::Deployment;
+use crate::manager::process::identity::UserIdentity;
 use crate::manager::process::launcher::ProcessName;
 use crate::manager::process::unix_socket::SocketPlace;
 use crate::manager::rollout::{HeldInstance, InstanceFailure, InstanceId, LifeState};
@@ -37,7 +38,8 @@ use start::Prepared;
 pub struct Instance {
     /// The name of the service and the slot: `shop/2`.
     pub label: String,
-    /// Where the instance listens.
+    slot: u32,
+    /// Where the instance listens. The port is 0 until it is chosen.
     pub address: Address,
     /// When the instance entered its present state.
     pub since: SystemTime,
@@ -89,24 +91,48 @@ pub struct SavedInstance {
 }
 
 impl Instance {
-    /// Chooses an address and starts the process of an instance. Once it has failed, what it has
-    /// left is killed after `stop_timeout`. Any error on the way is reported as [`News::Exited`].
+    /// Begins an instance: asks for the user that it is to run as. The rest follows when
+    /// [`News::Identified`] is reported. Must run inside a `LocalSet`.
     pub fn start(
         id: InstanceId,
         slot: u32,
         service: &str,
         deployment: Rc<Deployment>,
+        world: &World,
+    ) -> Instance {
+        let instance = Instance::new(slot, service, deployment.clone());
+        let report = world.reporter(id);
+        let default_user = world.default_user.clone();
+        tokio::task::spawn_local(async move {
+            let identity = start::identity(&deployment, &default_user).await;
+            report(News::Identified(
+                identity.map_err(|error| format!("{error:#}")),
+            ));
+        });
+        instance
+    }
+
+    /// Chooses an address and starts the process of an instance that runs as this user. Once it has
+    /// failed, what it has left is killed after `stop_timeout`. Any error on the way is reported as
+    /// [`News::Exited`].
+    pub fn identified(
+        &mut self,
+        id: InstanceId,
+        service: &str,
+        identity: Result<UserIdentity, String>,
         stop_timeout: Duration,
         world: &mut World,
-    ) -> Instance {
-        let mut instance = Instance::new(slot, service, deployment);
+    ) {
         let report = world.reporter(id);
         let name = ProcessName {
             service: service.to_owned(),
-            label: instance.label.clone(),
-            scope: scope_name(service, slot, id),
+            label: self.label.clone(),
+            scope: scope_name(service, self.slot, id),
         };
-        match start::prepare(id, slot, service, &instance.deployment, world) {
+        let prepared = identity.map_err(anyhow::Error::msg).and_then(|identity| {
+            start::prepare(id, self.slot, service, &self.deployment, identity, world)
+        });
+        match prepared {
             Ok(prepared) => {
                 let Prepared {
                     order,
@@ -115,22 +141,22 @@ impl Instance {
                     socket_place,
                     readiness,
                 } = prepared;
-                instance.address = address;
-                instance.readiness = readiness;
-                instance.expect_socket(socket_place, report.clone());
-                let deployment = instance.deployment.clone();
+                self.address = address;
+                self.readiness = readiness;
+                self.expect_socket(socket_place, report.clone());
+                let deployment = self.deployment.clone();
                 let scopes = (world.units, stop_timeout);
                 let life = start::run(name, order, deployment, passed_on, scopes, report);
                 tokio::task::spawn_local(life);
             }
             Err(error) => report(News::Exited(format!("could not be started: {error:#}"))),
         }
-        instance
     }
 
     fn new(slot: u32, service: &str, deployment: Rc<Deployment>) -> Instance {
         Instance {
             label: format!("{service}/{slot}"),
+            slot,
             address: Address::Tcp(SocketAddr::new(deployment.process.address, 0)),
             since: SystemTime::now(),
             last_probe: None,

@@ -45,21 +45,30 @@ pub(super) struct Prepared {
     pub(super) readiness: Option<Readiness>,
 }
 
+/// Determines the user of an instance, without making the owner wait.
+pub(super) async fn identity(
+    deployment: &Deployment,
+    default_user: &str,
+) -> anyhow::Result<UserIdentity> {
+    UserIdentity::ask(IdentityWish {
+        user: deployment.process.user.as_deref(),
+        group: deployment.process.group.as_deref(),
+        owner: deployment.executable.owner,
+        default_user,
+    })
+    .await
+}
+
 /// Chooses the address of an instance and prepares what its launcher needs.
 pub(super) fn prepare(
     id: InstanceId,
     slot: u32,
     service: &str,
     deployment: &Deployment,
+    identity: UserIdentity,
     world: &mut World,
 ) -> anyhow::Result<Prepared> {
     let process = &deployment.process;
-    let identity = UserIdentity::find(IdentityWish {
-        user: process.user.as_deref(),
-        group: process.group.as_deref(),
-        owner: deployment.executable.owner,
-        default_user: &world.default_user,
-    })?;
     let mut placeholders = Placeholders {
         instance: slot,
         name: service.to_owned(),

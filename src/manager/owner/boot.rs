@@ -45,6 +45,8 @@ pub(super) async fn boot(manager: &mut Manager) {
     for files in services {
         let spec = files.spec;
         let Some(material) = files.material else {
+            let fault = files.fault.map(std::io::Error::other);
+            failures.extend(fault.map(|fault| (spec.name.clone(), fault)));
             continue;
         };
         match Service::new(spec.clone()).plan(&spec, material, PlanReason::Reload) {

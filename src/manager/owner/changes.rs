@@ -26,12 +26,18 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
     };
     let spec = changed_spec(manager, service, &found);
     let Some(ServiceFiles {
-        material: Some(material),
+        material,
         certificates,
         fault,
         ..
     }) = found.take(&spec)
     else {
+        return;
+    };
+    let Some(material) = material else {
+        if let Some(fault) = fault {
+            tracing::error!(service = name, error = %fault, "changed files not applied");
+        }
         return;
     };
     let plan = match service.plan(&spec, material, PlanReason::FilesChanged) {

@@ -1,5 +1,6 @@
 //! How the manager carries out commands, which come over D-Bus or from a signal.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -79,11 +80,16 @@ pub(super) fn renew(
     for name in names {
         let service = configured(manager, &name)?;
         let spec = service.spec().clone();
-        let files = found.take(&spec).and_then(|files| files.material);
-        let material = files.ok_or_else(|| CommandError::NoSuchService(name.clone()))?;
+        let files = found.take(&spec);
+        let files = files.ok_or_else(|| CommandError::NoSuchService(name.clone()))?;
+        let shown = |fault: &dyn Display| refused(format!("{}: {fault}", spec.file.display()));
+        let material = files.material.ok_or_else(|| match &files.fault {
+            Some(fault) => shown(fault),
+            None => CommandError::NoSuchService(name.clone()),
+        })?;
         let plan = service
             .plan(&spec, material, PlanReason::Command)
-            .map_err(|error| refused(format!("{}: {error}", spec.file.display())))?;
+            .map_err(|error| shown(&error))?;
         if !spec.enabled {
             open_ports(manager, &spec)?;
         }

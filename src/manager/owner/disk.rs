@@ -1,5 +1,8 @@
 //! What the owner reads from disk, in threads of their own: the owner never waits for a file.
 //!
+//! The files of each service are read within a time of their own ([`patience`]), so a service whose
+//! files do not answer has a fault, and the others have what was found for them.
+//!
 //! A reading that takes longer than [`READ_TIME`] is left alone: it fails, and its thread ends when
 //! its file system answers, with nobody to report to. Each thread has one of [`PLACES`] until its
 //! end. While all of them are taken by threads that were left alone, no reading begins.
@@ -13,6 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::config::{self, CertificateFault, Config, Faults, ServiceConfig};
 use crate::manager::process::deployment::Material;
 use crate::manager::worker::certificates::ServiceCertificates;
+use crate::patience::{self, Unanswered};
 
 /// The most time that a reading takes. Callers on D-Bus wait for 25 s. A manager that takes over
 /// reads twice before it is ready, and systemd waits for that for 90 s.
@@ -61,8 +65,19 @@ pub(super) struct ServiceFiles {
     pub(super) material: Option<Material>,
     /// The certificate of the service, if it was to be read and can be.
     pub(super) certificates: ServiceCertificates,
-    /// Why the certificate cannot be read.
-    pub(super) fault: Option<CertificateFault>,
+    /// Why the certificate, or nothing at all, can be read.
+    pub(super) fault: Option<FilesFault>,
+}
+
+/// Why something of a service cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FilesFault {
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateFault),
+    /// The files do not answer.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
 }
 
 /// Why nothing was found.
@@ -180,14 +195,37 @@ impl Found {
 }
 
 impl ServiceFiles {
+    /// Reads the files of a service with `read`, unless they do not answer.
+    fn within_time(
+        spec: Arc<ServiceConfig>,
+        read: impl FnOnce(Arc<ServiceConfig>) -> ServiceFiles + Send + 'static,
+    ) -> ServiceFiles {
+        let again = spec.clone();
+        let read = patience::within(&spec.files(), move || read(again));
+        read.unwrap_or_else(|unanswered| ServiceFiles {
+            spec,
+            material: None,
+            certificates: ServiceCertificates::default(),
+            fault: Some(unanswered.into()),
+        })
+    }
+
     fn read(spec: Arc<ServiceConfig>) -> ServiceFiles {
-        ServiceFiles {
+        ServiceFiles::within_time(spec, |spec| ServiceFiles {
             material: Some(Material::take(&spec)),
-            ..ServiceFiles::read_certificate(spec)
-        }
+            ..ServiceFiles::certificate(spec)
+        })
+    }
+
+    fn read_certificate(spec: Arc<ServiceConfig>) -> ServiceFiles {
+        ServiceFiles::within_time(spec, ServiceFiles::certificate)
     }
 
     fn read_material(spec: Arc<ServiceConfig>) -> ServiceFiles {
+        ServiceFiles::within_time(spec, ServiceFiles::material)
+    }
+
+    fn material(spec: Arc<ServiceConfig>) -> ServiceFiles {
         ServiceFiles {
             material: Some(Material::take(&spec)),
             certificates: ServiceCertificates::default(),
@@ -196,10 +234,10 @@ impl ServiceFiles {
         }
     }
 
-    fn read_certificate(spec: Arc<ServiceConfig>) -> ServiceFiles {
+    fn certificate(spec: Arc<ServiceConfig>) -> ServiceFiles {
         let (certificates, fault) = match ServiceCertificates::read(&spec) {
             Ok(certificates) => (certificates, None),
-            Err(fault) => (ServiceCertificates::default(), Some(fault)),
+            Err(fault) => (ServiceCertificates::default(), Some(fault.into())),
         };
         ServiceFiles {
             spec,

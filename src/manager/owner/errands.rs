@@ -6,13 +6,14 @@
 //! own reads what the errand needs (`disk`). Then the owner gets what was found, and the errand is
 //! carried out without any further look at the disk.
 //!
-//! Errands wait in a queue, and one is read for at a time. So a later errand finds on disk what is
-//! newer, and of the owner's state what the earlier ones have made of it. Everything else goes on
-//! meanwhile. A stop of a service is carried out at once, unless errands about that service wait
-//! before it. An errand that waits when the manager ends is answered that it is too late, and a
-//! change on disk is left to the next manager.
+//! Errands wait in a queue. An errand is read for as soon as no earlier one is about the same
+//! service, or about all of them. So a later errand finds on disk what is newer, and of the owner's
+//! state what the earlier ones have made of it, and a service whose files do not answer holds up
+//! nobody else. Everything else goes on meanwhile. A stop of a service is carried out at once,
+//! unless errands about that service wait before it. An errand that waits when the manager ends is
+//! answered that it is too late, and a change on disk is left to the next manager.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,6 +23,9 @@ use crate::status::JobKind;
 
 /// The most errands that wait. Commands wait where they come from then.
 const MOST_WAITING: usize = 64;
+
+/// The most errands that are read for at once.
+const MOST_AT_ONCE: usize = 4;
 
 /// The channel for the answer to a command.
 pub(super) type Answer = oneshot::Sender<Result<Vec<u32>, CommandError>>;
@@ -44,6 +48,25 @@ pub(super) enum Errand {
 }
 
 impl Errand {
+    /// Returns the services that the errand is about, or `None` for all of them.
+    fn services(&self) -> Option<&[String]> {
+        match self {
+            Errand::Reload(_) | Errand::RestartAll(_) => None,
+            Errand::Renew(_, names, _) => Some(names),
+            Errand::Stop(name, _)
+            | Errand::FilesChanged(name)
+            | Errand::CertificateChanged(name) => Some(std::slice::from_ref(name)),
+        }
+    }
+
+    /// Returns true if a service is concerned by both errands.
+    fn meets(&self, other: &Errand) -> bool {
+        match (self.services(), other.services()) {
+            (Some(one), Some(other)) => one.iter().any(|name| other.contains(name)),
+            _ => true,
+        }
+    }
+
     /// Returns the channel on which somebody waits for the answer to this errand.
     pub(super) fn answer(self) -> Option<Answer> {
         match self {
@@ -56,25 +79,28 @@ impl Errand {
     }
 }
 
-/// The errands that wait, and the one that is read for.
+/// The errands that wait, and those that are read for.
 #[derive(Debug)]
 pub(super) struct Errands {
     waiting: VecDeque<Errand>,
-    /// The errand that is read for.
-    pub(super) current: Option<Errand>,
-    /// The channel for what was found.
-    pub(super) outcomes: mpsc::UnboundedSender<FilesOutcome>,
+    /// The errands that are read for, by number.
+    pub(super) current: BTreeMap<u64, Errand>,
+    /// The number of the last errand that was begun.
+    last: u64,
+    /// The channel for what was found for the errand with this number.
+    pub(super) outcomes: mpsc::UnboundedSender<(u64, FilesOutcome)>,
     /// Answers that are sent once their consequences are published.
     answers: Vec<(Answer, Result<Vec<u32>, CommandError>)>,
 }
 
 impl Errands {
-    /// Makes an empty queue. The receiver gets what was found for the current errand.
-    pub(super) fn new() -> (Errands, mpsc::UnboundedReceiver<FilesOutcome>) {
+    /// Makes an empty queue. The receiver gets what was found for errands.
+    pub(super) fn new() -> (Errands, mpsc::UnboundedReceiver<(u64, FilesOutcome)>) {
         let (outcomes, receiver) = mpsc::unbounded_channel();
         let errands = Errands {
             waiting: VecDeque::new(),
-            current: None,
+            current: BTreeMap::new(),
+            last: 0,
             outcomes,
             answers: Vec::new(),
         };
@@ -88,7 +114,7 @@ impl Errands {
 
     /// Returns true if an errand is under way that starts or stops this service.
     pub(super) fn are_about(&self, service: &str) -> bool {
-        let mut all = self.waiting.iter().chain(&self.current);
+        let mut all = self.waiting.iter().chain(self.current.values());
         all.any(|errand| match errand {
             Errand::Renew(_, names, _) => names.iter().any(|name| name == service),
             Errand::RestartAll(_) => true,
@@ -118,12 +144,25 @@ impl Errands {
         }
     }
 
-    /// Takes out the next errand, unless another one is read for.
+    /// Takes out the next errand that has to wait for no other one.
     pub(super) fn next(&mut self) -> Option<Errand> {
-        match self.current {
-            Some(_) => None,
-            None => self.waiting.pop_front(),
+        if self.current.len() >= MOST_AT_ONCE {
+            return None;
         }
+        let is_free = |&index: &usize| {
+            let errand = &self.waiting[index];
+            let before = self.waiting.range(..index).chain(self.current.values());
+            !before.into_iter().any(|earlier| earlier.meets(errand))
+        };
+        let index = (0..self.waiting.len()).find(is_free)?;
+        self.waiting.remove(index)
+    }
+
+    /// Notes that an errand is read for. Returns its number.
+    pub(super) fn begin(&mut self, errand: Errand) -> u64 {
+        self.last += 1;
+        self.current.insert(self.last, errand);
+        self.last
     }
 
     fn is_waiting(&self, new: &Errand) -> bool {
@@ -153,5 +192,34 @@ mod tests {
         errands.queue(Errand::FilesChanged("blog".to_owned()));
         errands.queue(Errand::Reload(Some(oneshot::channel().0)));
         assert_eq!(std::iter::from_fn(|| errands.next()).count(), 5);
+    }
+
+    #[test]
+    fn a_service_holds_up_nobody_but_those_who_need_all() {
+        let (mut errands, _outcomes) = Errands::new();
+        let changed = |name: &str| Errand::FilesChanged(name.to_owned());
+        errands.queue(changed("shop"));
+        errands.queue(Errand::CertificateChanged("shop".to_owned()));
+        errands.queue(changed("web"));
+        errands.queue(Errand::Reload(None));
+        errands.queue(changed("other"));
+        let mut begin = || {
+            let next = errands.next()?;
+            let shown = format!("{next:?}");
+            Some((errands.begin(next), shown))
+        };
+        let first = begin().unwrap();
+        assert_eq!(first.1, "FilesChanged(\"shop\")");
+        assert_eq!(begin().unwrap().1, "FilesChanged(\"web\")");
+        assert_eq!(
+            begin(),
+            None,
+            "one waits for shop, all for it, and another for all"
+        );
+        errands.current.remove(&first.0);
+        let second = errands.next();
+        assert!(matches!(second, Some(Errand::CertificateChanged(_))));
+        errands.current.clear();
+        assert!(matches!(errands.next(), Some(Errand::Reload(None))));
     }
 }

@@ -12,25 +12,25 @@ use super::reload::{refused, reload, report_refusal};
 use crate::manager::handle::CommandError;
 use crate::status::JobKind;
 
-/// Takes in what was found for the current errand, and carries the errand out.
-pub(super) fn take_files(manager: &mut Manager, outcome: FilesOutcome) {
-    if let Some(errand) = manager.errands.current.take() {
+/// Takes in what was found for an errand, and carries the errand out.
+pub(super) fn take_files(manager: &mut Manager, (number, outcome): (u64, FilesOutcome)) {
+    if let Some(errand) = manager.errands.current.remove(&number) {
         errand.carry_out(manager, outcome);
     }
 }
 
-/// Begins the next errand if no other one is read for.
+/// Begins all errands that need not wait for others.
 pub(super) fn proceed(manager: &mut Manager) {
     while let Some(errand) = manager.errands.next() {
         let Some(reading) = errand.reading(manager) else {
             errand.carry_out(manager, Ok(Found::default()));
             continue;
         };
-        manager.errands.current = Some(errand);
+        let number = manager.errands.begin(errand);
         let outcomes = manager.errands.outcomes.clone();
         tokio::task::spawn_local(async move {
             // Sending fails only when the manager has ended.
-            let _ = outcomes.send(reading.run().await);
+            let _ = outcomes.send((number, reading.run().await));
         });
     }
 }
@@ -83,8 +83,16 @@ impl Errand {
             }
             Errand::RestartAll(answer) => {
                 let done = found.and_then(|found| {
-                    let read = found.services.iter().map(|files| &files.spec.name);
-                    let read: BTreeSet<&String> = read.collect();
+                    let mut read = BTreeSet::new();
+                    for files in &found.services {
+                        let name = &files.spec.name;
+                        match &files.fault {
+                            Some(fault) => report_unread(name, fault),
+                            None => {
+                                read.insert(name);
+                            }
+                        }
+                    }
                     let mut names = running(manager);
                     names.retain(|name| read.contains(name));
                     renew(manager, JobKind::Restart, names, found)
@@ -108,6 +116,6 @@ impl Errand {
     }
 }
 
-fn report_unread(service: &str, error: &CommandError) {
+fn report_unread(service: &str, error: &dyn std::fmt::Display) {
     tracing::error!(service, error = %error, "changed files not applied");
 }

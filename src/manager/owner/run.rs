@@ -22,7 +22,9 @@ use crate::manager::event::Event;
 use crate::manager::handle::{CommandRequest, ManagerHandle};
 use crate::manager::host::children;
 use crate::manager::host::signals::{Signal, Signals};
+use crate::manager::host::worker_user::worker_user;
 use crate::manager::service::Service;
+use crate::patience;
 use crate::run_dir;
 use crate::systemd::given::Given;
 use crate::watch::Changed;
@@ -45,8 +47,9 @@ pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    patience::within("the database of users", worker_user)?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
+    let result = local.block_on(&runtime, async move {
         let _lock = run_dir::prepare(&options.run_dir)?;
         let signals = Signals::new()?;
         let (handle, requests, snapshots) = ManagerHandle::new();
@@ -67,7 +70,10 @@ pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> 
         // D-Bus is served only now, so that the first caller already finds all services.
         dbus::serve(handle, control_socket, bus).await?;
         turn(&mut manager, signals, requests, events, outcomes).await
-    })
+    });
+    // A thread may still wait for a file system that does not answer.
+    runtime.shutdown_background();
+    result
 }
 
 /// Handles one event after the other until the manager has ended.
@@ -76,7 +82,7 @@ async fn turn(
     mut signals: Signals,
     mut requests: mpsc::Receiver<CommandRequest>,
     mut events: mpsc::UnboundedReceiver<Event>,
-    mut outcomes: mpsc::UnboundedReceiver<FilesOutcome>,
+    mut outcomes: mpsc::UnboundedReceiver<(u64, FilesOutcome)>,
 ) -> anyhow::Result<()> {
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -5,6 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
+use crate::patience::ForeignFile;
 use crate::trust::{self, NamedUser, Purpose};
 
 /// An open executable file.
@@ -19,7 +22,7 @@ pub struct OpenExecutable {
     pub known_as: PathBuf,
     /// The user number of the file's owner.
     pub owner: u32,
-    file: OwnedFd,
+    file: ForeignFile,
 }
 
 impl OpenExecutable {
@@ -35,19 +38,21 @@ impl OpenExecutable {
             known_as: found.unfollowed,
             path: found.path,
             owner: found.stat.st_uid,
-            file: found.file,
+            file: found.file.into(),
         })
     }
 
     /// Makes an executable from the descriptor of a file that an earlier manager had opened at this
     /// path. The program knows itself by the same path.
     pub fn opened(path: PathBuf, file: OwnedFd) -> io::Result<OpenExecutable> {
-        let owner = rustix::fs::fstat(&file)?.st_uid;
+        // The owner was known when the file was opened. The file system need not be asked again.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let owner = statx(&file, "", flags, StatxFlags::UID)?.stx_uid;
         Ok(OpenExecutable {
             known_as: path.clone(),
             path,
             owner,
-            file,
+            file: file.into(),
         })
     }
 

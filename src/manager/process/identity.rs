@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::launch::Credentials;
+use crate::patience;
 
 /// The user that an instance runs as, with what a login of this user would set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,30 @@ pub struct IdentityWish<'a> {
 }
 
 impl UserIdentity {
+    /// Determines the user of an instance in a thread of its own: the databases may be on another
+    /// machine, which need not answer.
+    pub async fn ask(wish: IdentityWish<'_>) -> anyhow::Result<UserIdentity> {
+        let (user, group) = (wish.user.map(str::to_owned), wish.group.map(str::to_owned));
+        let (owner, default_user) = (wish.owner, wish.default_user.to_owned());
+        let subject = match &user {
+            Some(user) => format!("the database of users, asked for {user}"),
+            None => "the database of users".to_owned(),
+        };
+        let find = move || {
+            UserIdentity::find(IdentityWish {
+                user: user.as_deref(),
+                group: group.as_deref(),
+                owner,
+                default_user: &default_user,
+            })
+        };
+        let asked = tokio::task::spawn_blocking(move || {
+            patience::renew();
+            patience::within(&subject, find)
+        });
+        Ok(asked.await???)
+    }
+
     /// Determines the user of an instance, with the system's user and group databases.
     pub fn find(wish: IdentityWish<'_>) -> Result<UserIdentity, IdentityError> {
         let own = Uid::effective();

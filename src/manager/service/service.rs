@@ -148,6 +148,11 @@ impl Service {
             return;
         };
         match news {
+            News::Identified(identity) => {
+                let stop_timeout = self.spec.times.stop_timeout;
+                instance.identified(id, &self.spec.name, identity, stop_timeout, world);
+                self.moved = true;
+            }
             News::Launched(process, permit) => {
                 instance.launched(process, world.reporter(id));
                 world.permits.push(permit);
@@ -382,9 +387,7 @@ impl Service {
 
     fn start(&mut self, id: InstanceId, slot: u32, generation: u64, world: &mut World) {
         let deployment = self.deployments[&generation].clone();
-        let stop_timeout = self.spec.times.stop_timeout;
-        let name = &self.spec.name;
-        let instance = Instance::start(id, slot, name, deployment, stop_timeout, world);
+        let instance = Instance::start(id, slot, &self.spec.name, deployment, world);
         tracing::info!(
             service = self.spec.name,
             instance = instance.label,

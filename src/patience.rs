@@ -1,0 +1,248 @@
+//! Work that may never end: what asks a file system or a database of users, either of which may
+//! hang on another machine.
+//!
+//! # Theory of operation
+//! Each piece of work has a subject, such as `the files of shop`, and is done by another thread.
+//! Whoever wants the result waits, but not for long. A thread that takes longer is left alone: its
+//! subject *hangs*. As long as it does, further work on the same subject fails at once, so there is
+//! no more than one such thread for each subject, and no second wait for it. When what it waits for
+//! answers at last, the thread ends, and the subject can be asked again.
+//!
+//! A thread that does many pieces of work has one budget for all waiting in vain. Each wait gets
+//! half of what is left, so the first one has the most time, and many subjects that hang together
+//! cost little more than one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How long a thread waits in vain, for all its work together.
+const BUDGET: Duration = Duration::from_secs(16);
+
+/// How long each piece of work has, even if the budget is used up.
+const LEAST: Duration = Duration::from_millis(200);
+
+/// How many subjects may hang. Each costs a thread.
+const MOST_HANGING: usize = 64;
+
+/// The subjects that hang.
+static HANGING: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+thread_local! {
+    /// What is left of this thread's budget.
+    static LEFT: Cell<Duration> = const { Cell::new(BUDGET) };
+
+    /// The thread that does this thread's work. It ends with this thread or, if it is left alone,
+    /// with its work.
+    static WORKER: RefCell<Option<Sender<Work>>> = const { RefCell::new(None) };
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Why there is no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// The subject hangs.
+    #[error("{0} did not answer in time; look for a file system, or a server, that hangs")]
+    Hangs(String),
+    /// Too many other subjects hang.
+    #[error("{MOST_HANGING} threads wait for an answer; look for file systems that hang")]
+    TooMany,
+    /// No thread could be started, or it has panicked.
+    #[error("the thread that reads {0} has failed")]
+    Failed(String),
+}
+
+/// What has become of a piece of work.
+enum Outcome<T> {
+    /// The thread is at it, and somebody waits.
+    Awaited,
+    /// The thread is at it, and nobody waits any more.
+    LeftAlone,
+    /// The thread has ended. `None`: it has panicked.
+    Done(Option<T>),
+}
+
+/// Gives this thread a whole budget again. A thread that takes one task after the other begins each
+/// with this.
+pub fn renew() {
+    LEFT.set(BUDGET);
+}
+
+/// Does a piece of work on a subject in a thread of its own, and waits for the result, but not for
+/// long.
+pub fn within<T: Send + 'static>(
+    subject: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unanswered> {
+    let failed = || Unanswered::Failed(subject.to_owned());
+    match &*hanging() {
+        hanging if hanging.contains(subject) => return Err(Unanswered::Hangs(subject.to_owned())),
+        hanging if hanging.len() >= MOST_HANGING => return Err(Unanswered::TooMany),
+        _ => {}
+    }
+    let shared = Arc::new((Mutex::new(Outcome::Awaited), Condvar::new()));
+    let (own, name) = (shared.clone(), subject.to_owned());
+    let is_begun = give_away(Box::new(move || {
+        let result = catch_unwind(AssertUnwindSafe(work)).ok();
+        let (outcome, done) = &*own;
+        let mut outcome = lock(outcome);
+        match *outcome {
+            Outcome::LeftAlone => drop(hanging().remove(&name)),
+            _ => *outcome = Outcome::Done(result),
+        }
+        done.notify_all();
+    }));
+    if !is_begun {
+        return Err(failed());
+    }
+    let limit = (LEFT.get() / 2).max(LEAST);
+    let (outcome, done) = &*shared;
+    let is_awaited = |outcome: &mut Outcome<T>| matches!(outcome, Outcome::Awaited);
+    let waited = done.wait_timeout_while(lock(outcome), limit, is_awaited);
+    let (mut outcome, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    match std::mem::replace(&mut *outcome, Outcome::LeftAlone) {
+        Outcome::Done(result) => result.ok_or_else(failed),
+        Outcome::Awaited | Outcome::LeftAlone => {
+            LEFT.set(LEFT.get().saturating_sub(limit));
+            WORKER.set(None);
+            // The thread removes it, and needs the lock of the outcome before.
+            hanging().insert(subject.to_owned());
+            Err(Unanswered::Hangs(subject.to_owned()))
+        }
+    }
+}
+
+/// Has this thread's worker do a piece of work. Returns false if there is no thread for it.
+fn give_away(work: Work) -> bool {
+    WORKER.with_borrow_mut(|worker| {
+        if worker.is_none() {
+            let (sender, receiver) = mpsc::channel::<Work>();
+            let thread = thread::Builder::new().name("files".to_owned());
+            let started = thread.spawn(move || receiver.into_iter().for_each(|work| work()));
+            *worker = started.is_ok().then_some(sender);
+        }
+        worker
+            .as_ref()
+            .is_some_and(|worker| worker.send(work).is_ok())
+    })
+}
+
+/// A descriptor of a file that somebody else owns. Closing it may take any time, too, so a thread
+/// of its own does that.
+#[derive(Debug)]
+pub struct ForeignFile(Option<OwnedFd>);
+
+/// How many threads close files at once. Further ones wait for one of these.
+const MOST_CLOSING: usize = 8;
+
+/// The files that are to be closed, and how many threads are at it.
+static CLOSING: Mutex<(Vec<OwnedFd>, usize)> = Mutex::new((Vec::new(), 0));
+
+impl From<OwnedFd> for ForeignFile {
+    fn from(file: OwnedFd) -> ForeignFile {
+        ForeignFile(Some(file))
+    }
+}
+
+impl AsFd for ForeignFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let file = self.0.as_ref();
+        file.expect("it is there until it is dropped").as_fd()
+    }
+}
+
+impl Drop for ForeignFile {
+    fn drop(&mut self) {
+        let Some(file) = self.0.take() else {
+            return;
+        };
+        let mut closing = lock(&CLOSING);
+        let (waiting, threads) = &mut *closing;
+        // One thread keeps up, unless it waits for a file system.
+        let needs_thread = *threads == 0 || !waiting.is_empty() && *threads < MOST_CLOSING;
+        waiting.push(file);
+        let worker = || thread::Builder::new().name("close".to_owned());
+        if needs_thread && worker().spawn(close_all).is_ok() {
+            *threads += 1;
+        }
+    }
+}
+
+fn close_all() {
+    loop {
+        let mut closing = lock(&CLOSING);
+        let Some(file) = closing.0.pop() else {
+            closing.1 -= 1;
+            return;
+        };
+        drop(closing);
+        drop(file);
+    }
+}
+
+fn hanging() -> MutexGuard<'static, BTreeSet<String>> {
+    lock(&HANGING)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hangs_is_waited_for_once_until_it_answers() {
+        LEFT.set(LEAST);
+        assert_eq!(within("one", || 7), Ok(7));
+        let (answer, hang) = mpsc::channel::<()>();
+        let hangs = Err(Unanswered::Hangs("the files of shop".to_owned()));
+        let work = move || hang.recv().unwrap_or_default();
+        assert_eq!(within("the files of shop", work), hangs);
+        let again = within("the files of shop", || unreachable!("it hangs"));
+        assert_eq!(again, hangs.clone());
+        assert_eq!(within("the files of web", || 8), Ok(8), "others do not");
+        drop(answer);
+        while hanging().contains("the files of shop") {
+            thread::yield_now();
+        }
+        assert_eq!(within("the files of shop", || ()), Ok(()));
+    }
+
+    #[test]
+    fn many_that_hang_cost_little_more_than_one() {
+        renew();
+        let mut all = Duration::ZERO;
+        for _ in 0..20 {
+            let limit = (LEFT.get() / 2).max(LEAST);
+            all += limit;
+            LEFT.set(LEFT.get().saturating_sub(limit));
+        }
+        assert!(all < BUDGET + 20 * LEAST, "{all:?}");
+    }
+
+    #[test]
+    fn foreign_files_are_closed_elsewhere() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        drop(ForeignFile::from(OwnedFd::from(writer)));
+        // It ends when the other side is closed.
+        std::io::Read::read_to_end(&mut reader, &mut Vec::new()).unwrap();
+    }
+
+    #[test]
+    fn a_panic_is_no_hang() {
+        let failed = within("something", || panic!("no"));
+        assert_eq!(
+            failed,
+            Err::<(), _>(Unanswered::Failed("something".to_owned()))
+        );
+        assert_eq!(within("something", || 1), Ok(1));
+    }
+}
