@@ -59,10 +59,9 @@ impl UserIdentity {
     pub async fn ask(wish: IdentityWish<'_>) -> anyhow::Result<UserIdentity> {
         let (user, group) = (wish.user.map(str::to_owned), wish.group.map(str::to_owned));
         let (owner, default_user) = (wish.owner, wish.default_user.to_owned());
-        let subject = match &user {
-            Some(user) => format!("the database of users, asked for {user}"),
-            None => "the database of users".to_owned(),
-        };
+        // One user may be looked up on another machine, and the next one in a local file.
+        let asked = user.clone().unwrap_or_else(|| owner.to_string());
+        let subject = format!("the database of users, asked for {asked},");
         let find = move || {
             UserIdentity::find(IdentityWish {
                 user: user.as_deref(),
