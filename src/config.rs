@@ -48,8 +48,10 @@ pub use handling::HandlingConfig;
 pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use listen::Listen;
 pub use load::{CONFIG_DIR, Config, check, load, load_files, load_partial};
-pub use process::{Bind, ProcessConfig, Ready, UpstreamProtocol};
+pub use process::{Bind, DEFAULT_PATH, ProcessConfig, Ready, UpstreamProtocol};
 pub use service::{Rollout, SERVICE_KEYS, ServiceConfig, Times};
 pub use site::{HostPattern, Site};
 pub use strip_prefix::StripPrefixConfig;
 pub use tls::{TLS_KEYS, TlsConfig};
+
+pub use crate::walk::IgnoredNames;

@@ -13,18 +13,20 @@ mod limits;
 mod signals;
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, OsString};
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
 use nix::unistd::execve;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 use rustix::thread::{Gid, Uid};
 use serde::{Deserialize, Serialize};
@@ -34,21 +36,30 @@ use crate::config::ProcessLimits;
 /// The longest order, in bytes, that is read: the kernel takes no larger environment either.
 const LONGEST_ORDER: u64 = 8 << 20;
 
-/// How often the launcher tries to execute a program that is busy, which it is while somebody, even
-/// a forked child, has it open for writing.
-const BUSY_TRIES: u32 = 8;
-
-/// The first pause between two of these tries; each pause is twice as long as the one before. The
+/// The first pause between two tries to execute a program that is busy, which it is while somebody,
+/// even a forked child, has it open for writing. Each pause is twice as long as the one before. The
 /// kernel notifies nobody when the last writer has closed a program.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// The longest of these pauses.
+const LONGEST_BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a program may be busy before the manager is told: a forked child has it open for a
+/// moment only.
+const BUSY_UNTOLD: Duration = Duration::from_millis(300);
+
+/// What the launcher sends to the manager when it begins to wait for a program that is busy.
+pub const BUSY: u8 = 0x05;
 
 /// What a launcher is to become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// The path of the program. If it leads to another file by now than the descriptor that came
-    /// with the order, a deploy has replaced it, and the launcher executes the descriptor's file.
+    /// The path of the program, without symlinks.
     pub program: PathBuf,
-    /// The path by which the program knows itself, its first argument (`argv[0]`).
+    /// The path by which the program knows itself, its first argument (`argv[0]`). The launcher
+    /// executes this path. If it leads to another file by now than the descriptor that came with
+    /// the order, a deploy has replaced it, and the launcher executes `program`, or else the
+    /// descriptor's file.
     pub known_as: PathBuf,
     /// The arguments, without the program's own name.
     pub args: Vec<String>,
@@ -56,10 +67,15 @@ pub struct Order {
     pub environment: BTreeMap<String, String>,
     /// The working directory.
     pub directory: PathBuf,
+    /// The working directory if there is no such folder any more.
+    pub other_directory: PathBuf,
     /// The user to run as. `None`: the manager's.
     pub credentials: Option<Credentials>,
     /// What the process may use.
     pub limits: ProcessLimits,
+    /// How long to wait if somebody has the program open for writing. `None`: until the manager
+    /// ends the launcher.
+    pub busy_patience: Option<Duration>,
     /// True: a listening socket came with the order, to be descriptor 3.
     pub inherits: bool,
     /// The process at whose end the instance is to get SIGTERM.
@@ -89,7 +105,7 @@ pub fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     let order: Order = serde_json::from_slice(&order).context("malformed order")?;
-    let Err(error) = become_instance(&order, descriptors) else {
+    let Err(error) = become_instance(&order, descriptors, &manager) else {
         return Ok(());
     };
     // The manager reports the error, unless it died just now.
@@ -97,7 +113,11 @@ pub fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
+fn become_instance(
+    order: &Order,
+    descriptors: Vec<OwnedFd>,
+    manager: &UnixStream,
+) -> anyhow::Result<()> {
     let mut descriptors = descriptors.into_iter();
     let executable = descriptors
         .next()
@@ -114,12 +134,7 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
     if let Some(parent) = order.die_with {
         die_with(parent)?;
     }
-    std::env::set_current_dir(&order.directory).with_context(|| {
-        format!(
-            "cannot change to the directory {}",
-            order.directory.display()
-        )
-    })?;
+    enter(order)?;
 
     let mut environment = order.environment.clone();
     let inherited = if order.inherits {
@@ -149,8 +164,23 @@ fn become_instance(order: &Order, descriptors: Vec<OwnedFd>) -> anyhow::Result<(
     let environment = environment.collect::<anyhow::Result<Vec<_>>>()?;
     signals::reset().context("cannot reset the signals")?;
     descriptors::arrange(inherited, keep.then_some(&executable))?;
-    Err(execute(&program, &args, &environment))
+    let execute = || execve(&program, &args, &environment);
+    Err(while_busy(execute, order.busy_patience, manager))
         .with_context(|| format!("cannot execute {}", order.program.display()))
+}
+
+/// Changes to the working directory.
+fn enter(order: &Order) -> anyhow::Result<()> {
+    let mut directory = &order.directory;
+    let mut entered = std::env::set_current_dir(directory);
+    if entered
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    {
+        directory = &order.other_directory;
+        entered = std::env::set_current_dir(directory);
+    }
+    entered.with_context(|| format!("cannot change to the directory {}", directory.display()))
 }
 
 /// Converts a text for the kernel. The error names the text by `what` and does not quote it,
@@ -164,8 +194,10 @@ fn program(order: &Order, executable: &OwnedFd) -> io::Result<(PathBuf, bool)> {
     let wanted = rustix::fs::fstat(executable)?;
     let same =
         |found: std::fs::Metadata| found.dev() == wanted.st_dev && found.ino() == wanted.st_ino;
-    if std::fs::metadata(&order.program).is_ok_and(same) {
-        return Ok((order.program.clone(), false));
+    for path in [&order.known_as, &order.program] {
+        if std::fs::metadata(path).is_ok_and(same) {
+            return Ok((path.clone(), false));
+        }
     }
     // The kernel hands the interpreter of a script this same path, which must still be open then.
     Ok((
@@ -183,19 +215,52 @@ fn is_script(executable: &OwnedFd) -> bool {
         && magic == *b"#!"
 }
 
-/// Executes the program, which does not return, or returns why that failed.
-fn execute(program: &CStr, args: &[CString], environment: &[CString]) -> io::Error {
+/// Executes the program, which does not return, or returns why that failed. Waits while somebody
+/// has the program open for writing, but no longer than the manager lives.
+fn while_busy(
+    execute: impl Fn() -> nix::Result<Infallible>,
+    patience: Option<Duration>,
+    manager: &UnixStream,
+) -> io::Error {
+    let begin = Instant::now();
     let mut pause = BUSY_PAUSE;
-    for _ in 0..BUSY_TRIES {
-        match execve(program, args, environment) {
+    let mut told = false;
+    loop {
+        match execute() {
             Err(Errno::ETXTBSY) => {}
             Err(error) => return error.into(),
             Ok(never) => match never {},
         }
-        std::thread::sleep(pause);
-        pause *= 2;
+        let waited = begin.elapsed();
+        if !told && waited >= BUSY_UNTOLD {
+            told = true;
+            // If the manager is gone, that is seen next.
+            let _ = (&mut &*manager).write_all(&[BUSY]);
+        }
+        let left = patience.map(|patience| patience.saturating_sub(waited));
+        if left.is_some_and(|left| left.is_zero())
+            || is_gone_after(manager, left.unwrap_or(pause).min(pause))
+        {
+            return Errno::ETXTBSY.into();
+        }
+        pause = (pause * 2).min(LONGEST_BUSY_PAUSE);
     }
-    Errno::ETXTBSY.into()
+}
+
+/// Waits for a while, and returns true as soon as the manager has ended or has given this launcher
+/// up.
+fn is_gone_after(manager: &UnixStream, pause: Duration) -> bool {
+    // The manager has shut down its side already; a hang-up says that it has closed the socket.
+    let mut polled = [PollFd::new(manager, PollFlags::empty())];
+    let timeout = Timespec {
+        tv_sec: pause.as_secs().cast_signed(),
+        tv_nsec: pause.subsec_nanos().into(),
+    };
+    match poll(&mut polled, Some(&timeout)) {
+        Ok(_) => polled[0].revents().contains(PollFlags::HUP),
+        // A signal that did not end this process.
+        Err(_) => false,
+    }
 }
 
 /// Becomes a user for good. The process must have one thread only.
@@ -230,10 +295,6 @@ fn die_with(parent: u32) -> anyhow::Result<()> {
     ensure!(still_there == Some(parent), "the manager is gone");
     Ok(())
 }
-
-/// The `PATH` of instances that run as another user than the manager, unless the service's file
-/// sets one.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The environment variables that are about the manager itself and must not reach an instance.
 const OWN_VARIABLES: [&str; 11] = [

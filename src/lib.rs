@@ -40,4 +40,5 @@ pub mod status;
 pub mod systemd;
 mod tmpfs;
 mod trust;
+mod walk;
 pub mod watch;

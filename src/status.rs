@@ -90,6 +90,10 @@ pub struct ServiceStatus {
     /// When the certificate in use expires. Only a service with TLS has one.
     #[serde(default)]
     pub certificate_expires: Option<Moment>,
+    /// What people should know about the files of the service, such as that they are too many to be
+    /// watched.
+    #[serde(default)]
+    pub remarks: Vec<String>,
 }
 
 /// A point in time. JSON has it in seconds since 1970.

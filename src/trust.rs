@@ -36,5 +36,5 @@ mod rights;
 mod way;
 
 pub use fault::FileFault;
-pub use file::{FoundFile, Purpose, find, on_behalf, read};
+pub use file::{FoundFile, Purpose, examine, find, on_behalf, read};
 pub use rights::NamedUser;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use smoothserve::config::{
-    self, Amount, Bind, Config, Faults, HandlingConfig, HostPattern, Limits, Listen, Nofile,
-    ProcessConfig, ProcessLimits, Ready, Rollout, ScopeLimits, ServiceConfig, Site,
+    self, Amount, Bind, Config, Faults, HandlingConfig, HostPattern, IgnoredNames, Limits, Listen,
+    Nofile, ProcessConfig, ProcessLimits, Ready, Rollout, ScopeLimits, ServiceConfig, Site,
     StripPrefixConfig, Times, UpstreamProtocol, load, load_partial,
 };
 
@@ -111,6 +111,7 @@ fn files_of_the_original_program_load_unchanged() {
                 folder.join("config"),
                 folder.join("view/common/server_error.html"),
             ],
+            watch_ignore: IgnoredNames::default(),
             delay_update_time: Duration::from_secs(5),
             times: Times {
                 delay_running_time: Duration::from_secs(3),
@@ -425,6 +426,24 @@ fn relative_paths_start_at_the_file_that_names_them() {
         found.watch_files,
         [folder.join("../view"), "/etc/hosts".into()]
     );
+}
+
+#[test]
+fn names_that_are_not_watched_are_names_and_no_paths() {
+    let names = |names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned());
+        IgnoredNames::new(names.collect())
+    };
+    let default = names(&["node_modules", ".git", "__pycache__"]);
+    assert_eq!(service("").watch_ignore, default);
+    assert_eq!(service("watch_ignore: []").watch_ignore, names(&[]));
+    let found = service("watch_ignore: [cache, '*.log']").watch_ignore;
+    assert_eq!(found, names(&["cache", "*.log"]));
+    let text = "name: x\nport: 80\nexecutable_path: ../app\nwatch_ignore: [a, view/cache]\n";
+    let faults = load(folder(&[("services/x.yaml", text)]).path());
+    let faults = faults.unwrap_err().to_string();
+    let fault = "x.yaml:4:19: `watch_ignore` has `view/cache`; give names without folders";
+    assert!(faults.contains(fault), "{faults}");
 }
 
 #[test]

@@ -43,10 +43,12 @@ impl Place {
         fs::create_dir_all(path("conf/services")).unwrap();
         let shop = format!(
             "name: shop\nport: 80\nserver_name: shop\nexecutable_path: {}\n\
-             environment_file: -{}\nwatch_files: [view, config/a.toml]\ndelay_update_time: 150ms\nauto_restart: true\n",
+             environment_file: -{}\nargs: [server.js]\nworking_directory: {}\nwatch_files: [view, config/a.toml]\ndelay_update_time: 150ms\nauto_restart: true\n",
             path("current/app").display(),
-            path("env").display()
+            path("env").display(),
+            path("start").display()
         );
+        fs::create_dir_all(path("start")).unwrap();
         fs::write(path("conf/services/shop.yaml"), shop).unwrap();
         let other = format!(
             "name: other\nport: 80\nserver_name: other\nexecutable_path: {}\ndelay_update_time: 150ms\nauto_restart: true\n",
@@ -256,6 +258,62 @@ async fn files_and_folders_that_appear_later_are_reported() {
             place.replace("conf/services/shop.yaml", &(text + "instance_count: 2\n"));
         })
         .await;
+}
+
+#[tokio::test]
+async fn the_working_directory_files_of_arguments_and_interpreters_are_watched() {
+    let mut place = Place::new().await;
+    place
+        .tells("a file that an argument names", |place| {
+            fs::write(place.path("start/server.js"), "1").unwrap()
+        })
+        .await;
+    place
+        .tells("another working directory", |place| {
+            fs::rename(place.path("start"), place.path("start-1")).unwrap();
+            symlink("start-1", place.path("start")).unwrap();
+        })
+        .await;
+    place
+        .tells("a write behind the link", |place| {
+            fs::write(place.path("start-1/server.js"), "2").unwrap()
+        })
+        .await;
+    fs::write(place.path("runner"), "").unwrap();
+    place
+        .tells("a script", |place| {
+            let script = format!("#!{}\n", place.path("runner").display());
+            fs::write(place.path("current/app"), script).unwrap();
+            // Only what came, went or was renamed makes the watcher look at the file.
+            place.flip("1");
+        })
+        .await;
+    place
+        .tells("its interpreter", |place| {
+            fs::write(place.path("runner"), "x").unwrap()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_nobody_means_is_not_reported() {
+    let mut place = Place::new().await;
+    place
+        .tells("the folders", |place| {
+            for name in ["node_modules/deep", ".git", "__pycache__"] {
+                fs::create_dir_all(place.path("current/view").join(name)).unwrap();
+            }
+        })
+        .await;
+    for name in [
+        "node_modules/x",
+        "node_modules/deep/x",
+        ".git/x",
+        "__pycache__/x",
+    ] {
+        fs::write(place.path("current/view").join(name), "x").unwrap();
+    }
+    assert_eq!(place.settle().await, 0);
 }
 
 #[tokio::test]

@@ -122,7 +122,9 @@ pub fn check(dir: &Path) -> Result<String, Faults> {
         let (name, sites, listen) = (&service.name, sites.join(", "), listen.join(", "));
         text.push_str(&format!("  {name}: {sites} on {listen}, {state}\n"));
     }
-    for note in &config.notes {
+    let services = config.services.values();
+    let unwatched = services.filter_map(|service| machine::unwatched(service));
+    for note in config.notes.iter().cloned().chain(unwatched) {
         text.push_str(&format!("note: {note}\n"));
     }
     Ok(text)

@@ -16,6 +16,7 @@ use super::process::ProcessConfig;
 use super::service::ServiceConfig;
 use crate::patience;
 use crate::trust::{self, FileFault, NamedUser, Purpose};
+use crate::walk::{MOST_WATCHED, WalkBounds, walk};
 
 /// What the files of a configuration are compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,6 +226,18 @@ pub(super) fn remarks(service: &ServiceConfig) -> Vec<Remark> {
     });
     // What does not answer is lacking, so there is nothing to be remarked about it.
     found.unwrap_or_default()
+}
+
+/// Says which of a service's files are too many to be watched, if there are any.
+pub(super) fn unwatched(service: &ServiceConfig) -> Option<String> {
+    let mut bounds = WalkBounds::entries(MOST_WATCHED);
+    for root in &service.watch_files {
+        trust::on_behalf(root, || {
+            walk(root, &service.watch_ignore, &mut bounds, &mut |_| {})
+        });
+    }
+    let stop = bounds.stopped.filter(|_| service.auto_restart)?;
+    Some(format!("{}: {}", service.file.display(), stop.unwatched()))
 }
 
 fn remarks_about_environment_file(service: &ServiceConfig) -> Vec<Remark> {

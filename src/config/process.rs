@@ -2,8 +2,9 @@
 //! to it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ pub struct ProcessConfig {
     pub environment_file: Option<PathBuf>,
     /// True: the environment file may be missing.
     pub environment_file_optional: bool,
-    /// Where an instance starts. `None`: in the folder of the executable.
+    /// Where an instance starts. `None`: in the folder of the executable's path.
     pub working_directory: Option<PathBuf>,
     /// The user to run as. `None`: the owner of the executable, if smoothserve runs as root.
     pub user: Option<String>,
@@ -86,6 +87,10 @@ pub enum UpstreamProtocol {
     H2c,
 }
 
+/// The `PATH` of instances that run as another user than the manager, unless the service's file
+/// sets one.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The most bytes of an environment file.
 const LONGEST_ENVIRONMENT_FILE: u64 = 1 << 20;
 
@@ -122,6 +127,24 @@ impl ProcessConfig {
     pub(crate) fn named_user(&self) -> Option<NamedUser<'_>> {
         let group = self.group.as_deref();
         self.user.as_deref().map(|user| NamedUser { user, group })
+    }
+
+    /// Returns the folder in which an instance starts, as the service's file gives it: the working
+    /// directory, or else the folder of the executable.
+    pub(crate) fn folder(&self) -> &Path {
+        let folder = self.executable.parent().unwrap_or(Path::new("/"));
+        self.working_directory.as_deref().unwrap_or(folder)
+    }
+
+    /// Returns the `PATH` of instances, with these variables of the environment file.
+    pub(crate) fn search_path(&self, environment_file: &BTreeMap<String, String>) -> OsString {
+        let variables = [environment_file, &self.environment].into_iter();
+        let mut given = variables.filter_map(|variables| variables.get("PATH"));
+        match given.next() {
+            Some(path) => path.into(),
+            None if rustix::process::geteuid().is_root() => DEFAULT_PATH.into(),
+            None => std::env::var_os("PATH").unwrap_or_default(),
+        }
     }
 
     /// Reads the text of the environment file. `None`: there is none, which is fine.

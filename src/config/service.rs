@@ -18,6 +18,7 @@ use super::source::{Source, join};
 use super::strip_prefix::StripPrefixConfig;
 use super::tls::TlsConfig;
 use super::value;
+use crate::walk::IgnoredNames;
 
 /// One service, as its file describes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,6 +56,9 @@ pub struct ServiceConfig {
     /// Absolute paths of files and folders that belong to the service, beside its executable and
     /// its own file.
     pub watch_files: Vec<PathBuf>,
+    /// Names of files and folders in `watch_files` that are not watched.
+    #[serde(default)]
+    pub watch_ignore: IgnoredNames,
     /// How long the files must be quiet before an automatic restart.
     pub delay_update_time: Duration,
     /// The times that bound each state of an instance.
@@ -135,6 +139,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "ready",
     "auto_restart",
     "watch_files",
+    "watch_ignore",
     "delay_update_time",
     "delay_running_time",
     "start_timeout",
@@ -241,6 +246,7 @@ fn service(reader: &mut Reader<'_>, file: &Path, notes: &mut Vec<String>) -> Opt
         .and_then(Path::parent)
         .map_or_else(|| reader.folder.clone(), Path::to_owned);
     let watch_files = watch_files(reader, &base);
+    let watch_ignore = watch_ignore(reader);
     let process = ProcessConfig::read(reader, executable.clone().unwrap_or_default());
     check_range(reader, &process, instance_count, &listen, file, notes);
     executable?;
@@ -262,6 +268,7 @@ fn service(reader: &mut Reader<'_>, file: &Path, notes: &mut Vec<String>) -> Opt
         process,
         auto_restart,
         watch_files,
+        watch_ignore,
         delay_update_time: delay_update_time.unwrap_or(DELAY_UPDATE_TIME),
         times: Times {
             delay_running_time,
@@ -300,6 +307,23 @@ fn watch_files(reader: &mut Reader<'_>, base: &Path) -> Vec<PathBuf> {
         .get("watch_files", value::strings)
         .unwrap_or_default();
     files.iter().map(|file| join(base, &file.value)).collect()
+}
+
+/// Reads `watch_ignore`: names, not paths.
+fn watch_ignore(reader: &mut Reader<'_>) -> IgnoredNames {
+    let Some(names) = reader.get("watch_ignore", value::strings) else {
+        return IgnoredNames::default();
+    };
+    for name in &names {
+        if name.value.contains('/') {
+            let shown = shorten(&name.value);
+            reader.report.at(
+                name.at,
+                format!("`watch_ignore` has `{shown}`; give names without folders, as in `node_modules` or `*.log`"),
+            );
+        }
+    }
+    IgnoredNames::new(names.into_iter().map(|name| name.value).collect())
 }
 
 fn rollout(reader: &mut Reader<'_>) -> Rollout {

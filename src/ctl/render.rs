@@ -152,14 +152,18 @@ fn row(name: &str, instance: &InstanceStatus) -> [String; 9] {
 }
 
 /// Words what is wrong with a service although its instances run.
-fn warnings(service: &ServiceStatus) -> impl Iterator<Item = String> {
+fn warnings(service: &ServiceStatus) -> impl Iterator<Item = String> + '_ {
     let closed = (!service.not_listening.is_empty()).then(|| {
         let addresses = service.not_listening.join(" ");
         format!(
             "not reachable on {addresses}, where another program listens or the address is missing"
         )
     });
-    closed.into_iter().chain(certificate(service))
+    let remarks = service.remarks.iter().cloned();
+    closed
+        .into_iter()
+        .chain(certificate(service))
+        .chain(remarks)
 }
 
 /// Words the warning about a certificate that should have been renewed by now.
@@ -326,6 +330,7 @@ mod tests {
                 report: FailureReport::default(),
             }),
             certificate_expires: Some(Moment(SystemTime::now() + Duration::from_secs(864_100))),
+            remarks: vec!["watch_files: too many".into()],
         };
         let job = JobStatus {
             kind: JobKind::Restart,
@@ -359,6 +364,8 @@ shop: not reachable on [::]:81, where another program listens or the address is 
 
 shop: the certificate expires in 10d
 
+shop: watch_files: too many
+
 restart shop 1/2: shop/2 starting
 
 1 service, 1/2 instances ready
@@ -383,6 +390,7 @@ shop: degraded, 1/2 instances ready
   crashes     1
   warning     not reachable on [::]:81, where another program listens or the address is missing
   warning     the certificate expires in 10d
+  warning     watch_files: too many
   last error  0s ago: shop/2 exited with status 1
 
 INSTANCE  PID  ADDRESS         STATE  SINCE  IN FLIGHT  TUNNELS  REQUESTS  GENERATION

@@ -49,6 +49,8 @@ pub struct Instance {
     pub fault: Option<String>,
     /// The counters of the instance, summed over all workers.
     pub counts: InstanceCounts,
+    /// True: the launcher waits until nobody has the executable open for writing any more.
+    pub waits_for_executable: bool,
     /// A text that says how the process ended.
     pub ended: Option<String>,
     deployment: Rc<Deployment>,
@@ -112,15 +114,16 @@ impl Instance {
         instance
     }
 
-    /// Chooses an address and starts the process of an instance that runs as this user. Once it has
-    /// failed, what it has left is killed after `stop_timeout`. Any error on the way is reported as
-    /// [`News::Exited`].
+    /// Chooses an address and starts the process of an instance that runs as this user. It waits for
+    /// `busy_patience` (`None`: until it is stopped) while its executable is open for writing. Once
+    /// it has failed, what it has left is killed after `stop_timeout`. Any error on the way is
+    /// reported as [`News::Exited`].
     pub fn identified(
         &mut self,
         id: InstanceId,
         service: &str,
         identity: Result<UserIdentity, String>,
-        stop_timeout: Duration,
+        (stop_timeout, busy_patience): (Duration, Option<Duration>),
         world: &mut World,
     ) {
         let report = world.reporter(id);
@@ -130,7 +133,9 @@ impl Instance {
             scope: scope_name(service, self.slot, id),
         };
         let prepared = identity.map_err(anyhow::Error::msg).and_then(|identity| {
-            start::prepare(id, self.slot, service, &self.deployment, identity, world)
+            let deployment = &self.deployment;
+            let user = (identity, busy_patience);
+            start::prepare(id, self.slot, service, deployment, user, world)
         });
         match prepared {
             Ok(prepared) => {
@@ -162,6 +167,7 @@ impl Instance {
             last_probe: None,
             fault: None,
             counts: InstanceCounts::default(),
+            waits_for_executable: false,
             ended: None,
             deployment,
             process: None,
@@ -375,6 +381,7 @@ impl Instance {
     /// Takes in that the instance is ready.
     pub fn accepted(&mut self) {
         self.last_probe = None;
+        self.waits_for_executable = false;
     }
 
     /// Describes a failure and its cause. The output of the instance is not part of the text.
@@ -388,6 +395,10 @@ impl Instance {
                 let seconds = start_timeout.as_secs_f64();
                 message += &format!(" was not ready within {seconds} s (start_timeout)");
                 message += &match (&self.admission, &self.last_probe) {
+                    _ if self.waits_for_executable => {
+                        let path = self.deployment.executable.path.display();
+                        format!("; {path} was still open for writing")
+                    }
                     (Admission::Refused(fault), _) => format!("; {fault}"),
                     (_, Some(probe)) => format!("; last probe: {probe}"),
                     (_, None) if self.probe().is_none() => {

@@ -44,12 +44,19 @@ pub fn find(path: &Path, purpose: Purpose<'_>) -> Result<FoundFile, FileFault> {
     open(path, purpose, &|found| Ok(found))
 }
 
+/// Finds what a path leads to, and looks at it with the rights that the purpose calls for.
+pub fn examine<T: Send>(
+    path: &Path,
+    purpose: Purpose<'_>,
+    look: impl Fn(FoundFile) -> T + Sync,
+) -> Result<T, FileFault> {
+    open(path, purpose, &|found| Ok(look(found)))
+}
+
 /// Reads a file that has at most `limit` bytes. It is for nobody but the user `named`, if there is
 /// one.
 pub fn read(path: &Path, limit: u64, named: Option<NamedUser<'_>>) -> Result<Vec<u8>, FileFault> {
-    open(path, Purpose::Content(named), &|found| {
-        content(&found, limit)
-    })
+    open(path, Purpose::Content(named), &|found| found.content(limit))
 }
 
 /// Does work on what a path leads to, with the rights of whoever could have put it there: those of
@@ -78,6 +85,48 @@ impl FoundFile {
             _ => Err(FileFault::NotRegular),
         }
     }
+
+    /// Reads the file with the rights of this thread. It has at most `limit` bytes.
+    pub fn content(&self, limit: u64) -> Result<Vec<u8>, FileFault> {
+        let file = self.open()?;
+        if self.stat.st_size > limit as i64 {
+            return Err(FileFault::TooLarge(limit));
+        }
+        let bytes = read_from(file, limit + 1)?;
+        match bytes.len() as u64 > limit {
+            true => Err(FileFault::TooLarge(limit)),
+            false => Ok(bytes),
+        }
+    }
+
+    /// Reads the first bytes of the file with the rights of this thread.
+    pub fn beginning(&self, most: u64) -> Result<Vec<u8>, FileFault> {
+        Ok(read_from(self.open()?, most)?)
+    }
+
+    /// Opens the file for reading. The descriptor is opened, not the path: what was looked at is
+    /// what is read.
+    fn open(&self) -> Result<File, FileFault> {
+        self.need_regular()?;
+        if rustix::fs::fstatfs(&self.file)
+            .map_err(io::Error::from)?
+            .f_type
+            == rustix::fs::PROC_SUPER_MAGIC
+        {
+            return Err(FileFault::InProc);
+        }
+        let this = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        // Even a regular file can make somebody wait who opens it: one with a lease (fcntl(2)).
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(this, flags, Mode::empty()).map_err(io::Error::from)?;
+        Ok(File::from(file))
+    }
+}
+
+fn read_from(file: File, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl From<Way> for FoundFile {
@@ -203,32 +252,6 @@ fn as_user<T: Send>(
         },
         fault => fault,
     })
-}
-
-/// Reads a file that was found.
-fn content(found: &FoundFile, limit: u64) -> Result<Vec<u8>, FileFault> {
-    found.need_regular()?;
-    if rustix::fs::fstatfs(&found.file)
-        .map_err(io::Error::from)?
-        .f_type
-        == rustix::fs::PROC_SUPER_MAGIC
-    {
-        return Err(FileFault::InProc);
-    }
-    if found.stat.st_size > limit as i64 {
-        return Err(FileFault::TooLarge(limit));
-    }
-    // The descriptor is opened, not the path: what was looked at is what is read. Even a regular
-    // file can make somebody wait who opens it: one with a lease (fcntl(2)).
-    let this = format!("/proc/self/fd/{}", found.file.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(this, flags, Mode::empty()).map_err(io::Error::from)?;
-    let mut bytes = Vec::new();
-    File::from(file).take(limit + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > limit {
-        true => Err(FileFault::TooLarge(limit)),
-        false => Ok(bytes),
-    }
 }
 
 #[cfg(test)]
@@ -528,7 +551,7 @@ mod tests {
         let found = find(&path, Purpose::Content(None)).unwrap();
         fs::write(place.path().join("other"), "second").unwrap();
         fs::rename(place.path().join("other"), &path).unwrap();
-        assert_eq!(content(&found, 100).unwrap(), b"first");
+        assert_eq!(found.content(100).unwrap(), b"first");
         assert_eq!(read(&path, 100, None).unwrap(), b"second");
     }
 

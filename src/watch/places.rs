@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-use crate::fingerprint::{MAX_ENTRIES, walk};
+use crate::walk::{IgnoredNames, WalkBounds, walk};
 
 /// The most symlinks on the way to a file; the kernel follows no more either.
 const MAX_LINKS: usize = 40;
@@ -33,13 +33,37 @@ pub(super) fn of_executable(path: &Path, places: &mut BTreeSet<Place>) {
     follow(path, true, places);
 }
 
-/// Adds the places on the way to a file, and if it is a folder, those in it.
+/// Adds the places on the way to a file.
 pub(super) fn of_file(path: &Path, places: &mut BTreeSet<Place>) {
+    follow(path, false, places);
+}
+
+/// Adds the places on the way to something that is perhaps not meant to be there, such as a word
+/// that is no path. Nothing is added if the word stands for nothing.
+pub(super) fn of_way(path: &Path, places: &mut BTreeSet<Place>) {
+    let is_word = path
+        .file_name()
+        .is_some_and(|name| !name.as_encoded_bytes().contains(&b'.'));
+    if !is_word || path.symlink_metadata().is_ok() {
+        follow(path, false, places);
+    }
+}
+
+/// Adds the places on the way to a file or folder, and if it is a folder, those in it.
+pub(super) fn of_tree(
+    path: &Path,
+    ignored: &IgnoredNames,
+    bounds: &mut WalkBounds,
+    places: &mut BTreeSet<Place>,
+) {
     let Some(found) = follow(path, false, places) else {
         return;
     };
-    let mut budget = MAX_ENTRIES;
-    walk(&found, &mut budget, &mut |path, metadata| {
+    walk(&found, ignored, bounds, &mut |visited| {
+        let (path, metadata) = (visited.path, visited.metadata);
+        if visited.is_ignored {
+            return;
+        }
         if metadata.is_dir() {
             places.insert(Place {
                 folder: path.to_owned(),
@@ -121,6 +145,12 @@ mod tests {
             .collect()
     }
 
+    fn tree(path: &Path, places: &mut BTreeSet<Place>) {
+        let mut bounds = WalkBounds::entries(1000);
+        of_tree(path, &IgnoredNames::default(), &mut bounds, places);
+        assert_eq!(bounds.stopped, None);
+    }
+
     fn folder() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
@@ -172,12 +202,13 @@ mod tests {
     fn folders_are_places_with_all_that_is_in_them() {
         let (_dir, root) = folder();
         fs::create_dir_all(root.join("view/deep")).unwrap();
+        fs::create_dir_all(root.join("view/node_modules/many")).unwrap();
         fs::write(root.join("view/page"), "").unwrap();
         fs::write(root.join("target"), "").unwrap();
         symlink("../target", root.join("view/link")).unwrap();
         symlink("..", root.join("view/circle")).unwrap();
         let mut places = BTreeSet::new();
-        of_file(&root.join("view"), &mut places);
+        tree(&root.join("view"), &mut places);
         let expected = [
             ":target",
             ":view",

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::places::{self, Place};
-use crate::config::ServiceConfig;
+use crate::config::{ProcessConfig, ServiceConfig};
+use crate::fingerprint::{interpreters_of, named_by_arguments};
+use crate::walk::{IgnoredNames, MOST_WATCHED, WalkBounds};
 
 /// How long a certificate and its key must be quiet: they are replaced one after the other.
 const CERTIFICATE_QUIET: Duration = Duration::from_secs(1);
@@ -33,8 +35,15 @@ impl Changed {
 pub(super) struct Subject {
     /// What is told when one of the files may have changed.
     pub(super) what: Changed,
-    executable: Option<PathBuf>,
+    /// What instances run, for the executable and its interpreters.
+    process: Option<ProcessConfig>,
     files: Vec<PathBuf>,
+    /// Folders that stand for all that is in them, or files.
+    trees: Vec<PathBuf>,
+    /// Names that are not watched in these folders.
+    ignored: IgnoredNames,
+    /// Paths of which only the way that leads there counts, and the file, if it is one.
+    ways: Vec<PathBuf>,
     /// How long the files must be quiet.
     pub(super) quiet: Duration,
 }
@@ -44,11 +53,15 @@ impl Subject {
     pub(super) fn files(service: &ServiceConfig) -> Subject {
         let mut files = vec![service.file.clone()];
         files.extend(service.process.environment_file.clone());
-        files.extend(service.watch_files.iter().cloned());
+        let mut ways: Vec<PathBuf> = named_by_arguments(service).into_iter().collect();
+        ways.extend(service.process.working_directory.clone());
         Subject {
             what: Changed::Files(service.name.clone()),
-            executable: Some(service.process.executable.clone()),
+            process: Some(service.process.clone()),
             files,
+            trees: service.watch_files.clone(),
+            ignored: service.watch_ignore.clone(),
+            ways,
             quiet: service.delay_update_time,
         }
     }
@@ -58,21 +71,34 @@ impl Subject {
         let tls = service.tls.as_ref()?;
         Some(Subject {
             what: Changed::Certificate(service.name.clone()),
-            executable: None,
+            process: None,
             files: vec![tls.certificate.clone(), tls.key.clone()],
+            trees: Vec::new(),
+            ignored: IgnoredNames::default(),
+            ways: Vec::new(),
             quiet: CERTIFICATE_QUIET,
         })
     }
 
-    /// Looks up where a change of the files would show now.
-    pub(super) fn places(&self) -> BTreeSet<Place> {
+    /// Looks up where a change of the files would show now, and which of them are too many.
+    pub(super) fn places(&self) -> (BTreeSet<Place>, Option<String>) {
         let mut places = BTreeSet::new();
-        if let Some(executable) = &self.executable {
-            places::of_executable(executable, &mut places);
+        if let Some(process) = &self.process {
+            places::of_executable(&process.executable, &mut places);
+            for interpreter in interpreters_of(process) {
+                places::of_file(&interpreter, &mut places);
+            }
         }
         for file in &self.files {
             places::of_file(file, &mut places);
         }
-        places
+        for way in &self.ways {
+            places::of_way(way, &mut places);
+        }
+        let mut bounds = WalkBounds::entries(MOST_WATCHED);
+        for tree in &self.trees {
+            places::of_tree(tree, &self.ignored, &mut bounds, &mut places);
+        }
+        (places, bounds.stopped.map(|stop| stop.unwatched()))
     }
 }

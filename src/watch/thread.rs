@@ -21,6 +21,10 @@ const RENEWAL: Duration = Duration::from_millis(100);
 /// How often the manager is told to look at a service whose files cannot all be watched.
 const POLL: Duration = Duration::from_secs(10);
 
+/// How often the manager is told to look at a service with more files than are watched. Looking at
+/// so many takes a while.
+const COUNT_POLL: Duration = Duration::from_secs(60);
+
 /// The state of the thread.
 pub(super) struct Watching {
     inbox: Inbox,
@@ -70,7 +74,7 @@ impl Watching {
             let due = service
                 .changes
                 .map(|changes| changes.due(service.subject.quiet));
-            [due, service.poll_at]
+            [due, service.poll_at, service.count_poll_at]
         });
         services.chain([self.renew_at]).flatten().min()
     }
@@ -113,6 +117,8 @@ impl Watching {
                 changes: Some(Changes::add(None, now, false)),
                 stale: true,
                 poll_at: None,
+                unwatched: None,
+                count_poll_at: None,
             }));
         }
         // The interests name services by number, so they are made anew even if nothing is stale.
@@ -152,7 +158,8 @@ impl Watching {
         let now = Instant::now();
         for service in self.services.iter_mut().filter(|service| service.stale) {
             service.stale = false;
-            let places = service.subject.places();
+            let (places, unwatched) = service.subject.places();
+            service.unwatched = unwatched;
             if places != service.places {
                 service.places = places;
                 service.change(now, false);
@@ -163,6 +170,21 @@ impl Watching {
         let outcomes = self.watch_places();
         for (number, service) in self.services.iter_mut().enumerate() {
             let outcome = outcomes.get(&number);
+            let too_many = service.unwatched.as_deref();
+            service.count_poll_at = match (too_many, service.count_poll_at) {
+                (None, _) => None,
+                (Some(_), Some(at)) => Some(at),
+                (Some(error), None) => {
+                    let (service, seconds) = (service.subject.what.service(), COUNT_POLL.as_secs());
+                    tracing::warn!(
+                        service,
+                        error,
+                        seconds,
+                        "cannot watch all files, looking at them regularly"
+                    );
+                    Some(now + COUNT_POLL)
+                }
+            };
             if let Some(Outcome::Moved) = outcome {
                 service.change(now, false);
                 service.stale = true;
@@ -240,8 +262,12 @@ impl Watching {
                 service.stale = true;
                 polled = true;
             }
+            let count_poll = service.count_poll_at.is_some_and(|at| at <= now);
+            if count_poll {
+                service.count_poll_at = Some(now + COUNT_POLL);
+            }
             // While changes are seen, their own time is the right one.
-            if due || poll && service.changes.is_none() {
+            if due || (poll || count_poll) && service.changes.is_none() {
                 service.changes = None;
                 self.names.blocking_send(service.subject.what.clone())?;
             }
@@ -265,6 +291,10 @@ struct Watched {
     /// When to tell the manager about the subject without an event, since not all of its places can
     /// be watched.
     poll_at: Option<Instant>,
+    /// Why not all files are watched, if they are too many.
+    unwatched: Option<String>,
+    /// When to tell the manager about the subject without an event, since it has too many files.
+    count_poll_at: Option<Instant>,
 }
 
 /// Who wants to know about which names in a folder.

@@ -65,7 +65,7 @@ pub(super) fn prepare(
     slot: u32,
     service: &str,
     deployment: &Deployment,
-    identity: UserIdentity,
+    (identity, busy_patience): (UserIdentity, Option<Duration>),
     world: &mut World,
 ) -> anyhow::Result<Prepared> {
     let process = &deployment.process;
@@ -106,24 +106,23 @@ pub(super) fn prepare(
         let made = Readiness::begin(id, path, owner, &world.supervision);
         made.context("cannot make the notify socket")
     });
+    // The folder as it was when the deployment was made, so an instance that is started again later
+    // stays in its release.
+    let beside = deployment.executable.known_as.parent();
+    let directory = deployment.folder.as_deref().or(beside);
+    let directory = directory.unwrap_or(Path::new("/")).to_owned();
     let args = process.args.iter();
     let order = Order {
         program: deployment.executable.path.clone(),
         known_as: deployment.executable.known_as.clone(),
         args: args.map(|argument| placeholders.fill(argument)).collect(),
         environment: environment_of(deployment, &identity, &placeholders, notify_path),
-        directory: match &process.working_directory {
-            Some(directory) => directory.clone(),
-            None => deployment
-                .executable
-                .path
-                .parent()
-                .unwrap_or(Path::new("/"))
-                .to_owned(),
-        },
+        directory: directory.clone(),
+        other_directory: process.working_directory.clone().unwrap_or(directory),
         credentials: identity.credentials,
         limits: process.limits.process.clone(),
         inherits: passed_on.is_some(),
+        busy_patience,
         die_with: None,
     };
     Ok(Prepared {
@@ -187,7 +186,8 @@ pub(super) async fn run(
             match permitted.await {
                 Ok(()) => {
                     let executable = deployment.executable.descriptor();
-                    launcher.go(order, executable, socket).await
+                    let busy = || report(News::Busy);
+                    launcher.go(order, executable, socket, busy).await
                 }
                 Err(_) => "was not let go".to_owned(),
             }

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::disk::{Found, ServiceFiles};
 use super::manager::Manager;
@@ -11,8 +11,11 @@ use super::ports::conflict_with_others;
 use super::reload::watch_files;
 use crate::config::ServiceConfig;
 use crate::events;
+use crate::fingerprint::are_of_arguments;
+use crate::manager::event::Event;
 use crate::manager::service::{PlanReason, Service};
 use crate::status::JobKind;
+use crate::watch::Changed;
 
 /// Handles changed files of a service with `auto_restart`: the service's own file, its executable,
 /// or a watched file.
@@ -51,11 +54,24 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
         tracing::error!(service = name, error = %fault, "changed files not applied");
         return;
     }
+    if are_of_arguments(plan.changes())
+        && let Some(left) = service.pause_of_arguments(Instant::now())
+    {
+        let changed = plan.changes().join(", ");
+        tracing::warn!(
+            service = name,
+            note = changed,
+            "files of arguments change again and again, waiting before the next restart"
+        );
+        look_again(manager, name, left);
+        return;
+    }
     Rc::make_mut(&mut manager.certificates).extend(certificates);
     let service = manager.services.get_mut(name).expect("looked up above");
+    let changed = plan.changes().join(", ");
     let goal = service.apply(plan, &mut manager.world);
     if let Some(goal) = goal {
-        tracing::info!(service = name, "files changed");
+        tracing::info!(service = name, note = changed, "files changed");
         manager.world.jobs.begin(
             JobKind::Restart,
             name,
@@ -64,6 +80,17 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
         );
     }
     watch_files(manager);
+}
+
+/// Looks at the files of a service again after a while.
+fn look_again(manager: &Manager, name: &str, after: Duration) {
+    let reports = manager.world.reports.clone();
+    let changed = Changed::Files(name.to_owned());
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(after).await;
+        // Sending fails only when the manager has ended.
+        let _ = reports.send(Event::Changed(changed));
+    });
 }
 
 /// Returns the new configuration of a service if it can be applied to this service alone, otherwise

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::config::{self, CertificateFault, Config, Faults, ServiceConfig};
+use crate::fingerprint::Effort;
 use crate::manager::process::deployment::Material;
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::patience::{self, Unanswered};
@@ -156,21 +157,24 @@ impl Reading {
             }
             Reading::Services(_) | Reading::Certificates(_) => (None, Faults::default()),
         };
+        let effort = Effort::begin();
+        let with_files = |spec| ServiceFiles::read(spec, effort);
         let configured = config.as_ref().map(|config| &config.services);
         let services = match self {
             Reading::Configuration(_) | Reading::Partial(_) => {
                 let specs = configured.into_iter().flat_map(|specs| specs.values());
-                specs.cloned().map(ServiceFiles::read).collect()
+                specs.cloned().map(with_files).collect()
             }
             Reading::One(_, spec) => {
                 let new = configured.and_then(|specs| specs.get(&spec.name));
                 let new = new.filter(|new| **new != spec).cloned();
                 let specs = new.into_iter().chain([spec]);
-                specs.map(ServiceFiles::read).collect()
+                specs.map(with_files).collect()
             }
             Reading::Services(specs) => {
                 let specs = specs.into_iter();
-                specs.map(ServiceFiles::read_material).collect()
+                let material = |spec| ServiceFiles::read_material(spec, effort);
+                specs.map(material).collect()
             }
             Reading::Certificates(specs) => {
                 let specs = specs.into_iter();
@@ -210,9 +214,9 @@ impl ServiceFiles {
         })
     }
 
-    fn read(spec: Arc<ServiceConfig>) -> ServiceFiles {
-        ServiceFiles::within_time(spec, |spec| ServiceFiles {
-            material: Some(Material::take(&spec)),
+    fn read(spec: Arc<ServiceConfig>, effort: Effort) -> ServiceFiles {
+        ServiceFiles::within_time(spec, move |spec| ServiceFiles {
+            material: Some(Material::take(&spec, effort)),
             ..ServiceFiles::certificate(spec)
         })
     }
@@ -221,13 +225,13 @@ impl ServiceFiles {
         ServiceFiles::within_time(spec, ServiceFiles::certificate)
     }
 
-    fn read_material(spec: Arc<ServiceConfig>) -> ServiceFiles {
-        ServiceFiles::within_time(spec, ServiceFiles::material)
+    fn read_material(spec: Arc<ServiceConfig>, effort: Effort) -> ServiceFiles {
+        ServiceFiles::within_time(spec, move |spec| ServiceFiles::material(spec, effort))
     }
 
-    fn material(spec: Arc<ServiceConfig>) -> ServiceFiles {
+    fn material(spec: Arc<ServiceConfig>, effort: Effort) -> ServiceFiles {
         ServiceFiles {
-            material: Some(Material::take(&spec)),
+            material: Some(Material::take(&spec, effort)),
             certificates: ServiceCertificates::default(),
             fault: None,
             spec,

@@ -1,6 +1,7 @@
 //! A deployment: what the instances of one generation run, taken from the disk when the generation
 //! was made.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::executable::OpenExecutable;
 use crate::config::{EnvironmentFile, ProcessConfig, ServiceConfig};
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Effort, Fingerprint, Parts};
 
 /// What the instances of one generation run.
 #[derive(Debug)]
@@ -24,8 +25,13 @@ pub struct Deployment {
     pub executable: OpenExecutable,
     /// The variables that `environment_file` sets.
     pub environment_file: BTreeMap<String, String>,
-    /// The digest of the fingerprint.
-    content: u64,
+    /// The folder in which instances start, with all symlinks resolved. `None`: the folder of the
+    /// executable.
+    pub folder: Option<PathBuf>,
+    /// The fingerprint in its first form.
+    first_form: u64,
+    /// The parts of the fingerprint. Unset: an earlier smoothserve has made this deployment.
+    parts: OnceCell<Parts>,
 }
 
 /// The state of a deployment that is saved for the next manager. systemd stores the descriptor of
@@ -39,7 +45,12 @@ pub struct SavedDeployment {
     #[serde(default)]
     known_as: Option<PathBuf>,
     environment_file: BTreeMap<String, String>,
+    /// The fingerprint in its first form, for an earlier smoothserve.
     content: u64,
+    #[serde(default)]
+    folder: Option<PathBuf>,
+    #[serde(default)]
+    parts: Option<Parts>,
 }
 
 /// What is on disk for a deployment of a service at one moment.
@@ -53,10 +64,10 @@ pub struct Material {
 
 impl Material {
     /// Takes what is on disk now. This reads files, so it may take any time.
-    pub fn take(spec: &ServiceConfig) -> Material {
+    pub fn take(spec: &ServiceConfig, effort: Effort) -> Material {
         // The fingerprint is taken first: if the files change in between, the next comparison with
         // the disk finds a difference.
-        let fingerprint = Fingerprint::take(spec);
+        let fingerprint = Fingerprint::take(spec, effort);
         Material {
             fingerprint,
             executable: OpenExecutable::open(&spec.process.executable, spec.process.named_user()),
@@ -78,7 +89,9 @@ impl Deployment {
             process: process.clone(),
             executable: material.executable?,
             environment_file: material.environment_file?,
-            content: material.fingerprint.digest(),
+            folder: material.fingerprint.folder.clone(),
+            first_form: material.fingerprint.first_form().unwrap_or_default(),
+            parts: material.fingerprint.parts.into(),
         })
     }
 
@@ -90,7 +103,9 @@ impl Deployment {
             executable: self.executable.path.clone(),
             known_as: Some(self.executable.known_as.clone()),
             environment_file: self.environment_file.clone(),
-            content: self.content,
+            content: self.first_form,
+            folder: self.folder.clone(),
+            parts: self.parts.get().cloned(),
         }
     }
 
@@ -109,18 +124,53 @@ impl Deployment {
             executable,
             process: saved.process,
             environment_file: saved.environment_file,
-            content: saved.content,
+            folder: saved.folder,
+            first_form: saved.content,
+            parts: saved.parts.map(OnceCell::from).unwrap_or_default(),
         })
     }
 
     /// Returns true if a deployment of `process` with what is on disk now would equal this one.
     pub fn is(&self, process: &ProcessConfig, now: &Fingerprint) -> bool {
-        self.process == *process && self.content == now.digest()
+        self.changes(process, now).is_empty()
+    }
+
+    /// Returns the names of what would be different in a deployment of `process` with what is on
+    /// disk now.
+    pub fn changes(&self, process: &ProcessConfig, now: &Fingerprint) -> Vec<String> {
+        let mut changes = match self.parts.get() {
+            Some(parts) => parts.changes(&now.parts),
+            // What the first form cannot say is taken to be unchanged: an upgrade replaces nothing.
+            None => match now.first_form() {
+                Some(form) if form != self.first_form => vec!["the files".to_owned()],
+                _ => Vec::new(),
+            },
+        };
+        if self.process != *process {
+            changes.push("the service's file".to_owned());
+        }
+        changes
     }
 
     /// Returns true if instances of both deployments run the same content.
     pub fn same_content(&self, other: &Deployment) -> bool {
-        self.process == other.process && self.content == other.content
+        let is_same = match (self.parts.get(), other.parts.get()) {
+            (Some(one), Some(other)) => one.changes(other).is_empty(),
+            _ => self.first_form == other.first_form,
+        };
+        is_same && self.process == other.process
+    }
+
+    /// Returns true if an earlier smoothserve has made this deployment, and has not compared all
+    /// that is compared now.
+    pub fn is_of_first_form(&self) -> bool {
+        self.parts.get().is_none()
+    }
+
+    /// Takes these parts for what a deployment of the first form consists of.
+    pub fn adopt(&self, parts: &Parts) {
+        // A deployment that has parts keeps them.
+        let _ = self.parts.set(parts.clone());
     }
 }
 
@@ -133,5 +183,65 @@ fn read_environment_file(process: &ProcessConfig) -> io::Result<BTreeMap<String,
         Ok(None) => Ok(BTreeMap::new()),
         Ok(Some(text)) => Ok(EnvironmentFile::parse(&text).variables),
         Err(fault) => Err(shown(fault.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_deployment_of_an_earlier_version_equals_what_it_was_made_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir_all(path("conf/services")).unwrap();
+        fs::create_dir_all(path("view")).unwrap();
+        for name in ["app", "view/page", "server.js"] {
+            fs::write(path(name), name).unwrap();
+        }
+        fs::set_permissions(path("app"), PermissionsExt::from_mode(0o755)).unwrap();
+        let file = "name: x\nport: 80\nexecutable_path: ../../app\nargs: [server.js]\n\
+                    watch_files: [view]\n";
+        fs::write(path("conf/services/x.yaml"), file).unwrap();
+        let config = crate::config::load(&path("conf")).unwrap();
+        let spec = config.services["x"].clone();
+        let take = || Material::take(&spec, Effort::begin());
+        let deployment = Deployment::new(&spec.process, 1, take()).unwrap();
+
+        let mut saved = serde_json::to_value(deployment.save()).unwrap();
+        let fields = saved.as_object_mut().unwrap();
+        for new in ["parts", "folder"] {
+            fields.remove(new).unwrap();
+        }
+        let restore = || {
+            let saved = serde_json::from_value(saved.clone()).unwrap();
+            Deployment::restore(saved, None).unwrap()
+        };
+        let is = |deployment: &Deployment| deployment.is(&spec.process, &take().fingerprint);
+        let old = restore();
+        assert!(old.is_of_first_form() && is(&old));
+        assert!(old.same_content(&deployment));
+        // What earlier versions have not compared is no difference, before it is adopted.
+        fs::write(path("server.js"), "new").unwrap();
+        assert!(is(&old));
+        old.adopt(&take().fingerprint.parts);
+        assert!(is(&old) && !old.is_of_first_form());
+        fs::write(path("server.js"), "newer").unwrap();
+        assert!(!is(&old));
+        let changes = old.changes(&spec.process, &take().fingerprint);
+        assert_eq!(
+            changes,
+            [format!(
+                "{} (args)",
+                path("conf/services/../../server.js").display()
+            )]
+        );
+        // What they have compared still is.
+        let old = restore();
+        fs::write(path("view/page"), "new").unwrap();
+        assert!(!is(&old));
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::identity::UserIdentity;
-use crate::launch::{DEFAULT_PATH, inherited_environment};
+use crate::config::DEFAULT_PATH;
+use crate::launch::inherited_environment;
 
 /// Returns the environment that an instance starts from: the manager's own environment if the
 /// instance runs as the same user, otherwise only what a login of the instance's user would set.

@@ -19,7 +19,7 @@ use super::output::{Output, Tail};
 use super::passing::send_first;
 use super::process::{Process, ProcessKeeper};
 use crate::config::ScopeLimits;
-use crate::launch::Order;
+use crate::launch::{BUSY, Order};
 use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::{Units, service_slice};
@@ -141,13 +141,15 @@ impl Launcher {
         })
     }
 
-    /// Lets the launcher become the instance, which inherits `socket`. Returns when the process has
+    /// Lets the launcher become the instance, which inherits `socket`. Calls `busy` if the launcher
+    /// has to wait until nobody has the executable open for writing. Returns when the process has
     /// ended, with a text that says how.
     pub async fn go(
         mut self,
         mut order: Order,
         executable: BorrowedFd<'_>,
         socket: Option<TcpListener>,
+        busy: impl Fn(),
     ) -> String {
         match &self.parent {
             Parent::Keeper(keeper, _) => order.die_with = Some(keeper.pid),
@@ -158,7 +160,7 @@ impl Launcher {
         }
         // A launcher that was killed in between reports nothing; how it ended says enough.
         let refusal = self
-            .hand_over(&order, executable, socket)
+            .hand_over(&order, executable, socket, busy)
             .await
             .unwrap_or_default();
         let status = match &mut self.parent {
@@ -184,6 +186,7 @@ impl Launcher {
         order: &Order,
         executable: BorrowedFd<'_>,
         socket: Option<TcpListener>,
+        busy: impl Fn(),
     ) -> io::Result<String> {
         let mut descriptors = vec![executable];
         descriptors.extend(socket.iter().map(|socket| socket.as_fd()));
@@ -201,10 +204,13 @@ impl Launcher {
         self.socket.write_all(&serde_json::to_vec(order)?).await?;
         self.socket.shutdown().await?;
         let mut report = Vec::new();
-        (&mut self.socket)
-            .take(LONGEST_REPORT)
-            .read_to_end(&mut report)
-            .await?;
+        let mut socket = (&mut self.socket).take(LONGEST_REPORT);
+        while socket.read_buf(&mut report).await? > 0 {
+            if report.first() == Some(&BUSY) {
+                report.remove(0);
+                busy();
+            }
+        }
         Ok(String::from_utf8_lossy(&report).into_owned())
     }
 }

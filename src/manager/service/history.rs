@@ -15,6 +15,9 @@ pub(super) struct History {
     pub(super) last_generation: u64,
     /// The newest version that was ever deployed.
     pub(super) last_version: u64,
+    /// The newest generation that was given up because its executable was still being written.
+    #[serde(default)]
+    pub(super) untried: Option<u64>,
     /// How many ready instances have ended without being told to stop.
     pub(super) crashes: u32,
     /// The requests of instances that have ended.

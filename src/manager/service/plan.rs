@@ -2,23 +2,43 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::service::{Service, desired};
 use crate::config::ServiceConfig;
 use crate::events;
+use crate::fingerprint::{Parts, are_of_arguments};
 use crate::manager::jobs::Goal;
 use crate::manager::process::deployment::{Deployment, Material};
 use crate::manager::rollout::{RolloutEvent, RolloutTarget};
 use crate::manager::world::World;
+
+/// The least time between two automatic restarts for which only files of arguments have changed.
+const BETWEEN_ARGUMENTS: Duration = Duration::from_secs(60);
 
 /// What a change on disk, or a command, means for a service.
 pub struct Plan {
     spec: Arc<ServiceConfig>,
     deployment: Option<Deployment>,
     running: bool,
+    /// The names of what is different from what should run until now.
+    changes: Vec<String>,
+    /// Generations that an earlier smoothserve has made, and what they consist of.
+    adopted: Option<(Vec<u64>, Parts)>,
+    /// What people should know about the files.
+    remarks: Vec<String>,
 }
 
 impl Plan {
+    /// Returns the names of what is different from what should run until now, such as
+    /// `the executable`, if new instances have to run it.
+    pub fn changes(&self) -> &[String] {
+        match self.deployment {
+            Some(_) => &self.changes,
+            None => &[],
+        }
+    }
+
     /// Returns the configuration that the plan is for.
     pub fn spec(&self) -> &Arc<ServiceConfig> {
         &self.spec
@@ -58,6 +78,12 @@ impl Service {
             }
             _ => was_running,
         };
+        let changes = match self.deployments.get(&self.core.target().generation) {
+            Some(deployment) => deployment.changes(&spec.process, &material.fingerprint),
+            None => Vec::new(),
+        };
+        let remarks = material.fingerprint.remarks.clone();
+        let adopted = self.adopted(spec, &material);
         let deployment = if running && self.needs_deployment(spec, &material, reason, was_running) {
             Some(self.deployment(spec, material)?)
         } else {
@@ -67,7 +93,20 @@ impl Service {
             spec: spec.clone(),
             deployment,
             running,
+            changes,
+            adopted,
+            remarks,
         })
+    }
+
+    /// Finds the deployments of an earlier smoothserve, which has compared less than this one, that
+    /// equal what is on disk now.
+    fn adopted(&self, spec: &Arc<ServiceConfig>, material: &Material) -> Option<(Vec<u64>, Parts)> {
+        let equal = self.deployments.iter().filter(|(_, deployment)| {
+            deployment.is_of_first_form() && deployment.is(&spec.process, &material.fingerprint)
+        });
+        let equal: Vec<u64> = equal.map(|(&generation, _)| generation).collect();
+        (!equal.is_empty()).then(|| (equal, material.fingerprint.parts.clone()))
     }
 
     fn needs_deployment(
@@ -85,8 +124,11 @@ impl Service {
                 .get(&generation)
                 .is_none_or(|deployment| !deployment.is(&spec.process, &material.fingerprint))
         };
-        let already_tried =
-            reason == PlanReason::FilesChanged && !differs(self.core.desired().target.generation);
+        // What could not be executed, because it was still being written, was not tried.
+        let desired = self.core.desired().target.generation;
+        let already_tried = reason == PlanReason::FilesChanged
+            && !differs(desired)
+            && self.history.untried != Some(desired);
         differs(self.core.target().generation) && !already_tried
     }
 
@@ -111,15 +153,25 @@ impl Service {
 
     /// Applies a plan. Returns the goal that a job has to wait for, if anything changes.
     pub fn apply(&mut self, plan: Plan, world: &mut World) -> Option<Goal> {
+        let of_arguments = are_of_arguments(plan.changes());
         let count_before = self.core.desired().count;
         let was_running = self.core.desired().running;
         self.spec = plan.spec;
         self.removed = false;
+        self.note(plan.remarks);
+        for generation in plan.adopted.iter().flat_map(|(equal, _)| equal) {
+            if let (Some(deployment), Some((_, parts))) =
+                (self.deployments.get(generation), &plan.adopted)
+            {
+                deployment.adopt(parts);
+            }
+        }
         let mut target = self.core.desired().target;
         let changed = plan.deployment.is_some()
             || plan.running != was_running
             || count_before != u32::from(self.spec.instance_count);
         if let Some(deployment) = plan.deployment {
+            self.arguments_changed = of_arguments.then(Instant::now);
             self.history.last_generation += 1;
             self.history.last_version = self.history.last_version.max(deployment.version);
             target = RolloutTarget {
@@ -148,6 +200,26 @@ impl Service {
             return None;
         }
         Some(self.goal())
+    }
+
+    /// Returns how long to wait before the instances are replaced again because of nothing but
+    /// files that arguments name. Those that the service itself writes would replace them for ever.
+    pub fn pause_of_arguments(&self, now: Instant) -> Option<Duration> {
+        let until = self.arguments_changed? + BETWEEN_ARGUMENTS;
+        let left = until.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Takes in what people should know about the files of the service, and logs what is new.
+    fn note(&mut self, remarks: Vec<String>) {
+        for note in remarks.iter().filter(|note| !self.remarks.contains(note)) {
+            tracing::warn!(
+                service = self.spec.name,
+                note,
+                "remark about the files of the service"
+            );
+        }
+        self.remarks = remarks;
     }
 
     /// Warns that limits of the service's file have no effect without systemd, because they need a

@@ -95,6 +95,8 @@ impl Service {
             instances,
             removed: saved.removed,
             history: saved.history,
+            remarks: Vec::new(),
+            arguments_changed: None,
             moved: true,
         })
     }

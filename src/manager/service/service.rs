@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::diagnosis;
 use super::history::{History, SavedFailure};
@@ -22,6 +22,9 @@ use crate::manager::worker::ExpectedReport;
 use crate::manager::world::World;
 use crate::status::{FailureReport, Moment};
 
+/// How long an instance whose slot is empty meanwhile waits if its executable is open for writing.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A configured service, or a removed service whose instances are not all gone yet.
 pub struct Service {
     /// The file of the service, as it was last applied.
@@ -36,6 +39,10 @@ pub struct Service {
     pub(super) removed: bool,
     /// The history of the service.
     pub(super) history: History,
+    /// What people should know about the files of the service.
+    pub(super) remarks: Vec<String>,
+    /// When the instances were last replaced because of nothing but files that arguments name.
+    pub(super) arguments_changed: Option<Instant>,
     /// Whether the progress of the service may have changed since [`Service::take_moved`] was last
     /// called.
     pub(super) moved: bool,
@@ -55,6 +62,8 @@ impl Service {
             instances: BTreeMap::new(),
             removed: false,
             history: History::default(),
+            remarks: Vec::new(),
+            arguments_changed: None,
             moved: false,
         }
     }
@@ -149,8 +158,15 @@ impl Service {
         };
         match news {
             News::Identified(identity) => {
-                let stop_timeout = self.spec.times.stop_timeout;
-                instance.identified(id, &self.spec.name, identity, stop_timeout, world);
+                // Start-first, nobody misses an instance that waits, and `start_timeout` ends the
+                // wait.
+                let is_in_place = self.spec.rollout == Rollout::InPlace;
+                let is_missed = is_in_place && self.core.good().is_some();
+                let times = (
+                    self.spec.times.stop_timeout,
+                    is_missed.then_some(BUSY_PATIENCE),
+                );
+                instance.identified(id, &self.spec.name, identity, times, world);
                 self.moved = true;
             }
             News::Launched(process, permit) => {
@@ -182,6 +198,15 @@ impl Service {
                 }
             }
             News::Probed(Err(fault)) => instance.last_probe = Some(fault),
+            News::Busy => {
+                tracing::warn!(
+                    service = self.spec.name,
+                    instance = instance.label,
+                    "waiting until the executable is not written any more"
+                );
+                instance.waits_for_executable = true;
+                self.moved = true;
+            }
             News::Idle => self.step(RolloutEvent::Idle(id), world),
             News::Health(fault) if fault == instance.fault => {}
             News::Health(fault) => {
@@ -349,6 +374,9 @@ impl Service {
         };
         if failure == InstanceFailure::Crashed {
             self.history.crashes += 1;
+        }
+        if instance.waits_for_executable {
+            self.history.untried = Some(generation);
         }
         let diagnosis = Diagnosis {
             service: self.spec.name.clone(),

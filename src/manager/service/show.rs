@@ -39,6 +39,9 @@ impl Service {
                 (LifeState::Starting { ready: true, .. }, _) => {
                     "ready, waiting for delay_running_time".to_owned()
                 }
+                (LifeState::Starting { .. }, _) if instance.waits_for_executable => {
+                    "starting, waits until its executable is not written any more".to_owned()
+                }
                 (LifeState::Starting { .. }, Some(fault)) => {
                     format!("starting, not ready yet: {fault}")
                 }
@@ -96,6 +99,7 @@ impl Service {
             requests: self.history.past_requests + requests,
             last_error: self.history.last_error.as_ref().map(SavedFailure::status),
             certificate_expires: certificate_expires.map(Moment),
+            remarks: self.remarks.clone(),
         }
     }
 

@@ -1,0 +1,43 @@
+//! The effort that taking fingerprints may cost.
+
+use std::time::{Duration, Instant};
+
+/// How long the contents of files are read. What is left then is compared by its status alone.
+const CONTENTS: Duration = Duration::from_secs(2);
+
+/// How long folders are gone through.
+const WALKS: Duration = Duration::from_secs(8);
+
+/// The time that all fingerprints of one look at the disk may take together. A command that needs
+/// files is answered within 20 s.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    contents_until: Instant,
+    pub(super) walks_until: Instant,
+}
+
+impl Effort {
+    /// Begins a look at the disk.
+    pub fn begin() -> Effort {
+        let now = Instant::now();
+        Effort {
+            contents_until: now + CONTENTS,
+            walks_until: now + WALKS,
+        }
+    }
+
+    /// Returns an effort of which nothing is left.
+    #[cfg(test)]
+    pub(super) fn over() -> Effort {
+        let now = Instant::now();
+        Effort {
+            contents_until: now,
+            walks_until: now,
+        }
+    }
+
+    /// Returns true while contents may be read.
+    pub(super) fn reads_contents(&self) -> bool {
+        Instant::now() < self.contents_until
+    }
+}
