@@ -21,9 +21,9 @@
 //! A file is another one if its device, inode, size or time of modification is another one. If only
 //! the time of the last *status* change is, somebody may have written other bytes and set the time
 //! of modification back, as `tar` and `cp -p` do. Or somebody has changed the mode, made a hard
-//! link or a backup, which is nothing that a service would see. The contents tell, if they are
-//! small and could be read in time, or else the mode, owner and number of links: if these have
-//! changed, they explain the status time (`mark`).
+//! link or a backup, which is nothing that a service would see. The contents tell, if they are not
+//! too large and could be read in time, or else the mode, owner and number of links: if these have
+//! changed, they explain the status time (`mark`, `contents`).
 //!
 //! Everything is bounded, in number, bytes and time (`effort`, `watched`). A folder that could not
 //! be gone through in time is not compared, and a remark says so.
@@ -34,6 +34,7 @@
 //! no instances because the form is a new one.
 
 mod arguments;
+mod contents;
 mod effort;
 mod entry;
 mod interpreters;

@@ -36,6 +36,15 @@ impl Effort {
         }
     }
 
+    /// Returns the effort of a look that reads no contents.
+    pub(super) fn without_contents() -> Effort {
+        let now = Instant::now();
+        Effort {
+            contents_until: now,
+            ..Effort::begin()
+        }
+    }
+
     /// Returns true while contents may be read.
     pub(super) fn reads_contents(&self) -> bool {
         Instant::now() < self.contents_until

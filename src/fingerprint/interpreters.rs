@@ -27,7 +27,7 @@ pub(super) fn marks_of_interpreters(
 
 /// Returns the paths of all interpreters of a service's executable. This reads files.
 pub(crate) fn interpreters_of(process: &ProcessConfig) -> Vec<PathBuf> {
-    let effort = Effort::begin();
+    let effort = Effort::without_contents();
     let purpose = Purpose::Program(process.named_user());
     let Ok(executable) = Look::at(&process.executable, purpose, effort) else {
         return Vec::new();

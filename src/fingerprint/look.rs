@@ -1,4 +1,4 @@
-//! A look at one file: what it is, and the contents if they are small.
+//! A look at one file: what it is, the digest of its contents, and what runs it.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -6,13 +6,14 @@ use std::path::PathBuf;
 
 use rustix::fs::{FileType, Stat};
 
+use super::contents::digest_of;
 use super::effort::Effort;
 use super::entry::Entry;
-use super::mark::{Mark, digest_of_bytes};
+use super::mark::Mark;
 use crate::trust::{self, FileFault, FoundFile, Purpose};
 
 /// The largest file whose contents are read.
-const LARGEST: u64 = 1 << 20;
+const LARGEST: u64 = 64 << 20;
 
 /// The most bytes of the line with which a script begins; the kernel reads no more either.
 const LONGEST_FIRST_LINE: u64 = 256;
@@ -26,7 +27,7 @@ pub(super) struct Look {
     pub(super) unfollowed: PathBuf,
     /// The status of the file.
     pub(super) stat: Stat,
-    /// The digest of the contents, if they are small and were read.
+    /// The digest of the contents, if they could be read.
     pub(super) contents: Option<u64>,
     /// What runs the file, if it is a script.
     pub(super) interpreter: Option<Interpreter>,
@@ -52,21 +53,10 @@ impl Look {
     }
 
     fn new(found: FoundFile, effort: Effort) -> Look {
-        let is_small = (0..=LARGEST as i64).contains(&found.stat.st_size);
-        let contents = match is_small && effort.reads_contents() {
-            true => found.content(LARGEST).ok(),
-            false => None,
-        };
-        let interpreter = match &contents {
-            Some(bytes) => Interpreter::of(bytes),
-            None => found
-                .beginning(LONGEST_FIRST_LINE)
-                .ok()
-                .and_then(|bytes| Interpreter::of(&bytes)),
-        };
+        let beginning = found.beginning(LONGEST_FIRST_LINE).ok();
         Look {
-            contents: contents.map(|bytes| digest_of_bytes(&bytes)),
-            interpreter,
+            contents: digest_of(&found, LARGEST, effort),
+            interpreter: beginning.and_then(|bytes| Interpreter::of(&bytes)),
             path: found.path,
             unfollowed: found.unfollowed,
             stat: found.stat,
@@ -94,7 +84,7 @@ impl Interpreter {
         let line = rest.split(|&byte| byte == b'\n').next()?;
         let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
         let line = line.trim_ascii();
-        let end = line.iter().position(|byte| is_blank(byte));
+        let end = line.iter().position(is_blank);
         let (program, argument) = line.split_at(end.unwrap_or(line.len()));
         if program.is_empty() || program.contains(&0) {
             return None;

@@ -26,7 +26,7 @@ pub(super) struct Mark {
     pub(super) changed: u64,
     /// The digest of what explains another status time: mode, owner, group and number of links.
     pub(super) attributes: Option<u64>,
-    /// The digest of the contents, if they are small and were read.
+    /// The digest of the contents, if they could be read.
     pub(super) contents: Option<u64>,
 }
 
@@ -43,7 +43,7 @@ impl Mark {
 
     /// Makes the mark of one file.
     pub(super) fn of(identity: impl Hash, stat: &Stat, contents: Option<u64>) -> Mark {
-        let attributes = (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_nlink as u64);
+        let attributes = (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_nlink);
         Mark {
             identity: digest(identity),
             changed: digest((stat.st_ctime, stat.st_ctime_nsec.cast_signed())),

@@ -46,8 +46,9 @@ pub enum News {
     Admitted(Result<(), String>),
     /// A worker has probed the instance. An error describes why the probe failed.
     Probed(Result<(), String>),
-    /// The launcher waits until the executable of the instance is not open for writing any more.
-    Busy,
+    /// The launcher begins (true) to wait until nobody has the executable of the instance open for
+    /// writing, or has executed it after such a wait (false).
+    Busy(bool),
     /// The workers have no connection to the instance any more.
     Idle,
     /// A worker's health check has a new result: why the instance is unhealthy, or `None` if it is

@@ -381,7 +381,6 @@ impl Instance {
     /// Takes in that the instance is ready.
     pub fn accepted(&mut self) {
         self.last_probe = None;
-        self.waits_for_executable = false;
     }
 
     /// Describes a failure and its cause. The output of the instance is not part of the text.

@@ -104,9 +104,9 @@ impl FoundFile {
         Ok(read_from(self.open()?, most)?)
     }
 
-    /// Opens the file for reading. The descriptor is opened, not the path: what was looked at is
-    /// what is read.
-    fn open(&self) -> Result<File, FileFault> {
+    /// Opens the file for reading with the rights of this thread. The descriptor is opened, not the
+    /// path: what was looked at is what is read.
+    pub fn open(&self) -> Result<File, FileFault> {
         self.need_regular()?;
         if rustix::fs::fstatfs(&self.file)
             .map_err(io::Error::from)?

@@ -100,6 +100,38 @@ fn a_killed_manager_is_followed_by_another() {
 }
 
 #[test]
+fn an_upgrade_from_a_version_that_compares_less_keeps_the_instances() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let (instances, manager) = (scene.shop().pids(), scene.manager());
+        // Earlier versions have saved one digest for all files, and no folder.
+        machine.write(
+            "/root/earlier.py",
+            "import json\n\
+             file = '/run/smoothserve/state.json'\n\
+             state = json.load(open(file))\n\
+             for service in state['services'].values():\n\
+             \x20   for deployment in service['deployments'].values():\n\
+             \x20       del deployment['parts'], deployment['folder']\n\
+             json.dump(state, open(file, 'w'))\n",
+        );
+        machine.run(&format!(
+            "kill -STOP {manager}; python3 /root/earlier.py && ! grep -q '\"parts\":{{' /run/smoothserve/state.json; kill -9 {manager}"
+        ));
+        scene.another_manager(manager);
+        machine.run("systemctl reload smoothserve");
+        assert_eq!(scene.shop().pids(), instances);
+        // From here on, the manager compares all that it can.
+        machine.run("grep -q '\"parts\":{' /run/smoothserve/state.json");
+        scene.deploy(&Build::good("2"));
+        machine.run("systemctl reload smoothserve");
+        let report = nothing_is_lost(load).await;
+        assert_eq!(report.last_version(), Some("2"));
+    });
+}
+
+#[test]
 fn a_manager_that_cannot_read_the_state_of_the_last_one_begins_anew_and_loses_nothing() {
     machine::test(async |machine| {
         let scene = Scene::start(machine, "");

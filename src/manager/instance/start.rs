@@ -186,7 +186,7 @@ pub(super) async fn run(
             match permitted.await {
                 Ok(()) => {
                     let executable = deployment.executable.descriptor();
-                    let busy = || report(News::Busy);
+                    let busy = |waits| report(News::Busy(waits));
                     launcher.go(order, executable, socket, busy).await
                 }
                 Err(_) => "was not let go".to_owned(),

@@ -141,15 +141,16 @@ impl Launcher {
         })
     }
 
-    /// Lets the launcher become the instance, which inherits `socket`. Calls `busy` if the launcher
-    /// has to wait until nobody has the executable open for writing. Returns when the process has
-    /// ended, with a text that says how.
+    /// Lets the launcher become the instance, which inherits `socket`. Calls `busy` with
+    /// true if the launcher has to wait until nobody has the executable open for writing, and with
+    /// false once it has executed it then. Returns when the process has ended, with a text that
+    /// says how.
     pub async fn go(
         mut self,
         mut order: Order,
         executable: BorrowedFd<'_>,
         socket: Option<TcpListener>,
-        busy: impl Fn(),
+        busy: impl Fn(bool),
     ) -> String {
         match &self.parent {
             Parent::Keeper(keeper, _) => order.die_with = Some(keeper.pid),
@@ -186,7 +187,7 @@ impl Launcher {
         order: &Order,
         executable: BorrowedFd<'_>,
         socket: Option<TcpListener>,
-        busy: impl Fn(),
+        busy: impl Fn(bool),
     ) -> io::Result<String> {
         let mut descriptors = vec![executable];
         descriptors.extend(socket.iter().map(|socket| socket.as_fd()));
@@ -205,11 +206,16 @@ impl Launcher {
         self.socket.shutdown().await?;
         let mut report = Vec::new();
         let mut socket = (&mut self.socket).take(LONGEST_REPORT);
+        let mut waited = false;
         while socket.read_buf(&mut report).await? > 0 {
             if report.first() == Some(&BUSY) {
                 report.remove(0);
-                busy();
+                waited = true;
+                busy(true);
             }
+        }
+        if waited && report.is_empty() {
+            busy(false);
         }
         Ok(String::from_utf8_lossy(&report).into_owned())
     }

@@ -198,13 +198,15 @@ impl Service {
                 }
             }
             News::Probed(Err(fault)) => instance.last_probe = Some(fault),
-            News::Busy => {
-                tracing::warn!(
-                    service = self.spec.name,
-                    instance = instance.label,
-                    "waiting until the executable is not written any more"
-                );
-                instance.waits_for_executable = true;
+            News::Busy(waits) => {
+                if waits {
+                    tracing::warn!(
+                        service = self.spec.name,
+                        instance = instance.label,
+                        "waiting until the executable is not written any more"
+                    );
+                }
+                instance.waits_for_executable = waits;
                 self.moved = true;
             }
             News::Idle => self.step(RolloutEvent::Idle(id), world),

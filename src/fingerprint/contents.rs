@@ -1,0 +1,104 @@
+//! The digests of the contents of files.
+//!
+//! # Theory of operation
+//! Whoever takes a fingerprint wants the contents only to compare them if nothing but the time of a
+//! file's status is another one. So a digest that was computed once is remembered for as long as
+//! the file has the same status, and a look at files that nobody has touched reads none of them.
+//! The clock that stamps files is a coarse one: the digest of a file that has just been changed is
+//! not remembered, because the next change may get the same stamp.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use rustix::fs::Stat;
+
+use super::effort::Effort;
+use crate::trust::FoundFile;
+
+/// How old the last change of a file must be before its digest is remembered.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// The most digests that are remembered.
+const MOST_REMEMBERED: usize = 16_384;
+
+/// How many bytes are read at a time.
+const CHUNK: usize = 64 << 10;
+
+/// The digests that are remembered, by device and inode.
+static REMEMBERED: Mutex<Option<HashMap<(u64, u64), Remembered>>> = Mutex::new(None);
+
+/// The digest of a file, and the status that the file had.
+struct Remembered {
+    status: Status,
+    digest: u64,
+}
+
+/// Size, time of modification and status time.
+type Status = (i64, (i64, i64), (i64, i64));
+
+/// Returns the digest of a regular file's contents. `None`: the file is larger than `largest`, or
+/// cannot be read, or not in time.
+pub(super) fn digest_of(found: &FoundFile, largest: u64, effort: Effort) -> Option<u64> {
+    found.need_regular().ok()?;
+    let stat = &found.stat;
+    if stat.st_size.cast_unsigned() > largest {
+        return None;
+    }
+    let (file, status) = ((stat.st_dev, stat.st_ino), status_of(stat));
+    if let Some(digest) = remembered(file, status) {
+        return Some(digest);
+    }
+    let digest = read(found.open().ok()?, largest, effort)?;
+    let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(stat.st_ctime.try_into().ok()?);
+    if changed.elapsed().is_ok_and(|age| age >= SETTLED) {
+        remember(file, Remembered { status, digest });
+    }
+    Some(digest)
+}
+
+fn status_of(stat: &Stat) -> Status {
+    (
+        stat.st_size,
+        (stat.st_mtime, stat.st_mtime_nsec.cast_signed()),
+        (stat.st_ctime, stat.st_ctime_nsec.cast_signed()),
+    )
+}
+
+fn remembered(file: (u64, u64), status: Status) -> Option<u64> {
+    let known = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.as_ref()?.get(&file)?;
+    (known.status == status).then_some(known.digest)
+}
+
+fn remember(file: (u64, u64), seen: Remembered) {
+    let mut known = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    if known.len() >= MOST_REMEMBERED {
+        known.clear();
+    }
+    known.insert(file, seen);
+}
+
+fn read(mut file: File, largest: u64, effort: Effort) -> Option<u64> {
+    let mut context = Context::new(&SHA256);
+    let mut chunk = vec![0; CHUNK];
+    let mut length = 0;
+    while effort.reads_contents() {
+        let count = file.read(&mut chunk).ok()?;
+        length += count as u64;
+        if length > largest {
+            return None;
+        }
+        if count == 0 {
+            let digest = context.finish();
+            let first = digest.as_ref().first_chunk()?;
+            return Some(u64::from_be_bytes(*first));
+        }
+        context.update(&chunk[..count]);
+    }
+    None
+}
