@@ -115,6 +115,9 @@ pub enum Role {
     /// The keeper of an instance where there is no systemd, started by `run`
     #[command(hide = true)]
     Keeper,
+    /// Keeps ports open while smoothserve is stopped, started by `run`
+    #[command(hide = true)]
+    Hold,
     /// Make socket units of the configured ports, started by systemd under the name
     /// smoothserve-generator
     #[command(hide = true)]

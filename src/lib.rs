@@ -12,6 +12,7 @@
 //!   own program.
 //! * the **keeper** ([`keeper`]) ends, where there is no systemd, what an instance has left.
 //! * the **generator** ([`generator`]) tells systemd at boot which ports to listen on.
+//! * the **holder** ([`holder`]) keeps ports open while smoothserve is stopped.
 //!
 //! The manager and the worker meet in [`ipc`] and nowhere else.
 
@@ -25,6 +26,7 @@ pub mod ctl;
 pub mod events;
 pub mod fingerprint;
 pub mod generator;
+pub mod holder;
 pub mod ipc;
 pub mod keeper;
 pub mod launch;

@@ -2,6 +2,7 @@
 //! starts, services in other languages.
 
 use std::fs;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use smoothserve_kit::{
     App, Build, Home, PATIENCE, Service, Smoothserve, Start, client, free_port, local, processes,
     programs, write,
 };
+use tokio::net::TcpStream;
 
 /// A smoothserve with one service `shop`.
 struct Scene {
@@ -654,4 +656,50 @@ async fn a_disabled_service_can_be_started_by_hand() {
     server.running("twin").await;
     assert_eq!(get().await.unwrap().text(), "hello\n");
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_for_fewer_or_more_addresses_loses_nothing_of_those_that_stay() {
+    let scene = Scene::new("").await;
+    let load = Load::start(Options {
+        connections: 8,
+        pause: Duration::from_millis(4),
+        mix: Mix {
+            fresh: 4,
+            ..Mix::small()
+        },
+        ..Options::new(local(scene.port))
+    });
+    let elsewhere = SocketAddr::from((Ipv6Addr::LOCALHOST, scene.port));
+    for (lines, is_wide) in [
+        ("listen_address: 127.0.0.1\n", false),
+        ("", true),
+        ("listen_address: 0.0.0.0\n", false),
+        ("listen_address: 127.0.0.1\n", false),
+        ("listen_address: 127.0.0.1\n", false),
+        ("", true),
+    ] {
+        load.go_on(100).await;
+        scene.server.home.write_shop("shop", scene.port, lines);
+        scene.server.ok(&["reload"]).await;
+        load.go_on(100).await;
+        if is_wide {
+            let response = client::get(elsewhere, "shop.example", "/hello").await;
+            assert_eq!(response.unwrap().text(), "hello\n");
+        } else {
+            closed(elsewhere).await;
+        }
+    }
+    scene.end(load).await;
+}
+
+/// Waits until nobody listens on an address.
+async fn closed(address: SocketAddr) {
+    let closes = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let closes = tokio::time::timeout(PATIENCE, closes).await;
+    closes.unwrap_or_else(|_| panic!("{address} is still open"));
 }

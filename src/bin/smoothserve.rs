@@ -10,7 +10,7 @@ use smoothserve::log_level::LogLevel;
 use smoothserve::logging::Logging;
 use smoothserve::printable::printable;
 use smoothserve::systemd::given::Given;
-use smoothserve::{config, events, generator, keeper, launch, manager, proxy};
+use smoothserve::{config, events, generator, holder, keeper, launch, manager, proxy};
 
 /// What the name of each process that smoothserve itself starts begins with, before its role. `ps`
 /// shows the name.
@@ -71,6 +71,7 @@ fn main() -> ExitCode {
         }
         Role::Launch => Box::new(launch::run),
         Role::Keeper => Box::new(keeper::run),
+        Role::Hold => Box::new(holder::run),
         Role::Generate { config, normal, .. } => {
             Box::new(move || generator::run(config.as_deref(), &normal))
         }

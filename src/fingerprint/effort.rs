@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 /// How long the contents of files are read. What is left then is compared by its status alone.
 const CONTENTS: Duration = Duration::from_secs(2);
 
-/// How long folders are gone through.
-const WALKS: Duration = Duration::from_secs(8);
+/// How long folders are gone through: less than the time after which a look counts as one that
+/// hangs.
+const WALKS: Duration = Duration::from_secs(5);
 
 /// The time that all fingerprints of one look at the disk may take together. A command that needs
 /// files is answered within 20 s.

@@ -67,6 +67,10 @@ pub struct WireListener {
     /// PROXY protocol.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// True: each connection belongs to the listener of the table that has the address to which
+    /// the client has connected, and is closed if there is none.
+    #[serde(default)]
+    pub passing: bool,
 }
 
 /// One service, as a table describes it.

@@ -5,6 +5,7 @@ pub mod certificates;
 #[cfg(any(test, feature = "internals"))]
 pub mod check;
 pub mod listeners;
+mod port_socket;
 mod process;
 mod sieve;
 mod workers;

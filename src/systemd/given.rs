@@ -62,6 +62,13 @@ impl Given {
             .collect()
     }
 
+    /// Adds listening TCP sockets of another source to those of systemd.
+    pub fn add(&mut self, name: &str, sockets: Vec<std::net::TcpListener>) {
+        let sockets = sockets.into_iter().map(OwnedFd::from);
+        let sockets = sockets.map(|socket| (name.to_owned(), socket));
+        self.descriptors.extend(sockets);
+    }
+
     /// Lists the names of the descriptors that nobody has taken.
     pub fn left(&self) -> impl Iterator<Item = &str> {
         self.descriptors.iter().map(|(name, _)| name.as_str())

@@ -22,7 +22,10 @@ use crate::config::{Amount, ScopeLimits};
 pub const SLICE: &str = "smoothserve.slice";
 
 /// The unit of the manager. What the manager starts is stopped after it.
-const SERVICE: &str = "smoothserve.service";
+pub const SERVICE: &str = "smoothserve.service";
+
+/// The unit of the control socket. The socket units of the ports start and stop with it.
+pub const SOCKETS: &str = "smoothserve.socket";
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -161,13 +164,11 @@ impl Units {
         limits: &ScopeLimits,
         stop_timeout: Option<Duration>,
     ) -> Result<Scope, UnitError> {
-        let mut properties: Vec<(&str, Variant<'_>)> = vec![
-            ("PIDs", Variant::from(vec![pid])),
+        let mut properties = vec![
             ("Slice", Variant::from(slice)),
             ("Description", Variant::from(description)),
             // At shutdown, systemd stops in the reverse order: first the manager, then the scope.
             ("Before", Variant::from(vec![SERVICE])),
-            ("CollectMode", Variant::from("inactive-or-failed")),
         ];
         properties.extend(resources(limits));
         properties.extend(stop_timeout.map(|timeout| {
@@ -175,6 +176,36 @@ impl Units {
             let timeout = u64::try_from(timeout).unwrap_or(u64::MAX);
             ("TimeoutStopUSec", Variant::from(timeout))
         }));
+        self.make_scope(unit, pid, properties).await
+    }
+
+    /// Puts a process that keeps the sockets of `ports`, which are socket units, into a new scope
+    /// of its own. The scope stops with [`SOCKETS`], and before the units of the ports start. It is
+    /// not ordered before or after smoothserve's own unit, since it would then have to wait until
+    /// that has stopped.
+    pub async fn start_port_scope(
+        &self,
+        unit: &str,
+        pid: u32,
+        ports: &[&str],
+    ) -> Result<Scope, UnitError> {
+        let properties = vec![
+            ("Slice", Variant::from(SLICE)),
+            ("Description", Variant::from("open ports of smoothserve")),
+            ("Before", Variant::from(ports.to_vec())),
+            ("PartOf", Variant::from(vec![SOCKETS])),
+        ];
+        self.make_scope(unit, pid, properties).await
+    }
+
+    async fn make_scope(
+        &self,
+        unit: &str,
+        pid: u32,
+        mut properties: Vec<(&str, Variant<'_>)>,
+    ) -> Result<Scope, UnitError> {
+        properties.push(("PIDs", Variant::from(vec![pid])));
+        properties.push(("CollectMode", Variant::from("inactive-or-failed")));
         let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
         let body = (unit, "fail", properties, auxiliary);
         match self.run_job("StartTransientUnit", &body).await? {
@@ -248,6 +279,26 @@ impl Units {
         }
     }
 
+    /// Asks a unit to start. Fails if another job is in the way, such as a stop.
+    pub async fn start(&self, unit: &str) -> Result<(), UnitError> {
+        let job: Result<OwnedObjectPath, UnitError> = self.ask("StartUnit", &(unit, "fail")).await;
+        job.map(drop)
+    }
+
+    /// Makes a unit that has failed one that has not.
+    pub async fn reset_failed(&self, unit: &str) -> Result<(), UnitError> {
+        gone_is_fine(self.ask("ResetFailedUnit", &(unit,)).await)
+    }
+
+    /// Returns true if a unit is active, and no job is about to change this.
+    pub async fn is_to_stay(&self, unit: &str) -> Result<bool, UnitError> {
+        let path: OwnedObjectPath = self.ask("LoadUnit", &(unit,)).await?;
+        let interface = "org.freedesktop.systemd1.Unit";
+        let state: String = self.property(&path, interface, "ActiveState").await?;
+        let (job, _): (u32, OwnedObjectPath) = self.property(&path, interface, "Job").await?;
+        Ok(state == "active" && job == 0)
+    }
+
     /// Asks a unit to stop, with all that is in it. One that is gone has stopped.
     pub async fn stop(&self, unit: &str) -> Result<(), UnitError> {
         let job: Result<OwnedObjectPath, UnitError> =
@@ -261,6 +312,16 @@ impl Units {
 
     /// Lists the names of the loaded units that match a pattern.
     pub async fn list(&self, pattern: &str) -> Result<BTreeSet<String>, UnitError> {
+        self.list_in(&[], pattern).await
+    }
+
+    /// Lists the names of the units that match a pattern and are in one of these states, such as
+    /// `active` or `failed`.
+    pub async fn list_in(
+        &self,
+        states: &[&str],
+        pattern: &str,
+    ) -> Result<BTreeSet<String>, UnitError> {
         // Name, description, load, active and sub state, the unit it follows, path; then the
         // number, the type and the path of its job.
         type Row = (
@@ -275,7 +336,6 @@ impl Units {
             String,
             OwnedObjectPath,
         );
-        let states: Vec<&str> = Vec::new();
         let rows: Vec<Row> = self
             .ask("ListUnitsByPatterns", &(states, vec![pattern]))
             .await?;

@@ -14,6 +14,7 @@ mod readme;
 mod sandbox;
 mod scene;
 mod secure;
+mod sockets;
 mod strangers;
 mod supervision;
 mod survival;

@@ -320,6 +320,7 @@ pub(crate) fn listener(id: u32, address: SocketAddr) -> WireListener {
         id: ListenerId(id),
         address,
         tls: None,
+        passing: false,
     }
 }
 

@@ -154,6 +154,7 @@ fn next_table(services: usize, last: &WireTable) -> WireTable {
             address: SocketAddr::from(([127, 0, 0, 1], PORT)),
             tls: None,
             proxy_protocol: false,
+            passing: false,
         }],
         services: (0..services).map(part).collect(),
         ..WireTable::default()

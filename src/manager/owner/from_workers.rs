@@ -20,7 +20,7 @@ pub(super) fn start_worker(manager: &mut Manager) {
     let level = &manager.log_level;
     match manager.workers.spawn(level, unix_sockets, sees_mounts) {
         Ok(()) => {
-            for (_, listener) in manager.listeners.iter() {
+            for listener in manager.listeners.sockets() {
                 manager.workers.send_listener(listener);
             }
             // Before the first table exists, there is nothing to send.

@@ -2,11 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::manager::Manager;
 use crate::config::{self, Config, Listen, ServiceConfig};
+use crate::holder;
+use crate::ipc::ListenerId;
 use crate::manager::service::Service;
-use crate::manager::worker::listeners::{BindError, BoundSockets, SocketKeeper};
+use crate::manager::worker::listeners::{BindError, BoundSockets, OpenListener, SocketCopies};
+use crate::systemd::units::{SOCKETS, Units};
+
+/// A pattern that matches the names of all socket units of ports.
+const ALL_PORTS: &str = "smoothserve-port-*.socket";
 
 /// Returns the addresses that should be open. These are the addresses of enabled services, even of
 /// stopped ones, so that their clients get an answer that says so; and the addresses of services
@@ -64,7 +71,7 @@ fn is_to_run(manager: &Manager, spec: &ServiceConfig, starting: Option<&str>) ->
 }
 
 /// Keeps the sockets that were bound for a change, passes them to the workers and to systemd, and
-/// closes the sockets that are no longer wanted.
+/// closes the sockets that are no longer wanted, at once or once nobody can get them any more.
 pub(super) fn adopt_listeners(
     manager: &mut Manager,
     bound: BoundSockets,
@@ -72,31 +79,110 @@ pub(super) fn adopt_listeners(
 ) {
     let last = manager.listeners.last_id();
     let closed = manager.listeners.adopt(bound, wanted);
-    for (_, listener) in manager.listeners.iter() {
-        if listener.id > last {
-            manager.workers.send_listener(listener);
-            if let SocketKeeper::Store(name) = &listener.keeper {
-                manager.world.supervision.store(name, listener.descriptor());
-            }
-        }
-    }
+    pass_on(manager, last);
     let_go(manager, closed);
 }
 
-/// Has systemd close its own copies of closed sockets.
-pub(super) fn let_go(manager: &Manager, keepers: Vec<SocketKeeper>) {
-    for keeper in keepers {
-        match (keeper, manager.world.units) {
-            (SocketKeeper::Store(name), _) => manager.world.supervision.forget(&name),
-            (SocketKeeper::Unit(unit), Some(units)) => {
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = units.stop(&unit).await {
-                        tracing::error!(unit, error = %error, "socket unit not stopped");
-                    }
-                });
+/// Closes the sockets that systemd or the holder has passed to this manager and that no service
+/// uses.
+pub(super) fn drop_unused(manager: &mut Manager) {
+    let last = manager.listeners.last_id();
+    let closed = manager.listeners.drop_unused();
+    pass_on(manager, last);
+    let_go(manager, closed);
+}
+
+/// Closes the sockets that clients of other sockets can no longer get.
+pub(super) fn close_passed(manager: &mut Manager, now: Instant) {
+    let closed = manager.listeners.close_passed(now);
+    let_go(manager, closed);
+}
+
+/// Passes all sockets that are newer than `last` to the workers and to systemd's store.
+fn pass_on(manager: &Manager, last: ListenerId) {
+    let new = |listener: &&OpenListener| listener.id > last;
+    for listener in manager.listeners.sockets().filter(new) {
+        manager.workers.send_listener(listener);
+        store(manager, listener);
+    }
+}
+
+/// Has systemd keep all sockets for the next manager. Those that it keeps already stay once in its
+/// store.
+pub(super) fn store_all(manager: &Manager) {
+    let sockets = manager.listeners.sockets();
+    sockets.for_each(|listener| store(manager, listener));
+}
+
+fn store(manager: &Manager, listener: &OpenListener) {
+    let supervision = &manager.world.supervision;
+    supervision.store(&listener.copies.stored, listener.descriptor());
+}
+
+/// Leaves the ports that no socket unit holds to a holder, since smoothserve is being stopped and
+/// nothing else would keep them open. If the socket units are stopped, too, all ports close.
+pub(super) async fn leave_ports(manager: &Manager) {
+    let Some(units) = manager.world.units else {
+        return;
+    };
+    if let Err(error) = try_leave_ports(manager, units).await {
+        let error = format!("{error:#}");
+        tracing::error!(error, "ports without a socket unit not kept open");
+    }
+}
+
+async fn try_leave_ports(manager: &Manager, units: Units) -> anyhow::Result<()> {
+    if !units.is_to_stay(SOCKETS).await? {
+        return Ok(());
+    }
+    let held = units.list_in(&["active"], ALL_PORTS).await?;
+    let sockets = manager.listeners.sockets();
+    let left: Vec<_> = sockets
+        .filter(|listener| !held.contains(&listener.copies.unit))
+        .map(|listener| (listener.copies.unit.as_str(), listener.descriptor()))
+        .collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    holder::leave(&manager.world.run_dir, units, &left).await?;
+    let ports: Vec<&str> = left.iter().map(|(unit, _)| *unit).collect();
+    tracing::info!(
+        unit = ports.join(", "),
+        "a holder keeps the ports of these units open"
+    );
+    Ok(())
+}
+
+/// Makes socket units fine again that could not open their ports because smoothserve has them: they
+/// were started while smoothserve was restarted.
+pub(super) fn reset_failed(manager: &Manager) {
+    let Some(units) = manager.world.units else {
+        return;
+    };
+    let own = manager.listeners.sockets();
+    let own: BTreeSet<String> = own.map(|listener| listener.copies.unit.clone()).collect();
+    tokio::task::spawn_local(async move {
+        let failed = units.list_in(&["failed"], ALL_PORTS).await;
+        for unit in failed.unwrap_or_default().intersection(&own) {
+            if let Err(error) = units.reset_failed(unit).await {
+                tracing::warn!(unit, error = %error, "state of a socket unit not reset");
             }
-            (SocketKeeper::Unit(_), None) => {}
         }
+    });
+}
+
+/// Has systemd close its own copies of closed sockets.
+fn let_go(manager: &Manager, closed: Vec<SocketCopies>) {
+    for SocketCopies { unit, stored } in closed {
+        manager.world.supervision.forget(&stored);
+        let Some(units) = manager.world.units else {
+            continue;
+        };
+        tokio::task::spawn_local(async move {
+            if let Err(error) = units.stop(&unit).await {
+                tracing::error!(unit, error = %error, "socket unit not stopped");
+            }
+        });
     }
 }
 

@@ -13,6 +13,7 @@ use super::errands::{Errand, Errands};
 use super::from_workers::{start_worker, take_worker_event};
 use super::manager::{Manager, Phase};
 use super::options::ManagerOptions;
+use super::ports::{close_passed, leave_ports};
 use super::proceed::{proceed, take_files};
 use super::publish::settle;
 use super::takeover;
@@ -59,6 +60,7 @@ pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> 
         };
         let (reports, events) = mpsc::unbounded_channel();
         let scopes = takeover::scopes(&given).await;
+        let holder = takeover::held_ports(&mut given, &options.run_dir).await;
         let bus = options.bus;
         let (waiting, outcomes) = Errands::new();
         if given.supervisor.is_none() {
@@ -67,6 +69,10 @@ pub fn run(mut options: ManagerOptions, mut given: Given) -> anyhow::Result<()> 
         let mut manager = Manager::new(options, &mut given, snapshots, reports, waiting)?;
         takeover::take_over(&mut manager, given, scopes).await;
         settle(&mut manager);
+        // systemd has the sockets by now.
+        if let Some(holder) = holder {
+            holder.release().await;
+        }
         // D-Bus is served only now, so that the first caller already finds all services.
         dbus::serve(handle, control_socket, bus).await?;
         turn(&mut manager, signals, requests, events, outcomes).await
@@ -119,6 +125,7 @@ async fn turn(
         tracing::info!("smoothserve ended, its workers and instances go on for the next");
         return Ok(());
     }
+    leave_ports(manager).await;
     manager.world.socket_folders.close();
     manager.published.remove_state()?;
     tracing::info!(message_id = events::ENDED, "smoothserve ended");
@@ -166,12 +173,14 @@ fn take_signal(manager: &mut Manager, signal: Signal) {
 /// Returns when [`tick`] is due.
 fn deadline(manager: &Manager) -> Option<Instant> {
     let services = manager.services.values();
-    services.filter_map(Service::deadline).min()
+    let services = services.filter_map(Service::deadline);
+    services.chain(manager.listeners.deadline()).min()
 }
 
 /// Lets each service do what is due.
 fn tick(manager: &mut Manager) {
     let now = Instant::now();
+    close_passed(manager, now);
     let is_due = |service: &Service| service.deadline().is_some_and(|at| at <= now);
     let services = manager.services.iter();
     let due = services.filter(|(_, service)| is_due(service));

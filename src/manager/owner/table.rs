@@ -81,14 +81,21 @@ pub fn listeners<'a>(
             }
         }
     }
-    let listeners = listeners.iter();
-    let listeners = listeners.map(|(_, listener)| WireListener {
+    let passing = listeners.passing().map(|listener| WireListener {
+        id: listener.id,
+        address: listener.address,
+        tls: None,
+        proxy_protocol: false,
+        passing: true,
+    });
+    let listeners = listeners.iter().map(|listener| WireListener {
         id: listener.id,
         address: listener.address,
         tls: tls.remove(&listener.id),
         proxy_protocol: behind_proxies.contains(&listener.id),
+        passing: false,
     });
-    listeners.collect()
+    listeners.chain(passing).collect()
 }
 
 /// Returns the listeners on which a service has routes. A service that gets no requests has none,

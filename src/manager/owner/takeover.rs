@@ -5,16 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::boot::boot;
 use super::disk::Reading;
 use super::from_workers::start_worker;
 use super::manager::Manager;
-use super::ports::let_go;
+use super::ports::{drop_unused, reset_failed, store_all};
 use super::reload::{refused, reload, report_refusal, take_certificates};
 use super::state::SavedState;
 use crate::events;
+use crate::holder::{self, Holder};
 use crate::manager::host::notify::NOTIFY_PREFIX;
 use crate::manager::process::executable::STORED_PREFIX;
 use crate::manager::process::unix_socket::SocketPlace;
@@ -34,18 +36,38 @@ const WORKERS_END: Duration = Duration::from_secs(90);
 /// The pause between two checks whether workers have ended.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Takes the sockets of ports that a holder has kept open while smoothserve was stopped. The holder
+/// keeps them, too, until it is released.
+pub(super) async fn held_ports(given: &mut Given, run_dir: &Path) -> Option<Holder> {
+    given.supervisor?;
+    match holder::take_over(run_dir).await {
+        Ok(Some((holder, sockets))) => {
+            given.add("held", sockets);
+            Some(holder)
+        }
+        Ok(None) => None,
+        Err(error) => {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "ports not taken over from their holder"
+            );
+            None
+        }
+    }
+}
+
 /// Returns the names of the scopes that an earlier smoothserve has left running.
 pub(super) async fn scopes(given: &Given) -> BTreeSet<String> {
     if given.supervisor.is_none() {
         return BTreeSet::new();
     }
-    Units::of_this_process()
-        .list(ALL_SCOPES)
-        .await
-        .unwrap_or_else(|error| {
-            tracing::error!(error = %error, "cannot ask systemd which instances and workers are running");
-            BTreeSet::new()
-        })
+    let scopes = Units::of_this_process().list(ALL_SCOPES).await;
+    let mut scopes = scopes.unwrap_or_else(|error| {
+        tracing::error!(error = %error, "cannot ask systemd which instances and workers are running");
+        BTreeSet::new()
+    });
+    scopes.retain(|name| !holder::is_scope_name(name));
+    scopes
 }
 
 /// Takes over what an earlier manager has left, or starts from nothing. Ends running scopes that
@@ -114,9 +136,11 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
         .for_each(|saved| manager.workers.adopt(saved));
     let seen = manager.workers.see_mounts();
     manager.world.socket_folders.seen_by_workers(seen);
-    for (_, listener) in manager.listeners.iter() {
+    for listener in manager.listeners.sockets() {
         manager.workers.send_listener(listener);
     }
+    // A unit that has opened a socket may be stopped.
+    store_all(manager);
     match manager.workers.current().map(|worker| worker.is_current()) {
         Some(true) => {}
         Some(false) => {
@@ -151,8 +175,8 @@ fn forget_unknown(
     scopes: BTreeSet<String>,
     mut folders: BTreeSet<InstanceId>,
 ) {
-    let unused = manager.listeners.drop_unused();
-    let_go(manager, unused);
+    drop_unused(manager);
+    reset_failed(manager);
     for name in given.left() {
         tracing::info!(name, "stored descriptor is not needed any more");
         manager.world.supervision.forget(name);

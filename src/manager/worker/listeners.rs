@@ -1,38 +1,46 @@
 //! The listening sockets, which the manager holds. Workers get copies, so a port stays open even if
-//! all workers end.
+//! all workers end. systemd's store gets copies, too, so a port stays open when the manager ends.
+//! A socket that the `.socket` unit of the port has opened is no exception: the unit may be stopped
+//! at any time, and cannot open the port again as long as smoothserve runs.
 //!
-//! A socket has one of three sources: a systemd `.socket` unit opened it before smoothserve
-//! started; systemd's store has kept it since an earlier manager; or this manager has bound it. The
-//! source matters only when the socket is closed.
+//! # Theory of operation
+//! An address that is configured has one socket. It was passed by systemd or by the holder, or this
+//! manager has bound it. When the configuration changes, a socket whose address it no longer names
+//! closes, with two exceptions, which are called *passing*:
+//! * Its clients now belong to a wider address (`127.0.0.1:80` became `[::]:80`). The kernel goes
+//!   on giving them this socket, so it stays open as long as the wider address is configured.
+//! * Some of its clients now belong to a narrower address (`[::]:80` became `127.0.0.1:80`). New
+//!   ones get the new socket, but some may be in the middle of connecting to this one. It closes
+//!   after [`PASSING_TIME`].
+//!
+//! A worker finds out for each connection of a passing socket which listener it belongs to, by the
+//! address that the client has connected to; a connection that belongs to none is closed. A passing
+//! socket has a new number, by which workers take it for another listener: connections of the old
+//! one end with their next response.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
-use nix::libc;
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 
+use super::port_socket::{
+    BoundSocket, address_of, covers, give_up, ipv6_is_missing, overlap, prepare,
+};
 use crate::config::Listen;
 use crate::generator;
 use crate::ipc::ListenerId;
 use crate::systemd::given;
 
-/// The length of the accept queue. The kernel limits it to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+/// How long a socket stays open whose clients get another socket now. A client that has begun to
+/// connect sends its first bytes within one round trip, and once more after a second if they are
+/// lost.
+const PASSING_TIME: Duration = Duration::from_secs(3);
 
-/// The longest time that accept(2) may block a worker, see [`prepare`].
-const ACCEPT_TIMEOUT: Duration = Duration::from_millis(10);
-
-/// How many bytes of a response the kernel holds for a client that does not take them. Each buffer
-/// could grow to several MiB, and what all connections of the machine may have together is limited.
-static UNSENT: libc::c_int = 256 << 10;
-
-/// How many seconds the kernel keeps a connection without a request from the worker. One second is
-/// the shortest time that the kernel supports.
-static DEFERRED: libc::c_int = 1;
+/// How long copies of a closed socket may still be open, in a worker or in systemd.
+const CLOSING_TIME: Duration = Duration::from_secs(10);
 
 /// An open listening socket.
 #[derive(Debug)]
@@ -41,19 +49,18 @@ pub struct OpenListener {
     pub id: ListenerId,
     /// The address that the socket is bound to.
     pub address: SocketAddr,
-    /// Which part of systemd also holds the socket.
-    pub keeper: SocketKeeper,
+    /// Where systemd may hold copies of the socket.
+    pub copies: SocketCopies,
     socket: TcpListener,
 }
 
-/// The part of systemd that also holds a socket. It must close its copy, too, or the port stays
-/// open.
+/// Where systemd may hold copies of a socket. It must close them, too, or the port stays open.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SocketKeeper {
-    /// The `.socket` unit of this name.
-    Unit(String),
-    /// systemd's store holds the socket under this name, if there is a systemd.
-    Store(String),
+pub struct SocketCopies {
+    /// The `.socket` unit of the address, if there is one.
+    pub unit: String,
+    /// The name of the socket in systemd's store.
+    pub stored: String,
 }
 
 impl OpenListener {
@@ -61,15 +68,39 @@ impl OpenListener {
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+
+    fn close(self) -> SocketCopies {
+        give_up(&self.socket);
+        self.copies
+    }
 }
 
 /// All open listening sockets.
 #[derive(Debug, Default)]
 pub struct Listeners {
     open: BTreeMap<Listen, OpenListener>,
-    /// Sockets from systemd that no service uses yet.
-    given: BTreeMap<SocketAddr, (SocketKeeper, TcpListener)>,
+    passing: Vec<PassingSocket>,
+    /// Sockets that were passed to this manager and that no service uses yet.
+    given: BTreeMap<SocketAddr, GivenCopy>,
+    /// The addresses of sockets that were closed a short time ago.
+    closed: Vec<(SocketAddr, Instant)>,
     last_id: u32,
+}
+
+/// A socket whose address is no longer configured, but which clients of a configured address may
+/// get or have got.
+#[derive(Debug)]
+struct PassingSocket {
+    listener: OpenListener,
+    /// When the socket closes. `None`: as long as the configuration has a wider address.
+    until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct GivenCopy {
+    socket: TcpListener,
+    /// The name of the socket in systemd's store, if it is there.
+    stored: Option<String>,
 }
 
 /// Sockets for a change that is not decided yet. Dropping this value closes the sockets that were
@@ -80,13 +111,16 @@ pub struct BoundSockets(Vec<(Listen, Source)>);
 #[derive(Debug)]
 enum Source {
     Given(SocketAddr),
-    New(TcpListener, SocketAddr),
+    Passing(SocketAddr),
+    New(BoundSocket),
 }
 
 /// The state of the listeners that is saved for the next manager.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SavedListeners {
     open: Vec<(Listen, ListenerId)>,
+    #[serde(default)]
+    passing: Vec<(SocketAddr, ListenerId)>,
     last_id: u32,
 }
 
@@ -96,7 +130,7 @@ pub struct SavedListeners {
 pub struct BindError {
     /// The address on which smoothserve cannot listen.
     pub listen: Listen,
-    source: io::Error,
+    source: std::io::Error,
 }
 
 /// Returns the configured address of a socket that is bound to `address`.
@@ -112,17 +146,20 @@ fn listen_of(address: SocketAddr) -> Listen {
 const STORED: &str = "listener-";
 
 impl Listeners {
-    /// Makes a set without open listeners. Later, `sockets` are used instead of binding new ones.
+    /// Makes a set without open listeners. Later, `sockets` are used instead of binding new ones. A
+    /// socket may be among them twice: from its unit and from systemd's store.
     pub fn new(sockets: Vec<given::GivenSocket>) -> Listeners {
         let mut listeners = Listeners::default();
         for (name, socket) in sockets {
             match prepare(SockRef::from(&socket)).and_then(|()| socket.local_addr()) {
                 Ok(address) => {
-                    let keeper = match name.starts_with(STORED) {
-                        true => SocketKeeper::Store(name),
-                        false => SocketKeeper::Unit(generator::unit_name(listen_of(address))),
+                    let stored = name.starts_with(STORED).then_some(name);
+                    let copy = GivenCopy {
+                        socket,
+                        stored: None,
                     };
-                    listeners.given.insert(address, (keeper, socket));
+                    let known = listeners.given.entry(address).or_insert(copy);
+                    known.stored = stored.or(known.stored.take());
                 }
                 Err(error) => tracing::error!(name, error = %error, "unusable listening socket"),
             }
@@ -132,36 +169,45 @@ impl Listeners {
 
     /// Returns the state that the next manager needs to take over the sockets.
     pub fn save(&self) -> SavedListeners {
+        let open = self.open.iter();
+        let passing = self.passing.iter().map(|passing| &passing.listener);
         SavedListeners {
-            open: self
-                .open
-                .iter()
+            open: open
                 .map(|(listen, listener)| (*listen, listener.id))
+                .collect(),
+            passing: passing
+                .map(|listener| (listener.address, listener.id))
                 .collect(),
             last_id: self.last_id,
         }
     }
 
     /// Opens the saved sockets again, under the numbers that the workers know. Returns the errors
-    /// of those that cannot be opened.
+    /// of those that cannot be opened. Passing sockets go on to pass with
+    /// [`Listeners::drop_unused`].
     pub fn restore(&mut self, saved: SavedListeners) -> Vec<BindError> {
         self.last_id = saved.last_id;
         let wanted = saved.open.iter().map(|(listen, _)| *listen).collect();
-        let (bound, errors) = self.bind(&wanted);
-        for (listen, socket) in bound.0 {
+        let (bound, mut errors) = self.bind(&wanted);
+        for (listen, source) in bound.0 {
             let known = saved.open.iter().find(|(known, _)| *known == listen);
             if let Some((_, id)) = known {
-                self.open(listen, *id, socket);
+                errors.extend(self.open(listen, *id, source).err());
             }
         }
         errors
     }
 
-    /// Closes the sockets from systemd that no service uses. Returns which parts of systemd must
-    /// close them, too.
-    pub fn drop_unused(&mut self) -> Vec<SocketKeeper> {
-        let unused = std::mem::take(&mut self.given);
-        unused.into_values().map(|(keeper, _)| keeper).collect()
+    /// Closes the sockets that were passed to this manager and that no service uses, at once or
+    /// once nobody can get them any more. Returns the copies that systemd must close, too.
+    pub fn drop_unused(&mut self) -> Vec<SocketCopies> {
+        let wanted: BTreeSet<Listen> = self.open.keys().copied().collect();
+        let mut closed = Vec::new();
+        for (address, copy) in std::mem::take(&mut self.given) {
+            let unused = listener(self.next_id(), address, copy.socket, copy.stored);
+            closed.extend(self.retire(unused, &wanted));
+        }
+        closed
     }
 
     /// Binds sockets for the wanted addresses that are not open yet. Changes nothing else:
@@ -173,67 +219,151 @@ impl Listeners {
             .iter()
             .filter(|listen| !self.open.contains_key(listen))
         {
-            if let Some(address) = self.given_for(listen) {
-                bound.push((listen, Source::Given(address)));
-                continue;
-            }
-            match bind(listen) {
-                Ok((socket, address)) => bound.push((listen, Source::New(socket, address))),
+            let at = |address: SocketAddr| match self.given.contains_key(&address) {
+                true => Some(Source::Given(address)),
+                false => self.passing_at(address).map(|_| Source::Passing(address)),
+            };
+            // The machine may have no IPv6 at all.
+            let without_ipv6 = || {
+                let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port));
+                at(any).filter(|_| listen.address.is_none() && ipv6_is_missing())
+            };
+            let source = match at(address_of(listen)).or_else(without_ipv6) {
+                Some(source) => Ok(source),
+                None => self.bind_new(listen).map(Source::New),
+            };
+            match source {
+                Ok(source) => bound.push((listen, source)),
                 Err(source) => errors.push(BindError { listen, source }),
             }
         }
         (BoundSockets(bound), errors)
     }
 
-    fn given_for(&self, listen: Listen) -> Option<SocketAddr> {
-        let any = [
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        ];
-        let addresses = listen.address.map_or(any.to_vec(), |address| vec![address]);
-        let mut addresses = addresses
-            .into_iter()
-            .map(|address| SocketAddr::new(address, listen.port));
-        addresses.find(|address| self.given.contains_key(address))
-    }
-
-    /// Puts the sockets of [`Listeners::bind`] to use, and closes those that are no longer wanted.
-    /// Returns which parts of systemd must close them, too.
-    pub fn adopt(&mut self, bound: BoundSockets, wanted: &BTreeSet<Listen>) -> Vec<SocketKeeper> {
-        let open: BTreeSet<Listen> = self.open.keys().copied().collect();
-        let closed = open.difference(wanted);
-        let closed: Vec<OpenListener> = closed
-            .filter_map(|listen| self.open.remove(listen))
-            .collect();
-        for (listen, socket) in bound.0 {
-            self.last_id += 1;
-            self.open(listen, ListenerId(self.last_id), socket);
-        }
-        closed.into_iter().map(|listener| listener.keeper).collect()
-    }
-
-    fn open(&mut self, listen: Listen, id: ListenerId, socket: Source) {
-        let (keeper, socket, address) = match socket {
-            Source::New(socket, address) => (
-                SocketKeeper::Store(format!("{STORED}{}", id.0)),
-                socket,
-                address,
-            ),
-            Source::Given(address) => match self.given.remove(&address) {
-                Some((keeper, socket)) => (keeper, socket, address),
-                None => return,
-            },
+    fn bind_new(&self, listen: Listen) -> std::io::Result<BoundSocket> {
+        let is_closing = |(address, at): &(SocketAddr, Instant)| {
+            address.port() == listen.port && at.elapsed() < CLOSING_TIME
         };
-        tracing::info!(address = %address, "listening");
-        self.open.insert(
-            listen,
-            OpenListener {
-                id,
-                address,
-                keeper,
-                socket,
-            },
-        );
+        BoundSocket::bind(listen, self.own(), self.closed.iter().any(is_closing))
+    }
+
+    /// Returns all sockets that this process has.
+    fn own(&self) -> impl Iterator<Item = (SocketAddr, BorrowedFd<'_>)> {
+        let given = self.given.iter();
+        let given = given.map(|(address, copy)| (*address, copy.socket.as_fd()));
+        let used = self.sockets();
+        given.chain(used.map(|listener| (listener.address, listener.descriptor())))
+    }
+
+    fn passing_at(&self, address: SocketAddr) -> Option<usize> {
+        let mut passing = self.passing.iter();
+        passing.position(|passing| passing.listener.address == address)
+    }
+
+    /// Puts the sockets of [`Listeners::bind`] to use, and closes those that are no longer wanted,
+    /// at once or once nobody can get them any more. Returns the copies that systemd must close,
+    /// too.
+    pub fn adopt(&mut self, bound: BoundSockets, wanted: &BTreeSet<Listen>) -> Vec<SocketCopies> {
+        for (listen, source) in bound.0 {
+            let id = self.next_id();
+            if let Err(error) = self.open(listen, id, source) {
+                tracing::error!(error = %error, "port not opened, its services are not reachable there");
+            }
+        }
+        let open: Vec<Listen> = self.open.keys().copied().collect();
+        let unwanted = open.iter().filter(|listen| !wanted.contains(listen));
+        let mut retired = Vec::new();
+        for listen in unwanted {
+            if let Some(mut listener) = self.open.remove(listen) {
+                listener.id = self.next_id();
+                retired.push(listener);
+            }
+        }
+        let passing = std::mem::take(&mut self.passing);
+        let mut closed = Vec::new();
+        for PassingSocket { listener, until } in passing {
+            let again = self.retire(listener, wanted);
+            // A second change does not make the time longer.
+            if let (None, Some(last)) = (&again, self.passing.last_mut()) {
+                last.until = last.until.map(|new| new.min(until.unwrap_or(new)));
+            }
+            closed.extend(again);
+        }
+        for listener in retired {
+            closed.extend(self.retire(listener, wanted));
+        }
+        closed
+    }
+
+    /// Lets a socket pass, or closes it, because its address is not among the wanted ones. Returns
+    /// the copies that systemd must close, too.
+    fn retire(
+        &mut self,
+        listener: OpenListener,
+        wanted: &BTreeSet<Listen>,
+    ) -> Option<SocketCopies> {
+        let address = listener.address;
+        let wanted = || wanted.iter().map(|listen| address_of(*listen));
+        if !wanted().any(|wanted| overlap(wanted, address)) {
+            self.closed.retain(|(_, at)| at.elapsed() < CLOSING_TIME);
+            self.closed.push((address, Instant::now()));
+            return Some(listener.close());
+        }
+        let is_covered = wanted().any(|wanted| covers(wanted, address));
+        let until = (!is_covered).then(|| Instant::now() + PASSING_TIME);
+        self.passing.push(PassingSocket { listener, until });
+        None
+    }
+
+    /// Returns when [`Listeners::close_passed`] has something to do.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.passing
+            .iter()
+            .filter_map(|passing| passing.until)
+            .min()
+    }
+
+    /// Closes the passing sockets whose time is over. Returns the copies that systemd must close,
+    /// too.
+    pub fn close_passed(&mut self, now: Instant) -> Vec<SocketCopies> {
+        let is_over = |passing: &mut PassingSocket| passing.until.is_some_and(|until| until <= now);
+        let over: Vec<PassingSocket> = self.passing.extract_if(.., is_over).collect();
+        let closed = over.into_iter().map(|passing| passing.listener);
+        let closed = closed.map(|listener| {
+            tracing::info!(address = %listener.address, "no longer listening");
+            self.closed.push((listener.address, Instant::now()));
+            listener.close()
+        });
+        closed.collect()
+    }
+
+    fn next_id(&mut self) -> ListenerId {
+        self.last_id += 1;
+        ListenerId(self.last_id)
+    }
+
+    fn open(&mut self, listen: Listen, id: ListenerId, source: Source) -> Result<(), BindError> {
+        let listener = match source {
+            Source::New(bound) => {
+                let address = bound.address;
+                let socket = bound.listen(self.own());
+                let socket = socket.map_err(|source| BindError { listen, source })?;
+                Some(listener(id, address, socket, None))
+            }
+            Source::Given(address) => {
+                let copy = self.given.remove(&address);
+                copy.map(|copy| listener(id, address, copy.socket, copy.stored))
+            }
+            Source::Passing(address) => self.passing_at(address).map(|index| {
+                let listener = self.passing.swap_remove(index).listener;
+                OpenListener { id, ..listener }
+            }),
+        };
+        if let Some(listener) = listener {
+            tracing::info!(address = %listener.address, "listening");
+            self.open.insert(listen, listener);
+        }
+        Ok(())
     }
 
     /// Returns the number of the newest socket; 0 before the first.
@@ -246,96 +376,47 @@ impl Listeners {
         self.open.get(listen)
     }
 
-    /// Returns all sockets, in the order of their addresses.
-    pub fn iter(&self) -> impl Iterator<Item = (&Listen, &OpenListener)> {
-        self.open.iter()
+    /// Returns the sockets of all configured addresses, in the order of the addresses.
+    pub fn iter(&self) -> impl Iterator<Item = &OpenListener> {
+        self.open.values()
+    }
+
+    /// Returns the sockets whose connections belong to the listeners of other sockets.
+    pub fn passing(&self) -> impl Iterator<Item = &OpenListener> {
+        self.passing.iter().map(|passing| &passing.listener)
+    }
+
+    /// Returns all sockets, to be passed to workers and to systemd.
+    pub fn sockets(&self) -> impl Iterator<Item = &OpenListener> {
+        self.iter().chain(self.passing())
     }
 }
 
-fn bind(listen: Listen) -> io::Result<(TcpListener, SocketAddr)> {
-    let address = listen.address.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
-    match bind_address(SocketAddr::new(address, listen.port)) {
-        // The machine may have no IPv6 at all.
-        Err(error) if listen.address.is_none() && no_ipv6(&error) => bind_address(SocketAddr::new(
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            listen.port,
-        )),
-        result => result,
-    }
-}
-
-fn no_ipv6(error: &io::Error) -> bool {
-    let error = rustix::io::Errno::from_io_error(error);
-    matches!(
-        error,
-        Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL)
-    )
-}
-
-/// Prepares a socket so that accept(2) never blocks a worker for long. All descriptors of a socket
-/// share the blocking mode, and systemd sets the mode each time it passes the socket on: to
-/// non-blocking with `NonBlocking=yes`, otherwise to blocking, even while a worker uses the socket.
-/// With the timeout, this does no harm.
-///
-/// The kernel also holds back a new connection for a moment, until its first request arrives. The
-/// worker then reads the request when it accepts the connection and need not wait for it. Accepted
-/// connections inherit the limit of what may be unsent.
-fn prepare(socket: SockRef<'_>) -> io::Result<()> {
-    socket.set_nonblocking(true)?;
-    socket.set_read_timeout(Some(ACCEPT_TIMEOUT))?;
-    set_option(socket.as_fd(), libc::TCP_DEFER_ACCEPT, &DEFERRED)?;
-    set_option(socket.as_fd(), libc::TCP_NOTSENT_LOWAT, &UNSENT)
-}
-
-/// Sets an option of tcp(7) that is a number.
-#[allow(unsafe_code)]
-fn set_option(
-    socket: BorrowedFd<'_>,
-    option: libc::c_int,
-    value: &'static libc::c_int,
-) -> io::Result<()> {
-    let size = size_of_val(value).try_into().map_err(io::Error::other)?;
-    // SAFETY: the option takes an int, which outlives the call.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            option,
-            std::ptr::from_ref(value).cast(),
-            size,
-        )
+/// Makes a listener of a socket. Without a name under which it was stored, it gets one that no
+/// other socket has, whichever manager has stored that.
+fn listener(
+    id: ListenerId,
+    address: SocketAddr,
+    socket: TcpListener,
+    stored: Option<String>,
+) -> OpenListener {
+    let number = rustix::fs::fstat(&socket).map_or(0, |file| file.st_ino);
+    let copies = SocketCopies {
+        unit: generator::unit_name(listen_of(address)),
+        stored: stored.unwrap_or_else(|| format!("{STORED}{number}")),
     };
-    match set {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    OpenListener {
+        id,
+        address,
+        copies,
+        socket,
     }
-}
-
-fn bind_address(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
-    // SO_REUSEADDR: connections of an earlier run in TIME_WAIT must not block the port.
-    // SO_REUSEPORT stays off: it would split the accept queue, and closing one queue resets the
-    // connections in it.
-    socket.set_reuse_address(true)?;
-    // Accepted sockets inherit the option, which saves a system call for each connection.
-    socket.set_tcp_nodelay(true)?;
-    prepare(SockRef::from(&socket))?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    let listener = TcpListener::from(socket);
-    let address = listener.local_addr()?;
-    Ok((listener, address))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
 
     fn any_port(address: Option<IpAddr>) -> Listen {
@@ -362,7 +443,7 @@ mod tests {
         let first = BTreeSet::from([any_port(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)))]);
         let (bound, _) = listeners.bind(&first);
         listeners.adopt(bound, &first);
-        let port = listeners.iter().next().unwrap().1.address.port();
+        let port = listeners.iter().next().unwrap().address.port();
         let taken = Listen {
             address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             port,
@@ -382,24 +463,30 @@ mod tests {
     #[test]
     fn a_given_socket_is_used_and_keeps_its_name_for_the_next_manager() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let given = socket.local_addr().unwrap();
+        let address = socket.local_addr().unwrap();
         let wanted = BTreeSet::from([Listen {
-            address: Some(given.ip()),
-            port: given.port(),
+            address: Some(address.ip()),
+            port: address.port(),
         }]);
         let again = socket.try_clone().unwrap();
-        let mut listeners = Listeners::new(vec![("a.socket".to_owned(), socket)]);
+        let mut listeners = Listeners::new(vec![("port".to_owned(), socket)]);
         let (bound, errors) = listeners.bind(&wanted);
         assert!(errors.is_empty());
         listeners.adopt(bound, &wanted);
         let saved = listeners.save();
-        let mut next = Listeners::new(vec![("listener-1".to_owned(), again)]);
+        let from_unit = again.try_clone().unwrap();
+        let given = [("listener-1", again), ("port", from_unit)];
+        let given = given.map(|(name, socket)| (name.to_owned(), socket));
+        let mut next = Listeners::new(given.into());
         assert!(next.restore(listeners.save()).is_empty());
         assert_eq!(next.save(), saved);
         assert_eq!(next.drop_unused(), []);
         let (bound, _) = next.bind(&BTreeSet::new());
-        let keeper = SocketKeeper::Store("listener-1".to_owned());
-        assert_eq!(next.adopt(bound, &BTreeSet::new()), [keeper]);
+        let copies = SocketCopies {
+            unit: format!("smoothserve-port-127.0.0.1-{}.socket", address.port()),
+            stored: "listener-1".to_owned(),
+        };
+        assert_eq!(next.adopt(bound, &BTreeSet::new()), [copies]);
     }
 
     #[test]
@@ -408,11 +495,11 @@ mod tests {
         let wanted = BTreeSet::from([any_port(None)]);
         let (bound, _) = listeners.bind(&wanted);
         listeners.adopt(bound, &wanted);
-        let (_, listener) = listeners.iter().next().unwrap();
+        let listener = listeners.iter().next().unwrap();
         let worker = TcpListener::from(listener.descriptor().try_clone_to_owned().unwrap());
         worker.set_nonblocking(false).unwrap();
         let error = worker.accept().unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     }
 
     #[test]
@@ -424,5 +511,111 @@ mod tests {
         let (bound, _) = listeners.bind(&BTreeSet::new());
         listeners.adopt(bound, &BTreeSet::new());
         assert_eq!(listeners.iter().count(), 0);
+    }
+
+    const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// Makes `wanted` the configured addresses, and returns how many sockets were closed.
+    fn reload(listeners: &mut Listeners, wanted: &[Listen]) -> usize {
+        let wanted = wanted.iter().copied().collect();
+        let (bound, errors) = listeners.bind(&wanted);
+        assert!(errors.is_empty(), "{errors:?}");
+        listeners.adopt(bound, &wanted).len()
+    }
+
+    /// Opens a port on all addresses. Returns both ways to configure it: so, and for IPv4's
+    /// loopback alone.
+    fn wide_and_narrow(listeners: &mut Listeners) -> (Listen, Listen) {
+        // Another test may take the port that was free a moment ago.
+        loop {
+            let free = TcpListener::bind("[::]:0").unwrap();
+            let port = free.local_addr().unwrap().port();
+            drop(free);
+            let wide = Listen {
+                address: None,
+                port,
+            };
+            let wanted = BTreeSet::from([wide]);
+            let (bound, errors) = listeners.bind(&wanted);
+            if errors.is_empty() {
+                listeners.adopt(bound, &wanted);
+                let address = Some(LOCAL);
+                return (wide, Listen { address, port });
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_for_fewer_addresses_listens_there_before_the_old_socket_closes() {
+        let mut listeners = Listeners::default();
+        let (wide, narrow) = wide_and_narrow(&mut listeners);
+        let before = listeners.get(&wide).unwrap().id;
+        assert_eq!(reload(&mut listeners, &[narrow]), 0);
+        let connect = || std::net::TcpStream::connect((LOCAL, narrow.port));
+        let new = &listeners.get(&narrow).unwrap().socket;
+        let client = connect().unwrap();
+        // The kernel gives a worker a client that is silent only after a second, so that it is not
+        // asked here which of the two sockets has the client.
+        assert_eq!(client.peer_addr().unwrap(), new.local_addr().unwrap());
+        let old = listeners.passing().next().unwrap();
+        assert_ne!(old.id, before, "to workers it is another listener");
+        let until = listeners.deadline().unwrap();
+        assert!(listeners.close_passed(Instant::now()).is_empty());
+        assert_eq!(listeners.close_passed(until).len(), 1);
+        connect().unwrap();
+        let elsewhere = std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, narrow.port));
+        assert!(elsewhere.is_err());
+        assert_eq!(listeners.deadline(), None);
+    }
+
+    #[test]
+    fn a_port_for_more_addresses_keeps_the_old_socket_for_its_clients() {
+        let mut listeners = Listeners::default();
+        let (wide, narrow) = wide_and_narrow(&mut listeners);
+        reload(&mut listeners, &[narrow]);
+        listeners.close_passed(listeners.deadline().unwrap());
+        let before = listeners.get(&narrow).unwrap().id;
+        assert_eq!(reload(&mut listeners, &[wide]), 0);
+        assert_eq!(listeners.deadline(), None);
+        assert_eq!(listeners.passing().count(), 1);
+        // Back again, it is the same socket.
+        assert_eq!(reload(&mut listeners, &[narrow]), 0);
+        assert_ne!(listeners.get(&narrow).unwrap().id, before);
+        let until = listeners.deadline().unwrap();
+        reload(&mut listeners, &[narrow]);
+        assert_eq!(
+            listeners.deadline(),
+            Some(until),
+            "the time is not made longer"
+        );
+        assert_eq!(reload(&mut listeners, &[]), 2);
+        assert_eq!(listeners.sockets().count(), 0);
+    }
+
+    #[test]
+    fn a_change_that_is_refused_takes_no_client_from_an_open_port() {
+        let mut listeners = Listeners::default();
+        let (wide, narrow) = wide_and_narrow(&mut listeners);
+        let (bound, errors) = listeners.bind(&BTreeSet::from([narrow]));
+        assert!(errors.is_empty());
+        let client = std::net::TcpStream::connect((LOCAL, narrow.port)).unwrap();
+        (&client).write_all(b"first").unwrap();
+        drop(bound);
+        let socket = listeners.get(&wide).unwrap().socket.try_clone().unwrap();
+        socket.set_nonblocking(false).unwrap();
+        SockRef::from(&socket).set_read_timeout(None).unwrap();
+        let (mut accepted, _) = socket.accept().unwrap();
+        let mut first = [0; 5];
+        accepted.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"first");
+    }
+
+    #[test]
+    fn a_port_can_be_opened_again_while_copies_of_its_socket_are_still_open() {
+        let mut listeners = Listeners::default();
+        let (wide, _) = wide_and_narrow(&mut listeners);
+        let _of_worker = listeners.get(&wide).unwrap().socket.try_clone().unwrap();
+        assert_eq!(reload(&mut listeners, &[]), 1);
+        reload(&mut listeners, &[wide]);
     }
 }

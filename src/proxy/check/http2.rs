@@ -61,6 +61,7 @@ pub fn check(input: &[u8]) {
             router: Arc::new(Router::default()),
             services: [].into(),
             proxy_protocol: false,
+            passing: false,
         };
         let listener = Rc::new(ListenerView::new(ListenerId(1), address, routes));
         let peer = Rc::new(Peer::new(peer, listener, view, Rc::new(Drain::default())));

@@ -120,6 +120,7 @@ mod tests {
     fn table(listeners: &[ListenerId]) -> Table {
         let listener = |&id: &ListenerId| ListenerSpec {
             proxy_protocol: false,
+            passing: false,
             id,
             address: ([127, 0, 0, 1], 80).into(),
             tls: None,

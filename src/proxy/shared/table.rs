@@ -49,6 +49,8 @@ pub(crate) struct ListenerSpec {
     pub(crate) address: SocketAddr,
     /// Connections of this listener begin with a header of the PROXY protocol.
     pub(crate) proxy_protocol: bool,
+    /// Each connection belongs to the listener that has the address to which it was made.
+    pub(crate) passing: bool,
     /// Finds the service of a request, as an index into [`Table::services`].
     pub(crate) router: Arc<Router>,
     /// The TLS configuration, if connections of this listener begin with a TLS handshake.
@@ -165,6 +167,7 @@ impl Table {
                 address: listener.address,
                 tls: tls.transpose().map_err(TableFault::UnknownCertificate)?,
                 proxy_protocol: listener.proxy_protocol,
+                passing: listener.passing,
                 router,
             });
         }
@@ -458,6 +461,7 @@ mod tests {
             address: ([127, 0, 0, 1], 80).into(),
             tls: None,
             proxy_protocol: false,
+            passing: false,
         }
     }
 

@@ -46,7 +46,7 @@ const OVERLOAD_PAUSE: Duration = Duration::from_millis(5);
 
 /// What the caller does with connections.
 pub(crate) trait Placement {
-    /// Gives an accepted connection to a thread.
+    /// Gives an accepted connection to a thread, or closes it if it belongs to no listener.
     fn place(&self, stream: TcpStream, peer: SocketAddr, listener: &Rc<ListenerView>);
 
     /// Closes the connection that has been idle for longest: of `listener`, or of any listener.

@@ -61,6 +61,7 @@ impl Fixture {
             router: router.into(),
             services: [service.clone()].into(),
             proxy_protocol: false,
+            passing: false,
         };
         let socket = TcpListener::bind(SocketAddr::from(any)).await.unwrap();
         let address = socket.local_addr().unwrap();

@@ -171,6 +171,13 @@ impl Thread {
         self.spawn(open, &held, serve(client));
     }
 
+    /// Finds the listener to which a connection of a passing listener belongs.
+    fn owner(&self, stream: &TcpStream) -> Option<Rc<ListenerView>> {
+        let local = stream.local_addr().ok()?;
+        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+        self.view.listener_at(local)
+    }
+
     fn client(
         &self,
         stream: TcpStream,
@@ -289,6 +296,18 @@ impl Thread {
 impl Placement for Rc<Thread> {
     /// Gives a connection that was just accepted to the thread with the fewest connections.
     fn place(&self, stream: TcpStream, peer: SocketAddr, listener: &Rc<ListenerView>) {
+        let owner;
+        let listener = match listener.is_passing() {
+            false => listener,
+            true => match self.owner(&stream) {
+                Some(found) => {
+                    owner = found;
+                    &owner
+                }
+                // Nobody is configured to listen there any more.
+                None => return,
+            },
+        };
         let target = match listener.closing() {
             // Other threads may have removed the listener already.
             true => self.reporter.thread(),

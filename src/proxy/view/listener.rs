@@ -50,6 +50,8 @@ pub(crate) struct Routes {
     pub(crate) services: Rc<[Rc<ServiceView>]>,
     /// Connections of this listener begin with a header of the PROXY protocol.
     pub(crate) proxy_protocol: bool,
+    /// Each connection belongs to the listener that has the address to which it was made.
+    pub(crate) passing: bool,
 }
 
 impl ListenerView {
@@ -80,6 +82,12 @@ impl ListenerView {
     /// Returns true if connections of this listener begin with a header of the PROXY protocol.
     pub(crate) fn has_proxy_protocol(&self) -> bool {
         self.routes.borrow().proxy_protocol
+    }
+
+    /// Returns true if connections of this listener belong to other listeners, see
+    /// [`View::listener_at`](super::view::View::listener_at).
+    pub(crate) fn is_passing(&self) -> bool {
+        self.routes.borrow().passing
     }
 
     /// Logs a connection from `peer` that was refused because of `error`, unless one was logged a

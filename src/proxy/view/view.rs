@@ -177,6 +177,23 @@ impl View {
         self.listeners.borrow().get(&id).cloned()
     }
 
+    /// Returns the view of the listener that gets the clients which connect to `address`; `None` if
+    /// the table has none for them. A listener for this address comes before one for all.
+    pub(crate) fn listener_at(&self, address: SocketAddr) -> Option<Rc<ListenerView>> {
+        let listeners = self.listeners.borrow();
+        let is_for = |listener: &&Rc<ListenerView>| {
+            let (ip, port) = (listener.address().ip(), listener.address().port());
+            let all = ip.is_unspecified() && (ip.is_ipv6() || address.is_ipv4());
+            !listener.is_passing() && port == address.port() && (all || ip == address.ip())
+        };
+        let found = listeners.values().filter(is_for);
+        let rank = |listener: &&Rc<ListenerView>| {
+            let ip = listener.address().ip();
+            (ip.is_unspecified(), ip.is_ipv6())
+        };
+        found.min_by_key(rank).cloned()
+    }
+
     /// Makes the view of a listener that was removed while one of its connections was on its way to
     /// this thread. The view has the routes of `table`, which came with the connection.
     pub(crate) fn removed_listener(
@@ -196,6 +213,7 @@ impl View {
             router: listener.router.clone(),
             services: services.collect(),
             proxy_protocol: listener.proxy_protocol,
+            passing: listener.passing,
         };
         let listener = ListenerView::new(listener.id, listener.address, routes);
         listener.finish();
@@ -293,6 +311,7 @@ impl View {
                 router: listener.router.clone(),
                 services: services.clone(),
                 proxy_protocol: listener.proxy_protocol,
+                passing: listener.passing,
             };
             let view = match before.remove(&listener.id) {
                 Some(known) => {
@@ -360,6 +379,7 @@ mod tests {
                 address: ([127, 0, 0, 1], 80).into(),
                 tls: None,
                 proxy_protocol: false,
+                passing: false,
             });
             let route = Route {
                 listener: ListenerId(1),

@@ -1,0 +1,257 @@
+//! The holder: keeps ports open while smoothserve is stopped, as a socket unit does, for ports that
+//! no unit holds.
+//!
+//! A port that a reload has opened belongs to smoothserve alone: its unit, once `daemon-reload` has
+//! made it, cannot bind the port as long as smoothserve has it. So when smoothserve is stopped, it
+//! leaves these sockets to a process of its own. A second socket with `SO_REUSEPORT` in the unit
+//! would be no way out: whatever is in the queue of the first one when that closes is reset.
+//!
+//! # Theory of operation
+//! The holder listens on a unix socket in the run directory. Whoever connects there, as the user of
+//! the holder, gets all its sockets, and may give it more. The manager that ends gives sockets; the
+//! next one takes them, puts them into systemd's store, and then releases the holder, which ends. A
+//! manager that fails before that leaves the holder as it was, since nobody has to give a socket
+//! back. While no manager is connected, the holder waits for the first connection of a client, and
+//! has systemd start smoothserve. It never accepts or reads anything itself.
+//!
+//! The scope of the holder stops with `smoothserve.socket`, as socket units do, and with the slice.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_peercred;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use crate::ipc::{Channel, MessageReceiver, MessageSender, WireMessage};
+use crate::systemd::units::{SERVICE, Units};
+
+/// How long the other side may take for one message.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The pause after systemd did not start smoothserve, for example because it still stops it.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a manager may take to connect before systemd is asked to start it again.
+const STARTED_PAUSE: Duration = Duration::from_secs(5);
+
+/// How many sockets a holder takes, as many as a worker.
+const MOST_SOCKETS: usize = 4096;
+
+/// What a holder and a manager say to each other.
+#[derive(Debug, Serialize, Deserialize)]
+enum HolderMessage {
+    /// A listening socket, which comes with the message.
+    Socket,
+    /// The manager has got all sockets.
+    AllSent,
+    /// The manager has kept all sockets, so the holder ends.
+    Release,
+}
+
+impl WireMessage for HolderMessage {
+    const LONGEST: usize = 1 << 10;
+}
+
+/// A holder that has passed its sockets to this manager, and still has them, too.
+pub struct Holder {
+    sender: MessageSender<HolderMessage>,
+    _receiver: MessageReceiver<HolderMessage>,
+}
+
+impl Holder {
+    /// Lets the holder end, because its sockets are kept elsewhere.
+    pub async fn release(mut self) {
+        if let Err(error) = self.sender.send(&HolderMessage::Release, None).await {
+            tracing::warn!(error = %error, "the holder of the ports not released");
+        }
+    }
+}
+
+/// Takes over the sockets of a holder, if there is one for this run directory. Must run inside a
+/// tokio runtime.
+pub async fn take_over(run_dir: &Path) -> anyhow::Result<Option<(Holder, Vec<TcpListener>)>> {
+    let stream = match UnixStream::connect(path(run_dir)) {
+        Ok(stream) => stream,
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
+            _ => return Err(error).context("cannot connect to the holder of the ports"),
+        },
+    };
+    let (sender, mut receiver) = Channel::split(stream)?;
+    let mut sockets = Vec::new();
+    loop {
+        let message = timeout(PATIENCE, receiver.receive()).await;
+        match message.context("the holder of the ports does not answer")?? {
+            Some(HolderMessage::Socket) => {
+                sockets.extend(receiver.take_descriptor().map(TcpListener::from));
+            }
+            Some(HolderMessage::AllSent) => break,
+            Some(HolderMessage::Release) | None => {
+                anyhow::bail!("the holder of the ports has ended")
+            }
+        }
+    }
+    let _receiver = receiver;
+    Ok(Some((Holder { sender, _receiver }, sockets)))
+}
+
+/// Starts a holder and leaves sockets to it, each with the socket unit of its address. Must run
+/// inside a tokio runtime.
+pub async fn leave(
+    run_dir: &Path,
+    units: Units,
+    sockets: &[(&str, BorrowedFd<'_>)],
+) -> anyhow::Result<()> {
+    let path = path(run_dir);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    // Whoever may connect is checked again by the holder.
+    let stream = UnixStream::connect(&path)?;
+    let child = Command::new("/proc/self/exe")
+        .args(["hold"])
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .env_remove("NOTIFY_SOCKET")
+        .spawn()?;
+    // A process outside of a scope of its own would be killed with this one.
+    let pid = child.id();
+    let ports: Vec<&str> = sockets.iter().map(|(unit, _)| *unit).collect();
+    units
+        .start_port_scope(&scope_name(pid), pid, &ports)
+        .await?;
+    let (mut sender, _receiver) = Channel::split::<_, HolderMessage>(stream)?;
+    for (_, socket) in sockets {
+        let sending = sender.send(&HolderMessage::Socket, Some(*socket));
+        timeout(PATIENCE, sending).await??;
+    }
+    Ok(())
+}
+
+/// Returns true if `name` is the name of a holder's scope, and not that of a service called
+/// `holder`.
+pub fn is_scope_name(name: &str) -> bool {
+    name.strip_prefix("smoothserve-holder-")
+        .and_then(|rest| rest.strip_suffix(".scope"))
+        .is_some_and(|pid| pid.parse::<u32>().is_ok())
+}
+
+fn scope_name(pid: u32) -> String {
+    format!("smoothserve-holder-{pid}.scope")
+}
+
+fn path(run_dir: &Path) -> PathBuf {
+    run_dir.join("holder.sock")
+}
+
+/// Runs a holder, whose unix socket is its standard input, until it is released.
+pub fn run() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    // Set once systemd has been asked to start smoothserve, for a manager that fails.
+    let mut pause = None;
+    loop {
+        let clients = match pause {
+            None => sockets.as_slice(),
+            Some(_) => &[],
+        };
+        match wait(&listener, clients, pause.take())? {
+            Waited::Manager => {
+                let (stream, _) = listener.accept()?;
+                match runtime.block_on(serve(stream, &mut sockets)) {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => {}
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        tracing::warn!(error, "the connection to the manager broke");
+                    }
+                }
+            }
+            Waited::Client => {
+                let units = Units::of_this_process();
+                pause = Some(match runtime.block_on(units.start(SERVICE)) {
+                    Ok(()) => STARTED_PAUSE,
+                    // A stop that is still under way is not taken back.
+                    Err(error) => {
+                        tracing::debug!(error = %error, "smoothserve not started yet");
+                        REFUSED_PAUSE
+                    }
+                });
+            }
+            Waited::TimeOver => {}
+        }
+    }
+}
+
+/// What a holder waits for.
+enum Waited {
+    /// A manager has connected.
+    Manager,
+    /// A client has connected to one of the sockets.
+    Client,
+    /// Neither within the time.
+    TimeOver,
+}
+
+fn wait(
+    listener: &UnixListener,
+    clients: &[OwnedFd],
+    limit: Option<Duration>,
+) -> anyhow::Result<Waited> {
+    let limit = limit.map(Timespec::try_from).transpose()?;
+    let mut all = vec![PollFd::new(listener, PollFlags::IN)];
+    all.extend(
+        clients
+            .iter()
+            .map(|socket| PollFd::new(socket, PollFlags::IN)),
+    );
+    rustix::io::retry_on_intr(|| poll(&mut all, limit.as_ref()))?;
+    let mut ready = all.iter().map(|polled| !polled.revents().is_empty());
+    Ok(match (ready.next(), ready.any(|is_ready| is_ready)) {
+        (Some(true), _) => Waited::Manager,
+        (_, true) => Waited::Client,
+        (_, false) => Waited::TimeOver,
+    })
+}
+
+/// Serves a manager until it closes the connection. Returns true if it has released the holder.
+async fn serve(stream: UnixStream, sockets: &mut Vec<OwnedFd>) -> anyhow::Result<bool> {
+    let peer = socket_peercred(&stream)?.uid;
+    anyhow::ensure!(
+        peer == rustix::process::geteuid(),
+        "the peer runs as user {}",
+        peer.as_raw()
+    );
+    let (mut sender, mut receiver) = Channel::split(stream)?;
+    for socket in &*sockets {
+        let sending = sender.send(&HolderMessage::Socket, Some(socket.as_fd()));
+        timeout(PATIENCE, sending).await??;
+    }
+    // The manager that ends does not wait for this.
+    let _ = sender.send(&HolderMessage::AllSent, None).await;
+    while let Some(message) = receiver.receive().await? {
+        match message {
+            HolderMessage::Socket if sockets.len() < MOST_SOCKETS => {
+                let socket = receiver
+                    .take_descriptor()
+                    .context("a message without a socket")?;
+                sockets.push(socket);
+            }
+            HolderMessage::Release => return Ok(true),
+            HolderMessage::Socket | HolderMessage::AllSent => {}
+        }
+    }
+    Ok(false)
+}
