@@ -227,12 +227,13 @@ fn strip_prefix_removes_its_prefix_from_paths_and_must_match_them() {
 #[test]
 fn keys_for_the_handling_of_requests_are_read_and_checked() {
     let found = service(
-        "max_request_body: 1.5G\nresponse_timeout: 2m\nqueue_timeout: 0\nmax_in_flight: 20",
+        "max_request_body: 1.5G\nresponse_timeout: 2m\nclient_gone_timeout: 1s\nqueue_timeout: 0\nmax_in_flight: 20",
     )
     .handling;
     let expected = HandlingConfig {
         max_request_body: Some(1536 << 20),
         response_timeout: Duration::from_secs(120),
+        client_gone_timeout: Duration::from_secs(1),
         queue_timeout: Duration::ZERO,
         max_in_flight: Some(20),
         redirect_https: None,

@@ -4,8 +4,11 @@
 use std::time::Duration;
 
 use smoothserve_kit::client::{Connection, Request, Response, get};
-use smoothserve_kit::{Build, Home, Pattern, Service, Smoothserve, free_port, local, programs};
-use tokio::io::AsyncWriteExt;
+use smoothserve_kit::{
+    Build, Home, PATIENCE, Pattern, Service, Smoothserve, Status, free_port, local, programs,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 struct Scene {
     server: Smoothserve,
@@ -264,5 +267,48 @@ async fn a_response_that_nobody_reads_takes_little_of_the_kernels_memory() {
         assert!(unsent < 600 << 10, "{unsent} bytes wait for the client");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    scene.server.stop().await;
+}
+
+/// A client that has closed its connection may still read, so nothing but a drain ends its request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_gone_does_not_hold_up_a_restart() {
+    let scene = Scene::new("drain_timeout: 10m\nclient_gone_timeout: 1s\n").await;
+    let begin = async |target: &str| {
+        let mut stream = TcpStream::connect(local(scene.port)).await.unwrap();
+        let request =
+            format!("GET {target} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    };
+    let read = async |mut stream: TcpStream| {
+        let mut response = String::new();
+        let reading = stream.read_to_string(&mut response);
+        tokio::time::timeout(PATIENCE, reading)
+            .await
+            .unwrap()
+            .unwrap();
+        response
+    };
+    // Without a drain, a client that sends nothing more gets its response.
+    let mut patient = begin("/slow?ms=3000").await;
+    patient.shutdown().await.unwrap();
+    assert!(read(patient).await.starts_with("HTTP/1.1 200 "));
+    // In a drain, only a client without the end of its sending side is waited for.
+    let waits = begin("/slow?ms=5000").await;
+    let mut before = begin("/stall").await;
+    before.shutdown().await.unwrap();
+    let mut meanwhile = begin("/stall").await;
+    let busy = |shop: &Service| shop.instances.iter().map(|it| it.in_flight).sum::<u64>() == 3;
+    let until = |status: &Status| busy(&status.services["shop"]);
+    scene.server.until("they are in flight", until).await;
+    let restart = scene.server.ok(&["restart", "shop"]);
+    let leave = async {
+        assert!(read(before).await.starts_with("HTTP/1.1 503 "));
+        meanwhile.shutdown().await.unwrap();
+        assert!(read(meanwhile).await.starts_with("HTTP/1.1 503 "));
+        assert!(read(waits).await.starts_with("HTTP/1.1 200 "));
+    };
+    tokio::join!(restart, leave);
     scene.server.stop().await;
 }

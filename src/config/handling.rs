@@ -24,6 +24,9 @@ pub struct HandlingConfig {
     pub max_request_body: Option<u64>,
     /// How long an instance may keep a request or the rest of a response waiting.
     pub response_timeout: Duration,
+    /// How long a request without a response keeps an instance from draining once its client sends
+    /// nothing more.
+    pub client_gone_timeout: Duration,
     /// How long a request may wait for an instance that takes it.
     pub queue_timeout: Duration,
     /// The most requests of the service that are in flight at a time. `None`: as many as the worker
@@ -41,6 +44,7 @@ impl Default for HandlingConfig {
         HandlingConfig {
             max_request_body: None,
             response_timeout: Duration::from_secs(60),
+            client_gone_timeout: Duration::from_secs(5),
             queue_timeout: Duration::from_secs(10),
             max_in_flight: None,
             redirect_https: None,
@@ -67,6 +71,9 @@ impl HandlingConfig {
                 reader.report.at(at, message);
             }
             handling.response_timeout = limit;
+        }
+        if let Some(limit) = reader.get("client_gone_timeout", value::duration) {
+            handling.client_gone_timeout = limit;
         }
         if let Some(limit) = reader.get("queue_timeout", value::duration) {
             handling.queue_timeout = limit;

@@ -122,6 +122,7 @@ pub const SERVICE_KEYS: &[&str] = &[
     "strip_prefix",
     "max_request_body",
     "response_timeout",
+    "client_gone_timeout",
     "queue_timeout",
     "max_in_flight",
     "server_ip",

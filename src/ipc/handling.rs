@@ -14,6 +14,9 @@ pub struct Handling {
     pub max_request_body: Option<u64>,
     /// How long an instance may keep a request or the rest of a response waiting.
     pub response_timeout: Duration,
+    /// How long a request without a response keeps an instance from draining once its client sends
+    /// nothing more.
+    pub client_gone_timeout: Duration,
     /// How long a request may wait for an instance that takes it.
     pub queue_timeout: Duration,
     /// The most requests of the service that are in flight at a time, in the whole worker. `None`:
@@ -31,6 +34,7 @@ impl Default for Handling {
         Handling {
             max_request_body: None,
             response_timeout: Duration::from_secs(60),
+            client_gone_timeout: Duration::from_secs(5),
             queue_timeout: Duration::from_secs(10),
             max_in_flight: None,
             redirect_https: None,

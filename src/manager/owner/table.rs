@@ -35,6 +35,7 @@ fn handling(config: HandlingConfig) -> Handling {
     let HandlingConfig {
         max_request_body,
         response_timeout,
+        client_gone_timeout,
         queue_timeout,
         max_in_flight,
         redirect_https,
@@ -43,6 +44,7 @@ fn handling(config: HandlingConfig) -> Handling {
     Handling {
         max_request_body,
         response_timeout,
+        client_gone_timeout,
         queue_timeout,
         max_in_flight,
         redirect_https,

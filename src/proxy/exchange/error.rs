@@ -45,6 +45,9 @@ pub(crate) enum ProxyError {
     /// The instance sent something that is not a response.
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    /// The instance drains, and the client sends nothing more.
+    #[error("the instance drains, and the client seems to be gone")]
+    ClientGone,
     /// The instance did not respond in time.
     #[error("the instance did not respond in time")]
     ResponseTimeout,
@@ -93,7 +96,7 @@ impl ProxyError {
             ),
             ProxyError::Denied(denial) => (denial.status, denial.reason, denial.text),
             ProxyError::UnknownHost => (404, "Not Found", "There is nothing at this address.\n"),
-            ProxyError::NoEndpoint(_) => (
+            ProxyError::NoEndpoint(_) | ProxyError::ClientGone => (
                 503,
                 "Service Unavailable",
                 "The service is not available at the moment.\n",
@@ -119,6 +122,7 @@ impl ProxyError {
             self,
             ProxyError::Refused(_)
                 | ProxyError::Denied(_)
+                | ProxyError::ClientGone
                 | ProxyError::NoEndpoint(NoEndpoint::Stopped)
         );
         self.status().0 >= 500 && !meant

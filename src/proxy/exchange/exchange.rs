@@ -23,27 +23,45 @@
 //! * A time limit ends an exchange in which neither direction moves anything: the service's
 //!   `response_timeout` while the exchange waits for the instance, and `STALL_LIMIT` while it waits
 //!   for the client. Between two events of an event stream, a day may pass.
+//! * A client that has closed its sending side may be gone. While the instance or the worker
+//!   drains, it is not waited for much longer if it has got nothing yet. Only exchanges that have
+//!   lasted for [`FIRST_LOOK`] watch for this, since most end sooner.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use super::client::Client;
+use super::client::{Client, Peer};
 use super::download::download;
 use super::flow::{ExchangeEnd, Flow, UploadState};
 use super::request::Request;
 use super::upload::upload;
 use crate::proxy::net::stream::Stream;
+use crate::proxy::view::endpoint::Claim;
 use crate::proxy::view::upstream::Upstream;
 
-/// Passes the request to the instance and the response to the client at the same time, over one
-/// connection to the instance.
+/// How long an exchange may last before it watches whether its client is gone while the instance
+/// drains.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
+/// The time limits of an exchange that a service's file sets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ExchangeLimits {
+    /// How long the instance may stay silent.
+    pub(crate) response: Duration,
+    /// How long a client that sends nothing more is waited for while the instance drains.
+    pub(crate) gone: Duration,
+}
+
+/// Passes the request to the instance of `claim` and the response to the client at the same time,
+/// over one connection to the instance.
 pub(crate) async fn exchange(
     client: &mut Client,
     request: &mut Request,
     upstream: &mut Upstream,
-    response_timeout: Duration,
+    claim: &Claim,
+    limits: ExchangeLimits,
 ) -> ExchangeEnd {
     let flow = Flow::new(
         request.outgoing.awaits_permission,
@@ -55,6 +73,7 @@ pub(crate) async fn exchange(
     } = request;
     let Upstream { stream, buffer } = upstream;
     let Client { peer, timer, .. } = client;
+    let client_stream = &client.stream;
     let closing = || peer.closing();
     let mut reset = pin!(client.stream.reset());
     let mut up = pin!(upload(
@@ -77,6 +96,9 @@ pub(crate) async fn exchange(
         client: &client.stream,
     };
     let mut uploading = true;
+    // What is left of the time limit after the first look, until that was taken.
+    let mut rest = None;
+    let mut gone: Option<Pin<Box<dyn Future<Output = ()> + '_>>> = None;
     let end = poll_fn(|cx| {
         loop {
             let waits = flow.awaits_permission.get();
@@ -102,16 +124,40 @@ pub(crate) async fn exchange(
             }
         }
         if flow.moved.take() {
-            timer.set(flow.limit(response_timeout));
+            let limit = flow.limit(limits.response);
+            let looks = gone.is_none() && !flow.committed.get() && limit > FIRST_LOOK;
+            rest = looks.then(|| limit - FIRST_LOOK);
+            timer.set(rest.map_or(limit, |_| FIRST_LOOK));
         }
-        if timer.poll_expired(cx).is_ready() {
-            return Poll::Ready(flow.time_out());
+        while timer.poll_expired(cx).is_ready() {
+            let Some(rest) = rest.take() else {
+                return Poll::Ready(flow.time_out());
+            };
+            timer.set(rest);
+            gone = Some(Box::pin(is_gone(client_stream, peer, claim, limits.gone)));
+        }
+        if let Some(gone) = &mut gone
+            && !flow.committed.get()
+            && gone.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(ExchangeEnd::ClientGone);
         }
         reset.as_mut().poll(cx).map(|()| ExchangeEnd::Abandoned)
     })
     .await;
     unfinished.finish();
     end
+}
+
+/// Resolves when a client has sent nothing more for a while, although the instance or the worker
+/// drains.
+async fn is_gone(client: &Stream, peer: &Peer, claim: &Claim, limit: Duration) {
+    tokio::select! {
+        () = claim.drains() => {}
+        _ = peer.drain.begins() => {}
+    }
+    client.sending_ends().await;
+    tokio::time::sleep(limit).await;
 }
 
 /// Sees to it that a connection whose task is ended in the middle of a response is reset, if the

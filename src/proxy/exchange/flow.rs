@@ -54,6 +54,8 @@ pub(crate) enum ExchangeEnd {
     },
     /// The client has given up the request.
     Abandoned,
+    /// The instance drains, the client sends nothing more, and it has got no byte of a response.
+    ClientGone,
 }
 
 /// What the two directions of an exchange know of each other, as flags.

@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep};
 
 use super::client::{Client, Next, Peer, Pinned};
 use super::error::ProxyError;
-use super::exchange::exchange;
+use super::exchange::{ExchangeLimits, exchange};
 use super::flow::ExchangeEnd;
 use super::request::Request;
 use super::tunnel::tunnel;
@@ -72,7 +72,11 @@ pub(crate) async fn forward(
     };
     let mut pinned = pinned(client, request, &service);
     let mut repeated = false;
-    let limit = service.handling().response_timeout;
+    let handling = service.handling();
+    let limits = ExchangeLimits {
+        response: handling.response_timeout,
+        gone: handling.client_gone_timeout,
+    };
     loop {
         let mut lease = match pinned.take() {
             Some(lease) => lease,
@@ -82,7 +86,10 @@ pub(crate) async fn forward(
             },
         };
         request.instance = Some(lease.claim.id());
-        match exchange(client, request, &mut lease.upstream, limit).await {
+        let Lease {
+            upstream, claim, ..
+        } = &mut lease;
+        match exchange(client, request, upstream, claim, limits).await {
             ExchangeEnd::Answered { reusable, response } => {
                 if reusable {
                     let binds = request.binds_connection || response.binds_connection;
@@ -140,6 +147,7 @@ pub(crate) async fn forward(
                 return Ok(Box::pin(tunnel(client, upstream, claim, head)).await);
             }
             ExchangeEnd::Abandoned => return Ok(Next::Close),
+            ExchangeEnd::ClientGone => return Err(ProxyError::ClientGone),
         }
     }
 }

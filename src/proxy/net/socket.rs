@@ -35,6 +35,9 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 /// How long the reset of a fresh connection may stay unnoticed.
 const BLIND: Duration = Duration::from_secs(1);
 
+/// The pause between two looks whether a peer sends nothing more that has sent something unread.
+const UNREAD_PAUSE: Duration = Duration::from_millis(500);
+
 /// A silent peer is probed by TCP keepalive after this time, then every `PEER_ASKED`, and at most
 /// `PEER_ASKED_MOST` times.
 const PEER_IDLE: Duration = Duration::from_secs(60);
@@ -202,6 +205,28 @@ impl Socket {
         };
         // An error means that the runtime is ending, and every connection with it.
         let _ = ready;
+    }
+
+    /// Resolves when the peer sends nothing more: it has closed the connection, or its sending side
+    /// alone. What it has sent before need not have been read.
+    pub(crate) async fn sending_ends(&self) {
+        loop {
+            let ready = match self {
+                Socket::Accepted(accepted) => match accepted.register() {
+                    Ok(stream) => stream.ready(Interest::READABLE).await,
+                    Err(_) => return,
+                },
+                Socket::Tcp(stream, _) => stream.ready(Interest::READABLE).await,
+                Socket::Unix(stream, _) => stream.ready(Interest::READABLE).await,
+            };
+            match ready {
+                Ok(ready) if !ready.is_read_closed() => {}
+                // An error means that the runtime is ending, and every connection with it.
+                _ => return,
+            }
+            // The reactor reports that there is something to read until somebody reads it.
+            sleep(UNREAD_PAUSE).await;
+        }
     }
 
     /// Asks the kernel, and returns true if there is nothing to read at this moment, not even the

@@ -143,6 +143,16 @@ impl Stream {
         }
     }
 
+    /// Resolves when a client with HTTP/1 sends nothing more: it is gone, or has closed its sending
+    /// side.
+    pub(crate) async fn sending_ends(&self) {
+        match self {
+            Stream::Transport(transport) => transport.socket().sending_ends().await,
+            // A client with HTTP/2 that is gone resets its streams.
+            Stream::Http2(_) | Stream::H2c(_) => std::future::pending().await,
+        }
+    }
+
     /// Returns true if there is nothing to read at this moment, not even the end of the stream.
     /// Asks the kernel if the stream is a connection of its own.
     pub(crate) fn is_quiet(&self) -> bool {

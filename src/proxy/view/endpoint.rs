@@ -54,6 +54,7 @@ pub(crate) struct Endpoint {
     spec: Arc<EndpointSpec>,
     reporter: Reporter,
     draining: Cell<bool>,
+    drains: Notify,
     /// True once the tunnels to the endpoint must end.
     cut: Cell<bool>,
     cuts: Notify,
@@ -110,6 +111,7 @@ impl Endpoint {
             spec,
             reporter,
             draining: Cell::new(false),
+            drains: Notify::new(),
             cut: Cell::new(false),
             cuts: Notify::new(),
             idle: RefCell::default(),
@@ -157,6 +159,7 @@ impl Endpoint {
     /// it is idle, also if it was draining before.
     pub(crate) fn drain(&self) {
         self.draining.set(true);
+        self.drains.notify_waiters();
         drop(self.idle.take());
         self.pins.close();
         drop(self.shared.connections.take());
@@ -330,6 +333,14 @@ impl Claim {
             self.tunnel = true;
             self.endpoint.counters().begin_tunnel();
             self.end_request();
+        }
+    }
+
+    /// Resolves when the endpoint drains.
+    pub(crate) async fn drains(&self) {
+        let drains = self.endpoint.drains.notified();
+        if !self.endpoint.draining.get() {
+            drains.await;
         }
     }
 
