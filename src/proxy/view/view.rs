@@ -554,6 +554,37 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_belongs_to_the_listener_for_the_address_that_it_was_made_to() {
+        let fixture = Fixture::new();
+        let listen = |id, address: &str, passing| {
+            let routes = Routes {
+                passing,
+                ..Routes::default()
+            };
+            let id = ListenerId(id);
+            let listener = ListenerView::new(id, address.parse().unwrap(), routes);
+            let mut listeners = fixture.view.listeners.borrow_mut();
+            listeners.insert(id, Rc::new(listener));
+        };
+        let found = |address: &str| {
+            let listener = fixture.view.listener_at(address.parse().unwrap());
+            listener.map(|listener| listener.id().0)
+        };
+        listen(10, "[::]:81", true);
+        listen(11, "127.0.0.1:81", false);
+        assert_eq!(found("127.0.0.1:81"), Some(11));
+        assert_eq!(found("127.0.0.2:81"), None);
+        assert_eq!(found("127.0.0.1:82"), None);
+        listen(12, "[::]:82", false);
+        listen(13, "0.0.0.0:82", false);
+        listen(14, "127.0.0.1:82", true);
+        assert_eq!(found("127.0.0.1:82"), Some(13));
+        assert_eq!(found("[::1]:82"), Some(12));
+        listen(15, "0.0.0.0:83", false);
+        assert_eq!(found("[::1]:83"), None);
+    }
+
+    #[test]
     fn connections_of_a_removed_listener_go_by_its_last_routes() {
         let mut fixture = Fixture::new();
         fixture.apply(true, Some(EndpointState::Active));
