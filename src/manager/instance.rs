@@ -114,9 +114,9 @@ impl Instance {
         instance
     }
 
-    /// Chooses an address and starts the process of an instance that runs as this user. It waits for
-    /// `busy_patience` (`None`: until it is stopped) while its executable is open for writing. Once
-    /// it has failed, what it has left is killed after `stop_timeout`. Any error on the way is
+    /// Chooses an address and starts the process of an instance that runs as this user. It waits
+    /// for `busy_patience` (`None`: until it is stopped) while its executable is open for writing.
+    /// Once it has failed, what it has left is killed after `stop_timeout`. Any error on the way is
     /// reported as [`News::Exited`].
     pub fn identified(
         &mut self,
