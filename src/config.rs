@@ -47,7 +47,10 @@ pub use global::GLOBAL_KEYS;
 pub use handling::HandlingConfig;
 pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use listen::Listen;
-pub use load::{CONFIG_DIR, Config, check, load, load_files, load_partial};
+pub use load::{
+    CONFIG_DIR, Config, LoadedConfig, check, load, load_apart, load_files, load_partial,
+};
+pub use machine::Lack;
 pub use process::{Bind, DEFAULT_PATH, ProcessConfig, Ready, UpstreamProtocol};
 pub use service::{Rollout, SERVICE_KEYS, ServiceConfig, Times};
 pub use site::{HostPattern, Site};

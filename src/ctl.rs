@@ -18,7 +18,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{self, exit};
+use crate::bus::Bus;
+use crate::cli::{self, RunDir, exit};
 use crate::config;
 use crate::status::Snapshot;
 use client::ManagerClient;
@@ -61,6 +62,7 @@ async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
         screen::print(&summary.to_string());
         return Ok(());
     }
+    let place = (&arguments.run_dir, arguments.bus);
     let client = ManagerClient::connect(&arguments.run_dir, arguments.bus).await?;
     match verb {
         Verb::Status { names, json } => {
@@ -89,16 +91,16 @@ async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
             known(vec![logs.name.clone()], &snapshot)?;
             Err(logs::show(&logs, &snapshot))
         }
-        Verb::Start(names) => each(&client, "StartService", names).await,
-        Verb::Stop(names) => each(&client, "StopService", names).await,
+        Verb::Start(names) => each(client, place, "StartService", names).await,
+        Verb::Stop(names) => each(client, place, "StopService", names).await,
         Verb::Restart(ServiceNames { names, no_block }) if names == ["all"] => {
             let jobs = client.command_all("RestartAll").await?;
-            wait::for_jobs(&client, jobs, no_block).await
+            wait::for_jobs(client, place, jobs, no_block).await
         }
-        Verb::Restart(names) => each(&client, "RestartService", names).await,
+        Verb::Restart(names) => each(client, place, "RestartService", names).await,
         Verb::Reload { no_block } => {
             let jobs = vec![client.command("Reload", &()).await?];
-            wait::for_jobs(&client, jobs, no_block).await
+            wait::for_jobs(client, place, jobs, no_block).await
         }
         Verb::Check { .. } => unreachable!("done above"),
     }
@@ -106,20 +108,26 @@ async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
 
 /// Gives the same command for several services and waits for all of them.
 async fn each(
-    client: &ManagerClient,
+    client: ManagerClient,
+    place: (&RunDir, Bus),
     member: &str,
     ServiceNames { names, no_block }: ServiceNames,
 ) -> Result<(), CtlError> {
     let (_, snapshot) = client.dump().await?;
     let names = match names.as_slice() {
-        [all] if all == "all" => snapshot.services.keys().cloned().collect(),
+        // A service that was removed can only be stopped.
+        [all] if all == "all" => {
+            let services = snapshot.services.iter();
+            let services = services.filter(|(_, it)| !it.removed || member == "StopService");
+            services.map(|(name, _)| name.clone()).collect()
+        }
         _ => known(names, &snapshot)?,
     };
     let mut jobs = Vec::new();
     for name in names {
         jobs.push(client.command(member, &(name,)).await?);
     }
-    wait::for_jobs(client, jobs, no_block).await
+    wait::for_jobs(client, place, jobs, no_block).await
 }
 
 /// Checks that there are services of all these names, before anything is done for one of them.

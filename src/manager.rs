@@ -36,6 +36,7 @@ mod jobs;
 mod owner;
 mod process;
 mod rollout;
+mod routes;
 mod service;
 mod worker;
 mod world;

@@ -94,6 +94,40 @@ pub struct ServiceStatus {
     /// watched.
     #[serde(default)]
     pub remarks: Vec<String>,
+    /// Whether the service is no longer configured, and runs only for the sites in `keeps`.
+    #[serde(default)]
+    pub removed: bool,
+    /// The sites that the service answers for until the services that are to have them are ready,
+    /// by the names of those services.
+    #[serde(default)]
+    pub keeps: BTreeMap<String, Vec<String>>,
+    /// The change on disk that was not applied, until it is applied or gone.
+    #[serde(default)]
+    pub refused_change: Option<RefusedChange>,
+}
+
+/// A change on disk that was not applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedChange {
+    /// When the change was refused. JSON has it in seconds since 1970.
+    pub at: Moment,
+    /// Why the change was refused, and what to do about it.
+    pub message: String,
+}
+
+/// How many sites are named before the others are only counted.
+const NAMED_SITES: usize = 3;
+
+/// Says which sites a service keeps, and until when: `keeps shop.example until web is ready`.
+pub fn kept_in_words(keeps: &BTreeMap<String, Vec<String>>) -> String {
+    let each = keeps.iter().map(|(awaited, sites)| {
+        let mut named = sites[..sites.len().min(NAMED_SITES)].join(", ");
+        if sites.len() > NAMED_SITES {
+            named += &format!(" and {} more", sites.len() - NAMED_SITES);
+        }
+        format!("keeps {named} until {awaited} is ready")
+    });
+    each.collect::<Vec<_>>().join(", ")
 }
 
 /// A point in time. JSON has it in seconds since 1970.
@@ -145,8 +179,8 @@ impl FailureReport {
     }
 
     /// Joins the reports of several failures.
-    pub fn join<'a>(reports: impl Iterator<Item = &'a FailureReport>) -> FailureReport {
-        let reports: Vec<&str> = reports.map(FailureReport::text).collect();
+    pub fn join<'a>(reports: impl Iterator<Item = &'a str>) -> FailureReport {
+        let reports: Vec<&str> = reports.collect();
         FailureReport(reports.join("\n").into())
     }
 
@@ -245,6 +279,10 @@ pub struct JobStatus {
     pub total: u32,
     /// Why the job failed, if it did. Never contains output of an instance.
     pub error: Option<String>,
+    /// What a reload has done, service by service: `shop: 3 instances replaced`. Empty until the
+    /// reload has ended, and for other jobs.
+    #[serde(default)]
+    pub changes: Vec<String>,
     /// The error, followed by the last lines that the failed instances have written.
     #[serde(skip)]
     pub report: FailureReport,

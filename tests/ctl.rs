@@ -245,6 +245,29 @@ async fn smoothtool_accepts_its_former_command_lines() {
     server.stop().await;
 }
 
+/// More services than signals fit into the queue of a connection, and more jobs than end within a
+/// moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_many_services_returns_when_all_are_restarted() {
+    let (home, port) = (Home::new(), free_port());
+    let services = 80;
+    for number in 0..services {
+        home.add_shop(&format!("shop-{number}"), port, "");
+    }
+    let server = Smoothserve::start(programs!(), home).await;
+    let restarted = server.ok(&["restart", "all"]).await;
+    assert_eq!(restarted.lines().count(), services, "{restarted}");
+    let status = server.status().await.unwrap();
+    for (name, service) in &status.services {
+        assert_eq!(
+            (service.state.as_str(), service.generation),
+            ("running", 2),
+            "{name}"
+        );
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_block_returns_while_the_job_still_runs() {
     let (server, app) = shop("stop_timeout: 200ms\n").await;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::conflict::between;
 use super::fault::{Fault, Faults};
 use super::global::{self, Global};
-use super::machine::{self, Against};
+use super::machine::{self, Against, Lack};
 use super::raw;
 use super::service::{self, Draft, ServiceConfig};
 use super::source::Source;
@@ -50,7 +50,30 @@ pub struct Config {
     pub notes: Vec<String>,
 }
 
-/// Reads the whole configuration in a folder, or reports all its faults.
+/// What was read from a folder.
+#[derive(Debug)]
+pub struct LoadedConfig {
+    /// The services whose files have no faults. Of two services that collide, the one whose file
+    /// comes first by name is there.
+    pub config: Config,
+    /// The faults of the files themselves.
+    pub faults: Faults,
+    /// What the machine lacks for services that are in `config`, by name. What `smoothserve.yaml`
+    /// itself names and the machine lacks has an empty name.
+    pub lacks: BTreeMap<String, Vec<Lack>>,
+}
+
+impl LoadedConfig {
+    /// Returns the configuration, and all faults with all that the machine lacks.
+    fn with_all_faults(self) -> (Config, Faults) {
+        let lacks = self.lacks.into_values().flatten().map(|lack| lack.fault);
+        let faults = self.faults.iter().cloned().chain(lacks);
+        (self.config, Faults::new(faults.collect()))
+    }
+}
+
+/// Reads the whole configuration in a folder, or reports all its faults, and all that the machine
+/// lacks for it.
 pub fn load(dir: &Path) -> Result<Config, Faults> {
     match load_partial(dir) {
         (config, faults) if faults.is_empty() => Ok(config),
@@ -62,6 +85,12 @@ pub fn load(dir: &Path) -> Result<Config, Faults> {
 /// lacks something on the machine, such as its executable, is read, too: what it lacks may still
 /// appear. Of two services that collide, the one whose file comes first by name is kept.
 pub fn load_partial(dir: &Path) -> (Config, Faults) {
+    load_apart(dir).with_all_faults()
+}
+
+/// Reads a folder as [`load_partial`] does, and keeps what the machine lacks apart from the faults
+/// of the files: the state of the machine may concern one service only.
+pub fn load_apart(dir: &Path) -> LoadedConfig {
     load_against(Against::Machine, dir)
 }
 
@@ -69,18 +98,22 @@ pub fn load_partial(dir: &Path) -> (Config, Faults) {
 /// themselves: early at boot there are no addresses, perhaps no executables, and nobody to ask for
 /// users.
 pub fn load_files(dir: &Path) -> (Config, Faults) {
-    load_against(Against::Nothing, dir)
+    load_against(Against::Nothing, dir).with_all_faults()
 }
 
-fn load_against(against: Against, dir: &Path) -> (Config, Faults) {
+fn load_against(against: Against, dir: &Path) -> LoadedConfig {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let mut notes = Vec::new();
     if let Err(error) = std::fs::read_dir(&dir) {
         let faults = vec![whole(&dir, format!("the folder cannot be opened: {error}"))];
-        let global = Global::new(&dir);
-        return (config(global, Vec::new(), notes), Faults::new(faults));
+        return LoadedConfig {
+            config: config(Global::new(&dir), Vec::new(), notes),
+            faults: Faults::new(faults),
+            lacks: BTreeMap::new(),
+        };
     }
-    let (global, mut faults) = global::read(&dir, against, &mut notes);
+    let mut lacks = BTreeMap::new();
+    let (global, mut faults) = global::read(&dir, against, &mut notes, &mut lacks);
     let files = service_files(&global, &mut notes).unwrap_or_else(|fault| {
         faults.push(fault);
         Vec::new()
@@ -92,8 +125,12 @@ fn load_against(against: Against, dir: &Path) -> (Config, Faults) {
             Err(found) => faults.extend(found),
         }
     }
-    let good = select(drafts, &mut faults);
-    (config(global, good, notes), Faults::new(faults))
+    let good = select(drafts, &mut faults, &mut lacks);
+    LoadedConfig {
+        config: config(global, good, notes),
+        faults: Faults::new(faults),
+        lacks,
+    }
 }
 
 /// Describes what a folder's configuration holds, or reports its faults, for `smoothserve check`.
@@ -233,10 +270,11 @@ fn read_service(
             notes.push(format!("{}:{}: {message}", file.display(), at.line));
         }
     }
-    for (key, message) in missing {
+    for ((key, message), hinders) in missing {
         let at = draft.mark(key);
         if draft.service.enabled {
-            draft.missing.push(draft.source.fault(at, message));
+            let fault = draft.source.fault(at, message);
+            draft.missing.push(Lack { fault, hinders });
         } else {
             notes.push(format!("{}:{}: {message}", file.display(), at.line));
         }
@@ -247,7 +285,11 @@ fn read_service(
 /// Keeps the drafts without a fault that do not collide with one that was kept before them. A draft
 /// with a fault of its own takes nothing from others, but what it collides with is reported all the
 /// same. A draft that lost to another one is not compared with those behind it.
-fn select(drafts: Vec<Draft>, faults: &mut Vec<Fault>) -> Vec<Draft> {
+fn select(
+    drafts: Vec<Draft>,
+    faults: &mut Vec<Fault>,
+    lacks: &mut BTreeMap<String, Vec<Lack>>,
+) -> Vec<Draft> {
     let mut good: Vec<bool> = Vec::new();
     let mut standing: Vec<&Draft> = Vec::new();
     let mut standing_good: Vec<bool> = Vec::new();
@@ -269,10 +311,14 @@ fn select(drafts: Vec<Draft>, faults: &mut Vec<Fault>) -> Vec<Draft> {
     }
     let mut selected = Vec::new();
     for (mut draft, good) in drafts.into_iter().zip(good) {
-        faults.append(&mut draft.missing);
+        let missing = std::mem::take(&mut draft.missing);
         if good {
+            if !missing.is_empty() {
+                lacks.insert(draft.service.name.clone(), missing);
+            }
             selected.push(draft);
         } else {
+            faults.extend(missing.into_iter().map(|lack| lack.fault));
             faults.extend(draft.faults);
         }
     }

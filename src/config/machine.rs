@@ -11,6 +11,7 @@ use rustix::fs::FileType;
 
 use super::certificate::Certificate;
 use super::environment_file::EnvironmentFile;
+use super::fault::Fault;
 use super::fields::shorten;
 use super::process::ProcessConfig;
 use super::service::ServiceConfig;
@@ -33,19 +34,30 @@ const MOST_REMARKS: usize = 5;
 /// A remark about what the machine has or lacks: the key that names it, and the text.
 pub(super) type Remark = (&'static str, String);
 
-/// Lists what the machine lacks for a service. Files and users that do not answer are lacking.
-pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<Remark> {
-    let (copy, user) = (service.clone(), default_user.to_owned());
-    let found = patience::within(&service.files(), move || all_missing(&copy, &user));
-    found.unwrap_or_else(|unanswered| vec![("executable_path", unanswered.to_string())])
+/// Something that the machine lacks for a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// Where the file of the service names it, what is wrong, and what to do about it.
+    pub fault: Fault,
+    /// True: nothing new can run before it is there. False: the service can be changed all the
+    /// same, since its certificate is only out of date, or an address is only not here now.
+    pub hinders: bool,
 }
 
-fn all_missing(service: &ServiceConfig, default_user: &str) -> Vec<Remark> {
+/// Lists what the machine lacks for a service: the key that names it, the text, and whether it
+/// hinders. Files and users that do not answer are lacking.
+pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<(Remark, bool)> {
+    let (copy, user) = (service.clone(), default_user.to_owned());
+    let found = patience::within(&service.files(), move || all_missing(&copy, &user));
+    found.unwrap_or_else(|unanswered| vec![(("executable_path", unanswered.to_string()), true)])
+}
+
+fn all_missing(service: &ServiceConfig, default_user: &str) -> Vec<(Remark, bool)> {
     let process = &service.process;
     let mut missing = Vec::new();
     let mut check = |key, result: Result<(), String>| {
         if let Err(message) = result {
-            missing.push((key, message));
+            missing.push(((key, message), true));
         }
     };
     let named = process.named_user();
@@ -63,14 +75,14 @@ fn all_missing(service: &ServiceConfig, default_user: &str) -> Vec<Remark> {
     if let Some(group) = &process.group {
         check("group", known(Database::Group, group));
     }
-    if let Some((key, message)) = certificate(service) {
-        check(key, Err(message));
-    }
     check("server_ip", local("server_ip", process.address));
+    missing.extend(certificate(service));
     let mut addresses: Vec<IpAddr> = service.listen.iter().filter_map(|l| l.address).collect();
     addresses.dedup();
     for address in addresses {
-        check("listen_address", local("listen_address", address));
+        if let Err(message) = local("listen_address", address) {
+            missing.push((("listen_address", message), false));
+        }
     }
     missing
 }
@@ -201,17 +213,18 @@ pub(super) fn known(database: Database, name: &str) -> Result<(), String> {
     }
 }
 
-/// Says what is wrong with the certificate of a service, and which key names it.
-fn certificate(service: &ServiceConfig) -> Option<Remark> {
+/// Says what is wrong with the certificate of a service, which key names it, and whether that
+/// hinders.
+fn certificate(service: &ServiceConfig) -> Option<(Remark, bool)> {
     let tls = service.tls.as_ref()?;
     match Certificate::read(tls) {
         Ok(certificate) => {
             let invalid = certificate.invalidity(SystemTime::now())?;
             let message = format!("the certificate {} {invalid}", tls.certificate.display());
-            Some(("tls.certificate", message))
+            Some((("tls.certificate", message), false))
         }
-        Err(fault) if fault.of_key => Some(("tls.key", fault.message)),
-        Err(fault) => Some(("tls.certificate", fault.message)),
+        Err(fault) if fault.of_key => Some((("tls.key", fault.message), true)),
+        Err(fault) => Some((("tls.certificate", fault.message), true)),
     }
 }
 

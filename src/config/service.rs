@@ -10,6 +10,7 @@ use super::fault::{Fault, Position, TOP};
 use super::fields::{At, Fields, Report, shorten};
 use super::handling::HandlingConfig;
 use super::listen::{Listen, overlap, plain_ports};
+use super::machine::Lack;
 use super::process::{Bind, ProcessConfig};
 use super::raw::Node;
 use super::reader::Reader;
@@ -177,7 +178,7 @@ pub(super) struct Draft {
     /// The faults of this file alone.
     pub(super) faults: Vec<Fault>,
     /// What the machine lacks for the service at the moment, such as its executable.
-    pub(super) missing: Vec<Fault>,
+    pub(super) missing: Vec<Lack>,
 }
 
 impl Draft {

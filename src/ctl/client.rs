@@ -5,20 +5,17 @@ use std::path::Path;
 
 use zbus::connection::Builder;
 use zbus::fdo::DBusProxy;
-use zbus::{
-    Connection, DBusError, DeserializeDict, MatchRule, MessageStream, OwnedObjectPath, Type,
-};
+use zbus::{Connection, DBusError, MatchRule, MessageStream, OwnedObjectPath};
 
 use super::error::CtlError;
 use crate::bus::{BUS_NAME, Bus, MANAGER_PATH};
 use crate::cli::{RunDir, exit};
 use crate::run_dir::{self, RunDirFault};
-use crate::status::{FailureReport, JobStatus, Snapshot};
+use crate::status::Snapshot;
 
 const MANAGER: &str = "org.smoothserve1.Manager";
 const SERVICE: &str = "org.smoothserve1.Service";
 const JOB: &str = "org.smoothserve1.Job";
-const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// An open connection to the manager.
 pub(super) struct ManagerClient {
@@ -113,15 +110,6 @@ impl ManagerClient {
             .map_err(|error| misunderstood(&error))?;
         let snapshot = serde_json::from_str(&json).map_err(|error| misunderstood(&error))?;
         Ok((json, snapshot))
-    }
-
-    /// Asks for the state of a job.
-    pub(super) async fn job(&self, path: &OwnedObjectPath) -> Result<JobStatus, CtlError> {
-        let reply = self.call(path, PROPERTIES, "GetAll", &(JOB,)).await?;
-        let job = reply.body().deserialize::<JobProperties>();
-        let job = job.map_err(|error| misunderstood(&error))?;
-        job.try_into()
-            .map_err(|error: serde_json::Error| misunderstood(&error))
     }
 
     /// Asks for the last error of a service, with what the instance has written: the time in
@@ -246,36 +234,6 @@ fn refused(name: &str, message: String) -> CtlError {
         _ => 1,
     };
     CtlError::new(status, message)
-}
-
-/// The properties of a job, as D-Bus has them.
-#[derive(DeserializeDict, Type)]
-#[zbus(signature = "a{sv}", rename_all = "PascalCase")]
-struct JobProperties {
-    kind: String,
-    service: String,
-    state: String,
-    step: String,
-    done: u32,
-    total: u32,
-    error: String,
-}
-
-impl TryFrom<JobProperties> for JobStatus {
-    type Error = serde_json::Error;
-
-    fn try_from(job: JobProperties) -> Result<JobStatus, serde_json::Error> {
-        Ok(JobStatus {
-            kind: serde_json::from_value(job.kind.into())?,
-            service: job.service,
-            state: serde_json::from_value(job.state.into())?,
-            step: job.step,
-            done: job.done,
-            total: job.total,
-            error: (!job.error.is_empty()).then_some(job.error),
-            report: FailureReport::default(),
-        })
-    }
 }
 
 fn misunderstood(error: &dyn std::fmt::Display) -> CtlError {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use crate::config::EXPIRES_SOON;
 use crate::status::{
     InstanceState, InstanceStatus, JobKind, JobState, JobStatus, ServiceState, ServiceStatus,
-    Snapshot,
+    Snapshot, kept_in_words,
 };
 
 /// Renders all services, a line each, and below them what went wrong.
@@ -45,7 +45,7 @@ pub(super) fn overview(snapshot: &Snapshot) -> String {
         }
     }
     for (name, service) in &snapshot.services {
-        for words in warnings(service) {
+        for words in standing(service).into_iter().chain(warnings(service)) {
             text += &format!("\n{name}: {words}\n");
         }
     }
@@ -97,6 +97,9 @@ fn one(name: &str, service: &ServiceStatus) -> String {
         ("crashes", service.crashes.to_string()),
     ] {
         text += &format!("  {label:<11} {value}\n");
+    }
+    if let Some(words) = standing(service) {
+        text += &format!("  {:<11} {words}\n", "routes");
     }
     for words in warnings(service) {
         text += &format!("  {:<11} {words}\n", "warning");
@@ -151,6 +154,15 @@ fn row(name: &str, instance: &InstanceStatus) -> [String; 9] {
     ]
 }
 
+/// Words what a service does that it should not do for long: `removed, keeps shop.example until web
+/// is ready`.
+fn standing(service: &ServiceStatus) -> Option<String> {
+    let removed = service.removed.then(|| "removed".to_owned());
+    let keeps = (!service.keeps.is_empty()).then(|| kept_in_words(&service.keeps));
+    let words: Vec<String> = removed.into_iter().chain(keeps).collect();
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
 /// Words what is wrong with a service although its instances run.
 fn warnings(service: &ServiceStatus) -> impl Iterator<Item = String> + '_ {
     let closed = (!service.not_listening.is_empty()).then(|| {
@@ -159,11 +171,13 @@ fn warnings(service: &ServiceStatus) -> impl Iterator<Item = String> + '_ {
             "not reachable on {addresses}, where another program listens or the address is missing"
         )
     });
+    let refused = service.refused_change.as_ref().map(|refused| {
+        let age = age(refused.at.0);
+        format!("a change was not applied {age} ago: {}", refused.message)
+    });
     let remarks = service.remarks.iter().cloned();
-    closed
-        .into_iter()
-        .chain(certificate(service))
-        .chain(remarks)
+    let all = closed.into_iter().chain(certificate(service));
+    all.chain(remarks).chain(refused)
 }
 
 /// Words the warning about a certificate that should have been renewed by now.
@@ -192,13 +206,30 @@ pub(super) fn step(job: &JobStatus) -> String {
 pub(super) fn ended(job: &JobStatus) -> String {
     let title = title(job);
     match (job.state, &job.error) {
-        (JobState::Done, _) => format!("{title}: done"),
-        (JobState::Failed, Some(error)) => format!("{title} failed: {error}"),
+        (JobState::Done, _) => match job.changes.as_slice() {
+            [] => format!("{title}: done"),
+            [change] => format!("{title}: done: {change}"),
+            changes => format!("{title}: done:{}", listed(changes)),
+        },
+        (JobState::Failed, Some(error)) if job.changes.is_empty() => {
+            format!("{title} failed: {error}")
+        }
+        (JobState::Failed, Some(error)) => {
+            format!(
+                "{title} failed: {error}\ndone all the same:{}",
+                listed(&job.changes)
+            )
+        }
         (JobState::Failed, None) => format!("{title} failed"),
         (JobState::Canceled, _) => format!("{title} was cancelled"),
         (JobState::Superseded, _) => format!("{title} was superseded by a newer command"),
         (JobState::Running, _) => format!("{title} is still running"),
     }
+}
+
+/// Lists texts, each in a line of its own.
+fn listed(texts: &[String]) -> String {
+    texts.iter().map(|text| format!("\n  {text}")).collect()
 }
 
 fn title(job: &JobStatus) -> String {
@@ -296,7 +327,7 @@ fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{FailureReport, LastError, Moment, ProxyStatus};
+    use crate::status::{FailureReport, LastError, Moment, ProxyStatus, RefusedChange};
 
     fn snapshot() -> Snapshot {
         let instance = InstanceStatus {
@@ -331,6 +362,12 @@ mod tests {
             }),
             certificate_expires: Some(Moment(SystemTime::now() + Duration::from_secs(864_100))),
             remarks: vec!["watch_files: too many".into()],
+            removed: true,
+            keeps: [("web".to_owned(), vec!["shop.example".to_owned()])].into(),
+            refused_change: Some(RefusedChange {
+                at: Moment(SystemTime::now()),
+                message: "the port 81 is not open yet".into(),
+            }),
         };
         let job = JobStatus {
             kind: JobKind::Restart,
@@ -340,6 +377,7 @@ mod tests {
             done: 1,
             total: 2,
             error: None,
+            changes: Vec::new(),
             report: FailureReport::default(),
         };
         Snapshot {
@@ -360,11 +398,15 @@ shop     degraded  1/2    3          20        *:80    shop.example _
 
 shop: 0s ago: shop/2 exited with status 1
 
+shop: removed, keeps shop.example until web is ready
+
 shop: not reachable on [::]:81, where another program listens or the address is missing
 
 shop: the certificate expires in 10d
 
 shop: watch_files: too many
+
+shop: a change was not applied 0s ago: the port 81 is not open yet
 
 restart shop 1/2: shop/2 starting
 
@@ -388,15 +430,45 @@ shop: degraded, 1/2 instances ready
   generation  2
   requests    20
   crashes     1
+  routes      removed, keeps shop.example until web is ready
   warning     not reachable on [::]:81, where another program listens or the address is missing
   warning     the certificate expires in 10d
   warning     watch_files: too many
+  warning     a change was not applied 0s ago: the port 81 is not open yet
   last error  0s ago: shop/2 exited with status 1
 
 INSTANCE  PID  ADDRESS         STATE  SINCE  IN FLIGHT  TUNNELS  REQUESTS  GENERATION
 shop/1    77   127.0.0.1:9001  ready  2min   3          1        12        2
 ";
         assert_eq!(services(&snapshot(), &["shop".to_owned()]), expected);
+    }
+
+    #[test]
+    fn a_reload_says_what_it_has_done() {
+        let ended = |state, error: Option<&str>, changes: &[&str]| {
+            ended(&JobStatus {
+                kind: JobKind::Reload,
+                service: String::new(),
+                state,
+                step: String::new(),
+                done: 0,
+                total: 0,
+                error: error.map(str::to_owned),
+                changes: changes.iter().map(|it| (*it).to_owned()).collect(),
+                report: FailureReport::default(),
+            })
+        };
+        let nothing = ended(JobState::Done, None, &["nothing had changed (16 services)"]);
+        assert_eq!(nothing, "reload: done: nothing had changed (16 services)");
+        let both = ["shop: 3 instances replaced", "blog: stopped"];
+        assert_eq!(
+            ended(JobState::Done, None, &both),
+            "reload: done:\n  shop: 3 instances replaced\n  blog: stopped"
+        );
+        assert_eq!(
+            ended(JobState::Failed, Some("web/1 exited"), &both[..1]),
+            "reload failed: web/1 exited\ndone all the same:\n  shop: 3 instances replaced"
+        );
     }
 
     #[test]

@@ -3,11 +3,16 @@
 //! A job has a part for each service that it concerns. A part is done when its service has reached
 //! the part's goal, or a newer goal that includes it. A part has failed when the generation that it
 //! waits for was given up. A part is superseded when a newer command wants the opposite: a stop
-//! instead of a start, or a start instead of a stop.
+//! instead of a start, or a start instead of a stop. A part of a service that has to stop, but keeps
+//! sites for others until they are ready, ends as those others' parts do.
+//!
+//! Jobs outlive the manager: the next one goes on with them under the same numbers ([`SavedJobs`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::status::{FailureReport, JobKind, JobState, JobStatus};
 
@@ -15,7 +20,7 @@ use crate::status::{FailureReport, JobKind, JobState, JobStatus};
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// The goal of a part: the state that its service should reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Goal {
     /// All instances run this generation or a newer one.
     Running {
@@ -43,23 +48,75 @@ pub struct Progress {
     pub activity: String,
 }
 
-#[derive(Debug)]
+/// What a job is to do for one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPart {
+    service: String,
+    /// The goal to wait for, or how the part has ended already.
+    begin: Result<Goal, Outcome>,
+    what: Option<String>,
+}
+
+impl NewPart {
+    /// Makes a part that waits for a goal. `what` says what is done by then: `3 instances
+    /// replaced`.
+    pub fn wait(service: &str, goal: Goal, what: Option<String>) -> NewPart {
+        NewPart {
+            service: service.to_owned(),
+            begin: Ok(goal),
+            what,
+        }
+    }
+
+    /// Returns true if the part waits for a goal.
+    pub fn is_open(&self) -> bool {
+        self.begin.is_ok()
+    }
+
+    /// Makes a part that is done already.
+    pub fn done(service: &str, what: String) -> NewPart {
+        NewPart {
+            service: service.to_owned(),
+            begin: Err(Outcome::Done),
+            what: Some(what),
+        }
+    }
+
+    /// Makes a part that has failed already. The error names the service.
+    pub fn failed(service: &str, error: String) -> NewPart {
+        NewPart {
+            service: service.to_owned(),
+            begin: Err(Outcome::failed(error)),
+            what: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Part {
     service: String,
     goal: Goal,
     done: u32,
     total: u32,
+    /// What is done once the goal is reached.
+    what: Option<String>,
     outcome: Option<Outcome>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Outcome {
     Done,
     Superseded,
-    Failed {
-        error: String,
-        report: FailureReport,
-    },
+    Failed { error: String, report: String },
+}
+
+impl Outcome {
+    fn failed(error: String) -> Outcome {
+        Outcome::Failed {
+            report: error.clone(),
+            error,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -67,8 +124,24 @@ struct Job {
     kind: JobKind,
     service: String,
     parts: Vec<Part>,
+    /// What a job says that has changed nothing.
+    unchanged: String,
     step: String,
     end: Option<End>,
+}
+
+/// The jobs as they are saved for the next manager. Only the manager's own user can read the file,
+/// which has what failed instances have written.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SavedJobs(BTreeMap<u32, SavedJob>);
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct SavedJob {
+    kind: JobKind,
+    service: String,
+    parts: Vec<Part>,
+    unchanged: String,
+    state: JobState,
 }
 
 /// The end of a job: its time, and the final status, which does not change any more.
@@ -83,6 +156,7 @@ struct End {
 pub struct Jobs {
     last: u32,
     jobs: BTreeMap<u32, Job>,
+    changed: bool,
 }
 
 impl Jobs {
@@ -97,7 +171,48 @@ impl Jobs {
         self.last = self.last.max(last);
     }
 
-    /// Begins a job and returns its number. `service` is empty for a reload.
+    /// Returns the state that the next manager needs to go on with the jobs.
+    pub fn save(&self) -> SavedJobs {
+        let jobs = self.jobs.iter().map(|(id, job)| {
+            let ended = job.end.as_ref().map(|end| end.status.state);
+            let saved = SavedJob {
+                kind: job.kind,
+                service: job.service.clone(),
+                parts: job.parts.clone(),
+                unchanged: job.unchanged.clone(),
+                state: ended.unwrap_or(JobState::Running),
+            };
+            (*id, saved)
+        });
+        SavedJobs(jobs.collect())
+    }
+
+    /// Goes on with the jobs of the last manager. Those that had ended stay visible for as long as
+    /// new ones.
+    pub fn restore(&mut self, saved: SavedJobs, now: Instant) {
+        for (id, saved) in saved.0 {
+            let mut job = Job {
+                kind: saved.kind,
+                service: saved.service,
+                parts: saved.parts,
+                unchanged: saved.unchanged,
+                step: String::new(),
+                end: None,
+            };
+            if saved.state != JobState::Running {
+                job.end(saved.state, now);
+            }
+            self.last = self.last.max(id);
+            self.jobs.insert(id, job);
+        }
+    }
+
+    /// Returns true if a job has begun or ended since the last call.
+    pub fn have_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Begins a job for one service and returns its number.
     pub fn begin(
         &mut self,
         kind: JobKind,
@@ -105,21 +220,42 @@ impl Jobs {
         parts: Vec<(String, Goal)>,
         now: Instant,
     ) -> u32 {
+        let parts = parts.into_iter();
+        let parts = parts.map(|(service, goal)| NewPart::wait(&service, goal, None));
+        self.begin_parts(kind, service, parts.collect(), String::new(), now)
+    }
+
+    /// Begins a job and returns its number. `service` is empty for a reload. `unchanged` is what the
+    /// job says if nothing has to be done.
+    pub fn begin_parts(
+        &mut self,
+        kind: JobKind,
+        service: &str,
+        parts: Vec<NewPart>,
+        unchanged: String,
+        now: Instant,
+    ) -> u32 {
         self.last += 1;
-        let parts = parts
-            .into_iter()
-            .map(|(service, goal)| Part {
-                service,
+        self.changed = true;
+        let parts = parts.into_iter().map(|part| {
+            let (goal, outcome) = match part.begin {
+                Ok(goal) => (goal, None),
+                Err(outcome) => (Goal::Stopped, Some(outcome)),
+            };
+            Part {
+                service: part.service,
                 goal,
                 done: 0,
                 total: 0,
-                outcome: None,
-            })
-            .collect();
+                what: part.what,
+                outcome,
+            }
+        });
         let mut job = Job {
             kind,
             service: service.to_owned(),
-            parts,
+            parts: parts.collect(),
+            unchanged,
             step: String::new(),
             end: None,
         };
@@ -153,8 +289,50 @@ impl Jobs {
         self.each_part(service, now, |part| match part.goal {
             Goal::Running { generation: wanted } if wanted <= generation => Some(Outcome::Failed {
                 error: error.to_owned(),
-                report: report.clone(),
+                report: report.text().to_owned(),
             }),
+            _ => None,
+        });
+    }
+
+    /// Ends the parts of a service that has to stop, and keeps sites for `awaited`, in the jobs
+    /// whose parts for those have all ended without success. `words` say what the service keeps.
+    pub fn kept(&mut self, service: &str, awaited: &BTreeSet<&str>, words: &str, now: Instant) {
+        for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.end.is_none()) {
+            let is_awaited = |part: &&Part| awaited.contains(part.service.as_str());
+            let awaited = || job.parts.iter().filter(is_awaited);
+            if awaited().any(|part| matches!(part.outcome, None | Some(Outcome::Done))) {
+                continue;
+            }
+            let is_superseded = |part: &Part| part.outcome == Some(Outcome::Superseded);
+            // A newer configuration wants another new owner than the job does.
+            let outcome = match awaited().all(is_superseded) {
+                true => Outcome::Superseded,
+                false => Outcome::failed(format!("{service} {words}")),
+            };
+            let is_open = |part: &&mut Part| {
+                part.service == service && part.outcome.is_none() && part.goal == Goal::Stopped
+            };
+            for part in job.parts.iter_mut().filter(is_open) {
+                part.outcome = Some(outcome.clone());
+            }
+            self.changed |= job.conclude(*id, now);
+        }
+    }
+
+    /// Fails the parts that wait for a generation that `has_given_up` recognizes: the last manager
+    /// has seen the failure, and could not say so any more. `error` returns what has failed.
+    pub fn give_up(
+        &mut self,
+        service: &str,
+        has_given_up: impl Fn(u64) -> bool,
+        error: &str,
+        now: Instant,
+    ) {
+        self.each_part(service, now, |part| match part.goal {
+            Goal::Running { generation } if has_given_up(generation) => {
+                Some(Outcome::failed(error.to_owned()))
+            }
             _ => None,
         });
     }
@@ -171,6 +349,7 @@ impl Jobs {
     pub fn cancel(&mut self, id: u32, now: Instant) -> Option<Vec<(String, Goal)>> {
         let job = self.jobs.get_mut(&id).filter(|job| job.end.is_none())?;
         job.end(JobState::Canceled, now);
+        self.changed = true;
         let open = job.parts.iter().filter(|part| part.outcome.is_none());
         Some(open.map(|part| (part.service.clone(), part.goal)).collect())
     }
@@ -209,7 +388,7 @@ impl Jobs {
                     part.outcome = judge(part);
                 }
             }
-            job.conclude(*id, now);
+            self.changed |= job.conclude(*id, now);
         }
     }
 }
@@ -231,10 +410,10 @@ impl Part {
 }
 
 impl Job {
-    /// Ends the job when the last of its parts has ended.
-    fn conclude(&mut self, id: u32, now: Instant) {
+    /// Ends the job when the last of its parts has ended. Returns true if it has ended by that.
+    fn conclude(&mut self, id: u32, now: Instant) -> bool {
         if self.end.is_some() || self.parts.iter().any(|part| part.outcome.is_none()) {
-            return;
+            return false;
         }
         let any = |wanted: fn(&Outcome) -> bool| {
             self.parts
@@ -261,6 +440,20 @@ impl Job {
                 tracing::info!(job = id, kind = ?self.kind, service = self.service, state = ?state, "job ended")
             }
         }
+        true
+    }
+
+    /// Says what the job has done, service by service.
+    fn changes(&self) -> Vec<String> {
+        let done = self.parts.iter().filter_map(|part| {
+            let what = part.what.as_ref()?;
+            (part.outcome == Some(Outcome::Done)).then(|| format!("{}: {what}", part.service))
+        });
+        let changes: Vec<String> = done.collect();
+        match changes.is_empty() && self.parts.is_empty() && !self.unchanged.is_empty() {
+            true => vec![self.unchanged.clone()],
+            false => changes,
+        }
     }
 
     fn error(&self) -> Option<String> {
@@ -278,7 +471,7 @@ impl Job {
     fn report(&self) -> FailureReport {
         let outcomes = self.parts.iter().filter_map(|part| part.outcome.as_ref());
         FailureReport::join(outcomes.filter_map(|outcome| match outcome {
-            Outcome::Failed { report, .. } => Some(report),
+            Outcome::Failed { report, .. } => Some(report.as_str()),
             _ => None,
         }))
     }
@@ -298,6 +491,10 @@ impl Job {
             done: self.parts.iter().map(|part| part.done).sum(),
             total: self.parts.iter().map(|part| part.total).sum(),
             error: self.error(),
+            changes: match state {
+                JobState::Running => Vec::new(),
+                _ => self.changes(),
+            },
             report: self.report(),
         }
     }

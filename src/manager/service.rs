@@ -9,6 +9,7 @@ mod saved;
 mod service;
 mod show;
 
+pub use history::ChangeSubject;
 pub use plan::{Plan, PlanReason};
 pub use saved::SavedService;
 pub use service::Service;

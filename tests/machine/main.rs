@@ -4,6 +4,7 @@
 mod crash;
 mod end;
 mod files;
+mod handover;
 mod harness;
 mod limits;
 mod logs;

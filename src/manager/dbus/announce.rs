@@ -99,6 +99,15 @@ async fn announce_service(
     if old.last_error != new.last_error {
         service.last_error_changed(emitter).await?;
     }
+    if old.removed != new.removed {
+        service.removed_changed(emitter).await?;
+    }
+    if old.keeps != new.keeps {
+        service.keeps_changed(emitter).await?;
+    }
+    if old.refused_change != new.refused_change {
+        service.refused_change_changed(emitter).await?;
+    }
     Ok(())
 }
 
@@ -121,6 +130,9 @@ async fn announce_job(
     }
     if old.error != new.error {
         job.error_changed(emitter).await?;
+    }
+    if old.changes != new.changes {
+        job.changes_changed(emitter).await?;
     }
     if old.state != new.state {
         job.state_changed(emitter).await?;

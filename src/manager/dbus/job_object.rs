@@ -92,4 +92,9 @@ impl JobObject {
     fn error(&self) -> String {
         self.read(|job| job.error.clone().unwrap_or_default())
     }
+
+    #[zbus(property)]
+    fn changes(&self) -> Vec<String> {
+        self.read(|job| job.changes.clone())
+    }
 }

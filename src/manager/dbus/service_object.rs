@@ -1,5 +1,7 @@
 //! The D-Bus object of a service.
 
+use std::collections::BTreeMap;
+
 use zbus::OwnedObjectPath;
 use zbus::message::Header;
 use zbus::{Connection, interface};
@@ -147,6 +149,25 @@ impl ServiceObject {
         self.read(|service| {
             let expires = service.certificate_expires;
             expires.map_or(0, |expires| microseconds(expires.0))
+        })
+    }
+
+    #[zbus(property)]
+    fn removed(&self) -> bool {
+        self.read(|service| service.removed)
+    }
+
+    #[zbus(property)]
+    fn keeps(&self) -> BTreeMap<String, Vec<String>> {
+        self.read(|service| service.keeps.clone())
+    }
+
+    #[zbus(property)]
+    fn refused_change(&self) -> (u64, String) {
+        self.read(|service| {
+            let refused = service.refused_change.as_ref();
+            let tuple = refused.map(|it| (microseconds(it.at.0), it.message.clone()));
+            tuple.unwrap_or_default()
         })
     }
 

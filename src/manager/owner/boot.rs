@@ -1,5 +1,7 @@
 //! The start of a manager when there is nothing to take over from an earlier one.
 
+use std::collections::BTreeSet;
+
 use super::disk::{Found, Reading};
 use super::from_workers::start_worker;
 use super::manager::Manager;
@@ -19,6 +21,7 @@ pub(super) async fn boot(manager: &mut Manager) {
         config,
         faults,
         mut services,
+        ..
     } = found;
     let config = config.unwrap_or_else(|| (*manager.config).clone());
     manager.set_log_level(&config);
@@ -29,7 +32,7 @@ pub(super) async fn boot(manager: &mut Manager) {
             "configuration has faults, the services without any are started"
         );
     }
-    let wanted = ports_of(manager, &config, None);
+    let wanted = ports_of(manager, &config, &BTreeSet::new(), None);
     let (bound, errors) = manager.listeners.bind(&wanted);
     for error in &errors {
         tracing::error!(
@@ -59,7 +62,7 @@ pub(super) async fn boot(manager: &mut Manager) {
     start_worker(manager);
     for (name, error) in failures {
         if let Some(service) = manager.services.get_mut(&name) {
-            service.not_started(&error);
+            service.not_started(&error.to_string());
         }
     }
 }

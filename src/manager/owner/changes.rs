@@ -1,24 +1,27 @@
 //! How the manager reacts when files on disk have changed without a command, and when a certificate
 //! expires soon.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::disk::{Found, ServiceFiles};
+use super::group::bound_together;
 use super::manager::Manager;
-use super::ports::conflict_with_others;
-use super::reload::watch_files;
-use crate::config::ServiceConfig;
+use super::planning::{Consequence, ServiceFault, plan};
+use super::reload::apply;
+use crate::config::{Config, Lack, ServiceConfig, conflicts};
 use crate::events;
 use crate::fingerprint::are_of_arguments;
 use crate::manager::event::Event;
-use crate::manager::service::{PlanReason, Service};
+use crate::manager::jobs::NewPart;
+use crate::manager::service::{ChangeSubject, Plan, PlanReason};
 use crate::status::JobKind;
 use crate::watch::Changed;
 
 /// Handles changed files of a service with `auto_restart`: the service's own file, its executable,
-/// or a watched file.
+/// or a watched file. Services that can only change together are changed together.
 pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found) {
     let Some(service) = manager
         .services
@@ -27,37 +30,33 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
     else {
         return;
     };
-    let spec = changed_spec(manager, service, &found);
-    let Some(ServiceFiles {
-        material,
-        certificates,
-        fault,
-        ..
-    }) = found.take(&spec)
-    else {
-        return;
+    let known = service.spec().clone();
+    let changed = changed_config(manager, &known, &mut found);
+    let refusal = changed.as_ref().err().cloned();
+    // What was refused is left out: the executable may have changed all the same.
+    let (config, lacks) = changed.unwrap_or_else(|_| ((*manager.config).clone(), BTreeMap::new()));
+    let is_applied = |files: &ServiceFiles| {
+        let spec = config.services.get(&files.spec.name);
+        spec.is_some_and(|spec| *spec == files.spec)
     };
-    let Some(material) = material else {
-        if let Some(fault) = fault {
-            tracing::error!(service = name, error = %fault, "changed files not applied");
-        }
-        return;
+    let files = found.services.into_iter().filter(is_applied).collect();
+    let planned = plan(manager, config, files, lacks, PlanReason::FilesChanged);
+    let cause = |fault: &ServiceFault| match fault.consequence {
+        Consequence::Impaired => None,
+        _ => Some(fault.causes.clone()),
     };
-    let plan = match service.plan(&spec, material, PlanReason::FilesChanged) {
-        Ok(plan) => plan,
-        Err(error) => {
-            tracing::error!(service = name, error = %error, "changed files not applied");
-            return;
-        }
-    };
-    if let Some(fault) = fault {
-        tracing::error!(service = name, error = %fault, "changed files not applied");
-        return;
+    if let Some(error) = planned.faults.iter().find_map(cause) {
+        tracing::error!(service = name, error, "changed files not applied");
+        return refuse(manager, name, &refusal.unwrap_or(error));
     }
-    if are_of_arguments(plan.changes())
+    if planned
+        .plans
+        .iter()
+        .all(|plan| are_of_arguments(plan.changes()))
+        && let Some(service) = manager.services.get(name)
         && let Some(left) = service.pause_of_arguments(Instant::now())
     {
-        let changed = plan.changes().join(", ");
+        let changed = changes_of(&planned.plans);
         tracing::warn!(
             service = name,
             note = changed,
@@ -66,20 +65,27 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
         look_again(manager, name, left);
         return;
     }
-    Rc::make_mut(&mut manager.certificates).extend(certificates);
-    let service = manager.services.get_mut(name).expect("looked up above");
-    let changed = plan.changes().join(", ");
-    let goal = service.apply(plan, &mut manager.world);
-    if let Some(goal) = goal {
-        tracing::info!(service = name, note = changed, "files changed");
-        manager.world.jobs.begin(
-            JobKind::Restart,
-            name,
-            vec![(name.to_owned(), goal)],
-            Instant::now(),
-        );
+    let changed = changes_of(&planned.plans);
+    let (parts, _) = apply(manager, planned);
+    if let Some(refusal) = refusal {
+        refuse(manager, name, &refusal);
     }
-    watch_files(manager);
+    if parts.iter().any(NewPart::is_open) {
+        tracing::info!(service = name, note = changed, "files changed");
+        let parts = parts.into_iter().filter(NewPart::is_open).collect();
+        let jobs = &mut manager.world.jobs;
+        jobs.begin_parts(JobKind::Restart, name, parts, String::new(), Instant::now());
+    }
+}
+
+/// Names what is different in the services that are planned.
+fn changes_of(plans: &[Plan]) -> String {
+    let changes: Vec<&str> = plans
+        .iter()
+        .flat_map(Plan::changes)
+        .map(String::as_str)
+        .collect();
+    changes.join(", ")
 }
 
 /// Looks at the files of a service again after a while.
@@ -93,36 +99,70 @@ fn look_again(manager: &Manager, name: &str, after: Duration) {
     });
 }
 
-/// Returns the new configuration of a service if it can be applied to this service alone, otherwise
-/// the configuration that was last applied.
-fn changed_spec(manager: &Manager, service: &Service, found: &Found) -> Arc<ServiceConfig> {
-    let name = &service.spec().name;
-    let refuse = |error: &str| {
+fn refuse(manager: &mut Manager, name: &str, error: &str) {
+    if let Some(service) = manager.services.get_mut(name) {
+        service.refuse(ChangeSubject::Files, error);
+    }
+}
+
+/// What the machine lacks for services, by name.
+type Lacks = BTreeMap<String, Vec<Lack>>;
+
+/// Returns the configuration in which only the changed service is different, and those that can
+/// only change together with it, with what the machine lacks for them. The error says why they
+/// cannot be changed without a reload.
+fn changed_config(
+    manager: &Manager,
+    known: &Arc<ServiceConfig>,
+    found: &mut Found,
+) -> Result<(Config, Lacks), String> {
+    let name = &known.name;
+    let refuse = |error: String| {
         tracing::error!(
             message_id = events::CONFIGURATION_REFUSED,
             service = name,
             error,
             "changed file not applied"
         );
-        service.spec().clone()
+        error
     };
-    let Some(config) = &found.config else {
-        return refuse(&found.faults.to_string());
+    let Some(disk) = &found.config else {
+        return Err(refuse(found.faults.to_string()));
     };
-    let Some(spec) = config.services.get(name) else {
-        return service.spec().clone();
-    };
-    if spec
-        .listen
-        .iter()
-        .any(|listen| manager.listeners.get(listen).is_none())
-    {
-        return refuse("it names a port that is not open yet; reload smoothserve to open it");
+    let mut config = (*manager.config).clone();
+    if !disk.services.contains_key(name) {
+        return Ok((config, Lacks::new()));
     }
-    match conflict_with_others(manager, spec, None) {
-        Some(conflict) => refuse(&conflict.message),
-        None => spec.clone(),
+    let group = bound_together(&manager.config, disk, name);
+    for other in &group {
+        let spec = disk.services.get(other);
+        let Some(spec) = spec.filter(|spec| other == name || spec.auto_restart) else {
+            return Err(refuse(format!(
+                "{other} has to change together with it; reload smoothserve to apply both"
+            )));
+        };
+        let is_known = manager.services.get(other);
+        if is_known.is_none_or(|service| service.is_removed()) {
+            return Err(refuse(format!(
+                "{other} is new and has to start together with it; reload smoothserve to apply both"
+            )));
+        }
+        let mut listen = spec.listen.iter();
+        if listen.any(|listen| manager.listeners.get(listen).is_none()) {
+            return Err(refuse(
+                "it names a port that is not open yet; reload smoothserve to open it".to_owned(),
+            ));
+        }
+        config.services.insert(other.clone(), spec.clone());
     }
+    let enabled = config.services.values().filter(|spec| spec.enabled);
+    let enabled = enabled.map(Arc::as_ref);
+    if let Some(conflict) = conflicts(enabled).into_iter().next() {
+        return Err(refuse(conflict.message));
+    }
+    let mut lacks = std::mem::take(&mut found.lacks);
+    lacks.retain(|name, _| group.contains(name));
+    Ok((config, lacks))
 }
 
 /// Handles a changed certificate of a service whose other files are unchanged.
@@ -134,30 +174,40 @@ pub(super) fn certificate_changed(manager: &mut Manager, name: &str, mut found: 
     let Some(spec) = known.map(|service| service.spec().clone()) else {
         return;
     };
-    let refuse = |error: &str| {
+    let refuse = |manager: &mut Manager, error: &str| {
         tracing::error!(
             message_id = events::CERTIFICATE_REFUSED,
             service = name,
             error,
             "changed certificate not taken"
         );
+        if let Some(service) = manager.services.get_mut(name) {
+            service.refuse(ChangeSubject::Certificate, error);
+        }
     };
     let Some(files) = found.take(&spec) else {
         return;
     };
     if let Some(fault) = files.fault {
-        return refuse(&fault.to_string());
+        return refuse(manager, &fault.to_string());
     }
     let read = files.certificates;
     let Some(certificate) = read.get(&spec) else {
         return;
     };
     let before = manager.certificates.get(&spec);
-    if before.is_some_and(|before| before.digest == certificate.digest) {
-        return;
+    let is_in_use = before.is_some_and(|before| before.digest == certificate.digest);
+    if let Some(invalid) = certificate
+        .invalidity(SystemTime::now())
+        .filter(|_| !is_in_use)
+    {
+        return refuse(manager, &format!("it {invalid}"));
     }
-    if let Some(invalid) = certificate.invalidity(SystemTime::now()) {
-        return refuse(&format!("it {invalid}"));
+    if let Some(service) = manager.services.get_mut(name) {
+        service.forget_refusal(ChangeSubject::Certificate);
+    }
+    if is_in_use {
+        return;
     }
     tracing::info!(
         message_id = events::CERTIFICATE_RENEWED,

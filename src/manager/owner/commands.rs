@@ -1,17 +1,19 @@
 //! How the manager carries out commands, which come over D-Bus or from a signal.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::disk::Found;
 use super::errands::{Answer, Errand};
+use super::handover::want_routes;
 use super::manager::{Manager, Phase};
 use super::ports::{adopt_listeners, conflict_with_others, locate, ports_of};
 use super::reload::refused;
 use crate::config::ServiceConfig;
 use crate::manager::handle::{Command, CommandError};
-use crate::manager::jobs::Goal;
+use crate::manager::jobs::{Goal, NewPart};
 use crate::manager::service::{PlanReason, Service};
 use crate::status::JobKind;
 
@@ -82,26 +84,39 @@ pub(super) fn renew(
         let spec = service.spec().clone();
         let files = found.take(&spec);
         let files = files.ok_or_else(|| CommandError::NoSuchService(name.clone()))?;
-        let shown = |fault: &dyn Display| refused(format!("{}: {fault}", spec.file.display()));
-        let material = files.material.ok_or_else(|| match &files.fault {
-            Some(fault) => shown(fault),
-            None => CommandError::NoSuchService(name.clone()),
-        })?;
-        let plan = service
-            .plan(&spec, material, PlanReason::Command)
-            .map_err(|error| shown(&error))?;
+        let shown = |fault: &dyn Display| format!("{}: {fault}", spec.file.display());
+        let plan = match (files.material, &files.fault) {
+            (Some(material), _) => {
+                let plan = service.plan(&spec, material, PlanReason::Command);
+                plan.map_err(|error| shown(&error))
+            }
+            (None, Some(fault)) => Err(shown(fault)),
+            (None, None) => return Err(CommandError::NoSuchService(name.clone())),
+        };
         if !spec.enabled {
             open_ports(manager, &spec)?;
         }
         plans.push((name, plan));
     }
+    // One service alone is refused. Of many, those that cannot be renewed hold up nobody else.
+    if let [(_, Err(error))] = plans.as_slice() {
+        return Err(refused(error.clone()));
+    }
     let mut jobs = Vec::new();
     for (name, plan) in plans {
         let service = manager.services.get_mut(&name).expect("looked up above");
-        let goal = service.apply(plan, &mut manager.world);
-        let parts = goal.map(|goal| (name.clone(), goal)).into_iter().collect();
-        jobs.push(manager.world.jobs.begin(kind, &name, parts, Instant::now()));
+        let part = match plan {
+            Ok(plan) => {
+                let goal = service.apply(plan, &mut manager.world);
+                goal.map(|goal| NewPart::wait(&name, goal, None))
+            }
+            Err(error) => Some(NewPart::failed(&name, error)),
+        };
+        let parts = part.into_iter().collect();
+        let all = &mut manager.world.jobs;
+        jobs.push(all.begin_parts(kind, &name, parts, String::new(), Instant::now()));
     }
+    want_routes(manager);
     Ok(jobs)
 }
 
@@ -111,7 +126,7 @@ fn open_ports(manager: &mut Manager, spec: &Arc<ServiceConfig>) -> Result<(), Co
     if let Some(conflict) = conflict_with_others(manager, spec, Some(&spec.name)) {
         return Err(refused(conflict.message));
     }
-    let wanted = ports_of(manager, &manager.config, Some(&spec.name));
+    let wanted = ports_of(manager, &manager.config, &BTreeSet::new(), Some(&spec.name));
     let (bound, errors) = manager.listeners.bind(&wanted);
     if let Some(error) = errors.first() {
         return Err(refused(locate(&manager.config, error)));
@@ -122,9 +137,13 @@ fn open_ports(manager: &mut Manager, spec: &Arc<ServiceConfig>) -> Result<(), Co
 
 /// Drains and stops the instances of a service. Returns the number of the job.
 pub(super) fn stop(manager: &mut Manager, name: &str) -> Result<u32, CommandError> {
-    configured(manager, name)?;
+    let known = manager.services.get(name);
+    if !known.is_some_and(Service::is_shown) {
+        return Err(CommandError::NoSuchService(name.to_owned()));
+    }
     let service = manager.services.get_mut(name).expect("looked up above");
-    service.stop(false, &mut manager.world);
+    service.stop(&mut manager.world);
+    want_routes(manager);
     let parts = vec![(name.to_owned(), Goal::Stopped)];
     Ok(manager
         .world

@@ -7,13 +7,15 @@
 //! its file system answers, with nobody to report to. Each thread has one of [`PLACES`] until its
 //! end. While all of them are taken by threads that were left alone, no reading begins.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::config::{self, CertificateFault, Config, Faults, ServiceConfig};
+use super::group::bound_together;
+use crate::config::{self, CertificateFault, Config, Faults, Lack, ServiceConfig};
 use crate::fingerprint::Effort;
 use crate::manager::process::deployment::Material;
 use crate::manager::worker::certificates::ServiceCertificates;
@@ -32,14 +34,15 @@ static PLACES: Semaphore = Semaphore::const_new(MOST_STUCK);
 /// What has to be read.
 #[derive(Debug)]
 pub(super) enum Reading {
-    /// The configuration in a folder, and the files of all its services. If it has faults, only
-    /// those are found.
+    /// The configuration in a folder, and the files of all its services. If its files have faults,
+    /// only those are found.
     Configuration(PathBuf),
     /// The configuration in a folder as far as it has no faults, and the files of those services.
     Partial(PathBuf),
     /// The configuration in a folder, and the files of one service, as this configuration has it
-    /// and as it was last applied.
-    One(PathBuf, Arc<ServiceConfig>),
+    /// and as it was last applied, and of the services that have changed together with it since
+    /// the configuration that was last applied.
+    One(PathBuf, Arc<ServiceConfig>, Arc<Config>),
     /// The files of services that their instances run.
     Services(Vec<Arc<ServiceConfig>>),
     /// The certificates of services.
@@ -53,6 +56,8 @@ pub(super) struct Found {
     pub(super) config: Option<Config>,
     /// The faults of the configuration.
     pub(super) faults: Faults,
+    /// What the machine lacks for the services of the configuration, by name.
+    pub(super) lacks: BTreeMap<String, Vec<Lack>>,
     /// The files of services.
     pub(super) services: Vec<ServiceFiles>,
 }
@@ -138,7 +143,7 @@ impl Reading {
             format!("the files of {}", names.join(", "))
         };
         match self {
-            Reading::Configuration(dir) | Reading::Partial(dir) | Reading::One(dir, _) => {
+            Reading::Configuration(dir) | Reading::Partial(dir) | Reading::One(dir, ..) => {
                 format!("{} and the files of its services", dir.display())
             }
             Reading::Services(specs) | Reading::Certificates(specs) => files_of(specs),
@@ -146,11 +151,14 @@ impl Reading {
     }
 
     fn read(self) -> Found {
+        let mut lacks = BTreeMap::new();
         let (config, faults) = match &self {
-            Reading::Configuration(dir) | Reading::One(dir, _) => match config::load(dir) {
-                Ok(config) => (Some(config), Faults::default()),
-                Err(faults) => (None, faults),
-            },
+            Reading::Configuration(dir) | Reading::One(dir, ..) => {
+                let loaded = config::load_apart(dir);
+                lacks = loaded.lacks;
+                let is_good = loaded.faults.is_empty();
+                (is_good.then_some(loaded.config), loaded.faults)
+            }
             Reading::Partial(dir) => {
                 let (config, faults) = config::load_partial(dir);
                 (Some(config), faults)
@@ -165,11 +173,17 @@ impl Reading {
                 let specs = configured.into_iter().flat_map(|specs| specs.values());
                 specs.cloned().map(with_files).collect()
             }
-            Reading::One(_, spec) => {
-                let new = configured.and_then(|specs| specs.get(&spec.name));
-                let new = new.filter(|new| **new != spec).cloned();
-                let specs = new.into_iter().chain([spec]);
-                specs.map(with_files).collect()
+            Reading::One(_, spec, applied) => {
+                let group = config
+                    .as_ref()
+                    .map(|config| bound_together(&applied, config, &spec.name));
+                let new = configured.into_iter().flat_map(|specs| specs.values());
+                let new = new.filter(|new| group.iter().any(|group| group.contains(&new.name)));
+                let mut specs: Vec<Arc<ServiceConfig>> = new.cloned().collect();
+                if !specs.contains(&spec) {
+                    specs.push(spec);
+                }
+                specs.into_iter().map(with_files).collect()
             }
             Reading::Services(specs) => {
                 let specs = specs.into_iter();
@@ -184,6 +198,7 @@ impl Reading {
         Found {
             config,
             faults,
+            lacks,
             services,
         }
     }

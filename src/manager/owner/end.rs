@@ -71,7 +71,7 @@ pub(super) fn look_at_end(manager: &mut Manager) {
 pub(super) fn stop_instances(manager: &mut Manager) {
     manager.phase = Phase::StoppingInstances;
     for service in manager.services.values_mut() {
-        service.stop(false, &mut manager.world);
+        service.stop(&mut manager.world);
         if manager.workers.is_empty() {
             service.no_worker(&mut manager.world);
         }

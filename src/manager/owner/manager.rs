@@ -1,6 +1,6 @@
 //! The state of the manager, made of parts that each own their own data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::logging;
 use crate::manager::event::{Event, News, Reports};
 use crate::manager::host::supervision::Supervision;
 use crate::manager::rollout::InstanceId;
+use crate::manager::routes::Ownership;
 use crate::manager::worker::Workers;
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::manager::worker::listeners::Listeners;
@@ -53,6 +54,11 @@ pub(super) struct Manager {
     pub(super) log_level: LogLevel,
     /// All services, including removed services that still drain.
     pub(super) services: Services,
+    /// The owners of all sites, wanted and actual.
+    pub(super) routes: Ownership,
+    /// The services that run what they ran, because their newest configuration could not be
+    /// applied.
+    pub(super) held: BTreeSet<String>,
     /// The listening sockets.
     pub(super) listeners: Listeners,
     /// The certificates of the services.
@@ -99,6 +105,8 @@ impl Manager {
             log_level: options.log_level.clone().unwrap_or_default(),
             given_log_level: options.log_level,
             services: Services::default(),
+            routes: Ownership::default(),
+            held: BTreeSet::new(),
             listeners: Listeners::new(given.tcp_sockets()),
             certificates: Rc::default(),
             workers: Workers::new(run_dir.clone(), units, reports.clone()),

@@ -17,13 +17,15 @@ const ALL_PORTS: &str = "smoothserve-port-*.socket";
 
 /// Returns the addresses that should be open. These are the addresses of enabled services, even of
 /// stopped ones, so that their clients get an answer that says so; and the addresses of services
-/// that a command has started, or is about to start (`starting`).
+/// that a command has started, or is about to start (`starting`), without those that give way.
 pub(super) fn ports_of(
     manager: &Manager,
     config: &Config,
+    yielding: &BTreeSet<String>,
     starting: Option<&str>,
 ) -> BTreeSet<Listen> {
     let specs = config.services.values();
+    let specs = specs.filter(|spec| !yielding.contains(&spec.name));
     let wanted = specs.filter(|spec| is_to_run(manager, spec, starting));
     wanted
         .flat_map(|spec| spec.listen.iter().copied())
@@ -63,10 +65,8 @@ pub(super) fn conflict_with_others(
 }
 
 fn is_to_run(manager: &Manager, spec: &ServiceConfig, starting: Option<&str>) -> bool {
-    let started = manager
-        .services
-        .get(&spec.name)
-        .is_some_and(Service::is_wanted);
+    let service = manager.services.get(&spec.name);
+    let started = service.is_some_and(|service| service.would_run(spec));
     spec.enabled || started || starting == Some(&spec.name)
 }
 

@@ -54,7 +54,9 @@ impl Errand {
             Errand::Renew(_, names, _) => Some(Reading::Services(specs(names))),
             Errand::RestartAll(_) => Some(Reading::Services(specs(&running(manager)))),
             Errand::Stop(..) => None,
-            Errand::FilesChanged(name) => Some(Reading::One(folder(), spec(name)?)),
+            Errand::FilesChanged(name) => {
+                Some(Reading::One(folder(), spec(name)?, manager.config.clone()))
+            }
             Errand::CertificateChanged(name) => Some(Reading::Certificates(vec![spec(name)?])),
         }
     }

@@ -3,23 +3,27 @@
 
 use std::time::Instant;
 
+use super::handover::move_routes;
 use super::manager::{Manager, Phase};
 use super::published::Sources;
 use crate::events;
 use crate::manager::host::supervision::SupervisionStage;
 use crate::manager::service::Service;
 use crate::manager::worker::Workers;
-use crate::status::ProxyStatus;
+use crate::status::{ProxyStatus, kept_in_words};
 
 /// Publishes the differences from what was published before. The state is saved first: the next
 /// manager must know of everything that a worker or a process may have been told.
 pub(super) fn settle(manager: &mut Manager) {
+    move_routes(manager);
     let any_moved = settle_jobs(manager);
+    let any_job = manager.world.jobs.have_changed();
     let touched = manager.services.take_touched();
     let sources = Sources {
         config: &manager.config,
         log_level: &manager.log_level,
         services: &manager.services,
+        routes: &manager.routes,
         listeners: &manager.listeners,
         certificates: &manager.certificates,
     };
@@ -27,7 +31,7 @@ pub(super) fn settle(manager: &mut Manager) {
     let different = published.note_differences(touched, &sources);
     let has_new_table = published.build_table(&different, &sources);
     let has_new_worker = manager.workers.have_changed();
-    let is_to_be_saved = has_new_table || has_new_worker || any_moved;
+    let is_to_be_saved = has_new_table || has_new_worker || any_moved || any_job;
     // Without systemd, workers and instances end with the manager, so there is nothing to save.
     if is_to_be_saved && manager.world.units.is_some() {
         let written = published.write_state(&sources, &manager.workers, &manager.world);
@@ -49,6 +53,7 @@ pub(super) fn settle(manager: &mut Manager) {
         config: &manager.config,
         log_level: &manager.log_level,
         services: &manager.services,
+        routes: &manager.routes,
         listeners: &manager.listeners,
         certificates: &manager.certificates,
     };
@@ -76,6 +81,10 @@ fn settle_jobs(manager: &mut Manager) -> bool {
             manager.services.remove(name);
             jobs.removed(name, now);
         }
+    }
+    for (name, service) in manager.services.iter().filter(|(_, it)| it.is_leaving()) {
+        let awaited = service.kept().keys().map(String::as_str).collect();
+        jobs.kept(name, &awaited, &kept_in_words(service.kept()), now);
     }
     jobs.forget(now);
     !moved.is_empty()

@@ -19,6 +19,7 @@ use super::table;
 use crate::config::Config;
 use crate::ipc::{WireService, WireTable};
 use crate::log_level::LogLevel;
+use crate::manager::routes::Ownership;
 use crate::manager::service::Service;
 use crate::manager::worker::Workers;
 use crate::manager::worker::certificates::ServiceCertificates;
@@ -59,6 +60,8 @@ pub(super) struct Sources<'a> {
     pub(super) log_level: &'a LogLevel,
     /// All services.
     pub(super) services: &'a Services,
+    /// The owners of all sites.
+    pub(super) routes: &'a Ownership,
     /// The listening sockets.
     pub(super) listeners: &'a Listeners,
     /// The certificates of the services.
@@ -165,13 +168,14 @@ impl Published {
         let Sources {
             config,
             services,
+            routes,
             listeners,
             certificates,
             ..
         } = sources;
         for name in different {
             let service = services.get(name);
-            let part = service.map(|service| table::part_of(service, listeners));
+            let part = service.map(|service| table::part_of(service, routes, listeners));
             replace(&mut self.parts, name, part);
         }
         let mut table = WireTable {
@@ -182,7 +186,7 @@ impl Published {
             max_connections: config.max_connections,
             max_memory: config.proxy_memory_max,
             log_level,
-            listeners: table::listeners(services.values(), listeners, certificates),
+            listeners: table::listeners(services.values(), routes, listeners, certificates),
             services: self.parts.values().cloned().collect(),
             removed: Vec::new(),
         };
@@ -215,6 +219,8 @@ impl Published {
         self.state_file.write(&SavedState {
             next_id: world.next_id,
             last_job: world.jobs.last(),
+            jobs: world.jobs.save(),
+            routes: Some(sources.routes.save()),
             table: self.table.number,
             worker_generation: workers.last_generation(),
             workers: workers.save(),
@@ -234,7 +240,7 @@ impl Published {
         jobs: BTreeMap<u32, Arc<JobStatus>>,
     ) {
         for name in different {
-            let service = sources.services.get(name).filter(|it| !it.is_removed());
+            let service = sources.services.get(name).filter(|it| it.is_shown());
             let status = service.map(|service| status_of(service, sources));
             replace(&mut self.statuses, name, status);
         }
@@ -259,9 +265,9 @@ impl Published {
     /// changed a service without marking it as touched.
     pub(super) fn is_up_to_date(&self, sources: &Sources<'_>) -> bool {
         sources.services.iter().all(|(name, service)| {
-            let part = table::part_of(service, sources.listeners);
+            let part = table::part_of(service, sources.routes, sources.listeners);
             let status = || status_of(service, sources);
-            let is_shown = service.is_removed() || *self.statuses[name] == status();
+            let is_shown = !service.is_shown() || *self.statuses[name] == status();
             let saved = self.saved.get(name);
             let saved = saved.filter(|_| !self.unsaved.contains(name));
             let text = || serde_json::to_string(&service.save()).unwrap_or_default();

@@ -1,70 +1,122 @@
 //! How a configuration becomes the current one, once it was read.
 //!
-//! All services that a change concerns are planned before any of them is changed, so a fault in one
-//! of them leaves everything as it was.
+//! A reload is one transaction of routes: everything is planned before anything is changed
+//! (`planning`), what can be applied is applied, and sites change hands when their new owners have
+//! arrived (`handover`). The job of a reload succeeds exactly if the wanted state is the actual one
+//! in the end, also if the reload itself had nothing to change.
 
 use std::time::Instant;
 
 use super::disk::{Found, ServiceFiles};
+use super::handover::want_routes;
 use super::manager::Manager;
-use super::ports::{adopt_listeners, conflicts, locate, ports_of};
+use super::planning::{Consequence, Planned, ServiceFault, plan};
+use super::ports::adopt_listeners;
 use crate::config::Config;
 use crate::events;
 use crate::manager::handle::CommandError;
-use crate::manager::jobs::Goal;
-use crate::manager::service::{Plan, PlanReason, Service};
+use crate::manager::jobs::{Goal, NewPart};
+use crate::manager::service::{ChangeSubject, Plan, PlanReason, Service};
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::status::JobKind;
 
-/// Applies all changes that were found on disk, or none if there is a fault in them. Returns the
-/// number of the job.
+/// Applies all changes that were found on disk, or none if the files of the configuration have a
+/// fault. Returns the number of the job.
 pub(super) fn reload(manager: &mut Manager, found: Found) -> Result<u32, CommandError> {
     let Some(config) = found.config else {
         return Err(refused(found.faults.to_string()));
     };
-    let wanted = ports_of(manager, &config, None);
-    let (bound, errors) = manager.listeners.bind(&wanted);
-    let mut faults: Vec<String> = errors.iter().map(|error| locate(&config, error)).collect();
-    for conflict in conflicts(manager, config.services.values(), None) {
-        let file = &config.services[&conflict.second].file;
-        faults.push(format!("{}: {}", file.display(), conflict.message));
-    }
-    let mut plans = Vec::new();
-    let mut certificates = ServiceCertificates::default();
-    for files in found.services {
-        let spec = &files.spec;
-        let file = spec.file.display();
-        if let Some(fault) = files.fault.filter(|_| spec.enabled) {
-            faults.push(format!("{file}: {fault}"));
-        }
-        certificates.extend(files.certificates);
-        let Some(material) = files.material else {
-            continue;
-        };
-        let planned = match manager.services.get(&spec.name) {
-            Some(service) => service.plan(spec, material, PlanReason::Reload),
-            None => Service::new(spec.clone()).plan(spec, material, PlanReason::Reload),
-        };
-        match planned {
-            Ok(plan) => plans.push(plan),
-            Err(error) => faults.push(format!("{file}: {error}")),
-        }
-    }
-    if !faults.is_empty() {
-        return Err(refused(faults.join("\n")));
-    }
-    manager.certificates = certificates.into();
-    adopt_listeners(manager, bound, &wanted);
-    let parts = adopt(manager, config, plans);
+    let planned = plan(
+        manager,
+        config,
+        found.services,
+        found.lacks,
+        PlanReason::Reload,
+    );
+    let (parts, faults) = apply(manager, planned);
+    let parts: Vec<NewPart> = faults.iter().map(ServiceFault::part).chain(parts).collect();
     tracing::info!(
         message_id = events::CONFIGURATION_APPLIED,
         changed = parts.len(),
         "configuration applied"
     );
-    Ok(manager
-        .world
-        .jobs
-        .begin(JobKind::Reload, "", parts, Instant::now()))
+    let unchanged = match manager.config.services.len() {
+        1 => "nothing had changed (1 service)".to_owned(),
+        count => format!("nothing had changed ({count} services)"),
+    };
+    let jobs = &mut manager.world.jobs;
+    Ok(jobs.begin_parts(JobKind::Reload, "", parts, unchanged, Instant::now()))
+}
+
+/// Applies what was planned. Returns the parts of a job that waits for it, and what could not be
+/// applied.
+pub(super) fn apply(manager: &mut Manager, planned: Planned) -> (Vec<NewPart>, Vec<ServiceFault>) {
+    let Planned {
+        config,
+        plans,
+        held,
+        faults,
+        certificates,
+        bound,
+        listens,
+    } = planned;
+    let renewed = renewed(manager, &config, &certificates);
+    let is_global_changed = is_global_changed(&manager.config, &config);
+    manager.certificates = certificates.into();
+    adopt_listeners(manager, bound, &listens);
+    let applied: Vec<String> = plans.iter().map(|plan| plan.spec().name.clone()).collect();
+    for name in &applied {
+        manager.held.remove(name);
+    }
+    manager.held.extend(held);
+    let mut parts = adopt(manager, config, plans);
+    if is_global_changed {
+        let what = "settings changed".to_owned();
+        parts.push(NewPart::done("smoothserve.yaml", what));
+    }
+    for name in renewed {
+        parts.push(NewPart::done(&name, "certificate renewed".to_owned()));
+    }
+    for name in &applied {
+        if let Some(service) = manager.services.get_mut(name) {
+            service.forget_refusal(ChangeSubject::Files);
+            service.forget_refusal(ChangeSubject::Certificate);
+        }
+    }
+    for fault in &faults {
+        let Some(service) = manager.services.get_mut(&fault.service) else {
+            continue;
+        };
+        match fault.consequence {
+            Consequence::Held => service.refuse(ChangeSubject::Files, &fault.causes),
+            Consequence::NotStarted => service.not_started(&fault.causes),
+            Consequence::Impaired => {}
+        }
+    }
+    (parts, faults)
+}
+
+/// Returns the services that run on with another certificate from now on.
+fn renewed(manager: &Manager, config: &Config, certificates: &ServiceCertificates) -> Vec<String> {
+    let specs = config.services.values().filter(|spec| {
+        let service = manager.services.get(&spec.name);
+        let before = service.and_then(|service| manager.certificates.get(service.spec()));
+        let after = certificates.get(spec);
+        before
+            .zip(after)
+            .is_some_and(|(before, after)| before.digest != after.digest)
+    });
+    specs.map(|spec| spec.name.clone()).collect()
+}
+
+/// Returns true if anything but services is different.
+fn is_global_changed(before: &Config, after: &Config) -> bool {
+    let without_services = |config: &Config| Config {
+        services: Default::default(),
+        notes: Vec::new(),
+        ..config.clone()
+    };
+    without_services(before) != without_services(after)
 }
 
 /// Takes the certificates of a configuration that is applied in any case. A certificate that cannot
@@ -85,13 +137,9 @@ pub(super) fn take_certificates(manager: &mut Manager, services: &mut [ServiceFi
     manager.certificates = certificates.into();
 }
 
-/// Makes a configuration and the plans for its services current. Returns the goals that a job has
-/// to wait for, by service.
-pub(super) fn adopt(
-    manager: &mut Manager,
-    config: Config,
-    plans: Vec<Plan>,
-) -> Vec<(String, Goal)> {
+/// Makes a configuration and the plans for its services current. Returns the parts of a job that
+/// waits for all services that are not what they should be.
+pub(super) fn adopt(manager: &mut Manager, config: Config, plans: Vec<Plan>) -> Vec<NewPart> {
     for note in config
         .notes
         .iter()
@@ -104,15 +152,17 @@ pub(super) fn adopt(
     manager.config = config.into();
     manager.world.ports.claim(&manager.config);
     let mut parts = Vec::new();
-    let gone = manager.services.iter().filter(|(name, service)| {
-        !manager.config.services.contains_key(*name) && !service.is_removed()
-    });
-    let gone: Vec<String> = gone.map(|(name, _)| name.clone()).collect();
+    let gone = manager.services.keys();
+    let gone = gone.filter(|name| !manager.config.services.contains_key(*name));
+    let gone: Vec<String> = gone.cloned().collect();
     for name in gone {
         if let Some(service) = manager.services.get_mut(&name) {
-            tracing::info!(service = name, "removing service");
-            service.stop(true, &mut manager.world);
-            parts.push((name, Goal::Stopped));
+            if !service.is_removed() {
+                tracing::info!(service = name, "removing service");
+                service.remove();
+            }
+            let what = Some("removed".to_owned());
+            parts.push(NewPart::wait(&name, Goal::Stopped, what));
         }
     }
     for (name, spec) in &manager.config.services {
@@ -128,10 +178,14 @@ pub(super) fn adopt(
             .services
             .get_mut(&name)
             .expect("all configured services are there");
-        if let Some(goal) = service.apply(plan, &mut manager.world) {
-            parts.push((name, goal));
+        let what = service.describe(&plan);
+        match (service.apply(plan, &mut manager.world), what) {
+            (Some(goal), what) => parts.push(NewPart::wait(&name, goal, what)),
+            (None, Some(what)) => parts.push(NewPart::done(&name, what)),
+            (None, None) => {}
         }
     }
+    want_routes(manager);
     watch_files(manager);
     parts
 }

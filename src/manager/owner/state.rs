@@ -17,7 +17,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::manager::jobs::SavedJobs;
 use crate::manager::rollout::InstanceId;
+use crate::manager::routes::SavedOwnership;
 use crate::manager::service::SavedService;
 use crate::manager::worker::SavedWorker;
 use crate::manager::worker::listeners::SavedListeners;
@@ -31,6 +33,12 @@ pub struct SavedState<C = Arc<Config>, S = SavedService> {
     /// The number of the last job.
     #[serde(default)]
     pub last_job: u32,
+    /// The jobs that run or have ended a short time ago.
+    #[serde(default)]
+    pub jobs: SavedJobs,
+    /// The owners of all sites. `None`, from an earlier version: each service has its own.
+    #[serde(default)]
+    pub routes: Option<SavedOwnership>,
     /// The number of the last table.
     pub table: u64,
     /// The generation of the last worker that was started.

@@ -2,28 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::{HandlingConfig, HostPattern, Listen, ServiceConfig};
+use crate::config::{HandlingConfig, HostPattern, ServiceConfig};
 use crate::ipc::{CertificateId, Handling, Host, ListenerId, Route, WireListener, WireService};
+use crate::manager::routes::{Entrance, Ownership};
 use crate::manager::service::Service;
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::manager::worker::listeners::Listeners;
 
-/// Builds the part of a service in the table. A service whose port could not be opened has no route
-/// on that port.
-pub fn part_of(service: &Service, listeners: &Listeners) -> WireService {
+/// Builds the part of a service in the table, with the routes of the sites that it owns. A service
+/// whose port could not be opened has no route on that port.
+pub fn part_of(service: &Service, ownership: &Ownership, listeners: &Listeners) -> WireService {
     let spec = service.spec();
-    let open = open_ports(service, listeners);
-    let routes = open.flat_map(|(_, listener)| {
-        spec.sites.iter().map(move |site| Route {
-            listener,
-            host: host(&site.host),
-            path: site.path.clone(),
-            strip: spec.strip_prefix.count(site),
+    let routes = ownership.of(&spec.name).iter().filter_map(|owned| {
+        Some(Route {
+            listener: listeners.get(&owned.entrance.listen)?.id,
+            host: host(&owned.site.host),
+            path: owned.site.path.clone(),
+            strip: owned.strip,
         })
     });
     WireService {
         name: spec.name.clone(),
-        running: service.is_wanted(),
+        running: service.is_running(),
         handling: handling(spec.handling),
         routes: routes.collect(),
         endpoints: service.endpoints(),
@@ -64,6 +64,7 @@ fn host(pattern: &HostPattern) -> Host {
 /// Builds the listeners of the table, each with the certificates of all services on it.
 pub fn listeners<'a>(
     services: impl IntoIterator<Item = &'a Service>,
+    ownership: &Ownership,
     listeners: &Listeners,
     certificates: &ServiceCertificates,
 ) -> Vec<WireListener> {
@@ -71,14 +72,14 @@ pub fn listeners<'a>(
     let mut behind_proxies = BTreeSet::new();
     for service in services {
         let spec = service.spec();
-        for (listen, listener) in open_ports(service, listeners) {
-            if spec.has_tls_on(listen.port) {
+        for (entrance, listener) in open_entrances(service, ownership, listeners) {
+            if entrance.tls {
                 // A TLS listener without any certificate stays in the table, so that its
                 // connections fail instead of being served without TLS.
                 let ids = tls.entry(listener).or_default();
                 add(ids, spec, certificates);
             }
-            if spec.proxy_protocol {
+            if entrance.proxy_protocol {
                 behind_proxies.insert(listener);
             }
         }
@@ -100,16 +101,25 @@ pub fn listeners<'a>(
     listeners.chain(passing).collect()
 }
 
-/// Returns the listeners on which a service has routes. A service that gets no requests has none,
-/// even while its instances drain.
-fn open_ports<'a>(
-    service: &'a Service,
-    listeners: &'a Listeners,
-) -> impl Iterator<Item = (Listen, ListenerId)> {
-    let ports = service.spec().listen.iter();
-    ports
-        .filter(|_| service.is_routed())
-        .filter_map(|listen| Some((*listen, listeners.get(listen)?.id)))
+/// Returns the entrances that a service has, or is to have, with their listeners. A service that was
+/// removed has those of the sites that it keeps.
+fn open_entrances(
+    service: &Service,
+    ownership: &Ownership,
+    listeners: &Listeners,
+) -> Vec<(Entrance, ListenerId)> {
+    let spec = service.spec();
+    let owned = ownership.of(&spec.name).iter();
+    let mut entrances: BTreeSet<Entrance> = owned.map(|owned| owned.entrance.clone()).collect();
+    if service.is_routed() {
+        let own = Entrance::all_of(spec);
+        entrances.extend(own.filter(|entrance| ownership.has_entrance(entrance)));
+    }
+    let open = entrances.into_iter().filter_map(|entrance| {
+        let listener = listeners.get(&entrance.listen)?.id;
+        Some((entrance, listener))
+    });
+    open.collect()
 }
 
 /// Adds the certificate of a service to those of a listener. The first in the list is the default:

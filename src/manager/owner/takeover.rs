@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::boot::boot;
 use super::disk::Reading;
 use super::from_workers::start_worker;
+use super::handover::want_routes;
 use super::manager::Manager;
 use super::ports::{drop_unused, reset_failed, store_all};
 use super::reload::{refused, reload, report_refusal, take_certificates};
@@ -21,6 +22,7 @@ use crate::manager::host::notify::NOTIFY_PREFIX;
 use crate::manager::process::executable::STORED_PREFIX;
 use crate::manager::process::unix_socket::SocketPlace;
 use crate::manager::rollout::InstanceId;
+use crate::manager::routes::Ownership;
 use crate::manager::service::Service;
 use crate::manager::{instance, worker};
 use crate::systemd::given::Given;
@@ -126,6 +128,16 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
     for name in stored.keys() {
         manager.world.supervision.forget(name);
     }
+    manager.world.jobs.restore(state.jobs, Instant::now());
+    for (name, service) in manager.services.iter() {
+        let jobs = &mut manager.world.jobs;
+        let has_given_up = |generation| service.has_given_up(generation);
+        jobs.give_up(name, has_given_up, service.last_error(), Instant::now());
+    }
+    if let Some(routes) = state.routes {
+        manager.routes = Ownership::restore(routes);
+    }
+    want_routes(manager);
     // From here on, each table is the successor of the last one, so it must not lack anything that
     // was routed before.
     manager.published.number_on_from(state.table);

@@ -24,6 +24,10 @@ pub struct Desired {
     pub target: RolloutTarget,
     /// How instances are replaced, and how fast.
     pub policy: RolloutPolicy,
+    /// True: the service is to take over sites that another one serves, so its first instance
+    /// soaks although there is no older one.
+    #[serde(default)]
+    pub takes_over: bool,
 }
 
 /// How instances are replaced, and the times that bound each state of an instance.

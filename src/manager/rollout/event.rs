@@ -18,6 +18,8 @@ pub enum RolloutEvent {
     Exited(InstanceId),
     /// Stop rolling out the newest target and go back to the good one.
     Cancel,
+    /// Try slots again at once that wait for their backoff.
+    Retry,
     /// A deadline has passed.
     Tick,
 }

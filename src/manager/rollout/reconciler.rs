@@ -77,6 +77,7 @@ impl Reconciler {
             RolloutEvent::Tunnels(id, tunnels) => self.count_tunnels(id, tunnels),
             RolloutEvent::Exited(id) => self.exited(id, now, &mut actions),
             RolloutEvent::Cancel => self.cancel(),
+            RolloutEvent::Retry => self.retry(),
             RolloutEvent::Tick => {}
         }
         self.expire(now, &mut actions);
@@ -156,6 +157,18 @@ impl Reconciler {
             && !self.soaking()
     }
 
+    /// Returns true if every slot has a ready instance of what was asked for, no other instance gets
+    /// requests, and none is watched any more. A target that was given up is never reached, unless
+    /// it has the same version as the good one.
+    pub fn arrived(&self) -> bool {
+        let mut ready = self.instances.iter().filter(|instance| instance.is_ready());
+        self.desired.running
+            && self.target.version == self.desired.target.version
+            && self.settled() == self.desired.count
+            && !self.soaking()
+            && ready.all(|instance| self.fits(instance))
+    }
+
     fn desire(&mut self, desired: Desired) {
         let restarted = desired.running && !self.desired.running;
         if desired.target != self.desired.target || restarted {
@@ -163,11 +176,15 @@ impl Reconciler {
             self.proven = self
                 .good
                 .is_some_and(|good| good.version == desired.target.version);
-            for slot in self.slots.values_mut() {
-                slot.retry_at = None;
-            }
+            self.retry();
         }
         self.desired = desired;
+    }
+
+    fn retry(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.retry_at = None;
+        }
     }
 
     fn seen_ready(&mut self, id: InstanceId) {
@@ -269,7 +286,10 @@ impl Reconciler {
 
     fn became_ready(&mut self, index: usize, now: Instant) {
         let target = self.instances[index].target;
-        let reached = self.good.is_none_or(|good| good == target);
+        let reached = match self.good {
+            Some(good) => good == target,
+            None => !self.desired.takes_over,
+        };
         let soaks = target == self.target && !reached;
         let soak_until = soaks.then(|| now + soak(self.proven));
         self.instances[index].state = LifeState::Ready {
@@ -281,7 +301,7 @@ impl Reconciler {
         }
         if self.good.is_none() {
             self.good = Some(target);
-            self.proven |= target == self.target;
+            self.proven |= target == self.target && !soaks;
         }
     }
 

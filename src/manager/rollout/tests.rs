@@ -45,6 +45,7 @@ impl World {
             count,
             target,
             policy: policy(in_place),
+            takes_over: false,
         };
         let mut world = World {
             core: Reconciler::new(desired.clone()),
@@ -320,6 +321,41 @@ fn start_first_replaces_one_by_one_and_soaks_the_first_of_a_new_version() {
 }
 
 #[test]
+fn the_first_instance_of_a_service_that_takes_sites_over_soaks() {
+    let mut world = World::new(2, false);
+    world.desire(|desired| desired.takes_over = true);
+    while let Some(starting) = world.pick(0, |state| {
+        matches!(state, LifeState::Starting { ready: false, .. })
+    }) {
+        world.come_up(starting);
+    }
+    assert_eq!((world.core.settled(), world.core.arrived()), (2, false));
+    world.pass(SOAK - Duration::from_millis(1));
+    assert!(!world.core.arrived());
+    world.pass(Duration::from_millis(1));
+    assert!(world.core.arrived() && world.core.converged());
+}
+
+#[test]
+fn a_version_that_was_given_up_never_arrives() {
+    let mut world = World::new(2, false);
+    world.settle();
+    assert!(world.core.arrived());
+    world.deploy(true, true);
+    world.settle();
+    assert!(world.core.converged() && !world.core.arrived());
+}
+
+#[test]
+fn a_slot_that_waits_for_its_backoff_can_be_tried_again_at_once() {
+    let mut world = World::new(1, false);
+    world.send(RolloutEvent::Exited(1));
+    assert_eq!(world.core.instances(), []);
+    world.send(RolloutEvent::Retry);
+    assert_eq!(world.generations(), [1]);
+}
+
+#[test]
 fn a_pause_follows_each_new_instance_and_each_old_one() {
     for in_place in [false, true] {
         let mut world = World::new(2, in_place);
@@ -584,6 +620,7 @@ enum Step {
     Tunnels(usize, bool),
     Pass(u64),
     Cancel,
+    Retry,
     /// Another manager takes over. One of the instances that were not ready yet never started; the
     /// number chooses which.
     TakeOver(usize),
@@ -601,6 +638,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<usize>(), any::<bool>()).prop_map(|(which, tunnels)| Step::Tunnels(which, tunnels)),
         4 => (0u64..70_000).prop_map(Step::Pass),
         1 => Just(Step::Cancel),
+        1 => Just(Step::Retry),
         2 => any::<usize>().prop_map(Step::TakeOver),
     ]
 }
@@ -649,6 +687,7 @@ impl World {
             }
             Step::Pass(milliseconds) => self.pass(Duration::from_millis(milliseconds)),
             Step::Cancel => self.send(RolloutEvent::Cancel),
+            Step::Retry => self.send(RolloutEvent::Retry),
             Step::TakeOver(which) => {
                 self.core = Reconciler::restore(self.core.save(), self.now);
                 let starting =

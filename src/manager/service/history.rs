@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::status::{FailureReport, LastError, Moment};
+use crate::status::{FailureReport, LastError, Moment, RefusedChange};
 
 /// The history of a service, which outlives its instances and the manager.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,39 @@ pub(super) struct History {
     pub(super) past_requests: u64,
     /// The last error of the service.
     pub(super) last_error: Option<SavedFailure>,
+    /// The change on disk that was refused and is still there.
+    #[serde(default)]
+    pub(super) refused: Option<SavedRefusal>,
+}
+
+/// A change on disk that was not applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct SavedRefusal {
+    /// When the change was refused.
+    pub(super) at: Moment,
+    /// Why the change was refused, and what to do about it.
+    pub(super) message: String,
+    /// What was changed.
+    pub(super) subject: ChangeSubject,
+}
+
+impl SavedRefusal {
+    /// Returns the refusal as snapshots show it.
+    pub(super) fn status(&self) -> RefusedChange {
+        RefusedChange {
+            at: self.at,
+            message: self.message.clone(),
+        }
+    }
+}
+
+/// What a change on disk is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeSubject {
+    /// The file of the service, or what its instances run.
+    Files,
+    /// The certificate of the service.
+    Certificate,
 }
 
 /// An error of a service, with what its instance has written. Only the manager's own user can read

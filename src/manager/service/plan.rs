@@ -10,7 +10,7 @@ use crate::events;
 use crate::fingerprint::{Parts, are_of_arguments};
 use crate::manager::jobs::Goal;
 use crate::manager::process::deployment::{Deployment, Material};
-use crate::manager::rollout::{RolloutEvent, RolloutTarget};
+use crate::manager::rollout::{Desired, HeldInstance, RolloutEvent, RolloutTarget};
 use crate::manager::world::World;
 
 /// The least time between two automatic restarts for which only files of arguments have changed.
@@ -21,6 +21,8 @@ pub struct Plan {
     spec: Arc<ServiceConfig>,
     deployment: Option<Deployment>,
     running: bool,
+    /// True: whatever keeps the service from what it should be is tried again.
+    settles: bool,
     /// The names of what is different from what should run until now.
     changes: Vec<String>,
     /// Generations that an earlier smoothserve has made, and what they consist of.
@@ -30,6 +32,28 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Makes the plan to go on with what a service runs, although it should be changed.
+    pub fn stay(spec: Arc<ServiceConfig>) -> Plan {
+        Plan {
+            running: true,
+            ..Plan::without_start(spec)
+        }
+    }
+
+    /// Makes the plan to take a configuration without new instances, because they cannot be started
+    /// from what is on disk. It is for services that do not run.
+    pub fn without_start(spec: Arc<ServiceConfig>) -> Plan {
+        Plan {
+            spec,
+            deployment: None,
+            running: false,
+            settles: false,
+            changes: Vec::new(),
+            adopted: None,
+            remarks: Vec::new(),
+        }
+    }
+
     /// Returns the names of what is different from what should run until now, such as
     /// `the executable`, if new instances have to run it.
     pub fn changes(&self) -> &[String] {
@@ -66,18 +90,7 @@ impl Service {
         reason: PlanReason,
     ) -> std::io::Result<Plan> {
         let was_running = self.core.desired().running;
-        let running = match reason {
-            PlanReason::Command => true,
-            // A service that a command has started or stopped stays so until `enabled` changes in
-            // its file.
-            _ if spec.enabled != self.spec.enabled
-                || self.history.last_generation == 0
-                || self.removed =>
-            {
-                spec.enabled
-            }
-            _ => was_running,
-        };
+        let running = reason == PlanReason::Command || self.would_run(spec);
         let changes = match self.deployments.get(&self.core.target().generation) {
             Some(deployment) => deployment.changes(&spec.process, &material.fingerprint),
             None => Vec::new(),
@@ -93,6 +106,7 @@ impl Service {
             spec: spec.clone(),
             deployment,
             running,
+            settles: reason == PlanReason::Reload,
             changes,
             adopted,
             remarks,
@@ -151,11 +165,47 @@ impl Service {
         Ok(deployment)
     }
 
-    /// Applies a plan. Returns the goal that a job has to wait for, if anything changes.
+    /// Says what a plan changes, in words for people: `3 instances replaced`. `None`: nothing.
+    pub fn describe(&self, plan: &Plan) -> Option<String> {
+        let instances = |count: u32| match count {
+            1 => "1 instance".to_owned(),
+            count => format!("{count} instances"),
+        };
+        let before = self.core.desired().count;
+        let count = u32::from(plan.spec.instance_count);
+        let starts = format!("{} started", instances(count));
+        Some(match (self.is_wanted(), plan.running) {
+            (false, true) if self.leaving && plan.deployment.is_none() => "stays".to_owned(),
+            (false, true) => starts,
+            (true, false) => "stopped".to_owned(),
+            (false, false) if self.leaving => "stopped".to_owned(),
+            (true, true) if plan.deployment.is_some() && self.is_running_anything() => {
+                format!("{} replaced", instances(before.min(count)))
+            }
+            (true, true) if plan.deployment.is_some() => starts,
+            (true, true) if before < count => format!("{} started", instances(count - before)),
+            (true, true) if before > count => format!("{} stopped", instances(before - count)),
+            _ if plan.spec != self.spec => "settings changed, no instance replaced".to_owned(),
+            (true, true) if plan.settles && !self.core.converged() => {
+                "brought into its wanted state".to_owned()
+            }
+            _ => return None,
+        })
+    }
+
+    fn is_running_anything(&self) -> bool {
+        self.core.instances().iter().any(HeldInstance::is_ready)
+    }
+
+    /// Applies a plan. Returns the goal that a job has to wait for, if the service is not what it
+    /// should be.
+    ///
+    /// A service that should not run any more is only marked: its instances run on until
+    /// [`Service::stop`] is called, because sites may have to stay with it for a while.
     pub fn apply(&mut self, plan: Plan, world: &mut World) -> Option<Goal> {
         let of_arguments = are_of_arguments(plan.changes());
         let count_before = self.core.desired().count;
-        let was_running = self.core.desired().running;
+        let was_wanted = self.is_wanted();
         self.spec = plan.spec;
         self.removed = false;
         self.note(plan.remarks);
@@ -166,9 +216,15 @@ impl Service {
                 deployment.adopt(parts);
             }
         }
-        let mut target = self.core.desired().target;
+        self.leaving = self.core.desired().running && !plan.running;
+        let running = plan.running || self.leaving;
+        let mut target = match plan.settles && running && plan.deployment.is_none() {
+            // What the service works toward is what is on disk.
+            true => self.core.target(),
+            false => self.core.desired().target,
+        };
         let changed = plan.deployment.is_some()
-            || plan.running != was_running
+            || plan.running != was_wanted
             || count_before != u32::from(self.spec.instance_count);
         if let Some(deployment) = plan.deployment {
             self.arguments_changed = of_arguments.then(Instant::now);
@@ -192,14 +248,20 @@ impl Service {
                 "rollout started"
             );
         }
-        self.step(
-            RolloutEvent::Desire(desired(&self.spec, plan.running, target)),
-            world,
-        );
-        if !changed && !self.is_rolling_out() {
-            return None;
+        let takes_over = self.core.desired().takes_over;
+        let wanted = Desired {
+            takes_over,
+            ..desired(&self.spec, running, target)
+        };
+        self.step(RolloutEvent::Desire(wanted), world);
+        if plan.settles {
+            self.step(RolloutEvent::Retry, world);
         }
-        Some(self.goal())
+        let waits = match plan.settles {
+            true => self.leaving || !self.core.converged(),
+            false => self.is_rolling_out(),
+        };
+        (changed || waits).then(|| self.goal())
     }
 
     /// Returns how long to wait before the instances are replaced again because of nothing but

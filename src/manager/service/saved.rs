@@ -22,6 +22,8 @@ use crate::manager::world::World;
 pub struct SavedService {
     spec: Arc<ServiceConfig>,
     removed: bool,
+    #[serde(default)]
+    leaving: bool,
     #[serde(flatten)]
     history: History,
     core: SavedRollout,
@@ -37,6 +39,7 @@ impl Service {
         SavedService {
             spec: self.spec.clone(),
             removed: self.removed,
+            leaving: self.leaving,
             history: self.history.clone(),
             core: self.core.save(),
             deployments: deployments
@@ -94,6 +97,8 @@ impl Service {
             deployments,
             instances,
             removed: saved.removed,
+            leaving: saved.leaving,
+            keeps: BTreeMap::new(),
             history: saved.history,
             remarks: Vec::new(),
             arguments_changed: None,

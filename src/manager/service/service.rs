@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::diagnosis;
-use super::history::{History, SavedFailure};
+use super::history::{ChangeSubject, History, SavedFailure, SavedRefusal};
 use crate::config::{Rollout, ServiceConfig};
 use crate::events;
 use crate::ipc::{EndpointCounts, EndpointId, EndpointState, Probe, WireEndpoint};
@@ -18,6 +18,7 @@ use crate::manager::rollout::{
     Desired, HeldInstance, InstanceFailure, InstanceId, LifeState, Reconciler, RolloutAction,
     RolloutEvent, RolloutPolicy, RolloutTarget,
 };
+use crate::manager::routes::Standing;
 use crate::manager::worker::ExpectedReport;
 use crate::manager::world::World;
 use crate::status::{FailureReport, Moment};
@@ -37,6 +38,10 @@ pub struct Service {
     pub(super) instances: BTreeMap<InstanceId, Instance>,
     /// Whether the service's file is gone. A removed service ends with its last instance.
     pub(super) removed: bool,
+    /// True: the service should not run any more, and runs on for the sites that it keeps.
+    pub(super) leaving: bool,
+    /// The sites that stay with the service until others have arrived, by the names of those.
+    pub(super) keeps: BTreeMap<String, Vec<String>>,
     /// The history of the service.
     pub(super) history: History,
     /// What people should know about the files of the service.
@@ -61,6 +66,8 @@ impl Service {
             deployments: BTreeMap::new(),
             instances: BTreeMap::new(),
             removed: false,
+            leaving: false,
+            keeps: BTreeMap::new(),
             history: History::default(),
             remarks: Vec::new(),
             arguments_changed: None,
@@ -93,6 +100,17 @@ impl Service {
         self.removed
     }
 
+    /// Returns true if the service should not run any more, and runs on for the sites that it
+    /// keeps.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Returns true if people should see the service: it is configured, or still answers requests.
+    pub fn is_shown(&self) -> bool {
+        !self.removed || self.leaving
+    }
+
     /// Returns true if no process of the service is left.
     pub fn is_empty(&self) -> bool {
         self.instances.is_empty()
@@ -100,7 +118,7 @@ impl Service {
 
     /// Returns the goal of a job that waits until the service has reached its desired state.
     pub fn goal(&self) -> Goal {
-        match self.core.desired().running {
+        match self.is_wanted() {
             true => Goal::Running {
                 generation: self.core.target().generation,
             },
@@ -110,28 +128,77 @@ impl Service {
 
     /// Takes in that the service cannot be started from what is on disk. The service is planned
     /// again when its files change.
-    pub fn not_started(&mut self, error: &std::io::Error) {
+    pub fn not_started(&mut self, error: &str) {
         tracing::error!(
             message_id = events::SERVICE_NOT_STARTED,
             service = self.spec.name,
-            error = %error,
+            error,
             "service not started"
         );
         self.history.last_error = Some(SavedFailure {
             at: Moment(SystemTime::now()),
-            message: error.to_string(),
+            message: error.to_owned(),
             output: Vec::new(),
         });
     }
 
-    /// Drains and stops all instances. If `removed`, the service itself ends with the last of them.
-    pub fn stop(&mut self, removed: bool, world: &mut World) {
-        self.removed |= removed;
+    /// Drains and stops all instances. If the service was removed, it ends with the last of them.
+    pub fn stop(&mut self, world: &mut World) {
+        self.leaving = false;
         let wanted = Desired {
             running: false,
             ..self.core.desired().clone()
         };
         self.step(RolloutEvent::Desire(wanted), world);
+    }
+
+    /// Takes in that the service is no longer configured. Its instances run on until
+    /// [`Service::stop`] is called, because sites may have to stay with it for a while.
+    pub fn remove(&mut self) {
+        self.removed = true;
+        self.leaving = self.core.desired().running;
+        self.moved = true;
+    }
+
+    /// Takes in which sites the service keeps until others have arrived, by the names of those.
+    pub fn set_kept(&mut self, keeps: BTreeMap<String, Vec<String>>) {
+        self.keeps = keeps;
+        self.moved = true;
+    }
+
+    /// Returns the sites that the service keeps until others have arrived, by the names of those.
+    pub fn kept(&self) -> &BTreeMap<String, Vec<String>> {
+        &self.keeps
+    }
+
+    /// Returns true if the service is to take over sites that another one serves.
+    pub fn takes_over(&self) -> bool {
+        self.core.desired().takes_over
+    }
+
+    /// Takes in whether the service is to take over sites that another one serves.
+    pub fn set_takes_over(&mut self, takes_over: bool, world: &mut World) {
+        let wanted = Desired {
+            takes_over,
+            ..self.core.desired().clone()
+        };
+        self.step(RolloutEvent::Desire(wanted), world);
+    }
+
+    /// Remembers that a change on disk was not applied, until it is applied or gone.
+    pub fn refuse(&mut self, subject: ChangeSubject, message: &str) {
+        self.history.refused = Some(SavedRefusal {
+            at: Moment(SystemTime::now()),
+            message: message.to_owned(),
+            subject,
+        });
+        self.moved = true;
+    }
+
+    /// Takes in that no change of this kind waits any more.
+    pub fn forget_refusal(&mut self, subject: ChangeSubject) {
+        let refused = &mut self.history.refused;
+        *refused = refused.take().filter(|refused| refused.subject != subject);
     }
 
     /// Gives up the rollout of `generation`, unless a newer generation has replaced it.
@@ -558,15 +625,56 @@ impl Service {
             || instances.any(HeldInstance::is_ready)
     }
 
-    /// Returns true if the service has routes: it is enabled or runs. Requests to a stopped service
-    /// get an answer that says so.
+    /// Returns true if the service should have its sites: it is enabled or should run. Requests to a
+    /// stopped service get an answer that says so.
     pub fn is_routed(&self) -> bool {
-        !self.removed && (self.spec.enabled || self.core.desired().running)
+        !self.removed && (self.spec.enabled || self.is_wanted())
     }
 
     /// Returns true if the service should run.
     pub fn is_wanted(&self) -> bool {
-        !self.removed && self.core.desired().running
+        !self.removed && !self.leaving && self.core.desired().running
+    }
+
+    /// Returns true if the service would run with this configuration. A service that a command has
+    /// started or stopped stays so until `enabled` changes in its file.
+    pub fn would_run(&self, spec: &ServiceConfig) -> bool {
+        let is_decided_by_file = spec.enabled != self.spec.enabled
+            || self.history.last_generation == 0
+            || self.removed
+            || self.leaving;
+        match is_decided_by_file {
+            true => spec.enabled,
+            false => self.core.desired().running,
+        }
+    }
+
+    /// Returns true if instances are kept running, be it only for sites that the service keeps.
+    pub fn is_running(&self) -> bool {
+        self.core.desired().running
+    }
+
+    /// Returns how the service stands, as far as it matters for sites that change hands.
+    pub fn standing(&self) -> Standing {
+        let mut instances = self.core.instances().iter();
+        Standing {
+            running: self.core.desired().running,
+            ready: instances.any(HeldInstance::is_ready),
+            arrived: self.is_wanted() && self.core.arrived(),
+        }
+    }
+
+    /// Returns true if the service works toward an older generation than this one, because this one
+    /// was given up.
+    pub fn has_given_up(&self, generation: u64) -> bool {
+        self.core.target().generation < generation
+            && self.core.desired().target.generation >= generation
+    }
+
+    /// Returns the message of the last error; empty if there was none.
+    pub fn last_error(&self) -> &str {
+        let error = self.history.last_error.as_ref();
+        error.map_or("", |error| &error.message)
     }
 }
 
@@ -581,6 +689,7 @@ pub(super) fn desired(spec: &ServiceConfig, running: bool, target: RolloutTarget
             in_place: spec.rollout == Rollout::InPlace,
             times: spec.times.clone(),
         },
+        takes_over: false,
     }
 }
 

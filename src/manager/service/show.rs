@@ -2,23 +2,25 @@
 
 use std::time::SystemTime;
 
-use super::history::SavedFailure;
+use super::history::{SavedFailure, SavedRefusal};
 use super::service::Service;
 use crate::config::Listen;
 use crate::manager::jobs::Progress;
 use crate::manager::rollout::LifeState;
 use crate::manager::worker::listeners::Listeners;
-use crate::status::{InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus};
+use crate::status::{
+    InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus, kept_in_words,
+};
 
 impl Service {
     /// Returns the progress of the service for its jobs.
     pub fn progress(&self) -> Progress {
-        let running = self.core.desired().running;
+        let running = self.core.desired().running && !self.leaving;
         let total = u32::from(self.spec.instance_count);
         let left = self.core.instances().len() as u32;
         Progress {
             running,
-            converged: self.core.converged(),
+            converged: self.core.converged() && !self.leaving,
             generation: self.core.target().generation,
             done: if running {
                 self.core.settled()
@@ -68,7 +70,12 @@ impl Service {
             .core
             .waiting()
             .map(|(slot, _)| format!("{}/{slot} waiting to be tried again", self.spec.name));
-        doing.chain(waiting).collect::<Vec<_>>().join("; ")
+        let keeps = (!self.keeps.is_empty()).then(|| {
+            let name = &self.spec.name;
+            format!("{name} {}", kept_in_words(&self.keeps))
+        });
+        let all = doing.chain(waiting).chain(keeps);
+        all.collect::<Vec<_>>().join("; ")
     }
 
     /// Returns the status of the service as snapshots show it.
@@ -89,7 +96,10 @@ impl Service {
         ServiceStatus {
             state: self.state(),
             wanted: if desired.running { desired.count } else { 0 },
-            generation: desired.target.generation,
+            generation: self.history.last_generation,
+            removed: self.removed,
+            keeps: self.keeps.clone(),
+            refused_change: self.history.refused.as_ref().map(SavedRefusal::status),
             file: self.spec.file.display().to_string(),
             listen: listen.iter().map(ToString::to_string).collect(),
             not_listening: not_listening.iter().map(ToString::to_string).collect(),

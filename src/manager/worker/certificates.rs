@@ -49,6 +49,14 @@ impl ServiceCertificates {
         })
     }
 
+    /// Keeps the known certificate of a service for which no newer one was read.
+    pub fn keep(&mut self, service: &ServiceConfig, known: &ServiceCertificates) {
+        if let (Some(tls), Some(certificate)) = (&service.tls, known.get(service)) {
+            let entry = self.known.entry(place(tls));
+            entry.or_insert_with(|| certificate.clone());
+        }
+    }
+
     /// Adds the certificates of `others`. They replace certificates with the same paths.
     pub fn extend(&mut self, others: ServiceCertificates) {
         self.known.extend(others.known);

@@ -108,6 +108,13 @@ struct GivenCopy {
 #[derive(Debug)]
 pub struct BoundSockets(Vec<(Listen, Source)>);
 
+impl BoundSockets {
+    /// Returns no sockets.
+    pub fn none() -> BoundSockets {
+        BoundSockets(Vec::new())
+    }
+}
+
 #[derive(Debug)]
 enum Source {
     Given(SocketAddr),

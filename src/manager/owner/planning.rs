@@ -1,0 +1,268 @@
+//! The plan of a change, made before anything is changed: what can be applied, and what cannot.
+//!
+//! Faults of the files of the configuration refuse a reload as a whole, and whoever checks the
+//! files sees the same faults. The state of the world refuses nothing: an executable that is
+//! missing, a certificate that cannot be read or a port that another program has are faults of the
+//! one service that they belong to. Such a service goes on with what it runs, or is not started, and
+//! everything else is applied. A service that a command has started, and that has something which
+//! the files now give to another one, gives way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::disk::ServiceFiles;
+use super::manager::Manager;
+use super::ports::ports_of;
+use crate::config::{Config, Lack, Listen, ServiceConfig, conflicts};
+use crate::events;
+use crate::manager::jobs::NewPart;
+use crate::manager::service::{Plan, PlanReason, Service};
+use crate::manager::worker::certificates::ServiceCertificates;
+use crate::manager::worker::listeners::{BindError, BoundSockets};
+
+/// What can be applied of a configuration, and what cannot.
+pub(super) struct Planned {
+    /// The configuration. Services that have to go on with what they run are in it as they were
+    /// last applied.
+    pub(super) config: Config,
+    /// The plans of services.
+    pub(super) plans: Vec<Plan>,
+    /// The services that go on with what they run.
+    pub(super) held: BTreeSet<String>,
+    /// What cannot be applied, service by service.
+    pub(super) faults: Vec<ServiceFault>,
+    /// The certificates in use from now on.
+    pub(super) certificates: ServiceCertificates,
+    /// The sockets for ports that are new.
+    pub(super) bound: BoundSockets,
+    /// The addresses that should be open.
+    pub(super) listens: BTreeSet<Listen>,
+}
+
+/// Why a service is not as its file wants it.
+pub(super) struct ServiceFault {
+    /// The name of the service; empty for what `smoothserve.yaml` itself names.
+    pub(super) service: String,
+    /// The causes, and what to do about each.
+    pub(super) causes: String,
+    /// What becomes of the service.
+    pub(super) consequence: Consequence,
+}
+
+/// What becomes of a service with a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Consequence {
+    /// The service goes on with what it runs.
+    Held,
+    /// The service has nothing to run, and is not started.
+    NotStarted,
+    /// The service was changed all the same, and something of it does not work.
+    Impaired,
+}
+
+impl ServiceFault {
+    /// Returns the failed part of a job.
+    pub(super) fn part(&self) -> NewPart {
+        let ServiceFault {
+            service, causes, ..
+        } = self;
+        let error = match self.consequence {
+            _ if service.is_empty() => causes.clone(),
+            Consequence::Held => format!("{service} goes on with what it runs: {causes}"),
+            Consequence::NotStarted => format!("{service} was not started: {causes}"),
+            Consequence::Impaired => format!("{service}: {causes}"),
+        };
+        NewPart::failed(service, error)
+    }
+}
+
+/// Plans to apply a configuration with the files of its services. Changes nothing.
+pub(super) fn plan(
+    manager: &Manager,
+    mut config: Config,
+    files: Vec<ServiceFiles>,
+    mut lacks: BTreeMap<String, Vec<Lack>>,
+    reason: PlanReason,
+) -> Planned {
+    let yielding = yielding(manager, &config);
+    let listens = ports_of(manager, &config, &yielding, None);
+    let (bound, errors) = manager.listeners.bind(&listens);
+    for error in &errors {
+        tracing::error!(
+            message_id = events::PORT_NOT_OPENED,
+            error = %error,
+            "port not opened, its services are not reachable there"
+        );
+    }
+    let mut planned = Planned {
+        plans: Vec::new(),
+        held: BTreeSet::new(),
+        faults: Vec::new(),
+        certificates: ServiceCertificates::default(),
+        bound,
+        listens,
+        config: Config {
+            services: BTreeMap::new(),
+            ..config.clone()
+        },
+    };
+    let global = lacks.remove("").unwrap_or_default();
+    planned
+        .faults
+        .extend(global.into_iter().map(|lack| ServiceFault {
+            service: String::new(),
+            causes: lack.fault.to_string(),
+            consequence: Consequence::Impaired,
+        }));
+    for files in files {
+        let name = &files.spec.name;
+        let lacks = lacks.remove(name).unwrap_or_default();
+        match yielding.contains(name) {
+            true => planned.plans.push(Plan::without_start(files.spec)),
+            false => planned.add(manager, files, &lacks, &errors, reason),
+        }
+    }
+    for name in &planned.held {
+        if let Some(service) = manager.services.get(name) {
+            config.services.insert(name.clone(), service.spec().clone());
+        }
+    }
+    planned.config = config;
+    if !planned.held.is_empty() {
+        planned.listens = ports_of(manager, &planned.config, &yielding, None);
+        // Dropped first: an address cannot be bound twice.
+        planned.bound = BoundSockets::none();
+        planned.bound = manager.listeners.bind(&planned.listens).0;
+    }
+    // A service that keeps sites needs its certificate for them.
+    for service in manager.services.values() {
+        let known = &manager.certificates;
+        planned.certificates.keep(service.spec(), known);
+    }
+    planned
+}
+
+impl Planned {
+    fn add(
+        &mut self,
+        manager: &Manager,
+        files: ServiceFiles,
+        lacks: &[Lack],
+        unbound: &[BindError],
+        reason: PlanReason,
+    ) {
+        let spec = files.spec;
+        let service = manager.services.get(&spec.name);
+        let known = service.filter(|service| service.is_shown());
+        let would_run = known.map_or(spec.enabled, |service| service.would_run(&spec));
+        let mut causes: Vec<String> = Vec::new();
+        let mut hinders = false;
+        if would_run {
+            causes.extend(lacks.iter().map(|lack| lack.fault.to_string()));
+            hinders |= lacks.iter().any(|lack| lack.hinders);
+            if let Some(fault) = files.fault {
+                if causes.is_empty() {
+                    causes.push(format!("{}: {fault}", spec.file.display()));
+                }
+                hinders = true;
+            }
+            hinders |= known
+                .is_some_and(|known| is_worse(manager, known.spec(), &spec, &files.certificates));
+            let own = |error: &&BindError| spec.listen.contains(&error.listen);
+            for error in unbound.iter().filter(own) {
+                causes.push(format!("{}: {error}", spec.file.display()));
+                hinders |= known.is_some_and(|known| !known.spec().listen.contains(&error.listen));
+            }
+        }
+        let runs = known.is_some_and(Service::is_running);
+        // Without a process nothing can get worse, so a port that is not there only impairs.
+        let hinders = hinders && (runs || causes_of_start(lacks));
+        let plan = match (hinders, files.material) {
+            (false, Some(material)) => {
+                let new;
+                let service = match service {
+                    Some(service) => service,
+                    None => {
+                        new = Service::new(spec.clone());
+                        &new
+                    }
+                };
+                let plan = service.plan(&spec, material, reason);
+                plan.map_err(|error| causes.push(format!("{}: {error}", spec.file.display())))
+            }
+            _ => Err(()),
+        };
+        let consequence = match plan {
+            Ok(plan) => {
+                self.plans.push(plan);
+                self.certificates.extend(files.certificates);
+                Consequence::Impaired
+            }
+            Err(()) if runs => {
+                self.held.insert(spec.name.clone());
+                let known = known.map(|known| Plan::stay(known.spec().clone()));
+                self.plans.extend(known);
+                Consequence::Held
+            }
+            Err(()) => {
+                self.plans.push(Plan::without_start(spec.clone()));
+                self.certificates.extend(files.certificates);
+                Consequence::NotStarted
+            }
+        };
+        if !causes.is_empty() {
+            self.faults.push(ServiceFault {
+                service: spec.name.clone(),
+                causes: causes.join("\n"),
+                consequence,
+            });
+        }
+    }
+}
+
+/// Returns true if one of these keeps a service from being started.
+fn causes_of_start(lacks: &[Lack]) -> bool {
+    lacks.iter().any(|lack| lack.hinders)
+}
+
+/// Returns true if the certificate that was read is out of date, and another one that is not is in
+/// use.
+fn is_worse(
+    manager: &Manager,
+    known: &ServiceConfig,
+    spec: &ServiceConfig,
+    read: &ServiceCertificates,
+) -> bool {
+    let (Some(before), Some(after)) = (manager.certificates.get(known), read.get(spec)) else {
+        return false;
+    };
+    let now = SystemTime::now();
+    before.invalidity(now).is_none() && after.invalidity(now).is_some()
+}
+
+/// Returns the services that a command has started although their files disable them, and that
+/// cannot run beside the others any more.
+fn yielding(manager: &Manager, config: &Config) -> BTreeSet<String> {
+    let (enabled, disabled): (Vec<_>, Vec<_>) =
+        config.services.values().partition(|spec| spec.enabled);
+    let mut running: Vec<ServiceConfig> = Vec::new();
+    let mut yielding = BTreeSet::new();
+    let is_started = |spec: &&Arc<ServiceConfig>| {
+        let service = manager.services.get(&spec.name);
+        service.is_some_and(|service| service.would_run(spec))
+    };
+    for spec in disabled.into_iter().filter(is_started) {
+        let spec = ServiceConfig {
+            enabled: true,
+            ..(**spec).clone()
+        };
+        let enabled = enabled.iter().map(|spec| &***spec);
+        let mut others = enabled.chain(&running);
+        match others.any(|other| !conflicts([other, &spec]).is_empty()) {
+            true => drop(yielding.insert(spec.name)),
+            false => running.push(spec),
+        }
+    }
+    yielding
+}
