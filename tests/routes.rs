@@ -131,6 +131,30 @@ async fn a_renamed_service_that_is_late_loses_nothing() {
     scene.end(load, "web").await;
 }
 
+/// Most requests wait for others to end when their service hands over its site.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_wait_for_the_old_owner_are_answered_by_it() {
+    let scene = Scene::new(&[("shop", "shop.example", "max_in_flight: 1\n")]).await;
+    let load = Load::start(Options {
+        connections: 12,
+        pause: Duration::from_millis(5),
+        mix: Mix {
+            small: 0,
+            slow: 1,
+            ..Mix::small()
+        },
+        slow: 100..200,
+        ..Options::new(local(scene.port))
+    });
+    for (old, new) in [("shop", "web"), ("web", "store")] {
+        load.go_on(20).await;
+        scene.remove(old);
+        scene.add(new, "shop.example", "max_in_flight: 1\n");
+        scene.server.ok(&["reload"]).await;
+    }
+    scene.end(load, "store").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_and_a_path_move_without_loss_and_with_a_deploy_of_the_new_owner() {
     let scene = Scene::new(&[
@@ -306,11 +330,8 @@ async fn what_the_machine_lacks_for_one_service_holds_up_no_other() {
     let fifo = home.join("fifo");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(made.unwrap().success());
-    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let taken = taken.local_addr().unwrap().port();
-    let _listening = TcpListener::bind(("0.0.0.0", 0)).unwrap();
-    let other = _listening.local_addr().unwrap().port();
-    let _ = taken;
+    let listening = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let other = listening.local_addr().unwrap().port();
     for (number, (lines, cause)) in [
         (
             "environment_file: /nonexistent/env\n".to_owned(),
@@ -319,6 +340,10 @@ async fn what_the_machine_lacks_for_one_service_holds_up_no_other() {
         (
             format!("environment_file: {}\n", fifo.display()),
             "no regular file",
+        ),
+        (
+            "listen_address: 192.0.2.1\n".to_owned(),
+            "no address of this machine",
         ),
         ("user: no-such-user\n".to_owned(), "no user `no-such-user`"),
         (format!("port: {other}\n"), "Address already in use"),

@@ -60,9 +60,7 @@ impl ManagerClient {
             Bus::Session => ManagerClient::on(Builder::session()).await,
         };
         let client = client.ok()?;
-        let broker = DBusProxy::new(&client.connection).await.ok()?;
-        let name = BUS_NAME.try_into().expect("it is a name");
-        broker.name_has_owner(name).await.ok()?.then_some(client)
+        client.may_run().await.then_some(client)
     }
 
     /// Connects to the private socket in a run directory, unless another user may have made it.
@@ -110,6 +108,18 @@ impl ManagerClient {
             .map_err(|error| misunderstood(&error))?;
         let snapshot = serde_json::from_str(&json).map_err(|error| misunderstood(&error))?;
         Ok((json, snapshot))
+    }
+
+    /// Returns true unless smoothserve is known not to run. A call on a bus would then start it.
+    pub(super) async fn may_run(&self) -> bool {
+        let Some(name) = self.destination else {
+            return true;
+        };
+        let name = name.try_into().expect("it is a name");
+        match DBusProxy::new(&self.connection).await {
+            Ok(broker) => broker.name_has_owner(name).await.unwrap_or(false),
+            Err(_) => false,
+        }
     }
 
     /// Asks for the last error of a service, with what the instance has written: the time in

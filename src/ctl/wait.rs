@@ -79,7 +79,11 @@ impl Waiting {
         let mut signals = Signals::new(&self.client).await?;
         let mut is_ending = false;
         while !self.open.is_empty() {
-            match self.client.dump().await {
+            let dump = match self.client.may_run().await {
+                true => self.client.dump().await,
+                false => Err(CtlError::new(exit::UNAVAILABLE, "smoothserve went away")),
+            };
+            match dump {
                 Ok((_, snapshot)) => {
                     is_ending = snapshot.summary.starts_with("ending");
                     self.look(&snapshot).await?;
@@ -167,14 +171,15 @@ impl Signals {
 /// Connects to a smoothserve that was started again. `None`: nobody comes back.
 async fn again(run_dir: &RunDir, bus: Bus) -> Option<ManagerClient> {
     let lost = Instant::now();
-    let mut seen = lost;
-    while seen.elapsed() < GONE && lost.elapsed() < STARTING {
-        // Only one that runs: nobody has asked for another one if it was stopped.
-        let connecting = ManagerClient::connect_to_running(run_dir, bus);
-        match tokio::time::timeout(STARTING, connecting).await {
-            Ok(Some(client)) if client.dump().await.is_ok() => return Some(client),
-            Ok(Some(_)) => seen = Instant::now(),
-            _ => {}
+    while lost.elapsed() < GONE {
+        // Only one that runs: nobody has asked for another one if it was stopped. One that runs and
+        // does not answer yet is waited for.
+        let connecting = async {
+            let client = ManagerClient::connect_to_running(run_dir, bus).await?;
+            client.dump().await.is_ok().then_some(client)
+        };
+        if let Ok(Some(client)) = tokio::time::timeout(STARTING, connecting).await {
+            return Some(client);
         }
         tokio::time::sleep(RETRY).await;
     }

@@ -1,7 +1,7 @@
 //! Sites change hands while the manager itself is killed or restarted, and whoever waits for a job
 //! waits on.
 
-use smoothserve_kit::machine;
+use smoothserve_kit::{Build, machine};
 
 use crate::scene::{Scene, nothing_is_lost};
 
@@ -36,6 +36,32 @@ fn a_site_changes_hands_over_a_killed_and_a_restarted_manager() {
         machine.until("smoothctl list", |text| text == "web\n");
         let report = nothing_is_lost(load).await;
         assert_eq!(report.last_version(), Some("web"));
+    });
+}
+
+/// An address that another server has taken over, as keepalived does it.
+#[test]
+fn an_address_that_went_away_holds_up_no_deploy() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        machine.run("ip link set lo up; ip address add 10.9.9.9/32 dev lo");
+        machine.write(
+            "/etc/smoothserve/services/web.yaml",
+            "name: web\nport: 8081\nlisten_address: 10.9.9.9\nexecutable_path: /opt/shop/shop\n",
+        );
+        machine.run("smoothctl reload");
+        machine.run("ip address del 10.9.9.9/32 dev lo");
+        let load = scene.load().await;
+        for version in ["2", "3"] {
+            scene.deploy(&Build::good(version));
+            let reload = machine.try_run("smoothctl reload");
+            let said = String::from_utf8_lossy(&reload.stderr);
+            assert_eq!(reload.status.code(), Some(1), "{said}");
+            assert!(said.contains("web.yaml:3:17: `listen_address`"), "{said}");
+            assert!(said.contains("shop: 3 instances replaced"), "{said}");
+        }
+        let report = nothing_is_lost(load).await;
+        assert_eq!(report.last_version(), Some("3"));
     });
 }
 

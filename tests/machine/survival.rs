@@ -288,19 +288,32 @@ fn a_manager_that_fails_for_good_leaves_the_traffic_flowing() {
     });
 }
 
-/// A job ends with its manager, and whoever waits for it gets a message.
+/// A job goes on with the next manager, and whoever waits for it waits on. A stop ends the waiting,
+/// and nobody starts smoothserve again by waiting.
 #[test]
-fn waiting_for_a_job_ends_with_a_restart_of_smoothserve() {
+fn waiting_for_a_job_goes_on_over_a_restart_of_smoothserve_and_ends_with_a_stop() {
     machine::test(async |machine| {
         let _scene = Scene::start(machine, "");
-        let waiting = machine.try_run(
-            "smoothctl --bus system restart shop 2>/tmp/said & waiting=$!; \
-             until grep -q shop /tmp/said; do kill -0 $waiting && sleep 0.01 || exit 1; done; \
-             systemctl restart smoothserve; wait $waiting; status=$?; cat /tmp/said; exit $status",
-        );
-        let said = String::from_utf8_lossy(&waiting.stdout);
-        assert_eq!(waiting.status.code(), Some(69), "{said}");
-        let last = said.lines().last().unwrap_or_default();
-        assert!(last.starts_with("smoothctl: smoothserve "), "{said}");
+        let waiting = |bus: &str, change: &str| {
+            machine.try_run(&format!(
+                "smoothctl --bus {bus} restart shop >/tmp/said 2>&1 & waiting=$!; \
+                 until grep -q shop /tmp/said; do kill -0 $waiting && sleep 0.01 || exit 1; done; \
+                 systemctl {change} smoothserve; wait $waiting; status=$?; cat /tmp/said; exit $status",
+            ))
+        };
+        for bus in ["auto", "system"] {
+            let waited = waiting(bus, "restart");
+            let said = String::from_utf8_lossy(&waited.stdout);
+            assert_eq!(waited.status.code(), Some(0), "{said}");
+            assert_eq!(said.lines().last(), Some("restart shop: done"), "{said}");
+        }
+        for bus in ["auto", "system"] {
+            let waited = waiting(bus, "stop");
+            let said = String::from_utf8_lossy(&waited.stdout);
+            assert_eq!(waited.status.code(), Some(69), "{said}");
+            let active = machine.try_run("systemctl is-active smoothserve");
+            assert!(!active.status.success(), "nobody has asked for it");
+            machine.run("systemctl start smoothserve");
+        }
     });
 }

@@ -2,8 +2,8 @@
 //!
 //! A site that changes hands stays with its owner until the new owner has arrived. Then one table
 //! moves it, and marks the instances of an owner that has to go as draining. Each thread of a worker
-//! takes a table over in one step, so a request meets either the old owner or the new one, and
-//! those that the old owner has already taken on are finished.
+//! takes a table over in one step, so a request meets either the old owner or the new one. Requests
+//! that were routed to the old owner before are answered by it, also those that still wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 

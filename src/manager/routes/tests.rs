@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::map::{SiteOwner, answering};
 use super::*;
-use crate::config::{HostPattern, Listen, Site};
+use crate::config::{Listen, Site};
 
 const SERVICES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -410,11 +410,11 @@ proptest! {
             model.take(step);
         }
         // When all have arrived, the actual state is the wanted one, name by name.
-        for index in 0..SERVICES.len() {
-            if model.scene.standings.get(SERVICES[index]).running {
+        for (index, name) in SERVICES.iter().enumerate() {
+            if model.scene.standings.get(name).running {
                 model.take(&Step::Arrive(index));
             } else {
-                model.scene.stands(SERVICES[index], ARRIVED);
+                model.scene.stands(name, ARRIVED);
             }
         }
         prop_assert_eq!(model.scene.owners.kept(), &[]);

@@ -38,7 +38,7 @@ use crate::ipc::EndpointId;
 use crate::proxy::http::headers::Persistence;
 use crate::proxy::view::endpoint::Claim;
 use crate::proxy::view::room::Seat;
-use crate::proxy::view::service::ServiceView;
+use crate::proxy::view::service::{Searching, ServiceView};
 use crate::proxy::view::upstream::Upstream;
 
 /// The pause after every instance was tried once. The pause doubles after each further round.
@@ -202,6 +202,8 @@ struct Search<'a> {
     until: Option<Instant>,
     /// The last failure.
     failed: Option<io::Error>,
+    /// Set from the first wait until an instance is claimed.
+    searching: Option<Searching<'a>>,
 }
 
 impl Search<'_> {
@@ -215,11 +217,19 @@ impl Search<'_> {
             pause: FIRST_PAUSE,
             until: None,
             failed: None,
+            searching: None,
         }
+    }
+
+    /// Notes that the request has to wait before it has an instance.
+    fn begin_to_wait(&mut self) {
+        let service = self.service;
+        self.searching.get_or_insert_with(|| service.search());
     }
 
     /// Waits until the request may go on.
     async fn admit(&mut self) -> Result<Seat, ProxyError> {
+        self.begin_to_wait();
         let until = self.wait_until();
         let (room, requester) = (self.peer.view.room(), self.peer.requester());
         Ok(self.service.admit(room, requester, until).await?)
@@ -238,6 +248,7 @@ impl Search<'_> {
                 Some(claim) => claim,
                 None => self.wait().await?,
             };
+            self.searching = None;
             if let Some(upstream) = self.idle_connection(&claim) {
                 return Ok(Lease {
                     upstream,
@@ -273,6 +284,7 @@ impl Search<'_> {
 
     /// Claims an instance, after waiting: every active instance was tried, or there was none.
     async fn wait(&mut self) -> Result<Claim, ProxyError> {
+        self.begin_to_wait();
         let until = self.wait_until();
         if self.failed.is_some() {
             if Instant::now() + self.pause > until

@@ -6,6 +6,10 @@
 //! permit if the service has a limit of its own (`max_in_flight`). Only then does it claim an
 //! endpoint. So a request that waits to be admitted keeps no endpoint from becoming idle, and a
 //! request that was admitted keeps its seat over all tries and rollouts.
+//!
+//! A service that has handed over its sites gets no requests any more, but requests that were
+//! routed to it before may still wait. Its endpoints drain only when none of these waits any more
+//! ([`ServiceView::part`]): nobody else would answer them.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -42,6 +46,10 @@ pub(crate) struct ServiceView {
     /// Where the next choice begins, so that endpoints of the same rank take turns.
     next: Cell<usize>,
     held: RefCell<FairQueue<Held>>,
+    /// How many requests wait for anything before they claim an endpoint.
+    searching: Cell<u32>,
+    /// The endpoints that drain when no request waits any more.
+    parting: RefCell<Vec<Rc<Endpoint>>>,
     occupancy: Rc<Occupancy>,
     /// The limit of a service that has one.
     in_flight: RefCell<Option<Arc<InFlight>>>,
@@ -78,6 +86,8 @@ impl ServiceView {
             endpoints: RefCell::default(),
             next: Cell::default(),
             held: RefCell::new(FairQueue::new(MOST_HELD)),
+            searching: Cell::default(),
+            parting: RefCell::default(),
             occupancy: Rc::default(),
             in_flight: RefCell::default(),
             waiting: BoundLog::default(),
@@ -218,6 +228,36 @@ impl ServiceView {
         }
     }
 
+    /// Begins the wait of a request that has not claimed an endpoint, for whatever it waits.
+    pub(crate) fn search(&self) -> Searching<'_> {
+        self.searching.set(self.searching.get() + 1);
+        Searching(self)
+    }
+
+    /// Returns true if a request waits that has not claimed an endpoint.
+    pub(crate) fn is_searched(&self) -> bool {
+        self.searching.get() > 0
+    }
+
+    /// Sets the endpoints that the service, which gets no requests any more, keeps for requests
+    /// that wait. They drain when no request waits any more. Call [`ServiceView::update`] before,
+    /// with these endpoints.
+    pub(crate) fn part(&self, endpoints: Vec<Rc<Endpoint>>) {
+        *self.parting.borrow_mut() = endpoints;
+        self.look_at_parting();
+    }
+
+    fn look_at_parting(&self) {
+        if self.is_searched() || self.parting.borrow().is_empty() {
+            return;
+        }
+        let endpoints = self.parting.take();
+        self.update(false, Vec::new());
+        for endpoint in endpoints {
+            endpoint.drain();
+        }
+    }
+
     /// Sets the endpoints that a table has for the service. Waiting requests get one before any
     /// request that comes later.
     pub(crate) fn update(&self, running: bool, endpoints: Vec<Rc<Endpoint>>) {
@@ -247,6 +287,18 @@ impl ServiceView {
         // A request whose place is gone gets no answer.
         drop(held.push(client, answer));
         answered
+    }
+}
+
+/// A request that waits and has not claimed an endpoint, until this value is dropped. Drop it after
+/// the claim.
+pub(crate) struct Searching<'a>(&'a ServiceView);
+
+impl Drop for Searching<'_> {
+    fn drop(&mut self) {
+        let service = self.0;
+        service.searching.set(service.searching.get() - 1);
+        service.look_at_parting();
     }
 }
 
@@ -409,6 +461,23 @@ mod tests {
         assert_eq!(held.err(), Some(NoEndpoint::Stopped));
         let later = service.hold(None, in_ten_seconds()).await;
         assert_eq!(later.err(), Some(NoEndpoint::Stopped));
+    }
+
+    #[test]
+    fn a_service_without_sites_answers_the_requests_that_wait_before_it_drains() {
+        let service = service(0..1);
+        let endpoint = service.endpoints.borrow()[0].clone();
+        let [first, second] = [service.search(), service.search()];
+        service.part(vec![endpoint.clone()]);
+        let claimed = claim(&service);
+        drop(first);
+        assert!(!endpoint.is_draining());
+        let last = claim(&service);
+        drop(second);
+        assert!(endpoint.is_draining() && service.claim(&[]).is_none());
+        assert_eq!((claimed.id(), last.id()), (EndpointId(0), EndpointId(0)));
+        service.part(vec![endpoint]);
+        assert!(!service.running());
     }
 
     #[tokio::test(start_paused = true)]

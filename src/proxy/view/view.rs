@@ -259,11 +259,17 @@ impl View {
         let in_order_before = self.in_order.take();
         let mut in_order = Vec::with_capacity(table.services.len());
         let mut drained = Vec::new();
+        let mut parted = Vec::new();
         for (index, service) in table.services.iter().enumerate() {
             if is_same(index) {
                 in_order.push(in_order_before[index].clone());
                 continue;
             }
+            let known = views_before.remove(&service.name);
+            let view = known.unwrap_or_else(|| Rc::new(ServiceView::new(service.name.clone())));
+            // Requests that were routed to it before get an answer.
+            let is_needed = service.routes.is_empty() && view.is_searched();
+            let mut parting = Vec::new();
             let mut active = Vec::with_capacity(service.endpoints.len());
             for (spec, state) in &service.endpoints {
                 let endpoint = endpoints_before
@@ -273,6 +279,10 @@ impl View {
                     EndpointState::Probing => {}
                     EndpointState::Active if endpoint.is_draining() => {}
                     EndpointState::Active => active.push(endpoint.clone()),
+                    EndpointState::Draining if is_needed && !endpoint.is_draining() => {
+                        active.push(endpoint.clone());
+                        parting.push(endpoint.clone());
+                    }
                     EndpointState::Draining => drained.push(endpoint.clone()),
                     EndpointState::Cut => {
                         endpoint.cut();
@@ -281,12 +291,11 @@ impl View {
                 }
                 endpoints.insert(spec.id, endpoint);
             }
-            let known = views_before.remove(&service.name);
-            let view = known.unwrap_or_else(|| Rc::new(ServiceView::new(service.name.clone())));
             view.set_handling(service.handling);
             view.set_policy(service.policy.clone());
-            view.update(service.running, active);
+            view.update(service.running || !parting.is_empty(), active);
             view.set_in_flight(service.in_flight.clone());
+            parted.push((view.clone(), parting));
             in_order.push(view.clone());
             services.insert(service.name.clone(), view);
         }
@@ -296,6 +305,10 @@ impl View {
         for removed in views_before.into_values() {
             removed.update(false, Vec::new());
             removed.set_in_flight(None);
+            parted.push((removed, Vec::new()));
+        }
+        for (service, endpoints) in parted {
+            service.part(endpoints);
         }
         let in_order: Rc<[Rc<ServiceView>]> = in_order.into();
         self.in_order.replace(in_order.clone());
