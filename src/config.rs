@@ -42,7 +42,7 @@ mod value;
 pub use certificate::{Certificate, CertificateFault, EXPIRES_SOON};
 pub use conflict::{Conflict, conflicts};
 pub use environment_file::EnvironmentFile;
-pub use fault::{Fault, Faults, Position};
+pub use fault::{Fault, Faults, Lack, Position};
 pub use global::GLOBAL_KEYS;
 pub use handling::HandlingConfig;
 pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
@@ -50,7 +50,6 @@ pub use listen::Listen;
 pub use load::{
     CONFIG_DIR, Config, LoadedConfig, check, load, load_apart, load_files, load_partial,
 };
-pub use machine::Lack;
 pub use process::{Bind, DEFAULT_PATH, ProcessConfig, Ready, UpstreamProtocol};
 pub use service::{Rollout, SERVICE_KEYS, ServiceConfig, Times};
 pub use site::{HostPattern, Site};

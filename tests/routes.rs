@@ -342,7 +342,7 @@ async fn what_the_machine_lacks_for_one_service_holds_up_no_other() {
             "no regular file",
         ),
         (
-            "listen_address: 192.0.2.1\n".to_owned(),
+            format!("port: {}\nlisten_address: 192.0.2.1\n", free_port()),
             "no address of this machine",
         ),
         ("user: no-such-user\n".to_owned(), "no user `no-such-user`"),

@@ -82,6 +82,16 @@ fn excerpt(line: &str, column: usize) -> (String, usize) {
     (shown.trim_end().to_owned(), caret)
 }
 
+/// Something that the machine lacks for a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// Where the file of the service names it, what is wrong, and what to do about it.
+    pub fault: Fault,
+    /// True: nothing new can run before it is there. False: the service can be changed all the
+    /// same, since its certificate is only out of date, or an address is only not here now.
+    pub hinders: bool,
+}
+
 /// All faults of a configuration, sorted by file and position. `Display` is the whole report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Faults(Vec<Fault>);

@@ -1,6 +1,5 @@
 //! The global file, `smoothserve.yaml`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -8,7 +7,7 @@ use ipnet::IpNet;
 use super::fault::{Fault, Position};
 use super::fields::{Fields, Report, shorten};
 use super::limits::parse_size;
-use super::machine::{Against, Database, Lack, known};
+use super::machine::{Against, Database, known};
 use super::raw::{self, Node, Value};
 use super::source::{Source, join};
 use super::value;
@@ -80,12 +79,7 @@ impl Global {
 
 /// Reads the global file of a folder. Without the file, and for keys with a fault, the defaults
 /// hold.
-pub(super) fn read(
-    dir: &Path,
-    against: Against,
-    notes: &mut Vec<String>,
-    lacks: &mut BTreeMap<String, Vec<Lack>>,
-) -> (Global, Vec<Fault>) {
+pub(super) fn read(dir: &Path, against: Against, notes: &mut Vec<String>) -> (Global, Vec<Fault>) {
     let mut global = Global::new(dir);
     let source = match Source::read(&dir.join(FILE)) {
         Ok(Some(source)) => source,
@@ -95,8 +89,7 @@ pub(super) fn read(
     match raw::parse(&source) {
         Ok(root) => {
             let mut report = Report::new(&source);
-            let missing = fill(&mut global, root, dir, against, &mut report, notes);
-            lacks.extend(missing.map(|lack| (String::new(), vec![lack])));
+            fill(&mut global, root, dir, against, &mut report, notes);
             let faults = report.faults;
             (global, faults)
         }
@@ -111,9 +104,13 @@ fn fill(
     against: Against,
     report: &mut Report<'_>,
     notes: &mut Vec<String>,
-) -> Option<Lack> {
-    let fields = Fields::new(root?, GLOBAL_KEYS, report)?;
-    let mut lack = None;
+) {
+    let Some(root) = root else {
+        return;
+    };
+    let Some(fields) = Fields::new(root, GLOBAL_KEYS, report) else {
+        return;
+    };
     let folders = [
         fields.get("services_dir", report, value::text),
         fields.get("SubConfigDir", report, value::text),
@@ -135,13 +132,8 @@ fn fill(
             Against::Nothing => Ok(()),
         };
         if let Err(message) = found {
-            let message = format!("`default_user`: {message}");
-            lack = Some(Lack {
-                fault: report.source.fault(user.at, message),
-                hinders: false,
-            });
-        }
-        if user.value == "root" {
+            report.at(user.at, format!("`default_user`: {message}"));
+        } else if user.value == "root" {
             report.at(
                 user.at,
                 "`default_user` is root; services run as root only where their own `user` says so",
@@ -193,7 +185,6 @@ fn fill(
             unused.join(", ")
         ));
     }
-    lack
 }
 
 /// Reads how much memory the proxy may use: `512M`.

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::conflict::between;
-use super::fault::{Fault, Faults};
+use super::fault::{Fault, Faults, Lack};
 use super::global::{self, Global};
-use super::machine::{self, Against, Lack};
+use super::machine::{self, Against};
 use super::raw;
 use super::service::{self, Draft, ServiceConfig};
 use super::source::Source;
@@ -58,8 +58,7 @@ pub struct LoadedConfig {
     pub config: Config,
     /// The faults of the files themselves.
     pub faults: Faults,
-    /// What the machine lacks for services that are in `config`, by name. What `smoothserve.yaml`
-    /// itself names and the machine lacks has an empty name.
+    /// What the machine lacks for services that are in `config`, by name.
     pub lacks: BTreeMap<String, Vec<Lack>>,
 }
 
@@ -113,7 +112,7 @@ fn load_against(against: Against, dir: &Path) -> LoadedConfig {
         };
     }
     let mut lacks = BTreeMap::new();
-    let (global, mut faults) = global::read(&dir, against, &mut notes, &mut lacks);
+    let (global, mut faults) = global::read(&dir, against, &mut notes);
     let files = service_files(&global, &mut notes).unwrap_or_else(|fault| {
         faults.push(fault);
         Vec::new()

@@ -11,7 +11,6 @@ use rustix::fs::FileType;
 
 use super::certificate::Certificate;
 use super::environment_file::EnvironmentFile;
-use super::fault::Fault;
 use super::fields::shorten;
 use super::process::ProcessConfig;
 use super::service::ServiceConfig;
@@ -33,16 +32,6 @@ const MOST_REMARKS: usize = 5;
 
 /// A remark about what the machine has or lacks: the key that names it, and the text.
 pub(super) type Remark = (&'static str, String);
-
-/// Something that the machine lacks for a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lack {
-    /// Where the file of the service names it, what is wrong, and what to do about it.
-    pub fault: Fault,
-    /// True: nothing new can run before it is there. False: the service can be changed all the
-    /// same, since its certificate is only out of date, or an address is only not here now.
-    pub hinders: bool,
-}
 
 /// Lists what the machine lacks for a service: the key that names it, the text, and whether it
 /// hinders. Files and users that do not answer are lacking.

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::fault::{Fault, Position, TOP};
+use super::fault::{Fault, Lack, Position, TOP};
 use super::fields::{At, Fields, Report, shorten};
 use super::handling::HandlingConfig;
 use super::listen::{Listen, overlap, plain_ports};
-use super::machine::Lack;
 use super::process::{Bind, ProcessConfig};
 use super::raw::Node;
 use super::reader::Reader;

@@ -1,8 +1,8 @@
 //! Waits for jobs, and shows their steps in a line.
 //!
 //! All jobs are looked at together: jobs that have ended are forgotten after a while, so waiting
-//! for one must not mean to miss the end of another. A restart of smoothserve does not end its jobs:
-//! the next manager goes on with them under the same numbers, and so does the waiting.
+//! for one must not mean to miss the end of another. A restart of smoothserve does not end its
+//! jobs: the next manager goes on with them under the same numbers, and so does the waiting.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -3,8 +3,8 @@
 //! A job has a part for each service that it concerns. A part is done when its service has reached
 //! the part's goal, or a newer goal that includes it. A part has failed when the generation that it
 //! waits for was given up. A part is superseded when a newer command wants the opposite: a stop
-//! instead of a start, or a start instead of a stop. A part of a service that has to stop, but keeps
-//! sites for others until they are ready, ends as those others' parts do.
+//! instead of a start, or a start instead of a stop. A part of a service that has to stop, but
+//! keeps sites for others until they are ready, ends as those others' parts do.
 //!
 //! Jobs outlive the manager: the next one goes on with them under the same numbers ([`SavedJobs`]).
 
@@ -225,8 +225,8 @@ impl Jobs {
         self.begin_parts(kind, service, parts.collect(), String::new(), now)
     }
 
-    /// Begins a job and returns its number. `service` is empty for a reload. `unchanged` is what the
-    /// job says if nothing has to be done.
+    /// Begins a job and returns its number. `service` is empty for a reload. `unchanged` is what
+    /// the job says if nothing has to be done.
     pub fn begin_parts(
         &mut self,
         kind: JobKind,

@@ -1,9 +1,10 @@
 //! How sites change hands: the shell around the routes core.
 //!
 //! A site that changes hands stays with its owner until the new owner has arrived. Then one table
-//! moves it, and marks the instances of an owner that has to go as draining. Each thread of a worker
-//! takes a table over in one step, so a request meets either the old owner or the new one. Requests
-//! that were routed to the old owner before are answered by it, also those that still wait.
+//! moves it, and marks the instances of an owner that has to go as draining. Each thread of a
+//! worker takes a table over in one step, so a request meets either the old owner or the new one.
+//! Requests that were routed to the old owner before are answered by it, also those that still
+//! wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,8 +32,8 @@ pub(super) fn want_routes(manager: &mut Manager) {
     note_kept(manager);
 }
 
-/// Moves the sites whose new owners have arrived, and stops the services that have to go and keep no
-/// site any more.
+/// Moves the sites whose new owners have arrived, and stops the services that have to go and keep
+/// no site any more.
 pub(super) fn move_routes(manager: &mut Manager) {
     if manager.phase != Phase::Serving {
         return;

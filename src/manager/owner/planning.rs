@@ -3,9 +3,9 @@
 //! Faults of the files of the configuration refuse a reload as a whole, and whoever checks the
 //! files sees the same faults. The state of the world refuses nothing: an executable that is
 //! missing, a certificate that cannot be read or a port that another program has are faults of the
-//! one service that they belong to. Such a service goes on with what it runs, or is not started, and
-//! everything else is applied. A service that a command has started, and that has something which
-//! the files now give to another one, gives way.
+//! one service that they belong to. Such a service goes on with what it runs, or is not started,
+//! and everything else is applied. A service that a command has started, and that has something
+//! which the files now give to another one, gives way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub(super) struct Planned {
 
 /// Why a service is not as its file wants it.
 pub(super) struct ServiceFault {
-    /// The name of the service; empty for what `smoothserve.yaml` itself names.
+    /// The name of the service.
     pub(super) service: String,
     /// The causes, and what to do about each.
     pub(super) causes: String,
@@ -68,7 +68,6 @@ impl ServiceFault {
             service, causes, ..
         } = self;
         let error = match self.consequence {
-            _ if service.is_empty() => causes.clone(),
             Consequence::Held => format!("{service} goes on with what it runs: {causes}"),
             Consequence::NotStarted => format!("{service} was not started: {causes}"),
             Consequence::Impaired => format!("{service}: {causes}"),
@@ -107,14 +106,6 @@ pub(super) fn plan(
             ..config.clone()
         },
     };
-    let global = lacks.remove("").unwrap_or_default();
-    planned
-        .faults
-        .extend(global.into_iter().map(|lack| ServiceFault {
-            service: String::new(),
-            causes: lack.fault.to_string(),
-            consequence: Consequence::Impaired,
-        }));
     for files in files {
         let name = &files.spec.name;
         let lacks = lacks.remove(name).unwrap_or_default();

@@ -101,8 +101,8 @@ pub fn listeners<'a>(
     listeners.chain(passing).collect()
 }
 
-/// Returns the entrances that a service has, or is to have, with their listeners. A service that was
-/// removed has those of the sites that it keeps.
+/// Returns the entrances that a service has, or is to have, with their listeners. A service that
+/// was removed has those of the sites that it keeps.
 fn open_entrances(
     service: &Service,
     ownership: &Ownership,

@@ -157,9 +157,9 @@ impl Reconciler {
             && !self.soaking()
     }
 
-    /// Returns true if every slot has a ready instance of what was asked for, no other instance gets
-    /// requests, and none is watched any more. A target that was given up is never reached, unless
-    /// it has the same version as the good one.
+    /// Returns true if every slot has a ready instance of what was asked for, no other instance
+    /// gets requests, and none is watched any more. A target that was given up is never reached,
+    /// unless it has the same version as the good one.
     pub fn arrived(&self) -> bool {
         let mut ready = self.instances.iter().filter(|instance| instance.is_ready());
         self.desired.running

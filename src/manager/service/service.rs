@@ -625,8 +625,8 @@ impl Service {
             || instances.any(HeldInstance::is_ready)
     }
 
-    /// Returns true if the service should have its sites: it is enabled or should run. Requests to a
-    /// stopped service get an answer that says so.
+    /// Returns true if the service should have its sites: it is enabled or should run. Requests to
+    /// a stopped service get an answer that says so.
     pub fn is_routed(&self) -> bool {
         !self.removed && (self.spec.enabled || self.is_wanted())
     }
