@@ -7,9 +7,10 @@ use std::net::TcpListener;
 use std::process::Output;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use smoothserve_kit::load::{Load, Mix, Options};
 use smoothserve_kit::{
-    Build, Home, PATIENCE, Smoothserve, Start, client, free_port, local, programs, write,
+    Build, Home, PATIENCE, Smoothserve, Start, Status, client, free_port, local, programs, write,
 };
 
 /// A smoothserve whose services share a port.
@@ -244,6 +245,27 @@ async fn a_new_owner_that_cannot_start_changes_nothing_and_fails_every_reload() 
     app.replace(&Build::good("web"));
     scene.server.ok(&["reload"]).await;
     scene.end(load, "web").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_owner_that_crashes_comes_back_and_keeps_the_site() {
+    let scene = Scene::new(&[("shop", "shop.example", "instance_count: 1\n")]).await;
+    scene.remove("shop");
+    let app = scene.server.home.app("web");
+    app.replace(&Build::starting("web", Start::Crash));
+    scene.add("web", "shop.example", "");
+    failed(&scene.server.ctl(&["reload"]).await);
+    let shop = |status: &Status| status.services.get("shop").cloned();
+    let before = scene.server.status().await.as_ref().and_then(shop);
+    let pid = Pid::from_raw(before.unwrap().pids()[0].cast_signed()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let is_back =
+        |status: &Status| shop(status).is_some_and(|shop| shop.crashes == 1 && shop.ready() == 1);
+    scene.server.until("shop is back", is_back).await;
+    assert_eq!(scene.owner("shop.example", "/hello").await, "shop");
+    scene
+        .shows("shop: removed, keeps shop.example until web is ready")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -347,7 +347,7 @@ async fn frames_that_rfc_9113_forbids_end_the_connection() {
     // While no instance takes the request, nobody reads its body, so the window of the stream stays
     // as it is. Data beyond it ends the stream, and with the stream the request.
     let mut scene = Scene::new().await;
-    scene.stage.set_state(EndpointState::Probing).await;
+    let endpoints = scene.stage.set_endpoints(Vec::new()).await;
     let mut client = Client::connect(&scene.stage, &[]).await;
     // The window of the connection begins as small as that of a stream. Data beyond both of them
     // would end the connection, so the client waits until the worker has opened this one further,
@@ -357,7 +357,7 @@ async fn frames_that_rfc_9113_forbids_end_the_connection() {
     let data = frame(DATA, 0, 1, &[0; 16_384]);
     client.send(&[head, data.repeat(16)].concat()).await;
     assert_eq!(client.outcome(1).await, Outcome::Reset(FLOW_CONTROL_ERROR));
-    scene.stage.set_state(EndpointState::Active).await;
+    scene.stage.set_endpoints(endpoints).await;
     scene.serves_others("more data than the window").await;
     // A client may send GOAWAY, and since a server starts no streams, the connection then just
     // ends.

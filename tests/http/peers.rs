@@ -108,6 +108,14 @@ impl Stage {
         (shop, bystander)
     }
 
+    /// Applies a table in which the service has these endpoints. Returns those that it had before.
+    pub(crate) async fn set_endpoints(&mut self, endpoints: Vec<WireEndpoint>) -> Vec<WireEndpoint> {
+        self.table.number += 1;
+        let before = std::mem::replace(&mut first(&mut self.table).endpoints, endpoints);
+        self.manager.apply(&self.table).await;
+        before
+    }
+
     /// Sets the state of all endpoints and applies the table.
     pub(crate) async fn set_state(&mut self, state: EndpointState) {
         self.table.number += 1;

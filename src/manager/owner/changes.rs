@@ -11,7 +11,7 @@ use super::group::bound_together;
 use super::manager::Manager;
 use super::planning::{Consequence, ServiceFault, plan};
 use super::reload::apply;
-use crate::config::{Config, Lack, ServiceConfig, conflicts};
+use crate::config::{Config, Conflict, Lack, ServiceConfig, conflicts};
 use crate::events;
 use crate::fingerprint::are_of_arguments;
 use crate::manager::event::Event;
@@ -157,7 +157,10 @@ fn changed_config(
     }
     let enabled = config.services.values().filter(|spec| spec.enabled);
     let enabled = enabled.map(Arc::as_ref);
-    if let Some(conflict) = conflicts(enabled).into_iter().next() {
+    // Services that could not be changed at a reload may be in the way of others, but not of these.
+    let is_of_group =
+        |conflict: &Conflict| group.contains(&conflict.first) || group.contains(&conflict.second);
+    if let Some(conflict) = conflicts(enabled).into_iter().find(is_of_group) {
         return Err(refuse(conflict.message));
     }
     let mut lacks = std::mem::take(&mut found.lacks);

@@ -182,6 +182,8 @@ impl Planned {
                 let plan = service.plan(&spec, material, reason);
                 plan.map_err(|error| causes.push(format!("{}: {error}", spec.file.display())))
             }
+            // Nothing on disk is needed to stop.
+            _ if !would_run => Ok(Plan::without_start(spec.clone())),
             _ => Err(()),
         };
         let consequence = match plan {

@@ -59,9 +59,10 @@ pub(super) fn conflict_with_others(
         .filter(|service| !service.is_removed())
         .map(Service::spec)
         .filter(|other| other.name != spec.name);
+    // Others may be in the way of each other, if they could not be changed at a reload.
     conflicts(manager, others.chain([spec]), starting)
         .into_iter()
-        .next()
+        .find(|conflict| [&conflict.first, &conflict.second].contains(&&spec.name))
 }
 
 fn is_to_run(manager: &Manager, spec: &ServiceConfig, starting: Option<&str>) -> bool {

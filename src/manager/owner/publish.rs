@@ -24,6 +24,7 @@ pub(super) fn settle(manager: &mut Manager) {
         log_level: &manager.log_level,
         services: &manager.services,
         routes: &manager.routes,
+        held: &manager.held,
         listeners: &manager.listeners,
         certificates: &manager.certificates,
     };
@@ -54,6 +55,7 @@ pub(super) fn settle(manager: &mut Manager) {
         log_level: &manager.log_level,
         services: &manager.services,
         routes: &manager.routes,
+        held: &manager.held,
         listeners: &manager.listeners,
         certificates: &manager.certificates,
     };

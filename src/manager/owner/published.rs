@@ -62,6 +62,8 @@ pub(super) struct Sources<'a> {
     pub(super) services: &'a Services,
     /// The owners of all sites.
     pub(super) routes: &'a Ownership,
+    /// The services that run what they ran.
+    pub(super) held: &'a BTreeSet<String>,
     /// The listening sockets.
     pub(super) listeners: &'a Listeners,
     /// The certificates of the services.
@@ -221,6 +223,7 @@ impl Published {
             last_job: world.jobs.last(),
             jobs: world.jobs.save(),
             routes: Some(sources.routes.save()),
+            held: sources.held.clone(),
             table: self.table.number,
             worker_generation: workers.last_generation(),
             workers: workers.save(),

@@ -7,7 +7,7 @@
 //! A newer smoothserve reads the file of an older one, so every field that is added later needs a
 //! default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -39,6 +39,10 @@ pub struct SavedState<C = Arc<Config>, S = SavedService> {
     /// The owners of all sites. `None`, from an earlier version: each service has its own.
     #[serde(default)]
     pub routes: Option<SavedOwnership>,
+    /// The services that run what they ran, because their newest configuration could not be
+    /// applied.
+    #[serde(default)]
+    pub held: BTreeSet<String>,
     /// The number of the last table.
     pub table: u64,
     /// The generation of the last worker that was started.

@@ -23,7 +23,7 @@ use crate::manager::process::executable::STORED_PREFIX;
 use crate::manager::process::unix_socket::SocketPlace;
 use crate::manager::rollout::InstanceId;
 use crate::manager::routes::Ownership;
-use crate::manager::service::Service;
+use crate::manager::service::{SavedService, Service};
 use crate::manager::{instance, worker};
 use crate::systemd::given::Given;
 use crate::systemd::units::Units;
@@ -107,7 +107,10 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
         .world
         .default_user
         .clone_from(&state.config.default_user);
-    let specs = state.config.services.values().cloned();
+    // A service that was removed needs its certificate as long as it keeps a site for another one.
+    let removed = state.services.values().map(SavedService::spec);
+    let removed = removed.filter(|spec| !state.config.services.contains_key(&spec.name));
+    let specs = state.config.services.values().chain(removed).cloned();
     match Reading::Certificates(specs.collect()).run().await {
         Ok(mut found) => take_certificates(manager, &mut found.services),
         Err(error) => tracing::error!(error = %error, "certificates not read"),
@@ -137,6 +140,7 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
     if let Some(routes) = state.routes {
         manager.routes = Ownership::restore(routes);
     }
+    manager.held = state.held;
     want_routes(manager);
     // From here on, each table is the successor of the last one, so it must not lack anything that
     // was routed before.

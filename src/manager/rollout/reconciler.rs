@@ -287,8 +287,9 @@ impl Reconciler {
     fn became_ready(&mut self, index: usize, now: Instant) {
         let target = self.instances[index].target;
         let reached = match self.good {
-            Some(good) => good == target,
-            None => !self.desired.takes_over,
+            Some(good) if good != target => false,
+            // It may have been ready before, and have crashed while it was watched.
+            _ => self.proven || !self.desired.takes_over,
         };
         let soaks = target == self.target && !reached;
         let soak_until = soaks.then(|| now + soak(self.proven));
@@ -361,7 +362,7 @@ impl Reconciler {
             return;
         }
         for slot in 1..=self.desired.count {
-            if !self.in_slot(slot).any(HeldInstance::is_live) && self.may_start(slot, now) {
+            if !self.is_taken(slot) && self.may_start(slot, now) {
                 let target = self.repair_target(slot);
                 self.start(slot, target, now, next_id, actions);
             }
@@ -371,6 +372,16 @@ impl Reconciler {
             self.good = Some(self.target);
             self.proven = true;
         }
+    }
+
+    /// Returns true if a slot has an instance that gets requests, or will get them. In place, an
+    /// old instance has to be gone before there is another one, unless it survives even SIGKILL.
+    fn is_taken(&self, slot: u32) -> bool {
+        let in_place = self.desired.policy.in_place;
+        self.in_slot(slot).any(|instance| {
+            let is_killed = matches!(instance.state, LifeState::Stopping { kill_at: None });
+            instance.is_live() || (in_place && !is_killed)
+        })
     }
 
     /// Retires instances that are no longer wanted: superfluous, stale or replaced ones.

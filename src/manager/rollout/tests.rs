@@ -337,6 +337,23 @@ fn the_first_instance_of_a_service_that_takes_sites_over_soaks() {
 }
 
 #[test]
+fn an_instance_that_takes_sites_over_and_crashes_is_watched_at_its_next_try_as_well() {
+    let mut world = World::new(1, false);
+    world.desire(|desired| desired.takes_over = true);
+    for _ in 0..2 {
+        world.pass(Duration::from_secs(1));
+        let starting = world.pick(0, |state| {
+            matches!(state, LifeState::Starting { ready: false, .. })
+        });
+        let starting = starting.unwrap();
+        world.come_up(starting);
+        world.pass(SOAK / 2);
+        assert!(!world.core.arrived());
+        world.send(RolloutEvent::Exited(starting.id));
+    }
+}
+
+#[test]
 fn a_version_that_was_given_up_never_arrives() {
     let mut world = World::new(2, false);
     world.settle();
@@ -381,6 +398,33 @@ fn a_pause_follows_each_new_instance_and_each_old_one() {
         }
         assert!(world.core.converged());
     }
+}
+
+#[test]
+fn in_place_an_old_instance_is_gone_before_the_new_one_starts() {
+    let mut world = World::new(1, true);
+    world.settle();
+    world.deploy(false, false);
+    let old = world.core.instances()[0].id;
+    let count = |world: &World| world.core.instances().len();
+    assert!(matches!(
+        world.core.instances()[0].state,
+        LifeState::Draining { .. }
+    ));
+    world.send(RolloutEvent::Tick);
+    assert_eq!(count(&world), 1, "while it drains");
+    world.send(RolloutEvent::Idle(old));
+    assert_eq!(count(&world), 1, "while it stops");
+    world.send(RolloutEvent::Exited(old));
+    assert_eq!(count(&world), 1);
+    assert_ne!(world.core.instances()[0].id, old);
+    // What cannot be ended holds nobody up for ever.
+    world.settle();
+    world.deploy(false, false);
+    let old = world.core.instances()[0].id;
+    world.send(RolloutEvent::Idle(old));
+    world.pass(Duration::from_secs(10));
+    assert_eq!(count(&world), 2);
 }
 
 #[test]

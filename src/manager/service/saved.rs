@@ -31,6 +31,13 @@ pub struct SavedService {
     instances: BTreeMap<InstanceId, SavedInstance>,
 }
 
+impl SavedService {
+    /// The configuration of the service as it was last applied.
+    pub fn spec(&self) -> &Arc<ServiceConfig> {
+        &self.spec
+    }
+}
+
 impl Service {
     /// Returns the state that the next manager needs to take over the service.
     pub fn save(&self) -> SavedService {

@@ -92,7 +92,8 @@ impl Service {
 
     /// Returns true if the service was removed and nothing of it is left.
     pub fn is_gone(&self) -> bool {
-        self.removed && self.instances.is_empty()
+        // An owner that keeps a site comes back after a crash.
+        self.removed && !self.leaving && self.instances.is_empty()
     }
 
     /// Returns true if the service is no longer configured.

@@ -140,6 +140,8 @@ impl Corked {
 
     /// Closes our side of the connection, and waits so that the client can read what was sent.
     pub(crate) async fn linger(&self, mut timer: Timer) {
+        // Nothing takes a further turn, so a place would be lost for others.
+        drop(self.rest.take());
         let mut received = self.received.take();
         linger(&self.transport, &mut received, &mut timer).await;
     }
@@ -208,5 +210,35 @@ impl AsyncWrite for Cork {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.0.poll_push(cx))?;
         Poll::Ready(self.0.transport.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::net::UnixStream;
+
+    use super::super::socket::Socket;
+    use super::super::turn::free_places;
+    use super::*;
+
+    /// Nothing polls the turn of such a connection any more.
+    #[tokio::test]
+    async fn a_connection_that_only_lingers_has_no_place() {
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let corked = Corked::new(Transport::Socket(Socket::opened(ours)), Buffer::default());
+        let before = free_places();
+        corked.readable.set(0);
+        poll_fn(|cx| {
+            corked.rest(cx);
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(free_places(), before - 1);
+        drop(theirs);
+        corked.linger(Timer::new(Duration::from_secs(1))).await;
+        assert_eq!(free_places(), before);
     }
 }

@@ -83,6 +83,12 @@ pub(crate) async fn wait_for_turn(places: u32) {
     drop(places);
 }
 
+/// Returns how many places of a round nobody has.
+#[cfg(test)]
+pub(super) fn free_places() -> usize {
+    ROUND.with(|round| round.available_permits())
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};

@@ -269,6 +269,13 @@ impl View {
             let view = known.unwrap_or_else(|| Rc::new(ServiceView::new(service.name.clone())));
             // Requests that were routed to it before get an answer.
             let is_needed = service.routes.is_empty() && view.is_searched();
+            let was_active = |id: EndpointId| {
+                let known = before.services.iter().find(|it| it.name == service.name);
+                known.is_some_and(|known| {
+                    let mut endpoints = known.endpoints.iter();
+                    endpoints.any(|(spec, state)| spec.id == id && *state == EndpointState::Active)
+                })
+            };
             let mut parting = Vec::new();
             let mut active = Vec::with_capacity(service.endpoints.len());
             for (spec, state) in &service.endpoints {
@@ -279,7 +286,9 @@ impl View {
                     EndpointState::Probing => {}
                     EndpointState::Active if endpoint.is_draining() => {}
                     EndpointState::Active => active.push(endpoint.clone()),
-                    EndpointState::Draining if is_needed && !endpoint.is_draining() => {
+                    EndpointState::Draining
+                        if is_needed && !endpoint.is_draining() && was_active(spec.id) =>
+                    {
                         active.push(endpoint.clone());
                         parting.push(endpoint.clone());
                     }
