@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::kit::{self, listen};
-use crate::peers::{Peer, Stage};
+use crate::peers::{Peer, Stage, undated};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
 const RESPONSE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
@@ -351,7 +351,7 @@ async fn connections_above_the_limit_wait_until_one_ends() {
     drop(first);
     assert!(one.receive_head().await.starts_with("GET /third "));
     one.send(answer).await;
-    assert_eq!(third.receive_head().await, answer);
+    assert_eq!(undated(&third.receive_head().await), answer);
     another.send(answer).await;
-    assert_eq!(second.receive_head().await, answer);
+    assert_eq!(undated(&second.receive_head().await), answer);
 }

@@ -69,7 +69,7 @@ async fn a_body_that_gets_too_large_during_the_response_cuts_it_off() {
     instance.receive_until("5\r\n01234\r\n").await;
     let response = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegin";
     instance.send(response).await;
-    assert_eq!(client.receive_until("begin").await, response);
+    assert_eq!(undated(&client.receive_until("begin").await), response);
     client.send("6\r\n012345\r\n0\r\n\r\n").await;
     assert_eq!(client.receive_all().await.0, "");
     assert_eq!(instance.receive_all().await.0, "");

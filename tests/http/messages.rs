@@ -177,6 +177,64 @@ async fn responses_reach_the_client_rewritten() {
     }
 }
 
+/// A recipient with a clock adds the field before it passes a response on. An interim response does
+/// not need it.
+#[tokio::test]
+async fn responses_without_a_date_get_one() {
+    let mut stage = Stage::new(1).await;
+    let dates = |head: &str| -> Vec<String> {
+        let lines = head
+            .lines()
+            .map(|line| line.split_once(": ").unwrap_or_default());
+        let dates = lines.filter(|(name, _)| name.eq_ignore_ascii_case("date"));
+        dates.map(|(_, value)| value.to_owned()).collect()
+    };
+    for http2 in [false, true] {
+        for (sent, expected) in [("", None), ("dAtE: then\r\n", Some("then"))] {
+            let (address, version) = (
+                stage.address,
+                if http2 {
+                    "--http2-prior-knowledge"
+                } else {
+                    "--http1.1"
+                },
+            );
+            let curl = tokio::spawn(async move {
+                let mut curl = tokio::process::Command::new("curl");
+                curl.args([
+                    "-sS",
+                    "--max-time",
+                    "20",
+                    "--noproxy",
+                    "*",
+                    version,
+                    "-D",
+                    "-",
+                ]);
+                curl.args(["-H", "Host: a.example"])
+                    .arg(format!("http://{address}/"));
+                curl.output().await.unwrap()
+            });
+            let mut instance = stage.accept().await;
+            instance.receive_head().await;
+            let response = format!(
+                "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n{sent}Content-Length: 0\r\n\r\n"
+            );
+            instance.send_last(response).await;
+            let heard = String::from_utf8(curl.await.unwrap().stdout).unwrap();
+            let (interim, last) = heard.split_once("\r\n\r\n").unwrap();
+            assert!(interim.contains(" 103") && last.contains(" 200"), "{heard}");
+            assert_eq!(dates(interim), [""; 0], "{heard}");
+            let dates = dates(last);
+            assert_eq!(dates.len(), 1, "{heard}");
+            match expected {
+                Some(expected) => assert_eq!(dates[0], expected),
+                None => drop(httpdate::parse_http_date(&dates[0]).unwrap()),
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order_over_one_connection() {
     let mut stage = Stage::new(1).await;
@@ -222,7 +280,7 @@ async fn a_client_of_http_1_0_keeps_its_connection_if_it_asks() {
             .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
             .await;
         assert_eq!(
-            client.receive_until("\r\n\r\nok").await,
+            undated(&client.receive_until("\r\n\r\nok").await),
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok"
         );
         client.send(request).await;

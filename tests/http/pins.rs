@@ -3,7 +3,7 @@
 use smoothserve::ipc::{EndpointId, EndpointState, FromWorker};
 
 use crate::frames::{Client, HEADERS, Outcome, WHOLE, block, frame};
-use crate::peers::{Peer, Stage};
+use crate::peers::{Peer, Stage, undated};
 
 /// HTTP_1_1_REQUIRED of RFC 9113.
 const HTTP_1_1_REQUIRED: u32 = 0xd;
@@ -36,7 +36,7 @@ async fn answer(client: &mut Peer, instance: &mut Peer, request: &str, head: &st
     assert!(received.starts_with(line), "{received}");
     let response = format!("HTTP/1.1 {head}Content-Length: 2\r\n\r\nok");
     instance.send(&response).await;
-    assert_eq!(client.receive_until("\r\n\r\nok").await, response);
+    assert_eq!(undated(&client.receive_until("\r\n\r\nok").await), response);
 }
 
 /// What begins to authenticate a connection: fields of a request, and the head of the response to

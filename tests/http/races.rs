@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use smoothserve::ipc::EndpointId;
 
-use crate::peers::Stage;
+use crate::peers::{Stage, undated};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -24,7 +24,7 @@ async fn race_10_an_upload_that_its_response_ends_uses_no_instance() {
     instance.receive_until("12345").await;
     stage.manager.wait_for_in_flight(ONE, 1).await;
     instance.send(OK).await;
-    assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+    assert_eq!(undated(&client.receive_until("\r\n\r\nok").await), OK);
     // The response is complete, but the request is not.
     assert_eq!(instance.receive_rest().await, "");
     stage.manager.wait_for_in_flight(ONE, 0).await;
@@ -86,7 +86,7 @@ async fn race_11_the_instance_decides_whether_the_client_sends_its_body() {
     client.send("hello").await;
     assert_eq!(instance.receive_until("hello").await, "hello");
     instance.send(OK).await;
-    assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+    assert_eq!(undated(&client.receive_until("\r\n\r\nok").await), OK);
 
     // The instance does not want the body: the client is told so, and the request ends unfinished.
     client.send(&expecting).await;
@@ -95,7 +95,7 @@ async fn race_11_the_instance_decides_whether_the_client_sends_its_body() {
         .send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
         .await;
     assert_eq!(
-        client.receive_rest().await,
+        undated(&client.receive_rest().await),
         "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     );
     assert_eq!(instance.receive_all().await.0, "");
@@ -121,7 +121,7 @@ async fn race_11_a_client_does_not_wait_forever_for_100_continue() {
     instance
         .send(format!("HTTP/1.1 100 Continue\r\n\r\n{OK}"))
         .await;
-    assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+    assert_eq!(undated(&client.receive_until("\r\n\r\nok").await), OK);
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn race_11_a_body_sent_without_waiting_is_passed_on_at_once() {
     let mut instance = stage.accept().await;
     instance.receive_until("hello").await;
     instance.send(OK).await;
-    assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+    assert_eq!(undated(&client.receive_until("\r\n\r\nok").await), OK);
 }
 
 #[tokio::test]
@@ -171,7 +171,7 @@ async fn race_12_an_early_response_survives_an_unread_body() {
         );
     }
     assert_eq!(
-        String::from_utf8(response).unwrap(),
+        undated(&String::from_utf8(response).unwrap()),
         "HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nmuch"
     );
     let written = writer.await.unwrap();
@@ -236,7 +236,7 @@ async fn what_comes_of_a_request_after_its_response_reaches_no_instance() {
             instance.receive_until(begin).await;
         }
         instance.send(OK).await;
-        assert_eq!(client.receive_until("\r\n\r\nok").await, OK);
+        assert_eq!(undated(&client.receive_until("\r\n\r\nok").await), OK);
         client.send(rest).await;
         assert_eq!(instance.receive_rest().await, "");
         client
@@ -257,7 +257,7 @@ async fn a_client_that_has_closed_its_sending_side_gets_its_response() {
     // The end of the client's side has arrived long before the instance answers.
     stage.manager.wait_for_in_flight(ONE, 1).await;
     instance.send(OK).await;
-    assert_eq!(client.receive_rest().await, OK);
+    assert_eq!(undated(&client.receive_rest().await), OK);
 }
 
 #[tokio::test]

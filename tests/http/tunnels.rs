@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::kit::PATIENCE;
-use crate::peers::{Peer, Stage, forwarded};
+use crate::peers::{Peer, Stage, forwarded, undated};
 
 const ASKED: &str =
     "GET /chat HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n";
@@ -88,7 +88,7 @@ async fn an_answer_other_than_101_is_an_ordinary_response() {
         instance.receive_head().await;
         let response = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
         instance.send(&response).await;
-        assert_eq!(client.receive_until("no").await, response);
+        assert_eq!(undated(&client.receive_until("no").await), response);
         client.send(ASKED).await;
     }
     // Both connections stay open.
@@ -138,7 +138,7 @@ async fn a_426_says_which_protocols_there_are() {
     instance.receive_head().await;
     let head = "HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade\r\nUpgrade: chat, h2c\r\nContent-Length: 0\r\n\r\n";
     instance.send(head).await;
-    assert_eq!(client.receive_head().await, head);
+    assert_eq!(undated(&client.receive_head().await), head);
 }
 
 /// A sender gets rid of no more bytes than fit between it and an end that does not read.

@@ -162,6 +162,7 @@ fn check_passed(sent: &[u8], passed: &Passed, length: usize, sender: RequestSend
         let plain = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let passed = [
             FieldKind::Other,
+            FieldKind::Date,
             FieldKind::MethodOverride,
             FieldKind::Authorization,
             FieldKind::Challenge,

@@ -1,8 +1,8 @@
 //! What can go wrong with a request, and the response that the client gets for each fault.
 
 use std::io::{self, Write};
-use std::time::SystemTime;
 
+use crate::proxy::http::date::put_date;
 use crate::proxy::http::headers::{Persistence, put_persistence};
 use crate::proxy::http::http1::{FramingError, Malformed, Refusal, Version};
 use crate::proxy::policy::body_room::BodyTooLarge;
@@ -138,12 +138,13 @@ pub(crate) fn write_error(
     out: &mut Vec<u8>,
 ) {
     let (status, reason, text) = error.status();
-    let date = httpdate::fmt_http_date(SystemTime::now());
     let length = text.len();
     // Writing to a Vec cannot fail.
+    let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
+    put_date(out);
     let _ = write!(
         out,
-        "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+        "Content-Type: text/plain\r\nContent-Length: {length}\r\n"
     );
     if status == 503 {
         out.extend_from_slice(b"Retry-After: 1\r\n");

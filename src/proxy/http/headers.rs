@@ -7,6 +7,7 @@
 //! of the path. What a client sends in these fields, or in other fields that programs read for the
 //! same purpose, is believed only from trusted peers. From all others it is dropped.
 
+use super::date::put_date;
 use super::http1::{
     Field, FieldKind, Framing, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
 };
@@ -69,7 +70,7 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: RequestSender<'_>, o
     put(out, &[b"Host: ", head.host, b"\r\n"]);
     for field in &head.fields {
         let keep = match field.kind {
-            FieldKind::Other | FieldKind::Challenge => {
+            FieldKind::Other | FieldKind::Date | FieldKind::Challenge => {
                 !head.nominates || !is_nominated(field.name, &head.fields)
             }
             FieldKind::Trailer => head.framing == Framing::Chunked,
@@ -158,7 +159,8 @@ fn put_element(host: &[u8], sender: RequestSender<'_>, out: &mut Vec<u8>) {
 }
 
 /// Writes the head of a response for a client, which gets the body in `framing`. A trusted proxy
-/// also gets the fields that only a proxy in front understands.
+/// also gets the fields that only a proxy in front understands. A response that lacks `Date` gets
+/// one (RFC 9110, section 6.6.1).
 pub(crate) fn write_response(
     head: &ResponseHead<'_>,
     trusted: bool,
@@ -192,6 +194,9 @@ pub(crate) fn write_response(
             put_field(out, field);
         }
     }
+    if !head.has_date {
+        put_date(out);
+    }
     put_framing(framing, out);
     put_persistence(persistence, version, out);
     put(out, &[b"\r\n"]);
@@ -214,7 +219,7 @@ fn put_interim_fields(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
     put_status(head, out);
     for field in &head.fields {
         let nominated = head.nominates && is_nominated(field.name, &head.fields);
-        if field.kind == FieldKind::Other && !nominated {
+        if matches!(field.kind, FieldKind::Other | FieldKind::Date) && !nominated {
             put_field(out, field);
         }
     }
@@ -384,7 +389,15 @@ mod tests {
         }
     }
 
+    /// Returns what a client gets for this head, without the `Date` that the proxy adds.
     fn response(head: &str, version: Version, persistence: Persistence) -> String {
+        let text = dated_response(head, version, persistence);
+        let lines = text.split_inclusive("\r\n");
+        let is_added = |line: &&str| line.starts_with("Date: ") && line.ends_with(" GMT\r\n");
+        lines.filter(|line| !is_added(line)).collect()
+    }
+
+    fn dated_response(head: &str, version: Version, persistence: Persistence) -> String {
         let mut slots = slots();
         let head = ResponseHead::parse(head.as_bytes(), false, &mut slots)
             .unwrap()
@@ -495,6 +508,37 @@ mod tests {
             response(head, Version::Http10, Persistence::Close),
             "HTTP/1.1 200 OK\r\nDate: d\r\nServer: s\r\nConnection: close\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn a_response_without_a_date_gets_one() {
+        let written = |fields: &str| {
+            let head = format!("HTTP/1.1 204 No\r\n{fields}\r\n");
+            dated_response(&head, Version::Http11, Persistence::KeepAlive)
+        };
+        let dated = written("");
+        let date = dated.split_once("\r\nDate: ").unwrap().1;
+        httpdate::parse_http_date(date.trim_end()).unwrap();
+        for fields in [
+            "Date: d\r\n",
+            "dAtE: \r\n",
+            "Connection: date\r\nDate: d\r\n",
+        ] {
+            let text = written(fields).to_ascii_lowercase();
+            assert_eq!(text.matches("\r\ndate: ").count(), 1, "{fields}");
+            assert!(!text.contains(" gmt"), "{fields}");
+        }
+    }
+
+    #[test]
+    fn an_interim_response_gets_no_date() {
+        let mut slots = slots();
+        let head = ResponseHead::parse(b"HTTP/1.1 103 \r\nLink: a\r\n\r\n", false, &mut slots)
+            .unwrap()
+            .unwrap();
+        let mut out = Vec::new();
+        write_interim(&head, &mut out);
+        assert_eq!(out, b"HTTP/1.1 103 \r\nLink: a\r\n\r\n");
     }
 
     #[test]

@@ -251,7 +251,7 @@ async fn a_response_that_stands_still_is_cut_off() {
         let mut fixture = Fixture::new(true).await;
         fixture.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         let mut instance = fixture.receive_request().await;
-        let head = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
+        let head = "HTTP/1.1 200 OK\r\nDate: d\r\nContent-Length: 100\r\n\r\n";
         instance.write_all(head.as_bytes()).await.unwrap();
         for _ in 0..5 {
             tokio::time::sleep(Duration::from_secs(50)).await;

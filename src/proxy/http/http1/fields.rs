@@ -34,6 +34,7 @@ pub(crate) enum FieldKind {
     TransferEncoding,
     ContentLength,
     Expect,
+    Date,
     Forwarded,
     ForwardedFor,
     ForwardedProto,
@@ -177,6 +178,7 @@ const fn known(length: usize, first: u8) -> &'static [Meaning] {
     use FieldKind::*;
     match (length, first) {
         (2, b't') => &[("te", Te)],
+        (4, b'd') => &[("date", Date)],
         (4, b'h') => &[("host", Host)],
         (5, b'p') => &[("proxy", Unwanted)],
         (6, b'e') => &[("expect", Expect)],
@@ -311,10 +313,10 @@ const fn lower_case(byte: u8) -> u8 {
     byte.to_ascii_lowercase()
 }
 
-/// Returns true if a field of [`FieldKind::Other`] goes to the instance even if `Connection` names
-/// it. RFC 9110, section 7.6.1, lets a sender name only fields that concern the connection. A
-/// client that names one of these fields wants to remove what a proxy before us has written, or
-/// attacks a program that trusts requests without the field.
+/// Returns true if a field of [`FieldKind::Other`] or of a similar kind goes to the instance even
+/// if `Connection` names it. RFC 9110, section 7.6.1, lets a sender name only fields that concern
+/// the connection. A client that names one of these fields wants to remove what a proxy before us
+/// has written, or attacks a program that trusts requests without the field.
 pub(crate) fn is_end_to_end(name: &str) -> bool {
     let content = "content-";
     if name

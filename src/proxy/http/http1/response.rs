@@ -36,6 +36,8 @@ pub(crate) struct ResponseHead<'b> {
     pub(crate) nominates: bool,
     /// True if the instance asks for an identity that then belongs to the connection.
     pub(crate) binds_connection: bool,
+    /// True if the response says when it was made.
+    pub(crate) has_date: bool,
     /// All fields, in the order in which they were sent.
     pub(crate) fields: Vec<Field<'b>>,
     /// Length of the head in bytes.
@@ -81,6 +83,7 @@ impl<'b> ResponseHead<'b> {
             keep_alive_timeout: None,
             nominates: false,
             binds_connection: false,
+            has_date: false,
             fields: Vec::with_capacity(parsed.headers.len()),
             size,
         };
@@ -142,6 +145,7 @@ impl<'b> ResponseHead<'b> {
                     }
                 }
                 FieldKind::Challenge => self.binds_connection |= binds(value),
+                FieldKind::Date => self.has_date = true,
                 FieldKind::KeepAlive => self.keep_alive_timeout = keep_alive_timeout(value),
                 _ => {}
             }
