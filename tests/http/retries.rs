@@ -120,6 +120,111 @@ async fn a_request_whose_response_has_begun_is_never_sent_again() {
     }
 }
 
+/// A body that an instance sends although there is none, or more than it has announced.
+#[tokio::test]
+async fn what_an_instance_sends_beyond_a_response_costs_no_request() {
+    let mut stage = Stage::new(1).await;
+    let no_body = "HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n";
+    let cases = [
+        ("HEAD", no_body),
+        ("GET", "HTTP/1.1 204 No Content\r\n\r\n"),
+        (
+            "GET",
+            "HTTP/1.1 304 Not Modified\r\nContent-Length: 30\r\n\r\n",
+        ),
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    ];
+    for (method, response) in cases {
+        for late in ["late", "<p>\r\n\r\n</p>", "HTTP/1.1 204 No Content\r\nX: "] {
+            let mut client = stage
+                .send(format!("{method} / HTTP/1.1\r\nHost: a.example\r\n\r\n"))
+                .await;
+            let mut instance = stage.accept().await;
+            instance.receive_head().await;
+            instance.send(response).await;
+            client.receive_head().await;
+            instance.send(late).await;
+            client.send(get("/next")).await;
+            let mut fresh = stage.accept().await;
+            assert!(fresh.receive_head().await.starts_with("GET /next "));
+            fresh.send_last(OK).await;
+            let response = client.receive_until("ok").await;
+            assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+        }
+    }
+}
+
+/// Bytes that come before the response on a used connection may belong to the request before.
+const STRAYS: [&str; 4] = [
+    "late",
+    "\0\r\n\r\n",
+    "HTTP/2.0 200 OK\r\n\r\n",
+    "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+];
+
+#[tokio::test]
+async fn a_request_that_meets_stray_bytes_is_sent_again() {
+    let mut stage = Stage::new(1).await;
+    let (mut client, mut instance) = used(&mut stage).await;
+    for stray in STRAYS {
+        for request in [get("/"), with_body("PUT", "body")] {
+            client.send(&request).await;
+            let first = instance.receive_head().await;
+            if request.ends_with("body") {
+                instance.receive_until("body").await;
+            }
+            instance.send(stray).await;
+            instance = stage.accept().await;
+            assert_eq!(instance.receive_head().await, first, "{stray:?}");
+            if request.ends_with("body") {
+                assert_eq!(instance.receive_until("body").await, "body");
+            }
+            instance.send(OK).await;
+            let response = client.receive_until("\r\n\r\nok").await;
+            assert!(
+                response.starts_with("HTTP/1.1 200 "),
+                "{stray:?}: {response}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_meets_stray_bytes_is_sent_again_only_if_that_is_safe() {
+    let mut stage = Stage::new(1).await;
+    for stray in STRAYS {
+        let expected = match stray.starts_with("HTTP/1.1 408") {
+            true => "HTTP/1.1 408 ",
+            false => "HTTP/1.1 502 ",
+        };
+        // The instance may have done what the request asks for.
+        let (mut client, mut instance) = used(&mut stage).await;
+        client.send(with_body("POST", "body")).await;
+        instance.receive_until("body").await;
+        instance.send(stray).await;
+        let head = client.receive_head().await;
+        assert!(head.starts_with(expected), "{stray:?}: {head}");
+        drop(instance);
+        // There was no request before on this connection.
+        let mut client = stage.send(get("/")).await;
+        let mut instance = stage.accept().await;
+        instance.receive_head().await;
+        instance.send(stray).await;
+        let head = client.receive_head().await;
+        assert!(head.starts_with(expected), "{stray:?}: {head}");
+        drop(instance);
+        // A response has begun: its interim part.
+        let (mut client, mut instance) = used(&mut stage).await;
+        client.send(get("/")).await;
+        instance.receive_head().await;
+        instance.send("HTTP/1.1 103 Early Hints\r\n\r\n").await;
+        assert!(client.receive_head().await.starts_with("HTTP/1.1 103 "));
+        instance.send(stray).await;
+        let head = client.receive_head().await;
+        assert!(head.starts_with(expected), "{stray:?}: {head}");
+    }
+}
+
 #[tokio::test]
 async fn a_request_goes_to_another_instance_if_one_refuses_the_connection() {
     let mut stage = Stage::new(4).await;

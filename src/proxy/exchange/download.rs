@@ -41,6 +41,19 @@ enum Head {
     },
 }
 
+/// Why the head of a response is not passed on.
+enum Untranslated {
+    /// It does not answer this request.
+    Stray,
+    Malformed(Malformed),
+}
+
+impl From<Malformed> for Untranslated {
+    fn from(malformed: Malformed) -> Untranslated {
+        Untranslated::Malformed(malformed)
+    }
+}
+
 /// Passes the response on, interim responses first. `closing` returns true if the connection to the
 /// client will end with this response.
 pub(crate) async fn download(
@@ -84,6 +97,7 @@ pub(crate) async fn download(
     )
     .await?;
     response.is_clean = buffer.is_empty();
+    response.has_no_body = framing == Framing::None;
     Ok(response)
 }
 
@@ -103,7 +117,11 @@ async fn read_head(
             match translate(flow, buffer, client, reply, closing, out) {
                 Ok(Some(head)) => return Ok(head),
                 Ok(None) => {}
-                Err(malformed) => return Err(flow.fail(malformed)),
+                Err(Untranslated::Stray) => return Err(ExchangeEnd::Stray),
+                Err(Untranslated::Malformed(_)) if flow.has_another_try.get() => {
+                    return Err(ExchangeEnd::Stray);
+                }
+                Err(Untranslated::Malformed(malformed)) => return Err(flow.fail(malformed)),
             }
         }
         let before = buffer.unread().len();
@@ -170,13 +188,16 @@ fn translate(
     reply: &Reply,
     closing: &impl Fn() -> bool,
     out: &mut Vec<u8>,
-) -> Result<Option<Head>, Malformed> {
+) -> Result<Option<Head>, Untranslated> {
     let mut slots = slots();
     let Some(head) = ResponseHead::parse(buffer.unread(), reply.to_head, &mut slots)? else {
         return Ok(None);
     };
     if head.size > LONGEST_RESPONSE_HEAD {
-        return Err(Malformed("head too large"));
+        return Err(Malformed("head too large").into());
+    }
+    if flow.has_another_try.get() && is_about_silence(flow, &head) {
+        return Err(Untranslated::Stray);
     }
     if let Some(key) = client.websocket() {
         key.check(&head)?;
@@ -192,7 +213,15 @@ fn translate(
         false => translate_final(flow, &head, reply, closing, out),
     };
     buffer.consume(size);
+    // It was a response, so nothing of another one is before it.
+    flow.has_another_try.set(false);
     Ok(Some(translated))
+}
+
+/// Returns true if a response tells that no request has come in time, although all of this one was
+/// sent. Then the instance was about to close an idle connection (RFC 9110, section 15.5.9).
+fn is_about_silence(flow: &Flow, head: &ResponseHead<'_>) -> bool {
+    head.status == 408 && !head.keep_alive && flow.upload.get() == UploadState::Done
 }
 
 fn translate_interim(
@@ -262,6 +291,7 @@ fn translate_final(
             binds_connection: head.binds_connection,
             keep_alive_timeout: head.keep_alive_timeout,
             is_clean: false,
+            has_no_body: false,
         },
         framing: head.framing,
     }

@@ -18,6 +18,9 @@
 //!   the body.
 //! * A client that has closed its sending side still gets its response. A client that has reset the
 //!   connection ends the exchange.
+//! * What comes first on a connection that has carried another request may belong to that one: a
+//!   body that should not have been sent, or the answer to a silence. Such bytes must not fail this
+//!   request, so the exchange ends without an answer, if the request may be sent again.
 //! * An instance that switches the protocol, as the client has asked, ends the exchange; a tunnel
 //!   follows.
 //! * A time limit ends an exchange in which neither direction moves anything: the service's
@@ -55,23 +58,26 @@ pub(crate) struct ExchangeLimits {
 }
 
 /// Passes the request to the instance of `claim` and the response to the client at the same time,
-/// over one connection to the instance.
+/// over one connection to the instance. `has_another_try` is true if the connection has carried
+/// another request, and this one may be sent again.
 pub(crate) async fn exchange(
     client: &mut Client,
     request: &mut Request,
     upstream: &mut Upstream,
     claim: &Claim,
     limits: ExchangeLimits,
+    has_another_try: bool,
 ) -> ExchangeEnd {
     let flow = Flow::new(
         request.outgoing.awaits_permission,
+        has_another_try,
         request.upgrade.clone(),
         client.peer.held.clone(),
     );
     let Request {
         reply, outgoing, ..
     } = request;
-    let Upstream { stream, buffer } = upstream;
+    let Upstream { stream, buffer, .. } = upstream;
     let Client { peer, timer, .. } = client;
     let client_stream = &client.stream;
     let closing = || peer.closing();

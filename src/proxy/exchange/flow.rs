@@ -37,6 +37,9 @@ pub(crate) enum ExchangeEnd {
         /// True if a byte of the request was sent.
         sent: bool,
     },
+    /// What came first on a connection that had carried another request is no response to this one,
+    /// and the request may be sent again. The instance may have begun to process it.
+    Stray,
     /// The instance has refused the request without having begun to process it.
     Refused,
     /// The exchange failed before a byte of a response was sent to the client.
@@ -79,6 +82,9 @@ pub(crate) struct Flow {
     pub(crate) events: Cell<bool>,
     /// True if the end of the connection marks the end of the response for the client.
     pub(crate) until_close: Cell<bool>,
+    /// True if the connection has carried another request, of which something may still come, and
+    /// if this request may be sent again.
+    pub(crate) has_another_try: Cell<bool>,
     /// The protocol that the client wants to switch to.
     pub(crate) upgrade: Option<Rc<[u8]>>,
     /// What the connection of the client holds.
@@ -100,7 +106,12 @@ pub(crate) enum UploadState {
 
 impl Flow {
     /// Makes the flow of an exchange that has not begun.
-    pub(crate) fn new(awaits_permission: bool, upgrade: Option<Rc<[u8]>>, held: Rc<Held>) -> Flow {
+    pub(crate) fn new(
+        awaits_permission: bool,
+        has_another_try: bool,
+        upgrade: Option<Rc<[u8]>>,
+        held: Rc<Held>,
+    ) -> Flow {
         Flow {
             moved: Cell::new(true),
             sent: Cell::new(false),
@@ -112,6 +123,7 @@ impl Flow {
             delivering: Cell::new(false),
             events: Cell::new(false),
             until_close: Cell::new(false),
+            has_another_try: Cell::new(has_another_try),
             upgrade,
             held,
             unsent: Cell::new(0),

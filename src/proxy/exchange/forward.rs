@@ -11,6 +11,8 @@
 //! * A connection that ended after something was sent and before anything was received: the
 //!   instance may have processed the request. The request is sent again only once, only if its
 //!   method is idempotent, and only if everything that was sent is still kept.
+//! * On a connection that had carried another request, something came that is no response to this
+//!   one ([`ExchangeEnd::Stray`]): the same as if the connection had ended.
 //! * Everything else is answered with an error.
 //!
 //! # Connections that belong to one client
@@ -86,20 +88,22 @@ pub(crate) async fn forward(
             },
         };
         request.instance = Some(lease.claim.id());
+        let has_another_try = lease.reused && !repeated && request.outgoing.can_be_repeated();
         let Lease {
             upstream, claim, ..
         } = &mut lease;
-        match exchange(client, request, upstream, claim, limits).await {
+        match exchange(client, request, upstream, claim, limits, has_another_try).await {
             ExchangeEnd::Answered { reusable, response } => {
                 if reusable {
                     let binds = request.binds_connection || response.binds_connection;
                     let Lease {
-                        upstream,
+                        mut upstream,
                         claim,
                         pinned,
                         ..
                     } = lease;
                     let keep_alive = response.keep_alive_timeout;
+                    upstream.is_suspect = response.has_no_body;
                     match pinned || binds {
                         true => client.pinned = pin(claim, upstream, keep_alive, &service),
                         false => claim.give_back(upstream, keep_alive),
@@ -120,7 +124,7 @@ pub(crate) async fn forward(
                 search.note_failure(&lease.claim, io::ErrorKind::ConnectionRefused.into());
             }
             ExchangeEnd::Refused => return Err(ProxyError::NoResponse),
-            ExchangeEnd::Unanswered { sent: true } => {
+            ExchangeEnd::Unanswered { sent: true } | ExchangeEnd::Stray => {
                 lease.claim.count_failure();
                 if repeated || !request.outgoing.can_be_repeated() {
                     return Err(ProxyError::NoResponse);

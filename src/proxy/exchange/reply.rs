@@ -35,4 +35,7 @@ pub(crate) struct DeliveredResponse {
     pub(crate) keep_alive_timeout: Option<Duration>,
     /// True if the instance has sent nothing after the response.
     pub(crate) is_clean: bool,
+    /// True if this response never has a body, whatever its head announces. Some programs send one
+    /// nevertheless.
+    pub(crate) has_no_body: bool,
 }

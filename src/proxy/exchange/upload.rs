@@ -59,6 +59,9 @@ pub(crate) async fn upload(
             flow.upload.set(UploadState::Refused);
             return Ok(());
         }
+        if !outgoing.can_be_repeated() {
+            flow.has_another_try.set(false);
+        }
         share.used(before - buffer.unread().len()).await;
     }
     flow.upload.set(UploadState::Done);
