@@ -9,6 +9,7 @@ mod http2_attacks;
 mod http2_end;
 mod http2_smuggling;
 mod identity;
+mod interims;
 #[path = "../worker/kit.rs"]
 #[allow(dead_code)]
 mod kit;

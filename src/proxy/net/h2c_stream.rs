@@ -143,6 +143,8 @@ enum Response {
     Awaited {
         future: ResponseFuture,
         to_head: bool,
+        /// What nobody has read yet of interim responses, in HTTP/1.1.
+        interim: Bytes,
     },
     Begun(Box<Incoming>),
 }
@@ -205,6 +207,7 @@ impl H2cStream {
         *self.incoming.borrow_mut() = Response::Awaited {
             future,
             to_head: head.method == "HEAD",
+            interim: Bytes::new(),
         };
         let next = match body.is_end() {
             true => Outgoing::Done,
@@ -229,17 +232,37 @@ impl Receive for H2cStream {
         ready!(incoming.poll_head(cx))?;
         match &mut *incoming {
             Response::Begun(response) => response.poll_receive(cx, buffer),
-            Response::None | Response::Awaited { .. } => Poll::Ready(Ok(0)),
+            Response::Awaited { interim, .. } => {
+                let count = interim.len().min(buffer.len());
+                buffer[..count].copy_from_slice(&interim.split_to(count));
+                Poll::Ready(Ok(count))
+            }
+            Response::None => Poll::Ready(Ok(0)),
         }
     }
 }
 
 impl Response {
-    /// Waits for the head of the response, if a request was sent.
+    /// Waits for the head of the response, or of an interim one before it, if a request was sent.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Response::Awaited { future, to_head } = self else {
+        let Response::Awaited {
+            future,
+            to_head,
+            interim,
+        } = self
+        else {
             return Poll::Ready(Ok(()));
         };
+        if !interim.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(head) = ready!(future.poll_informational(cx)) {
+            let (parts, ()) = head.map_err(in_our_terms)?.into_parts();
+            let mut text = Vec::with_capacity(128);
+            head::write_interim(&parts, &mut text);
+            *interim = text.into();
+            return Poll::Ready(Ok(()));
+        }
         let response = ready!(Pin::new(future).poll(cx)).map_err(in_our_terms)?;
         let (parts, body) = response.into_parts();
         let mut text = Vec::with_capacity(512);

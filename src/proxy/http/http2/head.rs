@@ -125,13 +125,7 @@ pub(crate) fn write_response(
     to_head: bool,
     out: &mut Vec<u8>,
 ) -> Encoding {
-    put(
-        out,
-        &[b"HTTP/1.1 ", parts.status.as_str().as_bytes(), b" \r\n"],
-    );
-    for (name, value) in &parts.headers {
-        put_field(out, name.as_str().as_bytes(), value.as_bytes());
-    }
+    put_response(parts, out);
     let has_no_body = to_head || matches!(parts.status.as_u16(), 204 | 304);
     let form = match parts.headers.contains_key(header::CONTENT_LENGTH) || has_no_body {
         true => Encoding::Plain,
@@ -146,6 +140,22 @@ pub(crate) fn write_response(
     };
     put(out, &[b"\r\n"]);
     form
+}
+
+/// Writes the head of an interim response of an instance as one of HTTP/1.1.
+pub(crate) fn write_interim(parts: &response::Parts, out: &mut Vec<u8>) {
+    put_response(parts, out);
+    put(out, &[b"\r\n"]);
+}
+
+fn put_response(parts: &response::Parts, out: &mut Vec<u8>) {
+    put(
+        out,
+        &[b"HTTP/1.1 ", parts.status.as_str().as_bytes(), b" \r\n"],
+    );
+    for (name, value) in &parts.headers {
+        put_field(out, name.as_str().as_bytes(), value.as_bytes());
+    }
 }
 
 /// Adds to a map those fields that `is_kept` accepts. Their values share one piece of memory.
