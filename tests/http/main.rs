@@ -6,6 +6,7 @@ mod frames;
 mod front;
 mod handling;
 mod http2_attacks;
+mod http2_early;
 mod http2_end;
 mod http2_smuggling;
 mod identity;

@@ -37,8 +37,8 @@ use http::Request;
 use http::request::Parts;
 use tokio::sync::oneshot;
 
-use super::requests::serve_request;
-use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Peer, REST_OF_IDLE_LIMIT};
+use super::requests::{let_read, serve_request};
+use crate::proxy::exchange::client::{CLIENT_IDLE_LIMIT, Client, Next, Peer, REST_OF_IDLE_LIMIT};
 use crate::proxy::http::http1::LONGEST_REQUEST_HEAD;
 use crate::proxy::http::http2::incoming::STREAM_WINDOW;
 use crate::proxy::net::cork::{Cork, Corked};
@@ -295,12 +295,15 @@ impl Serving {
         let record = self.record.clone();
         tokio::task::spawn_local(async move {
             // The future is boxed, because a task is moved several times before it runs.
-            Box::pin(serve_request(&mut client, Some(held))).await;
+            let next = Box::pin(serve_request(&mut client, Some(held))).await;
             let count = match client.stream.is_answered() {
                 true => &record.answered,
                 false => &record.wasted,
             };
             count.set(count.get().saturating_add(1));
+            if next == Next::Linger {
+                Box::pin(let_read(&mut client)).await;
+            }
         });
     }
 }

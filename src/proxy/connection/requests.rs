@@ -28,7 +28,7 @@ use crate::proxy::exchange::request::Request;
 use crate::proxy::http::headers::Persistence;
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, Version, too_long};
 use crate::proxy::net::held::HeldHead;
-use crate::proxy::net::linger::linger;
+use crate::proxy::net::linger::{linger, read_rest};
 use crate::proxy::net::send::Sendable;
 use crate::proxy::net::stream::Stream;
 use crate::proxy::net::turn;
@@ -86,7 +86,7 @@ pub(crate) async fn serve_requests(mut client: Box<Client>) -> Option<Box<Client
 }
 
 /// Serves one request, and returns what happens to the connection next. A stream of HTTP/2 has only
-/// one request, and ignores the result; `held` counts its head already.
+/// one request, so it ends in any case; `held` counts its head already.
 pub(super) async fn serve_request(client: &mut Client, held: Option<HeldHead>) -> Next {
     let mut request = match read_request(client).await {
         Ok(Some(request)) => request,
@@ -302,8 +302,21 @@ async fn send(client: &mut Client, bytes: &[u8], next: Next) -> Next {
 }
 
 /// Closes our side of the connection, and waits so that the client can read what was sent.
+///
+/// On a stream of HTTP/2, our side ends with the response. If the client is still sending its
+/// request, dropping the stream resets it. The reset is sent after the response (RFC 9113, section
+/// 8.1), but some clients that receive both at once, curl 7.88 among them, take the response for
+/// lost. A client that has been given room for more than it could send at first has the response.
 pub(super) async fn let_read(client: &mut Client) {
-    if let Stream::Transport(transport) = &client.stream {
-        linger(transport, &mut client.buffer, &mut client.timer).await;
+    let Client {
+        stream,
+        buffer,
+        timer,
+        ..
+    } = client;
+    match stream {
+        Stream::Transport(transport) => linger(transport, buffer, timer).await,
+        Stream::Http2(stream) => read_rest(&**stream, buffer, timer).await,
+        Stream::H2c(_) => {}
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Receive};
 use super::timer::Timer;
 use super::transport::Transport;
 
@@ -17,15 +17,19 @@ const MOST_LINGERED: usize = 256 << 10;
 /// is reached. Closing a socket with unread bytes would send a reset, which can destroy a response
 /// that the client has not read yet (RFC 9112, section 9.6).
 pub(crate) async fn linger(transport: &Transport, buffer: &mut Buffer, timer: &mut Timer) {
-    if transport.finish().is_err() {
-        return;
+    if transport.finish().is_ok() {
+        read_rest(transport, buffer, timer).await;
     }
+}
+
+/// Reads and drops what a client still sends, until its end or until a limit is reached.
+pub(crate) async fn read_rest(source: &impl Receive, buffer: &mut Buffer, timer: &mut Timer) {
     timer.set(LINGER_LIMIT);
     let mut lingered = 0;
     while lingered < MOST_LINGERED {
         let unread = buffer.unread().len();
         buffer.consume(unread);
-        match timer.limit(buffer.fill(transport)).await {
+        match timer.limit(buffer.fill(source)).await {
             Some(Ok(count)) if count > 0 => lingered += count,
             _ => return,
         }
