@@ -4,34 +4,50 @@
 //! # Theory of operation
 //! Each piece of work has a subject, such as `the files of shop`, and is done by another thread.
 //! Whoever wants the result waits, but not for long. A thread that takes longer is left alone: its
-//! subject *hangs*. As long as it does, further work on the same subject fails at once, so there is
-//! no more than one such thread for each subject, and no second wait for it. When what it waits for
-//! answers at last, the thread ends, and the subject can be asked again.
+//! subject *hangs*. As long as it does, further work on the same subject fails at once. While
+//! somebody waits for work on a subject, whoever else has work on it waits for its turn, within its
+//! own time. So there is no more than one thread for each subject. When what it waits for answers
+//! at last, the thread ends, and the subject can be asked again.
 //!
 //! A thread that does many pieces of work has one budget for all waiting in vain. Each wait gets
 //! half of what is left, so the first one has the most time, and many subjects that hang together
-//! cost little more than one.
+//! cost little more than one: never more than [`LONGEST`].
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a thread waits in vain, for all its work together.
-const BUDGET: Duration = Duration::from_secs(16);
+const BUDGET: Duration = Duration::from_secs(12);
 
 /// How long each piece of work has, even if the budget is used up.
-const LEAST: Duration = Duration::from_millis(200);
+const LEAST: Duration = Duration::from_millis(50);
 
 /// How many subjects may hang. Each costs a thread.
-const MOST_HANGING: usize = 64;
+const MOST_HANGING: u32 = 64;
 
-/// The subjects that hang.
-static HANGING: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// The longest time that a thread waits in vain, if each subject that may hang hangs.
+pub const LONGEST: Duration = BUDGET.saturating_add(LEAST.saturating_mul(MOST_HANGING));
+
+/// The subjects that threads are at.
+static SUBJECTS: Mutex<BTreeMap<String, Progress>> = Mutex::new(BTreeMap::new());
+
+/// Tells that a thread has ended its work on a subject, or was left alone.
+static PROGRESS: Condvar = Condvar::new();
+
+/// How far the work on a subject is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Somebody waits for it.
+    Asked,
+    /// Nobody waits any more: the subject hangs.
+    Hanging,
+}
 
 thread_local! {
     /// What is left of this thread's budget.
@@ -80,42 +96,81 @@ pub fn within<T: Send + 'static>(
     subject: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Unanswered> {
+    let limit = limit();
+    let until = Instant::now() + limit;
     let failed = || Unanswered::Failed(subject.to_owned());
-    match &*hanging() {
-        hanging if hanging.contains(subject) => return Err(Unanswered::Hangs(subject.to_owned())),
-        hanging if hanging.len() >= MOST_HANGING => return Err(Unanswered::TooMany),
-        _ => {}
-    }
+    begin(subject, until)?;
     let shared = Arc::new((Mutex::new(Outcome::Awaited), Condvar::new()));
     let (own, name) = (shared.clone(), subject.to_owned());
     let is_begun = give_away(Box::new(move || {
         let result = catch_unwind(AssertUnwindSafe(work)).ok();
         let (outcome, done) = &*own;
         let mut outcome = lock(outcome);
-        match *outcome {
-            Outcome::LeftAlone => drop(hanging().remove(&name)),
-            _ => *outcome = Outcome::Done(result),
+        end(&name);
+        if !matches!(*outcome, Outcome::LeftAlone) {
+            *outcome = Outcome::Done(result);
         }
         done.notify_all();
     }));
     if !is_begun {
+        end(subject);
         return Err(failed());
     }
-    let limit = (LEFT.get() / 2).max(LEAST);
     let (outcome, done) = &*shared;
     let is_awaited = |outcome: &mut Outcome<T>| matches!(outcome, Outcome::Awaited);
-    let waited = done.wait_timeout_while(lock(outcome), limit, is_awaited);
+    let left = until.saturating_duration_since(Instant::now());
+    let waited = done.wait_timeout_while(lock(outcome), left, is_awaited);
     let (mut outcome, _) = waited.unwrap_or_else(PoisonError::into_inner);
     match std::mem::replace(&mut *outcome, Outcome::LeftAlone) {
         Outcome::Done(result) => result.ok_or_else(failed),
         Outcome::Awaited | Outcome::LeftAlone => {
-            LEFT.set(LEFT.get().saturating_sub(limit));
+            spend(limit);
             WORKER.set(None);
-            // The thread removes it, and needs the lock of the outcome before.
-            hanging().insert(subject.to_owned());
+            // The thread ends it, and needs the lock of the outcome before.
+            subjects().insert(subject.to_owned(), Progress::Hanging);
+            PROGRESS.notify_all();
             Err(Unanswered::Hangs(subject.to_owned()))
         }
     }
+}
+
+/// Returns how long the next piece of work of this thread has.
+fn limit() -> Duration {
+    (LEFT.get() / 2).max(LEAST)
+}
+
+/// Takes a time that was waited in vain from this thread's budget.
+fn spend(time: Duration) {
+    LEFT.set(LEFT.get().saturating_sub(time));
+}
+
+/// Notes that a subject is asked, once nobody else asks it. Fails if that takes too long.
+fn begin(subject: &str, until: Instant) -> Result<(), Unanswered> {
+    let left = until.saturating_duration_since(Instant::now());
+    let is_asked =
+        |subjects: &mut BTreeMap<String, Progress>| subjects.get(subject) == Some(&Progress::Asked);
+    let waited = PROGRESS.wait_timeout_while(subjects(), left, is_asked);
+    let (mut subjects, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+    if waited.timed_out() {
+        spend(left);
+    }
+    if subjects.contains_key(subject) {
+        return Err(Unanswered::Hangs(subject.to_owned()));
+    }
+    let hanging = subjects
+        .values()
+        .filter(|progress| **progress == Progress::Hanging);
+    if hanging.count() >= MOST_HANGING as usize {
+        return Err(Unanswered::TooMany);
+    }
+    subjects.insert(subject.to_owned(), Progress::Asked);
+    Ok(())
+}
+
+/// Notes that no thread is at a subject any more.
+fn end(subject: &str) {
+    subjects().remove(subject);
+    PROGRESS.notify_all();
 }
 
 /// Has this thread's worker do a piece of work. Returns false if there is no thread for it.
@@ -186,8 +241,8 @@ fn close_all() {
     }
 }
 
-fn hanging() -> MutexGuard<'static, BTreeSet<String>> {
-    lock(&HANGING)
+fn subjects() -> MutexGuard<'static, BTreeMap<String, Progress>> {
+    lock(&SUBJECTS)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -210,7 +265,7 @@ mod tests {
         assert_eq!(again, hangs.clone());
         assert_eq!(within("the files of web", || 8), Ok(8), "others do not");
         drop(answer);
-        while hanging().contains("the files of shop") {
+        while subjects().contains_key("the files of shop") {
             thread::yield_now();
         }
         assert_eq!(within("the files of shop", || ()), Ok(()));
@@ -220,12 +275,45 @@ mod tests {
     fn many_that_hang_cost_little_more_than_one() {
         renew();
         let mut all = Duration::ZERO;
-        for _ in 0..20 {
-            let limit = (LEFT.get() / 2).max(LEAST);
-            all += limit;
-            LEFT.set(LEFT.get().saturating_sub(limit));
+        for _ in 0..MOST_HANGING {
+            all += limit();
+            spend(limit());
         }
-        assert!(all < BUDGET + 20 * LEAST, "{all:?}");
+        assert!(all < LONGEST, "{all:?}");
+        renew();
+    }
+
+    #[test]
+    fn one_thread_asks_for_each_subject_however_many_want_to_know() {
+        let (answer, hang) = mpsc::channel::<()>();
+        let hang = Arc::new(Mutex::new(hang));
+        let begun = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let ask = || {
+            let (hang, begun) = (hang.clone(), begun.clone());
+            thread::spawn(move || {
+                LEFT.set(4 * LEAST);
+                within("the user of all", move || {
+                    begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    lock(&hang).recv().unwrap_or_default();
+                })
+            })
+        };
+        let all: Vec<_> = std::iter::repeat_with(ask).take(8).collect();
+        let hangs = Err(Unanswered::Hangs("the user of all".to_owned()));
+        for one in all {
+            assert_eq!(one.join().unwrap(), hangs);
+        }
+        assert_eq!(begun.load(std::sync::atomic::Ordering::Relaxed), 1);
+        drop(answer);
+    }
+
+    #[test]
+    fn each_gets_an_answer_of_its_own_when_its_turn_comes() {
+        let ask = |number| thread::spawn(move || within("the user of each", move || number));
+        let all: Vec<_> = (0..8).map(ask).collect();
+        for (number, one) in all.into_iter().enumerate() {
+            assert_eq!(one.join().unwrap(), Ok(number));
+        }
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //! services that need it, and nothing else.
 
 use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -26,6 +29,29 @@ if libc.mount(b"hang", sys.argv[1].encode(), b"fuse", 0, options.encode()) != 0:
 os.execv(sys.argv[2], sys.argv[2:])
 "#;
 
+/// As [`HANG`], but whoever looks at the file system does not even end by SIGKILL: somebody is at
+/// it, and never answers. The number of that process is written to the file `daemon`.
+const UNINTERRUPTIBLE: &str = r#"
+import ctypes, os, struct, sys
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other"
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b"hang", sys.argv[1].encode(), b"fuse", 0, options.encode()) != 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+child = os.fork()
+if child != 0:
+    os.close(fuse)
+    with open(sys.argv[1] + ".daemon", "w") as daemon:
+        daemon.write(str(child))
+    os.execv(sys.argv[2], sys.argv[2:])
+request = os.read(fuse, 1 << 20)
+unique = struct.unpack_from("<Q", request, 8)[0]
+answer = struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 12, 9, 4096, 1, 0, 0, 0)
+os.write(fuse, struct.pack("<IiQ", 16 + len(answer), 0, unique) + answer)
+while True:
+    os.read(fuse, 1 << 20)
+"#;
+
 /// Returns smoothserve in a mount namespace of its own, started by this line.
 fn in_namespace(home: &Home, line: &str) -> Programs {
     let programs = programs!();
@@ -42,8 +68,27 @@ fn in_namespace(home: &Home, line: &str) -> Programs {
     }
 }
 
+/// Returns smoothserve in a mount namespace of its own, where a script has mounted a file system on
+/// the folder `hang`.
+fn beside_file_system(home: &Home, script: &str) -> Programs {
+    let hang = home.path().join("hang");
+    fs::create_dir(&hang).unwrap();
+    beneath_file_system(home, script, &hang)
+}
+
+/// Returns smoothserve in a mount namespace of its own, where a script has mounted a file system on
+/// a folder.
+fn beneath_file_system(home: &Home, script: &str, hang: &Path) -> Programs {
+    let file = home.path().join("hang.py");
+    write(&file, script);
+    in_namespace(
+        home,
+        &format!("{PYTHON} {} {}", file.display(), hang.display()),
+    )
+}
+
 /// Adds a service whose executable is found by the link `current` to a release.
-fn add_releases(home: &Home, name: &str, port: u16) {
+fn add_releases(home: &Home, name: &str, port: u16, yaml: &str) {
     let app = home.app(name);
     let release = app.folder().join("releases/1");
     fs::create_dir_all(&release).unwrap();
@@ -51,7 +96,7 @@ fn add_releases(home: &Home, name: &str, port: u16) {
     symlink("releases/1", app.folder().join("current")).unwrap();
     let yaml = format!(
         "name: {name}\nserver_name: {name}.example\nport: {port}\n\
-         executable_path: ../../apps/{name}/current/shop\nauto_restart: false\n"
+         executable_path: ../../apps/{name}/current/shop\n{yaml}"
     );
     home.write_service(name, &yaml);
 }
@@ -66,14 +111,9 @@ fn flip(folder: &Path, target: &str) {
 async fn files_that_do_not_answer_delay_their_service_alone() {
     let home = Home::new();
     let port = free_port();
-    add_releases(&home, "slow", port);
+    add_releases(&home, "slow", port, "auto_restart: false\n");
     home.add_shop("shop", port, "auto_restart: false\n");
-    let hang = home.path().join("hang");
-    fs::create_dir(&hang).unwrap();
-    let script = home.path().join("hang.py");
-    write(&script, HANG);
-    let line = format!("{PYTHON} {} {}", script.display(), hang.display());
-    let programs = in_namespace(&home, &line);
+    let programs = beside_file_system(&home, HANG);
     let server = Smoothserve::start(programs, home).await;
     let mut bystanders = [
         Bystander::of_shop(local(port), "slow.example"),
@@ -112,6 +152,56 @@ async fn files_that_do_not_answer_delay_their_service_alone() {
         bystander.end();
     }
     server.stop().await;
+}
+
+#[tokio::test]
+async fn sockets_that_were_given_stay_while_the_configuration_cannot_be_read() {
+    let home = Home::new();
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let hang = home.config();
+    home.add_shop("shop", port, "");
+    let programs = beneath_file_system(&home, UNINTERRUPTIBLE, &hang);
+    // The socket comes as standard input, and is passed on as systemd does.
+    let script = home.path().join("given");
+    let text = format!(
+        "#!/bin/sh\nexport LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=given\n\
+         exec 3<&0 </dev/null\nexec {} \"$@\"\n",
+        programs.smoothserve.display()
+    );
+    write(&script, &text);
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    let programs = Programs {
+        smoothserve: script,
+        ..programs
+    };
+    let mut server = Smoothserve::start_with(programs, home, |command| {
+        command.stdin(OwnedFd::from(listener))
+    })
+    .await;
+    assert!(
+        server
+            .log()
+            .contains("nothing is started before the next reload")
+    );
+    let mut client = TcpStream::connect(local(port)).unwrap();
+    let daemon = fs::read_to_string(hang.with_extension("daemon")).unwrap();
+    processes::signal_pid(daemon.parse().unwrap(), Signal::KILL);
+    let target = server.pid().to_string();
+    let status = Command::new("nsenter")
+        .args(["--target", &target, "--mount", "umount", "--lazy"])
+        .arg(&hang)
+        .status();
+    assert!(status.unwrap().success());
+    server.ok(&["reload"]).await;
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let answer = tokio::task::spawn_blocking(move || std::io::read_to_string(client));
+    let answer = answer.await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    server.signal(Signal::TERM);
+    assert!(server.ended().await.success());
 }
 
 #[tokio::test]

@@ -11,12 +11,14 @@ use crate::events;
 use crate::manager::service::{PlanReason, Service};
 
 /// Starts the configured services. A service with faults is logged and skipped; the others start.
-pub(super) async fn boot(manager: &mut Manager) {
+/// Returns false if the configuration could not be read, so nobody knows what is needed.
+pub(super) async fn boot(manager: &mut Manager) -> bool {
     let reading = Reading::Partial(manager.config_dir.clone());
     let found = reading.run().await.unwrap_or_else(|error| {
         tracing::error!(error = %error, "nothing is started before the next reload");
         Found::default()
     });
+    let is_read = found.config.is_some();
     let Found {
         config,
         faults,
@@ -65,4 +67,5 @@ pub(super) async fn boot(manager: &mut Manager) {
             service.not_started(&error.to_string());
         }
     }
+    is_read
 }

@@ -85,7 +85,7 @@ pub(super) fn adopt_listeners(
 }
 
 /// Closes the sockets that systemd or the holder has passed to this manager and that no service
-/// uses.
+/// uses. Called only when the configuration is known.
 pub(super) fn drop_unused(manager: &mut Manager) {
     let last = manager.listeners.last_id();
     let closed = manager.listeners.drop_unused();

@@ -11,7 +11,7 @@ use super::disk::{Found, ServiceFiles};
 use super::handover::want_routes;
 use super::manager::Manager;
 use super::planning::{Consequence, Planned, ServiceFault, plan};
-use super::ports::adopt_listeners;
+use super::ports::{adopt_listeners, drop_unused};
 use crate::config::Config;
 use crate::events;
 use crate::manager::handle::CommandError;
@@ -34,6 +34,8 @@ pub(super) fn reload(manager: &mut Manager, found: Found) -> Result<u32, Command
         PlanReason::Reload,
     );
     let (parts, faults) = apply(manager, planned);
+    // The configuration could perhaps not be read when this manager began.
+    drop_unused(manager);
     let parts: Vec<NewPart> = faults.iter().map(ServiceFault::part).chain(parts).collect();
     tracing::info!(
         message_id = events::CONFIGURATION_APPLIED,

@@ -88,13 +88,17 @@ pub(super) async fn take_over(manager: &mut Manager, mut given: Given, scopes: B
     manager
         .workers
         .number_on_from(last.unwrap_or_default().try_into().unwrap_or_default());
-    match state.filter(|_| manager.world.units.is_some()) {
+    let is_read = match state.filter(|_| manager.world.units.is_some()) {
         Some(state) => {
             let executables = given.take_stored(STORED_PREFIX).into_iter();
             let sockets = given.take_stored(NOTIFY_PREFIX);
             restore(manager, state, executables.chain(sockets).collect()).await;
+            true
         }
         None => boot(manager).await,
+    };
+    if is_read {
+        drop_unused(manager);
     }
     forget_unknown(manager, &given, scopes, folders);
 }
@@ -183,15 +187,13 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
     }
 }
 
-/// Ends scopes, closes sockets, drops stored descriptors and removes folders that the saved state
-/// does not name.
+/// Ends scopes, drops stored descriptors and removes folders that the saved state does not name.
 fn forget_unknown(
     manager: &mut Manager,
     given: &Given,
     scopes: BTreeSet<String>,
     mut folders: BTreeSet<InstanceId>,
 ) {
-    drop_unused(manager);
     reset_failed(manager);
     for name in given.left() {
         tracing::info!(name, "stored descriptor is not needed any more");
