@@ -131,16 +131,16 @@ impl Process {
     /// Sends SIGKILL to the process and to all processes that it has started.
     pub fn kill(&self) {
         self.told_to_end.set(true);
-        // A process that can be signaled by its pidfd was not waited for yet, so no other process
-        // has its number.
-        if self.pidfd.signal(Signal::KILL)
-            && let Some(pid) = Pid::from_raw(self.pid.cast_signed())
-        {
-            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-        }
+        let is_there = self.pidfd.signal(Signal::KILL);
         match &self.keeper {
+            // The keeper may have reaped the process by now, and its number may be another one's.
             ProcessKeeper::Keeper { keeper, .. } => keeper.kill(),
             ProcessKeeper::Systemd { scope, .. } => {
+                // A process that can be signaled by its pidfd was not waited for yet, so no other
+                // process has its number.
+                if is_there && let Some(pid) = Pid::from_raw(self.pid.cast_signed()) {
+                    let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+                }
                 let scope = scope.clone();
                 tokio::task::spawn_local(async move { scope.kill().await });
             }
