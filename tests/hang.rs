@@ -205,6 +205,38 @@ async fn sockets_that_were_given_stay_while_the_configuration_cannot_be_read() {
 }
 
 #[tokio::test]
+async fn processes_that_do_not_end_by_sigkill_hold_up_nobody() {
+    let home = Home::new();
+    let port = free_port();
+    home.add_shop("shop", port, "");
+    let hang = home.path().join("hang");
+    let app = home.app("stuck");
+    let script = format!(
+        "#!/bin/sh\n(setsid stat {} &)\nexec ./server\n",
+        hang.display()
+    );
+    write(&app.executable(), &script);
+    fs::set_permissions(app.executable(), Permissions::from_mode(0o755)).unwrap();
+    let server = app.folder().join("server");
+    install(&example("shop"), &server, &Build::good("1")).unwrap();
+    home.write_shop("stuck", port, "stop_timeout: 1s\n");
+    let programs = beside_file_system(&home, UNINTERRUPTIBLE);
+    let mut server = Smoothserve::start(programs, home).await;
+    let daemon = fs::read_to_string(hang.with_extension("daemon")).unwrap();
+    let mut bystander = Bystander::of_shop(local(port), "shop.example");
+    let stuck = server.running("stuck").await.pids();
+    server.ok(&["restart", "stuck"]).await;
+    assert_ne!(server.running("stuck").await.pids(), stuck);
+    server.says("processes that were killed do not end: ").await;
+    bystander.is_served().await;
+    bystander.end();
+    server.signal(Signal::TERM);
+    assert!(server.ended().await.success());
+    // Without it, those who wait for it get an error.
+    processes::signal_pid(daemon.parse().unwrap(), Signal::KILL);
+}
+
+#[tokio::test]
 async fn users_who_cannot_be_looked_up_hold_up_nobody_who_runs() {
     let home = Home::new();
     let port = free_port();

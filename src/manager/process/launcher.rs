@@ -160,15 +160,28 @@ impl Launcher {
             }
         }
         // A launcher that was killed in between reports nothing; how it ended says enough.
-        let refusal = self
-            .hand_over(&order, executable, socket, busy)
-            .await
-            .unwrap_or_default();
+        let keeper = match &self.parent {
+            Parent::Keeper(keeper, _) => Some(keeper.clone()),
+            Parent::Manager(..) => None,
+        };
+        let given_up = async {
+            match &keeper {
+                Some(keeper) => keeper.mercy_over().await,
+                None => std::future::pending().await,
+            }
+        };
+        let refusal = tokio::select! {
+            biased;
+            refusal = self.hand_over(&order, executable, socket, busy) => {
+                refusal.unwrap_or_default()
+            }
+            () = given_up => String::new(),
+        };
         let status = match &mut self.parent {
             Parent::Keeper(keeper, output) => {
                 let status = keeper.instance_ended().await;
                 let _ = tokio::time::timeout(LAST_LINES, output.ended()).await;
-                status
+                status.map_err(io::Error::other)
             }
             Parent::Manager(child, _) => child.wait().await,
         };
