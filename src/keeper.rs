@@ -18,7 +18,8 @@
 //!
 //! When the manager asks for that, everything gets SIGKILL at once. When the manager is gone, the
 //! instance gets SIGTERM, and everything SIGKILL after `stop_timeout`. If the keeper is killed, the
-//! instance gets SIGTERM, and the manager is the next subreaper.
+//! instance gets SIGTERM, and the manager is the next subreaper, which then ends everything in the
+//! same way.
 #![allow(unsafe_code)]
 
 use std::io::{self, Read, Write};
@@ -194,9 +195,8 @@ impl Keeper {
             .get(1)
             .is_some_and(|manager| !manager.revents().is_empty());
         while let Ok(Some(_)) = self.children.read_signal() {}
-        match (has_word, &self.manager) {
-            (true, Some(manager)) => self.hear(manager.try_clone()?),
-            _ => {}
+        if let (true, Some(manager)) = (has_word, &self.manager) {
+            self.hear(manager.try_clone()?);
         }
         Ok(())
     }

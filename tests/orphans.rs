@@ -226,6 +226,48 @@ async fn a_keeper_that_is_killed_fails_its_instance() {
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_keeper_that_is_killed_ends_though_deaf() {
+    let home = Home::new();
+    let port = free_port();
+    let app = home.app("deaf");
+    let script = "#!/bin/sh\ntrap '' TERM\n\
+                  (setsid sh -c '(while :; do sleep 0.1; done) &' &)\n./server\nexit $?\n";
+    write(&app.executable(), script);
+    fs::set_permissions(app.executable(), fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = app.folder().to_owned();
+    install(&example("shop"), &folder.join("server"), &Build::good("1")).unwrap();
+    home.write_shop("deaf", port, "stop_timeout: 1s\n");
+    home.add_shop("shop", port, "");
+    let server = Smoothserve::start(programs!(), home).await;
+    let mut bystander = Bystander::of_shop(local(port), "shop.example");
+    let deaf = server.running("deaf").await.pids();
+    let before = processes::inside(&folder);
+    let below = processes::descendants(server.pid());
+    let keepers = below.iter().filter(|process| {
+        let holds = |keeper: u32| {
+            let below = processes::descendants(keeper);
+            below.iter().any(|process| deaf.contains(&process.pid))
+        };
+        process.command == "smoothserve: keeper" && holds(process.pid)
+    });
+    let keepers: Vec<_> = keepers.collect();
+    assert_eq!(keepers.len(), 1);
+    keepers[0].signal(Signal::KILL);
+    let others = server.until("another one runs", |status| {
+        let service = &status.services["deaf"];
+        service.state == "running" && service.pids() != deaf
+    });
+    others.await;
+    until("the old one ends", || {
+        before.iter().all(|process| !process.runs()) && live_in(&folder) == 3
+    })
+    .await;
+    bystander.is_served().await;
+    bystander.end();
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn signals_for_other_servers_end_nothing_and_processes_have_names() {
     let home = Home::new();
     let port = free_port();

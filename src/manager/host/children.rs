@@ -8,23 +8,37 @@
 //! those that nobody else waits for. Whoever starts a child says so while it is started, so the
 //! thread takes nobody's exit status.
 //!
+//! What an instance has started is below its keeper, which is a child that the manager waits for.
+//! If a keeper is killed, its descendants become children of the manager that nobody waits for, as
+//! all other orphans, and the manager ends these.
+//!
 //! Under systemd nothing of this is needed: there, the manager gets no child from others.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::{Child, Command};
+
+use crate::ancestry::{descendants, with_ancestors};
 
 /// The first and the longest pause until another look at a child whose exit status somebody else is
 /// about to take, or while there is no child. The kernel notifies nobody of either.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+/// The first and the longest pause between two looks whether orphans have ended.
+const FIRST_ROUND: Duration = Duration::from_millis(10);
+const LONGEST_ROUND: Duration = Duration::from_secs(1);
+
+/// How long orphans have to end after SIGKILL.
+const MERCY: Duration = Duration::from_secs(5);
 
 /// The children that somebody waits for.
 static AWAITED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
@@ -60,6 +74,77 @@ pub fn adopt_orphans() -> io::Result<()> {
     rustix::process::set_child_subreaper(Some(own))?;
     thread::Builder::new().name("reaper".into()).spawn(reap)?;
     Ok(())
+}
+
+/// Ends all orphans: with SIGTERM, and after `patience` with SIGKILL. They get that at once if the
+/// future is dropped, because the manager ends.
+pub async fn end_orphans(patience: Duration) {
+    let _last = KillOrphans;
+    let until = Instant::now() + patience;
+    let mut pause = FIRST_ROUND;
+    let mut left = signal_orphans(Signal::TERM);
+    while !left.is_empty() {
+        let now = Instant::now();
+        let rest = until.saturating_duration_since(now);
+        if now > until + MERCY {
+            let left: Vec<String> = left.iter().map(u32::to_string).collect();
+            let error = format!("processes that were killed do not end: {}", left.join(", "));
+            tracing::error!(error, "processes of a lost keeper are left alone");
+            return;
+        }
+        tokio::time::sleep(if rest.is_zero() {
+            pause
+        } else {
+            pause.min(rest)
+        })
+        .await;
+        pause = LONGEST_ROUND.min(pause * 2);
+        left = match Instant::now() < until {
+            true => orphans().collect(),
+            false => signal_orphans(Signal::KILL),
+        };
+    }
+}
+
+/// Kills all orphans when it is dropped.
+struct KillOrphans;
+
+impl Drop for KillOrphans {
+    fn drop(&mut self) {
+        signal_orphans(Signal::KILL);
+    }
+}
+
+/// Sends a signal to all orphans, and returns their numbers.
+fn signal_orphans(signal: Signal) -> Vec<u32> {
+    let found: Vec<u32> = orphans().collect();
+    for &pid in &found {
+        let process = rustix::process::Pid::from_raw(pid.cast_signed());
+        // The number may belong to another process by now; that of the pidfd does not change.
+        if let Some(Ok(process)) = process.map(|pid| pidfd_open(pid, PidfdFlags::empty()))
+            && is_orphan(pid)
+        {
+            // It may have ended meanwhile.
+            let _ = pidfd_send_signal(process, signal);
+        }
+    }
+    found
+}
+
+/// Lists the descendants of this process that are below no child that somebody waits for.
+fn orphans() -> impl Iterator<Item = u32> {
+    let below = descendants(std::process::id()).into_iter();
+    below.filter(|pid| is_orphan(*pid))
+}
+
+fn is_orphan(pid: u32) -> bool {
+    let own = std::process::id();
+    let line: Vec<u32> = with_ancestors(pid).collect();
+    let place = line.iter().position(|&ancestor| ancestor == own);
+    let child = place.and_then(|place| line.get(place.checked_sub(1)?));
+    // A child that is just being started is noted when this lock is free again.
+    let awaited = AWAITED.lock().unwrap_or_else(PoisonError::into_inner);
+    child.is_some_and(|child| !awaited.contains(&child.cast_signed()))
 }
 
 fn reap() {

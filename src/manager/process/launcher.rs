@@ -14,12 +14,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
-use super::keeper_process::KeeperProcess;
+use super::keeper_process::{KeeperProcess, Unended};
 use super::output::{Output, Tail};
 use super::passing::send_first;
 use super::process::{Process, ProcessKeeper};
 use crate::config::ScopeLimits;
 use crate::launch::{BUSY, Order};
+use crate::manager::host::children;
 use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::{Units, service_slice};
@@ -181,6 +182,14 @@ impl Launcher {
             Parent::Keeper(keeper, output) => {
                 let status = keeper.instance_ended().await;
                 let _ = tokio::time::timeout(LAST_LINES, output.ended()).await;
+                if matches!(status, Err(Unended::KeeperLost)) {
+                    let ending = children::end_orphans(keeper.patience);
+                    // One that has failed is replaced at once.
+                    match self.process.told_to_end.get() {
+                        true => ending.await,
+                        false => drop(tokio::task::spawn_local(ending)),
+                    }
+                }
                 status.map_err(io::Error::other)
             }
             Parent::Manager(child, _) => child.wait().await,
