@@ -19,6 +19,10 @@
 //! every service once when it is declared, all of them when the kernel has lost events, and every
 //! `POLL` those with a folder that cannot be watched (no permission, no watches left).
 //!
+//! A file system may hang. Each lookup is bounded ([`patience`](crate::patience)): a service whose
+//! files do not answer keeps its places, and is told and looked up again every `POLL`. A folder is
+//! watched only right after a lookup has found it, so that the kernel can do that at once.
+//!
 //! The thread looks at paths with the rights of the manager, also where ordinary users lead them.
 //! That tells these users nothing: the fingerprint looks again, with rights that fit (`trust`).
 

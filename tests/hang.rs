@@ -155,6 +155,47 @@ async fn files_that_do_not_answer_delay_their_service_alone() {
 }
 
 #[tokio::test]
+async fn what_is_watched_and_does_not_answer_holds_up_its_service_alone() {
+    let home = Home::new();
+    let port = free_port();
+    add_releases(&home, "slow", port, "auto_restart: true\n");
+    add_releases(&home, "shop", port, "auto_restart: true\n");
+    let programs = beside_file_system(&home, HANG);
+    let server = Smoothserve::start(programs, home).await;
+    let mut bystanders = [
+        Bystander::of_shop(local(port), "slow.example"),
+        Bystander::of_shop(local(port), "shop.example"),
+        Bystander::of_manager(&server.bus()),
+    ];
+    let slow = server.running("slow").await.pids();
+    flip(server.home.app("slow").folder(), "../../hang");
+    server
+        .says("what is watched for slow did not answer in time")
+        .await;
+    let shop = server.home.app("shop").folder().to_owned();
+    for release in ["2", "3"] {
+        let before = server.running("shop").await.pids();
+        fs::create_dir(shop.join("releases").join(release)).unwrap();
+        let new = shop.join("releases").join(release).join("shop");
+        install(&example("shop"), &new, &Build::good(release)).unwrap();
+        flip(&shop, &format!("releases/{release}"));
+        let replaced = server.until("the change is seen", |status| {
+            let service = &status.services["shop"];
+            service.state == "running" && service.pids() != before
+        });
+        replaced.await;
+    }
+    assert_eq!(server.running("slow").await.pids(), slow);
+    for bystander in &mut bystanders {
+        bystander.is_served().await;
+    }
+    for bystander in bystanders {
+        bystander.end();
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn sockets_that_were_given_stay_while_the_configuration_cannot_be_read() {
     let home = Home::new();
     let listener = TcpListener::bind("[::]:0").unwrap();

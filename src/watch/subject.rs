@@ -1,12 +1,15 @@
 //! Subjects: what is watched for a service, and what the manager is told about a change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::kernel::FolderIdentity;
 use super::places::{self, Place};
 use crate::config::{ProcessConfig, ServiceConfig};
 use crate::fingerprint::{interpreters_of, named_by_arguments};
+use crate::patience::{self, Unanswered};
 use crate::walk::{IgnoredNames, MOST_WATCHED, WalkBounds};
 
 /// How long a certificate and its key must be quiet: they are replaced one after the other.
@@ -48,6 +51,17 @@ pub(super) struct Subject {
     pub(super) quiet: Duration,
 }
 
+/// What was found for a subject.
+#[derive(Debug, Default)]
+pub(super) struct Lookup {
+    /// Where a change would show.
+    pub(super) places: BTreeSet<Place>,
+    /// Which folder is at the path of each place, or why that is not known.
+    pub(super) folders: BTreeMap<PathBuf, io::Result<FolderIdentity>>,
+    /// Which files are too many to be watched, if there are any.
+    pub(super) unwatched: Option<String>,
+}
+
 impl Subject {
     /// Makes the subject of a service's own files, for a restart when they change.
     pub(super) fn files(service: &ServiceConfig) -> Subject {
@@ -80,8 +94,27 @@ impl Subject {
         })
     }
 
-    /// Looks up where a change of the files would show now, and which of them are too many.
-    pub(super) fn places(&self) -> (BTreeSet<Place>, Option<String>) {
+    /// Looks up where a change of the files would show now. Fails if the files do not answer.
+    pub(super) fn look_up(&self) -> Result<Lookup, Unanswered> {
+        let what = match &self.what {
+            Changed::Files(name) => format!("what is watched for {name}"),
+            Changed::Certificate(name) => format!("the certificate of {name}"),
+        };
+        let subject = self.clone();
+        patience::within(&what, move || {
+            let (places, unwatched) = subject.places();
+            let folders: BTreeSet<&PathBuf> = places.iter().map(|place| &place.folder).collect();
+            let identify = |folder: &PathBuf| (folder.clone(), FolderIdentity::of(folder));
+            let folders = folders.into_iter().map(identify).collect();
+            Lookup {
+                places,
+                folders,
+                unwatched,
+            }
+        })
+    }
+
+    fn places(&self) -> (BTreeSet<Place>, Option<String>) {
         let mut places = BTreeSet::new();
         if let Some(process) = &self.process {
             places::of_executable(&process.executable, &mut places);

@@ -1,7 +1,7 @@
 //! The thread that watches: its state and its loop. The top of src/watch.rs has the theory of
 //! operation.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use super::inbox::{Batch, Inbox};
 use super::kernel::{FolderIdentity, Kernel};
 use super::places::Place;
 use super::quiet::Changes;
-use super::subject::{Changed, Subject};
+use super::subject::{Changed, Lookup, Subject};
+use crate::patience;
 
 /// The shortest time from one lookup of the places to the next.
 const RENEWAL: Duration = Duration::from_millis(100);
@@ -113,11 +114,11 @@ impl Watching {
             let kept = kept.filter(|service| service.subject == subject);
             self.services.push(kept.unwrap_or_else(|| Watched {
                 subject,
-                places: BTreeSet::new(),
+                found: Lookup::default(),
+                hangs: None,
                 changes: Some(Changes::add(None, now, false)),
                 stale: true,
                 poll_at: None,
-                unwatched: None,
                 count_poll_at: None,
             }));
         }
@@ -155,22 +156,35 @@ impl Watching {
     /// Looks up stale places and moves the watches.
     fn renew(&mut self) {
         self.renew_at = None;
+        patience::renew();
         let now = Instant::now();
         for service in self.services.iter_mut().filter(|service| service.stale) {
             service.stale = false;
-            let (places, unwatched) = service.subject.places();
-            service.unwatched = unwatched;
-            if places != service.places {
-                service.places = places;
+            let found = match service.subject.look_up() {
+                Ok(found) => found,
+                Err(unanswered) => {
+                    // The places stay as they were, and are looked up again with the next poll.
+                    service.hangs = Some(unanswered.to_string());
+                    continue;
+                }
+            };
+            let answers_again = service.hangs.take().is_some();
+            if answers_again || found.places != service.found.places {
                 service.change(now, false);
                 // Until nothing new is found.
                 service.stale = true;
             }
+            service.found = found;
         }
-        let outcomes = self.watch_places();
+        let mut outcomes = self.watch_places();
+        for (number, service) in self.services.iter().enumerate() {
+            if let Some(error) = &service.hangs {
+                outcomes.insert(number, Outcome::Failed(error.clone()));
+            }
+        }
         for (number, service) in self.services.iter_mut().enumerate() {
             let outcome = outcomes.get(&number);
-            let too_many = service.unwatched.as_deref();
+            let too_many = service.found.unwatched.as_deref();
             service.count_poll_at = match (too_many, service.count_poll_at) {
                 (None, _) => None,
                 (Some(_), Some(at)) => Some(at),
@@ -208,8 +222,14 @@ impl Watching {
     /// Returns for which services that has changed something or did not work.
     fn watch_places(&mut self) -> HashMap<usize, Outcome> {
         let mut folders: BTreeMap<&Path, Vec<(usize, &Place)>> = BTreeMap::new();
+        let mut identities: HashMap<&Path, &io::Result<FolderIdentity>> = HashMap::new();
         for (number, service) in self.services.iter().enumerate() {
-            for place in &service.places {
+            // A folder of a service that hangs is perhaps not there any more, or hangs itself.
+            if service.hangs.is_none() {
+                let folders = service.found.folders.iter();
+                identities.extend(folders.map(|(folder, identity)| (folder.as_path(), identity)));
+            }
+            for place in &service.found.places {
                 folders
                     .entry(&place.folder)
                     .or_default()
@@ -221,22 +241,27 @@ impl Watching {
         // A bind mount shows a folder at two paths, but the kernel knows only one watch of it.
         let mut known: HashMap<FolderIdentity, PathBuf> = HashMap::new();
         for (folder, places) in folders {
-            let identity = FolderIdentity::of(folder);
-            let path = match &identity {
-                Ok(identity) => known.entry(*identity).or_insert_with(|| folder.to_owned()),
-                Err(_) => folder,
+            let identity = identities.get(folder);
+            let path = match identity {
+                Some(Ok(identity)) => known.entry(*identity).or_insert_with(|| folder.to_owned()),
+                Some(Err(_)) | None => folder,
             };
-            match identity.and_then(|identity| self.kernel.watch(path, identity)) {
-                Ok(false) => {}
+            let failed = |kind: io::ErrorKind, error: String| match kind {
                 // A folder that has gone in the meantime leads elsewhere next time.
-                Ok(true) => note(&mut outcomes, &places, &Outcome::Moved),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    note(&mut outcomes, &places, &Outcome::Moved);
-                }
-                Err(error) => {
-                    let failed = Outcome::Failed(format!("{}: {error}", folder.display()));
-                    note(&mut outcomes, &places, &failed);
-                }
+                io::ErrorKind::NotFound => Outcome::Moved,
+                _ => Outcome::Failed(format!("{}: {error}", folder.display())),
+            };
+            let outcome = match identity {
+                Some(Ok(identity)) => match self.kernel.watch(path, *identity) {
+                    Ok(is_new) => is_new.then_some(Outcome::Moved),
+                    Err(error) => Some(failed(error.kind(), error.to_string())),
+                },
+                Some(Err(error)) => Some(failed(error.kind(), error.to_string())),
+                // The watch stays as it is.
+                None => None,
+            };
+            if let Some(outcome) = outcome {
+                note(&mut outcomes, &places, &outcome);
             }
             let interest = interests.entry(path.to_owned()).or_default();
             for (number, place) in places {
@@ -283,7 +308,10 @@ impl Watching {
 #[derive(Debug)]
 struct Watched {
     subject: Subject,
-    places: BTreeSet<Place>,
+    /// What was found by the last lookup that succeeded.
+    found: Lookup,
+    /// Why the last lookup has failed.
+    hangs: Option<String>,
     /// Changes that were seen and that the manager does not know of yet.
     changes: Option<Changes>,
     /// True: the places have to be looked up anew.
@@ -291,8 +319,6 @@ struct Watched {
     /// When to tell the manager about the subject without an event, since not all of its places can
     /// be watched.
     poll_at: Option<Instant>,
-    /// Why not all files are watched, if they are too many.
-    unwatched: Option<String>,
     /// When to tell the manager about the subject without an event, since it has too many files.
     count_poll_at: Option<Instant>,
 }
