@@ -174,13 +174,18 @@ fn take_signal(manager: &mut Manager, signal: Signal) {
 fn deadline(manager: &Manager) -> Option<Instant> {
     let services = manager.services.values();
     let services = services.filter_map(Service::deadline);
-    services.chain(manager.listeners.deadline()).min()
+    // As long as only a worker of an older build serves, nobody takes their connections.
+    let passing = manager.listeners.deadline();
+    let passing = passing.filter(|_| manager.workers.serve_passing());
+    services.chain(passing).min()
 }
 
 /// Lets each service do what is due.
 fn tick(manager: &mut Manager) {
     let now = Instant::now();
-    close_passed(manager, now);
+    if manager.workers.serve_passing() {
+        close_passed(manager, now);
+    }
     let is_due = |service: &Service| service.deadline().is_some_and(|at| at <= now);
     let services = manager.services.iter();
     let due = services.filter(|(_, service)| is_due(service));

@@ -51,6 +51,8 @@ pub struct OpenListener {
     pub address: SocketAddr,
     /// Where systemd may hold copies of the socket.
     pub copies: SocketCopies,
+    /// True: its connections belong to the listeners of other sockets.
+    pub passing: bool,
     socket: TcpListener,
 }
 
@@ -318,6 +320,10 @@ impl Listeners {
         }
         let is_covered = wanted().any(|wanted| covers(wanted, address));
         let until = (!is_covered).then(|| Instant::now() + PASSING_TIME);
+        let listener = OpenListener {
+            passing: true,
+            ..listener
+        };
         self.passing.push(PassingSocket { listener, until });
         None
     }
@@ -363,7 +369,11 @@ impl Listeners {
             }
             Source::Passing(address) => self.passing_at(address).map(|index| {
                 let listener = self.passing.swap_remove(index).listener;
-                OpenListener { id, ..listener }
+                OpenListener {
+                    id,
+                    passing: false,
+                    ..listener
+                }
             }),
         };
         if let Some(listener) = listener {
@@ -416,6 +426,7 @@ fn listener(
         id,
         address,
         copies,
+        passing: false,
         socket,
     }
 }

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::certificates::ServiceCertificates;
+use super::listeners::OpenListener;
 use super::sieve::{ExpectedReport, Judgement, Sieve, WorkerKnowledge};
 use crate::config::ScopeLimits;
 use crate::ipc::{
@@ -86,6 +87,7 @@ pub struct WorkerProcess {
     pub bounds: (u32, BoundCounts),
     /// The worker sees what is mounted in the folder of the instances' sockets after its start.
     pub(super) sees_mounts: bool,
+    is_current: bool,
     pidfd: Rc<Pidfd>,
     outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
 }
@@ -195,7 +197,7 @@ impl WorkerProcess {
             draining: false,
             sees_mounts,
         };
-        Ok(WorkerProcess::new(&saved, pidfd, outgoing))
+        Ok(WorkerProcess::new(&saved, true, pidfd, outgoing))
     }
 
     /// Takes over a worker that an earlier manager has started, if the worker still runs.
@@ -218,11 +220,13 @@ impl WorkerProcess {
             report,
         };
         tokio::task::spawn_local(life.run(channel, queue));
-        Ok(WorkerProcess::new(saved, pidfd, outgoing))
+        let is_current = runs_this_program(saved.pid);
+        Ok(WorkerProcess::new(saved, is_current, pidfd, outgoing))
     }
 
     fn new(
         saved: &SavedWorker,
+        is_current: bool,
         pidfd: Rc<Pidfd>,
         outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
     ) -> WorkerProcess {
@@ -240,6 +244,7 @@ impl WorkerProcess {
             unix_sockets: true,
             bounds: Default::default(),
             sees_mounts: saved.sees_mounts,
+            is_current,
             pidfd,
             outgoing,
         }
@@ -288,8 +293,32 @@ impl WorkerProcess {
         judgement == Judgement::Take
     }
 
+    /// Sends a listening socket. A worker of an older build gets no passing one, see
+    /// [`WorkerProcess::send_table`].
+    pub(super) fn send_listener(&self, listener: &OpenListener) {
+        if listener.passing && !self.is_current {
+            return;
+        }
+        match listener.descriptor().try_clone_to_owned() {
+            Ok(descriptor) => self.send(ToWorker::Listener(listener.id), Some(descriptor)),
+            Err(error) => tracing::error!(error = %error, "cannot copy a listening socket"),
+        }
+    }
+
     /// Sends a table. The certificates that the table names and the worker lacks are sent first.
+    ///
+    /// To a worker of an older build, the table names no passing listeners. That worker could take
+    /// one for a listener without routes, and answer what it does not know. The kernel keeps the
+    /// connections for the new worker, which is about to serve.
     pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &ServiceCertificates) {
+        let reduced;
+        let table = match self.is_current {
+            true => table,
+            false => {
+                reduced = without_passing(table);
+                &reduced
+            }
+        };
         let named: BTreeSet<CertificateId> = table.certificates().collect();
         for id in named.difference(&self.certificates) {
             if let Some(certificate) = certificates.message(*id) {
@@ -328,12 +357,27 @@ impl WorkerProcess {
 
     /// Returns true if the worker runs the same program as this process, and not an older build.
     pub fn is_current(&self) -> bool {
-        let file = |process: &str| {
-            let file = std::fs::metadata(format!("/proc/{process}/exe")).ok()?;
-            Some((file.dev(), file.ino()))
-        };
-        file(&self.pid.to_string()) == file("self")
+        self.is_current
     }
+}
+
+/// Returns true if a process runs the same program as this one.
+fn runs_this_program(pid: u32) -> bool {
+    let file = |process: &str| {
+        let file = std::fs::metadata(format!("/proc/{process}/exe")).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    file(&pid.to_string()) == file("self")
+}
+
+/// Returns a table that names no passing listeners.
+fn without_passing(table: &Rc<WireTable>) -> Rc<WireTable> {
+    if !table.listeners.iter().any(|listener| listener.passing) {
+        return table.clone();
+    }
+    let mut reduced = (**table).clone();
+    reduced.listeners.retain(|listener| !listener.passing);
+    reduced.into()
 }
 
 /// Returns the name of a worker's scope.
@@ -480,7 +524,12 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr, TcpListener};
+
     use super::*;
+    use crate::config::Listen;
+    use crate::ipc::WireListener;
+    use crate::manager::worker::listeners::Listeners;
 
     #[test]
     fn a_worker_that_accepts_nothing_holds_nobody_up() {
@@ -492,5 +541,65 @@ mod tests {
         assert!(connected[0].is_ok());
         let error = connected[9].as_ref().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// Makes two listeners, of which one is passing, and a table that names both.
+    fn wide_and_narrow() -> (Listeners, WireTable) {
+        let socket = TcpListener::bind("[::]:0").unwrap();
+        let narrow = BTreeSet::from([Listen {
+            address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            port: socket.local_addr().unwrap().port(),
+        }]);
+        let mut listeners = Listeners::new(vec![("given".to_owned(), socket)]);
+        let (bound, errors) = listeners.bind(&narrow);
+        assert!(errors.is_empty());
+        listeners.adopt(bound, &narrow);
+        listeners.drop_unused();
+        let wire = |listener: &OpenListener| WireListener {
+            id: listener.id,
+            address: listener.address,
+            tls: None,
+            proxy_protocol: false,
+            passing: listener.passing,
+        };
+        let table = WireTable {
+            number: 1,
+            listeners: listeners.sockets().map(wire).collect(),
+            ..WireTable::default()
+        };
+        (listeners, table)
+    }
+
+    #[tokio::test]
+    async fn a_worker_of_an_older_build_never_hears_of_a_passing_listener() {
+        let (listeners, table) = wide_and_narrow();
+        assert_eq!(listeners.passing().count(), 1);
+        let table = Rc::new(table);
+        let heard_by = |is_current| {
+            let saved = SavedWorker {
+                generation: 1,
+                pid: std::process::id(),
+                draining: false,
+                sees_mounts: false,
+            };
+            let pidfd = Rc::new(Pidfd::open(saved.pid).unwrap());
+            let (outgoing, mut queue) = mpsc::channel(8);
+            let mut worker = WorkerProcess::new(&saved, is_current, pidfd, outgoing);
+            for listener in listeners.sockets() {
+                worker.send_listener(listener);
+            }
+            worker.send_table(&table, &ServiceCertificates::default());
+            let (mut sockets, mut named) = (0, 0);
+            while let Ok((message, _)) = queue.try_recv() {
+                match message {
+                    ToWorker::Listener(_) => sockets += 1,
+                    ToWorker::Table(table) => named += table.listeners.len(),
+                    _ => {}
+                }
+            }
+            (sockets, named)
+        };
+        assert_eq!(heard_by(true), (2, 2));
+        assert_eq!(heard_by(false), (1, 1));
     }
 }

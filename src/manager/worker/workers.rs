@@ -127,6 +127,12 @@ impl Workers {
             .any(|worker| worker.serving && !worker.draining)
     }
 
+    /// Returns true if a worker that takes the connections of passing listeners serves.
+    pub fn serve_passing(&self) -> bool {
+        let mut workers = self.workers.iter();
+        workers.any(|worker| worker.serving && worker.is_current())
+    }
+
     /// Returns true if a worker has started, ended or begun to drain since the last call.
     pub fn have_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
@@ -147,12 +153,7 @@ impl Workers {
     /// Sends a listening socket to all workers that do not drain.
     pub fn send_listener(&self, listener: &OpenListener) {
         let workers = self.workers.iter().filter(|worker| !worker.draining);
-        for worker in workers {
-            match listener.descriptor().try_clone_to_owned() {
-                Ok(descriptor) => worker.send(ToWorker::Listener(listener.id), Some(descriptor)),
-                Err(error) => tracing::error!(error = %error, "cannot copy a listening socket"),
-            }
-        }
+        workers.for_each(|worker| worker.send_listener(listener));
     }
 
     /// Pings all workers, and kills those that have left too many pings unanswered.
