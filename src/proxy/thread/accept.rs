@@ -49,6 +49,10 @@ pub(crate) trait Placement {
     /// Gives an accepted connection to a thread, or closes it if it belongs to no listener.
     fn place(&self, stream: TcpStream, peer: SocketAddr, listener: &Rc<ListenerView>);
 
+    /// Returns a listener to which a connection of the passing listener may belong, and which has
+    /// as many connections as it may, if there is one.
+    fn full_owner(&self, passing: &ListenerView) -> Option<ListenerId>;
+
     /// Closes the connection that has been idle for longest: of `listener`, or of any listener.
     /// Returns false if there is none on this thread.
     fn make_room(&self, listener: Option<ListenerId>) -> bool;
@@ -80,7 +84,7 @@ pub(crate) async fn accept(
                 ready = acceptor.readable() => ready.map(|()| acceptor.accept_batch())?,
             },
         };
-        if full && !acceptor.threads.are_full(listener.id()) {
+        if full && acceptor.full().is_none() {
             full = false;
             tracing::info!(
                 listener = %listener.address(),
@@ -105,7 +109,7 @@ pub(crate) async fn accept(
                 tokio::task::yield_now().await;
                 // A connection with HTTP/2 ends when its client has heard of it. Meanwhile, not all
                 // others need to be ended for the same new one.
-                if !has_made_room || acceptor.threads.are_full(listener.id()) {
+                if !has_made_room || acceptor.full().is_some() {
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
             }
@@ -144,11 +148,27 @@ struct Acceptor<P> {
 }
 
 impl<P: Placement> Acceptor<P> {
+    /// Returns the listener for which no further connection may be accepted now, if there is one.
+    /// Before a connection of a passing listener is accepted, nobody knows to which listener it
+    /// belongs, so each of those has to have room.
+    fn full(&self) -> Option<ListenerId> {
+        let id = self.listener.id();
+        match self.listener.is_passing() {
+            true if self.threads.is_full() => Some(id),
+            true => self.placement.full_owner(&self.listener),
+            false => self.threads.are_full(id).then_some(id),
+        }
+    }
+
     /// Closes an idle connection, so that another one may be accepted. Returns false if there is
     /// none.
     fn make_room(&self) -> bool {
-        let listener = (!self.threads.is_full()).then(|| self.listener.id());
-        self.placement.make_room(listener)
+        if self.threads.is_full() {
+            return self.placement.make_room(None);
+        }
+        // Some connection may have ended in the meantime.
+        let full = self.full();
+        full.is_none_or(|listener| self.placement.make_room(Some(listener)))
     }
 
     async fn readable(&self) -> io::Result<()> {
@@ -165,7 +185,7 @@ impl<P: Placement> Acceptor<P> {
                 false if self.threads.memory().needs(Overload::Connections) => {
                     return Batch::Overload;
                 }
-                false if self.threads.are_full(self.listener.id()) => return Batch::Full,
+                false if self.full().is_some() => return Batch::Full,
                 false => self.socket.try_io(Interest::READABLE, accept_one),
                 // A finishing listener takes everything that is in the queue, also what the reactor
                 // has not reported. The queue is bounded, and the limit leaves room for its
@@ -233,6 +253,8 @@ mod tests {
         open: Rc<RefCell<Vec<(TcpStream, Open)>>>,
         /// True if the first connection is idle.
         idle: Rc<Cell<bool>>,
+        /// The listener to which all connections of passing listeners belong.
+        owner: ListenerId,
     }
 
     impl Worker {
@@ -246,6 +268,7 @@ mod tests {
                 threads: Arc::new(threads),
                 open: Rc::default(),
                 idle: Rc::default(),
+                owner: ListenerId(2),
             }
         }
 
@@ -260,15 +283,21 @@ mod tests {
 
     impl Placement for Worker {
         fn place(&self, stream: TcpStream, _: SocketAddr, listener: &Rc<ListenerView>) {
-            let open = Open::new(self.threads.clone(), 0, listener.id(), None);
+            let id = match listener.is_passing() {
+                true => self.owner,
+                false => listener.id(),
+            };
+            let open = Open::new(self.threads.clone(), 0, id, None);
             self.open.borrow_mut().push((stream, open.unwrap()));
         }
 
+        fn full_owner(&self, _: &ListenerView) -> Option<ListenerId> {
+            self.threads.are_full(self.owner).then_some(self.owner)
+        }
+
         fn make_room(&self, listener: Option<ListenerId>) -> bool {
-            assert_eq!(
-                listener, None,
-                "the worker is full, and not only the listener"
-            );
+            let full = (!self.threads.is_full()).then_some(self.owner);
+            assert_eq!(listener, full, "room is made where it is needed");
             self.idle.replace(false) && {
                 self.open.borrow_mut().remove(0);
                 true
@@ -277,10 +306,14 @@ mod tests {
     }
 
     fn listen() -> (Arc<OwnedFd>, Rc<ListenerView>, SocketAddr) {
+        listen_for(Routes::default())
+    }
+
+    fn listen_for(routes: Routes) -> (Arc<OwnedFd>, Rc<ListenerView>, SocketAddr) {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap();
-        let listener = ListenerView::new(ListenerId(1), address, Routes::default());
+        let listener = ListenerView::new(ListenerId(1), address, routes);
         (Arc::new(socket.into()), Rc::new(listener), address)
     }
 
@@ -330,6 +363,39 @@ mod tests {
             listener.finish();
             accepting.await.unwrap().unwrap();
             assert_eq!(worker.threads.connections(), 1);
+        });
+    }
+
+    #[test]
+    fn connections_of_a_passing_socket_count_for_the_listener_that_they_belong_to() {
+        run_locally(async {
+            let (socket, listener, address) = listen_for(Routes {
+                passing: true,
+                ..Routes::default()
+            });
+            let worker = Worker::new(100);
+            worker.threads.limit_connections(Some(2), 2);
+            let _clients: Vec<TcpStream> = (0..3)
+                .map(|_| TcpStream::connect(address).unwrap())
+                .collect();
+            let accepting = tokio::task::spawn_local(worker.accept(&listener, socket));
+            while worker.threads.connections() < 2 {
+                tokio::task::yield_now().await;
+            }
+            // The third has the time of two tries to be accepted.
+            tokio::time::sleep(FULL_PAUSE * 2).await;
+            assert_eq!(worker.threads.connections(), 2);
+            // An idle one ends for it.
+            worker.idle.set(true);
+            while worker.idle.get() {
+                tokio::task::yield_now().await;
+            }
+            while worker.threads.connections() < 2 {
+                tokio::task::yield_now().await;
+            }
+            listener.finish();
+            accepting.await.unwrap().unwrap();
+            assert_eq!(worker.threads.connections(), 2);
         });
     }
 

@@ -336,6 +336,11 @@ impl Placement for Rc<Thread> {
         }
     }
 
+    fn full_owner(&self, passing: &ListenerView) -> Option<ListenerId> {
+        let is_full = |owner: ListenerId| self.threads.are_full(owner);
+        self.view.find_owner(passing.address(), is_full)
+    }
+
     fn make_room(&self, listener: Option<ListenerId>) -> bool {
         let has_closed =
             self.parking.make_room(self, listener) || self.view.idle_tasks().end_oldest(listener);

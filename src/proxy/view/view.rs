@@ -194,6 +194,28 @@ impl View {
         found.min_by_key(rank).cloned()
     }
 
+    /// Finds a listener for which `is` returns true, among those to which a connection of a passing
+    /// listener on `address` may belong.
+    pub(crate) fn find_owner(
+        &self,
+        address: SocketAddr,
+        is: impl Fn(ListenerId) -> bool,
+    ) -> Option<ListenerId> {
+        if !address.ip().is_unspecified() {
+            let owner = self.listener_at(address).map(|listener| listener.id());
+            return owner.filter(|&id| is(id));
+        }
+        let listeners = self.listeners.borrow();
+        let may_own = |listener: &&Rc<ListenerView>| {
+            let other = listener.address();
+            !listener.is_passing()
+                && other.port() == address.port()
+                && (address.is_ipv6() || other.is_ipv4() || other.ip().is_unspecified())
+        };
+        let mut owners = listeners.values().filter(may_own);
+        owners.find_map(|listener| is(listener.id()).then(|| listener.id()))
+    }
+
     /// Makes the view of a listener that was removed while one of its connections was on its way to
     /// this thread. The view has the routes of `table`, which came with the connection.
     pub(crate) fn removed_listener(
@@ -604,6 +626,22 @@ mod tests {
         assert_eq!(found("[::1]:82"), Some(12));
         listen(15, "0.0.0.0:83", false);
         assert_eq!(found("[::1]:83"), None);
+
+        let owners = |address: &str| {
+            let all = std::cell::RefCell::new(BTreeSet::new());
+            let address = address.parse().unwrap();
+            let none = fixture.view.find_owner(address, |id| {
+                all.borrow_mut().insert(id.0);
+                false
+            });
+            assert_eq!(none, None);
+            all.into_inner()
+        };
+        assert_eq!(owners("[::]:81"), [11].into());
+        assert_eq!(owners("127.0.0.1:82"), [13].into());
+        assert_eq!(owners("[::]:82"), [12, 13].into());
+        listen(16, "[::1]:83", false);
+        assert_eq!(owners("0.0.0.0:83"), [15].into());
     }
 
     #[test]
