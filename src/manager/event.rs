@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::process::Process;
 use super::process::identity::UserIdentity;
 use super::rollout::{InstanceFailure, InstanceId};
-use crate::ipc::{EndpointCounts, FromWorker};
+use crate::ipc::{EndpointCounts, FromWorker, ListenerId};
 use crate::watch::Changed;
 
 /// The channel on which tasks send their reports to the owner of the state.
@@ -24,6 +24,8 @@ pub enum Event {
     Worker(u32, WorkerEvent),
     /// The pause after a worker's failure is over: a new worker can be started.
     WorkerDue,
+    /// systemd has no copy of this closing listening socket any more.
+    PortLetGo(ListenerId),
     /// The cause of an instance's failure is known.
     Diagnosed(Diagnosis),
     /// systemd has said whether it starts smoothserve again once this process has ended.

@@ -306,6 +306,12 @@ impl Units {
         gone_is_fine(job.map(drop))
     }
 
+    /// Stops a unit, and waits until it has stopped. One that is gone has stopped.
+    pub async fn stop_and_wait(&self, unit: &str) -> Result<(), UnitError> {
+        let job = self.run_job("StopUnit", &(unit, "replace")).await;
+        gone_is_fine(job.map(drop))
+    }
+
     async fn kill(&self, unit: &str) -> Result<(), UnitError> {
         gone_is_fine(self.ask("KillUnit", &(unit, "all", SIGKILL)).await)
     }

@@ -101,8 +101,11 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
             worker.unix_sockets = unix_sockets;
             look_at_unix_sockets(manager);
         }
-        FromWorker::Acknowledged(_) => {
-            worker.serving = true;
+        FromWorker::Acknowledged(table) => {
+            worker.applied = table;
+            if std::mem::replace(&mut worker.serving, true) {
+                return;
+            }
             let limits = DrainLimits::of(&manager.services);
             manager
                 .workers

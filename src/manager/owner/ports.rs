@@ -8,6 +8,7 @@ use super::manager::Manager;
 use crate::config::{self, Config, Listen, ServiceConfig};
 use crate::holder;
 use crate::ipc::ListenerId;
+use crate::manager::event::Event;
 use crate::manager::service::Service;
 use crate::manager::worker::listeners::{BindError, BoundSockets, OpenListener, SocketCopies};
 use crate::systemd::units::{SOCKETS, Units};
@@ -172,17 +173,20 @@ pub(super) fn reset_failed(manager: &Manager) {
     });
 }
 
-/// Has systemd close its own copies of closed sockets.
-fn let_go(manager: &Manager, closed: Vec<SocketCopies>) {
-    for SocketCopies { unit, stored } in closed {
+/// Has systemd close its own copies of closing sockets.
+fn let_go(manager: &mut Manager, closing: Vec<(ListenerId, SocketCopies)>) {
+    for (id, SocketCopies { unit, stored }) in closing {
         manager.world.supervision.forget(&stored);
         let Some(units) = manager.world.units else {
+            manager.listeners.let_go(id);
             continue;
         };
+        let reports = manager.world.reports.clone();
         tokio::task::spawn_local(async move {
-            if let Err(error) = units.stop(&unit).await {
+            if let Err(error) = units.stop_and_wait(&unit).await {
                 tracing::error!(unit, error = %error, "socket unit not stopped");
             }
+            let _ = reports.send(Event::PortLetGo(id));
         });
     }
 }

@@ -44,6 +44,9 @@ pub(super) fn settle(manager: &mut Manager) {
         let table = published.table();
         manager.workers.send_table(table, sources.certificates);
     }
+    let table = published.table().number;
+    let applied = manager.workers.applied();
+    manager.listeners.close_confirmed(table, applied);
     for permit in manager.world.permits.drain(..) {
         // Sending fails if the launcher was killed in between, and then it needs no permit.
         let _ = permit.send(());

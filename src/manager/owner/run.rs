@@ -139,6 +139,7 @@ fn take_event(manager: &mut Manager, event: Event) {
         Event::Worker(generation, event) => take_worker_event(manager, generation, event),
         Event::WorkerDue if serving => start_worker(manager),
         Event::WorkerDue => {}
+        Event::PortLetGo(id) => manager.listeners.let_go(id),
         Event::Diagnosed(diagnosis) => {
             if let Some(service) = manager.services.get_mut(&diagnosis.service) {
                 service.diagnosed(diagnosis, &mut manager.world);

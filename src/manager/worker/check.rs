@@ -14,7 +14,6 @@ pub(super) const KNOWN: WorkerKnowledge = WorkerKnowledge {
     table: 5,
     ping: 3,
     endpoints: 4,
-    serving: false,
     draining: false,
 };
 
@@ -36,7 +35,6 @@ pub fn worker_message(input: &[u8]) {
         return;
     };
     let knowledge = WorkerKnowledge {
-        serving: flags & 1 != 0,
         draining: flags & 2 != 0,
         ..KNOWN
     };
@@ -82,8 +80,7 @@ pub(super) fn take_in(
 fn assert_fits(message: &FromWorker, knowledge: WorkerKnowledge) {
     let fits = match message {
         FromWorker::Hello { .. } | FromWorker::Counts { .. } => true,
-        FromWorker::Acknowledged(table) => !knowledge.serving && *table <= KNOWN.table,
-        FromWorker::Refused(table) => *table <= KNOWN.table,
+        FromWorker::Acknowledged(table) | FromWorker::Refused(table) => *table <= KNOWN.table,
         FromWorker::Probed { endpoint, .. } => endpoint.0 == 1,
         FromWorker::Health { endpoint, .. } => endpoint.0 == 2 && !knowledge.draining,
         FromWorker::Idle(endpoint) => endpoint.0 == 3,

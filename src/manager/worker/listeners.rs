@@ -13,6 +13,10 @@
 //!   ones get the new socket, but some may be in the middle of connecting to this one. It closes
 //!   after [`PASSING_TIME`].
 //!
+//! A socket that closes stays open here until systemd has stopped its unit and all workers use a
+//! table without it. A configuration that names its address again in the meantime gets this socket:
+//! a second one beside it would share the clients with a queue from which nobody accepts.
+//!
 //! A worker finds out for each connection of a passing socket which listener it belongs to, by the
 //! address that the client has connected to; a connection that belongs to none is closed. A passing
 //! socket has a new number, by which workers take it for another listener: connections of the old
@@ -39,7 +43,7 @@ use crate::systemd::given;
 /// lost.
 const PASSING_TIME: Duration = Duration::from_secs(3);
 
-/// How long copies of a closed socket may still be open, in a worker or in systemd.
+/// How long a worker may have copies of a socket that is closed here, for what is in its queue.
 const CLOSING_TIME: Duration = Duration::from_secs(10);
 
 /// An open listening socket.
@@ -70,11 +74,6 @@ impl OpenListener {
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-
-    fn close(self) -> SocketCopies {
-        give_up(&self.socket);
-        self.copies
-    }
 }
 
 /// All open listening sockets.
@@ -82,6 +81,7 @@ impl OpenListener {
 pub struct Listeners {
     open: BTreeMap<Listen, OpenListener>,
     passing: Vec<PassingSocket>,
+    closing: Vec<ClosingSocket>,
     /// Sockets that were passed to this manager and that no service uses yet.
     given: BTreeMap<SocketAddr, GivenCopy>,
     /// The addresses of sockets that were closed a short time ago.
@@ -96,6 +96,16 @@ struct PassingSocket {
     listener: OpenListener,
     /// When the socket closes. `None`: as long as the configuration has a wider address.
     until: Option<Instant>,
+}
+
+/// A socket that no address needs any more, of which copies are still open elsewhere.
+#[derive(Debug)]
+struct ClosingSocket {
+    listener: OpenListener,
+    /// True: systemd has no copy any more.
+    is_let_go: bool,
+    /// The number of the first table without the socket. `None`: there is no such table yet.
+    table: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -121,6 +131,7 @@ impl BoundSockets {
 enum Source {
     Given(SocketAddr),
     Passing(SocketAddr),
+    Closing(SocketAddr),
     New(BoundSocket),
 }
 
@@ -209,7 +220,7 @@ impl Listeners {
 
     /// Closes the sockets that were passed to this manager and that no service uses, at once or
     /// once nobody can get them any more. Returns the copies that systemd must close, too.
-    pub fn drop_unused(&mut self) -> Vec<SocketCopies> {
+    pub fn drop_unused(&mut self) -> Vec<(ListenerId, SocketCopies)> {
         let wanted: BTreeSet<Listen> = self.open.keys().copied().collect();
         let mut closed = Vec::new();
         for (address, copy) in std::mem::take(&mut self.given) {
@@ -230,7 +241,8 @@ impl Listeners {
         {
             let at = |address: SocketAddr| match self.given.contains_key(&address) {
                 true => Some(Source::Given(address)),
-                false => self.passing_at(address).map(|_| Source::Passing(address)),
+                false if self.passing_at(address).is_some() => Some(Source::Passing(address)),
+                false => self.closing_at(address).map(|_| Source::Closing(address)),
             };
             // The machine may have no IPv6 at all.
             let without_ipv6 = || {
@@ -260,7 +272,8 @@ impl Listeners {
     fn own(&self) -> impl Iterator<Item = (SocketAddr, BorrowedFd<'_>)> {
         let given = self.given.iter();
         let given = given.map(|(address, copy)| (*address, copy.socket.as_fd()));
-        let used = self.sockets();
+        let closing = self.closing.iter().map(|closing| &closing.listener);
+        let used = self.sockets().chain(closing);
         given.chain(used.map(|listener| (listener.address, listener.descriptor())))
     }
 
@@ -269,10 +282,19 @@ impl Listeners {
         passing.position(|passing| passing.listener.address == address)
     }
 
+    fn closing_at(&self, address: SocketAddr) -> Option<usize> {
+        let mut closing = self.closing.iter();
+        closing.position(|closing| closing.listener.address == address)
+    }
+
     /// Puts the sockets of [`Listeners::bind`] to use, and closes those that are no longer wanted,
     /// at once or once nobody can get them any more. Returns the copies that systemd must close,
     /// too.
-    pub fn adopt(&mut self, bound: BoundSockets, wanted: &BTreeSet<Listen>) -> Vec<SocketCopies> {
+    pub fn adopt(
+        &mut self,
+        bound: BoundSockets,
+        wanted: &BTreeSet<Listen>,
+    ) -> Vec<(ListenerId, SocketCopies)> {
         for (listen, source) in bound.0 {
             let id = self.next_id();
             if let Err(error) = self.open(listen, id, source) {
@@ -310,13 +332,11 @@ impl Listeners {
         &mut self,
         listener: OpenListener,
         wanted: &BTreeSet<Listen>,
-    ) -> Option<SocketCopies> {
+    ) -> Option<(ListenerId, SocketCopies)> {
         let address = listener.address;
         let wanted = || wanted.iter().map(|listen| address_of(*listen));
         if !wanted().any(|wanted| overlap(wanted, address)) {
-            self.closed.retain(|(_, at)| at.elapsed() < CLOSING_TIME);
-            self.closed.push((address, Instant::now()));
-            return Some(listener.close());
+            return Some(self.close(listener));
         }
         let is_covered = wanted().any(|wanted| covers(wanted, address));
         let until = (!is_covered).then(|| Instant::now() + PASSING_TIME);
@@ -326,6 +346,40 @@ impl Listeners {
         };
         self.passing.push(PassingSocket { listener, until });
         None
+    }
+
+    /// Lets a socket close. Returns its number and the copies that systemd must close first.
+    fn close(&mut self, listener: OpenListener) -> (ListenerId, SocketCopies) {
+        let closed = (listener.id, listener.copies.clone());
+        self.closing.push(ClosingSocket {
+            listener,
+            is_let_go: false,
+            table: None,
+        });
+        closed
+    }
+
+    /// Notes that systemd has no copy of a closing socket any more.
+    pub fn let_go(&mut self, id: ListenerId) {
+        let mut closing = self.closing.iter_mut();
+        if let Some(closing) = closing.find(|closing| closing.listener.id == id) {
+            closing.is_let_go = true;
+        }
+    }
+
+    /// Closes the closing sockets of which no copy is needed elsewhere. The last table has the
+    /// number `table`, and all workers use table `applied` or a newer one.
+    pub fn close_confirmed(&mut self, table: u64, applied: u64) {
+        let is_over = |closing: &mut ClosingSocket| {
+            let without = *closing.table.get_or_insert(table);
+            closing.is_let_go && applied >= without
+        };
+        let over: Vec<ClosingSocket> = self.closing.extract_if(.., is_over).collect();
+        self.closed.retain(|(_, at)| at.elapsed() < CLOSING_TIME);
+        for ClosingSocket { listener, .. } in over {
+            self.closed.push((listener.address, Instant::now()));
+            give_up(&listener.socket);
+        }
     }
 
     /// Returns when [`Listeners::close_passed`] has something to do.
@@ -338,14 +392,13 @@ impl Listeners {
 
     /// Closes the passing sockets whose time is over. Returns the copies that systemd must close,
     /// too.
-    pub fn close_passed(&mut self, now: Instant) -> Vec<SocketCopies> {
+    pub fn close_passed(&mut self, now: Instant) -> Vec<(ListenerId, SocketCopies)> {
         let is_over = |passing: &mut PassingSocket| passing.until.is_some_and(|until| until <= now);
         let over: Vec<PassingSocket> = self.passing.extract_if(.., is_over).collect();
         let closed = over.into_iter().map(|passing| passing.listener);
         let closed = closed.map(|listener| {
             tracing::info!(address = %listener.address, "no longer listening");
-            self.closed.push((listener.address, Instant::now()));
-            listener.close()
+            self.close(listener)
         });
         closed.collect()
     }
@@ -367,16 +420,19 @@ impl Listeners {
                 let copy = self.given.remove(&address);
                 copy.map(|copy| listener(id, address, copy.socket, copy.stored))
             }
-            Source::Passing(address) => self.passing_at(address).map(|index| {
-                let listener = self.passing.swap_remove(index).listener;
-                OpenListener {
-                    id,
-                    passing: false,
-                    ..listener
-                }
-            }),
+            Source::Passing(address) => self
+                .passing_at(address)
+                .map(|index| self.passing.swap_remove(index).listener),
+            Source::Closing(address) => self
+                .closing_at(address)
+                .map(|index| self.closing.swap_remove(index).listener),
         };
         if let Some(listener) = listener {
+            let listener = OpenListener {
+                id,
+                passing: false,
+                ..listener
+            };
             tracing::info!(address = %listener.address, "listening");
             self.open.insert(listen, listener);
         }
@@ -504,7 +560,9 @@ mod tests {
             unit: format!("smoothserve-port-127.0.0.1-{}.socket", address.port()),
             stored: "listener-1".to_owned(),
         };
-        assert_eq!(next.adopt(bound, &BTreeSet::new()), [copies]);
+        let closed = next.adopt(bound, &BTreeSet::new());
+        let closed: Vec<_> = closed.into_iter().map(|(_, copies)| copies).collect();
+        assert_eq!(closed, [copies]);
     }
 
     #[test]
@@ -532,6 +590,14 @@ mod tests {
     }
 
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// Confirms that nobody else has these sockets any more.
+    fn confirm(listeners: &mut Listeners, closed: Vec<(ListenerId, SocketCopies)>) {
+        for (id, _) in closed {
+            listeners.let_go(id);
+        }
+        listeners.close_confirmed(1, 1);
+    }
 
     /// Makes `wanted` the configured addresses, and returns how many sockets were closed.
     fn reload(listeners: &mut Listeners, wanted: &[Listen]) -> usize {
@@ -579,7 +645,9 @@ mod tests {
         assert_ne!(old.id, before, "to workers it is another listener");
         let until = listeners.deadline().unwrap();
         assert!(listeners.close_passed(Instant::now()).is_empty());
-        assert_eq!(listeners.close_passed(until).len(), 1);
+        let closed = listeners.close_passed(until);
+        assert_eq!(closed.len(), 1);
+        confirm(&mut listeners, closed);
         connect().unwrap();
         let elsewhere = std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, narrow.port));
         assert!(elsewhere.is_err());
@@ -633,7 +701,44 @@ mod tests {
         let mut listeners = Listeners::default();
         let (wide, _) = wide_and_narrow(&mut listeners);
         let _of_worker = listeners.get(&wide).unwrap().socket.try_clone().unwrap();
-        assert_eq!(reload(&mut listeners, &[]), 1);
+        let (bound, _) = listeners.bind(&BTreeSet::new());
+        let closed = listeners.adopt(bound, &BTreeSet::new());
+        assert_eq!(closed.len(), 1);
+        confirm(&mut listeners, closed);
         reload(&mut listeners, &[wide]);
+    }
+
+    #[test]
+    fn a_port_that_is_opened_again_before_it_has_closed_everywhere_gets_the_same_socket() {
+        let mut listeners = Listeners::default();
+        let (wide, _) = wide_and_narrow(&mut listeners);
+        let number = |listeners: &Listeners| {
+            let listener = listeners.get(&wide).unwrap();
+            rustix::fs::fstat(listener.descriptor()).unwrap().st_ino
+        };
+        let (first, id) = (number(&listeners), listeners.get(&wide).unwrap().id);
+        let _of_unit = listeners.get(&wide).unwrap().socket.try_clone().unwrap();
+        let (bound, _) = listeners.bind(&BTreeSet::new());
+        let closed = listeners.adopt(bound, &BTreeSet::new());
+        assert_eq!(listeners.sockets().count(), 0);
+        // The workers use the table without it, but the unit has not stopped.
+        listeners.close_confirmed(1, 1);
+        reload(&mut listeners, &[wide]);
+        assert_eq!(number(&listeners), first);
+        assert_ne!(
+            listeners.get(&wide).unwrap().id,
+            id,
+            "to workers it is another listener"
+        );
+        // What is confirmed of its first end has no meaning any more.
+        confirm(&mut listeners, closed);
+        assert_eq!(number(&listeners), first);
+        let (bound, _) = listeners.bind(&BTreeSet::new());
+        let closed = listeners.adopt(bound, &BTreeSet::new());
+        listeners.let_go(closed[0].0);
+        // A worker still uses an older table.
+        listeners.close_confirmed(2, 1);
+        reload(&mut listeners, &[wide]);
+        assert_eq!(number(&listeners), first);
     }
 }

@@ -68,6 +68,8 @@ pub struct WorkerProcess {
     pub draining: bool,
     /// Whether the worker has confirmed its first table.
     pub serving: bool,
+    /// The number of the last table that the worker has confirmed.
+    pub applied: u64,
     /// The draining endpoints to which the worker has no connection and will open none.
     pub idle: BTreeSet<EndpointId>,
     /// The certificates in the last table that the worker was sent.
@@ -235,6 +237,7 @@ impl WorkerProcess {
             pid: saved.pid,
             draining: saved.draining,
             serving: false,
+            applied: 0,
             idle: BTreeSet::new(),
             certificates: BTreeSet::new(),
             table: None,
@@ -280,7 +283,6 @@ impl WorkerProcess {
             table,
             ping,
             endpoints,
-            serving: self.serving,
             draining: self.draining,
         };
         let judgement = self

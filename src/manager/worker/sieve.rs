@@ -53,8 +53,6 @@ pub struct WorkerKnowledge {
     pub ping: u64,
     /// How many instances there are.
     pub endpoints: usize,
-    /// The worker has confirmed a table.
-    pub serving: bool,
     /// The worker was told to drain.
     pub draining: bool,
 }
@@ -101,8 +99,9 @@ impl Sieve {
         }
         let fits = match message {
             FromWorker::Hello { .. } => !std::mem::replace(&mut self.has_greeted, true),
-            FromWorker::Acknowledged(table) => !knowledge.serving && *table <= knowledge.table,
-            FromWorker::Refused(table) => *table <= knowledge.table,
+            FromWorker::Acknowledged(table) | FromWorker::Refused(table) => {
+                *table <= knowledge.table
+            }
             FromWorker::Probed { endpoint, .. } => expected(*endpoint) == ExpectedReport::Probed,
             // Only the worker that accepts connections decides about health.
             FromWorker::Health { endpoint, .. } => {
@@ -168,10 +167,6 @@ mod tests {
             unix_sockets: true,
         };
         let mut judge = |message, knowledge| sieve.judge(now, &message, knowledge, expected);
-        let serving = WorkerKnowledge {
-            serving: true,
-            ..KNOWN
-        };
         let draining = WorkerKnowledge {
             draining: true,
             ..KNOWN
@@ -181,9 +176,9 @@ mod tests {
             (hello(), KNOWN, false),
             (FromWorker::Acknowledged(5), KNOWN, true),
             (FromWorker::Acknowledged(6), KNOWN, false),
-            (FromWorker::Acknowledged(5), serving, false),
-            (FromWorker::Refused(4), serving, true),
-            (FromWorker::Refused(6), serving, false),
+            (FromWorker::Acknowledged(5), draining, true),
+            (FromWorker::Refused(4), KNOWN, true),
+            (FromWorker::Refused(6), KNOWN, false),
             (probed(1), KNOWN, true),
             (probed(2), KNOWN, false),
             (probed(9), KNOWN, false),
@@ -227,11 +222,7 @@ mod tests {
     #[test]
     fn an_honest_worker_is_never_replaced() {
         let endpoints = 2000;
-        let knowledge = WorkerKnowledge {
-            endpoints,
-            serving: true,
-            ..KNOWN
-        };
+        let knowledge = WorkerKnowledge { endpoints, ..KNOWN };
         let start = Instant::now();
         let mut sieve = Sieve::new(start);
         let counts = FromWorker::Counts {
@@ -317,10 +308,9 @@ mod tests {
         #[test]
         fn whatever_comes_only_so_much_is_taken(
             messages in prop::collection::vec((any_message(), 0..3_u64), 0..3000),
-            serving in any::<bool>(),
             draining in any::<bool>(),
         ) {
-            take_in(WorkerKnowledge { serving, draining, ..KNOWN }, messages);
+            take_in(WorkerKnowledge { draining, ..KNOWN }, messages);
         }
     }
 }

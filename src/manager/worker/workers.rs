@@ -133,6 +133,12 @@ impl Workers {
         workers.any(|worker| worker.serving && worker.is_current())
     }
 
+    /// Returns the number of the last table that all workers have confirmed.
+    pub fn applied(&self) -> u64 {
+        let applied = self.workers.iter().map(|worker| worker.applied);
+        applied.min().unwrap_or(u64::MAX)
+    }
+
     /// Returns true if a worker has started, ended or begun to drain since the last call.
     pub fn have_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
