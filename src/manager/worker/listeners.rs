@@ -153,9 +153,12 @@ pub struct BindError {
     source: std::io::Error,
 }
 
-/// Returns the configured address of a socket that is bound to `address`.
-fn listen_of(address: SocketAddr) -> Listen {
-    let is_any = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+/// Returns the configured address for which a socket that is bound to `address` was opened.
+fn listen_of(address: SocketAddr, ipv6_is_missing: bool) -> Listen {
+    let is_any = match address.ip() {
+        IpAddr::V6(ip) => ip == Ipv6Addr::UNSPECIFIED,
+        IpAddr::V4(ip) => ipv6_is_missing && ip == Ipv4Addr::UNSPECIFIED,
+    };
     Listen {
         address: (!is_any).then_some(address.ip()),
         port: address.port(),
@@ -224,7 +227,8 @@ impl Listeners {
         let wanted: BTreeSet<Listen> = self.open.keys().copied().collect();
         let mut closed = Vec::new();
         for (address, copy) in std::mem::take(&mut self.given) {
-            let unused = listener(self.next_id(), address, copy.socket, copy.stored);
+            let listen = listen_of(address, address.is_ipv4() && ipv6_is_missing());
+            let unused = listener(self.next_id(), listen, address, copy.socket, copy.stored);
             closed.extend(self.retire(unused, &wanted));
         }
         closed
@@ -414,11 +418,11 @@ impl Listeners {
                 let address = bound.address;
                 let socket = bound.listen(self.own());
                 let socket = socket.map_err(|source| BindError { listen, source })?;
-                Some(listener(id, address, socket, None))
+                Some(listener(id, listen, address, socket, None))
             }
             Source::Given(address) => {
                 let copy = self.given.remove(&address);
-                copy.map(|copy| listener(id, address, copy.socket, copy.stored))
+                copy.map(|copy| listener(id, listen, address, copy.socket, copy.stored))
             }
             Source::Passing(address) => self
                 .passing_at(address)
@@ -431,6 +435,10 @@ impl Listeners {
             let listener = OpenListener {
                 id,
                 passing: false,
+                copies: SocketCopies {
+                    unit: generator::unit_name(listen),
+                    ..listener.copies
+                },
                 ..listener
             };
             tracing::info!(address = %listener.address, "listening");
@@ -469,13 +477,14 @@ impl Listeners {
 /// other socket has, whichever manager has stored that.
 fn listener(
     id: ListenerId,
+    listen: Listen,
     address: SocketAddr,
     socket: TcpListener,
     stored: Option<String>,
 ) -> OpenListener {
     let number = rustix::fs::fstat(&socket).map_or(0, |file| file.st_ino);
     let copies = SocketCopies {
-        unit: generator::unit_name(listen_of(address)),
+        unit: generator::unit_name(listen),
         stored: stored.unwrap_or_else(|| format!("{STORED}{number}")),
     };
     OpenListener {
@@ -563,6 +572,27 @@ mod tests {
         let closed = next.adopt(bound, &BTreeSet::new());
         let closed: Vec<_> = closed.into_iter().map(|(_, copies)| copies).collect();
         assert_eq!(closed, [copies]);
+    }
+
+    #[test]
+    fn a_port_without_an_address_has_the_same_unit_on_a_machine_without_ipv6() {
+        let socket = TcpListener::bind("0.0.0.0:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let port = address.port();
+        let listen = Listen {
+            address: None,
+            port,
+        };
+        let unit = format!("smoothserve-port-{port}.socket");
+        let mut listeners = Listeners::new(vec![(unit.clone(), socket)]);
+        let given = Source::Given(address);
+        listeners.open(listen, ListenerId(1), given).unwrap();
+        assert_eq!(listeners.get(&listen).unwrap().copies.unit, unit);
+        assert_eq!(generator::unit_name(listen_of(address, true)), unit);
+        assert_eq!(
+            listen_of(address, false).address,
+            Some(Ipv4Addr::UNSPECIFIED.into())
+        );
     }
 
     #[test]
