@@ -4,7 +4,6 @@
 //! During each attack and after it, other clients are served, and the worker does not grow by more
 //! than [`MOST_GROWTH`].
 
-
 use crate::frames::{
     ACK, CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE,
     Outcome, PING, PRIORITY, RST_STREAM, SETTINGS, WHOLE, WINDOW_UPDATE, block, frame, get,

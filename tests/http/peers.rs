@@ -109,7 +109,10 @@ impl Stage {
     }
 
     /// Applies a table in which the service has these endpoints. Returns those that it had before.
-    pub(crate) async fn set_endpoints(&mut self, endpoints: Vec<WireEndpoint>) -> Vec<WireEndpoint> {
+    pub(crate) async fn set_endpoints(
+        &mut self,
+        endpoints: Vec<WireEndpoint>,
+    ) -> Vec<WireEndpoint> {
         self.table.number += 1;
         let before = std::mem::replace(&mut first(&mut self.table).endpoints, endpoints);
         self.manager.apply(&self.table).await;
