@@ -9,6 +9,10 @@ const CONTENTS: Duration = Duration::from_secs(2);
 /// hangs.
 const WALKS: Duration = Duration::from_secs(5);
 
+/// How long the folders of one service are gone through in any case, however much time the services
+/// before it have taken.
+const LEAST_WALKS: Duration = Duration::from_secs(1);
+
 /// The time that all fingerprints of one look at the disk may take together. A command that needs
 /// files is answered within 20 s.
 #[derive(Debug, Clone, Copy)]
@@ -27,9 +31,19 @@ impl Effort {
         }
     }
 
+    /// Begins with the next service of the look. A service that takes all the time must not leave
+    /// the next ones unread.
+    pub fn of_next_service(self) -> Effort {
+        let least = Instant::now() + LEAST_WALKS;
+        Effort {
+            walks_until: self.walks_until.max(least),
+            ..self
+        }
+    }
+
     /// Returns an effort of which nothing is left.
     #[cfg(test)]
-    pub(super) fn over() -> Effort {
+    pub fn over() -> Effort {
         let now = Instant::now();
         Effort {
             contents_until: now,

@@ -100,6 +100,23 @@ impl Parts {
         }
     }
 
+    /// Returns true if all parts could be read to their end.
+    pub fn are_complete(&self) -> bool {
+        self.unread.is_empty()
+    }
+
+    /// Takes the parts that could not be read from a newer version that has them.
+    pub fn complete(&mut self, newer: &Parts) {
+        let Parts { marks, unread } = self;
+        unread.retain(|name| match newer.marks.get(name) {
+            Some(mark) => {
+                marks.insert(name.clone(), *mark);
+                false
+            }
+            None => true,
+        });
+    }
+
     /// Returns the names of the parts that are others in a newer version. What one of the two could
     /// not read is not compared.
     pub fn changes(&self, newer: &Parts) -> Vec<String> {
@@ -206,6 +223,12 @@ mod tests {
         assert_eq!(other.changes(&one), ["/view (watch_files)"]);
         other.add_watched(root, None);
         assert!(one.changes(&other).is_empty() && other.changes(&one).is_empty());
+        let mut later = other.clone();
+        assert!(!later.are_complete());
+        later.complete(&other);
+        assert!(!later.are_complete());
+        later.complete(&one);
+        assert!(later.are_complete() && later == one);
         let saved = serde_json::to_string(&one).unwrap();
         assert_eq!(serde_json::from_str::<Parts>(&saved).unwrap(), one);
     }

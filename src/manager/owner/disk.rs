@@ -235,7 +235,7 @@ impl ServiceFiles {
 
     fn read(spec: Arc<ServiceConfig>, effort: Effort) -> ServiceFiles {
         ServiceFiles::within_time(spec, move |spec| ServiceFiles {
-            material: Some(Material::take(&spec, effort)),
+            material: Some(Material::take(&spec, effort.of_next_service())),
             ..ServiceFiles::certificate(spec)
         })
     }
@@ -250,7 +250,7 @@ impl ServiceFiles {
 
     fn material(spec: Arc<ServiceConfig>, effort: Effort) -> ServiceFiles {
         ServiceFiles {
-            material: Some(Material::take(&spec, effort)),
+            material: Some(Material::take(&spec, effort.of_next_service())),
             certificates: ServiceCertificates::default(),
             fault: None,
             spec,
@@ -274,6 +274,30 @@ impl ServiceFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_after_a_slow_one_has_time_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("conf/services")).unwrap();
+        std::fs::create_dir_all(path("view")).unwrap();
+        std::fs::write(path("view/page"), "old").unwrap();
+        let view = path("view");
+        let view = view.display();
+        let file =
+            format!("name: x\nport: 80\nexecutable_path: /bin/true\nwatch_files: [{view}]\n");
+        std::fs::write(path("conf/services/x.yaml"), file).unwrap();
+        let config = config::load(&path("conf")).unwrap();
+        let spec = &config.services["x"];
+        let parts = || {
+            let files = ServiceFiles::read(spec.clone(), Effort::over());
+            files.material.unwrap().fingerprint.parts
+        };
+        let before = parts();
+        assert!(before.are_complete());
+        std::fs::write(path("view/page"), "newer").unwrap();
+        assert_eq!(before.changes(&parts()).len(), 1);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn files_that_do_not_answer_fail_one_errand_and_a_few_threads_are_left_to_them() {

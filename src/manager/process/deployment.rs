@@ -1,7 +1,7 @@
 //! A deployment: what the instances of one generation run, taken from the disk when the generation
 //! was made.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,7 +31,7 @@ pub struct Deployment {
     /// The fingerprint in its first form.
     first_form: u64,
     /// The parts of the fingerprint. Unset: an earlier smoothserve has made this deployment.
-    parts: OnceCell<Parts>,
+    parts: RefCell<Option<Parts>>,
 }
 
 /// The state of a deployment that is saved for the next manager. systemd stores the descriptor of
@@ -91,7 +91,7 @@ impl Deployment {
             environment_file: material.environment_file?,
             folder: material.fingerprint.folder.clone(),
             first_form: material.fingerprint.first_form().unwrap_or_default(),
-            parts: material.fingerprint.parts.into(),
+            parts: RefCell::new(Some(material.fingerprint.parts)),
         })
     }
 
@@ -105,7 +105,7 @@ impl Deployment {
             environment_file: self.environment_file.clone(),
             content: self.first_form,
             folder: self.folder.clone(),
-            parts: self.parts.get().cloned(),
+            parts: self.parts.borrow().clone(),
         }
     }
 
@@ -126,7 +126,7 @@ impl Deployment {
             environment_file: saved.environment_file,
             folder: saved.folder,
             first_form: saved.content,
-            parts: saved.parts.map(OnceCell::from).unwrap_or_default(),
+            parts: RefCell::new(saved.parts),
         })
     }
 
@@ -138,7 +138,7 @@ impl Deployment {
     /// Returns the names of what would be different in a deployment of `process` with what is on
     /// disk now.
     pub fn changes(&self, process: &ProcessConfig, now: &Fingerprint) -> Vec<String> {
-        let mut changes = match self.parts.get() {
+        let mut changes = match &*self.parts.borrow() {
             Some(parts) => parts.changes(&now.parts),
             // What the first form cannot say is taken to be unchanged: an upgrade replaces nothing.
             None => match now.first_form() {
@@ -154,23 +154,30 @@ impl Deployment {
 
     /// Returns true if instances of both deployments run the same content.
     pub fn same_content(&self, other: &Deployment) -> bool {
-        let is_same = match (self.parts.get(), other.parts.get()) {
+        let is_same = match (&*self.parts.borrow(), &*other.parts.borrow()) {
             (Some(one), Some(other)) => one.changes(other).is_empty(),
             _ => self.first_form == other.first_form,
         };
         is_same && self.process == other.process
     }
 
-    /// Returns true if an earlier smoothserve has made this deployment, and has not compared all
-    /// that is compared now.
-    pub fn is_of_first_form(&self) -> bool {
-        self.parts.get().is_none()
+    /// Returns true if some parts of this deployment are not known: an earlier smoothserve has made
+    /// it, or they could not be read in time.
+    pub fn lacks_parts(&self) -> bool {
+        !self
+            .parts
+            .borrow()
+            .as_ref()
+            .is_some_and(Parts::are_complete)
     }
 
-    /// Takes these parts for what a deployment of the first form consists of.
+    /// Takes those of these parts that are not known for what the deployment consists of.
     pub fn adopt(&self, parts: &Parts) {
-        // A deployment that has parts keeps them.
-        let _ = self.parts.set(parts.clone());
+        // Parts that are known stay.
+        match &mut *self.parts.borrow_mut() {
+            Some(known) => known.complete(parts),
+            none => *none = Some(parts.clone()),
+        }
     }
 }
 
@@ -222,13 +229,13 @@ mod tests {
         };
         let is = |deployment: &Deployment| deployment.is(&spec.process, &take().fingerprint);
         let old = restore();
-        assert!(old.is_of_first_form() && is(&old));
+        assert!(old.lacks_parts() && is(&old));
         assert!(old.same_content(&deployment));
         // What earlier versions have not compared is no difference, before it is adopted.
         fs::write(path("server.js"), "new").unwrap();
         assert!(is(&old));
         old.adopt(&take().fingerprint.parts);
-        assert!(is(&old) && !old.is_of_first_form());
+        assert!(is(&old) && !old.lacks_parts());
         fs::write(path("server.js"), "newer").unwrap();
         assert!(!is(&old));
         let changes = old.changes(&spec.process, &take().fingerprint);
@@ -243,5 +250,14 @@ mod tests {
         let old = restore();
         fs::write(path("view/page"), "new").unwrap();
         assert!(!is(&old));
+
+        // A part that could not be read is taken from the next look that has it.
+        fs::write(path("view/page"), "old").unwrap();
+        let late = Material::take(&spec, Effort::over());
+        let blind = Deployment::new(&spec.process, 2, late).unwrap();
+        assert!(blind.lacks_parts() && is(&blind));
+        blind.adopt(&take().fingerprint.parts);
+        fs::write(path("view/page"), "newest").unwrap();
+        assert!(!blind.lacks_parts() && !is(&blind));
     }
 }

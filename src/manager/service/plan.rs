@@ -25,7 +25,7 @@ pub struct Plan {
     settles: bool,
     /// The names of what is different from what should run until now.
     changes: Vec<String>,
-    /// Generations that an earlier smoothserve has made, and what they consist of.
+    /// Generations of which some parts are not known, and what they consist of.
     adopted: Option<(Vec<u64>, Parts)>,
     /// What people should know about the files.
     remarks: Vec<String>,
@@ -113,11 +113,11 @@ impl Service {
         })
     }
 
-    /// Finds the deployments of an earlier smoothserve, which has compared less than this one, that
-    /// equal what is on disk now.
+    /// Finds the deployments of which some parts are not known, and which otherwise equal what is
+    /// on disk now.
     fn adopted(&self, spec: &Arc<ServiceConfig>, material: &Material) -> Option<(Vec<u64>, Parts)> {
         let equal = self.deployments.iter().filter(|(_, deployment)| {
-            deployment.is_of_first_form() && deployment.is(&spec.process, &material.fingerprint)
+            deployment.lacks_parts() && deployment.is(&spec.process, &material.fingerprint)
         });
         let equal: Vec<u64> = equal.map(|(&generation, _)| generation).collect();
         (!equal.is_empty()).then(|| (equal, material.fingerprint.parts.clone()))
