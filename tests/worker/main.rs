@@ -11,6 +11,7 @@ use smoothserve::ipc::EndpointState::{Active, Draining, Probing};
 use smoothserve::ipc::{
     EndpointId, FromWorker, Probe, Protocol, ToWorker, WireEndpoint, WireTable,
 };
+use smoothserve_kit::{free_port, local};
 
 const ONE: EndpointId = EndpointId(1);
 
@@ -62,8 +63,8 @@ async fn a_table_that_contradicts_itself_changes_nothing() {
 async fn a_new_endpoint_is_probed_until_it_answers() {
     let worker = Worker::start();
     let mut manager = worker.connect().await;
-    let (reserved, address) = listen();
-    drop(reserved);
+    // Outgoing connections do not get this port while nobody listens on it.
+    let address = local(free_port());
     let one = |state| WireEndpoint {
         id: ONE,
         address: smoothserve::ipc::Address::Tcp(address),
@@ -441,9 +442,13 @@ async fn sigterm_drains_a_worker() {
 
 #[tokio::test]
 async fn an_active_endpoint_that_fails_its_health_check_is_removed_and_restored() {
-    let [bad, good] = [Instance::start("bad").await, Instance::start("good").await];
+    // Outgoing connections do not get this port while nobody listens on it.
+    let place = local(free_port());
+    let [bad, good] = [
+        Instance::start_at("bad", place).await,
+        Instance::start("good").await,
+    ];
     let (_worker, mut manager, address, _) = serving(&[&bad, &good]).await;
-    let place = bad.address;
     bad.stop().await;
     let fault = manager
         .wait_for(|message| match message {
