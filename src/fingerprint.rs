@@ -47,5 +47,5 @@ pub use effort::Effort;
 pub use mark::{Parts, are_of_arguments};
 pub use taken::Fingerprint;
 
-pub(crate) use arguments::named_by_arguments;
+pub(crate) use arguments::{is_data, named_by_arguments};
 pub(crate) use interpreters::interpreters_of;

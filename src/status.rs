@@ -279,8 +279,8 @@ pub struct JobStatus {
     pub total: u32,
     /// Why the job failed, if it did. Never contains output of an instance.
     pub error: Option<String>,
-    /// What a reload has done, service by service: `shop: 3 instances replaced`. Empty until the
-    /// reload has ended, and for other jobs.
+    /// What the job has done, service by service: `shop: 3 instances replaced`. Empty until the job
+    /// has ended, and for commands about one service.
     #[serde(default)]
     pub changes: Vec<String>,
     /// The error, followed by the last lines that the failed instances have written.

@@ -74,7 +74,7 @@ pub(crate) struct WalkBounds {
     pub(crate) stopped: Option<WalkStop>,
 }
 
-/// The first place that a walk has not seen.
+/// The first place that a walk has not seen for the gravest reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WalkStop {
     /// What was not visited. If it is a folder that is too deep, what is in it was not.
@@ -87,24 +87,31 @@ impl WalkStop {
     /// Says for people that files of `watch_files` are not watched.
     pub(crate) fn unwatched(&self) -> String {
         let at = self.at.display();
-        let seen = match self.why {
-            StopReason::Entries => format!("{MOST_WATCHED} files and folders are watched"),
-            why @ (StopReason::Depth | StopReason::Time) => why.to_string(),
+        let (consequence, most) = match self.why {
+            StopReason::Depth => (
+                format!("changes in {at} are not seen"),
+                self.why.to_string(),
+            ),
+            StopReason::Entries | StopReason::Time => (
+                format!("{at} and what follows are not watched but looked at every minute"),
+                format!("{MOST_WATCHED} files and folders are watched"),
+            ),
         };
         format!(
-            "watch_files: {at} and what follows are not watched but looked at every minute, \
-             because no more than {seen}; name what is not part of the service in watch_ignore"
+            "watch_files: {consequence}, because no more than {most}; name what is not part of the \
+             service in watch_ignore"
         )
     }
 }
 
-/// Why a walk has not seen everything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why a walk has not seen everything. What is missing is more with each: a deep folder alone, all
+/// that follows in any walk, or all that follows in a slow one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum StopReason {
-    /// There are more files and folders than may be visited.
-    Entries,
     /// A folder is too deep.
     Depth,
+    /// There are more files and folders than may be visited.
+    Entries,
     /// It took too long.
     Time,
 }
@@ -140,10 +147,10 @@ impl WalkBounds {
     }
 
     fn stop(&mut self, at: &Path, why: StopReason) {
-        self.stopped.get_or_insert_with(|| WalkStop {
-            at: at.to_owned(),
-            why,
-        });
+        if self.stopped.as_ref().is_none_or(|stop| stop.why < why) {
+            let at = at.to_owned();
+            self.stopped = Some(WalkStop { at, why });
+        }
     }
 
     /// Takes the place of one entry, if there is one left.
@@ -269,6 +276,12 @@ mod tests {
         let (seen, stopped) = walked(WalkBounds::entries(1000));
         assert_eq!(seen.len(), 6 + 32);
         assert_eq!(stopped.unwrap().why, StopReason::Depth);
+        // That a walk ran out of time is not hidden by a folder that was too deep before.
+        let mut bounds = WalkBounds::entries(0);
+        for why in [StopReason::Depth, StopReason::Time, StopReason::Entries] {
+            bounds.stop(&deep, why);
+        }
+        assert_eq!(bounds.stopped.unwrap().why, StopReason::Time);
     }
 
     #[test]

@@ -89,11 +89,7 @@ fn beneath_file_system(home: &Home, script: &str, hang: &Path) -> Programs {
 
 /// Adds a service whose executable is found by the link `current` to a release.
 fn add_releases(home: &Home, name: &str, port: u16, yaml: &str) {
-    let app = home.app(name);
-    let release = app.folder().join("releases/1");
-    fs::create_dir_all(&release).unwrap();
-    install(&example("shop"), &release.join("shop"), &Build::good("1")).unwrap();
-    symlink("releases/1", app.folder().join("current")).unwrap();
+    home.app(name).flip(&Build::good("1"));
     let yaml = format!(
         "name: {name}\nserver_name: {name}.example\nport: {port}\n\
          executable_path: ../../apps/{name}/current/shop\n{yaml}"
@@ -115,7 +111,7 @@ async fn files_that_do_not_answer_delay_their_service_alone() {
     home.add_shop("shop", port, "auto_restart: false\n");
     let programs = beside_file_system(&home, HANG);
     let server = Smoothserve::start(programs, home).await;
-    let mut bystanders = [
+    let bystanders = [
         Bystander::of_shop(local(port), "slow.example"),
         Bystander::of_shop(local(port), "shop.example"),
         Bystander::of_manager(&server.bus()),
@@ -138,19 +134,14 @@ async fn files_that_do_not_answer_delay_their_service_alone() {
         );
     };
     told(&slow.await.unwrap().unwrap());
-    // As long as they do not answer, nobody waits for them again, however often somebody asks.
+    // As long as they do not answer, whoever asks is told so, however often.
     for _ in 0..20 {
         told(&server.ctl(&["restart", "slow"]).await);
     }
     told(&server.ctl(&["reload"]).await);
     server.ok(&["restart", "shop"]).await;
     assert_eq!(server.running("slow").await.pids(), before);
-    for bystander in &mut bystanders {
-        bystander.is_served().await;
-    }
-    for bystander in bystanders {
-        bystander.end();
-    }
+    Bystander::end_served(bystanders).await;
     server.stop().await;
 }
 
@@ -162,7 +153,7 @@ async fn what_is_watched_and_does_not_answer_holds_up_its_service_alone() {
     add_releases(&home, "shop", port, "auto_restart: true\n");
     let programs = beside_file_system(&home, HANG);
     let server = Smoothserve::start(programs, home).await;
-    let mut bystanders = [
+    let bystanders = [
         Bystander::of_shop(local(port), "slow.example"),
         Bystander::of_shop(local(port), "shop.example"),
         Bystander::of_manager(&server.bus()),
@@ -172,13 +163,9 @@ async fn what_is_watched_and_does_not_answer_holds_up_its_service_alone() {
     server
         .says("what is watched for slow did not answer in time")
         .await;
-    let shop = server.home.app("shop").folder().to_owned();
     for release in ["2", "3"] {
         let before = server.running("shop").await.pids();
-        fs::create_dir(shop.join("releases").join(release)).unwrap();
-        let new = shop.join("releases").join(release).join("shop");
-        install(&example("shop"), &new, &Build::good(release)).unwrap();
-        flip(&shop, &format!("releases/{release}"));
+        server.home.app("shop").flip(&Build::good(release));
         let replaced = server.until("the change is seen", |status| {
             let service = &status.services["shop"];
             service.state == "running" && service.pids() != before
@@ -186,12 +173,7 @@ async fn what_is_watched_and_does_not_answer_holds_up_its_service_alone() {
         replaced.await;
     }
     assert_eq!(server.running("slow").await.pids(), slow);
-    for bystander in &mut bystanders {
-        bystander.is_served().await;
-    }
-    for bystander in bystanders {
-        bystander.end();
-    }
+    Bystander::end_served(bystanders).await;
     server.stop().await;
 }
 

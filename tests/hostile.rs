@@ -272,7 +272,7 @@ async fn output_that_nobody_reads_holds_nobody_up() {
     let server = Smoothserve::spawn_with(programs!(), home, None, |command| command.stderr(writer));
     server.running("web").await;
     server.confine();
-    let mut bystanders = [
+    let bystanders = [
         Bystander::of_shop(local(port), "web.example"),
         Bystander::of_manager(&server.bus()),
     ];
@@ -286,12 +286,7 @@ async fn output_that_nobody_reads_holds_nobody_up() {
     tokio::time::timeout(PATIENCE, done)
         .await
         .expect("the instance goes on");
-    for bystander in &mut bystanders {
-        bystander.is_served().await;
-    }
-    for bystander in bystanders {
-        bystander.end();
-    }
+    Bystander::end_served(bystanders).await;
     server.assert_small();
     // From here on somebody reads, and is told how many lines were lost.
     let (tell, told) = tokio::sync::oneshot::channel();

@@ -73,10 +73,8 @@ impl Scene {
         fs::set_permissions(self.path(name), PermissionsExt::from_mode(0o755)).unwrap();
     }
 
-    /// Lets `current` lead to a release.
     fn flip(&self, release: &str) {
-        symlink(format!("releases/{release}"), self.path("next")).unwrap();
-        fs::rename(self.path("next"), self.path("current")).unwrap();
+        flip(&self.path(""), release);
     }
 
     /// Writes the file of the service, in which `APP` stands for the folder, and starts
@@ -117,8 +115,7 @@ impl Running {
     }
 
     fn flip(&self, release: &str) {
-        symlink(format!("releases/{release}"), self.app.join("next")).unwrap();
-        fs::rename(self.app.join("next"), self.app.join("current")).unwrap();
+        flip(&self.app, release);
     }
 
     /// Reloads, which must deploy.
@@ -168,6 +165,12 @@ async fn deployed_by_a_flip(scene: Scene, lines: &str) {
     assert_eq!(running.get().await, "2", "{lines}");
     running.reload_in_vain().await;
     running.server.stop().await;
+}
+
+/// Lets `current` in the folder of a program lead to a release.
+fn flip(app: &Path, release: &str) {
+    symlink(format!("releases/{release}"), app.join("next")).unwrap();
+    fs::rename(app.join("next"), app.join("current")).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,7 +69,7 @@ fn words(argument: &str) -> Vec<&str> {
 }
 
 /// Returns true if a file is one that the service itself writes, as far as its path tells.
-pub(super) fn is_data(path: &Path, service: &ServiceConfig) -> bool {
+pub(crate) fn is_data(path: &Path, service: &ServiceConfig) -> bool {
     let ends = path.extension().and_then(|end| end.to_str());
     let ends = ends.map(str::to_ascii_lowercase);
     path.file_name()

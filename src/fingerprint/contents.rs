@@ -7,16 +7,16 @@
 //! The clock that stamps files is a coarse one: the digest of a file that has just been changed is
 //! not remembered, because the next change may get the same stamp.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
-use rustix::fs::Stat;
 
 use super::effort::Effort;
+use super::entry::{FileIdentity, StatusTime, status_time};
 use crate::trust::FoundFile;
 
 /// How old the last change of a file must be before its digest is remembered.
@@ -29,7 +29,7 @@ const MOST_REMEMBERED: usize = 16_384;
 const CHUNK: usize = 64 << 10;
 
 /// The digests that are remembered, by device and inode.
-static REMEMBERED: Mutex<Option<HashMap<(u64, u64), Remembered>>> = Mutex::new(None);
+static REMEMBERED: Mutex<BTreeMap<(u64, u64), Remembered>> = Mutex::new(BTreeMap::new());
 
 /// The digest of a file, and the status that the file had.
 struct Remembered {
@@ -37,8 +37,8 @@ struct Remembered {
     digest: u64,
 }
 
-/// Size, time of modification and status time.
-type Status = (i64, (i64, i64), (i64, i64));
+/// What is another one as soon as somebody may have written to a file.
+type Status = (FileIdentity, StatusTime);
 
 /// Returns the digest of a regular file's contents. `None`: the file is larger than `largest`, or
 /// cannot be read, or not in time.
@@ -48,8 +48,9 @@ pub(super) fn digest_of(found: &FoundFile, largest: u64, effort: Effort) -> Opti
     if stat.st_size.cast_unsigned() > largest {
         return None;
     }
-    let (file, status) = ((stat.st_dev, stat.st_ino), status_of(stat));
-    if let Some(digest) = remembered(file, status) {
+    let file = (stat.st_dev, stat.st_ino);
+    let status = (FileIdentity::from(stat), status_time(stat));
+    if let Some(digest) = remembered(file, &status) {
         return Some(digest);
     }
     let digest = read(found.open().ok()?, largest, effort)?;
@@ -60,23 +61,14 @@ pub(super) fn digest_of(found: &FoundFile, largest: u64, effort: Effort) -> Opti
     Some(digest)
 }
 
-fn status_of(stat: &Stat) -> Status {
-    (
-        stat.st_size,
-        (stat.st_mtime, stat.st_mtime_nsec.cast_signed()),
-        (stat.st_ctime, stat.st_ctime_nsec.cast_signed()),
-    )
-}
-
-fn remembered(file: (u64, u64), status: Status) -> Option<u64> {
+fn remembered(file: (u64, u64), status: &Status) -> Option<u64> {
     let known = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = known.as_ref()?.get(&file)?;
-    (known.status == status).then_some(known.digest)
+    let known = known.get(&file)?;
+    (known.status == *status).then_some(known.digest)
 }
 
 fn remember(file: (u64, u64), seen: Remembered) {
     let mut known = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = known.get_or_insert_default();
     if known.len() >= MOST_REMEMBERED {
         known.clear();
     }

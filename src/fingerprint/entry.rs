@@ -118,6 +118,7 @@ impl From<&Stat> for FileIdentity {
     }
 }
 
-fn status_time(stat: &Stat) -> StatusTime {
+/// Returns when the status of a file was last changed.
+pub(super) fn status_time(stat: &Stat) -> StatusTime {
     (stat.st_ctime, stat.st_ctime_nsec.cast_signed())
 }

@@ -7,6 +7,8 @@ use std::hash::{Hash, Hasher};
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
+use super::entry::status_time;
+
 /// How the names of parts end that `args` name.
 const OF_ARGUMENTS: &str = " (args)";
 
@@ -46,7 +48,7 @@ impl Mark {
         let attributes = (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_nlink);
         Mark {
             identity: digest(identity),
-            changed: digest((stat.st_ctime, stat.st_ctime_nsec.cast_signed())),
+            changed: digest(status_time(stat)),
             attributes: Some(digest(attributes)),
             contents,
         }

@@ -320,8 +320,9 @@ impl Jobs {
         }
     }
 
-    /// Fails the parts that wait for a generation that `has_given_up` recognizes: the last manager
-    /// has seen the failure, and could not say so any more. `error` returns what has failed.
+    /// Fails the parts that wait for a generation that `has_given_up` recognizes. Nobody else tells
+    /// these jobs: the rollout was canceled by way of another job, or the last manager has seen the
+    /// failure and could not say so any more. `error` is what has failed.
     pub fn give_up(
         &mut self,
         service: &str,

@@ -3,6 +3,8 @@
 
 mod diagnosis;
 mod history;
+mod leaving;
+mod news;
 mod plan;
 mod saved;
 #[allow(clippy::module_inception)]

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::kernel::FolderIdentity;
 use super::places::{self, Place};
 use crate::config::{ProcessConfig, ServiceConfig};
-use crate::fingerprint::{interpreters_of, named_by_arguments};
+use crate::fingerprint::{interpreters_of, is_data, named_by_arguments};
 use crate::patience::{self, Unanswered};
 use crate::walk::{IgnoredNames, MOST_WATCHED, WalkBounds};
 
@@ -67,7 +67,13 @@ impl Subject {
     pub(super) fn files(service: &ServiceConfig) -> Subject {
         let mut files = vec![service.file.clone()];
         files.extend(service.process.environment_file.clone());
-        let mut ways: Vec<PathBuf> = named_by_arguments(service).into_iter().collect();
+        // Of what the service writes itself, only the way there counts.
+        let way = |path: PathBuf| match is_data(&path, service) {
+            true => path.parent().map(Path::to_owned),
+            false => Some(path),
+        };
+        let named = named_by_arguments(service).into_iter();
+        let mut ways: Vec<PathBuf> = named.filter_map(way).collect();
         ways.extend(service.process.working_directory.clone());
         Subject {
             what: Changed::Files(service.name.clone()),

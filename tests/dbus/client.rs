@@ -59,11 +59,7 @@ impl Client {
     where
         R: DeserializeOwned + Signature,
     {
-        let call =
-            self.connection
-                .call_method(self.destination, path, Some(interface), method, arguments);
-        let reply = timeout(PATIENCE, call).await.expect("an answer in time")?;
-        reply.body().deserialize()
+        self.ask(path, Some(interface), method, arguments).await
     }
 
     /// Calls a method of an object without naming its interface.
@@ -76,9 +72,22 @@ impl Client {
     where
         R: DeserializeOwned + Signature,
     {
+        self.ask(path, None, method, arguments).await
+    }
+
+    async fn ask<R>(
+        &self,
+        path: &str,
+        interface: Option<&str>,
+        method: &str,
+        arguments: &(impl Serialize + DynamicType),
+    ) -> zbus::Result<R>
+    where
+        R: DeserializeOwned + Signature,
+    {
         let call =
             self.connection
-                .call_method(self.destination, path, None::<&str>, method, arguments);
+                .call_method(self.destination, path, interface, method, arguments);
         let reply = timeout(PATIENCE, call).await.expect("an answer in time")?;
         reply.body().deserialize()
     }

@@ -77,14 +77,9 @@ impl Siege {
     }
 
     /// Checks that everybody is served up to the end.
-    async fn end(mut self) {
+    async fn end(self) {
         self.holds().await;
-        for bystander in &mut self.bystanders {
-            bystander.is_served().await;
-        }
-        for bystander in self.bystanders {
-            bystander.end();
-        }
+        Bystander::end_served(self.bystanders).await;
         self.scene.server.stop().await;
     }
 }

@@ -354,8 +354,11 @@ async fn a_cancelled_rollout_leaves_the_old_instances_serving() {
                 instances.any(|instance| instance.state == "starting")
             })
             .await;
+        // It waits for the same instances, and does not wait for ever.
+        let reload: OwnedObjectPath = client.manager("Reload", &()).await.unwrap();
         client.call::<()>(&job, JOB, "Cancel", &()).await.unwrap();
         assert_eq!(signals.result_of(&job).await, "canceled");
+        assert_eq!(signals.result_of(&reload).await, "failed");
         let state: String = client.property(&job, JOB, "State").await.unwrap();
         assert_eq!(state, "canceled");
         let after = scene.server.running("shop").await;

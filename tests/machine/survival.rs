@@ -107,7 +107,7 @@ fn an_upgrade_from_a_version_that_compares_less_keeps_the_instances() {
         let (instances, manager) = (scene.shop().pids(), scene.manager());
         // Earlier versions have saved one digest for all files, and no folder.
         machine.write(
-            "/root/earlier.py",
+            "/run/earlier.py",
             "import json\n\
              file = '/run/smoothserve/state.json'\n\
              state = json.load(open(file))\n\
@@ -117,7 +117,7 @@ fn an_upgrade_from_a_version_that_compares_less_keeps_the_instances() {
              json.dump(state, open(file, 'w'))\n",
         );
         machine.run(&format!(
-            "kill -STOP {manager}; python3 /root/earlier.py && ! grep -q '\"parts\":{{' /run/smoothserve/state.json; kill -9 {manager}"
+            "kill -STOP {manager}; python3 /run/earlier.py && ! grep -q '\"parts\":{{' /run/smoothserve/state.json; kill -9 {manager}"
         ));
         scene.another_manager(manager);
         machine.run("systemctl reload smoothserve");

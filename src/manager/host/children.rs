@@ -149,9 +149,14 @@ fn is_orphan(pid: u32) -> bool {
 
 fn reap() {
     let mut pause = FIRST_LOOK;
+    let mut last = None;
     loop {
         let ended = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
         let ended = ended.ok().and_then(|status| status.pid());
+        // Only as long as it is the same child, somebody is slow to take its status.
+        if ended != last {
+            (last, pause) = (ended, FIRST_LOOK);
+        }
         if ended.is_some_and(is_reaped) {
             pause = FIRST_LOOK;
         } else {

@@ -49,6 +49,7 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
         tracing::error!(service = name, error, "changed files not applied");
         return refuse(manager, name, &refusal.unwrap_or(error));
     }
+    let changed = changes_of(&planned.plans);
     if planned
         .plans
         .iter()
@@ -56,7 +57,6 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
         && let Some(service) = manager.services.get(name)
         && let Some(left) = service.pause_of_arguments(Instant::now())
     {
-        let changed = changes_of(&planned.plans);
         tracing::warn!(
             service = name,
             note = changed,
@@ -65,7 +65,6 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
         look_again(manager, name, left);
         return;
     }
-    let changed = changes_of(&planned.plans);
     let (parts, _) = apply(manager, planned);
     if let Some(refusal) = refusal {
         refuse(manager, name, &refusal);

@@ -123,7 +123,7 @@ pub(super) fn renew(
 /// Opens the ports of a service that a command starts although its file disables it. The ports of a
 /// disabled service are not open otherwise.
 fn open_ports(manager: &mut Manager, spec: &Arc<ServiceConfig>) -> Result<(), CommandError> {
-    if let Some(conflict) = conflict_with_others(manager, spec, Some(&spec.name)) {
+    if let Some(conflict) = conflict_with_others(manager, spec) {
         return Err(refused(conflict.message));
     }
     let wanted = ports_of(manager, &manager.config, &BTreeSet::new(), Some(&spec.name));
@@ -169,6 +169,11 @@ fn cancel(manager: &mut Manager, id: u32) -> Result<Vec<u32>, CommandError> {
             (manager.services.get_mut(&name), goal)
         {
             service.cancel(generation, &mut manager.world);
+            // Another job that waits for the same instances waits in vain.
+            let has_given_up = |generation| service.has_given_up(generation);
+            let error = format!("the rollout of {name} was canceled");
+            let jobs = &mut manager.world.jobs;
+            jobs.give_up(&name, has_given_up, &error, Instant::now());
         }
     }
     Ok(Vec::new())

@@ -47,17 +47,14 @@ pub(super) fn move_routes(manager: &mut Manager) {
         note_kept(manager);
     }
     let leaving = manager.services.iter();
-    let leaving = leaving.filter(|(name, service)| service.is_leaving() && !keeps(manager, name));
+    let leaving =
+        leaving.filter(|(name, service)| service.is_leaving() && !manager.routes.keeps(name));
     let leaving: Vec<String> = leaving.map(|(name, _)| name.clone()).collect();
     for name in leaving {
         if let Some(service) = manager.services.get_mut(&name) {
             service.stop(&mut manager.world);
         }
     }
-}
-
-fn keeps(manager: &Manager, name: &str) -> bool {
-    manager.routes.keeps(name)
 }
 
 fn standing(services: &Services, name: &str) -> Standing {

@@ -79,7 +79,7 @@ impl ServiceFault {
 /// Plans to apply a configuration with the files of its services. Changes nothing.
 pub(super) fn plan(
     manager: &Manager,
-    mut config: Config,
+    config: Config,
     files: Vec<ServiceFiles>,
     mut lacks: BTreeMap<String, Vec<Lack>>,
     reason: PlanReason,
@@ -101,10 +101,7 @@ pub(super) fn plan(
         certificates: ServiceCertificates::default(),
         bound,
         listens,
-        config: Config {
-            services: BTreeMap::new(),
-            ..config.clone()
-        },
+        config,
     };
     for files in files {
         let name = &files.spec.name;
@@ -116,10 +113,10 @@ pub(super) fn plan(
     }
     for name in &planned.held {
         if let Some(service) = manager.services.get(name) {
-            config.services.insert(name.clone(), service.spec().clone());
+            let services = &mut planned.config.services;
+            services.insert(name.clone(), service.spec().clone());
         }
     }
-    planned.config = config;
     if !planned.held.is_empty() {
         planned.listens = ports_of(manager, &planned.config, &yielding, None);
         // Dropped first: an address cannot be bound twice.

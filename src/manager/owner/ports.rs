@@ -33,35 +33,24 @@ pub(super) fn ports_of(
         .collect()
 }
 
-/// Returns the conflicts between services. A service that a command has started, or is about to
-/// start (`starting`), counts as enabled.
-pub(super) fn conflicts<'a>(
-    manager: &Manager,
-    specs: impl Iterator<Item = &'a Arc<ServiceConfig>>,
-    starting: Option<&str>,
-) -> Vec<config::Conflict> {
-    let as_it_runs = |spec: &Arc<ServiceConfig>| ServiceConfig {
-        enabled: is_to_run(manager, spec, starting),
-        ..(**spec).clone()
-    };
-    let specs: Vec<ServiceConfig> = specs.map(as_it_runs).collect();
-    config::conflicts(&specs)
-}
-
-/// Returns what is in the way of `spec` if this one service gets it while the others stay as they
-/// are. `starting` is as for [`conflicts`].
+/// Returns what is in the way of `spec` if a command starts this one service while the others stay
+/// as they are. A service that a command has started counts as enabled.
 pub(super) fn conflict_with_others(
     manager: &Manager,
     spec: &Arc<ServiceConfig>,
-    starting: Option<&str>,
 ) -> Option<config::Conflict> {
+    let as_it_runs = |other: &Arc<ServiceConfig>| ServiceConfig {
+        enabled: is_to_run(manager, other, Some(&spec.name)),
+        ..(**other).clone()
+    };
     let services = manager.services.values();
     let others = services
         .filter(|service| !service.is_removed())
         .map(Service::spec)
         .filter(|other| other.name != spec.name);
+    let specs: Vec<ServiceConfig> = others.chain([spec]).map(as_it_runs).collect();
     // Others may be in the way of each other, if they could not be changed at a reload.
-    conflicts(manager, others.chain([spec]), starting)
+    config::conflicts(&specs)
         .into_iter()
         .find(|conflict| [&conflict.first, &conflict.second].contains(&&spec.name))
 }

@@ -85,16 +85,8 @@ impl Errand {
             }
             Errand::RestartAll(answer) => {
                 let done = found.and_then(|found| {
-                    let mut read = BTreeSet::new();
-                    for files in &found.services {
-                        let name = &files.spec.name;
-                        match &files.fault {
-                            Some(fault) => report_unread(name, fault),
-                            None => {
-                                read.insert(name);
-                            }
-                        }
-                    }
+                    let read = found.services.iter().map(|files| &files.spec.name);
+                    let read: BTreeSet<&String> = read.collect();
                     let mut names = running(manager);
                     names.retain(|name| read.contains(name));
                     renew(manager, JobKind::Restart, names, found)

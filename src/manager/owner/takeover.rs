@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
+
 use super::boot::boot;
 use super::disk::Reading;
 use super::from_workers::start_worker;
@@ -34,9 +36,6 @@ const ALL_SCOPES: &str = "smoothserve-*.scope";
 /// How long unknown workers may drain before the scopes of unknown instances are ended. systemd
 /// kills a worker that takes longer.
 const WORKERS_END: Duration = Duration::from_secs(90);
-
-/// The pause between two checks whether workers have ended.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// Takes the sockets of ports that a holder has kept open while smoothserve was stopped. The holder
 /// keeps them, too, until it is released.
@@ -229,18 +228,13 @@ async fn end(units: Units, scopes: BTreeSet<String>) {
     let (workers, instances): (BTreeSet<String>, _) = scopes
         .into_iter()
         .partition(|name| worker::is_scope_name(name));
-    for name in &workers {
-        units.scope(name).stop().await;
+    let mut ending = JoinSet::new();
+    for name in workers {
+        ending.spawn_local(async move { units.scope(&name).end().await });
     }
-    // The state file names nearly every process, so this is rare, and not worth a subscription to
-    // signals of systemd.
-    let begin = Instant::now();
-    while begin.elapsed() < WORKERS_END {
-        match units.list(ALL_SCOPES).await {
-            Ok(left) if !left.is_disjoint(&workers) => tokio::time::sleep(LOOK).await,
-            _ => break,
-        }
-    }
+    // What does not end holds up the instances for a while only.
+    let ended = async { while ending.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(WORKERS_END, ended).await;
     for name in &instances {
         units.scope(name).stop().await;
     }

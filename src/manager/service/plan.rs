@@ -209,10 +209,9 @@ impl Service {
         self.spec = plan.spec;
         self.removed = false;
         self.note(plan.remarks);
-        for generation in plan.adopted.iter().flat_map(|(equal, _)| equal) {
-            if let (Some(deployment), Some((_, parts))) =
-                (self.deployments.get(generation), &plan.adopted)
-            {
+        if let Some((equal, parts)) = &plan.adopted {
+            let known = |generation| self.deployments.get(generation);
+            for deployment in equal.iter().filter_map(known) {
                 deployment.adopt(parts);
             }
         }

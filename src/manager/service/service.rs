@@ -1,16 +1,16 @@
-//! The service itself: its state, and how it handles commands and reports.
+//! The service itself: its state, and how it handles commands.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use super::diagnosis;
 use super::history::{ChangeSubject, History, SavedFailure, SavedRefusal};
 use crate::config::{Rollout, ServiceConfig};
 use crate::events;
-use crate::ipc::{EndpointCounts, EndpointId, EndpointState, Probe, WireEndpoint};
-use crate::manager::event::{Diagnosis, News};
+use crate::ipc::{EndpointId, EndpointState, Probe, WireEndpoint};
+use crate::manager::event::Diagnosis;
 use crate::manager::instance::Instance;
 use crate::manager::jobs::Goal;
 use crate::manager::process::deployment::Deployment;
@@ -18,13 +18,8 @@ use crate::manager::rollout::{
     Desired, HeldInstance, InstanceFailure, InstanceId, LifeState, Reconciler, RolloutAction,
     RolloutEvent, RolloutPolicy, RolloutTarget,
 };
-use crate::manager::routes::Standing;
-use crate::manager::worker::ExpectedReport;
 use crate::manager::world::World;
 use crate::status::{FailureReport, Moment};
-
-/// How long an instance whose slot is empty meanwhile waits if its executable is open for writing.
-const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A configured service, or a removed service whose instances are not all gone yet.
 pub struct Service {
@@ -90,28 +85,6 @@ impl Service {
         self.moved = true;
     }
 
-    /// Returns true if the service was removed and nothing of it is left.
-    pub fn is_gone(&self) -> bool {
-        // An owner that keeps a site comes back after a crash.
-        self.removed && !self.leaving && self.instances.is_empty()
-    }
-
-    /// Returns true if the service is no longer configured.
-    pub fn is_removed(&self) -> bool {
-        self.removed
-    }
-
-    /// Returns true if the service should not run any more, and runs on for the sites that it
-    /// keeps.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving
-    }
-
-    /// Returns true if people should see the service: it is configured, or still answers requests.
-    pub fn is_shown(&self) -> bool {
-        !self.removed || self.leaving
-    }
-
     /// Returns true if no process of the service is left.
     pub fn is_empty(&self) -> bool {
         self.instances.is_empty()
@@ -153,39 +126,6 @@ impl Service {
         self.step(RolloutEvent::Desire(wanted), world);
     }
 
-    /// Takes in that the service is no longer configured. Its instances run on until
-    /// [`Service::stop`] is called, because sites may have to stay with it for a while.
-    pub fn remove(&mut self) {
-        self.removed = true;
-        self.leaving = self.core.desired().running;
-        self.moved = true;
-    }
-
-    /// Takes in which sites the service keeps until others have arrived, by the names of those.
-    pub fn set_kept(&mut self, keeps: BTreeMap<String, Vec<String>>) {
-        self.keeps = keeps;
-        self.moved = true;
-    }
-
-    /// Returns the sites that the service keeps until others have arrived, by the names of those.
-    pub fn kept(&self) -> &BTreeMap<String, Vec<String>> {
-        &self.keeps
-    }
-
-    /// Returns true if the service is to take over sites that another one serves.
-    pub fn takes_over(&self) -> bool {
-        self.core.desired().takes_over
-    }
-
-    /// Takes in whether the service is to take over sites that another one serves.
-    pub fn set_takes_over(&mut self, takes_over: bool, world: &mut World) {
-        let wanted = Desired {
-            takes_over,
-            ..self.core.desired().clone()
-        };
-        self.step(RolloutEvent::Desire(wanted), world);
-    }
-
     /// Remembers that a change on disk was not applied, until it is applied or gone.
     pub fn refuse(&mut self, subject: ChangeSubject, message: &str) {
         self.history.refused = Some(SavedRefusal {
@@ -217,165 +157,6 @@ impl Service {
     /// Lets the rollout core act on the deadlines that have passed.
     pub fn tick(&mut self, world: &mut World) {
         self.step(RolloutEvent::Tick, world);
-    }
-
-    /// Takes in what happened to an instance of the service.
-    pub fn hear(&mut self, id: InstanceId, news: News, world: &mut World) {
-        let Some(instance) = self.instances.get_mut(&id) else {
-            return;
-        };
-        match news {
-            News::Identified(identity) => {
-                // Start-first, nobody misses an instance that waits, and `start_timeout` ends the
-                // wait.
-                let is_in_place = self.spec.rollout == Rollout::InPlace;
-                let is_missed = is_in_place && self.core.good().is_some();
-                let times = (
-                    self.spec.times.stop_timeout,
-                    is_missed.then_some(BUSY_PATIENCE),
-                );
-                instance.identified(id, &self.spec.name, identity, times, world);
-                self.moved = true;
-            }
-            News::Launched(process, permit) => {
-                instance.launched(process, world.reporter(id));
-                world.permits.push(permit);
-                self.moved = true;
-            }
-            News::Ready => {
-                if instance.can_be_reached() {
-                    self.step(RolloutEvent::Ready(id), world);
-                }
-            }
-            News::Admitted(result) => {
-                if let Err(fault) = &result {
-                    tracing::error!(
-                        service = self.spec.name,
-                        instance = instance.label,
-                        error = fault,
-                        "the proxy cannot use the socket"
-                    );
-                }
-                if instance.admitted(result) {
-                    self.step(RolloutEvent::Ready(id), world);
-                }
-            }
-            News::Probed(Ok(())) => {
-                if instance.probe_suffices(world.reporter(id)) && instance.can_be_reached() {
-                    self.step(RolloutEvent::Ready(id), world);
-                }
-            }
-            News::Probed(Err(fault)) => instance.last_probe = Some(fault),
-            News::Busy(waits) => {
-                if waits {
-                    tracing::warn!(
-                        service = self.spec.name,
-                        instance = instance.label,
-                        "waiting until the executable is not written any more"
-                    );
-                }
-                instance.waits_for_executable = waits;
-                self.moved = true;
-            }
-            News::Idle => self.step(RolloutEvent::Idle(id), world),
-            News::Health(fault) if fault == instance.fault => {}
-            News::Health(fault) => {
-                match &fault {
-                    Some(fault) => tracing::warn!(
-                        message_id = events::INSTANCE_UNHEALTHY,
-                        service = self.spec.name,
-                        instance = instance.label,
-                        error = fault,
-                        "instance unhealthy"
-                    ),
-                    None => tracing::info!(
-                        service = self.spec.name,
-                        instance = instance.label,
-                        "instance healthy again"
-                    ),
-                }
-                instance.fault = fault;
-            }
-            News::Counts(worker, counts) => {
-                instance.counts.count(worker, counts);
-                self.look_at_tunnels(id, world);
-            }
-            News::Exited(how) => {
-                instance.ended = Some(how);
-                self.step(RolloutEvent::Exited(id), world);
-                if let Some(instance) = self.instances.remove(&id) {
-                    let requests = instance.counts.requests();
-                    let past = &mut self.history.past_requests;
-                    *past = past.saturating_add(requests);
-                    world.ports.release(id);
-                    world.owners.remove(&id);
-                    instance.clean_up(&world.supervision);
-                }
-            }
-        }
-    }
-
-    /// Returns what a worker can have to say about an instance.
-    pub fn expected_report(&self, id: InstanceId) -> ExpectedReport {
-        let mut held = self.core.instances().iter();
-        let Some(held) = held.find(|held| held.id == id) else {
-            return ExpectedReport::Nothing;
-        };
-        let instance = self.instances.get(&id);
-        let is_probed =
-            |instance: &Instance| instance.probe().is_some() && instance.pid().is_some();
-        match held.state {
-            LifeState::Starting { .. } if instance.is_some_and(is_probed) => ExpectedReport::Probed,
-            LifeState::Starting { .. } => ExpectedReport::Nothing,
-            LifeState::Ready { .. } => ExpectedReport::Health,
-            LifeState::Draining { .. } | LifeState::Closing { .. } | LifeState::Stopping { .. } => {
-                ExpectedReport::Idle
-            }
-        }
-    }
-
-    /// Returns true if `counts` equal the last counts of this worker.
-    pub fn has_counted(&self, worker: u32, counts: &EndpointCounts) -> bool {
-        let instance = self.instances.get(&counts.id.0);
-        instance.is_some_and(|instance| instance.counts.has(worker, counts))
-    }
-
-    /// Takes in that a worker has ended: its counts become past counts.
-    pub fn worker_gone(&mut self, worker: u32, world: &mut World) {
-        for instance in self.instances.values_mut() {
-            instance.counts.gone(worker);
-        }
-        let ids: Vec<InstanceId> = self.instances.keys().copied().collect();
-        for id in ids {
-            self.look_at_tunnels(id, world);
-        }
-    }
-
-    /// Tells the rollout core whether an instance has tunnels, if this has changed.
-    fn look_at_tunnels(&mut self, id: InstanceId, world: &mut World) {
-        let Some(instance) = self.instances.get(&id) else {
-            return;
-        };
-        let tunnels = instance.counts.tunnels() > 0;
-        let mut held = self.core.instances().iter();
-        if held.any(|held| held.id == id && held.tunnels != tunnels) {
-            self.step(RolloutEvent::Tunnels(id, tunnels), world);
-        }
-    }
-
-    /// Treats draining instances as idle, because no worker is left that could be connected to
-    /// them.
-    pub fn no_worker(&mut self, world: &mut World) {
-        let draining: Vec<InstanceId> = self
-            .core
-            .instances()
-            .iter()
-            .filter(|instance| matches!(instance.state, LifeState::Draining { .. }))
-            .map(|instance| instance.id)
-            .collect();
-        for id in draining {
-            self.step(RolloutEvent::Idle(id), world);
-        }
     }
 
     /// Kills all instances.
@@ -626,12 +407,6 @@ impl Service {
             || instances.any(HeldInstance::is_ready)
     }
 
-    /// Returns true if the service should have its sites: it is enabled or should run. Requests to
-    /// a stopped service get an answer that says so.
-    pub fn is_routed(&self) -> bool {
-        !self.removed && (self.spec.enabled || self.is_wanted())
-    }
-
     /// Returns true if the service should run.
     pub fn is_wanted(&self) -> bool {
         !self.removed && !self.leaving && self.core.desired().running
@@ -653,16 +428,6 @@ impl Service {
     /// Returns true if instances are kept running, be it only for sites that the service keeps.
     pub fn is_running(&self) -> bool {
         self.core.desired().running
-    }
-
-    /// Returns how the service stands, as far as it matters for sites that change hands.
-    pub fn standing(&self) -> Standing {
-        let mut instances = self.core.instances().iter();
-        Standing {
-            running: self.core.desired().running,
-            ready: instances.any(HeldInstance::is_ready),
-            arrived: self.is_wanted() && self.core.arrived(),
-        }
     }
 
     /// Returns true if the service works toward an older generation than this one, because this one

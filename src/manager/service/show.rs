@@ -15,7 +15,7 @@ use crate::status::{
 impl Service {
     /// Returns the progress of the service for its jobs.
     pub fn progress(&self) -> Progress {
-        let running = self.core.desired().running && !self.leaving;
+        let running = self.is_wanted();
         let total = u32::from(self.spec.instance_count);
         let left = self.core.instances().len() as u32;
         Progress {

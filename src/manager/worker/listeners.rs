@@ -139,8 +139,6 @@ enum Source {
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SavedListeners {
     open: Vec<(Listen, ListenerId)>,
-    #[serde(default)]
-    passing: Vec<(SocketAddr, ListenerId)>,
     last_id: u32,
 }
 
@@ -193,13 +191,9 @@ impl Listeners {
     /// Returns the state that the next manager needs to take over the sockets.
     pub fn save(&self) -> SavedListeners {
         let open = self.open.iter();
-        let passing = self.passing.iter().map(|passing| &passing.listener);
         SavedListeners {
             open: open
                 .map(|(listen, listener)| (*listen, listener.id))
-                .collect(),
-            passing: passing
-                .map(|listener| (listener.address, listener.id))
                 .collect(),
             last_id: self.last_id,
         }

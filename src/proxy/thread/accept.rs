@@ -240,6 +240,7 @@ mod tests {
 
     use tokio::runtime::{Builder, LocalOptions};
     use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
 
     use super::*;
     use crate::proxy::shared::budget::Budget;
@@ -278,6 +279,27 @@ mod tests {
             socket: Arc<OwnedFd>,
         ) -> impl Future<Output = io::Result<()>> + use<> {
             accept(listener.clone(), socket, self.threads.clone(), self.clone())
+        }
+    }
+
+    impl Worker {
+        /// Begins to accept, and opens one connection more than the two that there may be, which is
+        /// not accepted.
+        async fn fill(
+            &self,
+            listener: &Rc<ListenerView>,
+            socket: Arc<OwnedFd>,
+            address: SocketAddr,
+        ) -> ([TcpStream; 3], JoinHandle<io::Result<()>>) {
+            let clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+            let accepting = tokio::task::spawn_local(self.accept(listener, socket));
+            while self.threads.connections() < 2 {
+                tokio::task::yield_now().await;
+            }
+            // The third has the time of two tries to be accepted.
+            tokio::time::sleep(FULL_PAUSE * 2).await;
+            assert_eq!(self.threads.connections(), 2);
+            (clients, accepting)
         }
     }
 
@@ -344,16 +366,7 @@ mod tests {
         run_locally(async {
             let (socket, listener, address) = listen();
             let worker = Worker::new(2);
-            let _clients: Vec<TcpStream> = (0..3)
-                .map(|_| TcpStream::connect(address).unwrap())
-                .collect();
-            let accepting = tokio::task::spawn_local(worker.accept(&listener, socket));
-            while worker.threads.connections() < 2 {
-                tokio::task::yield_now().await;
-            }
-            // The third has the time of two tries to be accepted.
-            tokio::time::sleep(FULL_PAUSE * 2).await;
-            assert_eq!(worker.threads.connections(), 2);
+            let (_clients, accepting) = worker.fill(&listener, socket, address).await;
             assert!(worker.threads.are_full(ListenerId(1)));
             // Two end, the third takes their place and stays.
             worker.open.take();
@@ -375,16 +388,7 @@ mod tests {
             });
             let worker = Worker::new(100);
             worker.threads.limit_connections(Some(2), 2);
-            let _clients: Vec<TcpStream> = (0..3)
-                .map(|_| TcpStream::connect(address).unwrap())
-                .collect();
-            let accepting = tokio::task::spawn_local(worker.accept(&listener, socket));
-            while worker.threads.connections() < 2 {
-                tokio::task::yield_now().await;
-            }
-            // The third has the time of two tries to be accepted.
-            tokio::time::sleep(FULL_PAUSE * 2).await;
-            assert_eq!(worker.threads.connections(), 2);
+            let (_clients, accepting) = worker.fill(&listener, socket, address).await;
             // An idle one ends for it.
             worker.idle.set(true);
             while worker.idle.get() {

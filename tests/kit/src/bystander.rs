@@ -129,6 +129,14 @@ impl Bystander {
         waits.report();
     }
 
+    /// Ends all of these after each has got some more answers.
+    pub async fn end_served<const N: usize>(mut all: [Bystander; N]) {
+        for bystander in &mut all {
+            bystander.is_served().await;
+        }
+        all.into_iter().for_each(Bystander::end);
+    }
+
     fn join(&mut self) -> Histogram<u64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut micros = no_waits();
