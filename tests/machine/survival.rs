@@ -1,6 +1,9 @@
 //! Whatever happens to the manager, clients do not notice it, and the instances stay the same
 //! processes.
 
+use std::time::Duration;
+
+use smoothserve_kit::client::{Connection, Request};
 use smoothserve_kit::load::Lost;
 use smoothserve_kit::{Build, client, machine, programs};
 
@@ -212,6 +215,39 @@ fn an_upgrade_replaces_manager_and_worker_and_keeps_the_instances() {
         }
         assert_eq!(scene.shop().pids(), instances);
         nothing_is_lost(load).await;
+    });
+}
+
+/// A close can meet a request that is on its way. So an upgrade closes no connection earlier than
+/// its client has to expect.
+#[test]
+fn an_upgrade_closes_no_idle_connection() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let worker = scene.worker();
+        let request = Request::get("/");
+        let mut connections = Vec::new();
+        for _ in 0..20 {
+            let mut connection = Connection::open(scene.address(), "shop.example")
+                .await
+                .unwrap();
+            assert!(!connection.exchange(&request).await.unwrap().head.closes());
+            connections.push(connection);
+        }
+        machine.install_smoothserve(&programs!());
+        machine.run("systemctl restart smoothserve");
+        machine.until("journalctl -t smoothserve", |journal| {
+            journal.contains("worker replaced, the old one drains")
+        });
+        for (seconds, mut connection) in (0..5).flat_map(|second| [second; 4]).zip(connections) {
+            // Longer and longer, as clients do who have nothing to ask.
+            tokio::time::sleep(Duration::from_secs(seconds) / 4).await;
+            assert!(connection.exchange(&request).await.unwrap().head.closes());
+            connection.closed().await.unwrap();
+        }
+        machine.until(&format!("ls /proc/{worker} || echo gone"), |text| {
+            text == "gone\n"
+        });
     });
 }
 

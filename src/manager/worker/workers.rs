@@ -18,8 +18,14 @@ use crate::manager::backoff;
 use crate::manager::event::{Event, Reports, WorkerEvent};
 use crate::systemd::units::Units;
 
-/// How long a draining worker keeps idle client connections open for one more request.
-const IDLE_GRACE: Duration = Duration::from_secs(1);
+/// How long a worker keeps idle connections of clients open for one more request, when smoothserve
+/// stops.
+const IDLE_AT_STOP: Duration = Duration::from_secs(1);
+
+/// The same when another worker has taken over: as long as any connection may be idle, so that the
+/// replacement closes none that would not have been closed without it. A close can meet a request
+/// that is on its way, and nobody waits for the end of this worker.
+const IDLE_WHEN_REPLACED: Duration = Duration::from_secs(60);
 
 /// A worker that lived less than this has failed at its start, so the next worker starts after a
 /// pause.
@@ -178,7 +184,7 @@ impl Workers {
     /// Tells all workers to drain: they finish the connections that they have accepted, and end.
     pub fn drain_all(&mut self, limit: Duration, tunnels: Duration) {
         for worker in &mut self.workers {
-            worker.drain(IDLE_GRACE, limit, tunnels);
+            worker.drain(IDLE_AT_STOP, limit, tunnels);
         }
         self.changed = true;
     }
@@ -268,7 +274,7 @@ impl Workers {
                 pid = worker.pid,
                 "worker replaced, the old one drains"
             );
-            worker.drain(IDLE_GRACE, limit, tunnels);
+            worker.drain(IDLE_WHEN_REPLACED, limit + IDLE_WHEN_REPLACED, tunnels);
             self.changed = true;
         }
     }

@@ -126,9 +126,7 @@ pub(crate) async fn serve(client: Client) {
         record: Rc::default(),
     };
     let drain = serving.peer.drain.clone();
-    let mut drained = pin!(async {
-        drain.begins().await;
-    });
+    let mut drained = pin!(drain.begins());
     if poll_fn(|cx| serving.poll(drained.as_mut(), cx))
         .await
         .is_ok()

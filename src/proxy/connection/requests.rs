@@ -147,9 +147,9 @@ async fn wait_on(client: &mut Client, limit: Duration) -> Waited {
 /// Waits for the next bytes of an idle connection, up to a time limit. A draining worker has a time
 /// limit of its own.
 async fn wait_for(client: &mut Client, limit: Duration) -> Waited {
-    client.timer.set(limit);
-    // Becomes `None` when the drain begins.
-    let mut drain = Some(pin!(client.peer.drain.begins()));
+    let drain = &client.peer.drain;
+    let mut changes = pin!(drain.changes());
+    client.timer.set(drain.idle_limit().unwrap_or(limit));
     let (stream, buffer, timer) = (&client.stream, &mut client.buffer, &mut client.timer);
     poll_fn(move |cx| {
         if let Poll::Ready(received) = buffer.poll_fill(stream, cx) {
@@ -158,17 +158,15 @@ async fn wait_for(client: &mut Client, limit: Duration) -> Waited {
                 _ => Waited::Over,
             });
         }
-        if let Some(begins) = &mut drain
-            && let Poll::Ready(idle_limit) = begins.as_mut().poll(cx)
-        {
-            drain = None;
-            timer.set(idle_limit);
+        while changes.as_mut().poll(cx).is_ready() {
+            changes.set(drain.changes());
+            timer.set(drain.idle_limit().unwrap_or_default());
         }
         ready!(timer.poll_expired(cx));
         Poll::Ready(match stream.is_quiet() {
             // A request may have come that the reactor has not reported yet.
             false => Waited::Received,
-            true if drain.is_none() => Waited::Over,
+            true if drain.has_begun() => Waited::Over,
             true => Waited::Long,
         })
     })

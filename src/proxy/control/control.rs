@@ -495,14 +495,15 @@ impl Control {
 
     /// Begins to drain. If the worker drains already, only the time limits change.
     fn drain(&mut self, times: &DrainTimes, by: &'static str) {
-        if let Some(drain) = &mut self.drain {
-            drain.extend(times);
-            return;
+        match &mut self.drain {
+            Some(drain) => drain.change(times),
+            None => {
+                tracing::info!(by, connections = self.threads.connections(), "draining");
+                self.drain = Some(WorkerDrain::begin(times, self.threads.count()));
+                self.sockets = Sockets::default();
+            }
         }
-        tracing::info!(by, connections = self.threads.connections(), "draining");
-        self.drain = Some(WorkerDrain::begin(times, self.threads.count()));
         let idle = times.idle;
-        self.sockets = Sockets::default();
         for thread in 0..self.threads.count() {
             self.command(thread, ThreadCommand::Drain { idle });
         }

@@ -48,7 +48,7 @@ impl WorkerDrain {
     }
 
     /// Sets new time limits for the drain, counted from now.
-    pub(crate) fn extend(&mut self, times: &DrainTimes) {
+    pub(crate) fn change(&mut self, times: &DrainTimes) {
         let now = Instant::now();
         self.until = now + times.limit;
         self.tunnels_until = now + times.tunnels;

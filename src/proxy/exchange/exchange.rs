@@ -160,7 +160,7 @@ pub(crate) async fn exchange(
 async fn is_gone(client: &Stream, peer: &Peer, claim: &Claim, limit: Duration) {
     tokio::select! {
         () = claim.drains() => {}
-        _ = peer.drain.begins() => {}
+        () = peer.drain.begins() => {}
     }
     client.sending_ends().await;
     tokio::time::sleep(limit).await;

@@ -161,10 +161,7 @@ impl Parking {
     pub(crate) async fn watch(&self, drain: &Drain, wake: &impl Wake) -> io::Result<()> {
         let ready = SharedDescriptor::register(self.epoll.clone())?;
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
-        let mut drained = pin!(async {
-            let idle_limit = drain.begins().await;
-            tokio::time::sleep(idle_limit).await;
-        });
+        let mut drained = pin!(drain.ends_idle());
         let mut is_drained = false;
         loop {
             tokio::select! {

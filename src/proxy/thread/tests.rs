@@ -368,6 +368,24 @@ async fn a_parked_connection_has_its_time_for_one_more_request_when_the_worker_d
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_second_drain_changes_the_time_of_idle_connections() {
+    for parked in [1, 0] {
+        local(async {
+            let mut fixture = Fixture::new(true).await;
+            exchange(&mut fixture).await;
+            tokio::time::sleep(Duration::from_secs(5 * parked)).await;
+            assert_eq!(fixture.thread.parked() as u64, parked);
+            fixture.thread.drain(Duration::from_secs(40));
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            fixture.thread.drain(Duration::from_secs(3));
+            let (rest, end) = fixture.receive_all().await;
+            assert_eq!((rest.as_str(), end), ("", 13 + 5 * parked));
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_leaves_time_for_one_more_request_after_each_response_that_promised_it() {
     for asks in [true, false] {
         local(async {

@@ -278,7 +278,7 @@ impl Thread {
     }
 
     /// Begins to drain: connections end with their next response. Those that are idle for so long
-    /// are closed.
+    /// are closed. If the thread drains already, only this limit changes.
     pub(crate) fn drain(self: &Rc<Self>, idle_limit: Duration) {
         if !self.drain.begin(idle_limit) {
             return;

@@ -4,13 +4,15 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::sleep;
 
 /// The state of the worker's drain, which begins once.
 #[derive(Default)]
 pub(crate) struct Drain {
     /// How long a connection may be idle in a drain that has begun.
     idle_limit: Cell<Option<Duration>>,
-    begins: Notify,
+    changed: Notify,
 }
 
 impl Drain {
@@ -19,25 +21,48 @@ impl Drain {
         self.idle_limit.get().is_some()
     }
 
-    /// Begins the drain. A connection that is idle has so long for one more request, counted from
-    /// now or from the end of the response that is being sent: that response has told its client
-    /// that the connection stays open. Returns false if the drain has begun before.
+    /// Begins the drain, or changes its time limit. A connection that is idle has so long for one
+    /// more request, counted from now or from the end of the response that is being sent: that
+    /// response has told its client that the connection stays open. Returns false if the drain has
+    /// begun before.
     pub(crate) fn begin(&self, idle_limit: Duration) -> bool {
-        if self.has_begun() {
-            return false;
+        let before = self.idle_limit.replace(Some(idle_limit));
+        if before != Some(idle_limit) {
+            self.changed.notify_waiters();
         }
-        self.idle_limit.set(Some(idle_limit));
-        self.begins.notify_waiters();
-        true
+        before.is_none()
     }
 
-    /// Resolves when the drain of the worker begins, with the time that an idle connection then has
-    /// for one more request.
-    pub(crate) async fn begins(&self) -> Duration {
-        let begins = self.begins.notified();
+    /// Returns how long a connection may be idle, if the drain has begun.
+    pub(crate) fn idle_limit(&self) -> Option<Duration> {
+        self.idle_limit.get()
+    }
+
+    /// Resolves when the drain begins, or its time limit changes, after this call.
+    pub(crate) fn changes(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Resolves when the drain of the worker has begun.
+    pub(crate) async fn begins(&self) {
+        let changes = self.changes();
         if !self.has_begun() {
-            begins.await;
+            changes.await;
         }
-        self.idle_limit.get().unwrap_or_default()
+    }
+
+    /// Resolves when the drain has begun and the time of connections that were idle then is over.
+    pub(crate) async fn ends_idle(&self) {
+        loop {
+            let changes = self.changes();
+            let Some(limit) = self.idle_limit() else {
+                changes.await;
+                continue;
+            };
+            tokio::select! {
+                () = sleep(limit) => return,
+                () = changes => {}
+            }
+        }
     }
 }
