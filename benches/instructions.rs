@@ -14,7 +14,12 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 use smoothserve::ipc::{Host, ListenerId, Route};
+use smoothserve::proxy::CountingHeap;
 use smoothserve::proxy::check::workload::{RouteTable, rewrite_request, rewrite_response};
+
+/// The allocator of the worker.
+#[global_allocator]
+static HEAP: CountingHeap = CountingHeap;
 
 const CURL: &[u8] =
     b"GET /api/items?page=2 HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: curl/8.14.1\r\n\

@@ -49,6 +49,8 @@ mod system_calls;
 mod thread;
 mod view;
 
+pub use shared::heap::CountingHeap;
+
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;

@@ -12,6 +12,10 @@ use smoothserve::printable::printable;
 use smoothserve::systemd::given::Given;
 use smoothserve::{config, events, generator, holder, keeper, launch, manager, proxy};
 
+/// Tells the worker how much memory it has allocated.
+#[global_allocator]
+static HEAP: proxy::CountingHeap = proxy::CountingHeap;
+
 /// What the name of each process that smoothserve itself starts begins with, before its role. `ps`
 /// shows the name.
 const NAMED: &str = "smoothserve: ";

@@ -11,8 +11,8 @@
 //! What libraries in C allocate is not counted: of a connection with TLS that is a few hundred
 //! bytes of keys. Nor is memory counted that was freed and that the allocator keeps.
 //!
-//! The allocator is that of the whole program, so the manager and `smoothctl` count, too, and
-//! nobody asks them for the figure.
+//! The allocator is that of the whole program `smoothserve`, so the manager counts, too, and nobody
+//! asks it for the figure.
 
 // A global allocator can only be written as an unsafe trait. All that this one does itself is to
 // add numbers; each call goes to the system's allocator as it came.
@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 /// How many bytes a thread counts on its own, in either direction.
 const BATCH: usize = 64 << 10;
 
+#[cfg(test)]
 #[global_allocator]
 static HEAP: CountingHeap = CountingHeap;
 
@@ -37,8 +38,10 @@ thread_local! {
     static UNREPORTED: Cell<isize> = const { Cell::new(0) };
 }
 
-/// The system's allocator, with a count.
-struct CountingHeap;
+/// The system's allocator, with a count. In a program that has another allocator, nothing is
+/// counted.
+#[derive(Debug)]
+pub struct CountingHeap;
 
 /// Returns how many bytes this process has allocated and not freed, to within a batch for each
 /// thread.
