@@ -29,8 +29,6 @@ pub(crate) struct Router {
     subdomains: Hosts,
     longest_subdomain: usize,
     any: Paths,
-    /// False if no route has ever had another path than `/`.
-    has_paths: bool,
 }
 
 /// Where a request is routed to.
@@ -96,7 +94,6 @@ impl Router {
     /// Inserts a route to the service of this index.
     pub(crate) fn insert(&mut self, service: usize, route: &Route) -> Result<(), Clash> {
         let path = prefix(route);
-        self.has_paths |= !path.is_empty();
         let strip =
             path::decoded(&route.path.as_bytes()[..route.strip.min(route.path.len())]).len();
         let destination = Destination {
@@ -143,17 +140,22 @@ impl Router {
     }
 
     fn find_readings(&self, host: &[u8], path: &[u8]) -> Result<Option<Routed>, Refusal> {
-        if !self.has_paths || path::is_plain(path) || !self.routes_by_path(host) {
-            return Ok(self.find_lower_case(host, path).map(|found| Routed {
+        let mut candidates = self.candidates(host);
+        let first = candidates.next().unwrap_or(&self.any);
+        if first.others.is_none() || path::is_plain(path) {
+            // A host that has only `/` needs none of the hosts after it.
+            let found = first.find(path);
+            let found = found.or_else(|| candidates.find_map(|paths| paths.find(path)));
+            return Ok(found.map(|found| Routed {
                 service: found.service,
                 strip: found.strip,
                 rewritten: None,
             }));
         }
         let readings = Readings::of(path)?;
-        let found = self.find_lower_case(host, &readings.resolved());
+        let found = self.find_reading(host, &readings.resolved());
         for merged in readings.merged().into_iter().flatten() {
-            if self.find_lower_case(host, &merged) != found {
+            if self.find_reading(host, &merged) != found {
                 return Err(Refusal::Bad(
                     "readers of the path would differ about its service",
                 ));
@@ -174,23 +176,15 @@ impl Router {
         }))
     }
 
-    /// Returns true if requests for this host are routed by their paths.
-    fn routes_by_path(&self, host: &[u8]) -> bool {
-        let mut candidates = self
-            .exact
-            .get(host)
-            .into_iter()
-            .chain(self.subdomains(host));
-        // A host that has only `/` needs none of the hosts after it.
-        candidates.next().unwrap_or(&self.any).others.is_some()
+    fn find_reading(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
+        self.candidates(host).find_map(|paths| paths.find(path))
     }
 
-    fn find_lower_case(&self, host: &[u8], path: &[u8]) -> Option<Destination> {
-        self.exact
-            .get(host)
-            .and_then(|paths| paths.find(path))
-            .or_else(|| self.subdomains(host).find_map(|paths| paths.find(path)))
-            .or_else(|| self.any.find(path))
+    /// Returns the paths of this host, of the hosts that it is a subdomain of, and of any host, in
+    /// the order in which they are asked.
+    fn candidates<'a>(&'a self, host: &'a [u8]) -> impl Iterator<Item = &'a Paths> {
+        let exact = self.exact.get(host).into_iter();
+        exact.chain(self.subdomains(host)).chain([&self.any])
     }
 
     /// Returns the paths of the hosts that this host is a subdomain of, the longest host first.
@@ -546,7 +540,9 @@ mod tests {
                     format!("/{}", parts.join("/"))
                 };
                 let views = [seen(&path), merged(&seen(&path)), seen(&merged(&path))];
-                let sensitive = router.routes_by_path(host.strip_suffix('.').unwrap_or(&host).as_bytes());
+                let name = host.strip_suffix('.').unwrap_or(&host).as_bytes();
+                let first = router.candidates(name).next();
+                let sensitive = first.is_some_and(|paths| paths.others.is_some());
                 for view in views {
                     if sensitive {
                         prop_assert_eq!(found, find_naively(&routes, &host, &view), "{}", view);

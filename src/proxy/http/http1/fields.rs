@@ -40,6 +40,7 @@ pub(crate) enum FieldKind {
     ForwardedProto,
     ForwardedHost,
     ForwardedPrefix,
+    RequestId,
     /// Another field by which a proxy in front tells an instance who the client is, or what it has
     /// asked for. docs/http.md lists these fields.
     FromProxy,
@@ -75,23 +76,26 @@ impl FieldKind {
     /// Returns the meaning of a name that has the length and the first letter of a known one, or
     /// that begins as a family does.
     fn looked_up(name: &str) -> FieldKind {
-        let first = name.bytes().next().map_or(0, read);
-        let candidates = known(name.len(), first);
-        let exact = candidates.iter().find(|(known, _)| equals(name, known));
-        match exact {
-            Some((_, kind)) => *kind,
-            None => FieldKind::of_another(name, candidates, families(name.as_bytes())),
+        let bytes = name.as_bytes();
+        let candidates = known(name.len(), bytes.first().map_or(0, |&first| read(first)));
+        // Known names of the same length differ here, mostly.
+        let (middle, last) = (name.len() / 2, name.len().saturating_sub(1));
+        let may_be = |(known, _): &&Meaning| {
+            read(bytes[last]) == known.as_bytes()[last]
+                && read(bytes[middle]) == known.as_bytes()[middle]
+        };
+        for (known, kind) in candidates.iter().filter(may_be) {
+            if equals(name, known) {
+                return *kind;
+            }
+            if same(name, known) {
+                return FieldKind::Disguised;
+            }
         }
-    }
-
-    /// Returns the meaning of a name that is like one of the candidates, but not the same, or that
-    /// may be in one of the families.
-    fn of_another(name: &str, candidates: &[Meaning], families: &[Meaning]) -> FieldKind {
-        if candidates.iter().any(|(known, _)| same(name, known)) {
-            return FieldKind::Disguised;
-        }
-        let is_of = |(begin, _): &&Meaning| name.len() > begin.len() && same(name, begin);
-        match families.iter().find(is_of) {
+        let is_of = |(begin, _): &&Meaning| {
+            name.len() > begin.len() && read(bytes[begin.len() - 1]) == b'-' && same(name, begin)
+        };
+        match families(bytes).iter().find(is_of) {
             None => FieldKind::Other,
             Some((_, kind)) => match name.bytes().all(|byte| read(byte) == lower_case(byte)) {
                 true => *kind,
@@ -201,7 +205,7 @@ const fn known(length: usize, first: u8) -> &'static [Meaning] {
             ("x-remote-ip", FromProxy),
         ],
         (12, b'r') => &[("remote-email", FromProxy)],
-        (12, b'x') => &[("x-url-scheme", FromProxy)],
+        (12, b'x') => &[("x-request-id", RequestId), ("x-url-scheme", FromProxy)],
         (13, b'a') => &[("authorization", Authorization)],
         (13, b'f') => &[("fly-client-ip", FromProxy), ("forwarded-for", FromProxy)],
         (13, b'r') => &[("remote-groups", FromProxy)],
@@ -309,11 +313,20 @@ fn same(name: &str, lower_case: &str) -> bool {
 
 /// Returns a byte of a name in the way in which programs may read it.
 const fn read(byte: u8) -> u8 {
-    match byte.is_ascii_alphanumeric() {
-        true => lower_case(byte),
-        false => b'-',
-    }
+    READ[byte as usize]
 }
+
+static READ: [u8; 256] = {
+    let mut all = [b'-'; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        if (byte as u8).is_ascii_alphanumeric() {
+            all[byte] = lower_case(byte as u8);
+        }
+        byte += 1;
+    }
+    all
+};
 
 const fn lower_case(byte: u8) -> u8 {
     byte.to_ascii_lowercase()
