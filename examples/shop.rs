@@ -234,7 +234,7 @@ impl Shop {
         self: Rc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Answer>, Infallible> {
-        let name = request.headers().get("x-request-id").cloned();
+        let name = request.headers().get("x-load-name").cloned();
         let mut response = self.route(request).await.unwrap_or_else(|error| {
             let mut response = Response::new(Answer::text(format!("{error:#}\n")));
             *response.status_mut() = StatusCode::BAD_REQUEST;
@@ -247,7 +247,7 @@ impl Shop {
             headers.insert("keep-alive", keep_alive.clone());
         }
         if let Some(name) = name {
-            headers.insert("x-request-id", name);
+            headers.insert("x-load-name", name);
         }
         Ok(response)
     }

@@ -113,13 +113,13 @@ async fn request_name(stream: &mut TcpStream) -> String {
     let head = String::from_utf8(head).unwrap();
     let name = head
         .lines()
-        .find_map(|line| line.strip_prefix("x-request-id: "));
+        .find_map(|line| line.strip_prefix("x-load-name: "));
     name.unwrap().to_owned()
 }
 
 #[tokio::test]
 async fn valid_responses_do_not_count_as_lost() {
-    let good = "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\nconnection: close\r\ncontent-length: 6\r\n\r\nhello\n";
+    let good = "HTTP/1.1 200 OK\r\nx-load-name: {name}\r\nconnection: close\r\ncontent-length: 6\r\n\r\nhello\n";
     let report = answering(good, Mix::small()).await;
     report.assert_nothing_lost();
     assert!(report.reopened >= 2);
@@ -131,23 +131,23 @@ async fn every_way_to_lose_a_request_counts_as_a_loss() {
         ("", "closed before the response"),
         ("HTTP/1.1 200 OK\r\nx-req", "cut off"),
         (
-            "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\ncontent-length: 6\r\n\r\nhel",
+            "HTTP/1.1 200 OK\r\nx-load-name: {name}\r\ncontent-length: 6\r\n\r\nhel",
             "cut off: connection closed after 3 of 6 bytes",
         ),
         (
-            "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\ntransfer-encoding: chunked\r\n\r\n6\r\nhello\n\r\n",
+            "HTTP/1.1 200 OK\r\nx-load-name: {name}\r\ntransfer-encoding: chunked\r\n\r\n6\r\nhello\n\r\n",
             "cut off",
         ),
         (
-            "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\ncontent-length: 6\r\n\r\nhullo\n",
+            "HTTP/1.1 200 OK\r\nx-load-name: {name}\r\ncontent-length: 6\r\n\r\nhullo\n",
             "\"hullo\\n\", not \"hello\\n\"",
         ),
         (
-            "HTTP/1.1 200 OK\r\nx-request-id: 0.0\r\ncontent-length: 6\r\n\r\nhello\n",
+            "HTTP/1.1 200 OK\r\nx-load-name: 0.0\r\ncontent-length: 6\r\n\r\nhello\n",
             "the response to request 0.0",
         ),
         (
-            "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\nconnection: close\r\ncontent-length: 6\r\n\r\nhello\n+",
+            "HTTP/1.1 200 OK\r\nx-load-name: {name}\r\nconnection: close\r\ncontent-length: 6\r\n\r\nhello\n+",
             "1 bytes after the last response",
         ),
         (
@@ -155,7 +155,7 @@ async fn every_way_to_lose_a_request_counts_as_a_loss() {
             "status 503: \"wait\\n\"",
         ),
         (
-            "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\n\r\nhello\n",
+            "HTTP/1.1 200 OK\r\nx-load-name: {name}\r\n\r\nhello\n",
             "not framed",
         ),
         ("hello\n", "malformed"),
@@ -171,7 +171,7 @@ async fn every_way_to_lose_a_request_counts_as_a_loss() {
 
 #[tokio::test]
 async fn a_connection_that_is_closed_under_an_idle_client_is_a_loss() {
-    let silent = "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\ncontent-length: 6\r\n\r\nhello\n";
+    let silent = "HTTP/1.1 200 OK\r\nx-load-name: {name}\r\ncontent-length: 6\r\n\r\nhello\n";
     let report = answering(silent, Mix::small()).await;
     assert!(report.lost.iter().all(|lost| lost.reused && !lost.answered));
     assert!(!report.lost.is_empty());
@@ -184,8 +184,7 @@ async fn one_wrong_byte_in_a_download_is_a_loss() {
         download: 1,
         ..Mix::small()
     };
-    let wrong =
-        "HTTP/1.1 200 OK\r\nx-request-id: {name}\r\ncontent-length: 20971520\r\n\r\nhello\n";
+    let wrong = "HTTP/1.1 200 OK\r\nx-load-name: {name}\r\ncontent-length: 20971520\r\n\r\nhello\n";
     let report = answering(wrong, download).await;
     let lost = &report.lost[0];
     assert!(

@@ -11,3 +11,4 @@ pub(crate) mod headers;
 pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod path;
+pub(crate) mod request_id;

@@ -3,9 +3,9 @@
 use smoothserve::ipc::{Host, ListenerId, Route};
 
 use crate::kit::first;
-use crate::peers::{Stage, forwarded, undated};
+use crate::peers::{Stage, forwarded, undated, without_id};
 
-const TOO_LARGE: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Type: text/plain\r\nContent-Length: 26\r\n\
+const TOO_LARGE: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Type: text/plain\r\nContent-Length: 71\r\n\
     Connection: close\r\n\r\nThe request is too large.\n";
 
 /// Starts a worker with a service that accepts bodies of at most ten bytes.
@@ -29,14 +29,20 @@ async fn a_body_announced_as_too_large_reaches_no_instance() {
             format!("POST / HTTP/1.1\r\nHost: a.example\r\n{fields}Content-Length: 11\r\n\r\n");
         for body in ["", "01234567890", smuggled] {
             let mut client = stage.send(format!("{head}{body}")).await;
-            assert_eq!(undated(&client.receive_rest().await), TOO_LARGE);
+            assert_eq!(
+                without_id(&undated(&client.receive_rest().await)),
+                TOO_LARGE
+            );
         }
     }
     let chunks = format!("1\r\n0\r\na\r\n0123456789\r\n0\r\n\r\n{smuggled}");
     let chunked =
         format!("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}");
     let mut client = stage.send(chunked).await;
-    assert_eq!(undated(&client.receive_rest().await), TOO_LARGE);
+    assert_eq!(
+        without_id(&undated(&client.receive_rest().await)),
+        TOO_LARGE
+    );
     let mut client = stage
         .send("GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
         .await;
@@ -54,7 +60,10 @@ async fn a_body_that_turns_out_to_be_too_large_is_never_completed() {
     let mut instance = stage.accept().await;
     instance.receive_until("5\r\n01234\r\n").await;
     client.send("6\r\n012345\r\n0\r\n\r\n").await;
-    assert_eq!(undated(&client.receive_rest().await), TOO_LARGE);
+    assert_eq!(
+        without_id(&undated(&client.receive_rest().await)),
+        TOO_LARGE
+    );
     let (rest, _) = instance.receive_all().await;
     assert_eq!(rest, "", "the last chunk would make it whole");
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::frames::{Client, HEADERS, WHOLE, block, frame};
-use crate::peers::{Peer, Stage, undated};
+use crate::peers::{Peer, Stage, is_made_id, undated};
 
 /// A field of the table, and what becomes of it if a stranger or a trusted proxy sends it.
 struct Row {
@@ -65,7 +65,7 @@ async fn sent(stage: &mut Stage, from: [u8; 4], fields: &[(String, String)]) -> 
         .send(format!("GET /1 HTTP/1.1\r\nHost: a.example\r\n{lines}\r\n"))
         .await;
     let mut instance = stage.accept().await;
-    let first = instance.receive_head().await;
+    let first = instance.receive_until("\r\n\r\n").await;
     instance.send(DONE).await;
 
     let names: Vec<String> = fields.iter().map(|(name, _)| name.to_lowercase()).collect();
@@ -83,10 +83,48 @@ async fn sent(stage: &mut Stage, from: [u8; 4], fields: &[(String, String)]) -> 
     let mut client = Client::over(connect(stage, from).await, &[]).await;
     client.send(&frame(HEADERS, WHOLE, 1, &block(&all))).await;
     let mut instance = stage.accept().await;
-    let second = instance.receive_head().await;
+    let second = instance.receive_until("\r\n\r\n").await;
     instance.send(DONE).await;
     assert!(first.starts_with("GET /1 ") && second.starts_with("GET /2 "));
     [first, second]
+}
+
+/// Reads the next head, and takes the id of the request out of it.
+async fn take_id(instance: &mut Peer) -> String {
+    let head = instance.receive_until("\r\n\r\n").await;
+    match values(&head, "X-Request-Id")[..] {
+        [id] => id.to_owned(),
+        _ => panic!("expected one id: {head}"),
+    }
+}
+
+/// A person finds a request again by its id, and nobody else can choose it.
+#[tokio::test]
+async fn each_request_has_an_id_that_no_stranger_chooses() {
+    let mut stage = stage().await;
+    let mut seen = std::collections::BTreeSet::new();
+    for (from, sent, kept) in [
+        (STRANGER, "", false),
+        (STRANGER, "X-Request-Id: mine-1\r\n", false),
+        (TRUSTED, "X-Request-Id: mine-1\r\n", true),
+        (TRUSTED, "X-Request-Id: mine 1\r\n", false),
+        (TRUSTED, "X_Request_Id: mine-1\r\n", false),
+    ] {
+        let mut client = Peer::new(connect(&stage, from).await);
+        let request = format!("GET / HTTP/1.1\r\nHost: a.example\r\n{sent}\r\n");
+        client.send(&request).await;
+        let mut instance = stage.accept().await;
+        let id = take_id(&mut instance).await;
+        match kept {
+            true => assert_eq!(id, "mine-1"),
+            false => assert!(is_made_id(&id) && seen.insert(id.clone()), "{sent}: {id}"),
+        }
+        // The instance answers with something that is no response.
+        instance.send("nonsense\r\n\r\n").await;
+        let answer = client.receive_until("\nRequest id: ").await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert_eq!(client.receive_until("\n").await, format!("{id}\n"));
+    }
 }
 
 /// Returns the values of a field in a head.
@@ -102,6 +140,7 @@ fn own(name: &str, from: [u8; 4]) -> String {
         "X-Forwarded-For" => std::net::Ipv4Addr::from(from).to_string(),
         "X-Forwarded-Proto" => "http".to_owned(),
         "X-Forwarded-Host" => "a.example".to_owned(),
+        "X-Request-Id" => "(made)".to_owned(),
         _ => panic!("smoothserve says nothing in {name}"),
     }
 }
@@ -135,7 +174,11 @@ async fn each_field_about_the_client_is_handled_as_the_table_says() {
                         "extended" => vec![format!("{}, {}", claim(row), own(&row.name, from))],
                         other => panic!("{}: what is {other:?}?", row.name),
                     };
-                    assert_eq!(values(&head, &row.name), expected, "{}\n{head}", row.name);
+                    let mut values = values(&head, &row.name);
+                    if let Some(value) = values.first_mut().filter(|value| is_made_id(value)) {
+                        *value = "(made)";
+                    }
+                    assert_eq!(values, expected, "{}\n{head}", row.name);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! How the worker rewrites requests for instances and responses for clients.
 
 use crate::kit::first;
-use crate::peers::{Stage, forwarded, undated};
+use crate::peers::{Stage, forwarded, is_made_id, undated};
 
 #[tokio::test]
 async fn requests_reach_the_instance_rewritten() {
@@ -297,12 +297,14 @@ async fn the_worker_answers_requests_that_no_instance_can_take() {
     assert!(head.contains("\r\nDate: "), "{head}");
     assert_eq!(
         undated(&head),
-        "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 34\r\n\r\n"
+        "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 79\r\n\r\n"
     );
     assert_eq!(
         client.receive_until("\n").await,
         "There is nothing at this address.\n"
     );
+    let id = client.receive_until("\n").await;
+    assert!(id.strip_prefix("Request id: ").is_some_and(is_made_id));
 
     stage.table.number = 2;
     first(&mut stage.table).running = false;
@@ -313,7 +315,7 @@ async fn the_worker_answers_requests_that_no_instance_can_take() {
         .await;
     assert_eq!(
         undated(&client.receive_head().await),
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 44\r\nRetry-After: 1\r\n\r\n"
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 89\r\nRetry-After: 1\r\n\r\n"
     );
     // The connection ends after a request whose body nobody has read.
     client

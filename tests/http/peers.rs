@@ -261,9 +261,13 @@ impl Peer {
             .expect("the bytes come in time")
     }
 
-    /// Receives the next head.
+    /// Receives the next head. The id that the worker has made for the request is left out, because
+    /// it is another one each time.
     pub(crate) async fn receive_head(&mut self) -> String {
-        self.receive_until("\r\n\r\n").await
+        let head = self.receive_until("\r\n\r\n").await;
+        let is_made = |line: &&str| line.strip_prefix("X-Request-Id: ").is_some_and(is_made_id);
+        let lines = head.split_inclusive("\r\n");
+        lines.filter(|line| !is_made(line)).collect()
     }
 
     /// Receives until the connection ends; the flag is true if it ended in order.
@@ -305,6 +309,20 @@ fn find(bytes: &[u8], end: &[u8]) -> Option<usize> {
 
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
+}
+
+/// Returns true for an id that the worker makes for a request, with or without white space after
+/// it.
+pub(crate) fn is_made_id(text: &str) -> bool {
+    let id = text.trim_end();
+    id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Removes the line with the id of the request from the text of a response of smoothserve's own.
+pub(crate) fn without_id(text: &str) -> String {
+    let is_id = |line: &&str| line.strip_prefix("Request id: ").is_some_and(is_made_id);
+    let lines = text.split_inclusive('\n');
+    lines.filter(|line| !is_id(line)).collect()
 }
 
 /// Removes the `Date` field, whose value changes from second to second.

@@ -271,6 +271,7 @@ async fn a_request_to_an_unreachable_service_gets_502_in_the_end() {
             .await
             .starts_with("HTTP/1.1 502 Bad Gateway\r\n")
     );
+    client.receive_until("\nRequest id: ").await;
     client.receive_until("\n").await;
     // The next request on the same connection finds a working instance.
     let mut instance = crate::peers::Instance::start().await;

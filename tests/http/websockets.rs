@@ -1,7 +1,7 @@
 //! WebSockets over HTTP/2 (RFC 8441): the worker asks the instance for them by HTTP/1.1.
 
 use crate::frames::{Client, DATA, END_HEADERS, HEADERS, Outcome, WHOLE, block, frame, get};
-use crate::peers::{Stage, forwarded};
+use crate::peers::{Stage, forwarded, without_id};
 use crate::scene::Scene;
 
 const NOT_IMPLEMENTED: &str = "This is not implemented.\n";
@@ -22,7 +22,7 @@ fn connect<'a>(protocol: &'a str, more: &[(&'a str, &'a str)]) -> Vec<u8> {
 }
 
 fn is_answer(outcome: &Outcome, text: &str) -> bool {
-    matches!(outcome, Outcome::Answer(_, body) if body == text)
+    matches!(outcome, Outcome::Answer(_, body) if without_id(body) == text)
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use crate::proxy::http::headers::{RequestSender, write_request};
 use crate::proxy::http::http1::{
     Encoding, FieldKind, Framing, LONGEST_REQUEST_HEAD, RequestHead, slots,
 };
+use crate::proxy::http::request_id::RequestId;
 
 const ADDRESS: &str = "192.0.2.1";
 
@@ -20,6 +21,9 @@ struct Passed {
     /// Where the next request begins.
     end: usize,
 }
+
+/// The id of every request.
+const ID: RequestId = RequestId::Own([b'0'; 32]);
 
 /// Panics if a property is violated.
 pub fn check(input: &[u8]) {
@@ -65,7 +69,7 @@ fn pass(sent: &[u8], pieces: Pieces, sender: RequestSender<'_>) -> Vec<Passed> {
             _ => return all,
         };
         let mut bytes = Vec::new();
-        write_request(&head, sender, &mut bytes);
+        write_request(&head, sender, &ID, &mut bytes);
         // Only the host is written more than once.
         assert!(bytes.len() <= head.length + head.host.len() + 256);
         receiver.start += head.length;

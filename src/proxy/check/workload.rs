@@ -3,7 +3,7 @@
 
 use crate::ipc::Route;
 use crate::proxy::http::headers::{
-    Persistence, RequestSender, delivery, write_request, write_response,
+    Persistence, RequestSender, delivery, request_id, write_request, write_response,
 };
 use crate::proxy::http::http1::{RequestHead, ResponseHead, Version, slots};
 use crate::proxy::shared::router::Router;
@@ -43,7 +43,7 @@ pub fn rewrite_request(bytes: &[u8], out: &mut Vec<u8>) -> bool {
         trusted: false,
         forwarded: false,
     };
-    write_request(&head, sender, out);
+    write_request(&head, sender, &request_id(&head, sender), out);
     true
 }
 

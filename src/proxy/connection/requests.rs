@@ -257,7 +257,8 @@ fn lower_version(head: &mut [u8]) -> bool {
 pub(super) async fn refuse(client: &mut Client, error: ProxyError) -> Next {
     tracing::debug!(client_addr = %client.peer.address, %error, "request refused");
     let mut out = Vec::new();
-    write_error(&error, false, Version::Http11, Persistence::Close, &mut out);
+    let version = Version::Http11;
+    write_error(&error, None, false, version, Persistence::Close, &mut out);
     send(client, &out, Next::Linger).await
 }
 
@@ -265,12 +266,14 @@ pub(super) async fn refuse(client: &mut Client, error: ProxyError) -> Next {
 async fn answer(client: &mut Client, error: ProxyError, request: &Request) -> Next {
     let service = request.service_name();
     let id = request.instance.map(|id| id.0);
+    let client_addr = client.peer.address;
+    let request_id = &request.id;
     if !error.is_failure() {
-        tracing::debug!(service, client_addr = %client.peer.address, %error, "request refused");
+        tracing::debug!(service, %client_addr, %request_id, %error, "request refused");
     } else if request.may_log_failure() {
-        tracing::warn!(service, id, client_addr = %client.peer.address, %error, "request failed");
+        tracing::warn!(service, id, %client_addr, %request_id, %error, "request failed");
     } else {
-        tracing::debug!(service, id, client_addr = %client.peer.address, %error, "request failed");
+        tracing::debug!(service, id, %client_addr, %request_id, %error, "request failed");
     }
     let reply = &request.reply;
     let keep_alive = reply.keep_alive && request.outgoing.is_received() && !client.peer.closing();
@@ -279,7 +282,8 @@ async fn answer(client: &mut Client, error: ProxyError, request: &Request) -> Ne
         false => Persistence::Close,
     };
     let mut out = Vec::new();
-    write_error(&error, reply.to_head, reply.version, told, &mut out);
+    let id = Some(&request.id);
+    write_error(&error, id, reply.to_head, reply.version, told, &mut out);
     let next = client.next(told, request);
     send(client, &out, next).await
 }

@@ -225,12 +225,14 @@ impl Client {
     pub(crate) fn log_cut(&self, request: &Request) {
         let service = request.service_name();
         let id = request.instance.map(|id| id.0);
+        let client_addr = self.peer.address;
+        let request_id = &request.id;
         match request.may_log_failure() {
             true => {
-                tracing::warn!(service, id, client_addr = %self.peer.address, "response cut off")
+                tracing::warn!(service, id, %client_addr, %request_id, "response cut off")
             }
             false => {
-                tracing::debug!(service, id, client_addr = %self.peer.address, "response cut off")
+                tracing::debug!(service, id, %client_addr, %request_id, "response cut off")
             }
         }
     }

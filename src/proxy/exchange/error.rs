@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use crate::proxy::http::date::put_date;
 use crate::proxy::http::headers::{Persistence, put_persistence};
 use crate::proxy::http::http1::{FramingError, Malformed, Refusal, Version};
+use crate::proxy::http::request_id::RequestId;
 use crate::proxy::policy::body_room::BodyTooLarge;
 use crate::proxy::policy::denial::Denial;
 use crate::proxy::view::service::NoEndpoint;
@@ -129,16 +130,18 @@ impl ProxyError {
     }
 }
 
-/// Writes the response to a request that has failed with `error`.
+/// Writes the response to a request that has failed with `error`, with its `id` if it has got one.
 pub(crate) fn write_error(
     error: &ProxyError,
+    id: Option<&RequestId>,
     to_head: bool,
     version: Version,
     persistence: Persistence,
     out: &mut Vec<u8>,
 ) {
     let (status, reason, text) = error.status();
-    let length = text.len();
+    let id = id.map_or_else(String::new, |id| format!("Request id: {id}\n"));
+    let length = text.len() + id.len();
     // Writing to a Vec cannot fail.
     let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
     put_date(out);
@@ -158,6 +161,7 @@ pub(crate) fn write_error(
     out.extend_from_slice(b"\r\n");
     if !to_head {
         out.extend_from_slice(text.as_bytes());
+        out.extend_from_slice(id.as_bytes());
     }
 }
 
@@ -166,7 +170,8 @@ pub(crate) fn write_error(
 pub(crate) fn too_many_connections() -> Vec<u8> {
     let error = ProxyError::NoEndpoint(NoEndpoint::Busy);
     let mut out = Vec::new();
-    write_error(&error, false, Version::Http11, Persistence::Close, &mut out);
+    let version = Version::Http11;
+    write_error(&error, None, false, version, Persistence::Close, &mut out);
     out
 }
 
@@ -176,7 +181,8 @@ mod tests {
 
     fn response(error: ProxyError, to_head: bool, persistence: Persistence) -> String {
         let mut out = Vec::new();
-        write_error(&error, to_head, Version::Http11, persistence, &mut out);
+        let version = Version::Http11;
+        write_error(&error, None, to_head, version, persistence, &mut out);
         let text = String::from_utf8(out).unwrap();
         let lines = text
             .split("\r\n")

@@ -5,8 +5,9 @@ use std::rc::Rc;
 use super::outgoing::Outgoing;
 use super::reply::Reply;
 use crate::ipc::EndpointId;
-use crate::proxy::http::headers::{RequestSender, write_request};
+use crate::proxy::http::headers::{RequestSender, request_id, write_request};
 use crate::proxy::http::http1::{LONGEST_REQUEST_HEAD, Refusal, RequestHead, slots, too_long};
+use crate::proxy::http::request_id::RequestId;
 use crate::proxy::net::buffer::Buffer;
 use crate::proxy::policy::compiled::ask;
 use crate::proxy::policy::denial::Denial;
@@ -15,10 +16,11 @@ use crate::proxy::view::listener::ListenerView;
 use crate::proxy::view::service::ServiceView;
 
 /// About how many bytes the head of a request gains on its way to an instance.
-const ADDED: usize = 192;
+const ADDED: usize = 240;
 
 /// A request whose head was read, checked, routed and written for an instance.
 pub(crate) struct Request {
+    pub(crate) id: RequestId,
     /// The service that answers the request; `None` if no service has its host and path.
     pub(crate) service: Option<Rc<ServiceView>>,
     /// The instance that the request was last sent to, for log messages.
@@ -77,9 +79,11 @@ impl Request {
             service = Some(found);
         }
         let mut bytes = Vec::with_capacity(head.length + ADDED);
-        write_request(&head, sender, &mut bytes);
+        let id = request_id(&head, sender);
+        write_request(&head, sender, &id, &mut bytes);
         let is_idempotent = head.is_idempotent();
         let mut request = Request {
+            id,
             service,
             instance: None,
             reply: Reply {

@@ -5,12 +5,14 @@
 //! `X-Forwarded-For`, `-Proto` and `-Host` are always set, `Forwarded` (RFC 7239) where the
 //! configuration wants it, and `X-Forwarded-Prefix` where the instance does not get the beginning
 //! of the path. What a client sends in these fields, or in other fields that programs read for the
-//! same purpose, is believed only from trusted peers. From all others it is dropped.
+//! same purpose, is believed only from trusted peers. From all others it is dropped. The same holds
+//! for `X-Request-Id`, which every request has.
 
 use super::date::put_date;
 use super::http1::{
     Field, FieldKind, Framing, RequestHead, ResponseHead, Version, is_end_to_end, tokens,
 };
+use super::request_id::RequestId;
 
 /// Who has sent a request.
 #[derive(Debug, Clone, Copy)]
@@ -52,8 +54,21 @@ pub(crate) enum Persistence {
     Close,
 }
 
+/// Returns the id of a request: the one that a trusted proxy has sent, or a new one.
+pub(crate) fn request_id(head: &RequestHead<'_>, sender: RequestSender<'_>) -> RequestId {
+    let fields = head.fields.iter().filter(|_| sender.trusted);
+    let mut sent = fields.filter(|field| field.kind == FieldKind::RequestId);
+    let kept = sent.next().and_then(|field| RequestId::keep(field.value));
+    kept.unwrap_or_else(RequestId::new)
+}
+
 /// Writes the head of a request for an instance.
-pub(crate) fn write_request(head: &RequestHead<'_>, sender: RequestSender<'_>, out: &mut Vec<u8>) {
+pub(crate) fn write_request(
+    head: &RequestHead<'_>,
+    sender: RequestSender<'_>,
+    id: &RequestId,
+    out: &mut Vec<u8>,
+) {
     put(
         out,
         &[
@@ -86,6 +101,7 @@ pub(crate) fn write_request(head: &RequestHead<'_>, sender: RequestSender<'_>, o
         }
     }
     put_forwarded(head, sender, out);
+    put(out, &[b"X-Request-Id: ", id.as_bytes(), b"\r\n"]);
     if head.takes_trailers {
         put(out, &[b"TE: trailers\r\n"]);
     }
@@ -328,8 +344,11 @@ mod tests {
             trusted,
             forwarded: false,
         };
-        write_request(&head, sender, &mut out);
-        String::from_utf8(out).unwrap()
+        let id = RequestId::keep(b"7").unwrap();
+        write_request(&head, sender, &id, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.matches("\r\nX-Request-Id: 7\r\n").count(), 1);
+        text.replace("X-Request-Id: 7\r\n", "")
     }
 
     fn forwarded(fields: &str, address: &str, trusted: bool) -> String {
@@ -345,7 +364,7 @@ mod tests {
             trusted,
             forwarded: true,
         };
-        write_request(&head, sender, &mut out);
+        write_request(&head, sender, &RequestId::new(), &mut out);
         let text = String::from_utf8(out).unwrap();
         let mut lines = text.split("\r\n");
         let mut found = lines
@@ -482,6 +501,34 @@ mod tests {
              Forwarded: for=1.1.1.1\r\nX-Forwarded-For: 1.1.1.1, 2.2.2.2, 192.0.2.1\r\n\
              X-Forwarded-Proto: https\r\nX-Forwarded-Host: a\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn an_id_is_believed_only_from_trusted_peers() {
+        let id = |fields: &str, trusted| {
+            let head = format!("GET / HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
+            let mut slots = slots();
+            let head = RequestHead::parse(head.as_bytes(), &mut slots)
+                .unwrap()
+                .unwrap();
+            let sender = RequestSender {
+                address: "192.0.2.1",
+                secure: false,
+                trusted,
+                forwarded: false,
+            };
+            request_id(&head, sender)
+        };
+        let is_own = |id: &RequestId| matches!(id, RequestId::Own(_));
+        assert_eq!(id("X-Request-Id: a-1\r\n", true).as_bytes(), b"a-1");
+        assert_eq!(
+            id("x-request-id: a\r\nX-Request-ID: b\r\n", true).as_bytes(),
+            b"a"
+        );
+        assert!(is_own(&id("X-Request-Id: a-1\r\n", false)));
+        assert!(is_own(&id("X-Request-Id: a b\r\n", true)));
+        assert!(is_own(&id("X_Request_Id: a-1\r\n", true)));
+        assert!(is_own(&id("", true)));
     }
 
     #[test]

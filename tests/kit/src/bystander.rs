@@ -231,11 +231,11 @@ impl Asked {
 /// Sends a request with this number, and returns true if the connection ends with its answer.
 async fn ask_shop(connection: &mut Connection, number: u64) -> Result<bool, String> {
     let name = number.to_string();
-    let request = Request::get("/hello").header("x-request-id", &name);
+    let request = Request::get("/hello").header("x-load-name", &name);
     let response = connection.exchange(&request).await;
     let response = response.map_err(|fault| fault.to_string())?;
     let is_right = response.head.status == 200
-        && response.head.header("x-request-id") == Some(&name)
+        && response.head.header("x-load-name") == Some(&name)
         && response.body == b"hello\n";
     match is_right {
         true => Ok(response.head.closes()),

@@ -446,7 +446,7 @@ impl Client {
         };
         Order {
             kind,
-            request: request.header("x-request-id", &name),
+            request: request.header("x-load-name", &name),
             name,
             right: answer,
         }
@@ -481,7 +481,7 @@ impl Order {
                 body: sink.text(),
             });
         }
-        let name = head.header("x-request-id").unwrap_or_default();
+        let name = head.header("x-load-name").unwrap_or_default();
         if name != self.name {
             return Err(Fault::Wrong(format!(
                 "the response to request {name}, not to {}",

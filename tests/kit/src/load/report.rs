@@ -54,7 +54,7 @@ pub struct Lost {
     pub at: SystemTime,
     /// The kind of the request.
     pub kind: Kind,
-    /// The `X-Request-Id` of the request.
+    /// The `X-Load-Name` of the request.
     pub name: String,
     /// The time between sending the request and giving it up.
     pub after: Duration,
