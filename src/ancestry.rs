@@ -31,16 +31,26 @@ pub fn descendants(pid: u32) -> BTreeSet<u32> {
     found
 }
 
+/// Returns true if a process has ended, and is still there only because nobody has taken its exit
+/// status yet.
+pub fn is_zombie(pid: u32) -> bool {
+    field(pid, 0).is_some_and(|state| state == "Z")
+}
+
 fn parent(pid: u32) -> Option<u32> {
+    let parent = field(pid, 1)?.parse().ok();
+    parent.filter(|&parent| parent > 0)
+}
+
+/// Reads a field of the status of a process, counted from the one behind its name.
+fn field(pid: u32, number: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The process name in parentheses may contain any characters, so the last `)` ends it, see
     // proc(5).
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
-        .filter(|&parent| parent > 0)
+        .nth(number)
+        .map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -228,34 +228,53 @@ async fn sockets_that_were_given_stay_while_the_configuration_cannot_be_read() {
 }
 
 #[tokio::test]
-async fn processes_that_do_not_end_by_sigkill_hold_up_nobody() {
+async fn processes_that_do_not_end_by_sigkill_fail_one_command_and_hold_up_nobody() {
     let home = Home::new();
     let port = free_port();
     home.add_shop("shop", port, "");
-    let hang = home.path().join("hang");
-    let app = home.app("stuck");
-    let script = format!(
-        "#!/bin/sh\n(setsid stat {} &)\nexec ./server\n",
-        hang.display()
-    );
-    write(&app.executable(), &script);
-    fs::set_permissions(app.executable(), Permissions::from_mode(0o755)).unwrap();
-    let server = app.folder().join("server");
-    install(&example("shop"), &server, &Build::good("1")).unwrap();
-    home.write_shop("stuck", port, "stop_timeout: 1s\n");
+    let hang = home.path().join("hang").display().to_string();
+    for (name, script) in [
+        // The server ends, and leaves a process that does not.
+        (
+            "left",
+            format!("#!/bin/sh\n(setsid stat {hang} &)\nexec ./server\n"),
+        ),
+        // The first process of the instance itself does not end.
+        (
+            "stuck",
+            format!("#!/bin/sh\ntrap 'exec stat {hang}' TERM\n./server & wait\n"),
+        ),
+    ] {
+        let app = home.app(name);
+        write(&app.executable(), &script);
+        fs::set_permissions(app.executable(), Permissions::from_mode(0o755)).unwrap();
+        let server = app.folder().join("server");
+        install(&example("shop"), &server, &Build::good("1")).unwrap();
+        home.write_shop(name, port, "stop_timeout: 1s\n");
+    }
+    let daemon = Path::new(&hang).with_extension("daemon");
     let programs = beside_file_system(&home, UNINTERRUPTIBLE);
     let mut server = Smoothserve::start(programs, home).await;
-    let daemon = fs::read_to_string(hang.with_extension("daemon")).unwrap();
     let mut bystander = Bystander::of_shop(local(port), "shop.example");
-    let stuck = server.running("stuck").await.pids();
-    server.ok(&["restart", "stuck"]).await;
-    assert_ne!(server.running("stuck").await.pids(), stuck);
-    server.says("processes that were killed do not end: ").await;
+    for name in ["left", "stuck"] {
+        let before = server.running(name).await.pids();
+        let restart = server.ctl(&["restart", name]).await;
+        let text = String::from_utf8_lossy(&restart.stderr);
+        assert!(!restart.status.success(), "{text}");
+        assert!(text.contains(&format!("{name}/1: process ")), "{text}");
+        let left = " does not end although it was killed; it is left behind";
+        assert!(text.contains(left), "{text}");
+        let after = server.running(name).await;
+        assert_ne!(after.pids(), before);
+        assert!(after.last_error.unwrap().message.contains(left));
+        server.ok(&["reload"]).await;
+    }
     bystander.is_served().await;
     bystander.end();
     server.signal(Signal::TERM);
     assert!(server.ended().await.success());
     // Without it, those who wait for it get an error.
+    let daemon = fs::read_to_string(daemon).unwrap();
     processes::signal_pid(daemon.parse().unwrap(), Signal::KILL);
 }
 

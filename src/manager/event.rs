@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::process::Process;
+use super::process::{Ending, Process};
 use super::process::identity::UserIdentity;
 use super::rollout::{InstanceFailure, InstanceId};
 use crate::ipc::{EndpointCounts, FromWorker, ListenerId};
@@ -58,8 +58,9 @@ pub enum News {
     Health(Option<String>),
     /// The worker of this generation has counted the requests of the instance.
     Counts(u32, EndpointCounts),
-    /// The process of the instance has ended or could not be created. The text says how.
-    Exited(String),
+    /// The process of the instance has ended or could not be created, or nobody waits for its end
+    /// any more.
+    Exited(Ending),
 }
 
 /// A report about a worker.

@@ -19,7 +19,7 @@ use crate::ipc::{Address, Probe, Protocol};
 use crate::manager::event::News;
 use crate::manager::host::notify::{self, NotifySocket};
 use crate::manager::host::supervision::Supervision;
-use crate::manager::process::Process;
+use crate::manager::process::{Ending, Process};
 use crate::manager::process::deployment::Deployment;
 use crate::manager::process::identity::UserIdentity;
 use crate::manager::process::launcher::ProcessName;
@@ -154,7 +154,10 @@ impl Instance {
                 let life = start::run(name, order, deployment, passed_on, scopes, report);
                 tokio::task::spawn_local(life);
             }
-            Err(error) => report(News::Exited(format!("could not be started: {error:#}"))),
+            Err(error) => {
+                let how = format!("could not be started: {error:#}");
+                report(News::Exited(Ending::Ended(how)));
+            }
         }
     }
 
@@ -249,17 +252,13 @@ impl Instance {
                 let process = Rc::new(process);
                 instance.launched(process.clone(), report.clone());
                 tokio::task::spawn_local(async move {
-                    let ended = process.ended().await;
-                    report(News::Exited(match ended {
-                        Ok(()) => {
-                            "ended (how is not known, it was started before smoothserve itself)"
-                                .to_owned()
-                        }
-                        Err(error) => format!("was lost: {error}"),
-                    }));
+                    report(News::Exited(process.ended().await));
                 });
             }
-            None => report(News::Exited("ended while smoothserve was away".to_owned())),
+            None => {
+                let how = "ended while smoothserve was away".to_owned();
+                report(News::Exited(Ending::Ended(how)));
+            }
         }
         instance
     }

@@ -100,6 +100,9 @@ struct Part {
     total: u32,
     /// What is done once the goal is reached.
     what: Option<String>,
+    /// What went wrong on the way to the goal. The part has failed once the goal is reached.
+    #[serde(default)]
+    fault: Option<String>,
     outcome: Option<Outcome>,
 }
 
@@ -248,6 +251,7 @@ impl Jobs {
                 done: 0,
                 total: 0,
                 what: part.what,
+                fault: None,
                 outcome,
             }
         });
@@ -293,6 +297,18 @@ impl Jobs {
             }),
             _ => None,
         });
+    }
+
+    /// Notes that something went wrong on the way to the goals of a service. The service goes on to
+    /// its goals, and its parts fail when it has reached them.
+    pub fn went_wrong(&mut self, service: &str, error: &str) {
+        for job in self.jobs.values_mut().filter(|job| job.end.is_none()) {
+            let is_open = |part: &&mut Part| part.service == service && part.outcome.is_none();
+            for part in job.parts.iter_mut().filter(is_open) {
+                part.fault.get_or_insert_with(|| error.to_owned());
+            }
+        }
+        self.changed = true;
     }
 
     /// Ends the parts of a service that has to stop, and keeps sites for `awaited`, in the jobs
@@ -386,7 +402,10 @@ impl Jobs {
         for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.end.is_none()) {
             for part in job.parts.iter_mut().filter(|part| part.service == service) {
                 if part.outcome.is_none() {
-                    part.outcome = judge(part);
+                    part.outcome = judge(part).map(|outcome| match (&part.fault, outcome) {
+                        (Some(error), Outcome::Done) => Outcome::failed(error.clone()),
+                        (_, outcome) => outcome,
+                    });
                 }
             }
             self.changed |= job.conclude(*id, now);
@@ -609,6 +628,26 @@ mod tests {
         assert_eq!(state(&jobs, job), JobState::Done);
         jobs.forget(now + REMEMBERED);
         assert!(jobs.status().is_empty());
+    }
+
+    #[test]
+    fn what_went_wrong_on_the_way_fails_a_job_at_its_end_and_no_later_one() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        let job = restart(&mut jobs, 2, now);
+        jobs.went_wrong("shop", "shop/1: process 7 is left behind");
+        jobs.went_wrong("web", "web/1: process 8 is left behind");
+        jobs.progress("shop", &progress(true, false, 2), now);
+        assert_eq!(state(&jobs, job), JobState::Running);
+        let mut next = Jobs::default();
+        next.restore(jobs.save(), now);
+        next.progress("shop", &progress(true, true, 2), now);
+        assert_eq!(
+            (state(&next, job), next.status()[&job].error.as_deref()),
+            (JobState::Failed, Some("shop/1: process 7 is left behind"))
+        );
+        let later = restart(&mut next, 2, now);
+        next.progress("shop", &progress(true, true, 2), now);
+        assert_eq!(state(&next, later), JobState::Done);
     }
 
     #[test]

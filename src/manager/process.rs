@@ -5,6 +5,7 @@ pub mod environment;
 pub mod executable;
 pub mod identity;
 mod keeper_process;
+mod killed;
 pub mod launcher;
 mod output;
 mod passing;
@@ -14,4 +15,4 @@ mod remains;
 pub mod socket_folders;
 pub mod unix_socket;
 
-pub use process::Process;
+pub use process::{Ending, Process};

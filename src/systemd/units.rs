@@ -6,6 +6,7 @@
 //! unique name.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -99,14 +100,20 @@ pub struct Scope {
 impl Scope {
     /// Returns true if a process is in the scope.
     pub fn holds(&self, pid: u32) -> bool {
-        let Ok(groups) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
-            return false;
-        };
         // A line for each hierarchy, the path last, see cgroups(7).
-        groups
+        cgroups(pid)
             .lines()
             .filter_map(|line| line.rsplit_once('/'))
             .any(|(_, group)| group == self.name)
+    }
+
+    /// Returns the folder of the scope's cgroup, if process `pid` is there and the hierarchy is
+    /// that of version 2.
+    pub fn cgroup_of(&self, pid: u32) -> Option<PathBuf> {
+        let groups = cgroups(pid);
+        let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let folder = Path::new("/sys/fs/cgroup").join(path);
+        folder.ends_with(&self.name).then_some(folder)
     }
 
     /// Sends SIGKILL to all processes in the scope.
@@ -120,7 +127,7 @@ impl Scope {
     }
 
     /// Stops what is left in the scope, and waits until nothing is. systemd kills what is left
-    /// after the scope's stop timeout.
+    /// after the scope's stop timeout, and gives the scope up after another one.
     pub async fn end(&self) {
         let body = (self.name.as_str(), "replace");
         loop {
@@ -141,6 +148,11 @@ impl Scope {
             tracing::error!(unit = self.name, error = %error, "scope not stopped");
         }
     }
+}
+
+/// Returns the cgroups of a process as `/proc` has them; empty if there is no such process.
+fn cgroups(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default()
 }
 
 impl Units {

@@ -353,3 +353,61 @@ fn waiting_for_a_job_goes_on_over_a_restart_of_smoothserve_and_ends_with_a_stop(
         }
     });
 }
+
+/// Mounts a file system on /mnt where nobody is answered, and whoever waits for an answer does not
+/// end by SIGKILL.
+const HANG: &str = r#"
+import ctypes, os, struct
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other"
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b"hang", b"/mnt", b"fuse", 0, options.encode()) != 0:
+    raise OSError(ctypes.get_errno(), "mount")
+request = os.read(fuse, 1 << 20)
+unique = struct.unpack_from("<Q", request, 8)[0]
+answer = struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 12, 9, 4096, 1, 0, 0, 0)
+os.write(fuse, struct.pack("<IiQ", 16 + len(answer), 0, unique) + answer)
+while True:
+    os.read(fuse, 1 << 20)
+"#;
+
+#[test]
+fn what_does_not_end_by_sigkill_is_left_behind_and_nothing_waits_for_it() {
+    machine::test(async |machine| {
+        let scene = Scene::install(machine, "stop_timeout: 1s\n");
+        machine.write("/run/hang.py", HANG);
+        machine.run("mknod /dev/fuse c 10 229; systemd-run --unit hang python3 /run/hang.py");
+        machine.until("cat /proc/mounts", |mounts| mounts.contains("hang /mnt fuse"));
+        machine.run("mv /opt/shop/shop /opt/shop/server");
+        let executable = |line: &str| {
+            machine.write("/opt/shop/new", &format!("#!/bin/sh\n{line}\n"));
+            machine.run("chmod 755 /opt/shop/new; mv /opt/shop/new /opt/shop/shop");
+        };
+        // The server ends, and leaves a process that does not.
+        executable("(setsid stat /mnt/x &)\nexec /opt/shop/server \"$@\"");
+        machine.run("systemctl enable --now smoothserve.socket smoothserve.service");
+        assert_eq!(scene.settled().ready(), 3);
+        // The first process of an instance itself does not end.
+        executable("trap 'exec stat /mnt/x' TERM\n/opt/shop/server \"$@\" & wait");
+        let is_told = |line: &str| {
+            let output = machine.try_run(line);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{line}: {said}");
+            let left = " does not end although it was killed; it is left behind";
+            assert!(said.contains("shop/1: process "), "{line}: {said}");
+            assert!(said.contains(left), "{line}: {said}");
+            assert_eq!(scene.shop().ready(), 3);
+            machine.run("smoothctl reload");
+        };
+        is_told("smoothctl reload");
+        is_told("smoothctl restart shop");
+        // The next manager waits for it no longer.
+        machine.run("smoothctl restart --no-block shop");
+        machine.until("smoothctl status shop", |text| text.contains("stopping"));
+        machine.run("systemctl restart smoothserve");
+        scene.settled();
+        machine.run("systemctl stop smoothserve.socket smoothserve.service");
+        assert_eq!(scene.property("Result"), "success");
+        machine.run("systemctl kill --signal KILL hang");
+    });
+}

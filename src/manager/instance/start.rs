@@ -19,6 +19,7 @@ use crate::ipc::Address;
 use crate::launch::Order;
 use crate::manager::event::News;
 use crate::manager::host::notify;
+use crate::manager::process::Ending;
 use crate::manager::process::deployment::Deployment;
 use crate::manager::process::environment::{self, Placeholders};
 use crate::manager::process::identity::{IdentityWish, UserIdentity};
@@ -179,7 +180,7 @@ pub(super) async fn run(
         }
         None => Launcher::spawn(&name, stop_timeout).await,
     };
-    let how = match launcher {
+    let ending = match launcher {
         Ok(launcher) => {
             let (permit, permitted) = oneshot::channel();
             report(News::Launched(launcher.process.clone(), permit));
@@ -189,12 +190,12 @@ pub(super) async fn run(
                     let busy = |waits| report(News::Busy(waits));
                     launcher.go(order, executable, socket, busy).await
                 }
-                Err(_) => "was not let go".to_owned(),
+                Err(_) => Ending::Ended("was not let go".to_owned()),
             }
         }
-        Err(error) => format!("could not be started: {error:#}"),
+        Err(error) => Ending::Ended(format!("could not be started: {error:#}")),
     };
-    report(News::Exited(how));
+    report(News::Exited(ending));
 }
 
 /// Opens a socket that listens already, although no process accepts from it yet.

@@ -8,19 +8,12 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::process::{ChildStderr, ChildStdout, Command};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
 
 use super::passing::send_first;
-use crate::ancestry::descendants;
+use crate::ancestry::{descendants, is_zombie};
 use crate::keeper::KILL;
 use crate::manager::host::children;
 use crate::manager::host::pidfd::Pidfd;
-
-/// How long a process has to end after SIGKILL. One that waits for a file system or a device that
-/// hangs does not end before that answers, and one that has become another user gets no signal at
-/// all.
-const MERCY: Duration = Duration::from_secs(5);
 
 /// A keeper, whose child is a launcher first and then an instance.
 #[derive(Debug)]
@@ -31,8 +24,6 @@ pub(super) struct KeeperProcess {
     socket: UnixStream,
     /// How long a process of the instance has to end after SIGTERM.
     pub(super) patience: Duration,
-    /// When the keeper was asked to kill everything.
-    killed: watch::Sender<Option<Instant>>,
 }
 
 /// A keeper that was just started, with what its child writes.
@@ -44,16 +35,10 @@ pub(super) struct Started {
     pub(super) stderr: Option<ChildStderr>,
 }
 
-/// Why nobody knows how an instance has ended.
+/// Nobody knows how an instance has ended, since its keeper is gone. The instance may still run.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unended {
-    /// The keeper is gone, and the instance may still run.
-    #[error("its keeper was killed")]
-    KeeperLost,
-    /// It has not ended.
-    #[error("it was killed and does not end")]
-    Unkillable,
-}
+#[error("its keeper was killed")]
+pub(super) struct KeeperLost;
 
 impl KeeperProcess {
     /// Starts a keeper and its launcher, which gets the socket `launcher`. What the instance leaves
@@ -87,7 +72,6 @@ impl KeeperProcess {
             pidfd,
             socket: UnixStream::from_std(ours)?,
             patience,
-            killed: watch::Sender::new(None),
         };
         Ok(Started {
             launcher: keeper.next_number().await?.cast_unsigned(),
@@ -97,60 +81,28 @@ impl KeeperProcess {
         })
     }
 
-    /// Waits for the end of the instance, and returns how it has ended. Fails if it has not ended
-    /// although it was killed.
-    pub(super) async fn instance_ended(&self) -> Result<ExitStatus, Unended> {
-        tokio::select! {
-            biased;
-            status = self.next_number() => {
-                status.map(ExitStatus::from_raw).map_err(|_| Unended::KeeperLost)
-            }
-            () = self.mercy_over() => Err(Unended::Unkillable),
-        }
+    /// Waits for the end of the instance, and returns how it has ended.
+    pub(super) async fn instance_ended(&self) -> Result<ExitStatus, KeeperLost> {
+        let status = self.next_number().await;
+        status.map(ExitStatus::from_raw).map_err(|_| KeeperLost)
     }
 
-    /// Waits for the end of the keeper: nothing of the instance is left then. What does not end
-    /// although it was killed is left to the keeper, which goes on.
+    /// Waits for the end of the keeper: nothing of the instance is left then.
     pub(super) async fn ended(&self) {
-        let in_time = tokio::select! {
-            biased;
-            ended = timeout(self.patience.saturating_add(MERCY), self.pidfd.ended()) => {
-                ended.is_ok()
-            }
-            () = self.mercy_over() => false,
-        };
-        if !in_time {
-            let left: Vec<String> = descendants(self.pid).iter().map(u32::to_string).collect();
-            let error = format!("processes that were killed do not end: {}", left.join(", "));
-            tracing::error!(error, "processes of an instance are left to their keeper");
-        }
+        // It does not fail, and if it did, there would be nothing to wait for.
+        let _ = self.pidfd.ended().await;
+    }
+
+    /// Returns the processes of the instance that have not ended.
+    pub(super) fn left(&self) -> Vec<u32> {
+        let below = descendants(self.pid).into_iter();
+        below.filter(|pid| !is_zombie(*pid)).collect()
     }
 
     /// Kills the instance and everything that it has left.
     pub(super) fn kill(&self) {
         // It fails if the keeper is gone; what the instance has left then ends otherwise.
         let _ = self.socket.try_write(&[KILL]);
-        let now = Instant::now();
-        self.killed.send_if_modified(|at| {
-            let is_first = at.is_none();
-            at.get_or_insert(now);
-            is_first
-        });
-    }
-
-    /// Waits until what was killed should have ended.
-    pub(super) async fn mercy_over(&self) {
-        let mut killed = self.killed.subscribe();
-        // It does not fail, since the sender is there.
-        let at = killed
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|at| *at);
-        match at {
-            Some(at) => sleep_until(at + MERCY).await,
-            None => std::future::pending().await,
-        }
     }
 
     async fn next_number(&self) -> io::Result<i32> {

@@ -1,7 +1,6 @@
 //! The start of an instance's process: first a launcher is started; it waits until the manager lets
 //! it go, and then it becomes the instance. Without systemd, a keeper stands between the two.
 
-use std::cell::Cell;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,10 +13,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
-use super::keeper_process::{KeeperProcess, Unended};
+use super::keeper_process::KeeperProcess;
+use super::killed::Unkillable;
 use super::output::{Output, Tail};
 use super::passing::send_first;
-use super::process::{Process, ProcessKeeper};
+use super::process::{Ending, Process, ProcessKeeper};
 use crate::config::ScopeLimits;
 use crate::launch::{BUSY, Order};
 use crate::manager::host::children;
@@ -71,16 +71,12 @@ impl Launcher {
         let keeper = Rc::new(started.keeper);
         let stderr = Tail::default();
         let output = Output::read(&name.label, started.stdout, started.stderr, &stderr);
-        let process = Process {
-            pid: started.launcher,
-            started: SystemTime::now(),
-            pidfd: Pidfd::open(started.launcher)?,
-            told_to_end: Cell::default(),
-            keeper: ProcessKeeper::Keeper {
-                keeper: keeper.clone(),
-                stderr,
-            },
+        let kept = ProcessKeeper::Keeper {
+            keeper: keeper.clone(),
+            stderr,
         };
+        let pidfd = Pidfd::open(started.launcher)?;
+        let process = Process::new(started.launcher, SystemTime::now(), pidfd, kept);
         Ok(Launcher {
             process: Rc::new(process),
             socket,
@@ -128,13 +124,8 @@ impl Launcher {
                 Some(stop_timeout),
             )
             .await?;
-        let process = Process {
-            pid,
-            started,
-            pidfd,
-            told_to_end: Cell::default(),
-            keeper: ProcessKeeper::Systemd { scope, slice },
-        };
+        let kept = ProcessKeeper::in_scope(scope, slice, pid);
+        let process = Process::new(pid, started, pidfd, kept);
         Ok(Launcher {
             process: Rc::new(process),
             socket,
@@ -144,15 +135,29 @@ impl Launcher {
 
     /// Lets the launcher become the instance, which inherits `socket`. Calls `busy` with
     /// true if the launcher has to wait until nobody has the executable open for writing, and with
-    /// false once it has executed it then. Returns when the process has ended, with a text that
-    /// says how.
+    /// false once it has executed it then. Returns when the process has ended, or should have ended
+    /// since it was killed.
     pub async fn go(
+        self,
+        order: Order,
+        executable: BorrowedFd<'_>,
+        socket: Option<TcpListener>,
+        busy: impl Fn(bool),
+    ) -> Ending {
+        let process = self.process.clone();
+        match self.until_end(order, executable, socket, busy).await {
+            Ok(how) => Ending::Ended(how),
+            Err(Unkillable) => process.leave(),
+        }
+    }
+
+    async fn until_end(
         mut self,
         mut order: Order,
         executable: BorrowedFd<'_>,
         socket: Option<TcpListener>,
         busy: impl Fn(bool),
-    ) -> String {
+    ) -> Result<String, Unkillable> {
         match &self.parent {
             Parent::Keeper(keeper, _) => order.die_with = Some(keeper.pid),
             Parent::Manager(_, stream) => {
@@ -160,46 +165,32 @@ impl Launcher {
                 order.environment.insert(variable, stream.clone());
             }
         }
+        let process = self.process.clone();
+        let handing = self.hand_over(&order, executable, socket, busy);
         // A launcher that was killed in between reports nothing; how it ended says enough.
-        let keeper = match &self.parent {
-            Parent::Keeper(keeper, _) => Some(keeper.clone()),
-            Parent::Manager(..) => None,
-        };
-        let given_up = async {
-            match &keeper {
-                Some(keeper) => keeper.mercy_over().await,
-                None => std::future::pending().await,
-            }
-        };
-        let refusal = tokio::select! {
-            biased;
-            refusal = self.hand_over(&order, executable, socket, busy) => {
-                refusal.unwrap_or_default()
-            }
-            () = given_up => String::new(),
-        };
+        let refusal = process.killed.bounds(handing).await?.unwrap_or_default();
         let status = match &mut self.parent {
             Parent::Keeper(keeper, output) => {
-                let status = keeper.instance_ended().await;
+                let status = process.killed.bounds(keeper.instance_ended()).await?;
                 let _ = tokio::time::timeout(LAST_LINES, output.ended()).await;
-                if matches!(status, Err(Unended::KeeperLost)) {
+                if status.is_err() {
                     let ending = children::end_orphans(keeper.patience);
                     // One that has failed is replaced at once.
-                    match self.process.told_to_end.get() {
+                    match process.was_told_to_end() {
                         true => ending.await,
                         false => drop(tokio::task::spawn_local(ending)),
                     }
                 }
                 status.map_err(io::Error::other)
             }
-            Parent::Manager(child, _) => child.wait().await,
+            Parent::Manager(child, _) => process.killed.bounds(child.wait()).await?,
         };
-        self.process.left_behind().await;
-        match status {
+        process.remains_ended().await?;
+        Ok(match status {
             _ if !refusal.is_empty() => format!("could not be started: {refusal}"),
             Ok(status) => describe(status),
             Err(error) => format!("ended in an unknown way: {error}"),
-        }
+        })
     }
 
     /// Sends the order to the launcher. Returns the error that the launcher reports, or nothing

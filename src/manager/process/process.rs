@@ -7,17 +7,22 @@
 
 use std::cell::Cell;
 use std::io;
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal};
 
 use super::keeper_process::KeeperProcess;
+use super::killed::{Killed, Unkillable};
 use super::output::Tail;
 use crate::ancestry::with_ancestors;
 use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::Scope;
+
+/// The pause between two looks whether a killed process is still in its scope.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A process that runs, or has ended a moment ago.
 #[derive(Debug)]
@@ -28,8 +33,19 @@ pub struct Process {
     pub started: SystemTime,
     pub(super) pidfd: Pidfd,
     /// The process has got a signal to end.
-    pub(super) told_to_end: Cell<bool>,
+    told_to_end: Cell<bool>,
+    pub(super) killed: Killed,
     pub(super) keeper: ProcessKeeper,
+}
+
+/// The end of a process and of what it has left, as far as anybody waits for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The process has ended. The text says how.
+    Ended(String),
+    /// Processes with these numbers do not end although they were killed. Nobody waits for them any
+    /// more.
+    LeftBehind(Vec<u32>),
 }
 
 /// What keeps a process and its children together, and where its output goes.
@@ -49,6 +65,8 @@ pub(super) enum ProcessKeeper {
         scope: Scope,
         /// The slice of all instances of the service.
         slice: String,
+        /// The folder of the scope's cgroup, if it is known.
+        cgroup: Option<PathBuf>,
     },
 }
 
@@ -65,22 +83,41 @@ impl Process {
         if !scope.holds(pid) || is_launcher(pid) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let keeper = ProcessKeeper::Systemd { scope, slice };
-        Ok(Process {
+        let keeper = ProcessKeeper::in_scope(scope, slice, pid);
+        Ok(Process::new(pid, started, pidfd, keeper))
+    }
+
+    pub(super) fn new(
+        pid: u32,
+        started: SystemTime,
+        pidfd: Pidfd,
+        keeper: ProcessKeeper,
+    ) -> Process {
+        Process {
             pid,
             started,
             pidfd,
             told_to_end: Cell::default(),
+            killed: Killed::default(),
             keeper,
-        })
+        }
     }
 
-    /// Waits for the end of the process and, if it was told to end, of the processes that it has
-    /// left.
-    pub async fn ended(&self) -> io::Result<()> {
-        self.pidfd.ended().await?;
-        self.left_behind().await;
-        Ok(())
+    /// Waits for the end of a process that was taken over and, if it was told to end, of the
+    /// processes that it has left.
+    pub async fn ended(&self) -> Ending {
+        let ended = async {
+            let ended = self.killed.bounds(self.pidfd.ended()).await?;
+            self.remains_ended().await?;
+            Ok(ended)
+        };
+        match ended.await {
+            Ok(Ok(())) => Ending::Ended(
+                "ended (how is not known, it was started before smoothserve itself)".to_owned(),
+            ),
+            Ok(Err(error)) => Ending::Ended(format!("was lost: {error}")),
+            Err(Unkillable) => self.leave(),
+        }
     }
 
     /// Returns true if process `pid` is this process or belongs to it.
@@ -106,7 +143,7 @@ impl Process {
     pub async fn last_lines(&self) -> Vec<String> {
         match &self.keeper {
             ProcessKeeper::Keeper { stderr, .. } => stderr.borrow().iter().cloned().collect(),
-            ProcessKeeper::Systemd { scope, slice } => {
+            ProcessKeeper::Systemd { scope, slice, .. } => {
                 journal::last_lines(&scope.name, slice, self.pid, self.started).await
             }
         }
@@ -131,6 +168,7 @@ impl Process {
     /// Sends SIGKILL to the process and to all processes that it has started.
     pub fn kill(&self) {
         self.told_to_end.set(true);
+        self.killed.note();
         let is_there = self.pidfd.signal(Signal::KILL);
         match &self.keeper {
             // The keeper may have reaped the process by now, and its number may be another one's.
@@ -149,12 +187,66 @@ impl Process {
 
     /// Ends the processes that an ended process has left. Waits for that if the process was told to
     /// end. Otherwise it has failed, and another one has to take its place at once.
-    pub(super) async fn left_behind(&self) {
+    pub(super) async fn remains_ended(&self) -> Result<(), Unkillable> {
         match (&self.keeper, self.told_to_end.get()) {
-            (ProcessKeeper::Keeper { keeper, .. }, true) => keeper.ended().await,
-            (ProcessKeeper::Keeper { .. }, false) => {}
-            (ProcessKeeper::Systemd { scope, .. }, true) => scope.end().await,
-            (ProcessKeeper::Systemd { scope, .. }, false) => scope.stop().await,
+            (ProcessKeeper::Keeper { keeper, .. }, true) => {
+                self.killed.bounds(keeper.ended()).await
+            }
+            (ProcessKeeper::Keeper { .. }, false) => Ok(()),
+            (ProcessKeeper::Systemd { scope, .. }, true) => {
+                let emptied = async {
+                    scope.end().await;
+                    // systemd gives up a scope with processes that do not end.
+                    while !self.left().is_empty() {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                };
+                self.killed.bounds(emptied).await
+            }
+            (ProcessKeeper::Systemd { scope, .. }, false) => {
+                scope.stop().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the waiting for a process that was killed and has not ended, or has left processes that
+    /// have not.
+    pub(super) fn leave(&self) -> Ending {
+        match self.left() {
+            left if left.is_empty() => Ending::Ended("was killed".to_owned()),
+            left => Ending::LeftBehind(left),
+        }
+    }
+
+    /// Returns the processes of the instance that are there, as far as that is known.
+    fn left(&self) -> Vec<u32> {
+        match &self.keeper {
+            ProcessKeeper::Keeper { keeper, .. } => keeper.left(),
+            ProcessKeeper::Systemd { cgroup, .. } => {
+                let file = cgroup.as_ref().map(|folder| folder.join("cgroup.procs"));
+                // The cgroup is removed once nothing is in it.
+                let text = file.and_then(|file| std::fs::read_to_string(file).ok());
+                let lines = text.iter().flat_map(|text| text.lines());
+                lines.filter_map(|line| line.parse().ok()).collect()
+            }
+        }
+    }
+
+    /// Returns true if the process was told to end.
+    pub(super) fn was_told_to_end(&self) -> bool {
+        self.told_to_end.get()
+    }
+}
+
+impl ProcessKeeper {
+    /// Makes the keeper of process `pid`, which is in this scope now.
+    pub(super) fn in_scope(scope: Scope, slice: String, pid: u32) -> ProcessKeeper {
+        let cgroup = scope.cgroup_of(pid);
+        ProcessKeeper::Systemd {
+            scope,
+            slice,
+            cgroup,
         }
     }
 }

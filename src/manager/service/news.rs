@@ -8,6 +8,7 @@ use crate::events;
 use crate::ipc::EndpointCounts;
 use crate::manager::event::News;
 use crate::manager::instance::Instance;
+use crate::manager::process::Ending;
 use crate::manager::rollout::{InstanceId, LifeState, RolloutEvent};
 use crate::manager::worker::ExpectedReport;
 use crate::manager::world::World;
@@ -97,8 +98,11 @@ impl Service {
                 instance.counts.count(worker, counts);
                 self.look_at_tunnels(id, world);
             }
-            News::Exited(how) => {
-                instance.ended = Some(how);
+            News::Exited(ending) => {
+                match ending {
+                    Ending::Ended(how) => instance.ended = Some(how),
+                    Ending::LeftBehind(left) => self.left_behind(id, &left, world),
+                }
                 self.step(RolloutEvent::Exited(id), world);
                 if let Some(instance) = self.instances.remove(&id) {
                     let requests = instance.counts.requests();
@@ -110,6 +114,32 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// Takes in that processes of an instance do not end although they were killed, so that nobody
+    /// waits for them any more. The jobs that wait for the service have failed by that.
+    fn left_behind(&mut self, id: InstanceId, left: &[u32], world: &mut World) {
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        let pids: Vec<String> = left.iter().map(u32::to_string).collect();
+        let pids = pids.join(", ");
+        let how = match left {
+            [_] => format!("process {pids} does not end although it was killed; it is left behind"),
+            _ => format!(
+                "processes {pids} do not end although they were killed; they are left behind"
+            ),
+        };
+        let error = format!("{}: {how}", instance.label);
+        tracing::error!(
+            service = self.spec.name,
+            instance = instance.label,
+            error,
+            "processes of an instance left behind"
+        );
+        instance.ended = Some("was killed and does not end".to_owned());
+        world.jobs.went_wrong(&self.spec.name, &error);
+        self.fail(error);
     }
 
     /// Returns what a worker can have to say about an instance.

@@ -109,9 +109,14 @@ impl Service {
             error,
             "service not started"
         );
+        self.fail(error.to_owned());
+    }
+
+    /// Remembers an error of the service that has nothing to do with the output of an instance.
+    pub(super) fn fail(&mut self, message: String) {
         self.history.last_error = Some(SavedFailure {
             at: Moment(SystemTime::now()),
-            message: error.to_owned(),
+            message,
             output: Vec::new(),
         });
     }
