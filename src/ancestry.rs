@@ -48,9 +48,7 @@ fn field(pid: u32, number: usize) -> Option<String> {
     // The process name in parentheses may contain any characters, so the last `)` ends it, see
     // proc(5).
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace()
-        .nth(number)
-        .map(str::to_owned)
+    rest.split_ascii_whitespace().nth(number).map(str::to_owned)
 }
 
 #[cfg(test)]
