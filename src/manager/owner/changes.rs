@@ -35,12 +35,17 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
     let refusal = changed.as_ref().err().cloned();
     // What was refused is left out: the executable may have changed all the same.
     let (config, lacks) = changed.unwrap_or_else(|_| ((*manager.config).clone(), BTreeMap::new()));
+    let on_disk = found
+        .config
+        .as_ref()
+        .and_then(|disk| disk.services.get(name));
+    let is_as_on_disk = on_disk == config.services.get(name);
     let is_applied = |files: &ServiceFiles| {
         let spec = config.services.get(&files.spec.name);
         spec.is_some_and(|spec| *spec == files.spec)
     };
     let files = found.services.into_iter().filter(is_applied).collect();
-    let planned = plan(manager, config, files, lacks, PlanReason::FilesChanged);
+    let mut planned = plan(manager, config, files, lacks, PlanReason::FilesChanged);
     let cause = |fault: &ServiceFault| match fault.consequence {
         Consequence::Impaired => None,
         _ => Some(fault.causes.clone()),
@@ -65,6 +70,10 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
         look_again(manager, name, left);
         return;
     }
+    if !is_as_on_disk {
+        // A service that a reload could not change still runs as before.
+        planned.held.extend(manager.held.get(name).cloned());
+    }
     let (parts, _) = apply(manager, planned);
     if let Some(refusal) = refusal {
         refuse(manager, name, &refusal);
@@ -73,7 +82,7 @@ pub(super) fn files_changed(manager: &mut Manager, name: &str, mut found: Found)
         tracing::info!(service = name, note = changed, "files changed");
         let parts = parts.into_iter().filter(NewPart::is_open).collect();
         let jobs = &mut manager.world.jobs;
-        jobs.begin_parts(JobKind::Restart, name, parts, String::new(), Instant::now());
+        jobs.begin(JobKind::Restart, name, parts, String::new(), Instant::now());
     }
 }
 
