@@ -11,7 +11,8 @@
 //!
 //! A thread that does many pieces of work has one budget for all waiting in vain. Each wait gets
 //! half of what is left, so the first one has the most time, and many subjects that hang together
-//! cost little more than one: never more than [`LONGEST`].
+//! cost little more than one. Subjects that answer slowly take of the time that the thread has in
+//! all, [`LONGEST`]. Once that is over, nothing is asked any more.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -31,7 +32,8 @@ const LEAST: Duration = Duration::from_millis(50);
 /// How many subjects may hang. Each costs a thread.
 const MOST_HANGING: u32 = 64;
 
-/// The longest time that a thread waits in vain, if each subject that may hang hangs.
+/// How long a thread waits for its work together, in vain or not. It is enough if each subject that
+/// may hang hangs.
 pub const LONGEST: Duration = BUDGET.saturating_add(LEAST.saturating_mul(MOST_HANGING));
 
 /// The subjects that threads are at.
@@ -50,8 +52,8 @@ enum Progress {
 }
 
 thread_local! {
-    /// What is left of this thread's budget.
-    static LEFT: Cell<Duration> = const { Cell::new(BUDGET) };
+    /// How long this thread has waited.
+    static WAITED: Cell<Waited> = const { Cell::new(Waited::NOT_YET) };
 
     /// The thread that does this thread's work. It ends with this thread or, if it is left alone,
     /// with its work.
@@ -59,6 +61,35 @@ thread_local! {
 }
 
 type Work = Box<dyn FnOnce() + Send>;
+
+/// How long a thread has waited for its work, in all and in vain.
+#[derive(Debug, Clone, Copy)]
+struct Waited {
+    in_all: Duration,
+    in_vain: Duration,
+}
+
+impl Waited {
+    const NOT_YET: Waited = Waited {
+        in_all: Duration::ZERO,
+        in_vain: Duration::ZERO,
+    };
+
+    /// Returns how long the next piece of work has. `None`: there is no time left.
+    fn limit(self) -> Option<Duration> {
+        let left = LONGEST.saturating_sub(self.in_all);
+        let share = BUDGET.saturating_sub(self.in_vain) / 2;
+        (!left.is_zero()).then_some(share.max(LEAST).min(left))
+    }
+
+    /// Adds a wait.
+    fn and(self, time: Duration, is_in_vain: bool) -> Waited {
+        Waited {
+            in_all: self.in_all + time,
+            in_vain: self.in_vain + if is_in_vain { time } else { Duration::ZERO },
+        }
+    }
+}
 
 /// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +100,9 @@ pub enum Unanswered {
     /// Too many other subjects hang.
     #[error("{MOST_HANGING} threads wait for an answer; look for file systems that hang")]
     TooMany,
+    /// The work before has taken all the time.
+    #[error("there was no time left for {0}, since others took too long to answer")]
+    NoTime(String),
     /// No thread could be started, or it has panicked.
     #[error("the thread that reads {0} has failed")]
     Failed(String),
@@ -87,7 +121,7 @@ enum Outcome<T> {
 /// Gives this thread a whole budget again. A thread that takes one task after the other begins each
 /// with this.
 pub fn renew() {
-    LEFT.set(BUDGET);
+    WAITED.set(Waited::NOT_YET);
 }
 
 /// Does a piece of work on a subject in a thread of its own, and waits for the result, but not for
@@ -96,8 +130,21 @@ pub fn within<T: Send + 'static>(
     subject: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Unanswered> {
-    let limit = limit();
-    let until = Instant::now() + limit;
+    let waited = WAITED.get();
+    let limit = waited.limit();
+    let limit = limit.ok_or_else(|| Unanswered::NoTime(subject.to_owned()))?;
+    let begun = Instant::now();
+    let result = within_limit(subject, begun + limit, work);
+    let is_in_vain = matches!(result, Err(Unanswered::Hangs(_)));
+    WAITED.set(waited.and(begun.elapsed(), is_in_vain));
+    result
+}
+
+fn within_limit<T: Send + 'static>(
+    subject: &str,
+    until: Instant,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unanswered> {
     let failed = || Unanswered::Failed(subject.to_owned());
     begin(subject, until)?;
     let shared = Arc::new((Mutex::new(Outcome::Awaited), Condvar::new()));
@@ -124,7 +171,6 @@ pub fn within<T: Send + 'static>(
     match std::mem::replace(&mut *outcome, Outcome::LeftAlone) {
         Outcome::Done(result) => result.ok_or_else(failed),
         Outcome::Awaited | Outcome::LeftAlone => {
-            spend(limit);
             WORKER.set(None);
             // The thread ends it, and needs the lock of the outcome before.
             subjects().insert(subject.to_owned(), Progress::Hanging);
@@ -134,26 +180,13 @@ pub fn within<T: Send + 'static>(
     }
 }
 
-/// Returns how long the next piece of work of this thread has.
-fn limit() -> Duration {
-    (LEFT.get() / 2).max(LEAST)
-}
-
-/// Takes a time that was waited in vain from this thread's budget.
-fn spend(time: Duration) {
-    LEFT.set(LEFT.get().saturating_sub(time));
-}
-
 /// Notes that a subject is asked, once nobody else asks it. Fails if that takes too long.
 fn begin(subject: &str, until: Instant) -> Result<(), Unanswered> {
     let left = until.saturating_duration_since(Instant::now());
     let is_asked =
         |subjects: &mut BTreeMap<String, Progress>| subjects.get(subject) == Some(&Progress::Asked);
     let waited = PROGRESS.wait_timeout_while(subjects(), left, is_asked);
-    let (mut subjects, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-    if waited.timed_out() {
-        spend(left);
-    }
+    let (mut subjects, _) = waited.unwrap_or_else(PoisonError::into_inner);
     if subjects.contains_key(subject) {
         return Err(Unanswered::Hangs(subject.to_owned()));
     }
@@ -255,7 +288,7 @@ mod tests {
 
     #[test]
     fn what_hangs_is_waited_for_once_until_it_answers() {
-        LEFT.set(LEAST);
+        WAITED.set(Waited::NOT_YET.and(BUDGET, true));
         assert_eq!(within("one", || 7), Ok(7));
         let (answer, hang) = mpsc::channel::<()>();
         let hangs = Err(Unanswered::Hangs("the files of shop".to_owned()));
@@ -272,15 +305,42 @@ mod tests {
     }
 
     #[test]
-    fn many_that_hang_cost_little_more_than_one() {
-        renew();
-        let mut all = Duration::ZERO;
-        for _ in 0..MOST_HANGING {
-            all += limit();
-            spend(limit());
+    fn what_hangs_and_what_is_slow_take_of_the_same_time() {
+        let second = Duration::from_secs(1);
+        let mut waited = Waited::NOT_YET;
+        for time in [6, 6, 3] {
+            assert!(waited.limit() >= Some(3 * second), "{waited:?}");
+            waited = waited.and(time * second, false);
         }
-        assert!(all < LONGEST, "{all:?}");
+        assert_eq!(waited.limit(), Some(LONGEST - 15 * second));
+        waited = waited.and(second, true);
+        assert_eq!(waited.limit(), None);
+
+        WAITED.set(waited);
+        let refused = within("the files of shop", || unreachable!("there is no time"));
+        assert_eq!(
+            refused,
+            Err(Unanswered::NoTime("the files of shop".to_owned()))
+        );
         renew();
+        let begun = Instant::now();
+        within("the files of web", || thread::sleep(LEAST)).unwrap();
+        let waited = WAITED.get();
+        assert!(
+            (LEAST..=begun.elapsed()).contains(&waited.in_all),
+            "{waited:?}"
+        );
+        assert_eq!(waited.in_vain, Duration::ZERO);
+        renew();
+    }
+
+    #[test]
+    fn many_that_hang_cost_little_more_than_one() {
+        let mut waited = Waited::NOT_YET;
+        for _ in 0..MOST_HANGING {
+            waited = waited.and(waited.limit().unwrap(), true);
+        }
+        assert!(waited.in_all < LONGEST, "{waited:?}");
     }
 
     #[test]
@@ -291,7 +351,7 @@ mod tests {
         let ask = || {
             let (hang, begun) = (hang.clone(), begun.clone());
             thread::spawn(move || {
-                LEFT.set(4 * LEAST);
+                WAITED.set(Waited::NOT_YET.and(BUDGET - 4 * LEAST, true));
                 within("the user of all", move || {
                     begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     lock(&hang).recv().unwrap_or_default();

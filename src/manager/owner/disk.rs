@@ -25,8 +25,7 @@ use crate::patience::{self, Unanswered};
 /// reads twice before it is ready, and systemd waits for that for 90 s.
 const READ_TIME: Duration = Duration::from_secs(20);
 
-/// Services whose files hang delay a reading, but never make it fail: there is time left to read
-/// the files of all others.
+/// Services whose files hang or are slow delay a reading, but never make it fail.
 const _: () = assert!(patience::LONGEST.as_secs() + 4 < READ_TIME.as_secs());
 
 /// How many threads may wait for files. All but the newest were left alone.
