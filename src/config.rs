@@ -40,7 +40,7 @@ mod tls;
 mod value;
 
 pub use certificate::{Certificate, CertificateFault, EXPIRES_SOON};
-pub use conflict::{Conflict, conflicts};
+pub use conflict::{Conflict, conflicts, excludes};
 pub use environment_file::EnvironmentFile;
 pub use fault::{Fault, Faults, Lack, Position};
 pub use global::GLOBAL_KEYS;

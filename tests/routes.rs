@@ -459,6 +459,135 @@ async fn a_change_that_auto_restart_has_refused_is_shown_until_it_is_gone_or_app
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_held_stays_so_when_another_change_of_its_files_is_refused() {
+    let lines = "auto_restart: true\n";
+    let scene = Scene::new(&[("shop", "shop.example", lines), ("web", "web.example", "")]).await;
+    let lacking = format!("{lines}environment_file: /nonexistent/env\n");
+    scene.add("shop", "store.example", &lacking);
+    scene.add("web", "web.example, shop.example", "");
+    let is_held = async || {
+        let text = failed(&scene.server.ctl(&["reload"]).await);
+        assert!(text.contains("shop goes on with what it runs"), "{text}");
+        assert_eq!(scene.owner("shop.example", "/hello").await, "web");
+    };
+    is_held().await;
+    is_held().await;
+    let file = scene.server.home.service("shop");
+    write(&file, "name: shop\nport: many\n");
+    scene.shows("shop.yaml:2:7").await;
+    assert_eq!(scene.owner("shop.example", "/hello").await, "web");
+    failed(&scene.server.ctl(&["reload"]).await);
+    scene.add("shop", "store.example", &lacking);
+    is_held().await;
+    scene.add("shop", "store.example", lines);
+    scene.server.ok(&["reload"]).await;
+    assert_eq!(scene.owner("store.example", "/hello").await, "shop");
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_is_just_being_replaced_in_place_keeps_its_site() {
+    let in_place = "rollout: in-place\ndelay_running_time: 4s\nqueue_timeout: 30s\n";
+    let scene = Scene::new(&[("shop", "shop.example", in_place)]).await;
+    scene.server.running("shop").await;
+    scene.server.ok(&["restart", "--no-block", "shop"]).await;
+    let is_away = |status: &Status| status.services["shop"].ready() == 0;
+    scene.server.until("the old one is gone", is_away).await;
+    scene.remove("shop");
+    scene.add("web", "shop.example", "delay_running_time: 1h\n");
+    scene.server.ok(&["reload", "--no-block"]).await;
+    scene
+        .shows("shop: removed, keeps shop.example until web is ready")
+        .await;
+    assert_eq!(scene.owner("shop.example", "/hello").await, "shop");
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_that_cannot_listen_beside_one_that_is_held_stay_as_they_were() {
+    let narrow = "listen_address: 127.0.0.1\n";
+    let services = [
+        ("shop", "shop.example", narrow),
+        ("web", "web.example", narrow),
+    ];
+    let scene = Scene::new(&services).await;
+    let load = scene.load();
+    scene.add(
+        "shop",
+        "shop.example",
+        "environment_file: /nonexistent/env\n",
+    );
+    scene.add("web", "web.example", "");
+    scene.add("news", "news.example", "");
+    for _ in 0..2 {
+        let text = failed(&scene.server.ctl(&["reload"]).await);
+        for part in [
+            "shop goes on with what it runs",
+            "web goes on with what it runs",
+            "news was not started",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let cause = format!("port {} is taken on 127.0.0.1 only by `shop`", scene.port);
+        assert_eq!(text.matches(&cause).count(), 2, "{text}");
+        assert_eq!(scene.owner("web.example", "/hello").await, "web");
+    }
+    scene.add("shop", "shop.example", "");
+    scene.server.ok(&["reload"]).await;
+    assert_eq!(scene.owner("web.example", "/hello").await, "web");
+    assert_eq!(scene.owner("news.example", "/hello").await, "news");
+    scene.end(load, "shop").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_whose_address_changes_with_its_owner_loses_nothing() {
+    let narrow = "listen_address: 127.0.0.1\n";
+    let scene = Scene::new(&[("shop", "shop.example", narrow)]).await;
+    let load = scene.load();
+    for (old, new, lines) in [("shop", "web", ""), ("web", "store", narrow)] {
+        load.go_on(50).await;
+        scene.remove(old);
+        scene.add(new, "shop.example", &format!("{LATE}{lines}"));
+        let reload = scene.server.ok(&["reload"]);
+        let words = format!("{old}: removed, keeps shop.example until {new} is ready");
+        tokio::join!(reload, scene.shows(&words));
+    }
+    scene.end(load, "store").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_port_cannot_be_opened_holds_up_no_other_restart() {
+    let scene = Scene::new(&[
+        ("off", "off.example", "enabled: false\n"),
+        ("shop", "shop.example", ""),
+        ("web", "web.example", "auto_restart: true\n"),
+    ])
+    .await;
+    scene.server.ok(&["start", "off"]).await;
+    scene.add("web", "web.example, off.example", "auto_restart: true\n");
+    let begin = std::time::Instant::now();
+    while scene
+        .server
+        .ok(&["status", "--json"])
+        .await
+        .matches("\"off.example\"")
+        .count()
+        < 2
+    {
+        assert!(begin.elapsed() < PATIENCE);
+    }
+    let before = scene.server.settled().await;
+    let text = failed(&scene.server.ctl(&["restart", "all"]).await);
+    assert!(text.contains("leads to `web`"), "{text}");
+    let after = scene.server.settled().await;
+    for (name, is_restarted) in [("off", false), ("shop", true), ("web", true)] {
+        let pids = |status: &Status| status.services[name].pids();
+        assert_eq!(pids(&before) != pids(&after), is_restarted, "{name}");
+    }
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reload_says_what_it_has_done() {
     let scene = Scene::new(&[
         ("shop", "shop.example", "instance_count: 3\n"),

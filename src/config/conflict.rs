@@ -64,6 +64,15 @@ pub(super) fn between(first: &ServiceConfig, second: &ServiceConfig) -> Vec<Conf
     .collect()
 }
 
+/// Says why two services cannot listen beside each other on a port, if they cannot: their addresses
+/// include one another, or connections begin differently. Whether they are enabled does not matter.
+pub fn excludes(first: &ServiceConfig, second: &ServiceConfig) -> Option<String> {
+    let finding = addresses(first, second)
+        .or_else(|| security(first, second))
+        .or_else(|| proxy_protocol(first, second));
+    finding.map(|(_, message)| message)
+}
+
 /// Names a service and its file: `` `shop` (/etc/smoothserve/services/shop.yaml) ``.
 fn named(service: &ServiceConfig) -> String {
     format!("`{}` ({})", service.name, service.file.display())

@@ -29,6 +29,11 @@ impl std::fmt::Display for Listen {
 }
 
 impl Listen {
+    /// Returns true if a client can reach a socket on either of two addresses.
+    pub fn overlaps(&self, other: &Listen) -> bool {
+        self.port == other.port && overlap(self.address, other.address)
+    }
+
     /// Reads `listen_address`, and combines every address with every one of `ports`.
     pub(super) fn read(reader: &mut Reader<'_>, ports: &[u16]) -> Vec<Listen> {
         let addresses = addresses(reader);

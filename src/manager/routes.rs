@@ -15,8 +15,11 @@
 //!   has *arrived*: every slot has a ready instance of what the new configuration wants. All sites
 //!   that a service has waited for move at the same moment, so one table moves them.
 //! * An owner that has no ready instance when the configuration changes keeps nothing, because it
-//!   answers nothing. An owner that loses its last ready instance later keeps its sites until the
-//!   new owner has any instance that is ready.
+//!   answers nothing. An owner whose only instance is just being replaced in place is no such: its
+//!   requests wait for a moment. An owner that loses its last ready instance later keeps its sites
+//!   until the new owner has any instance that is ready.
+//! * A site whose address changes, such as from `127.0.0.1:80` to `[::]:80`, is owned at the new
+//!   address by whoever owned it at the old one.
 //!
 //! A service that should not run any more may drain once it keeps nothing. A new owner that fails
 //! changes nothing: its sites stay where they are.

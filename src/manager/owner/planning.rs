@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use super::disk::ServiceFiles;
 use super::manager::Manager;
 use super::ports::ports_of;
-use crate::config::{Config, Lack, Listen, ServiceConfig, conflicts};
+use crate::config::{Config, Lack, Listen, ServiceConfig, conflicts, excludes};
 use crate::events;
 use crate::manager::jobs::NewPart;
 use crate::manager::service::{Plan, PlanReason, Service};
@@ -111,13 +111,9 @@ pub(super) fn plan(
             false => planned.add(manager, files, &lacks, &errors, reason),
         }
     }
-    for name in &planned.held {
-        if let Some(service) = manager.services.get(name) {
-            let services = &mut planned.config.services;
-            services.insert(name.clone(), service.spec().clone());
-        }
-    }
     if !planned.held.is_empty() {
+        planned.keep_what_is_held(manager);
+        planned.keep_what_is_excluded(manager);
         planned.listens = ports_of(manager, &planned.config, &yielding, None);
         // Dropped first: an address cannot be bound twice.
         planned.bound = BoundSockets::none();
@@ -155,8 +151,11 @@ impl Planned {
                 }
                 hinders = true;
             }
-            hinders |= known
-                .is_some_and(|known| is_worse(manager, known.spec(), &spec, &files.certificates));
+            let worse =
+                known.and_then(|known| worse(manager, known.spec(), &spec, &files.certificates));
+            hinders |= worse.is_some();
+            // The files may have said so already.
+            causes.extend(worse.filter(|_| causes.is_empty()));
             let own = |error: &&BindError| spec.listen.contains(&error.listen);
             for error in unbound.iter().filter(own) {
                 causes.push(format!("{}: {error}", spec.file.display()));
@@ -211,24 +210,97 @@ impl Planned {
     }
 }
 
+impl Planned {
+    /// Puts the services that go on with what they run into the configuration as they were last
+    /// applied.
+    fn keep_what_is_held(&mut self, manager: &Manager) {
+        for name in &self.held {
+            if let Some(service) = manager.services.get(name) {
+                let services = &mut self.config.services;
+                services.insert(name.clone(), service.spec().clone());
+            }
+        }
+    }
+
+    /// Leaves those services as they were that cannot listen beside one that goes on with what it
+    /// runs: the clients of one of them would not reach it.
+    fn keep_what_is_excluded(&mut self, manager: &Manager) {
+        while let Some((spec, cause)) = self.excluded(manager) {
+            let name = &spec.name;
+            self.plans.retain(|plan| plan.spec().name != *name);
+            let known = manager.services.get(name);
+            let known = known.filter(|service| service.is_shown());
+            let consequence = match known {
+                Some(service) if service.is_running() => {
+                    self.held.insert(name.clone());
+                    self.plans.push(Plan::stay(service.spec().clone()));
+                    Consequence::Held
+                }
+                Some(service) => {
+                    let as_it_was = service.spec().clone();
+                    self.plans.push(Plan::without_start(as_it_was.clone()));
+                    self.config.services.insert(name.clone(), as_it_was);
+                    Consequence::NotStarted
+                }
+                None => {
+                    self.config.services.remove(name);
+                    Consequence::NotStarted
+                }
+            };
+            self.faults.push(ServiceFault {
+                service: name.clone(),
+                causes: format!("{}: {cause}", spec.file.display()),
+                consequence,
+            });
+            self.keep_what_is_held(manager);
+        }
+    }
+
+    /// Finds a service that is to be changed, but cannot listen beside one that is not, and says
+    /// why.
+    fn excluded(&self, manager: &Manager) -> Option<(Arc<ServiceConfig>, String)> {
+        let held = self
+            .held
+            .iter()
+            .filter_map(|name| manager.services.get(name));
+        let held: Vec<&Arc<ServiceConfig>> = held.map(Service::spec).collect();
+        let is_changed = |spec: &&Arc<ServiceConfig>| {
+            let known = manager.services.get(&spec.name);
+            known.is_none_or(|known| known.spec() != *spec)
+        };
+        let mut changed = self.config.services.values().filter(is_changed);
+        changed.find_map(|spec| {
+            let known = manager.services.get(&spec.name);
+            let would_run = known.map_or(spec.enabled, |known| known.would_run(spec));
+            let mut held = held.iter().filter(|_| would_run || spec.enabled);
+            let cause = held.find_map(|held| excludes(held, spec))?;
+            Some((spec.clone(), cause))
+        })
+    }
+}
+
 /// Returns true if one of these keeps a service from being started.
 fn causes_of_start(lacks: &[Lack]) -> bool {
     lacks.iter().any(|lack| lack.hinders)
 }
 
-/// Returns true if the certificate that was read is out of date, and another one that is not is in
-/// use.
-fn is_worse(
+/// Says what is wrong with the certificate that was read, if it is out of date, and another one that
+/// is not is in use.
+fn worse(
     manager: &Manager,
     known: &ServiceConfig,
     spec: &ServiceConfig,
     read: &ServiceCertificates,
-) -> bool {
-    let (Some(before), Some(after)) = (manager.certificates.get(known), read.get(spec)) else {
-        return false;
-    };
+) -> Option<String> {
+    let (before, after) = (manager.certificates.get(known)?, read.get(spec)?);
     let now = SystemTime::now();
-    before.invalidity(now).is_none() && after.invalidity(now).is_some()
+    let invalidity = after.invalidity(now)?;
+    let path = spec.tls.as_ref()?.certificate.display();
+    let cause = format!(
+        "{}: the certificate {path} {invalidity}",
+        spec.file.display()
+    );
+    before.invalidity(now).is_none().then_some(cause)
 }
 
 /// Returns the services that a command has started although their files disable them, and that

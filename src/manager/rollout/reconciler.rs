@@ -169,6 +169,16 @@ impl Reconciler {
             && ready.all(|instance| self.fits(instance))
     }
 
+    /// Returns true if an instance is just being replaced in place, or is about to be repaired.
+    /// Without any ready instance, the requests of the service wait for the new one.
+    pub fn is_replacing_in_place(&self) -> bool {
+        self.desired.running
+            && self.desired.policy.in_place
+            && self.good.is_some()
+            && self.waiting().next().is_none()
+            && !self.instances.is_empty()
+    }
+
     fn desire(&mut self, desired: Desired) {
         let restarted = desired.running && !self.desired.running;
         if desired.target != self.desired.target || restarted {

@@ -5,6 +5,7 @@
 //! requests between which neither map makes a difference. These are all sites of both maps, and
 //! each of their hosts with each path of a pattern that includes the host.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,13 @@ impl Entrance {
             tls: spec.has_tls_on(listen.port),
             proxy_protocol: spec.proxy_protocol,
         })
+    }
+
+    /// Returns true if connections may come in by either of two entrances, and begin in the same
+    /// way.
+    fn is_near(&self, other: &Entrance) -> bool {
+        let begins = |entrance: &Entrance| (entrance.tls, entrance.proxy_protocol);
+        self.listen.overlaps(&other.listen) && begins(self) == begins(other)
     }
 }
 
@@ -81,10 +89,22 @@ impl RouteMap {
         self.entrances.insert(entrance, sites);
     }
 
-    /// Returns the sites of an entrance; none if the map does not have the entrance.
-    pub(super) fn sites(&self, entrance: &Entrance) -> &SiteMap {
-        static NONE: SiteMap = SiteMap::new();
-        self.entrances.get(entrance).unwrap_or(&NONE)
+    /// Returns the sites that the clients of an entrance have found until now. If the map does not
+    /// have the entrance, but others of its port with an address that includes its address, or that
+    /// is included there, these are its clients' ways until now.
+    pub(super) fn before(&self, entrance: &Entrance) -> Cow<'_, SiteMap> {
+        if let Some(sites) = self.entrances.get(entrance) {
+            return Cow::Borrowed(sites);
+        }
+        let near = self.entrances.iter();
+        let near = near.filter(|(other, _)| other.is_near(entrance));
+        let mut sites = SiteMap::new();
+        for (site, owner) in near.flat_map(|(_, sites)| sites) {
+            // Each address has its own owner then, and only one of them can keep the site.
+            let known = sites.entry(site.clone());
+            known.or_insert_with(|| owner.clone());
+        }
+        Cow::Owned(sites)
     }
 
     /// Returns true if the map has an entrance, be it without sites.

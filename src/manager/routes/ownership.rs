@@ -12,7 +12,8 @@ use crate::config::Site;
 pub struct Standing {
     /// True: the service is kept running, and not told to stop.
     pub running: bool,
-    /// True: at least one instance gets requests.
+    /// True: at least one instance gets requests, or requests wait for a moment only, because one
+    /// is just being replaced in place.
     pub ready: bool,
     /// True: every slot has a ready instance of what the configuration wants, and none is watched
     /// any more.
@@ -51,6 +52,8 @@ pub struct Ownership {
     /// The sites that the actual owners have by name, by service.
     owned: BTreeMap<String, Vec<OwnedSite>>,
     kept: Vec<KeptSite>,
+    /// Who keeps anything for whom.
+    pairs: BTreeSet<(String, String)>,
 }
 
 /// The actual owners of all sites, as they are saved for the next manager.
@@ -77,12 +80,14 @@ impl Ownership {
     /// Moves the sites whose new owners have arrived. Returns the services whose sites have
     /// changed.
     pub fn advance(&mut self, standing: &dyn Fn(&str) -> Standing) -> BTreeSet<String> {
-        if self.kept.is_empty() {
-            return BTreeSet::new();
+        let moves: Rule =
+            |owner, next| next.arrived || !owner.running || (!owner.ready && next.ready);
+        let mut pairs = self.pairs.iter();
+        // Nothing else can have changed since the last decision.
+        match pairs.any(|(owner, awaited)| moves(standing(owner), standing(awaited))) {
+            true => self.decide(standing, moves),
+            false => BTreeSet::new(),
         }
-        self.decide(standing, |owner, next| {
-            next.arrived || !owner.running || (!owner.ready && next.ready)
-        })
     }
 
     /// Returns the sites that a service owns. All their requests go to it, except those for more
@@ -103,7 +108,7 @@ impl Ownership {
 
     /// Returns true if a service keeps sites for others. It must not drain then.
     pub fn keeps(&self, service: &str) -> bool {
-        self.kept.iter().any(|kept| kept.owner == service)
+        self.pairs.iter().any(|(owner, _)| owner == service)
     }
 
     /// Returns the state that the next manager needs.
@@ -133,7 +138,7 @@ impl Ownership {
         let mut actual = RouteMap::default();
         self.kept.clear();
         for (entrance, wanted) in self.wanted.iter() {
-            let before = self.actual.sites(entrance);
+            let before = &*self.actual.before(entrance);
             let mut sites = SiteMap::new();
             let mut kept = BTreeMap::new();
             if before == wanted {
@@ -170,6 +175,9 @@ impl Ownership {
                 }));
             actual.set(entrance.clone(), sites);
         }
+        let pairs = self.kept.iter();
+        let pairs = pairs.map(|kept| (kept.owner.clone(), kept.awaited.clone()));
+        self.pairs = pairs.collect();
         self.actual = actual;
         let before = std::mem::replace(&mut self.owned, owned(&self.actual));
         let names = before.keys().chain(self.owned.keys());

@@ -213,6 +213,64 @@ fn a_wildcard_that_moves_in_parts_stays_whole() {
 }
 
 #[test]
+fn a_site_whose_address_changes_with_its_owner_stays_with_the_old_one_until_the_new_one_has_arrived()
+ {
+    let at = |address: Option<&str>, owners: &[(&str, &str)]| {
+        let mut map = RouteMap::default();
+        for (host, service) in owners {
+            let owner = SiteOwner {
+                service: (*service).to_owned(),
+                strip: 0,
+            };
+            let listen = Listen {
+                address: address.map(|address| address.parse().unwrap()),
+                port: 80,
+            };
+            let entrance = Entrance {
+                listen,
+                ..entrance(false)
+            };
+            map.insert(entrance, site(host), owner);
+        }
+        map
+    };
+    for (old, new) in [
+        (Some("127.0.0.1"), None),
+        (None, Some("127.0.0.1")),
+        (Some("0.0.0.0"), Some("127.0.0.1")),
+    ] {
+        let mut scene = Scene {
+            standings: Standings::of(&[("a", ARRIVED), ("b", STARTING)]),
+            ..Scene::default()
+        };
+        let want = |scene: &mut Scene, wanted| {
+            let standings = scene.standings.clone();
+            scene.owners.want(wanted, &|name| standings.get(name))
+        };
+        want(&mut scene, at(old, &[("x.example", "a")]));
+        want(&mut scene, at(new, &[("x.example", "b")]));
+        assert_eq!(scene.kept(), ["a keeps x.example until b"]);
+        let entrances: Vec<_> = scene.owners.of("a").iter().collect();
+        assert_eq!(entrances.len(), 1, "the old address is given up");
+        let address = new.map(|address| address.parse().unwrap());
+        assert_eq!(entrances[0].entrance.listen.address, address);
+        scene.stands("b", ARRIVED);
+        assert_eq!(scene.owner("x.example").as_deref(), Some("b"));
+    }
+    // Another address has other clients.
+    let mut scene = Scene {
+        standings: Standings::of(&[("a", ARRIVED), ("b", STARTING)]),
+        ..Scene::default()
+    };
+    let standings = scene.standings.clone();
+    for (address, owner) in [("127.0.0.1", "a"), ("127.0.0.2", "b")] {
+        let wanted = at(Some(address), &[("x.example", owner)]);
+        scene.owners.want(wanted, &|name| standings.get(name));
+    }
+    assert_eq!(scene.kept(), [""; 0]);
+}
+
+#[test]
 fn a_port_that_gets_tls_has_other_sites() {
     let mut scene = Scene {
         standings: Standings::of(&[("a", ARRIVED)]),
@@ -347,8 +405,9 @@ impl Model {
             self.scene.standings.set(name, then);
         }
         self.want();
+        let wanted = self.wanted.before(&entrance(false));
         let promised = answered.into_iter().filter_map(|(request, owner)| {
-            let next = answering(self.wanted.sites(&entrance(false)), &request)?;
+            let next = answering(&wanted, &request)?;
             let mut may = self.promised.get(&request).cloned().unwrap_or_default();
             may.extend([owner, next.service.clone()]);
             Some((request, may))
@@ -365,7 +424,7 @@ impl Model {
     /// Drains the services that should not run and keep nothing.
     fn drain(&mut self) {
         for name in SERVICES {
-            let sites = self.wanted.sites(&entrance(false));
+            let sites = self.wanted.before(&entrance(false));
             let wanted = sites.values().any(|owner| owner.service == name);
             if !wanted && !self.scene.owners.keeps(name) {
                 assert_eq!(self.scene.owners.of(name), [], "{name} drains with sites");
@@ -386,7 +445,8 @@ impl Model {
             );
         }
         for request in requests() {
-            let wanted = answering(self.wanted.sites(&entrance(false)), &request);
+            let sites = self.wanted.before(&entrance(false));
+            let wanted = answering(&sites, &request);
             let actual = owner(&self.scene.owners, &request);
             assert_eq!(wanted.is_some(), actual.is_some(), "{request}");
         }

@@ -75,7 +75,7 @@ impl Service {
         let mut instances = self.core.instances().iter();
         Standing {
             running: self.is_running(),
-            ready: instances.any(HeldInstance::is_ready),
+            ready: instances.any(HeldInstance::is_ready) || self.core.is_replacing_in_place(),
             arrived: self.is_wanted() && self.core.arrived(),
         }
     }
