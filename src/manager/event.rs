@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::process::{Ending, Process};
 use super::process::identity::UserIdentity;
+use super::process::{Ending, Process};
 use super::rollout::{InstanceFailure, InstanceId};
 use crate::ipc::{EndpointCounts, FromWorker, ListenerId};
 use crate::watch::Changed;

@@ -215,22 +215,9 @@ impl Jobs {
         std::mem::take(&mut self.changed)
     }
 
-    /// Begins a job for one service and returns its number.
-    pub fn begin(
-        &mut self,
-        kind: JobKind,
-        service: &str,
-        parts: Vec<(String, Goal)>,
-        now: Instant,
-    ) -> u32 {
-        let parts = parts.into_iter();
-        let parts = parts.map(|(service, goal)| NewPart::wait(&service, goal, None));
-        self.begin_parts(kind, service, parts.collect(), String::new(), now)
-    }
-
     /// Begins a job and returns its number. `service` is empty for a reload. `unchanged` is what
     /// the job says if nothing has to be done.
-    pub fn begin_parts(
+    pub fn begin(
         &mut self,
         kind: JobKind,
         service: &str,
@@ -312,24 +299,37 @@ impl Jobs {
     }
 
     /// Ends the parts of a service that has to stop, and keeps sites for `awaited`, in the jobs
-    /// whose parts for those have all ended without success. `words` say what the service keeps.
-    pub fn kept(&mut self, service: &str, awaited: &BTreeSet<&str>, words: &str, now: Instant) {
-        for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.end.is_none()) {
+    /// that do not make those ready any more. `words` say what the service keeps.
+    pub fn kept(
+        &mut self,
+        service: &str,
+        awaited: &BTreeSet<&str>,
+        words: impl Fn() -> String,
+        now: Instant,
+    ) {
+        let is_open = |part: &Part| {
+            part.service == service && part.outcome.is_none() && part.goal == Goal::Stopped
+        };
+        let has_open = |job: &Job| job.end.is_none() && job.parts.iter().any(is_open);
+        // A newer configuration wants another new owner than the jobs before do.
+        let newest = self.jobs.iter().rev().find(|(_, job)| has_open(job));
+        let newest = newest.map(|(id, _)| *id);
+        for (id, job) in self.jobs.iter_mut().filter(|(_, job)| has_open(job)) {
             let is_awaited = |part: &&Part| awaited.contains(part.service.as_str());
-            let awaited = || job.parts.iter().filter(is_awaited);
-            if awaited().any(|part| matches!(part.outcome, None | Some(Outcome::Done))) {
+            let mut parts = job.parts.iter().filter(is_awaited);
+            if parts.any(|part| matches!(part.outcome, None | Some(Outcome::Done))) {
                 continue;
             }
-            let is_superseded = |part: &Part| part.outcome == Some(Outcome::Superseded);
-            // A newer configuration wants another new owner than the job does.
-            let outcome = match awaited().all(is_superseded) {
+            let mut parts = job.parts.iter().filter(is_awaited).peekable();
+            let is_superseded = match parts.peek() {
+                Some(_) => parts.all(|part| part.outcome == Some(Outcome::Superseded)),
+                None => Some(*id) != newest,
+            };
+            let outcome = match is_superseded {
                 true => Outcome::Superseded,
-                false => Outcome::failed(format!("{service} {words}")),
+                false => Outcome::failed(format!("{service} {}", words())),
             };
-            let is_open = |part: &&mut Part| {
-                part.service == service && part.outcome.is_none() && part.goal == Goal::Stopped
-            };
-            for part in job.parts.iter_mut().filter(is_open) {
+            for part in job.parts.iter_mut().filter(|part| is_open(part)) {
                 part.outcome = Some(outcome.clone());
             }
             self.changed |= job.conclude(*id, now);
@@ -535,11 +535,21 @@ mod tests {
         }
     }
 
+    fn begin(jobs: &mut Jobs, kind: JobKind, parts: &[(&str, Goal)], now: Instant) -> u32 {
+        let service = match parts {
+            [(service, _)] => service,
+            _ => "",
+        };
+        let parts = parts.iter();
+        let parts = parts.map(|(service, goal)| NewPart::wait(service, *goal, None));
+        jobs.begin(kind, service, parts.collect(), String::new(), now)
+    }
+
     fn restart(jobs: &mut Jobs, generation: u64, now: Instant) -> u32 {
-        jobs.begin(
+        begin(
+            jobs,
             JobKind::Restart,
-            "shop",
-            vec![("shop".into(), Goal::Running { generation })],
+            &[("shop", Goal::Running { generation })],
             now,
         )
     }
@@ -599,12 +609,7 @@ mod tests {
     fn the_opposite_wish_supersedes() {
         let (mut jobs, now) = (Jobs::default(), Instant::now());
         let job = restart(&mut jobs, 2, now);
-        let stop = jobs.begin(
-            JobKind::Stop,
-            "shop",
-            vec![("shop".into(), Goal::Stopped)],
-            now,
-        );
+        let stop = begin(&mut jobs, JobKind::Stop, &[("shop", Goal::Stopped)], now);
         jobs.progress("shop", &progress(false, true, 2), now);
         assert_eq!(
             (state(&jobs, job), state(&jobs, stop)),
@@ -615,19 +620,44 @@ mod tests {
     #[test]
     fn a_reload_ends_with_the_last_of_its_parts_and_at_once_without_any() {
         let (mut jobs, now) = (Jobs::default(), Instant::now());
-        let empty = jobs.begin(JobKind::Reload, "", Vec::new(), now);
+        let empty = begin(&mut jobs, JobKind::Reload, &[], now);
         assert_eq!(state(&jobs, empty), JobState::Done);
-        let parts = vec![
-            ("a".into(), Goal::Running { generation: 2 }),
-            ("b".into(), Goal::Stopped),
-        ];
-        let job = jobs.begin(JobKind::Reload, "", parts, now);
+        let parts = [("a", Goal::Running { generation: 2 }), ("b", Goal::Stopped)];
+        let job = begin(&mut jobs, JobKind::Reload, &parts, now);
         jobs.progress("a", &progress(true, true, 2), now);
         assert_eq!(state(&jobs, job), JobState::Running);
         jobs.removed("b", now);
         assert_eq!(state(&jobs, job), JobState::Done);
         jobs.forget(now + REMEMBERED);
         assert!(jobs.status().is_empty());
+    }
+
+    #[test]
+    fn a_job_that_makes_no_new_owner_ready_fails_unless_a_newer_one_is_to_do_so() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        let ready = Goal::Running { generation: 2 };
+        let mut reload = |parts: &[(&str, Goal)]| begin(&mut jobs, JobKind::Reload, parts, now);
+        let earlier = reload(&[("shop", Goal::Stopped), ("store", ready)]);
+        let first = reload(&[("shop", Goal::Stopped), ("web", ready)]);
+        let words = || "keeps shop.example until web is ready".to_owned();
+        let kept = |jobs: &mut Jobs| jobs.kept("shop", &BTreeSet::from(["web"]), words, now);
+        jobs.removed("store", now);
+        kept(&mut jobs);
+        assert_eq!(
+            (state(&jobs, earlier), state(&jobs, first)),
+            (JobState::Superseded, JobState::Running)
+        );
+        // A command has stopped the new owner, and a reload leaves it so.
+        jobs.progress("web", &progress(false, true, 2), now);
+        let second = begin(&mut jobs, JobKind::Reload, &[("shop", Goal::Stopped)], now);
+        kept(&mut jobs);
+        assert_eq!(
+            (state(&jobs, first), state(&jobs, second)),
+            (JobState::Superseded, JobState::Failed)
+        );
+        let error = jobs.status()[&second].error.clone();
+        let expected = "shop keeps shop.example until web is ready";
+        assert_eq!(error.as_deref(), Some(expected));
     }
 
     #[test]

@@ -377,7 +377,9 @@ fn what_does_not_end_by_sigkill_is_left_behind_and_nothing_waits_for_it() {
         let scene = Scene::install(machine, "stop_timeout: 1s\n");
         machine.write("/run/hang.py", HANG);
         machine.run("mknod /dev/fuse c 10 229; systemd-run --unit hang python3 /run/hang.py");
-        machine.until("cat /proc/mounts", |mounts| mounts.contains("hang /mnt fuse"));
+        machine.until("cat /proc/mounts", |mounts| {
+            mounts.contains("hang /mnt fuse")
+        });
         machine.run("mv /opt/shop/shop /opt/shop/server");
         let executable = |line: &str| {
             machine.write("/opt/shop/new", &format!("#!/bin/sh\n{line}\n"));

@@ -14,7 +14,7 @@ use super::reload::refused;
 use crate::config::ServiceConfig;
 use crate::manager::handle::{Command, CommandError};
 use crate::manager::jobs::{Goal, NewPart};
-use crate::manager::service::{PlanReason, Service};
+use crate::manager::service::{Plan, PlanReason, Service};
 use crate::status::JobKind;
 
 /// Carries out a command as far as this is possible at once, or makes an errand of it. The answer
@@ -38,8 +38,8 @@ pub(super) fn perform(manager: &mut Manager, command: Command, answer: Answer) {
             return manager.errands.answer(answer, done);
         }
         Command::Reload => Errand::Reload(Some(answer)),
-        Command::Start(name) => Errand::Renew(JobKind::Start, vec![name], answer),
-        Command::Restart(name) => Errand::Renew(JobKind::Restart, vec![name], answer),
+        Command::Start(name) => Errand::Renew(JobKind::Start, name, answer),
+        Command::Restart(name) => Errand::Renew(JobKind::Restart, name, answer),
         Command::RestartAll => Errand::RestartAll(answer),
         Command::Stop(name) => Errand::Stop(name, answer),
     };
@@ -54,9 +54,15 @@ fn is_running(manager: &Manager, name: &str) -> bool {
 /// Waits for a service that should already run.
 fn start(manager: &mut Manager, name: &str) -> Result<Vec<u32>, CommandError> {
     let service = configured(manager, name)?;
-    let parts = vec![(name.to_owned(), service.goal())];
+    let part = NewPart::wait(name, service.goal(), None);
     let jobs = &mut manager.world.jobs;
-    let job = jobs.begin(JobKind::Start, name, parts, Instant::now());
+    let job = jobs.begin(
+        JobKind::Start,
+        name,
+        vec![part],
+        String::new(),
+        Instant::now(),
+    );
     // The service may have reached the goal already, so the job must look at it once.
     if let Some(service) = manager.services.get_mut(name) {
         service.mark_moved();
@@ -64,60 +70,76 @@ fn start(manager: &mut Manager, name: &str) -> Result<Vec<u32>, CommandError> {
     Ok(vec![job])
 }
 
-/// Replaces the instances of services with new instances of what was found on disk, with one job
-/// for each service.
+/// Replaces the instances of a service with new instances of what was found on disk, or starts it.
+/// Returns the number of the job.
 pub(super) fn renew(
     manager: &mut Manager,
     kind: JobKind,
-    names: Vec<String>,
+    name: &str,
     mut found: Found,
 ) -> Result<Vec<u32>, CommandError> {
     // What was asked for before may have started it.
-    if let (JobKind::Start, [name]) = (kind, names.as_slice())
-        && configured(manager, name)?.is_wanted()
-    {
+    if kind == JobKind::Start && configured(manager, name)?.is_wanted() {
         return start(manager, name);
     }
-    let mut plans = Vec::new();
-    for name in names {
-        let service = configured(manager, &name)?;
-        let spec = service.spec().clone();
-        let files = found.take(&spec);
-        let files = files.ok_or_else(|| CommandError::NoSuchService(name.clone()))?;
-        let shown = |fault: &dyn Display| format!("{}: {fault}", spec.file.display());
-        let plan = match (files.material, &files.fault) {
-            (Some(material), _) => {
-                let plan = service.plan(&spec, material, PlanReason::Command);
-                plan.map_err(|error| shown(&error))
-            }
-            (None, Some(fault)) => Err(shown(fault)),
-            (None, None) => return Err(CommandError::NoSuchService(name.clone())),
-        };
-        if !spec.enabled {
-            open_ports(manager, &spec)?;
-        }
-        plans.push((name, plan));
-    }
-    // One service alone is refused. Of many, those that cannot be renewed hold up nobody else.
-    if let [(_, Err(error))] = plans.as_slice() {
-        return Err(refused(error.clone()));
-    }
-    let mut jobs = Vec::new();
-    for (name, plan) in plans {
-        let service = manager.services.get_mut(&name).expect("looked up above");
-        let part = match plan {
-            Ok(plan) => {
-                let goal = service.apply(plan, &mut manager.world);
-                goal.map(|goal| NewPart::wait(&name, goal, None))
-            }
-            Err(error) => Some(NewPart::failed(&name, error)),
-        };
-        let parts = part.into_iter().collect();
-        let all = &mut manager.world.jobs;
-        jobs.push(all.begin_parts(kind, &name, parts, String::new(), Instant::now()));
-    }
+    let plan = renewed(manager, name, &mut found)?;
+    let job = begin_renewal(manager, kind, name, Ok(plan));
     want_routes(manager);
-    Ok(jobs)
+    Ok(vec![job])
+}
+
+/// Restarts services with what was found on disk. Those that cannot be restarted hold up nobody
+/// else: each has a job of its own.
+pub(super) fn restart(manager: &mut Manager, names: Vec<String>, mut found: Found) -> Vec<u32> {
+    let restart = |name: String| {
+        let plan = renewed(manager, &name, &mut found);
+        begin_renewal(manager, JobKind::Restart, &name, plan)
+    };
+    let jobs = names.into_iter().map(restart).collect();
+    want_routes(manager);
+    jobs
+}
+
+/// Plans new instances of a service, and opens its ports if they are not open.
+fn renewed(manager: &mut Manager, name: &str, found: &mut Found) -> Result<Plan, CommandError> {
+    let service = configured(manager, name)?;
+    let spec = service.spec().clone();
+    let files = found.take(&spec);
+    let files = files.ok_or_else(|| CommandError::NoSuchService(name.to_owned()))?;
+    let shown = |fault: &dyn Display| refused(format!("{}: {fault}", spec.file.display()));
+    let material = match (files.material, &files.fault) {
+        (Some(material), _) => material,
+        (None, Some(fault)) => return Err(shown(fault)),
+        (None, None) => return Err(CommandError::NoSuchService(name.to_owned())),
+    };
+    let plan = service.plan(&spec, material, PlanReason::Command);
+    let plan = plan.map_err(|error| shown(&error))?;
+    if !spec.enabled {
+        open_ports(manager, &spec)?;
+    }
+    Ok(plan)
+}
+
+/// Applies a plan for new instances, or fails. Returns the number of the job that waits for it.
+fn begin_renewal(
+    manager: &mut Manager,
+    kind: JobKind,
+    name: &str,
+    plan: Result<Plan, CommandError>,
+) -> u32 {
+    let world = &mut manager.world;
+    let part = match (plan, manager.services.get_mut(name)) {
+        (Ok(plan), Some(service)) => {
+            let goal = service.apply(plan, world);
+            goal.map(|goal| NewPart::wait(name, goal, None))
+        }
+        (Ok(_), None) => None,
+        (Err(CommandError::InvalidConfig(error)), _) => Some(NewPart::failed(name, error)),
+        (Err(error), _) => Some(NewPart::failed(name, error.to_string())),
+    };
+    let parts = part.into_iter().collect();
+    let jobs = &mut world.jobs;
+    jobs.begin(kind, name, parts, String::new(), Instant::now())
 }
 
 /// Opens the ports of a service that a command starts although its file disables it. The ports of a
@@ -144,11 +166,15 @@ pub(super) fn stop(manager: &mut Manager, name: &str) -> Result<u32, CommandErro
     let service = manager.services.get_mut(name).expect("looked up above");
     service.stop(&mut manager.world);
     want_routes(manager);
-    let parts = vec![(name.to_owned(), Goal::Stopped)];
-    Ok(manager
-        .world
-        .jobs
-        .begin(JobKind::Stop, name, parts, Instant::now()))
+    let part = NewPart::wait(name, Goal::Stopped, None);
+    let jobs = &mut manager.world.jobs;
+    Ok(jobs.begin(
+        JobKind::Stop,
+        name,
+        vec![part],
+        String::new(),
+        Instant::now(),
+    ))
 }
 
 /// Returns the names of the services that should run.

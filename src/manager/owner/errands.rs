@@ -35,8 +35,8 @@ pub(super) type Answer = oneshot::Sender<Result<Vec<u32>, CommandError>>;
 pub(super) enum Errand {
     /// Apply all changes on disk.
     Reload(Option<Answer>),
-    /// Replace the instances of services with new instances of what is on disk, or start them.
-    Renew(JobKind, Vec<String>, Answer),
+    /// Replace the instances of a service with new instances of what is on disk, or start it.
+    Renew(JobKind, String, Answer),
     /// Restart every service that should run by then.
     RestartAll(Answer),
     /// Stop a service after what was asked for before.
@@ -48,21 +48,21 @@ pub(super) enum Errand {
 }
 
 impl Errand {
-    /// Returns the services that the errand is about, or `None` for all of them.
-    fn services(&self) -> Option<&[String]> {
+    /// Returns the service that the errand is about, or `None` for all of them.
+    fn service(&self) -> Option<&str> {
         match self {
             Errand::Reload(_) | Errand::RestartAll(_) => None,
-            Errand::Renew(_, names, _) => Some(names),
-            Errand::Stop(name, _)
+            Errand::Renew(_, name, _)
+            | Errand::Stop(name, _)
             | Errand::FilesChanged(name)
-            | Errand::CertificateChanged(name) => Some(std::slice::from_ref(name)),
+            | Errand::CertificateChanged(name) => Some(name),
         }
     }
 
     /// Returns true if a service is concerned by both errands.
     fn meets(&self, other: &Errand) -> bool {
-        match (self.services(), other.services()) {
-            (Some(one), Some(other)) => one.iter().any(|name| other.contains(name)),
+        match (self.service(), other.service()) {
+            (Some(one), Some(other)) => one == other,
             _ => true,
         }
     }
@@ -116,9 +116,8 @@ impl Errands {
     pub(super) fn are_about(&self, service: &str) -> bool {
         let mut all = self.waiting.iter().chain(self.current.values());
         all.any(|errand| match errand {
-            Errand::Renew(_, names, _) => names.iter().any(|name| name == service),
+            Errand::Renew(_, name, _) | Errand::Stop(name, _) => name == service,
             Errand::RestartAll(_) => true,
-            Errand::Stop(name, _) => name == service,
             _ => false,
         })
     }

@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::changes::{certificate_changed, files_changed};
-use super::commands::{renew, running, stop};
+use super::commands::{renew, restart, running, stop};
 use super::disk::{FilesOutcome, Found, Reading};
 use super::errands::Errand;
 use super::from_workers::look_at_unix_sockets;
 use super::manager::{Manager, Phase};
 use super::reload::{refused, reload, report_refusal};
 use crate::manager::handle::CommandError;
-use crate::status::JobKind;
 
 /// Takes in what was found for an errand, and carries the errand out.
 pub(super) fn take_files(manager: &mut Manager, (number, outcome): (u64, FilesOutcome)) {
@@ -47,12 +46,14 @@ impl Errand {
                 .filter(|service| !service.is_removed())
                 .map(|service| service.spec().clone())
         };
-        let specs = |names: &[String]| names.iter().filter_map(spec).collect();
         let folder = || manager.config_dir.clone();
         match self {
             Errand::Reload(_) => Some(Reading::Configuration(folder())),
-            Errand::Renew(_, names, _) => Some(Reading::Services(specs(names))),
-            Errand::RestartAll(_) => Some(Reading::Services(specs(&running(manager)))),
+            Errand::Renew(_, name, _) => Some(Reading::Services(spec(name).into_iter().collect())),
+            Errand::RestartAll(_) => {
+                let specs = running(manager).iter().filter_map(spec).collect();
+                Some(Reading::Services(specs))
+            }
             Errand::Stop(..) => None,
             Errand::FilesChanged(name) => {
                 Some(Reading::One(folder(), spec(name)?, manager.config.clone()))
@@ -79,17 +80,17 @@ impl Errand {
                     manager.errands.answer(answer, done);
                 }
             }
-            Errand::Renew(kind, names, answer) => {
-                let done = found.and_then(|found| renew(manager, kind, names, found));
+            Errand::Renew(kind, name, answer) => {
+                let done = found.and_then(|found| renew(manager, kind, &name, found));
                 manager.errands.answer(answer, done);
             }
             Errand::RestartAll(answer) => {
-                let done = found.and_then(|found| {
+                let done = found.map(|found| {
                     let read = found.services.iter().map(|files| &files.spec.name);
                     let read: BTreeSet<&String> = read.collect();
                     let mut names = running(manager);
                     names.retain(|name| read.contains(name));
-                    renew(manager, JobKind::Restart, names, found)
+                    restart(manager, names, found)
                 });
                 manager.errands.answer(answer, done);
             }

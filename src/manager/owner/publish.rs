@@ -89,7 +89,7 @@ fn settle_jobs(manager: &mut Manager) -> bool {
     }
     for (name, service) in manager.services.iter().filter(|(_, it)| it.is_leaving()) {
         let awaited = service.kept().keys().map(String::as_str).collect();
-        jobs.kept(name, &awaited, &kept_in_words(service.kept()), now);
+        jobs.kept(name, &awaited, || kept_in_words(service.kept()), now);
     }
     jobs.forget(now);
     !moved.is_empty()

@@ -47,7 +47,7 @@ pub(super) fn reload(manager: &mut Manager, found: Found) -> Result<u32, Command
         count => format!("nothing had changed ({count} services)"),
     };
     let jobs = &mut manager.world.jobs;
-    Ok(jobs.begin_parts(JobKind::Reload, "", parts, unchanged, Instant::now()))
+    Ok(jobs.begin(JobKind::Reload, "", parts, unchanged, Instant::now()))
 }
 
 /// Applies what was planned. Returns the parts of a job that waits for it, and what could not be
