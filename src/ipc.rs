@@ -6,8 +6,8 @@
 //! both sides just go on.
 //!
 //! These types belong to neither side. The manager compiles the configuration into them, and a
-//! worker compiles them into what its threads share. Managers and workers of different versions
-//! speak to each other, so a field that is added has a default.
+//! worker compiles them into what its threads share. The messages have a version ([`MESSAGES`]), and
+//! managers and workers of different versions have only the [frozen](frozen) part in common.
 //!
 //! # Quiescence
 //! An endpoint goes `Active → Draining` in some table. The worker reports [`FromWorker::Idle`] for
@@ -24,6 +24,7 @@ mod channel;
 pub mod check;
 mod endpoint;
 mod frames;
+mod frozen;
 mod handling;
 mod message;
 mod short_text;
@@ -36,6 +37,7 @@ pub use endpoint::{
     Address, EndpointCounts, EndpointId, EndpointState, Probe, Protocol, WireEndpoint,
 };
 pub use frames::{FrameError, WireMessage};
+pub use frozen::{MESSAGES, ManagerReader, WorkerReader};
 pub use handling::Handling;
 pub use message::{FromWorker, ToWorker};
 pub use short_text::ShortText;

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
-use smoothserve::ipc::{BoundCounts, EndpointCounts, EndpointId, FromWorker};
+use smoothserve::ipc::{BoundCounts, EndpointCounts, EndpointId, FromWorker, MESSAGES};
 use smoothserve_kit::{
     Build, Bystander, Home, PATIENCE, Smoothserve, Start, free_port, local, programs, write,
 };
@@ -211,6 +211,7 @@ async fn what_fits_no_state_changes_nothing() {
     let messages = [
         FromWorker::Hello {
             version: "2".into(),
+            messages: MESSAGES,
             unix_sockets: false,
         },
         FromWorker::Acknowledged(u64::MAX),

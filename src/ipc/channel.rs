@@ -124,8 +124,17 @@ pub struct MessageReceiver<In> {
 impl<In: WireMessage> MessageReceiver<In> {
     /// Waits for the next message. `None`: the peer has closed the connection. Cancel-safe.
     pub async fn receive(&mut self) -> Result<Option<In>, ChannelError> {
+        self.receive_as(frames::decode).await
+    }
+
+    /// Waits for the next message, which `read` understands. `None`: the peer has closed the
+    /// connection. Cancel-safe.
+    pub async fn receive_as(
+        &mut self,
+        mut read: impl FnMut(&[u8]) -> Result<In, FrameError>,
+    ) -> Result<Option<In>, ChannelError> {
         loop {
-            if let Some(message) = self.frames.next()? {
+            if let Some(message) = self.frames.next(&mut read)? {
                 return Ok(Some(message));
             }
             self.socket.readable().await?;

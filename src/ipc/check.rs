@@ -2,7 +2,8 @@
 //! however they are cut into pieces, the manager sees the same messages, and none is larger than it
 //! may be.
 
-use super::frames::{FrameBuffer, WireMessage, encode};
+use super::frames::{FrameBuffer, WireMessage, decode, encode};
+use super::frozen::WorkerReader;
 use super::message::FromWorker;
 use super::short_text::ShortText;
 
@@ -12,6 +13,7 @@ pub fn from_worker(input: &[u8]) -> Vec<FromWorker> {
     let whole = take(input, input.len().max(1));
     assert_eq!(take(input, 1), whole, "byte by byte");
     assert_eq!(take(input, 7), whole, "in pieces");
+    take_as_of_any_build(input);
     for message in &whole {
         let frame = encode(message).expect("what was received can be sent");
         assert!(frame.len() <= 4 + FromWorker::LONGEST);
@@ -27,7 +29,7 @@ fn take(input: &[u8], piece: usize) -> Vec<FromWorker> {
     for piece in input.chunks(piece) {
         buffer.extend(piece);
         loop {
-            match buffer.next() {
+            match buffer.next(decode) {
                 Ok(Some(message)) => {
                     assert_bounded(&message);
                     messages.push(message);
@@ -41,6 +43,15 @@ fn take(input: &[u8], piece: usize) -> Vec<FromWorker> {
     messages
 }
 
+/// Takes bytes as the manager takes those of a worker of any build.
+fn take_as_of_any_build(input: &[u8]) {
+    let (mut buffer, mut reader) = (FrameBuffer::default(), WorkerReader::default());
+    buffer.extend(input);
+    while let Ok(Some(message)) = buffer.next(|frame| reader.read(frame)) {
+        assert_bounded(&message);
+    }
+}
+
 fn assert_bounded(message: &FromWorker) {
     let longest = match message {
         FromWorker::Hello { version, .. } => version.len(),
@@ -51,7 +62,8 @@ fn assert_bounded(message: &FromWorker) {
         | FromWorker::Idle(_)
         | FromWorker::OnlyTunnels
         | FromWorker::Counts { .. }
-        | FromWorker::Pong(_) => 0,
+        | FromWorker::Pong(_)
+        | FromWorker::NotUnderstood => 0,
     };
     assert!(longest <= ShortText::LONGEST, "{longest} bytes");
 }

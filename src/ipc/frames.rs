@@ -52,6 +52,11 @@ pub(super) fn encode<M: WireMessage>(message: &M) -> Result<Vec<u8>, FrameError>
     Ok(frame)
 }
 
+/// Reads the content of a frame as a message of this build's version.
+pub(super) fn decode<M: WireMessage>(frame: &[u8]) -> Result<M, FrameError> {
+    Ok(serde_json::from_slice(frame)?)
+}
+
 /// The bytes that were received and are no whole message yet.
 #[derive(Debug, Default)]
 pub(super) struct FrameBuffer {
@@ -71,8 +76,12 @@ impl FrameBuffer {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Takes the next message, or returns `None` if it is not complete yet.
-    pub(super) fn next<M: WireMessage>(&mut self) -> Result<Option<M>, FrameError> {
+    /// Takes the next message as `read` understands it, or returns `None` if it is not complete
+    /// yet.
+    pub(super) fn next<M: WireMessage>(
+        &mut self,
+        read: impl FnOnce(&[u8]) -> Result<M, FrameError>,
+    ) -> Result<Option<M>, FrameError> {
         let waiting = &self.bytes[self.taken..];
         let Some((head, rest)) = waiting.split_first_chunk::<HEAD>() else {
             return Ok(None);
@@ -84,7 +93,7 @@ impl FrameBuffer {
         let Some(frame) = rest.get(..length) else {
             return Ok(None);
         };
-        let message = serde_json::from_slice(frame)?;
+        let message = read(frame)?;
         self.taken += HEAD + length;
         Ok(Some(message))
     }
@@ -118,10 +127,10 @@ mod tests {
             ],
         };
         buffer.extend(&encode(&large).unwrap());
-        assert_eq!(buffer.next().unwrap(), Some(large));
+        assert_eq!(buffer.next(decode).unwrap(), Some(large));
         let small = encode(&FromWorker::Pong(1)).unwrap();
         buffer.extend(&small);
         assert!(buffer.bytes.capacity() <= KEPT_ROOM);
-        assert_eq!(buffer.next().unwrap(), Some(FromWorker::Pong(1)));
+        assert_eq!(buffer.next(decode).unwrap(), Some(FromWorker::Pong(1)));
     }
 }

@@ -34,6 +34,9 @@ pub enum ToWorker {
     /// A question that the worker answers with [`FromWorker::Pong`] of the same number once every
     /// thread has seen it.
     Ping(u64),
+    /// What a manager says that speaks another version of the messages. Nobody sends it.
+    #[serde(skip)]
+    NotUnderstood,
 }
 
 /// A message from a worker to the manager. The manager trusts none of it: every message is bounded
@@ -44,9 +47,9 @@ pub enum FromWorker {
     Hello {
         /// `CARGO_PKG_VERSION` of the worker.
         version: ShortText,
-        /// Whether the worker can connect to instances on unix sockets. Older workers, which do not
-        /// say it, can.
-        #[serde(default = "yes")]
+        /// The version of the messages that the worker speaks, see [`MESSAGES`](super::MESSAGES).
+        messages: u32,
+        /// Whether the worker can connect to instances on unix sockets.
         unix_sockets: bool,
     },
     /// All threads use the table of this number.
@@ -86,22 +89,190 @@ pub enum FromWorker {
     },
     /// No thread is stuck: all have seen the ping of this number.
     Pong(u64),
-}
-
-fn yes() -> bool {
-    true
+    /// What a worker says that speaks another version of the messages. Nobody sends it.
+    #[serde(skip)]
+    NotUnderstood,
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::ipc::{
+        Address, CertificateId, EndpointState, Handling, Host, MESSAGES, Overload, Probe, Protocol,
+        Route, Secret, WireEndpoint, WireListener, WireService,
+    };
+
+    /// What `MESSAGES` stands for.
+    const MESSAGES_OF_THIS_VERSION: &str = include_str!("messages.txt");
+
+    /// Returns every message of the manager, with every field. A new field has to be named here.
+    fn to_worker() -> Vec<ToWorker> {
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let endpoint = |address, protocol, state, probe| WireEndpoint {
+            id: EndpointId(1),
+            address,
+            protocol,
+            state,
+            probe,
+        };
+        let endpoints = vec![
+            endpoint(
+                Address::Tcp(address),
+                Protocol::Http1,
+                EndpointState::Probing,
+                Probe::Connect,
+            ),
+            endpoint(
+                Address::Unix("/s".into()),
+                Protocol::H2c,
+                EndpointState::Active,
+                Probe::Http("/".to_owned()),
+            ),
+            endpoint(
+                Address::Tcp(address),
+                Protocol::Http1,
+                EndpointState::Draining,
+                Probe::Connect,
+            ),
+            endpoint(
+                Address::Tcp(address),
+                Protocol::Http1,
+                EndpointState::Cut,
+                Probe::Connect,
+            ),
+        ];
+        let hosts = [
+            Host::Exact("a.example".to_owned()),
+            Host::Subdomain("example".to_owned()),
+            Host::Any,
+        ];
+        let routes = hosts.map(|host| Route {
+            listener: ListenerId(1),
+            host,
+            path: "/".to_owned(),
+            strip: 0,
+        });
+        let service = WireService {
+            name: "shop".to_owned(),
+            running: true,
+            handling: Handling {
+                max_request_body: Some(1),
+                max_in_flight: Some(1),
+                hsts: Some(Duration::from_secs(1)),
+                ..Handling::default()
+            },
+            routes: routes.into(),
+            endpoints,
+        };
+        let table = WireTable {
+            number: 2,
+            since: 1,
+            trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+            forwarded: true,
+            max_connections: Some(1),
+            max_memory: Some(1),
+            log_level: Some("info".to_owned()),
+            listeners: vec![WireListener {
+                id: ListenerId(1),
+                address,
+                tls: Some(vec![CertificateId([0; 32])]),
+                proxy_protocol: true,
+                passing: true,
+            }],
+            services: vec![service.into()],
+            removed: vec!["blog".to_owned()],
+        };
+        let certificate = WireCertificate {
+            id: CertificateId([0; 32]),
+            names: vec!["a.example".to_owned()],
+            chain: vec![vec![1]],
+            key: Secret(vec![2]),
+        };
+        vec![
+            ToWorker::Listener(ListenerId(1)),
+            ToWorker::Certificate(certificate),
+            ToWorker::Table(table),
+            ToWorker::Drain {
+                idle: Duration::ZERO,
+                limit: Duration::ZERO,
+                tunnels: Duration::ZERO,
+            },
+            ToWorker::Ping(1),
+        ]
+    }
+
+    /// Returns every message of a worker, with every field.
+    fn from_worker() -> Vec<FromWorker> {
+        let endpoint = EndpointId(1);
+        let counts = EndpointCounts {
+            id: endpoint,
+            in_flight: 0,
+            tunnels: 0,
+            requests: 0,
+            failures: 0,
+        };
+        let hello = FromWorker::Hello {
+            version: "0.1.0".into(),
+            messages: MESSAGES,
+            unix_sockets: true,
+        };
+        let counts = Overload::STEPS.map(|overload| FromWorker::Counts {
+            connections: 0,
+            bounds: BoundCounts {
+                overload,
+                ..BoundCounts::default()
+            },
+            endpoints: vec![counts],
+        });
+        let rest = [
+            FromWorker::Acknowledged(1),
+            FromWorker::Refused(1),
+            FromWorker::Probed {
+                endpoint,
+                result: Ok(()),
+            },
+            FromWorker::Probed {
+                endpoint,
+                result: Err("no".into()),
+            },
+            FromWorker::Health {
+                endpoint,
+                fault: Some("no".into()),
+            },
+            FromWorker::Idle(endpoint),
+            FromWorker::OnlyTunnels,
+            FromWorker::Pong(1),
+        ];
+        [hello].into_iter().chain(counts).chain(rest).collect()
+    }
 
     #[test]
-    fn workers_that_do_not_say_so_can_connect_to_unix_sockets() {
-        let older: FromWorker = serde_json::from_str(r#"{"Hello":{"version":"0.1.0"}}"#).unwrap();
-        let FromWorker::Hello { unix_sockets, .. } = older else {
-            panic!("{older:?}");
+    fn the_messages_of_a_released_version_never_change() {
+        // A new message has to be added above.
+        let variants = |message: &ToWorker| match message {
+            ToWorker::Listener(_)
+            | ToWorker::Certificate(_)
+            | ToWorker::Table(_)
+            | ToWorker::Drain { .. }
+            | ToWorker::Ping(_)
+            | ToWorker::NotUnderstood => 6,
         };
-        assert!(unix_sockets);
+        assert_eq!(to_worker().len() + 1, variants(&to_worker()[0]));
+        let line = |json: serde_json::Result<String>| json.unwrap() + "\n";
+        let mut messages = format!("version {MESSAGES}\n");
+        messages.extend(to_worker().iter().map(|it| line(serde_json::to_string(it))));
+        messages.extend(
+            from_worker()
+                .iter()
+                .map(|it| line(serde_json::to_string(it))),
+        );
+        assert!(
+            messages == MESSAGES_OF_THIS_VERSION,
+            "the messages between managers and workers have changed. Raise MESSAGES in \
+             src/ipc/frozen.rs if a release has its present value, and put this into \
+             src/ipc/messages.txt:\n{messages}"
+        );
     }
 }

@@ -57,4 +57,4 @@ pub use desired::{Desired, RolloutPolicy, RolloutTarget};
 pub use event::RolloutEvent;
 pub use life::{HeldInstance, InstanceId, LifeStage, LifeState};
 pub use reconciler::Reconciler;
-pub use saved::SavedRollout;
+pub use saved::{FrozenRollout, SavedRollout};

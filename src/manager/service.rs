@@ -13,5 +13,5 @@ mod show;
 
 pub use history::ChangeSubject;
 pub use plan::{Plan, PlanReason};
-pub use saved::SavedService;
+pub use saved::{FrozenService, SavedService};
 pub use service::Service;

@@ -55,6 +55,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The pause between two looks at whether a scope is gone.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The shortest stop timeout of a scope. To systemd, 0 is no limit.
 const SHORTEST_STOP: Duration = Duration::from_millis(1);
 
@@ -135,6 +138,13 @@ impl Scope {
                 Err(UnitError::Late) if self.is_there().await => {}
                 result => return self.log(gone_is_fine(result.map(drop))),
             }
+        }
+    }
+
+    /// Waits until nothing is left in the scope, without stopping anything.
+    pub async fn ended(&self) {
+        while self.is_there().await {
+            tokio::time::sleep(LOOK).await;
         }
     }
 

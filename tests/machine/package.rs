@@ -48,7 +48,7 @@ pub fn bring_package(machine: &Machine) {
 }
 
 /// Runs apt-get as an administrator does; no question is asked.
-fn apt(machine: &Machine, what: &str) {
+pub fn apt(machine: &Machine, what: &str) {
     machine.run(&format!(
         "DEBIAN_FRONTEND=noninteractive apt-get --yes --quiet --quiet {what}"
     ));

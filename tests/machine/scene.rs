@@ -85,6 +85,14 @@ impl<'a> Scene<'a> {
             .expect("there is one")
     }
 
+    /// Waits until there is a newer worker than `before`.
+    pub fn worker_after(&self, before: u32) {
+        self.machine.until(
+            "cat /sys/fs/cgroup/smoothserve.slice/smoothserve-worker-*.scope/cgroup.procs",
+            |pids| pids.lines().any(|pid| pid != before.to_string()),
+        );
+    }
+
     /// Returns a property of `smoothserve.service`.
     pub fn property(&self, name: &str) -> String {
         let line = format!("systemctl show --value --property {name} smoothserve.service");

@@ -156,6 +156,53 @@ fn a_manager_that_cannot_read_the_state_of_the_last_one_begins_anew_and_loses_no
     });
 }
 
+/// Makes the saved state one of a build that nobody has written yet.
+const LATER: &str = "import json
+file = '/run/smoothserve/state.json'
+state = json.load(open(file))
+state['format'] = 1000
+state['config'] = state['jobs'] = state['routes'] = 'of another kind'
+for service in state['services'].values():
+    service['spec'] = service['deployments'] = 'of another kind'
+    service['core']['instances'][0]['stage'] = 'Observed'
+json.dump(state, open(file, 'w'))
+";
+
+#[test]
+fn a_manager_that_finds_the_state_of_a_later_build_replaces_its_instances_and_loses_nothing() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        machine.run("smoothctl restart shop");
+        let load = scene.load().await;
+        let before = scene.shop();
+        let manager = scene.manager();
+        machine.write("/run/later.py", LATER);
+        machine.run(&format!(
+            "kill -STOP {manager}; python3 /run/later.py && kill -9 {manager}"
+        ));
+        scene.another_manager(manager);
+        // They are ready until others are.
+        let found = scene.shop();
+        assert_eq!(found.pids()[..1], before.pids()[..1], "{found:?}");
+        machine.run("smoothctl reload");
+        let after = scene.settled();
+        assert!(after.pids().iter().all(|pid| !before.pids().contains(pid)));
+        assert!(after.instances.iter().all(|instance| {
+            let mut olds = before.instances.iter();
+            olds.all(|old| instance.id > old.id && instance.generation > old.generation)
+        }));
+        machine.until("pgrep -cx shop", |count| count == "3\n");
+        nothing_is_lost(load).await;
+        let journal = machine.run("journalctl -u smoothserve.service -o cat");
+        assert!(journal.contains("is that of another build"), "{journal}");
+        // The state is this build's again.
+        let manager = scene.manager();
+        machine.run("systemctl restart smoothserve");
+        assert_ne!(scene.manager(), manager);
+        assert_eq!(scene.shop().pids(), after.pids());
+    });
+}
+
 #[test]
 fn a_stuck_manager_is_ended_by_the_watchdog() {
     machine::test(async |machine| {

@@ -24,10 +24,7 @@ fn tunnels_outlive_their_worker_and_get_the_goodbye_of_their_instance() {
         let (worker, instances) = (scene.worker(), scene.shop().pids());
         machine.install_smoothserve(&programs!());
         machine.run("systemctl restart smoothserve");
-        machine.until(
-            "cat /sys/fs/cgroup/smoothserve.slice/smoothserve-worker-*.scope/cgroup.procs",
-            |pids| pids.lines().any(|pid| pid != worker.to_string()),
-        );
+        scene.worker_after(worker);
         // New tunnels go through the new worker, old ones stay with the old worker, and both are
         // counted.
         let mut new = talk(PORT).await;

@@ -19,20 +19,17 @@ pub(super) fn start_worker(manager: &mut Manager) {
     let sees_mounts = manager.world.socket_folders.is_shared();
     let level = &manager.log_level;
     match manager.workers.spawn(level, unix_sockets, sees_mounts) {
-        Ok(()) => {
-            for listener in manager.listeners.sockets() {
-                manager.workers.send_listener(listener);
-            }
-            // Before the first table exists, there is nothing to send.
-            let table = manager.published.table();
-            if table.number > 0 {
-                manager
-                    .workers
-                    .send_table_to_newest(table, &manager.certificates);
-            }
-        }
+        Ok(()) => send_all(manager, manager.workers.last_generation()),
         Err(error) => worker_failed(manager, &format!("cannot start it: {error}")),
     }
+}
+
+/// Sends all that a worker needs to serve.
+fn send_all(manager: &mut Manager, generation: u32) {
+    let listeners = manager.listeners.sockets();
+    let (table, certificates) = (manager.published.table(), &manager.certificates);
+    let workers = &mut manager.workers;
+    workers.send_all(generation, listeners, table, certificates);
 }
 
 /// Replaces a worker that cannot connect to unix sockets if a service needs them now.
@@ -95,10 +92,19 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
     match message {
         FromWorker::Hello {
             version,
+            messages,
             unix_sockets,
         } => {
             tracing::info!(version = &*version, "worker connected");
             worker.unix_sockets = unix_sockets;
+            if worker.greets(messages) {
+                send_all(manager, generation);
+            } else if !worker.speaks() {
+                tracing::info!(
+                    pid = worker.pid,
+                    "worker speaks another version of the messages, it serves on with its last table"
+                );
+            }
             look_at_unix_sockets(manager);
         }
         FromWorker::Acknowledged(table) => {
@@ -124,6 +130,7 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
         }
         FromWorker::OnlyTunnels => {
             worker.only_tunnels = true;
+            look_at_all_idle(manager);
             look_at_end(manager);
         }
         FromWorker::Counts {
@@ -138,6 +145,7 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
         }
         FromWorker::Refused(_) => worker.refuses_table(),
         FromWorker::Pong(_) => worker.unanswered = 0,
+        FromWorker::NotUnderstood => {}
     }
 }
 
@@ -148,6 +156,13 @@ fn take_counts(manager: &mut Manager, generation: u32, counts: EndpointCounts) {
     let service = owner.and_then(|name| manager.services.get(name));
     if service.is_some_and(|service| !service.has_counted(generation, &counts)) {
         manager.hear(counts.id.0, News::Counts(generation, counts));
+    }
+}
+
+/// Looks at the endpoints that may have been waiting for one worker alone.
+fn look_at_all_idle(manager: &mut Manager) {
+    for endpoint in manager.workers.idle_endpoints() {
+        look_at_idle(manager, endpoint);
     }
 }
 
@@ -166,10 +181,7 @@ fn worker_gone(manager: &mut Manager, generation: u32, ending: &str) {
     for service in manager.services.values_mut() {
         service.worker_gone(generation, &mut manager.world);
     }
-    // An endpoint may have been waiting only for this worker to become idle.
-    for endpoint in manager.workers.idle_endpoints() {
-        look_at_idle(manager, endpoint);
-    }
+    look_at_all_idle(manager);
     match manager.phase {
         Phase::Serving if worker.draining => {
             tracing::info!(pid = worker.pid, status = ending, "old worker ended");

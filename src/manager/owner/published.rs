@@ -14,7 +14,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
 
 use super::services::Services;
-use super::state::{SavedState, StateFile};
+use super::state::{FORMAT, FoundState, SavedState, StateFile};
 use super::table;
 use crate::config::Config;
 use crate::ipc::{WireService, WireTable};
@@ -124,7 +124,7 @@ impl Published {
     }
 
     /// Reads the state that the last manager has saved, if there is one.
-    pub(super) fn read_state(&self) -> io::Result<Option<SavedState>> {
+    pub(super) fn read_state(&self) -> io::Result<Option<FoundState>> {
         self.state_file.read()
     }
 
@@ -219,6 +219,7 @@ impl Published {
             none => none.insert(to_raw_value(sources.config)?),
         };
         self.state_file.write(&SavedState {
+            format: FORMAT,
             next_id: world.next_id,
             last_job: world.jobs.last(),
             jobs: world.jobs.save(),

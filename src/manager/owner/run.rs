@@ -175,16 +175,16 @@ fn take_signal(manager: &mut Manager, signal: Signal) {
 fn deadline(manager: &Manager) -> Option<Instant> {
     let services = manager.services.values();
     let services = services.filter_map(Service::deadline);
-    // As long as only a worker of an older build serves, nobody takes their connections.
+    // As long as only a worker serves that gets no tables, nobody takes their connections.
     let passing = manager.listeners.deadline();
-    let passing = passing.filter(|_| manager.workers.serve_passing());
+    let passing = passing.filter(|_| manager.workers.are_serving());
     services.chain(passing).min()
 }
 
 /// Lets each service do what is due.
 fn tick(manager: &mut Manager) {
     let now = Instant::now();
-    if manager.workers.serve_passing() {
+    if manager.workers.are_serving() {
         close_passed(manager, now);
     }
     let is_due = |service: &Service| service.deadline().is_some_and(|at| at <= now);

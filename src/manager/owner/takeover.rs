@@ -1,7 +1,9 @@
 //! The takeover: a new manager continues with the workers and instances of an earlier manager.
 //!
 //! Under systemd, workers and instances keep running and serving when the manager ends, for
-//! whatever reason. The next manager reads the saved state and continues from there.
+//! whatever reason. The next manager reads the saved state and continues from there. If the state is
+//! one of a newer build, the manager goes by the frozen part of it and by the files of the
+//! configuration: all instances serve on, and are replaced as at a deploy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -11,13 +13,13 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::boot::boot;
-use super::disk::Reading;
+use super::disk::{Found, Reading};
 use super::from_workers::start_worker;
 use super::handover::want_routes;
 use super::manager::Manager;
 use super::ports::{drop_unused, reset_failed, store_all};
 use super::reload::{refused, reload, report_refusal, take_certificates};
-use super::state::SavedState;
+use super::state::{FoundState, SavedState};
 use crate::events;
 use crate::holder::{self, Holder};
 use crate::manager::host::notify::NOTIFY_PREFIX;
@@ -28,7 +30,7 @@ use crate::manager::routes::Ownership;
 use crate::manager::service::{SavedService, Service};
 use crate::manager::{instance, worker};
 use crate::systemd::given::Given;
-use crate::systemd::units::Units;
+use crate::systemd::units::{Scope, Units};
 
 /// A pattern that matches the names of all scopes that smoothserve makes.
 const ALL_SCOPES: &str = "smoothserve-*.scope";
@@ -87,7 +89,23 @@ pub(super) async fn take_over(manager: &mut Manager, mut given: Given, scopes: B
     manager
         .workers
         .number_on_from(last.unwrap_or_default().try_into().unwrap_or_default());
-    let is_read = match state.filter(|_| manager.world.units.is_some()) {
+    let state = match state.filter(|_| manager.world.units.is_some()) {
+        Some(FoundState::Whole(state)) => Some(*state),
+        Some(FoundState::Frozen(state, why)) => {
+            tracing::error!(
+                error = why,
+                "the state of the last manager is that of another build, its instances serve on until others have replaced them"
+            );
+            let found = Reading::Partial(manager.config_dir.clone()).run().await;
+            let found = found.unwrap_or_else(|error| {
+                tracing::error!(error = %error, "configuration not read");
+                Found::default()
+            });
+            found.config.map(|config| state.with_configuration(config))
+        }
+        None => None,
+    };
+    let is_read = match state {
         Some(state) => {
             let executables = given.take_stored(STORED_PREFIX).into_iter();
             let sockets = given.take_stored(NOTIFY_PREFIX);
@@ -205,6 +223,7 @@ fn forget_unknown(
     let workers = workers
         .iter()
         .map(|saved| worker::scope_name(saved.generation));
+    let foreign = manager.workers.scopes_of_other_builds();
     let instances = manager.services.values().flat_map(scopes_of);
     let known: BTreeSet<String> = workers.chain(instances).collect();
     let unknown: BTreeSet<String> = scopes.difference(&known).cloned().collect();
@@ -215,7 +234,7 @@ fn forget_unknown(
     let place = |id| (id, manager.world.socket_folders.place(id));
     let places: BTreeMap<InstanceId, SocketPlace> = folders.into_iter().map(place).collect();
     tokio::task::spawn_local(async move {
-        end(units, unknown).await;
+        end(units, unknown, foreign).await;
         for (id, place) in places {
             place.remove(&id.to_string());
         }
@@ -223,14 +242,17 @@ fn forget_unknown(
 }
 
 /// Ends scopes: those of workers first, because the connections they have accepted need the
-/// instances.
-async fn end(units: Units, scopes: BTreeSet<String>) {
+/// instances. So do those of the workers of other builds, which end by themselves.
+async fn end(units: Units, scopes: BTreeSet<String>, foreign: Vec<Scope>) {
     let (workers, instances): (BTreeSet<String>, _) = scopes
         .into_iter()
         .partition(|name| worker::is_scope_name(name));
     let mut ending = JoinSet::new();
     for name in workers {
         ending.spawn_local(async move { units.scope(&name).end().await });
+    }
+    for worker in foreign.into_iter().filter(|_| !instances.is_empty()) {
+        ending.spawn_local(async move { worker.ended().await });
     }
     // What does not end holds up the instances for a while only.
     let ended = async { while ending.join_next().await.is_some() {} };

@@ -53,6 +53,24 @@ pub struct SavedDeployment {
     parts: Option<Parts>,
 }
 
+impl SavedDeployment {
+    /// Returns the state of a deployment of which nothing is known but the settings with which its
+    /// instances are stopped. It differs from whatever is on disk.
+    pub fn unknown(process: &ProcessConfig, version: u64) -> SavedDeployment {
+        SavedDeployment {
+            version,
+            process: process.clone(),
+            executable: process.executable.clone(),
+            known_as: None,
+            environment_file: BTreeMap::new(),
+            content: 0,
+            folder: None,
+            // Every version has at least an executable.
+            parts: Some(Parts::default()),
+        }
+    }
+}
+
 /// What is on disk for a deployment of a service at one moment.
 #[derive(Debug)]
 pub struct Material {

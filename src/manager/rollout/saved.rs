@@ -33,6 +33,65 @@ struct SavedHeldInstance {
     tunnels: bool,
 }
 
+/// The frozen part of a [`SavedRollout`], which every build finds in the state of every other one.
+#[derive(Debug, Deserialize)]
+pub struct FrozenRollout {
+    desired: FrozenDesired,
+    instances: Vec<FrozenHeldInstance>,
+}
+
+#[derive(Debug, Deserialize)]
+struct FrozenDesired {
+    running: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct FrozenHeldInstance {
+    id: InstanceId,
+    slot: u32,
+    /// The name of the [`LifeStage`], which may be one that this build does not know.
+    stage: String,
+    #[serde(default)]
+    tunnels: bool,
+}
+
+impl FrozenRollout {
+    /// Returns true if the service should run.
+    pub fn is_running(&self) -> bool {
+        self.desired.running
+    }
+
+    /// Returns the state of a rollout that has reached what `desired` asks for. All instances count
+    /// as instances of its target.
+    pub fn reached(self, desired: Desired) -> SavedRollout {
+        let target = desired.target;
+        let instances = self
+            .instances
+            .into_iter()
+            .map(|instance| SavedHeldInstance {
+                id: instance.id,
+                slot: instance.slot,
+                target,
+                stage: match instance.stage.as_str() {
+                    "Starting" => LifeStage::Starting,
+                    "Draining" => LifeStage::Draining,
+                    "Closing" => LifeStage::Closing,
+                    "Stopping" => LifeStage::Stopping,
+                    // What may get requests goes on getting them until it is replaced.
+                    _ => LifeStage::Ready,
+                },
+                tunnels: instance.tunnels,
+            });
+        SavedRollout {
+            target,
+            good: Some(target),
+            proven: true,
+            instances: instances.collect(),
+            desired,
+        }
+    }
+}
+
 impl Reconciler {
     /// Returns the state that the next manager needs to continue the rollout.
     pub fn save(&self) -> SavedRollout {

@@ -9,12 +9,14 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::history::History;
-use super::service::Service;
+use super::service::{Service, desired};
 use crate::config::ServiceConfig;
 use crate::manager::instance::{self, Instance, SavedInstance};
 use crate::manager::process::deployment::{Deployment, SavedDeployment};
 use crate::manager::process::executable::stored_name;
-use crate::manager::rollout::{InstanceId, LifeStage, Reconciler, SavedRollout};
+use crate::manager::rollout::{
+    FrozenRollout, InstanceId, LifeStage, Reconciler, RolloutTarget, SavedRollout,
+};
 use crate::manager::world::World;
 
 /// The state of a service that is saved for the next manager.
@@ -29,6 +31,46 @@ pub struct SavedService {
     core: SavedRollout,
     deployments: BTreeMap<u64, SavedDeployment>,
     instances: BTreeMap<InstanceId, SavedInstance>,
+}
+
+/// The frozen part of a [`SavedService`], which every build finds in the state of every other one:
+/// the processes of the service. No field of it, nor of a [`SavedInstance`], may be renamed or
+/// removed, or get another meaning.
+#[derive(Debug, Deserialize)]
+pub struct FrozenService {
+    last_generation: u64,
+    last_version: u64,
+    past_requests: u64,
+    core: FrozenRollout,
+    instances: BTreeMap<InstanceId, SavedInstance>,
+}
+
+impl FrozenService {
+    /// Returns a state in which the instances run something unknown, which differs from anything
+    /// that is on disk: the next reload replaces them like those of any older version. `spec` is
+    /// the present configuration of the service.
+    pub fn with_unknown_content(self, spec: Arc<ServiceConfig>) -> SavedService {
+        let target = RolloutTarget {
+            generation: self.last_generation,
+            version: self.last_version,
+        };
+        let unknown = SavedDeployment::unknown(&spec.process, target.version);
+        let desired = desired(&spec, self.core.is_running(), target);
+        SavedService {
+            removed: false,
+            leaving: false,
+            history: History {
+                last_generation: self.last_generation,
+                last_version: self.last_version,
+                past_requests: self.past_requests,
+                ..History::default()
+            },
+            core: self.core.reached(desired),
+            deployments: BTreeMap::from([(target.generation, unknown)]),
+            instances: self.instances,
+            spec,
+        }
+    }
 }
 
 impl SavedService {

@@ -86,6 +86,7 @@ fn assert_fits(message: &FromWorker, knowledge: WorkerKnowledge) {
         FromWorker::Idle(endpoint) => endpoint.0 == 3,
         FromWorker::OnlyTunnels => knowledge.draining,
         FromWorker::Pong(ping) => *ping <= KNOWN.ping,
+        FromWorker::NotUnderstood => false,
     };
     assert!(fits, "{message:?} was taken in");
 }

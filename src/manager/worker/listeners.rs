@@ -55,8 +55,6 @@ pub struct OpenListener {
     pub address: SocketAddr,
     /// Where systemd may hold copies of the socket.
     pub copies: SocketCopies,
-    /// True: its connections belong to the listeners of other sockets.
-    pub passing: bool,
     socket: TcpListener,
 }
 
@@ -140,6 +138,17 @@ enum Source {
 pub struct SavedListeners {
     open: Vec<(Listen, ListenerId)>,
     last_id: u32,
+}
+
+impl SavedListeners {
+    /// Returns the state in which these addresses are open, under numbers above `last_id`.
+    pub fn above(last_id: u32, listens: impl Iterator<Item = Listen>) -> SavedListeners {
+        let open: Vec<_> = listens.zip((last_id + 1..).map(ListenerId)).collect();
+        SavedListeners {
+            last_id: open.last().map_or(last_id, |(_, id)| id.0),
+            open,
+        }
+    }
 }
 
 /// A port that could not be opened.
@@ -338,10 +347,6 @@ impl Listeners {
         }
         let is_covered = wanted().any(|wanted| covers(wanted, address));
         let until = (!is_covered).then(|| Instant::now() + PASSING_TIME);
-        let listener = OpenListener {
-            passing: true,
-            ..listener
-        };
         self.passing.push(PassingSocket { listener, until });
         None
     }
@@ -428,7 +433,6 @@ impl Listeners {
         if let Some(listener) = listener {
             let listener = OpenListener {
                 id,
-                passing: false,
                 copies: SocketCopies {
                     unit: generator::unit_name(listen),
                     ..listener.copies
@@ -485,7 +489,6 @@ fn listener(
         id,
         address,
         copies,
-        passing: false,
         socket,
     }
 }

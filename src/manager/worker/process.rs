@@ -29,8 +29,8 @@ use super::listeners::OpenListener;
 use super::sieve::{ExpectedReport, Judgement, Sieve, WorkerKnowledge};
 use crate::config::ScopeLimits;
 use crate::ipc::{
-    self, BoundCounts, CertificateId, Channel, ChannelError, EndpointId, FromWorker, ToWorker,
-    WireTable,
+    self, BoundCounts, CertificateId, Channel, ChannelError, EndpointId, FromWorker, MESSAGES,
+    ToWorker, WireTable, WorkerReader,
 };
 use crate::log_level::LogLevel;
 use crate::manager::event::WorkerEvent;
@@ -90,6 +90,9 @@ pub struct WorkerProcess {
     /// The worker sees what is mounted in the folder of the instances' sockets after its start.
     pub(super) sees_mounts: bool,
     is_current: bool,
+    /// Whether the worker speaks this build's version of the messages. A worker of another build
+    /// has to say so first. The others are sent the frozen part of the messages alone.
+    speaks: bool,
     pidfd: Rc<Pidfd>,
     outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
 }
@@ -100,6 +103,7 @@ pub struct SavedWorker {
     /// The number of the worker, as in [`WorkerProcess`].
     pub generation: u32,
     pid: u32,
+    #[serde(default)]
     draining: bool,
     /// As in [`WorkerProcess`].
     #[serde(default)]
@@ -248,6 +252,7 @@ impl WorkerProcess {
             bounds: Default::default(),
             sees_mounts: saved.sees_mounts,
             is_current,
+            speaks: is_current,
             pidfd,
             outgoing,
         }
@@ -295,10 +300,9 @@ impl WorkerProcess {
         judgement == Judgement::Take
     }
 
-    /// Sends a listening socket. A worker of an older build gets no passing one, see
-    /// [`WorkerProcess::send_table`].
+    /// Sends a listening socket, if the worker would understand it.
     pub(super) fn send_listener(&self, listener: &OpenListener) {
-        if listener.passing && !self.is_current {
+        if !self.speaks {
             return;
         }
         match listener.descriptor().try_clone_to_owned() {
@@ -307,20 +311,12 @@ impl WorkerProcess {
         }
     }
 
-    /// Sends a table. The certificates that the table names and the worker lacks are sent first.
-    ///
-    /// To a worker of an older build, the table names no passing listeners. That worker could take
-    /// one for a listener without routes, and answer what it does not know. The kernel keeps the
-    /// connections for the new worker, which is about to serve.
+    /// Sends a table, if the worker would understand it. The certificates that the table names and
+    /// the worker lacks are sent first.
     pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &ServiceCertificates) {
-        let reduced;
-        let table = match self.is_current {
-            true => table,
-            false => {
-                reduced = without_passing(table);
-                &reduced
-            }
-        };
+        if !self.speaks {
+            return;
+        }
         let named: BTreeSet<CertificateId> = table.certificates().collect();
         for id in named.difference(&self.certificates) {
             if let Some(certificate) = certificates.message(*id) {
@@ -357,9 +353,30 @@ impl WorkerProcess {
         self.pidfd.signal(Signal::KILL);
     }
 
-    /// Returns true if the worker runs the same program as this process, and not an older build.
+    /// Returns true if the worker runs the same program as this process, and not another build.
     pub fn is_current(&self) -> bool {
         self.is_current
+    }
+
+    /// Takes in which version of the messages the worker speaks. Returns true if tables can be sent
+    /// to it from now on.
+    pub fn greets(&mut self, messages: u32) -> bool {
+        let speaks = messages == MESSAGES;
+        speaks && !std::mem::replace(&mut self.speaks, speaks)
+    }
+
+    /// Returns true if the worker is given tables. Another one serves on with its last table.
+    pub fn speaks(&self) -> bool {
+        self.speaks
+    }
+
+    /// Returns true if the worker has no connection to this draining endpoint, and will open none.
+    pub(super) fn is_idle(&self, endpoint: EndpointId) -> bool {
+        match self.speaks {
+            true => self.idle.contains(&endpoint),
+            // Its table says nothing about the drain, but it has no requests left at all.
+            false => self.only_tunnels,
+        }
     }
 }
 
@@ -370,16 +387,6 @@ fn runs_this_program(pid: u32) -> bool {
         Some((file.dev(), file.ino()))
     };
     file(&pid.to_string()) == file("self")
-}
-
-/// Returns a table that names no passing listeners.
-fn without_passing(table: &Rc<WireTable>) -> Rc<WireTable> {
-    if !table.listeners.iter().any(|listener| listener.passing) {
-        return table.clone();
-    }
-    let mut reduced = (**table).clone();
-    reduced.listeners.retain(|listener| !listener.passing);
-    reduced.into()
 }
 
 /// Returns the name of a worker's scope.
@@ -502,7 +509,8 @@ async fn receive_all(
     report: &impl Fn(WorkerEvent),
 ) -> Result<(), ChannelError> {
     let places = Arc::new(Semaphore::new(MOST_UNREAD));
-    while let Some(message) = receiver.receive().await? {
+    let mut reader = WorkerReader::default();
+    while let Some(message) = receiver.receive_as(|frame| reader.read(frame)).await? {
         // The semaphore is never closed.
         if let Ok(place) = places.clone().acquire_owned().await {
             report(WorkerEvent::Says(message, place));
@@ -530,7 +538,6 @@ mod tests {
 
     use super::*;
     use crate::config::Listen;
-    use crate::ipc::WireListener;
     use crate::manager::worker::listeners::Listeners;
 
     #[test]
@@ -545,63 +552,55 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
-    /// Makes two listeners, of which one is passing, and a table that names both.
-    fn wide_and_narrow() -> (Listeners, WireTable) {
-        let socket = TcpListener::bind("[::]:0").unwrap();
-        let narrow = BTreeSet::from([Listen {
+    /// Returns the names of what a worker of another build hears: with its greeting, which tells
+    /// this version of the messages, and after it.
+    fn heard_after(messages: u32) -> (bool, Vec<&'static str>) {
+        let saved = SavedWorker {
+            generation: 1,
+            pid: std::process::id(),
+            draining: false,
+            sees_mounts: false,
+        };
+        let pidfd = Rc::new(Pidfd::open(saved.pid).unwrap());
+        let (outgoing, mut queue) = mpsc::channel(8);
+        let mut worker = WorkerProcess::new(&saved, false, pidfd, outgoing);
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = BTreeSet::from([Listen {
             address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             port: socket.local_addr().unwrap().port(),
         }]);
         let mut listeners = Listeners::new(vec![("given".to_owned(), socket)]);
-        let (bound, errors) = listeners.bind(&narrow);
-        assert!(errors.is_empty());
-        listeners.adopt(bound, &narrow);
-        listeners.drop_unused();
-        let wire = |listener: &OpenListener| WireListener {
-            id: listener.id,
-            address: listener.address,
-            tls: None,
-            proxy_protocol: false,
-            passing: listener.passing,
-        };
-        let table = WireTable {
-            number: 1,
-            listeners: listeners.sockets().map(wire).collect(),
-            ..WireTable::default()
-        };
-        (listeners, table)
+        listeners.adopt(listeners.bind(&listen).0, &listen);
+        let table = Rc::new(WireTable::default());
+        let is_new = worker.greets(messages);
+        for listener in listeners.sockets() {
+            worker.send_listener(listener);
+        }
+        worker.send_table(&table, &ServiceCertificates::default());
+        worker.send(ToWorker::Ping(1), None);
+        worker.drain(Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        let mut heard = Vec::new();
+        while let Ok((message, _)) = queue.try_recv() {
+            heard.push(match message {
+                ToWorker::Listener(_) => "listener",
+                ToWorker::Table(_) => "table",
+                ToWorker::Ping(_) => "ping",
+                ToWorker::Drain { .. } => "drain",
+                ToWorker::Certificate(_) | ToWorker::NotUnderstood => "something else",
+            });
+        }
+        (is_new, heard)
     }
 
     #[tokio::test]
-    async fn a_worker_of_an_older_build_never_hears_of_a_passing_listener() {
-        let (listeners, table) = wide_and_narrow();
-        assert_eq!(listeners.passing().count(), 1);
-        let table = Rc::new(table);
-        let heard_by = |is_current| {
-            let saved = SavedWorker {
-                generation: 1,
-                pid: std::process::id(),
-                draining: false,
-                sees_mounts: false,
-            };
-            let pidfd = Rc::new(Pidfd::open(saved.pid).unwrap());
-            let (outgoing, mut queue) = mpsc::channel(8);
-            let mut worker = WorkerProcess::new(&saved, is_current, pidfd, outgoing);
-            for listener in listeners.sockets() {
-                worker.send_listener(listener);
-            }
-            worker.send_table(&table, &ServiceCertificates::default());
-            let (mut sockets, mut named) = (0, 0);
-            while let Ok((message, _)) = queue.try_recv() {
-                match message {
-                    ToWorker::Listener(_) => sockets += 1,
-                    ToWorker::Table(table) => named += table.listeners.len(),
-                    _ => {}
-                }
-            }
-            (sockets, named)
-        };
-        assert_eq!(heard_by(true), (2, 2));
-        assert_eq!(heard_by(false), (1, 1));
+    async fn a_worker_of_another_version_hears_the_frozen_part_of_the_messages_alone() {
+        let (is_new, heard) = heard_after(MESSAGES);
+        assert!(is_new);
+        assert_eq!(heard, ["listener", "table", "ping", "drain"]);
+        for other in [0, MESSAGES - 1, MESSAGES + 1] {
+            let (is_new, heard) = heard_after(other);
+            assert!(!is_new);
+            assert_eq!(heard, ["ping", "drain"]);
+        }
     }
 }

@@ -111,6 +111,7 @@ impl Sieve {
             FromWorker::OnlyTunnels => knowledge.draining,
             FromWorker::Counts { .. } => true,
             FromWorker::Pong(ping) => *ping <= knowledge.ping,
+            FromWorker::NotUnderstood => false,
         };
         match fits {
             true => Judgement::Take,
@@ -141,7 +142,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ipc::{BoundCounts, EndpointCounts};
+    use crate::ipc::{BoundCounts, EndpointCounts, MESSAGES};
     use crate::manager::worker::check::{KNOWN, expected, take_in};
 
     fn probed(id: u64) -> FromWorker {
@@ -164,6 +165,7 @@ mod tests {
         let mut sieve = Sieve::new(now);
         let hello = || FromWorker::Hello {
             version: "1".into(),
+            messages: MESSAGES,
             unix_sockets: true,
         };
         let mut judge = |message, knowledge| sieve.judge(now, &message, knowledge, expected);
@@ -278,10 +280,14 @@ mod tests {
             }
         });
         prop_oneof![
-            (text(), any::<bool>()).prop_map(|(version, unix_sockets)| FromWorker::Hello {
-                version,
-                unix_sockets
+            (text(), any::<(u32, bool)>()).prop_map(|(version, (messages, unix_sockets))| {
+                FromWorker::Hello {
+                    version,
+                    messages,
+                    unix_sockets,
+                }
             }),
+            Just(FromWorker::NotUnderstood),
             any::<u64>().prop_map(FromWorker::Acknowledged),
             (0..8_u64).prop_map(FromWorker::Acknowledged),
             any::<u64>().prop_map(FromWorker::Refused),

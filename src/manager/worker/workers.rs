@@ -2,6 +2,10 @@
 //!
 //! A new worker takes over only when it serves: until it has confirmed its first table, the
 //! previous worker goes on. An endpoint is quiescent when *every* worker has said that it is idle.
+//!
+//! A worker of another build may speak another version of the messages. It gets no tables then: it
+//! serves on with its last one, drains like any other, and every endpoint is idle for it once it
+//! has nothing left but tunnels.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,7 +20,7 @@ use crate::ipc::{BoundCounts, EndpointId, ToWorker, WireTable};
 use crate::log_level::LogLevel;
 use crate::manager::backoff;
 use crate::manager::event::{Event, Reports, WorkerEvent};
-use crate::systemd::units::Units;
+use crate::systemd::units::{Scope, Units};
 
 /// How long a worker keeps idle connections of clients open for one more request, when smoothserve
 /// stops.
@@ -133,15 +137,12 @@ impl Workers {
             .any(|worker| worker.serving && !worker.draining)
     }
 
-    /// Returns true if a worker that takes the connections of passing listeners serves.
-    pub fn serve_passing(&self) -> bool {
-        let mut workers = self.workers.iter();
-        workers.any(|worker| worker.serving && worker.is_current())
-    }
-
-    /// Returns the number of the last table that all workers have confirmed.
+    /// Returns the number of the last table that all workers have confirmed. A worker that gets no
+    /// tables has its listeners until it drains.
     pub fn applied(&self) -> u64 {
-        let applied = self.workers.iter().map(|worker| worker.applied);
+        let workers = self.workers.iter();
+        let workers = workers.filter(|worker| worker.speaks() || !worker.draining);
+        let applied = workers.map(|worker| worker.applied);
         applied.min().unwrap_or(u64::MAX)
     }
 
@@ -150,8 +151,8 @@ impl Workers {
         std::mem::take(&mut self.changed)
     }
 
-    /// Sends a table to all workers. Draining workers need it, too: they must know which endpoints
-    /// drain.
+    /// Sends a table to all workers that understand it. Draining workers need it, too: they must
+    /// know which endpoints drain.
     pub fn send_table(&mut self, table: &Rc<WireTable>, certificates: &ServiceCertificates) {
         let services = table.services.iter();
         let endpoints = services.flat_map(|service| &service.endpoints);
@@ -162,7 +163,7 @@ impl Workers {
         }
     }
 
-    /// Sends a listening socket to all workers that do not drain.
+    /// Sends a listening socket to all workers that do not drain and understand it.
     pub fn send_listener(&self, listener: &OpenListener) {
         let workers = self.workers.iter().filter(|worker| !worker.draining);
         workers.for_each(|worker| worker.send_listener(listener));
@@ -201,9 +202,7 @@ impl Workers {
 
     /// Returns true if no worker has, or can open, a connection to this draining endpoint.
     pub fn is_idle(&self, endpoint: EndpointId) -> bool {
-        self.workers
-            .iter()
-            .all(|worker| worker.idle.contains(&endpoint))
+        self.workers.iter().all(|worker| worker.is_idle(endpoint))
     }
 
     fn reporter(&self, generation: u32) -> impl Fn(WorkerEvent) + 'static {
@@ -252,13 +251,22 @@ impl Workers {
         Some(self.workers.remove(index))
     }
 
-    /// Sends a table to the newest worker alone.
-    pub fn send_table_to_newest(
+    /// Sends all that a worker needs to serve to the worker of this generation alone.
+    pub fn send_all<'a>(
         &mut self,
+        generation: u32,
+        listeners: impl Iterator<Item = &'a OpenListener>,
         table: &Rc<WireTable>,
         certificates: &ServiceCertificates,
     ) {
-        if let Some(worker) = self.workers.last_mut() {
+        let Some(worker) = self.get_mut(generation) else {
+            return;
+        };
+        if !worker.draining {
+            listeners.for_each(|listener| worker.send_listener(listener));
+        }
+        // Before the first table exists, there is nothing to send.
+        if table.number > 0 {
             worker.send_table(table, certificates);
         }
     }
@@ -283,6 +291,18 @@ impl Workers {
     /// after their start.
     pub fn see_mounts(&self) -> bool {
         self.workers.iter().all(|worker| worker.sees_mounts)
+    }
+
+    /// Returns the scopes of the workers that are not known to understand the tables of this build,
+    /// and so may send requests to any instance.
+    pub fn scopes_of_other_builds(&self) -> Vec<Scope> {
+        let workers = self.workers.iter().filter(|worker| !worker.speaks());
+        let units = self.units.iter();
+        let scopes = units.flat_map(|units| {
+            let workers = workers.clone();
+            workers.map(|worker| units.scope(&scope_name(worker.generation)))
+        });
+        scopes.collect()
     }
 
     /// Returns the endpoints to which at least one worker says it has no connection.

@@ -250,6 +250,14 @@ impl Control {
                     self.command(thread, ThreadCommand::Ping(number));
                 }
             }
+            Ok(ToWorker::NotUnderstood) => {
+                // The manager will soon have a worker of its own build.
+                tracing::warn!("message of another build ignored, the table stays as it is");
+                let manager = self.manager.as_mut();
+                if let Some(manager) = manager {
+                    while manager.take_descriptor().is_some() {}
+                }
+            }
             Err(fault) => self.lose(&fault),
         }
     }

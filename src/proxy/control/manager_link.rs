@@ -8,7 +8,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::ipc::{Channel, ChannelError, FromWorker, MessageReceiver, MessageSender, ToWorker};
+use crate::ipc::{
+    Channel, ChannelError, FromWorker, MESSAGES, ManagerReader, MessageReceiver, MessageSender,
+    ToWorker,
+};
 
 /// How many messages may wait for a manager that does not read. A manager that is further behind
 /// had better connect again: it then gets a report of the present state.
@@ -20,6 +23,7 @@ const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// The connection to a manager that was accepted.
 pub(crate) struct ManagerLink {
     receiver: MessageReceiver<ToWorker>,
+    reader: ManagerReader,
     outgoing: mpsc::Sender<FromWorker>,
     writer: JoinHandle<()>,
 }
@@ -53,11 +57,13 @@ impl ManagerLink {
         let (outgoing, messages) = mpsc::channel(MOST_WAITING);
         let manager = ManagerLink {
             receiver,
+            reader: ManagerReader::default(),
             outgoing,
             writer: tokio::task::spawn_local(write(sender, messages)),
         };
         manager.say(FromWorker::Hello {
             version: env!("CARGO_PKG_VERSION").into(),
+            messages: MESSAGES,
             unix_sockets,
         })?;
         Ok(manager)
@@ -80,7 +86,9 @@ impl ManagerLink {
 
     /// Receives the next message, and keeps the descriptor that comes with it. Cancel-safe.
     pub(crate) async fn receive(&mut self) -> Result<ToWorker, LinkFault> {
-        self.receiver.receive().await?.ok_or(LinkFault::Gone)
+        let reader = &mut self.reader;
+        let message = self.receiver.receive_as(|frame| Ok(reader.read(frame)));
+        message.await?.ok_or(LinkFault::Gone)
     }
 
     /// Takes the descriptor that came with the last message.

@@ -74,13 +74,25 @@ pub struct Request {
 }
 
 #[derive(Debug, Clone)]
-enum RequestBody {
+pub(crate) enum RequestBody {
     None,
     Pattern(Pattern, u64),
     Chunks(Vec<Vec<u8>>),
 }
 
 impl Request {
+    pub(crate) fn method(&self) -> &'static str {
+        self.method
+    }
+
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
+    pub(crate) fn body(&self) -> &RequestBody {
+        &self.body
+    }
+
     /// Makes a `GET`.
     pub fn get(target: impl Into<String>) -> Request {
         Request::new("GET", target)

@@ -12,6 +12,7 @@
 //! 9.6). It does not tolerate that the server closes an idle connection, because the client may be
 //! sending the next request at that moment.
 
+mod http2;
 mod report;
 
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use tokio::time::{sleep, timeout};
 use crate::client::{Connection, Fault, Head, Request, Sink};
 use crate::{Comparison, Pattern};
 
+use http2::Http2Client;
 pub use report::{Lost, Phase, Report, Seen};
 
 /// The server and the requests of a load.
@@ -35,6 +37,9 @@ pub struct Options {
     pub address: SocketAddr,
     /// The `Host` of all requests.
     pub host: String,
+    /// True: the connections speak HTTP/2, and each carries several requests at a time. A
+    /// pipelined request is one of these.
+    pub http2: bool,
     /// The number of connections.
     pub connections: usize,
     /// The average pause between two requests of a connection, which bounds the rate.
@@ -58,6 +63,7 @@ impl Options {
         Options {
             address,
             host: "shop.example".to_owned(),
+            http2: false,
             connections: 32,
             pause: Duration::from_millis(80),
             mix: Mix::default(),
@@ -198,7 +204,11 @@ impl Load {
         });
         let mut tasks = JoinSet::new();
         for number in 0..shared.options.connections {
-            tasks.spawn(Client::new(number, shared.clone()).run());
+            let shared = shared.clone();
+            match shared.options.http2 {
+                true => tasks.spawn(Http2Client::new(number, shared).run()),
+                false => tasks.spawn(Client::new(number, shared).run()),
+            };
         }
         Load { shared, tasks }
     }
@@ -259,43 +269,51 @@ impl Shared {
             .lock()
             .expect("nothing panics while it holds the report")
     }
+
+    fn lose(&self, phase: usize, order: &Order, started: Instant, reused: bool, fault: &Fault) {
+        let lost = Lost {
+            at: SystemTime::now(),
+            kind: order.kind,
+            name: order.name.clone(),
+            after: started.elapsed(),
+            reused,
+            answered: fault.answered(),
+            fault: fault.to_string(),
+        };
+        self.report().lose(phase, lost);
+    }
 }
 
 /// The task of one connection of the load.
 struct Client {
-    number: usize,
     shared: Arc<Shared>,
-    random: fastrand::Rng,
+    maker: Maker,
     connection: Option<Connection>,
-    sent: u64,
 }
 
 impl Client {
     fn new(number: usize, shared: Arc<Shared>) -> Client {
         Client {
-            number,
             shared,
-            random: fastrand::Rng::with_seed(number as u64),
+            maker: Maker::new(number),
             connection: None,
-            sent: 0,
         }
     }
 
     async fn run(mut self) {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let options = &self.shared.options;
-            let pause = options.pause.mul_f64(2.0 * self.random.f64());
-            let kind = options.mix.pick(&mut self.random);
-            sleep(pause).await;
+            sleep(self.maker.pause(options)).await;
+            let kind = self.maker.pick(options);
             self.turn(kind).await;
         }
     }
 
     async fn turn(&mut self, kind: Kind) {
-        let orders = match kind {
-            Kind::Pipelined => vec![self.order(kind), self.order(kind)],
-            _ => vec![self.order(kind)],
-        };
+        let options = &self.shared.options;
+        let count = if kind == Kind::Pipelined { 2 } else { 1 };
+        let orders = (0..count).map(|_| self.maker.order(options, kind));
+        let orders: Vec<Order> = orders.collect();
         let kept = match kind {
             Kind::Fresh => None,
             _ => self.connection.take(),
@@ -324,7 +342,7 @@ impl Client {
                 Ok(open) => open,
                 Err(fault) => {
                     for order in unsent {
-                        self.lose(phase, order, started, false, &fault);
+                        self.shared.lose(phase, order, started, false, &fault);
                     }
                     return None;
                 }
@@ -366,7 +384,7 @@ impl Client {
                 }
                 Err(fault) => {
                     for order in &unsent[answered..] {
-                        self.lose(phase, order, started, reused, &fault);
+                        self.shared.lose(phase, order, started, reused, &fault);
                     }
                     return None;
                 }
@@ -387,25 +405,36 @@ impl Client {
             .unwrap_or(Err(Fault::TimedOut(options.limit, "connection"))),
         }
     }
+}
 
-    fn lose(&self, phase: usize, order: &Order, started: Instant, reused: bool, fault: &Fault) {
-        let lost = Lost {
-            at: SystemTime::now(),
-            kind: order.kind,
-            name: order.name.clone(),
-            after: started.elapsed(),
-            reused,
-            answered: fault.answered(),
-            fault: fault.to_string(),
-        };
-        self.shared.report().lose(phase, lost);
+/// Makes the requests of one connection, at random.
+struct Maker {
+    number: usize,
+    random: fastrand::Rng,
+    made: u64,
+}
+
+impl Maker {
+    fn new(number: usize) -> Maker {
+        Maker {
+            number,
+            random: fastrand::Rng::with_seed(number as u64),
+            made: 0,
+        }
     }
 
-    fn order(&mut self, kind: Kind) -> Order {
-        self.sent += 1;
-        let name = format!("{}.{}", self.number, self.sent);
+    fn pause(&mut self, options: &Options) -> Duration {
+        options.pause.mul_f64(2.0 * self.random.f64())
+    }
+
+    fn pick(&mut self, options: &Options) -> Kind {
+        options.mix.pick(&mut self.random)
+    }
+
+    fn order(&mut self, options: &Options, kind: Kind) -> Order {
+        self.made += 1;
+        let name = format!("{}.{}", self.number, self.made);
         let seed = self.random.u64(..);
-        let options = &self.shared.options;
         let (request, answer) = match kind {
             Kind::Small => (Request::get("/hello"), Right::Text("hello\n".to_owned())),
             Kind::Fresh => (

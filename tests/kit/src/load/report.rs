@@ -15,6 +15,8 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// The number of requests of each kind that got the right answer.
     pub kinds: BTreeMap<Kind, u64>,
+    /// The longest time that a request of each kind took to get the right answer.
+    pub longest: BTreeMap<Kind, Duration>,
     /// The requests that did not get the right answer.
     pub lost: Vec<Lost>,
     /// How often a client reconnected because a response said `Connection: close`.
@@ -71,6 +73,7 @@ impl Report {
         Report {
             phases: vec![Phase::new("start")],
             kinds: BTreeMap::new(),
+            longest: BTreeMap::new(),
             lost: Vec::new(),
             reopened: 0,
             versions: BTreeMap::new(),
@@ -88,6 +91,8 @@ impl Report {
     pub(super) fn count(&mut self, phase: usize, kind: Kind, took: Duration, version: &str) {
         let now = Instant::now();
         *self.kinds.entry(kind).or_default() += 1;
+        let longest = self.longest.entry(kind).or_default();
+        *longest = took.max(*longest);
         let phase = &mut self.phases[phase];
         phase.requests += 1;
         if kind == Kind::Small {
