@@ -17,17 +17,18 @@ prefix = /usr
 BIN = target/$(PROFILE:dev=debug)
 MANUAL = target/manual
 
+# The commit whose package `upgrade-test` and `check` upgrade: that of the last release, or the first
+# one with a promise as long as there is none.
+FROM = 395d32c
+
 # The program that writes the manual. Not --release: it runs once, for a moment.
 MANUAL_WRITER ?= $(CARGO) run --locked --quiet --package smoothserve-manual --
 
-.PHONY: help check check-fast check-debian12 check-debian13 demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus attack build manual install deb install-needs deny minimum-rust
+.PHONY: help check check-fast check-debian12 check-debian13 upgrade-test soak test-deb demo machine bench bench-quick bench-growth bench-instructions fuzz fuzz-corpus attack build manual install deb install-needs deny minimum-rust
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9 -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 32
 
-# The package under test holds the dev build that the tests need anyway, debug assertions included; a
-# release build would compile all dependencies once more. `make deb` builds the package that ships,
-# and `make check-debian12` tests that one.
 check: BUILD = --workspace --bins --examples
 check: install-needs ## Format, lint, and run every test
 	$(CARGO) fmt --all --check
@@ -38,9 +39,18 @@ check: install-needs ## Format, lint, and run every test
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 	$(CARGO) build --locked $(BUILD)
 	./scripts/minimum-rust
+	$(MAKE) test-deb BUILD="$(BUILD)"
+	./scripts/run-tests
+	./scripts/upgrade-test $(FROM) || [ $$? -eq 3 ]
+
+# The package under test holds the dev build that the tests need anyway, debug assertions included; a
+# release build would compile all dependencies once more. `make deb` builds the package that ships,
+# and `make check-debian12` tests that one.
+test-deb: BUILD = --package smoothserve --package smoothserve-manual --bins --examples
+test-deb: install-needs
+	$(CARGO) build --locked $(BUILD)
 	DEB_BUILD_OPTIONS=noautodbgsym DEB_COMPRESSION="-Zgzip -z1" MANUAL_WRITER=$(CURDIR)/target/debug/smoothserve-manual \
 		$(MAKE) deb PROFILE=dev BUILD="$(BUILD)"
-	./scripts/run-tests
 
 check-fast: ## Format, lint, and run the tests that need neither root nor other programs; installs nothing
 	@./scripts/check-fast
@@ -51,6 +61,13 @@ check-debian12 check-debian13: install-needs ## Run the tests on a machine with 
 	./scripts/debian $(release) target/$(release)
 	$(MAKE) deb
 	SMOOTHSERVE_MACHINE_ROOT=$(CURDIR)/target/$(release) ./scripts/run-tests 'binary(machine)'
+
+upgrade-test: test-deb ## Upgrade the package of an earlier commit (FROM=) to this one and back, under load
+	./scripts/upgrade-test $(FROM)
+
+soak: SOAK_PART = 100
+soak: test-deb ## Do everything that people do in a random order (SOAK_SEED=) under a million requests, or a part of it (SOAK_PART=, in percent)
+	SOAK_PART=$(SOAK_PART) $(CARGO) test --locked --test machine -- --ignored --nocapture soak::
 
 machine: install-needs ## A shell on a test machine with a real systemd and smoothserve on it (as root)
 	$(CARGO) build --locked --bins --example shop --example machine

@@ -57,8 +57,10 @@ impl Worker {
     /// Connects to the worker as a manager does, and takes its greeting.
     pub(crate) async fn connect(&self) -> Manager {
         let socket = UnixStream::connect(self.socket_path()).unwrap();
+        let raw = socket.try_clone().unwrap();
         let (sender, receiver) = Channel::split(socket).unwrap();
         let mut manager = Manager {
+            raw,
             sender,
             receiver,
             log: Vec::new(),
@@ -100,6 +102,7 @@ impl Drop for Worker {
 
 /// The manager's end of a control connection.
 pub(crate) struct Manager {
+    raw: UnixStream,
     sender: MessageSender<ToWorker>,
     receiver: MessageReceiver<FromWorker>,
     /// All received messages but `Counts`.
@@ -140,6 +143,13 @@ impl Manager {
 
     pub(crate) async fn send(&mut self, message: ToWorker) {
         self.sender.send(&message, None).await.unwrap();
+    }
+
+    /// Sends a frame with this content, which is short.
+    pub(crate) fn send_raw(&mut self, content: &str) {
+        let length = u32::try_from(content.len()).unwrap().to_le_bytes();
+        let frame = [&length, content.as_bytes()].concat();
+        std::io::Write::write_all(&mut self.raw, &frame).unwrap();
     }
 
     pub(crate) async fn send_listener(&mut self, id: u32, socket: &std::net::TcpListener) {

@@ -323,6 +323,34 @@ fn drain(idle: Duration) -> ToWorker {
 }
 
 #[tokio::test]
+async fn a_worker_keeps_its_table_under_a_manager_that_it_does_not_understand() {
+    let instance = Instance::start("one").await;
+    let (worker, mut manager, address, mut table) = serving(&[&instance]).await;
+    let mut client = Client::connect(address).await;
+    manager.send_raw(r#"{"Table":{"number":2,"services":"in a folder of their own"}}"#);
+    // It may build on what was not understood.
+    table.number = 3;
+    first(&mut table).endpoints.clear();
+    let (socket, _) = listen();
+    manager.send_listener(2, &socket).await;
+    manager.send(ToWorker::Table(table)).await;
+    manager.send(ToWorker::Ping(7)).await;
+    manager.wait_for_message(&FromWorker::Pong(7)).await;
+    let is_answer = |message: &FromWorker| {
+        matches!(
+            message,
+            FromWorker::Acknowledged(2..) | FromWorker::Refused(_)
+        )
+    };
+    assert!(!manager.log.iter().any(is_answer), "{:?}", manager.log);
+    assert_eq!(client.get("/").await, ok("one"));
+    manager.send(drain(PATIENCE)).await;
+    assert_eq!(client.get("/").await, last("one"));
+    client.closed().await;
+    assert!(worker.exited().await.success());
+}
+
+#[tokio::test]
 async fn race_06_a_draining_worker_serves_what_was_accepted_and_shares_its_socket() {
     let instance = Instance::start("one").await;
     let (socket, address) = listen();
