@@ -45,7 +45,8 @@ const STARTED_PAUSE: Duration = Duration::from_secs(5);
 /// How many sockets a holder takes, as many as a worker.
 const MOST_SOCKETS: usize = 4096;
 
-/// What a holder and a manager say to each other.
+/// What a holder and a manager say to each other. The manager may be of another build, so none of
+/// this ever changes.
 #[derive(Debug, Serialize, Deserialize)]
 enum HolderMessage {
     /// A listening socket, which comes with the message.
@@ -254,4 +255,22 @@ async fn serve(stream: UnixStream, sockets: &mut Vec<OwnedFd>) -> anyhow::Result
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holders_and_managers_of_all_builds_understand_each_other() {
+        for (message, bytes) in [
+            (HolderMessage::Socket, "\"Socket\""),
+            (HolderMessage::AllSent, "\"AllSent\""),
+            (HolderMessage::Release, "\"Release\""),
+        ] {
+            assert_eq!(serde_json::to_string(&message).unwrap(), bytes);
+        }
+        assert_eq!(path(Path::new("/run")), Path::new("/run/holder.sock"));
+        assert!(is_scope_name("smoothserve-holder-7.scope"));
+    }
 }

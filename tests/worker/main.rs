@@ -345,6 +345,9 @@ async fn a_worker_keeps_its_table_under_a_manager_that_it_does_not_understand() 
     assert!(!manager.log.iter().any(is_answer), "{:?}", manager.log);
     assert_eq!(client.get("/").await, ok("one"));
     manager.send(drain(PATIENCE)).await;
+    while tokio::net::TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
     assert_eq!(client.get("/").await, last("one"));
     client.closed().await;
     assert!(worker.exited().await.success());

@@ -274,3 +274,26 @@ fn scopes_of(service: &Service) -> impl Iterator<Item = String> {
     let slots = service.slots();
     slots.map(move |(id, slot)| instance::scope_name(name, slot, id))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::host::notify;
+    use crate::manager::process::executable;
+
+    #[test]
+    fn names_by_which_builds_find_what_others_have_left_never_change() {
+        for (name, is) in [
+            (worker::scope_name(3), "smoothserve-worker-3.scope"),
+            (
+                instance::scope_name("shop", 1, 7),
+                "smoothserve-shop-1-7.scope",
+            ),
+            (executable::stored_name("shop", 2), "executable-shop-2"),
+            (notify::stored_name(7), "notify-7"),
+        ] {
+            assert_eq!(name, is);
+        }
+        assert!(ALL_SCOPES.starts_with("smoothserve-") && STORED_PREFIX == "executable-");
+    }
+}

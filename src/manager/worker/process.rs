@@ -541,6 +541,12 @@ mod tests {
     use crate::manager::worker::listeners::Listeners;
 
     #[test]
+    fn workers_of_all_builds_listen_in_the_same_place() {
+        let path = socket_path(Path::new("/run"), 3);
+        assert_eq!(path, Path::new("/run/worker-3.sock"));
+    }
+
+    #[test]
     fn a_worker_that_accepts_nothing_holds_nobody_up() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("worker-1.sock");
