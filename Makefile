@@ -73,7 +73,7 @@ machine: install-needs ## A shell on a test machine with a real systemd and smoo
 	$(CARGO) build --locked --bins --example shop --example machine
 	@./target/debug/examples/machine
 
-demo: install-needs ## Run an example service under load, deploy and restart it, count lost requests
+demo: install-needs ## Deploy and restart an example service under load, with and without smoothserve, and count lost requests
 	$(CARGO) build --release --locked --bins --example shop --example demo
 	@./target/release/examples/demo
 

@@ -9,6 +9,15 @@ use std::time::{Duration, Instant};
 use smoothserve_kit::load::{Counts, Report};
 use smoothserve_kit::{Instance, Status};
 
+/// How the requests of both shops fared.
+pub(crate) struct Results {
+    pub(crate) smooth: Report,
+    pub(crate) plain: Report,
+}
+
+/// The words for both shops.
+const SHOPS: [&str; 2] = ["smoothserve", "plain restart"];
+
 pub(crate) struct Screen {
     started: Instant,
     terminal: bool,
@@ -17,8 +26,8 @@ pub(crate) struct Screen {
     drawn: usize,
     /// The last known states of the instances.
     states: BTreeMap<u64, Instance>,
-    /// The number of requests at each of the last moments.
-    recent: VecDeque<(Instant, u64)>,
+    /// The numbers of requests of both shops at each of the last moments.
+    recent: VecDeque<(Instant, [u64; 2])>,
     step: String,
 }
 
@@ -60,7 +69,7 @@ impl Screen {
     }
 
     /// Shows the current state.
-    pub(crate) fn draw(&mut self, status: &Status, counts: Counts) {
+    pub(crate) fn draw(&mut self, status: &Status, counts: [Counts; 2]) {
         if self.terminal {
             let picture = self.picture(status, counts);
             self.put(&picture);
@@ -70,7 +79,7 @@ impl Screen {
         }
     }
 
-    fn picture(&mut self, status: &Status, counts: Counts) -> String {
+    fn picture(&mut self, status: &Status, counts: [Counts; 2]) -> String {
         let mut text = format!("{} {} {}\n", self.paint("33", "▶"), self.clock(), self.step);
         for (name, service) in &status.services {
             let _ = writeln!(
@@ -95,35 +104,41 @@ impl Screen {
                 );
             }
         }
-        let rate = self.rate(counts);
-        let lost = format!("{} lost", counts.lost);
-        let lost = self.paint(if counts.lost == 0 { "32" } else { "31;1" }, &lost);
-        let _ = writeln!(
-            text,
-            "\n  {} requests, {rate:.0} a second, {} in flight, {lost}",
-            grouped(counts.requests),
-            counts.in_flight,
-        );
+        let rates = self.rates(counts);
+        text.push('\n');
+        for ((name, counts), rate) in SHOPS.iter().zip(counts).zip(rates) {
+            let lost = format!("{} lost", grouped(counts.lost));
+            let lost = self.paint(if counts.lost == 0 { "32" } else { "31;1" }, &lost);
+            let _ = writeln!(
+                text,
+                "  {name:<14} {:>7} requests, {rate:>4.0} a second, {:>2} in flight, {lost}",
+                grouped(counts.requests),
+                counts.in_flight,
+            );
+        }
         text
     }
 
     /// Prints a line for each instance whose state has changed.
-    fn changes(&mut self, status: &Status, counts: Counts) {
+    fn changes(&mut self, status: &Status, [smooth, plain]: [Counts; 2]) {
         let mut now = BTreeMap::new();
         for (name, service) in &status.services {
             for instance in &service.instances {
                 let was = self.states.get(&instance.id).map(|was| was.state.as_str());
                 if was != Some(instance.state.as_str()) {
                     self.put(&format!(
-                        "{} {name}/{} (generation {}, process {}): {}, {} in flight; {} requests, {} lost",
+                        "{} {name}/{} (generation {}, process {}): {}, {} in flight; \
+                         {} requests, {} lost; plain: {} requests, {} lost",
                         self.clock(),
                         instance.slot,
                         instance.generation,
                         instance.pid,
                         instance.state,
                         instance.in_flight,
-                        counts.requests,
-                        counts.lost,
+                        smooth.requests,
+                        smooth.lost,
+                        plain.requests,
+                        plain.lost,
                     ));
                 }
                 now.insert(instance.id, instance.clone());
@@ -143,53 +158,64 @@ impl Screen {
         self.states = now;
     }
 
-    /// Returns the requests per second over the last seconds.
-    fn rate(&mut self, counts: Counts) -> f64 {
+    /// Returns the requests per second over the last seconds, of both shops.
+    fn rates(&mut self, counts: [Counts; 2]) -> [f64; 2] {
         let now = Instant::now();
-        self.recent.push_back((now, counts.requests));
+        let requests = counts.map(|counts| counts.requests);
+        self.recent.push_back((now, requests));
         let (then, before) = self.recent[0];
         let passed = now - then;
         if passed > Duration::from_secs(3) {
             self.recent.pop_front();
         }
         if passed.is_zero() {
-            return 0.0;
+            return [0.0; 2];
         }
-        (counts.requests - before) as f64 / passed.as_secs_f64()
+        let rate = |shop: usize| (requests[shop] - before[shop]) as f64 / passed.as_secs_f64();
+        [rate(0), rate(1)]
     }
 
-    /// Prints the table of what happened to the requests.
-    pub(crate) fn table(&mut self, report: &Report) {
+    /// Prints the table of what happened to the requests, and at last a sentence.
+    pub(crate) fn table(&mut self, results: &Results) {
+        let reports = [&results.smooth, &results.plain];
         let mut text = format!(
-            "\n  {:<22}{:>10}{:>8}{:>12}{:>12}\n",
+            "\n  {:<37}{:>10}{:>8}{:>12}{:>12}\n",
             "", "requests", "lost", "p50", "p99"
         );
-        for (name, words) in [
-            ("before", "before the rollouts"),
-            ("during", "during the rollouts"),
-            ("after", "after the rollouts"),
-        ] {
-            let phase = report.phase_named(name);
-            let _ = writeln!(
-                text,
-                "  {words:<22}{:>10}{:>8}{:>12}{:>12}",
-                grouped(phase.requests + phase.lost),
-                phase.lost,
-                milliseconds(phase.latency(0.5)),
-                milliseconds(phase.latency(0.99)),
-            );
+        for (shop, report) in SHOPS.iter().zip(reports) {
+            for name in ["before", "during", "after"] {
+                let phase = report.phase_named(name);
+                let _ = writeln!(
+                    text,
+                    "  {shop:<15}{:<22}{:>10}{:>8}{:>12}{:>12}",
+                    format!("{name} the rollouts"),
+                    grouped(phase.requests + phase.lost),
+                    grouped(phase.lost),
+                    milliseconds(phase.latency(0.5)),
+                    milliseconds(phase.latency(0.99)),
+                );
+            }
         }
         text.push_str(
             "\n  Small and slow GETs, downloads, uploads, pipelined pairs and new connections, every byte\n  \
-             verified; the times are those of the small GETs.\n",
+             verified; the times are those of the small GETs that were answered.\n\n",
         );
-        for lost in report.lost.iter().take(10) {
+        for lost in results.smooth.lost.iter().take(10) {
             let _ = writeln!(
                 text,
                 "  lost: {:?} {}: {}",
                 lost.kind, lost.name, lost.fault
             );
         }
+        let outcomes = SHOPS.iter().zip(reports).map(|(shop, report)| {
+            let lost = grouped(report.lost.len() as u64);
+            format!(
+                "{shop}: {lost} of {} requests lost",
+                grouped(report.requests())
+            )
+        });
+        text += &outcomes.collect::<Vec<_>>().join("; ");
+        text.push('.');
         self.say(&text);
     }
 
@@ -238,13 +264,13 @@ fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1000.0)
 }
 
-/// Formats `1234567` as `1 234 567`.
+/// Formats `1234567` as `1,234,567`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(' ');
+            text.push(',');
         }
         text.push(digit);
     }
