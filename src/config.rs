@@ -38,6 +38,7 @@ mod source;
 mod strip_prefix;
 mod tls;
 mod value;
+mod written;
 
 pub use certificate::{Certificate, CertificateFault, EXPIRES_SOON};
 pub use conflict::{Conflict, conflicts, excludes};
@@ -55,5 +56,6 @@ pub use service::{Rollout, SERVICE_KEYS, ServiceConfig, Times};
 pub use site::{HostPattern, Site};
 pub use strip_prefix::StripPrefixConfig;
 pub use tls::{TLS_KEYS, TlsConfig};
+pub use written::Written;
 
 pub use crate::walk::IgnoredNames;

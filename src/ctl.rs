@@ -1,16 +1,21 @@
 //! smoothctl, and smoothtool, its name in older installations: asks the manager over D-Bus.
 //!
-//! `words` puts the words of a command line into the order that `grammar` has, `client` asks the
-//! manager, `render` and `wait` show what comes of it, and `logs` hands over to journalctl.
+//! `words` puts the words of a command line into the order that `grammar` has, and `hints` answers
+//! words that it does not have. `client` asks the manager, with `agent` beside it for passwords,
+//! `render` and `wait` show what comes of it, and `logs` hands over to journalctl.
 
+mod agent;
 mod client;
 pub mod complete;
 mod error;
+mod files;
 mod grammar;
+mod hints;
 mod logs;
 mod render;
 mod reports;
 mod screen;
+mod text;
 mod wait;
 mod words;
 
@@ -24,7 +29,7 @@ use crate::config;
 use crate::status::Snapshot;
 use client::ManagerClient;
 use error::CtlError;
-use grammar::{ServiceNames, Verb};
+use grammar::{CommandOptions, ServiceNames, Verb};
 
 pub use grammar::Smoothctl;
 
@@ -34,9 +39,14 @@ pub fn main(arguments: Vec<String>) -> ExitCode {
         Ok(arguments) => arguments,
         Err(usage) => return CtlError::new(exit::USAGE, usage).report(),
     };
-    let arguments = match Smoothctl::try_parse_from(arguments) {
+    let arguments = match Smoothctl::try_parse_from(&arguments) {
         Ok(arguments) => arguments,
-        Err(error) => return cli::end(&error),
+        Err(error) => {
+            return match hints::instead(&error, &arguments) {
+                Some(hint) => CtlError::new(exit::USAGE, hint).report(),
+                None => cli::end(&error),
+            };
+        }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -55,6 +65,7 @@ async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
     let verb = arguments.verb.unwrap_or(Verb::Status {
         names: Vec::new(),
         json: false,
+        full: false,
     });
     if let Verb::Check { config } = verb {
         let summary = config::check(&config)
@@ -65,19 +76,26 @@ async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
     let place = (&arguments.run_dir, arguments.bus);
     let client = ManagerClient::connect(&arguments.run_dir, arguments.bus).await?;
     match verb {
-        Verb::Status { names, json } => {
+        Verb::Status { names, json, full } => {
             let (json_text, mut snapshot) = client.dump().await?;
+            let names = known(names, &snapshot)?;
             if json {
-                screen::print_json(&json_text);
-            } else if names.is_empty() {
+                screen::print_json(&render::json(&json_text, &names));
+                return Ok(());
+            }
+            let mut text = screen::text(full);
+            if names.is_empty() {
                 let failing = render::failing(&snapshot);
                 reports::add_to_services(&client, &mut snapshot, failing.iter()).await;
-                screen::print(&render::overview(&snapshot));
+                let changed = files::changed(snapshot.services.iter());
+                render::overview(&snapshot, &changed, &mut text);
             } else {
-                let names = known(names, &snapshot)?;
                 reports::add_to_services(&client, &mut snapshot, names.iter()).await;
-                screen::print(&render::services(&snapshot, &names));
+                let services = snapshot.services.iter();
+                let changed = files::changed(services.filter(|(name, _)| names.contains(name)));
+                render::services(&snapshot, &names, &changed, &mut text);
             }
+            screen::print_text(text);
             Ok(())
         }
         Verb::List => {
@@ -93,13 +111,20 @@ async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
         }
         Verb::Start(names) => each(client, place, "StartService", names).await,
         Verb::Stop(names) => each(client, place, "StopService", names).await,
-        Verb::Restart(ServiceNames { names, no_block }) if names == ["all"] => {
-            let jobs = client.command_all("RestartAll").await?;
-            wait::for_jobs(client, place, jobs, no_block).await
+        Verb::Restart(ServiceNames { names, options }) if names == ["all"] => {
+            let commands = client.commands(!options.no_ask_password);
+            let jobs = commands.give_to_all("RestartAll").await?;
+            drop(commands);
+            wait::for_jobs(client, place, jobs, options.no_block).await
         }
         Verb::Restart(names) => each(client, place, "RestartService", names).await,
-        Verb::Reload { no_block } => {
-            let jobs = vec![client.command("Reload", &()).await?];
+        Verb::Reload(CommandOptions {
+            no_block,
+            no_ask_password,
+        }) => {
+            let commands = client.commands(!no_ask_password);
+            let jobs = vec![commands.give("Reload", &()).await?];
+            drop(commands);
             wait::for_jobs(client, place, jobs, no_block).await
         }
         Verb::Check { .. } => unreachable!("done above"),
@@ -111,7 +136,7 @@ async fn each(
     client: ManagerClient,
     place: (&RunDir, Bus),
     member: &str,
-    ServiceNames { names, no_block }: ServiceNames,
+    ServiceNames { names, options }: ServiceNames,
 ) -> Result<(), CtlError> {
     let (_, snapshot) = client.dump().await?;
     let names = match names.as_slice() {
@@ -123,11 +148,13 @@ async fn each(
         }
         _ => known(names, &snapshot)?,
     };
+    let commands = client.commands(!options.no_ask_password);
     let mut jobs = Vec::new();
     for name in names {
-        jobs.push(client.command(member, &(name,)).await?);
+        jobs.push(commands.give(member, &(name,)).await?);
     }
-    wait::for_jobs(client, place, jobs, no_block).await
+    drop(commands);
+    wait::for_jobs(client, place, jobs, options.no_block).await
 }
 
 /// Checks that there are services of all these names, before anything is done for one of them.
@@ -144,9 +171,10 @@ fn known(names: Vec<String>, snapshot: &Snapshot) -> Result<Vec<String>, CtlErro
         .map(|name| (strsim::damerau_levenshtein(name, unknown), name))
         .filter(|(distance, _)| *distance <= 2)
         .min();
-    let hint = similar
-        .map(|(_, name)| format!("; did you mean {name}?"))
-        .unwrap_or_default();
+    let hint = match similar {
+        Some((_, name)) => format!("; did you mean {name}?"),
+        None => "; if its file is new, `smoothctl reload` applies it".to_owned(),
+    };
     Err(CtlError::new(
         1,
         format!("no service is named {unknown}{hint}"),

@@ -71,6 +71,9 @@ pub struct ServiceStatus {
     pub generation: u64,
     /// The file that describes the service.
     pub file: String,
+    /// When that file was written, as it was when smoothserve read what it has applied.
+    #[serde(default)]
+    pub file_written: Option<Moment>,
     /// The addresses that the proxy listens on for the service: `[::]:8080`.
     pub listen: Vec<String>,
     /// The addresses on which it should listen and does not, because another program has the port,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use smoothserve::config::{
     self, Amount, Bind, Config, Faults, HandlingConfig, HostPattern, IgnoredNames, Limits, Listen,
     Nofile, ProcessConfig, ProcessLimits, Ready, Rollout, ScopeLimits, ServiceConfig, Site,
-    StripPrefixConfig, Times, UpstreamProtocol, load, load_partial,
+    StripPrefixConfig, Times, UpstreamProtocol, Written, load, load_partial,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -74,6 +74,7 @@ fn files_of_the_original_program_load_unchanged() {
         ServiceConfig {
             name: "center".into(),
             file,
+            written: Written::default(),
             enabled: true,
             sites: vec![Site {
                 host: HostPattern::Exact("local.example.com".into()),

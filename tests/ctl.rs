@@ -46,22 +46,46 @@ async fn all_new(server: &Smoothserve, before: &[u32]) -> bool {
 }
 
 #[tokio::test]
-async fn a_wrong_command_line_exits_with_64() {
+async fn a_wrong_command_line_exits_with_64_and_says_in_a_sentence_what_is_right() {
     let folder = tempfile::tempdir().unwrap();
-    for wrong in [
-        &["restart"][..],
-        &["restart", "--gently", "shop"],
-        &["restrat", "shop"],
-        &["--bus", "tram", "status"],
+    for (wrong, right) in [
+        (&["restart"][..], "`smoothctl restart NAME`"),
+        (
+            &["restart", "--gently", "shop"],
+            "`smoothctl restart --help`",
+        ),
+        (&["restrat", "shop"], "`smoothctl restart shop`"),
+        (&["reload", "shop"], "`smoothctl restart shop`"),
+        (&["deploy", "shop"], "`smoothctl reload`"),
+        (&["shop", "scale", "5"], "`instance_count`"),
+        (&["rollback", "shop"], "`smoothctl reload`"),
+        (&["logs", "-f"], "`smoothctl logs NAME`"),
     ] {
         let output = run(&programs!().smoothctl, wrong, folder.path()).await;
         assert_eq!(output.status.code(), Some(64), "{wrong:?}");
         assert!(stdout(&output).is_empty());
-        assert!(stderr(&output).starts_with("error: "), "{wrong:?}");
+        let words = stderr(&output);
+        assert!(words.starts_with("smoothctl: "), "{words}");
+        assert!(words.contains(right), "{words}");
+        assert_eq!(words.lines().count(), 1, "{words}");
     }
-    let help = run(&programs!().smoothctl, &["--help"], folder.path()).await;
-    assert_eq!(help.status.code(), Some(0));
-    assert!(stdout(&help).contains("restart"));
+    let tram = run(&programs!().smoothctl, &["--bus", "tram"], folder.path()).await;
+    assert_eq!(tram.status.code(), Some(64));
+    assert!(stderr(&tram).contains("[possible values: auto, system"));
+}
+
+#[tokio::test]
+async fn the_help_is_short() {
+    let folder = tempfile::tempdir().unwrap();
+    for words in [&["--help"][..], &["restart", "--help"]] {
+        let help = run(&programs!().smoothctl, words, folder.path()).await;
+        assert_eq!(help.status.code(), Some(0));
+        let help = stdout(&help);
+        assert!(help.lines().count() <= 40, "{help}");
+        let (_, elsewhere) = help.split_once("\nAnother smoothserve:\n").unwrap();
+        assert!(elsewhere.contains("--bus <BUS>"), "{help}");
+        assert!(!help.contains("session bus"), "{help}");
+    }
 }
 
 #[tokio::test]
@@ -77,9 +101,12 @@ async fn verbs_exit_with_69_while_smoothserve_does_not_run() {
         let output = run(&programs!().smoothctl, verb, folder.path()).await;
         assert_eq!(output.status.code(), Some(69), "{verb:?}");
         let words = stderr(&output);
+        assert_eq!(words.lines().count(), 1, "{words}");
         let socket = folder.path().join("bus");
         assert!(words.contains("not running"), "{words}");
         assert!(words.contains(socket.to_str().unwrap()), "{words}");
+        let cure = format!("`smoothserve run --run-dir {}`", folder.path().display());
+        assert!(words.contains(&cure), "{words}");
     }
 }
 
@@ -370,6 +397,135 @@ async fn status_shows_the_last_error_and_the_instances() {
         assert!(detail.contains(&pid.to_string()), "{detail}");
     }
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_of_a_name_is_about_that_service() {
+    let (server, _) = shop("").await;
+    server
+        .home
+        .add_shop("blog", free_port(), "enabled: false\n");
+    server.ok(&["reload"]).await;
+    let json = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    let all = json(server.ok(&["status", "--json"]).await);
+    let shop = json(server.ok(&["shop", "status", "--json"]).await);
+    let keys_of = |json: &serde_json::Value| keys(&json["services"]);
+    assert_eq!(keys_of(&all), ["blog", "shop"]);
+    assert_eq!(keys_of(&shop), ["shop"]);
+    assert_eq!(keys(&shop), keys(&all));
+    let unknown = server.ctl(&["status", "--json", "shpo"]).await;
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("did you mean shop?"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_a_file_that_is_not_applied_yet() {
+    const CHANGED: &str = "its file has changed on disk, `smoothctl reload` applies that";
+    let (server, _) = shop("").await;
+    let shown = async |words: &[&str]| {
+        let text = server.ok(words).await;
+        text.contains(CHANGED)
+    };
+    let both = async || [shown(&["status"]).await, shown(&["status", "shop"]).await];
+    assert_eq!(both().await, [false, false]);
+    let file = server.home.service("shop");
+    let before = std::fs::read_to_string(&file).unwrap();
+    write(&file, &format!("{before}stop_timeout: 3s\n"));
+    assert_eq!(both().await, [true, true]);
+    server.ok(&["reload"]).await;
+    assert_eq!(both().await, [false, false]);
+
+    // A fault refuses the change, which stays one.
+    write(&file, &format!("{before}stop_time: 3s\n"));
+    assert_eq!(server.ctl(&["reload"]).await.status.code(), Some(78));
+    assert_eq!(both().await, [true, true]);
+    std::fs::remove_file(&file).unwrap();
+    let gone = server.ok(&["status", "shop"]).await;
+    assert!(gone.contains("its file was removed from disk"), "{gone}");
+    server.stop().await;
+}
+
+/// Runs `smoothctl` on a terminal with so many columns, and returns what it shows.
+async fn on_terminal(server: &Smoothserve, columns: u16, words: &str) -> String {
+    let line = format!(
+        "stty cols {columns} && {} {words}",
+        programs!().smoothctl.display()
+    );
+    let mut command = Command::new("script");
+    command
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .env("SMOOTHSERVE_RUN_DIR", server.home.run())
+        .env("TERM", "xterm")
+        .env_remove("COLUMNS")
+        .env_remove("NO_COLOR")
+        .env_remove("SYSTEMD_COLORS")
+        .stdin(Stdio::null());
+    let output = command
+        .output()
+        .await
+        .expect("script, of bsdutils, is installed");
+    assert!(output.status.success(), "{output:?}");
+    stdout(&output).replace("\r\n", "\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_fits_the_terminal() {
+    const LAST: &str = "the-other-shop.example";
+    let home = Home::new();
+    let app = home.app("shop");
+    app.replace(&Build::good("1"));
+    home.write_service(
+        "shop",
+        &format!(
+            "name: shop\nserver_name: \"shop.example, www.shop.example, {LAST}\"\nport: {}\n\
+             executable_path: ../../apps/shop/shop\ninstance_count: 2\nbind: unix\n",
+            free_port()
+        ),
+    );
+    let server = Smoothserve::start(programs!(), home).await;
+    server.running("shop").await;
+    app.replace(&Build::starting("2", Start::Crash));
+    server.ctl(&["restart", "shop"]).await;
+    for words in ["status", "status shop"] {
+        for columns in [80, 40] {
+            let shown = on_terminal(&server, columns, words).await;
+            let plain = without_colors(&shown);
+            for line in plain.lines() {
+                let width = line.chars().count();
+                assert!(
+                    width <= columns.into(),
+                    "{width} columns: {line:?} in {plain}"
+                );
+            }
+            assert!(
+                shown.contains("\x1b[32m"),
+                "what is ready is green: {shown}"
+            );
+            assert!(plain.contains("Hint: use -l"), "{plain}");
+        }
+        let whole = on_terminal(&server, 40, &format!("{words} --full")).await;
+        assert!(whole.contains(LAST), "{whole}");
+        assert!(!whole.contains('…') && !whole.contains("use -l"), "{whole}");
+        // What is no terminal gets lines of any length, and no colors.
+        let words: Vec<&str> = words.split(' ').collect();
+        let piped = server.ok(&words).await;
+        assert!(piped.contains(LAST), "{piped}");
+        assert_eq!(piped, without_colors(&piped));
+        let mut asked = server.ctl_command(&words);
+        let asked = asked.env("SYSTEMD_COLORS", "1").output().await.unwrap();
+        assert!(stdout(&asked).contains("\x1b[32mrunning\x1b[0m"));
+    }
+    server.stop().await;
+}
+
+fn without_colors(text: &str) -> String {
+    let mut pieces = text.split("\x1b[");
+    let first = pieces.next().unwrap_or_default().to_owned();
+    pieces.fold(first, |text, piece| {
+        let (_, rest) = piece.split_once('m').expect("it is a color");
+        text + rest
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -219,14 +219,29 @@ async fn bash_completes_verbs_options_and_services() {
     let bash = |words: &[&str]| shell.bash(words, &run_dir);
     assert_eq!(bash(&["smoothctl", "res"]), ["restart"]);
     assert_eq!(bash(&["smoothctl", "restart", "s"]), ["shop"]);
-    assert_eq!(bash(&["smoothctl", "restart", "--no"]), ["--no-block"]);
-    assert_eq!(bash(&["smoothctl", "stop", "shop", "a"]), ["all"]);
+    assert_eq!(bash(&["smoothctl", "restart", "--no-b"]), ["--no-block"]);
+    assert_eq!(bash(&["smoothctl", "stop", "a"]), ["all"]);
     for verb in ["status", "start", "stop", "restart", "logs"] {
         let shown = bash(&["smoothctl", verb, ""]);
         assert!(shown.contains(&"shop".to_owned()), "{verb}: {shown:?}");
         let all = ["start", "stop", "restart"].contains(&verb);
         assert_eq!(shown.contains(&"all".to_owned()), all, "{verb}");
     }
+    // A name that is there already is not offered again.
+    for words in [
+        &["shop", ""][..],
+        &["shop", "s"],
+        &["all", "s"],
+        &["--no-block", "shop", ""],
+    ] {
+        let shown = bash(&[&["smoothctl", "restart"], words].concat());
+        let names = ["shop", "all"];
+        assert!(
+            !shown.iter().any(|it| names.contains(&it.as_str())),
+            "{words:?}: {shown:?}"
+        );
+    }
+    assert_eq!(bash(&["smoothctl", "restart", "shop"]), ["shop"]);
     assert_eq!(bash(&["smoothctl", "--bus", "sy"]), ["system"]);
     assert_eq!(bash(&["smoothserve", "r"]), ["run"]);
     assert_eq!(bash(&["smoothserve", "run", "--log"]), ["--log-level"]);
@@ -304,6 +319,7 @@ async fn fish_and_zsh_describe_each_suggestion() {
     );
     let shop = fish("smoothctl restart s");
     assert_eq!(shop, "shop\trunning, 1/1 instances ready\n");
+    assert_eq!(fish("smoothctl restart shop s"), "");
     let script = "source $argv[2]/smoothserve.fish; complete -C 'smoothserve c'";
     let check = shell.run("fish", &["--no-config"], script, &run_dir);
     assert!(check.starts_with("check\tCheck a configuration"), "{check}");
@@ -315,6 +331,8 @@ async fn fish_and_zsh_describe_each_suggestion() {
         print -r -- "$_comps[smoothctl] $_comps[smoothserve]"
         _describe() { print -rl -- "${(@P)${@[-1]}}" }
         words=(smoothctl restart s) CURRENT=3
+        _smoothctl
+        words=(smoothctl restart shop s) CURRENT=4
         _smoothctl
         words=(smoothctl res) CURRENT=2
         $_comps[smoothctl]

@@ -18,6 +18,7 @@ use super::source::{Source, join};
 use super::strip_prefix::StripPrefixConfig;
 use super::tls::TlsConfig;
 use super::value;
+use super::written::Written;
 use crate::walk::IgnoredNames;
 
 /// One service, as its file describes it.
@@ -27,6 +28,9 @@ pub struct ServiceConfig {
     pub name: String,
     /// The file that describes the service.
     pub file: PathBuf,
+    /// When this file was written.
+    #[serde(default)]
+    pub written: Written,
     /// False: the service is known but not started.
     pub enabled: bool,
     /// The hosts and paths that the service serves, on every address of `listen`.
@@ -203,7 +207,7 @@ pub(super) fn read(
         return Err(report.faults);
     };
     let mut reader = Reader::new(&source, fields, report);
-    let service = service(&mut reader, &source.path, notes);
+    let service = service(&mut reader, &source, notes);
     let Reader { marks, report, .. } = reader;
     let faults = report.faults;
     match service {
@@ -220,7 +224,12 @@ pub(super) fn read(
 
 /// Reads all keys of a file. Every key is read before anything is given up, so that every fault is
 /// reported.
-fn service(reader: &mut Reader<'_>, file: &Path, notes: &mut Vec<String>) -> Option<ServiceConfig> {
+fn service(
+    reader: &mut Reader<'_>,
+    source: &Source,
+    notes: &mut Vec<String>,
+) -> Option<ServiceConfig> {
+    let file = &source.path;
     let name = name(reader);
     let ports = plain_ports(reader);
     let executable = reader.path_needed("executable_path");
@@ -254,6 +263,7 @@ fn service(reader: &mut Reader<'_>, file: &Path, notes: &mut Vec<String>) -> Opt
     Some(ServiceConfig {
         name: name?,
         file: file.to_owned(),
+        written: source.written,
         enabled,
         sites,
         tls,

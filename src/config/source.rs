@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::fault::{Fault, Position};
+use super::written::Written;
 use crate::patience;
 use crate::trust::{self, FileFault};
 
@@ -17,6 +18,8 @@ pub(super) struct Source {
     pub(super) path: PathBuf,
     /// The whole text.
     pub(super) text: String,
+    /// When the file was written.
+    pub(super) written: Written,
     /// The bytes of each line, without its end.
     lines: Vec<Range<usize>>,
 }
@@ -33,10 +36,15 @@ impl Source {
         let needed = |kind: &str| whole(format!("is {kind}; a text file is needed here"));
         let own = path.to_owned();
         let read = patience::within(&path.display().to_string(), move || {
-            trust::read(&own, MAX_BYTES, None)
+            // The time comes first: a change after it is noticed later.
+            let written = Written::of(&own);
+            trust::read(&own, MAX_BYTES, None).map(|bytes| (bytes, written))
         });
         match read.map_err(|unanswered| whole(unanswered.to_string()))? {
-            Ok(bytes) => Source::decode(path, bytes).map(Some),
+            Ok((bytes, written)) => {
+                let source = Source::decode(path, bytes)?;
+                Ok(Some(Source { written, ..source }))
+            }
             // A symlink that leads nowhere is there, its target is not.
             Err(fault) if fault.is_missing() && path.symlink_metadata().is_err() => Ok(None),
             Err(FileFault::Folder) => Err(needed("a folder")),
@@ -65,6 +73,7 @@ impl Source {
         };
         let source = Source {
             path: path.to_owned(),
+            written: Written::default(),
             lines: lines(&text),
             text,
         };

@@ -3,10 +3,14 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use zbus::connection::Builder;
 use zbus::fdo::DBusProxy;
-use zbus::{Connection, DBusError, MatchRule, MessageStream, OwnedObjectPath};
+use zbus::proxy::{CacheProperties, MethodFlags};
+use zbus::{Connection, DBusError, DynamicType, MatchRule, MessageStream, OwnedObjectPath, Type};
 
+use super::agent::PasswordAgent;
 use super::error::CtlError;
 use crate::bus::{BUS_NAME, Bus, MANAGER_PATH};
 use crate::cli::{RunDir, exit};
@@ -22,6 +26,8 @@ pub(super) struct ManagerClient {
     connection: Connection,
     /// The bus name of smoothserve. `None` on the private socket, where there is nobody else.
     destination: Option<&'static str>,
+    /// Whether polkit decides what the caller may do, as on the system bus.
+    has_polkit: bool,
 }
 
 impl ManagerClient {
@@ -29,14 +35,14 @@ impl ManagerClient {
     /// of their own means the system's, which is asked on the bus so that polkit knows who asks.
     pub(super) async fn connect(run_dir: &RunDir, bus: Bus) -> Result<ManagerClient, CtlError> {
         match bus {
-            Bus::System => ManagerClient::on(Builder::system()).await,
-            Bus::Session => ManagerClient::on(Builder::session()).await,
+            Bus::System => ManagerClient::on_system_bus().await,
+            Bus::Session => ManagerClient::on_session_bus().await,
             Bus::Auto | Bus::None => {
-                let own = ManagerClient::in_run_dir(&run_dir.path()).await;
+                let own = ManagerClient::in_run_dir(run_dir).await;
                 if own.is_err()
                     && means_any(run_dir)
                     && bus == Bus::Auto
-                    && let Ok(client) = ManagerClient::on(Builder::system()).await
+                    && let Ok(client) = ManagerClient::on_system_bus().await
                     && client.dump().await.is_ok()
                 {
                     return Ok(client);
@@ -52,22 +58,27 @@ impl ManagerClient {
         let run_path = run_dir.path();
         let client = match bus {
             Bus::Auto | Bus::None if run_dir::is_taken(&run_path) => {
-                return ManagerClient::in_run_dir(&run_path).await.ok();
+                return ManagerClient::in_run_dir(run_dir).await.ok();
             }
-            Bus::Auto if means_any(run_dir) => ManagerClient::on(Builder::system()).await,
+            Bus::Auto if means_any(run_dir) => ManagerClient::on_system_bus().await,
             Bus::Auto | Bus::None => return None,
-            Bus::System => ManagerClient::on(Builder::system()).await,
-            Bus::Session => ManagerClient::on(Builder::session()).await,
+            Bus::System => ManagerClient::on_system_bus().await,
+            Bus::Session => ManagerClient::on_session_bus().await,
         };
         let client = client.ok()?;
         client.may_run().await.then_some(client)
     }
 
     /// Connects to the private socket in a run directory, unless another user may have made it.
-    async fn in_run_dir(path: &Path) -> Result<ManagerClient, CtlError> {
-        match run_dir::check(path) {
-            Ok(()) => ManagerClient::on_socket(&path.join("bus")).await,
-            Err(RunDirFault::Io(error)) => Err(absent(path, &error)),
+    async fn in_run_dir(run_dir: &RunDir) -> Result<ManagerClient, CtlError> {
+        let path = run_dir.path();
+        match run_dir::check(&path) {
+            Ok(()) => {
+                let socket = path.join("bus");
+                let connected = ManagerClient::on_socket(&socket).await;
+                connected.map_err(|error| absent(run_dir, &socket, &error))
+            }
+            Err(RunDirFault::Io(error)) => Err(absent(run_dir, &path, &error)),
             Err(fault) => {
                 let path = path.display();
                 let message = format!(
@@ -79,13 +90,25 @@ impl ManagerClient {
         }
     }
 
-    async fn on_socket(socket: &Path) -> Result<ManagerClient, CtlError> {
-        let stream = UnixStream::connect(socket).map_err(|error| absent(socket, &error))?;
-        let connection = Builder::unix_stream(stream).p2p().build().await;
+    async fn on_socket(socket: &Path) -> zbus::Result<ManagerClient> {
+        let stream = UnixStream::connect(socket)?;
         Ok(ManagerClient {
-            connection: connection.map_err(|error| absent(socket, &error))?,
+            connection: Builder::unix_stream(stream).p2p().build().await?,
             destination: None,
+            has_polkit: false,
         })
+    }
+
+    async fn on_system_bus() -> Result<ManagerClient, CtlError> {
+        let client = ManagerClient::on(Builder::system()).await?;
+        Ok(ManagerClient {
+            has_polkit: true,
+            ..client
+        })
+    }
+
+    async fn on_session_bus() -> Result<ManagerClient, CtlError> {
+        ManagerClient::on(Builder::session()).await
     }
 
     async fn on(bus: Builder<'_>) -> Result<ManagerClient, CtlError> {
@@ -96,16 +119,13 @@ impl ManagerClient {
         Ok(ManagerClient {
             connection,
             destination: Some(BUS_NAME),
+            has_polkit: false,
         })
     }
 
     /// Asks for the whole state, and returns it as it came and as it is understood.
     pub(super) async fn dump(&self) -> Result<(String, Snapshot), CtlError> {
-        let reply = self.call(MANAGER_PATH, MANAGER, "Dump", &()).await?;
-        let json: String = reply
-            .body()
-            .deserialize()
-            .map_err(|error| misunderstood(&error))?;
+        let json: String = self.call(MANAGER_PATH, MANAGER, "Dump", &()).await?;
         let snapshot = serde_json::from_str(&json).map_err(|error| misunderstood(&error))?;
         Ok((json, snapshot))
     }
@@ -125,14 +145,10 @@ impl ManagerClient {
     /// Asks for the last error of a service, with what the instance has written: the time in
     /// microseconds since 1970, and the text.
     pub(super) async fn last_error_report(&self, name: &str) -> Result<(u64, String), CtlError> {
-        let reply = self
+        let path: OwnedObjectPath = self
             .call(MANAGER_PATH, MANAGER, "GetService", &(name,))
             .await?;
-        let path = reply.body().deserialize::<OwnedObjectPath>();
-        let path = path.map_err(|error| misunderstood(&error))?;
-        let reply = self.call(&path, SERVICE, "GetLastErrorReport", &()).await?;
-        let report = reply.body().deserialize();
-        report.map_err(|error| misunderstood(&error))
+        self.call(&path, SERVICE, "GetLastErrorReport", &()).await
     }
 
     /// Asks why a job has failed, with what the failed instances have written.
@@ -140,34 +156,17 @@ impl ManagerClient {
         &self,
         path: &OwnedObjectPath,
     ) -> Result<String, CtlError> {
-        let reply = self.call(path, JOB, "GetErrorReport", &()).await?;
-        let report = reply.body().deserialize();
-        report.map_err(|error| misunderstood(&error))
+        self.call(path, JOB, "GetErrorReport", &()).await
     }
 
-    /// Gives a command that makes one job, and returns the job's path.
-    pub(super) async fn command<B>(
-        &self,
-        member: &str,
-        arguments: &B,
-    ) -> Result<OwnedObjectPath, CtlError>
-    where
-        B: serde::Serialize + zbus::DynamicType,
-    {
-        let reply = self.call(MANAGER_PATH, MANAGER, member, arguments).await?;
-        reply
-            .body()
-            .deserialize()
-            .map_err(|error| misunderstood(&error))
-    }
-
-    /// Gives a command that makes a job for each service, and returns the jobs' paths.
-    pub(super) async fn command_all(&self, member: &str) -> Result<Vec<OwnedObjectPath>, CtlError> {
-        let reply = self.call(MANAGER_PATH, MANAGER, member, &()).await?;
-        reply
-            .body()
-            .deserialize()
-            .map_err(|error| misunderstood(&error))
+    /// Begins to give commands. If `may_ask` is set, polkit may ask for a password meanwhile.
+    pub(super) fn commands(&self, may_ask: bool) -> Commands<'_> {
+        let may_ask = may_ask && self.has_polkit;
+        Commands {
+            client: self,
+            may_ask,
+            _agent: may_ask.then(PasswordAgent::start).flatten(),
+        }
     }
 
     /// Subscribes to the manager's signals from now on.
@@ -183,41 +182,133 @@ impl ManagerClient {
         stream.map_err(|error| misunderstood(&error))
     }
 
-    async fn call<B>(
+    async fn call<B, R>(
         &self,
         path: &str,
         interface: &str,
         member: &str,
         arguments: &B,
-    ) -> Result<zbus::Message, CtlError>
+    ) -> Result<R, CtlError>
     where
-        B: serde::Serialize + zbus::DynamicType,
+        B: Serialize + DynamicType,
+        R: DeserializeOwned + Type,
     {
         let reply = self
             .connection
             .call_method(self.destination, path, Some(interface), member, arguments)
             .await;
-        reply.map_err(|error| match error {
-            zbus::Error::MethodError(name, message, _) => {
-                refused(name.as_str(), message.unwrap_or_default())
+        match reply {
+            Ok(reply) => {
+                let reply = reply.body().deserialize();
+                reply.map_err(|error| misunderstood(&error))
             }
-            // The standard errors have a type of their own.
-            zbus::Error::FDO(error) => {
-                let message = error.description().unwrap_or_default().to_owned();
-                refused(error.name().as_str(), message)
+            Err(error) => Err(not_done(error)),
+        }
+    }
+
+    /// Calls a method of the manager's object, and lets polkit ask for a password.
+    async fn call_asking<B, R>(&self, member: &str, arguments: &B) -> zbus::Result<R>
+    where
+        B: Serialize + DynamicType,
+        R: DeserializeOwned + Type,
+    {
+        let manager: zbus::Proxy<'_> = zbus::proxy::Builder::new(&self.connection)
+            .destination(BUS_NAME)
+            .path(MANAGER_PATH)
+            .interface(MANAGER)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        let flags = MethodFlags::ALLOW_INTERACTIVE_AUTH;
+        let reply = manager.call_with_flags(member, flags, arguments).await?;
+        Ok(reply.expect("a reply is asked for"))
+    }
+}
+
+/// Gives commands to the manager. As long as this lives, polkit can ask for a password on the
+/// terminal.
+pub(super) struct Commands<'a> {
+    client: &'a ManagerClient,
+    /// Whether polkit is on the way, and may ask for a password.
+    may_ask: bool,
+    _agent: Option<PasswordAgent>,
+}
+
+impl Commands<'_> {
+    /// Gives a command that makes one job, and returns the job's path.
+    pub(super) async fn give<B>(
+        &self,
+        member: &str,
+        arguments: &B,
+    ) -> Result<OwnedObjectPath, CtlError>
+    where
+        B: Serialize + DynamicType,
+    {
+        self.call(member, arguments).await
+    }
+
+    /// Gives a command that makes a job for each service, and returns the jobs' paths.
+    pub(super) async fn give_to_all(&self, member: &str) -> Result<Vec<OwnedObjectPath>, CtlError> {
+        self.call(member, &()).await
+    }
+
+    async fn call<B, R>(&self, member: &str, arguments: &B) -> Result<R, CtlError>
+    where
+        B: Serialize + DynamicType,
+        R: DeserializeOwned + Type,
+    {
+        let client = self.client;
+        let reply = match self.may_ask {
+            true => {
+                let reply = client.call_asking(member, arguments).await;
+                reply.map_err(not_done)
             }
-            error => CtlError::new(
-                exit::UNAVAILABLE,
-                format!("smoothserve does not answer: {error}"),
-            ),
+            false => client.call(MANAGER_PATH, MANAGER, member, arguments).await,
+        };
+        reply.map_err(|error| match error.status() {
+            exit::NO_PERMISSION if client.has_polkit => {
+                error.with_cure("use sudo, or let a rule of polkit allow it, see smoothctl(1)")
+            }
+            exit::NO_PERMISSION => error.with_cure("use sudo"),
+            _ => error,
         })
     }
 }
 
-/// Returns the error for a place where no smoothserve is found.
-fn absent(path: &Path, error: &dyn std::fmt::Display) -> CtlError {
+/// Returns the error for a call that was refused or got no answer.
+fn not_done(error: zbus::Error) -> CtlError {
+    match error {
+        zbus::Error::MethodError(name, message, _) => {
+            refused(name.as_str(), message.unwrap_or_default())
+        }
+        // The standard errors have a type of their own.
+        zbus::Error::FDO(error) => {
+            let message = error.description().unwrap_or_default().to_owned();
+            refused(error.name().as_str(), message)
+        }
+        error => CtlError::new(
+            exit::UNAVAILABLE,
+            format!("smoothserve does not answer: {error}"),
+        ),
+    }
+}
+
+/// The folder that exists if systemd runs the machine, see sd_booted(3).
+const BOOTED: &str = "/run/systemd/system";
+
+/// Returns the error for a place where no smoothserve is found, with what starts one there.
+fn absent(run_dir: &RunDir, path: &Path, error: &dyn std::fmt::Display) -> CtlError {
+    let own = run_dir.path();
+    let cure = match (run_dir.is_default(), rustix::process::geteuid().is_root()) {
+        (false, _) => format!("smoothserve run --run-dir {}", own.display()),
+        _ if !Path::new(BOOTED).exists() => "smoothserve run".to_owned(),
+        (true, true) => "systemctl start smoothserve".to_owned(),
+        (true, false) => "sudo systemctl start smoothserve`, or one of your own with \
+             `systemctl --user start smoothserve"
+            .to_owned(),
+    };
     let path = path.display();
-    let message = format!("smoothserve is not running, or runs elsewhere ({path}: {error})");
+    let message = format!("smoothserve is not running ({path}: {error}); start it with `{cure}`");
     CtlError::new(exit::UNAVAILABLE, message)
 }
 
@@ -233,7 +324,10 @@ fn refused(name: &str, message: String) -> CtlError {
         Some("AccessDenied") => exit::NO_PERMISSION,
         Some("ShuttingDown") => exit::UNAVAILABLE,
         Some("ServiceUnknown" | "NameHasNoOwner") => {
-            let message = format!("smoothserve is not running, or not on this bus ({message})");
+            let message = format!(
+                "smoothserve is not running, or not on this bus ({message}); \
+                 `systemctl start smoothserve` starts it on the system bus"
+            );
             return CtlError::new(exit::UNAVAILABLE, message);
         }
         Some("NoReply" | "Disconnected") => exit::UNAVAILABLE,

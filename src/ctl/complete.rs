@@ -4,12 +4,12 @@
 //! [`COMPLETE_VARIABLE`]. smoothctl then never prints an error, never starts a smoothserve that
 //! does not run, and never lets a person wait.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use clap::{Command, CommandFactory, FromArgMatches};
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 use clap_complete::{ArgValueCompleter, CompleteEnv, CompletionCandidate};
 
 use super::client::ManagerClient;
@@ -55,31 +55,22 @@ fn command() -> Command {
     })
 }
 
-/// Lists the services whose names begin with this.
+/// Lists the services whose names begin with this, and that are not on the command line yet.
 fn service(begin: &OsStr) -> Vec<CompletionCandidate> {
-    beginning_with(begin, services())
+    services(begin, false)
 }
 
 /// Lists what [`service`] does, and `all`, the word for all services.
 fn service_or_all(begin: &OsStr) -> Vec<CompletionCandidate> {
-    let mut candidates = services();
-    if !candidates.is_empty() {
-        candidates.push(CompletionCandidate::new("all").help(Some("all services".into())));
+    services(begin, true)
+}
+
+/// Lists services, each with its state. If anything goes wrong there are none.
+fn services(begin: &OsStr, has_all: bool) -> Vec<CompletionCandidate> {
+    let typed = typed_names();
+    if typed.iter().any(|name| name == "all") {
+        return Vec::new();
     }
-    beginning_with(begin, candidates)
-}
-
-fn beginning_with(
-    begin: &OsStr,
-    mut candidates: Vec<CompletionCandidate>,
-) -> Vec<CompletionCandidate> {
-    let begin = begin.as_encoded_bytes();
-    candidates.retain(|candidate| candidate.get_value().as_encoded_bytes().starts_with(begin));
-    candidates
-}
-
-/// Lists all services, each with its state. If anything goes wrong there are none.
-fn services() -> Vec<CompletionCandidate> {
     let (send, answer) = mpsc::channel();
     // The whole program ends without waiting for a thread that has not ended.
     thread::spawn(move || drop(send.send(snapshot())));
@@ -89,10 +80,18 @@ fn services() -> Vec<CompletionCandidate> {
         .flatten()
         .unwrap_or_default();
     let services = snapshot.services.iter();
-    let candidates = services.map(|(name, service)| {
-        CompletionCandidate::new(name).help(Some(render::in_short(service).into()))
-    });
-    candidates.collect()
+    let mut candidates: Vec<CompletionCandidate> = services
+        .filter(|(name, _)| !typed.contains(name))
+        .map(|(name, service)| {
+            CompletionCandidate::new(name).help(Some(render::in_short(service).into()))
+        })
+        .collect();
+    if has_all && typed.is_empty() && !candidates.is_empty() {
+        candidates.push(CompletionCandidate::new("all").help(Some("all services".into())));
+    }
+    let begin = begin.as_encoded_bytes();
+    candidates.retain(|candidate| candidate.get_value().as_encoded_bytes().starts_with(begin));
+    candidates
 }
 
 /// Asks the smoothserve that the command line is for, if it runs.
@@ -111,12 +110,37 @@ fn snapshot() -> Option<Snapshot> {
 
 /// Reads where smoothserve is from what is typed so far.
 fn destination() -> Option<(RunDir, Bus)> {
-    // The files for the shells put the words that are typed behind the first `--`.
-    let words = std::env::args_os().skip_while(|word| word != "--").skip(1);
-    let typed = Smoothctl::command().ignore_errors(true);
-    let found = typed.try_get_matches_from(words).ok()?;
+    let found = parsed(typed_words())?;
     let bus = *found.get_one::<Bus>("bus")?;
     Some((RunDir::from_arg_matches(&found).ok()?, bus))
+}
+
+/// Returns the names of services on the command line, but for the word that is completed.
+fn typed_names() -> Vec<String> {
+    let mut words = typed_words();
+    let index = std::env::var("_CLAP_COMPLETE_INDEX").ok();
+    let index = index.and_then(|index| index.parse().ok());
+    // fish names no index, and cuts the command line off behind the word that is completed.
+    let completed: usize = index.unwrap_or(words.len().saturating_sub(1));
+    if completed < words.len() {
+        words.remove(completed);
+    }
+    let verb = parsed(words);
+    let verb = verb.as_ref().and_then(|found| found.subcommand());
+    let names = verb.and_then(|(_, found)| found.try_get_many::<String>("names").ok().flatten());
+    names.into_iter().flatten().cloned().collect()
+}
+
+/// Returns the words of the command line, the name of the program first. The files for the shells
+/// put them behind the first `--`.
+fn typed_words() -> Vec<OsString> {
+    let words = std::env::args_os().skip_while(|word| word != "--");
+    words.skip(1).collect()
+}
+
+fn parsed(words: Vec<OsString>) -> Option<ArgMatches> {
+    let typed = Smoothctl::command().ignore_errors(true);
+    typed.try_get_matches_from(words).ok()
 }
 
 #[cfg(test)]

@@ -21,6 +21,14 @@ impl CtlError {
         }
     }
 
+    /// Adds what to do about the error.
+    pub(super) fn with_cure(self, cure: &str) -> CtlError {
+        CtlError {
+            message: format!("{}; {cure}", self.message),
+            ..self
+        }
+    }
+
     /// Returns the exit status.
     pub(super) fn status(&self) -> u8 {
         self.status

@@ -16,11 +16,17 @@ use crate::config::CONFIG_DIR;
 #[command(name = "smoothctl", version, disable_help_subcommand = true)]
 pub struct Smoothctl {
     /// Where smoothserve is
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Another smoothserve")]
     pub run_dir: RunDir,
     /// Ask on this bus instead of the private socket in the run directory; `auto` is the private
     /// socket, and the system bus for a user who runs no smoothserve
-    #[arg(long, value_enum, default_value = "auto", global = true)]
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        global = true,
+        hide_possible_values = true
+    )]
     pub bus: Bus,
     /// What to do; `status` if nothing is said
     #[command(subcommand)]
@@ -38,6 +44,9 @@ pub enum Verb {
         /// The same for programs
         #[arg(long)]
         json: bool,
+        /// Cut nothing, also on a narrow terminal
+        #[arg(short = 'l', long)]
+        full: bool,
     },
     /// Print the names of all services
     List,
@@ -48,11 +57,7 @@ pub enum Verb {
     /// Replace every instance of services, one by one, without losing a request
     Restart(ServiceNames),
     /// Apply all that changed on disk: configuration, executables, environment files
-    Reload {
-        /// Return at once instead of waiting
-        #[arg(long)]
-        no_block: bool,
-    },
+    Reload(CommandOptions),
     /// Show what a service has written, and what smoothserve says about it
     Logs(LogsArguments),
     /// Check a configuration and print all its faults
@@ -89,7 +94,18 @@ pub struct ServiceNames {
     /// Services, or `all`
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
+    /// How the command is given
+    #[command(flatten)]
+    pub options: CommandOptions,
+}
+
+/// The options of all commands that change something.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct CommandOptions {
     /// Return at once instead of waiting
     #[arg(long)]
     pub no_block: bool,
+    /// Fail instead of asking for a password
+    #[arg(long)]
+    pub no_ask_password: bool,
 }

@@ -1,52 +1,76 @@
 //! The text that a person reads: services, instances, jobs. Pure.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use super::text::{Color, Column, Piece, Text};
 use crate::config::EXPIRES_SOON;
 use crate::status::{
     InstanceState, InstanceStatus, JobKind, JobState, JobStatus, ServiceState, ServiceStatus,
     Snapshot, kept_in_words,
 };
 
-/// Renders all services, a line each, and below them what went wrong.
-pub(super) fn overview(snapshot: &Snapshot) -> String {
-    let mut rows = vec![
+/// The columns of the overview.
+const SERVICE_COLUMNS: [Column; 7] = [
+    Column::text("SERVICE"),
+    Column::whole("STATE"),
+    Column::whole("READY"),
+    Column::whole("IN FLIGHT"),
+    Column::whole("REQUESTS"),
+    Column::text("LISTEN"),
+    Column::text("SITES"),
+];
+
+/// The columns of the instances of a service.
+const INSTANCE_COLUMNS: [Column; 9] = [
+    Column::text("INSTANCE"),
+    Column::whole("PID"),
+    Column::text("ADDRESS"),
+    Column::text("STATE"),
+    Column::whole("SINCE"),
+    Column::whole("IN FLIGHT"),
+    Column::whole("TUNNELS"),
+    Column::whole("REQUESTS"),
+    Column::whole("GENERATION"),
+];
+
+/// Renders all services, a line each, and below them what went wrong. `changed` says which files
+/// are not as they were applied.
+pub(super) fn overview(
+    snapshot: &Snapshot,
+    changed: &BTreeMap<String, &'static str>,
+    text: &mut Text,
+) {
+    let rows = snapshot.services.iter().map(|(name, service)| {
+        let in_flight = service.instances.iter().map(|instance| instance.in_flight);
+        let in_flight: u32 = in_flight.sum();
         [
-            "SERVICE",
-            "STATE",
-            "READY",
-            "IN FLIGHT",
-            "REQUESTS",
-            "LISTEN",
-            "SITES",
+            Piece::plain(name),
+            state_of_service(service.state),
+            Piece::plain(&format!("{}/{}", service.ready(), service.wanted)),
+            Piece::plain(&in_flight.to_string()),
+            Piece::plain(&service.requests.to_string()),
+            Piece::plain(&addresses(&service.listen)),
+            Piece::plain(&service.sites.join(" ")),
         ]
-        .map(str::to_owned),
-    ];
-    for (name, service) in &snapshot.services {
-        let in_flight: u32 = service
-            .instances
-            .iter()
-            .map(|instance| instance.in_flight)
-            .sum();
-        rows.push([
-            name.clone(),
-            service_state(service.state).to_owned(),
-            format!("{}/{}", service.ready(), service.wanted),
-            in_flight.to_string(),
-            service.requests.to_string(),
-            service.listen.join(" "),
-            service.sites.join(" "),
-        ]);
-    }
-    let mut text = table(&rows);
+    });
+    text.table(SERVICE_COLUMNS, rows.collect());
+    let note = |text: &mut Text, name: &str, color: Color, words: &str| {
+        text.gap();
+        text.paragraph(vec![Piece::new(name, color), Piece::plain(": ")], words, 2);
+    };
     for name in failing(snapshot) {
         if let Some(error) = &snapshot.services[&name].last_error {
-            text += &format!("\n{name}: {} ago: {}\n", age(error.at), error.message);
+            let words = format!("{} ago: {}", age(error.at), error.message);
+            note(text, &name, Color::Red, &words);
         }
     }
     for (name, service) in &snapshot.services {
-        for words in standing(service).into_iter().chain(warnings(service)) {
-            text += &format!("\n{name}: {words}\n");
+        if let Some(words) = standing(service) {
+            note(text, name, Color::Plain, &words);
+        }
+        for words in warnings(service, changed.get(name)) {
+            note(text, name, Color::Yellow, &words);
         }
     }
     for job in snapshot
@@ -54,15 +78,39 @@ pub(super) fn overview(snapshot: &Snapshot) -> String {
         .values()
         .filter(|job| job.state == JobState::Running)
     {
-        text += &format!("\n{}\n", step(job));
+        text.gap();
+        text.paragraph(Vec::new(), &step(job), 2);
     }
     if let Some(measure) = &snapshot.proxy.overload {
         let [memory, most] =
             [snapshot.proxy.memory, snapshot.proxy.most_memory].map(|bytes| bytes >> 20);
-        text += &format!("\nproxy: {memory} of {most} MiB of memory in use: {measure}\n");
+        let words = format!("{memory} of {most} MiB of memory in use: {measure}");
+        note(text, "proxy", Color::Yellow, &words);
     }
-    text += &format!("\n{}\n", snapshot.summary);
-    text
+    text.gap();
+    text.paragraph(Vec::new(), &snapshot.summary, 2);
+}
+
+/// Returns the JSON of a snapshot; if there are names, with these services and their jobs alone. A
+/// reload is a job of all services.
+pub(super) fn json(whole: &str, names: &[String]) -> String {
+    let parsed = serde_json::from_str(whole);
+    let (false, Ok(serde_json::Value::Object(mut snapshot))) = (names.is_empty(), parsed) else {
+        return whole.to_owned();
+    };
+    if let Some(services) = snapshot
+        .get_mut("services")
+        .and_then(|it| it.as_object_mut())
+    {
+        services.retain(|name, _| names.contains(name));
+    }
+    if let Some(jobs) = snapshot.get_mut("jobs").and_then(|it| it.as_object_mut()) {
+        jobs.retain(|_, job| {
+            let service = job["service"].as_str().unwrap_or_default();
+            service.is_empty() || names.iter().any(|name| name == service)
+        });
+    }
+    serde_json::Value::Object(snapshot).to_string()
 }
 
 /// Returns the names of the services whose last error the overview shows.
@@ -75,83 +123,124 @@ pub(super) fn failing(snapshot: &Snapshot) -> Vec<String> {
     failing.map(|(name, _)| name.clone()).collect()
 }
 
-/// Renders some services with all that is known of them.
-pub(super) fn services(snapshot: &Snapshot, names: &[String]) -> String {
-    let shown = names
+/// Renders some services with all that is known of them. `changed` says which files are not as they
+/// were applied.
+pub(super) fn services(
+    snapshot: &Snapshot,
+    names: &[String],
+    changed: &BTreeMap<String, &'static str>,
+    text: &mut Text,
+) {
+    let found = names
         .iter()
         .filter_map(|name| Some((name, snapshot.services.get(name)?)));
-    shown
-        .map(|(name, service)| one(name, service))
-        .collect::<Vec<_>>()
-        .join("\n")
+    for (index, (name, service)) in found.enumerate() {
+        if index > 0 {
+            text.gap();
+        }
+        one(name, service, changed.get(name), text);
+    }
 }
 
-fn one(name: &str, service: &ServiceStatus) -> String {
-    let mut text = format!("{name}: {}\n", in_short(service));
+fn one(name: &str, service: &ServiceStatus, changed: Option<&&'static str>, text: &mut Text) {
+    let (ready, wanted) = (service.ready(), service.wanted);
+    let first = vec![
+        Piece::plain(name),
+        Piece::plain(": "),
+        state_of_service(service.state),
+        Piece::plain(", "),
+    ];
+    text.paragraph(first, &format!("{ready}/{wanted} instances ready"), 2);
+    let line = |text: &mut Text, label: &str, color: Color, value: &str| {
+        let label = format!("{label:<11}");
+        let begin = vec![
+            Piece::plain("  "),
+            Piece::new(&label, color),
+            Piece::plain(" "),
+        ];
+        text.paragraph(begin, value, 14);
+    };
     for (label, value) in [
         ("file", service.file.clone()),
-        ("listen", service.listen.join(" ")),
+        ("listen", addresses(&service.listen)),
         ("sites", service.sites.join(" ")),
         ("generation", service.generation.to_string()),
         ("requests", service.requests.to_string()),
         ("crashes", service.crashes.to_string()),
     ] {
-        text += &format!("  {label:<11} {value}\n");
+        line(text, label, Color::Plain, &value);
     }
     if let Some(words) = standing(service) {
-        text += &format!("  {:<11} {words}\n", "routes");
+        line(text, "routes", Color::Plain, &words);
     }
-    for words in warnings(service) {
-        text += &format!("  {:<11} {words}\n", "warning");
+    for words in warnings(service, changed) {
+        line(text, "warning", Color::Yellow, &words);
     }
     if let Some(error) = &service.last_error {
-        text += &format!(
-            "  {:<11} {} ago: {}\n",
-            "last error",
-            age(error.at),
-            error.message
-        );
+        let words = format!("{} ago: {}", age(error.at), error.message);
+        let color = color_of_service(service.state);
+        let color = if color == Color::Green {
+            Color::Plain
+        } else {
+            color
+        };
+        line(text, "last error", color, &words);
     }
-    if service.instances.is_empty() {
-        return text;
+    if !service.instances.is_empty() {
+        text.gap();
+        let rows = service.instances.iter().map(|instance| row(name, instance));
+        text.table(INSTANCE_COLUMNS, rows.collect());
     }
-    let head = [
-        "INSTANCE",
-        "PID",
-        "ADDRESS",
-        "STATE",
-        "SINCE",
-        "IN FLIGHT",
-        "TUNNELS",
-        "REQUESTS",
-        "GENERATION",
-    ];
-    let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(service.instances.iter().map(|instance| row(name, instance)));
-    text + "\n" + &table(&rows)
 }
 
-fn row(name: &str, instance: &InstanceStatus) -> [String; 9] {
+fn row(name: &str, instance: &InstanceStatus) -> [Piece; 9] {
     let state = match &instance.fault {
-        Some(fault) => format!("{} (unhealthy: {fault})", instance_state(instance.state)),
-        None => instance_state(instance.state).to_owned(),
+        Some(fault) => {
+            let state = instance_state(instance.state);
+            Piece::new(&format!("{state} (unhealthy: {fault})"), Color::Yellow)
+        }
+        None => {
+            let color = match instance.state {
+                InstanceState::Ready => Color::Green,
+                InstanceState::Starting | InstanceState::Backoff => Color::Yellow,
+                InstanceState::Draining | InstanceState::Stopping => Color::Plain,
+            };
+            Piece::new(instance_state(instance.state), color)
+        }
     };
-    let pid = if instance.pid == 0 {
-        "-".to_owned()
-    } else {
-        instance.pid.to_string()
+    let pid = match instance.pid {
+        0 => "-".to_owned(),
+        pid => pid.to_string(),
+    };
+    let address = match instance.address.as_str() {
+        "" => "-",
+        address => address,
     };
     [
-        format!("{name}/{}", instance.slot),
-        pid,
-        instance.address.clone(),
+        Piece::plain(&format!("{name}/{}", instance.slot)),
+        Piece::plain(&pid),
+        Piece::plain(address),
         state,
-        age(instance.since),
-        instance.in_flight.to_string(),
-        instance.tunnels.to_string(),
-        instance.requests.to_string(),
-        instance.generation.to_string(),
+        Piece::plain(&age(instance.since)),
+        Piece::plain(&instance.in_flight.to_string()),
+        Piece::plain(&instance.tunnels.to_string()),
+        Piece::plain(&instance.requests.to_string()),
+        Piece::plain(&instance.generation.to_string()),
     ]
+}
+
+/// Lists addresses that the proxy listens on. All addresses of the machine are not named: `80` is
+/// short for `[::]:80`.
+fn addresses(listen: &[String]) -> String {
+    let short = listen
+        .iter()
+        .map(|address| port_alone(address).unwrap_or(address));
+    short.collect::<Vec<_>>().join(" ")
+}
+
+/// Returns the port of an address that stands for all addresses of the machine.
+fn port_alone(address: &str) -> Option<&str> {
+    address.strip_prefix("[::]:")
 }
 
 /// Words what a service does that it should not do for long: `removed, keeps shop.example until web
@@ -163,21 +252,30 @@ fn standing(service: &ServiceStatus) -> Option<String> {
     (!words.is_empty()).then(|| words.join(", "))
 }
 
-/// Words what is wrong with a service although its instances run.
-fn warnings(service: &ServiceStatus) -> impl Iterator<Item = String> + '_ {
+/// Words what is wrong with a service although its instances run. `changed` says what has become of
+/// its file since it was applied.
+fn warnings<'a>(
+    service: &'a ServiceStatus,
+    changed: Option<&&'static str>,
+) -> impl Iterator<Item = String> + 'a {
     let closed = (!service.not_listening.is_empty()).then(|| {
-        let addresses = service.not_listening.join(" ");
+        let named = service.not_listening.iter().map(|address| {
+            let port = port_alone(address);
+            port.map_or_else(|| address.clone(), |port| format!("port {port}"))
+        });
+        let addresses = named.collect::<Vec<_>>().join(" and ");
         format!(
             "not reachable on {addresses}, where another program listens or the address is missing"
         )
     });
+    let changed = changed.map(|words| format!("{words}, `smoothctl reload` applies that"));
     let refused = service.refused_change.as_ref().map(|refused| {
         let age = age(refused.at.0);
         format!("a change was not applied {age} ago: {}", refused.message)
     });
     let remarks = service.remarks.iter().cloned();
     let all = closed.into_iter().chain(certificate(service));
-    all.chain(remarks).chain(refused)
+    all.chain(remarks).chain(refused).chain(changed)
 }
 
 /// Words the warning about a certificate that should have been renewed by now.
@@ -246,23 +344,24 @@ fn title(job: &JobStatus) -> String {
     }
 }
 
-/// Cuts the first line of a text to the width of a terminal.
-pub(super) fn cut(text: &str, width: usize) -> String {
-    let line = text.lines().next().unwrap_or_default();
-    if line.chars().count() < width {
-        return line.to_owned();
-    }
-    line.chars()
-        .take(width.saturating_sub(2))
-        .chain(['…'])
-        .collect()
-}
-
 /// Describes a service in a few words.
 pub(super) fn in_short(service: &ServiceStatus) -> String {
     let state = service_state(service.state);
     let (ready, wanted) = (service.ready(), service.wanted);
     format!("{state}, {ready}/{wanted} instances ready")
+}
+
+fn state_of_service(state: ServiceState) -> Piece {
+    Piece::new(service_state(state), color_of_service(state))
+}
+
+fn color_of_service(state: ServiceState) -> Color {
+    match state {
+        ServiceState::Running => Color::Green,
+        ServiceState::Failed => Color::Red,
+        ServiceState::Starting | ServiceState::Degraded => Color::Yellow,
+        ServiceState::Rolling | ServiceState::Stopping | ServiceState::Stopped => Color::Plain,
+    }
 }
 
 fn service_state(state: ServiceState) -> &'static str {
@@ -305,25 +404,6 @@ fn span(time: Duration) -> String {
     }
 }
 
-/// Lays rows out in columns that are as wide as they must be.
-fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
-    let line = |row: &[String; COLUMNS]| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,7 +428,8 @@ mod tests {
             wanted: 2,
             generation: 2,
             file: "/etc/smoothserve/services/shop.yaml".into(),
-            listen: vec!["*:80".into()],
+            file_written: None,
+            listen: vec!["[::]:80".into(), "127.0.0.1:8000".into()],
             not_listening: vec!["[::]:81".into()],
             sites: vec!["shop.example".into(), "_".into()],
             instances: vec![instance],
@@ -390,17 +471,33 @@ mod tests {
         }
     }
 
+    const CHANGED: &str = "its file has changed on disk";
+
+    fn shown_overview(snapshot: &Snapshot, room: Option<usize>, has_colors: bool) -> String {
+        let mut text = Text::new(room);
+        let changed = [("shop".to_owned(), CHANGED)].into();
+        overview(snapshot, &changed, &mut text);
+        text.lines(has_colors)
+    }
+
+    fn shown_service(room: Option<usize>, has_colors: bool) -> String {
+        let mut text = Text::new(room);
+        let changed = [("shop".to_owned(), CHANGED)].into();
+        services(&snapshot(), &["shop".to_owned()], &changed, &mut text);
+        text.lines(has_colors)
+    }
+
     #[test]
     fn the_overview_names_all_services_and_what_went_wrong() {
         let expected = "\
-SERVICE  STATE     READY  IN FLIGHT  REQUESTS  LISTEN  SITES
-shop     degraded  1/2    3          20        *:80    shop.example _
+SERVICE  STATE     READY  IN FLIGHT  REQUESTS  LISTEN             SITES
+shop     degraded  1/2    3          20        80 127.0.0.1:8000  shop.example _
 
 shop: 0s ago: shop/2 exited with status 1
 
 shop: removed, keeps shop.example until web is ready
 
-shop: not reachable on [::]:81, where another program listens or the address is missing
+shop: not reachable on port 81, where another program listens or the address is missing
 
 shop: the certificate expires in 10d
 
@@ -408,16 +505,80 @@ shop: watch_files: too many
 
 shop: a change was not applied 0s ago: the port 81 is not open yet
 
+shop: its file has changed on disk, `smoothctl reload` applies that
+
 restart shop 1/2: shop/2 starting
 
 1 service, 1/2 instances ready
 ";
         let mut snapshot = snapshot();
-        assert_eq!(overview(&snapshot), expected);
+        assert_eq!(shown_overview(&snapshot, None, false), expected);
         snapshot.proxy.overload = Some("accepting no connections".into());
         (snapshot.proxy.memory, snapshot.proxy.most_memory) = (95 << 20, 100 << 20);
         let measure = "\nproxy: 95 of 100 MiB of memory in use: accepting no connections\n";
-        assert!(overview(&snapshot).contains(measure));
+        assert!(shown_overview(&snapshot, None, false).contains(measure));
+    }
+
+    #[test]
+    fn a_narrow_terminal_shows_what_matters_most() {
+        let head = |room| {
+            let text = shown_overview(&snapshot(), Some(room), false);
+            assert!(
+                text.lines().all(|line| line.chars().count() <= room),
+                "{text}"
+            );
+            text.lines().take(2).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(
+            head(74),
+            "\
+SERVICE STATE    READY IN FLIGHT REQUESTS LISTEN            SITES
+shop    degraded 1/2   3         20       80 127.0.0.1:8000 shop.example _"
+        );
+        assert_eq!(
+            head(60),
+            "\
+SERVICE STATE    READY IN FLIGHT REQUESTS LISTEN    SITES
+shop    degraded 1/2   3         20       80 127.0… shop.ex…"
+        );
+        assert_eq!(
+            head(40),
+            "\
+SERVICE  STATE     READY  IN FLIGHT
+shop     degraded  1/2    3"
+        );
+    }
+
+    #[test]
+    fn states_have_colors() {
+        let overview = shown_overview(&snapshot(), None, true);
+        assert!(overview.contains("\nshop     \x1b[33mdegraded\x1b[0m  1/2"));
+        assert!(overview.contains("\n\x1b[31mshop\x1b[0m: 0s ago"));
+        let service = shown_service(None, true);
+        assert!(service.contains("\x1b[32mready\x1b[0m"), "{service}");
+    }
+
+    #[test]
+    fn json_can_be_that_of_some_services() {
+        let mut snapshot = snapshot();
+        let shop = snapshot.services["shop"].clone();
+        snapshot.services.insert("blog".to_owned(), shop);
+        let reload = JobStatus {
+            service: String::new(),
+            ..JobStatus::clone(&snapshot.jobs[&1])
+        };
+        snapshot.jobs.insert(2, reload.into());
+        let whole = serde_json::to_string(&snapshot).unwrap();
+        assert_eq!(json(&whole, &[]), whole);
+        let read = |names: &[&str]| -> Snapshot {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            serde_json::from_str(&json(&whole, &names)).unwrap()
+        };
+        let blog = read(&["blog"]);
+        assert!(blog.services.keys().eq(["blog"]) && blog.jobs.keys().eq(&[2]));
+        assert_eq!(blog.summary, snapshot.summary);
+        let shop = read(&["shop"]);
+        assert!(shop.services.keys().eq(["shop"]) && shop.jobs.keys().eq(&[1, 2]));
     }
 
     #[test]
@@ -425,22 +586,30 @@ restart shop 1/2: shop/2 starting
         let expected = "\
 shop: degraded, 1/2 instances ready
   file        /etc/smoothserve/services/shop.yaml
-  listen      *:80
+  listen      80 127.0.0.1:8000
   sites       shop.example _
   generation  2
   requests    20
   crashes     1
   routes      removed, keeps shop.example until web is ready
-  warning     not reachable on [::]:81, where another program listens or the address is missing
+  warning     not reachable on port 81, where another program listens or the address is missing
   warning     the certificate expires in 10d
   warning     watch_files: too many
   warning     a change was not applied 0s ago: the port 81 is not open yet
+  warning     its file has changed on disk, `smoothctl reload` applies that
   last error  0s ago: shop/2 exited with status 1
 
 INSTANCE  PID  ADDRESS         STATE  SINCE  IN FLIGHT  TUNNELS  REQUESTS  GENERATION
 shop/1    77   127.0.0.1:9001  ready  2min   3          1        12        2
 ";
-        assert_eq!(services(&snapshot(), &["shop".to_owned()]), expected);
+        assert_eq!(shown_service(None, false), expected);
+        let narrow = shown_service(Some(44), false);
+        for lines in [
+            "  warning     not reachable on port 81,\n              where another program listens\n",
+            "\nINSTANCE PID ADDRESS   STATE SINCE IN FLIGHT\nshop/1   77  127.0.0.… ready 2min  3\n",
+        ] {
+            assert!(narrow.contains(lines), "{narrow}");
+        }
     }
 
     #[test]
@@ -468,14 +637,6 @@ shop/1    77   127.0.0.1:9001  ready  2min   3          1        12        2
         assert_eq!(
             ended(JobState::Failed, Some("web/1 exited"), &both[..1]),
             "reload failed: web/1 exited\ndone all the same:\n  shop: 3 instances replaced"
-        );
-    }
-
-    #[test]
-    fn lines_are_cut_to_the_terminal() {
-        assert_eq!(
-            (cut("abcdef", 7), cut("abcdef", 6), cut("a\nb", 9)),
-            ("abcdef".into(), "abcd…".into(), "a".into())
         );
     }
 }

@@ -24,24 +24,30 @@ pub(super) fn arrange(arguments: &[String]) -> Result<Vec<String>, String> {
         .collect())
 }
 
-/// Makes `restart shop` of `shop restart`, if exactly one word is a verb and it is not the first.
+/// Puts the verb first: makes `restart --no-block shop` of `--no-block shop restart`. If several
+/// words are verbs and the first word is none, it is not clear which one is meant.
 fn verb_first(words: &[String]) -> Vec<String> {
     let mut words = words.to_vec();
     let mut plain = Vec::new();
     let mut is_value = false;
     for (index, word) in words.iter().enumerate() {
+        if word == "--" {
+            break;
+        }
         if !is_value && !word.starts_with('-') {
             plain.push(index);
         }
         is_value = WITH_VALUE.contains(&word.as_str());
     }
-    let is_verb = |index: &&usize| VERBS.contains(&words[**index].as_str());
-    let mut verbs = plain.iter().filter(is_verb);
-    if let (Some(&first), Some(&verb), None) = (plain.first(), verbs.next(), verbs.next())
-        && verb != first
-    {
+    let is_verb = |index: &usize| VERBS.contains(&words[*index].as_str());
+    let mut verbs = plain.iter().copied().filter(is_verb);
+    let verb = match (verbs.next(), verbs.next()) {
+        (Some(verb), Some(_)) if plain.first() != Some(&verb) => None,
+        (verb, _) => verb,
+    };
+    if let Some(verb) = verb {
         let verb = words.remove(verb);
-        words.insert(first, verb);
+        words.insert(0, verb);
     }
     words
 }
@@ -102,8 +108,16 @@ mod tests {
                 "smoothctl logs shop -n stop -f",
             ),
             (
-                "smoothctl --run-dir status shop stop",
-                "smoothctl --run-dir status stop shop",
+                "smoothctl --no-block --run-dir status shop stop",
+                "smoothctl stop --no-block --run-dir status shop",
+            ),
+            (
+                "smoothctl -l status shop stop",
+                "smoothctl status -l shop stop",
+            ),
+            (
+                "smoothctl logs shop -- -p status",
+                "smoothctl logs shop -- -p status",
             ),
             // A service may be named like a verb: then the verb comes first.
             ("smoothctl stop start", "smoothctl stop start"),

@@ -5,6 +5,9 @@ use smoothserve_kit::{Build, Start, client, example, local, machine, programs};
 
 use crate::scene::Scene;
 
+/// The manual of smoothctl, with a rule for polkit.
+const MANUAL: &str = include_str!("../../manual/text/smoothctl.md");
+
 /// Makes the user ada.
 const USER: &str = "useradd --create-home --shell /bin/bash ada";
 
@@ -33,6 +36,11 @@ fn an_ordinary_user_may_look_but_not_touch() {
             assert!(!refused.status.success());
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(said.contains("org.smoothserve1.manage-services"), "{said}");
+            if line.starts_with("smoothctl") {
+                assert_eq!(refused.status.code(), Some(77), "{said}");
+                assert!(said.contains("; use sudo"), "{said}");
+                assert_eq!(said.lines().count(), 1, "{said}");
+            }
         }
         assert_eq!(scene.shop().pids(), before);
         machine.write(
@@ -43,6 +51,127 @@ fn an_ordinary_user_may_look_but_not_touch() {
         machine.run("systemctl restart polkit");
         machine.run("setpriv --reuid ada --regid ada --init-groups smoothctl restart shop");
         assert!(scene.shop().pids().iter().all(|pid| !before.contains(pid)));
+    });
+}
+
+/// Runs a command in a session of ada on a terminal, answers each prompt with a password, and
+/// prints what the terminal shows and then, in a line of its own, the exit status, whether the
+/// terminal shows again what is typed, and how many prompts there were. polkit uses an agent like
+/// pkttyagent only in a session.
+const TERMINAL: &str = r#"
+import os, pty, sys, termios, time
+password, line = sys.argv[1:]
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp("su", ["su", "-", "ada", "--session-command", line])
+def echo():
+    return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+shown, answered = b"", 0
+while True:
+    try:
+        read = os.read(terminal, 4096)
+    except OSError:
+        break
+    shown += read
+    prompts = shown.count(b"Password: ")
+    if prompts > answered:
+        answered = prompts
+        # What is typed before the agent has hidden it is thrown away.
+        while echo():
+            time.sleep(0.01)
+        os.write(terminal, password.encode() + b"\n")
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+sys.stdout.write(shown.decode().replace("\r\n", "\n") + f"\n{status} {echo()} {answered}\n")
+"#;
+
+#[test]
+fn an_ordinary_user_can_give_the_password_of_an_administrator() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        machine.run(&format!("{USER} && echo root:secret | chpasswd"));
+        machine.write("/root/terminal.py", TERMINAL);
+        let on_terminal = |password: &str, line: &str| {
+            let line = format!("python3 /root/terminal.py {password} '{line}'");
+            let shown = machine.run(&line);
+            let (shown, end) = shown.trim_end().rsplit_once('\n').unwrap();
+            (shown.to_owned(), end.to_owned())
+        };
+        let mut before = scene.shop().pids();
+        for line in [
+            "smoothctl restart shop",
+            "smoothctl restart all",
+            "smoothctl --bus system restart shop",
+        ] {
+            let (shown, end) = on_terminal("secret", line);
+            assert_eq!(end, "0 True 1", "{line}: {shown}");
+            assert!(shown.contains("web services"), "what it is for: {shown}");
+            assert!(shown.contains("restart shop: done"), "{shown}");
+            let now = scene.shop().pids();
+            assert!(now.iter().all(|pid| !before.contains(pid)), "{line}");
+            before = now;
+        }
+        for (password, line, answers) in [
+            ("wrong", "smoothctl restart shop", 1),
+            ("secret", "smoothctl restart --no-ask-password shop", 0),
+            (
+                "secret",
+                "smoothctl --run-dir /run/smoothserve restart shop",
+                0,
+            ),
+        ] {
+            let (shown, end) = on_terminal(password, line);
+            assert_eq!(end, format!("77 True {answers}"), "{line}: {shown}");
+            assert!(
+                shown.contains("org.smoothserve1.manage-services"),
+                "{shown}"
+            );
+            assert!(shown.contains("; use sudo"), "{shown}");
+        }
+        // Nobody is asked who only looks, or who sits at no terminal.
+        let (_, end) = on_terminal("secret", "smoothctl status shop");
+        assert_eq!(end, "0 True 0");
+        let ada = "setpriv --reuid ada --regid ada --init-groups";
+        let refused = machine.try_run(&format!("{ada} smoothctl restart shop </dev/null"));
+        assert_eq!(refused.status.code(), Some(77));
+        assert_eq!(scene.shop().pids(), before);
+        assert_eq!(machine.try_run("pgrep pkttyagent").stdout, b"");
+
+        // The rule of the manual needs no password.
+        let (_, rule) = MANUAL.split_once("\n```\n// /etc/polkit-1").unwrap();
+        let (rule, _) = rule.split_once("\n```\n").unwrap();
+        let (file, rule) = rule.split_once('\n').unwrap();
+        machine.write(&format!("/etc/polkit-1{file}"), rule);
+        machine.run("groupadd deploy && usermod --append --groups deploy ada");
+        machine.run("systemctl restart polkit");
+        let (shown, end) = on_terminal("secret", "smoothctl restart shop");
+        assert_eq!(end, "0 True 0", "{shown}");
+    });
+}
+
+#[test]
+fn who_finds_no_smoothserve_is_told_how_to_start_it() {
+    machine::test(async |machine| {
+        let _scene = Scene::start(machine, "");
+        machine.run(&format!("{USER} && systemctl stop smoothserve.slice"));
+        let ada = "setpriv --reuid ada --regid ada --init-groups";
+        for (line, cure) in [
+            (
+                "smoothctl status".to_owned(),
+                "`systemctl start smoothserve`",
+            ),
+            (
+                format!("{ada} smoothctl --run-dir /run/smoothserve status"),
+                "`smoothserve run --run-dir",
+            ),
+        ] {
+            let output = machine.try_run(&line);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(69), "{said}");
+            assert!(said.contains(cure), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+        // The cure is one.
+        machine.run("systemctl start smoothserve && smoothctl status shop");
     });
 }
 

@@ -107,17 +107,17 @@ impl Access {
             return Ok(());
         }
         let _question = self.question(uid)?;
-        let may_ask = may_ask(header);
-        if self
-            .polkit_allows(MANAGE, connection, header, may_ask)
-            .await
-        {
-            return Ok(());
+        if matches!(self, Access::Peer(_)) {
+            return Err(CallError::AccessDenied(format!(
+                "only root and the user of smoothserve may change anything over this socket; \
+                 on the system bus, polkit decides, by the action {MANAGE}"
+            )));
         }
-        Err(CallError::AccessDenied(format!(
-            "only root, the user of smoothserve, and on the system bus those whom polkit allows {MANAGE} may change \
-             anything"
-        )))
+        let verdict = ask_polkit(MANAGE, connection, header, may_ask(header)).await;
+        match verdict.refusal(uid, MANAGE) {
+            None => Ok(()),
+            Some(refusal) => Err(CallError::AccessDenied(refusal)),
+        }
     }
 
     /// Returns an error if the caller may not read what instances have written. `in_journal` says
@@ -185,7 +185,38 @@ impl Access {
         header: &Header<'_>,
         may_ask: bool,
     ) -> bool {
-        matches!(self, Access::Bus(_)) && polkit_allows(action, connection, header, may_ask).await
+        matches!(self, Access::Bus(_))
+            && ask_polkit(action, connection, header, may_ask).await == Verdict::Allowed
+    }
+}
+
+/// What polkit says about a caller and an action.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The caller has the right, by a rule or because a password was entered.
+    Allowed,
+    /// The caller has no right, also if a password were entered, or whatever was entered.
+    Refused,
+    /// The caller would have the right by a password, and the call does not let polkit ask for it.
+    NeedsPassword,
+    /// polkit cannot be asked, or does not answer.
+    Unanswered(String),
+}
+
+impl Verdict {
+    /// Says why a user may not do what needs this action; `None` if it is allowed.
+    fn refusal(&self, uid: u32, action: &str) -> Option<String> {
+        let lacks = format!("user {uid} lacks the polkit action {action}");
+        match self {
+            Verdict::Allowed => None,
+            Verdict::Refused => Some(lacks),
+            Verdict::NeedsPassword => Some(format!(
+                "{lacks}, and the call does not let polkit ask for a password"
+            )),
+            Verdict::Unanswered(error) => {
+                Some(format!("{lacks}: polkit does not answer ({error})"))
+            }
+        }
     }
 }
 
@@ -220,15 +251,16 @@ fn may_ask(header: &Header<'_>) -> bool {
     flags.contains(Flags::ALLOW_INTERACTIVE_AUTH)
 }
 
-/// Returns true if polkit allows the action, by a rule or because a user has entered a password.
-async fn polkit_allows(
+/// Asks polkit about the caller and an action. polkit may ask a person for a password and answers
+/// then, if the call allows that.
+async fn ask_polkit(
     action: &str,
     connection: &Connection,
     header: &Header<'_>,
     may_ask: bool,
-) -> bool {
+) -> Verdict {
     let Some(sender) = header.sender() else {
-        return false;
+        return Verdict::Unanswered("the caller has no name".to_owned());
     };
     let subject = (
         "system-bus-name",
@@ -244,10 +276,16 @@ async fn polkit_allows(
             &(subject, action, details, u32::from(may_ask), ""),
         )
         .await;
-    // Without polkit the call is refused.
-    let Ok(reply) = reply else { return false };
-    let answer: zbus::Result<(bool, bool, HashMap<String, String>)> = reply.body().deserialize();
-    answer.is_ok_and(|(is_authorized, ..)| is_authorized)
+    let answer = reply.and_then(|reply| {
+        let answer: (bool, bool, HashMap<String, String>) = reply.body().deserialize()?;
+        Ok(answer)
+    });
+    match answer {
+        Ok((true, ..)) => Verdict::Allowed,
+        Ok((false, true, _)) if !may_ask => Verdict::NeedsPassword,
+        Ok(_) => Verdict::Refused,
+        Err(error) => Verdict::Unanswered(error.to_string()),
+    }
 }
 
 /// Returns true if the user with this number is root or smoothserve's own user.
@@ -258,6 +296,18 @@ fn may_change(uid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_names_the_action_and_the_user() {
+        let of = |verdict: Verdict| verdict.refusal(1000, MANAGE);
+        assert_eq!(of(Verdict::Allowed), None);
+        let lacks = "user 1000 lacks the polkit action org.smoothserve1.manage-services";
+        assert_eq!(of(Verdict::Refused).as_deref(), Some(lacks));
+        for verdict in [Verdict::NeedsPassword, Verdict::Unanswered("gone".into())] {
+            let words = of(verdict).expect("it is refused");
+            assert!(words.len() > lacks.len() && words.starts_with(lacks));
+        }
+    }
 
     #[test]
     fn one_user_does_not_ask_polkit_without_an_end() {

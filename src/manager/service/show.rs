@@ -101,6 +101,7 @@ impl Service {
             keeps: self.keeps.clone(),
             refused_change: self.history.refused.as_ref().map(SavedRefusal::status),
             file: self.spec.file.display().to_string(),
+            file_written: self.spec.written.0.map(Moment),
             listen: listen.iter().map(ToString::to_string).collect(),
             not_listening: not_listening.iter().map(ToString::to_string).collect(),
             sites: self.spec.sites.iter().map(ToString::to_string).collect(),
