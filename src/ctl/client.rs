@@ -76,7 +76,10 @@ impl ManagerClient {
             Ok(()) => {
                 let socket = path.join("bus");
                 let connected = ManagerClient::on_socket(&socket).await;
-                connected.map_err(|error| absent(run_dir, &socket, &error))
+                connected.map_err(|error| match error {
+                    zbus::Error::InputOutput(error) => absent(run_dir, &socket, &error),
+                    error => absent(run_dir, &socket, &error),
+                })
             }
             Err(RunDirFault::Io(error)) => Err(absent(run_dir, &path, &error)),
             Err(fault) => {

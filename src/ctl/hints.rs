@@ -100,29 +100,26 @@ const INSTEAD: [(&[&str], &str); 20] = [
     (&["version"], "use `smoothctl --version`"),
 ];
 
-/// Options of other programs, and what to do here.
+/// Options of other programs, and what to know about them here.
 const OPTIONS: [(&[&str], &str); 6] = [
     (
         &["--now", "--wait"],
-        "leave it out: every command waits until its work is done",
+        "every command waits until its work is done",
     ),
     (
         &["--force"],
-        "leave it out: `smoothctl restart NAME` replaces instances that do not answer, too",
+        "`smoothctl restart NAME` replaces instances that do not answer, too",
     ),
     (
         &["--user"],
-        "leave it out: if you run a smoothserve of your own, smoothctl asks that one",
+        "if you run a smoothserve of your own, smoothctl asks that one",
     ),
     (&["--system"], "use `--bus system`"),
     (
         &["--no-pager"],
-        "leave it out, or use `smoothctl logs NAME -- --no-pager`",
+        "only logs are paged, and not by `smoothctl logs NAME -- --no-pager`",
     ),
-    (
-        &["--quiet"],
-        "leave it out, and send the output to /dev/null",
-    ),
+    (&["--quiet"], "send the output to /dev/null"),
 ];
 
 /// Returns a sentence about a command line that was not understood, with the nearest right one;
@@ -193,8 +190,8 @@ fn for_command(unknown: &str, words: &[String]) -> String {
         true => format!("there is no command `{word}`: use `{line}`"),
         // A service may have a name that is like a command, such as `shop`.
         false => format!(
-            "there is no command `{word}`: use `{line}`, or `smoothctl status {word}` for a service \
-             of that name"
+            "there is no command `{word}`: use `smoothctl status {word}` for a service of that name, \
+             or `{line}`"
         ),
     }
 }
@@ -287,8 +284,8 @@ mod tests {
             ),
             (
                 "smoothctl shop",
-                "there is no command `shop`: use `smoothctl stop NAME`, or `smoothctl status shop` \
-                 for a service of that name",
+                "there is no command `shop`: use `smoothctl status shop` for a service of that name, \
+                 or `smoothctl stop NAME`",
             ),
             (
                 "smoothctl xyzzy",

@@ -265,7 +265,8 @@ fn warnings<'a>(
         });
         let addresses = named.collect::<Vec<_>>().join(" and ");
         format!(
-            "not reachable on {addresses}, where another program listens or the address is missing"
+            "not reachable on {addresses}, where another program listens, which `ss -ltnp` names, or \
+             the address is missing"
         )
     });
     let changed = changed.map(|words| format!("{words}, `smoothctl reload` applies that"));
@@ -497,7 +498,7 @@ shop: 0s ago: shop/2 exited with status 1
 
 shop: removed, keeps shop.example until web is ready
 
-shop: not reachable on port 81, where another program listens or the address is missing
+shop: not reachable on port 81, where another program listens, which `ss -ltnp` names, or the address is missing
 
 shop: the certificate expires in 10d
 
@@ -592,7 +593,7 @@ shop: degraded, 1/2 instances ready
   requests    20
   crashes     1
   routes      removed, keeps shop.example until web is ready
-  warning     not reachable on port 81, where another program listens or the address is missing
+  warning     not reachable on port 81, where another program listens, which `ss -ltnp` names, or the address is missing
   warning     the certificate expires in 10d
   warning     watch_files: too many
   warning     a change was not applied 0s ago: the port 81 is not open yet
@@ -605,7 +606,7 @@ shop/1    77   127.0.0.1:9001  ready  2min   3          1        12        2
         assert_eq!(shown_service(None, false), expected);
         let narrow = shown_service(Some(44), false);
         for lines in [
-            "  warning     not reachable on port 81,\n              where another program listens\n",
+            "  warning     not reachable on port 81,\n              where another program listens,\n",
             "\nINSTANCE PID ADDRESS   STATE SINCE IN FLIGHT\nshop/1   77  127.0.0.… ready 2min  3\n",
         ] {
             assert!(narrow.contains(lines), "{narrow}");

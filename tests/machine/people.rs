@@ -175,6 +175,46 @@ fn who_finds_no_smoothserve_is_told_how_to_start_it() {
     });
 }
 
+/// The paragraph "Who has port 80?" of the README, with a program that has it.
+#[test]
+fn who_has_port_80_is_found_and_told_to_leave() {
+    machine::test(async |machine| {
+        let _scene = Scene::start(machine, "");
+        machine.run(
+            "systemd-run --quiet --unit nginx --collect python3 -m http.server --bind 0.0.0.0 80",
+        );
+        let ss = "ss --listening --tcp --numeric --processes 'sport = :80'";
+        machine.until(ss, |listening| listening.contains("(\"python3\","));
+        // One service is new, and of the other one only the port is.
+        let files = "/etc/smoothserve/services";
+        machine.run(&format!(
+            "sed 's/^name: .*/name: web/; s/^port: .*/port: 80/' {files}/shop.yaml >{files}/web.yaml \
+             && sed -i 's/^port: .*/port: [8080, 80]/; s/^name: .*/&\\nserver_name: shop.example/' \
+             {files}/shop.yaml"
+        ));
+        let changed = "its file has changed on disk";
+        assert!(machine.run("smoothctl status").contains(changed));
+        let refused = machine.try_run("systemctl reload smoothserve");
+        assert!(!refused.status.success());
+        let web = machine.run("smoothctl status web");
+        assert!(web.contains("not reachable on port 80,"), "{web}");
+        let shop = machine.run("smoothctl status shop");
+        assert!(shop.contains("a change was not applied"), "{shop}");
+        assert!(shop.contains(":80: ") && !shop.contains(changed), "{shop}");
+        machine.run("systemctl stop nginx && systemctl reload smoothserve");
+        for service in ["shop", "web"] {
+            let status = machine.run(&format!("smoothctl status {service}"));
+            assert!(!status.contains("warning"), "{status}");
+        }
+        assert!(
+            machine
+                .run("smoothctl status shop")
+                .contains("listen      80 8080\n")
+        );
+        assert!(machine.run(ss).contains("(\"smoothserve\","));
+    });
+}
+
 #[test]
 fn the_last_output_is_for_those_who_read_the_journal() {
     machine::test(async |machine| {

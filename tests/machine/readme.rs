@@ -30,8 +30,9 @@ fn steps() -> Vec<Step> {
     for block in README.split("\n```").skip(1).step_by(2) {
         let (kind, text) = block.split_once('\n').expect("a fence ends its line");
         match kind {
-            "yaml" => {
-                let path = text.lines().next().and_then(|line| line.strip_prefix("# "));
+            "yaml" | "python" | "js" => {
+                let first = text.lines().next().unwrap_or_default();
+                let path = first.strip_prefix("# ").or(first.strip_prefix("// "));
                 steps.push(Step::File {
                     path: path.expect("the first line says where it is").to_owned(),
                     text: text.to_owned(),
