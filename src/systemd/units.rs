@@ -7,13 +7,15 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zbus::{
-    Connection, DynamicType, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, Type, Variant,
+    Connection, DynamicType, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, Type,
+    Variant, fdo,
 };
 
 use crate::config::{Amount, ScopeLimits};
@@ -49,8 +51,15 @@ pub fn service_slice(service: &str) -> String {
     format!("smoothserve-{escaped}.slice")
 }
 
-/// How long a question may take, even if systemd executes itself again meanwhile.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a question may take: as long as other clients of systemd wait. systemd does not answer
+/// while it reloads its units, which takes seconds on a busy machine, or executes itself again.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// How long systemd may take to say why it ends this process.
+const REASON_TIME: Duration = Duration::from_secs(60);
+
+/// How long `systemctl` may take.
+const SYSTEMCTL_TIME: Duration = Duration::from_secs(10);
 
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -63,6 +72,9 @@ const SHORTEST_STOP: Duration = Duration::from_millis(1);
 
 /// The number of the signal SIGKILL.
 const SIGKILL: i32 = 9;
+
+/// The number of the signal SIGTERM.
+const SIGTERM: i32 = 15;
 
 /// The systemd whose units are meant: the system's for root, the user's for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +102,16 @@ pub enum UnitError {
         /// The result, in systemd's own word.
         result: String,
     },
+}
+
+impl UnitError {
+    /// Returns true for the error of systemd that has this name.
+    fn is(&self, name: &str) -> bool {
+        let UnitError::Bus(zbus::Error::MethodError(found, ..)) = self else {
+            return false;
+        };
+        found.strip_prefix("org.freedesktop.systemd1.") == Some(name)
+    }
 }
 
 /// A scope: a unit that holds processes which systemd did not start.
@@ -121,7 +143,13 @@ impl Scope {
 
     /// Sends SIGKILL to all processes in the scope.
     pub async fn kill(&self) {
-        self.log(self.units.kill(&self.name).await);
+        self.log(self.units.kill(&self.name, SIGKILL).await);
+    }
+
+    /// Sends SIGTERM to all processes in the scope. Unlike a stop of the scope, this does not wait
+    /// until smoothserve itself has stopped, if that is on its way.
+    pub async fn terminate(&self) {
+        self.log(self.units.kill(&self.name, SIGTERM).await);
     }
 
     /// Stops what is left in the scope. systemd removes a scope by itself once it is empty.
@@ -230,12 +258,16 @@ impl Units {
         properties.push(("CollectMode", Variant::from("inactive-or-failed")));
         let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
         let body = (unit, "fail", properties, auxiliary);
-        match self.run_job("StartTransientUnit", &body).await? {
-            result if result == "done" => Ok(self.scope(unit)),
-            result => Err(UnitError::Job {
+        let scope = self.scope(unit);
+        match self.run_job("StartTransientUnit", &body).await {
+            Ok(result) if result == "done" => Ok(scope),
+            Ok(result) => Err(UnitError::Job {
                 unit: unit.to_owned(),
                 result,
             }),
+            // The first answer was lost, when systemd executed itself again.
+            Err(error) if error.is("UnitExists") && scope.holds(pid) => Ok(scope),
+            Err(error) => Err(error),
         }
     }
 
@@ -334,8 +366,8 @@ impl Units {
         gone_is_fine(job.map(drop))
     }
 
-    async fn kill(&self, unit: &str) -> Result<(), UnitError> {
-        gone_is_fine(self.ask("KillUnit", &(unit, "all", SIGKILL)).await)
+    async fn kill(&self, unit: &str, signal: i32) -> Result<(), UnitError> {
+        gone_is_fine(self.ask("KillUnit", &(unit, "all", signal)).await)
     }
 
     /// Lists the names of the loaded units that match a pattern.
@@ -371,16 +403,43 @@ impl Units {
     }
 
     /// Returns true if the unit of this process is being stopped only to be started again.
+    ///
+    /// The answer decides about everything that runs, so it is asked for until it is there, and by
+    /// `systemctl`, which needs no bus.
     pub async fn is_restarting(&self) -> Result<bool, UnitError> {
-        let unit: OwnedObjectPath = self.ask("GetUnitByPID", &(std::process::id(),)).await?;
-        let unit_interface = "org.freedesktop.systemd1.Unit";
-        let (id, job): (u32, OwnedObjectPath) = self.property(&unit, unit_interface, "Job").await?;
-        if id == 0 {
-            return Ok(false);
+        let asked = async {
+            loop {
+                match self.own_job().await {
+                    Some(kind) => return kind == "restart",
+                    None => tokio::time::sleep(PAUSE).await,
+                }
+            }
+        };
+        let asked = tokio::time::timeout(REASON_TIME, asked).await;
+        asked.map_err(|_| UnitError::Late)
+    }
+
+    /// Returns the kind of the job of this process's unit, which is empty if there is no job;
+    /// `None` if systemd has not answered.
+    async fn own_job(&self) -> Option<String> {
+        let groups = cgroups(std::process::id());
+        let names = groups.lines().filter_map(|line| line.rsplit_once('/'));
+        let mut names = names.map(|(_, name)| name);
+        let unit = names.find(|name| name.ends_with(".service"))?;
+        let mut systemctl = tokio::process::Command::new("systemctl");
+        if *self == Units::User {
+            systemctl.arg("--user");
         }
-        let job_interface = "org.freedesktop.systemd1.Job";
-        let kind: String = self.property(&job, job_interface, "JobType").await?;
-        Ok(kind == "restart")
+        systemctl
+            .args(["list-jobs", "--plain", "--no-legend", unit])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(SYSTEMCTL_TIME, systemctl.output()).await;
+        let output = output.ok()?.ok().filter(|output| output.status.success())?;
+        // The number of the job, the unit, the kind of the job, and its state.
+        let text = String::from_utf8_lossy(&output.stdout);
+        let kind = text.split_ascii_whitespace().nth(2);
+        Some(kind.unwrap_or_default().to_owned())
     }
 
     async fn property<T>(
@@ -489,13 +548,15 @@ fn fraction(share: u32) -> u32 {
 fn is_passing(error: &zbus::Error) -> bool {
     match error {
         zbus::Error::InputOutput(_) | zbus::Error::Handshake(_) => true,
-        zbus::Error::MethodError(name, ..) => matches!(
-            name.as_str(),
-            "org.freedesktop.DBus.Error.Disconnected"
-                | "org.freedesktop.DBus.Error.NameHasNoOwner"
-                | "org.freedesktop.DBus.Error.NoReply"
-                | "org.freedesktop.DBus.Error.ServiceUnknown"
-        ),
+        zbus::Error::FDO(error) => match &**error {
+            fdo::Error::ZBus(error) => is_passing(error),
+            fdo::Error::Disconnected(_)
+            | fdo::Error::NameHasNoOwner(_)
+            | fdo::Error::NoReply(_)
+            | fdo::Error::ServiceUnknown(_)
+            | fdo::Error::TimedOut(_) => true,
+            _ => false,
+        },
         _ => false,
     }
 }
@@ -503,11 +564,7 @@ fn is_passing(error: &zbus::Error) -> bool {
 /// Takes the error that a unit does not exist for success.
 fn gone_is_fine(result: Result<(), UnitError>) -> Result<(), UnitError> {
     match result {
-        Err(UnitError::Bus(zbus::Error::MethodError(name, ..)))
-            if name == "org.freedesktop.systemd1.NoSuchUnit" =>
-        {
-            Ok(())
-        }
+        Err(error) if error.is("NoSuchUnit") => Ok(()),
         result => result,
     }
 }

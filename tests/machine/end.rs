@@ -4,7 +4,7 @@
 use smoothserve_kit::client::{Connection, Request};
 use smoothserve_kit::machine::{self, Machine};
 
-use crate::scene::Scene;
+use crate::scene::{Scene, nothing_is_lost};
 
 /// Opens requests that are in flight when the end begins. Each takes two seconds, so that it cannot
 /// be over by then.
@@ -113,5 +113,67 @@ fn stopping_the_slice_ends_all_of_it() {
         machine.until("systemctl is-active smoothserve.service", |state| {
             state == "inactive\n"
         });
+    });
+}
+
+/// What a shell has started gets SIGTERM, too, although systemd stops scopes only after smoothserve.
+#[test]
+fn a_stop_tells_what_a_wrapper_has_started() {
+    machine::test(async |machine: &Machine| {
+        let scene = Scene::install(machine, "");
+        machine.write(
+            "/opt/server.py",
+            "import os, signal, sys\n\
+             from http.server import HTTPServer, SimpleHTTPRequestHandler\n\
+             def stop(*_):\n    print('told to stop', flush=True)\n    sys.exit()\n\
+             signal.signal(signal.SIGTERM, stop)\n\
+             HTTPServer(('127.0.0.1', int(os.environ['PORT'])), SimpleHTTPRequestHandler).serve_forever()\n",
+        );
+        machine.write(
+            "/opt/wrapper",
+            "#!/bin/sh\n/usr/bin/python3 /opt/server.py\ntrue\n",
+        );
+        machine.run("chmod +x /opt/wrapper");
+        machine.write(
+            "/etc/smoothserve/services/shop.yaml",
+            "name: shop\nport: 8080\nexecutable_path: /opt/wrapper\nargs: []\n",
+        );
+        machine.run("systemctl enable --now smoothserve.socket smoothserve.service");
+        scene.settled();
+        machine.run("systemctl stop smoothserve.socket smoothserve.service");
+        let journal = machine.journal();
+        assert!(journal.contains("told to stop"), "{journal}");
+        assert!(!journal.contains("did not stop in time"), "{journal}");
+        assert_eq!(scene.processes(), "");
+    });
+}
+
+/// systemd says why it ends smoothserve also without a bus, and when it executes itself again.
+#[test]
+fn a_restart_keeps_the_instances_whatever_happens_to_the_bus() {
+    machine::test(async |machine: &Machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let instances = scene.shop().pids();
+        for (before, after) in [
+            (
+                "systemctl stop dbus.socket dbus.service",
+                "systemctl start dbus.socket dbus.service",
+            ),
+            ("true", "systemctl daemon-reexec"),
+        ] {
+            let manager = scene.manager();
+            machine.run(&format!(
+                "{before}; systemctl restart --no-block smoothserve; {after}"
+            ));
+            scene.another_manager(manager);
+            load.go_on(50).await;
+        }
+        assert_eq!(scene.shop().pids(), instances);
+        // Scopes are made while systemd executes itself again, too.
+        for _ in 0..3 {
+            machine.run("smoothctl restart shop & systemctl daemon-reexec; wait %1");
+        }
+        nothing_is_lost(load).await;
     });
 }

@@ -22,9 +22,14 @@ pub(super) fn ask_for_restart(manager: &mut Manager) {
     };
     let reports = manager.world.reports.clone();
     tokio::task::spawn_local(async move {
+        // systemd itself ends the instances and workers at shutdown. So what runs is left alone if
+        // systemd does not say what it wants.
         let restarting = units.is_restarting().await.unwrap_or_else(|error| {
-            tracing::warn!(error = %error, "cannot find out why to end, ending everything");
-            false
+            tracing::error!(
+                error = %error,
+                "cannot find out why to end: instances and workers run on"
+            );
+            true
         });
         let _ = reports.send(Event::Restarting(restarting));
     });

@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +21,7 @@ use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::Scope;
 
-/// The pause between two looks whether a killed process is still in its scope.
+/// The pause between two looks whether something is left in a scope.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A process that runs, or has ended a moment ago.
@@ -193,12 +193,19 @@ impl Process {
                 self.killed.bounds(keeper.ended()).await
             }
             (ProcessKeeper::Keeper { .. }, false) => Ok(()),
-            (ProcessKeeper::Systemd { scope, .. }, true) => {
+            (ProcessKeeper::Systemd { scope, cgroup, .. }, true) => {
                 let emptied = async {
-                    scope.end().await;
-                    // systemd gives up a scope with processes that do not end.
-                    while !self.left().is_empty() {
-                        tokio::time::sleep(LOOK).await;
+                    match cgroup {
+                        Some(cgroup) if !is_populated(cgroup) => return,
+                        _ => scope.terminate().await,
+                    }
+                    match cgroup {
+                        Some(cgroup) => {
+                            while is_populated(cgroup) {
+                                tokio::time::sleep(LOOK).await;
+                            }
+                        }
+                        None => scope.ended().await,
                     }
                 };
                 self.killed.bounds(emptied).await
@@ -249,6 +256,13 @@ impl ProcessKeeper {
             cgroup,
         }
     }
+}
+
+/// Returns true if processes are in a cgroup, or in one below it. The cgroup is removed once nothing
+/// is in it.
+fn is_populated(cgroup: &Path) -> bool {
+    let events = std::fs::read_to_string(cgroup.join("cgroup.events"));
+    events.is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
 }
 
 /// Returns true if the process is still a launcher. The manager that started it has ended, so it

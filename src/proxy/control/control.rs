@@ -147,6 +147,7 @@ impl Control {
             let (next_counts, next_look) = (self.next_counts, self.next_look);
             self.tell_only_tunnels();
             let until = self.drain_end();
+            let cut = self.drain.as_ref().and_then(WorkerDrain::cut);
             tokio::select! {
                 manager = accept(&socket) => self.greet(manager),
                 message = receive(&mut self.manager) => self.hear(message).await,
@@ -155,6 +156,7 @@ impl Control {
                 () = sleep_until(next_counts), if self.manager.is_some() => self.count(),
                 () = sleep_until(next_look) => self.look_at_memory(),
                 () = signals.drain() => self.drain(&DrainTimes::OF_SIGNAL, "signal"),
+                () = wait_until(cut) => self.cut_tunnels(),
                 () = wait_until(until) => {
                     let connections = self.threads.connections();
                     if connections > 0 {
@@ -514,6 +516,20 @@ impl Control {
         let idle = times.idle;
         for thread in 0..self.threads.count() {
             self.command(thread, ThreadCommand::Drain { idle });
+        }
+    }
+
+    /// Cuts off the tunnels, because their time in the drain is over.
+    fn cut_tunnels(&mut self) {
+        if let Some(drain) = &mut self.drain {
+            drain.note_cut();
+        }
+        let connections = self.tunnels();
+        if connections > 0 {
+            tracing::warn!(connections, "drain time is over, cutting off the tunnels");
+        }
+        for thread in 0..self.threads.count() {
+            self.command(thread, ThreadCommand::CutTunnels);
         }
     }
 

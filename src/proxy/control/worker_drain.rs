@@ -29,6 +29,8 @@ impl DrainTimes {
 pub(crate) struct WorkerDrain {
     until: Instant,
     tunnels_until: Instant,
+    /// True if the tunnels were cut off.
+    are_tunnels_cut: bool,
     /// True if the manager knows that the drain waits only for tunnels.
     told: bool,
     /// The threads that still have listeners.
@@ -42,6 +44,7 @@ impl WorkerDrain {
         WorkerDrain {
             until: now + times.limit,
             tunnels_until: now + times.tunnels,
+            are_tunnels_cut: false,
             told: false,
             accepting: (0..threads).collect(),
         }
@@ -52,6 +55,7 @@ impl WorkerDrain {
         let now = Instant::now();
         self.until = now + times.limit;
         self.tunnels_until = now + times.tunnels;
+        self.are_tunnels_cut = false;
     }
 
     /// Notes that a thread has closed all its listeners.
@@ -62,6 +66,16 @@ impl WorkerDrain {
     /// Returns true while a thread still has listeners, so that new connections may come.
     pub(crate) fn is_accepting(&self) -> bool {
         !self.accepting.is_empty()
+    }
+
+    /// Returns when the remaining tunnels are cut off; `None` if that has happened.
+    pub(crate) fn cut(&self) -> Option<Instant> {
+        (!self.are_tunnels_cut).then_some(self.tunnels_until)
+    }
+
+    /// Notes that the tunnels are cut off.
+    pub(crate) fn note_cut(&mut self) {
+        self.are_tunnels_cut = true;
     }
 
     /// Returns when the remaining connections are cut off, if this many tunnels are open now.
@@ -117,5 +131,15 @@ mod tests {
         let drain = WorkerDrain::begin(&times, 1);
         assert_eq!(drain.end(0), now + times.limit);
         assert_eq!(drain.end(1), now + times.tunnels);
+        // Other connections may have longer.
+        let mut drain = drain;
+        drain.change(&DrainTimes {
+            limit: Duration::from_secs(20),
+            ..times
+        });
+        assert_eq!(drain.cut(), Some(now + times.tunnels));
+        assert_eq!(drain.end(1), now + Duration::from_secs(20));
+        drain.note_cut();
+        assert_eq!(drain.cut(), None);
     }
 }

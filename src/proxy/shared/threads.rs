@@ -39,6 +39,8 @@ pub(crate) enum ThreadCommand {
         /// How long an idle connection is left open for one more request.
         idle: Duration,
     },
+    /// Cut off all tunnels.
+    CutTunnels,
     /// Free memory, by what the overload guard has decided.
     Relieve(Relief),
     /// Answer with [`ThreadEvent::Pong`].

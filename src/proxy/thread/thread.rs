@@ -88,6 +88,7 @@ pub(crate) fn run(
                     Some(ThreadCommand::Apply { table, opened }) => thread.apply(table, opened),
                     Some(ThreadCommand::Serve(handover)) => thread.take(handover),
                     Some(ThreadCommand::Drain { idle }) => thread.drain(idle),
+                    Some(ThreadCommand::CutTunnels) => thread.view.cut_tunnels(),
                     Some(ThreadCommand::Relieve(relief)) => thread.relieve(relief),
                     Some(ThreadCommand::Ping(number)) => thread.reporter.send(ThreadEvent::Pong(number)),
                     Some(ThreadCommand::Stop) | None => break,

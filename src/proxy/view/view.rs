@@ -93,6 +93,15 @@ impl View {
         }
     }
 
+    /// Cuts off the tunnels of all instances.
+    pub(crate) fn cut_tunnels(&self) {
+        self.endpoints.borrow().values().for_each(|it| it.cut());
+        self.removed_endpoints
+            .borrow()
+            .values()
+            .for_each(|it| it.cut());
+    }
+
     /// The table that the thread uses.
     pub(crate) fn table(&self) -> Arc<Table> {
         self.table.borrow().clone()
