@@ -11,7 +11,7 @@
 //! the holder, gets all its sockets, and may give it more. The manager that ends gives sockets; the
 //! next one takes them, puts them into systemd's store, and then releases the holder, which ends. A
 //! manager that fails before that leaves the holder as it was, since nobody has to give a socket
-//! back. While no manager is connected, the holder waits for the first connection of a client, and
+//! back. A manager that could not take the sockets gives its own to the same holder at its end. While no manager is connected, the holder waits for the first connection of a client, and
 //! has systemd start smoothserve. It never accepts or reads anything itself.
 //!
 //! The scope of the holder stops with `smoothserve.socket`, as socket units do, and with the slice.
@@ -26,9 +26,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
 use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::ipc::{Channel, MessageReceiver, MessageSender, WireMessage};
 use crate::systemd::units::{SERVICE, Units};
@@ -41,6 +42,12 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a manager may take to connect before systemd is asked to start it again.
 const STARTED_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a manager tries to take over the sockets of a holder that does not answer.
+const TRIES: Duration = Duration::from_secs(15);
+
+/// The pause before the second try. Each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many sockets a holder takes, as many as a worker.
 const MOST_SOCKETS: usize = 4096;
@@ -74,17 +81,39 @@ impl Holder {
             tracing::warn!(error = %error, "the holder of the ports not released");
         }
     }
+
+    /// Leaves sockets to the holder.
+    async fn give(&mut self, sockets: &[(&str, BorrowedFd<'_>)]) -> anyhow::Result<()> {
+        for (_, socket) in sockets {
+            let sending = self.sender.send(&HolderMessage::Socket, Some(*socket));
+            timeout(PATIENCE, sending).await??;
+        }
+        Ok(())
+    }
 }
 
-/// Takes over the sockets of a holder, if there is one for this run directory. Must run inside a
-/// tokio runtime.
+/// Takes over the sockets of a holder, if there is one for this run directory. Tries again for
+/// [`TRIES`], because nobody else can open the ports as long as the holder has them. Must run
+/// inside a tokio runtime.
 pub async fn take_over(run_dir: &Path) -> anyhow::Result<Option<(Holder, Vec<TcpListener>)>> {
-    let stream = match UnixStream::connect(path(run_dir)) {
-        Ok(stream) => stream,
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
-            _ => return Err(error).context("cannot connect to the holder of the ports"),
-        },
+    let until = Instant::now() + TRIES;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match try_take_over(run_dir).await {
+            Err(error) if Instant::now() + pause < until => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "ports not taken over yet, trying again");
+                sleep(pause).await;
+                pause *= 2;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn try_take_over(run_dir: &Path) -> anyhow::Result<Option<(Holder, Vec<TcpListener>)>> {
+    let Some(stream) = connect(run_dir)? else {
+        return Ok(None);
     };
     let (sender, mut receiver) = Channel::split(stream)?;
     let mut sockets = Vec::new();
@@ -96,7 +125,7 @@ pub async fn take_over(run_dir: &Path) -> anyhow::Result<Option<(Holder, Vec<Tcp
             }
             Some(HolderMessage::AllSent) => break,
             Some(HolderMessage::Release) | None => {
-                anyhow::bail!("the holder of the ports has ended")
+                anyhow::bail!("the holder of the ports has closed the connection")
             }
         }
     }
@@ -104,9 +133,33 @@ pub async fn take_over(run_dir: &Path) -> anyhow::Result<Option<(Holder, Vec<Tcp
     Ok(Some((Holder { sender, _receiver }, sockets)))
 }
 
-/// Starts a holder and leaves sockets to it, each with the socket unit of its address. Must run
-/// inside a tokio runtime.
+/// Connects to the holder of a run directory. `None`: nobody listens there.
+fn connect(run_dir: &Path) -> anyhow::Result<Option<UnixStream>> {
+    match UnixStream::connect(path(run_dir)) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+            _ => Err(error).context("cannot connect to the holder of the ports"),
+        },
+    }
+}
+
+/// Leaves sockets to a holder, each with the socket unit of its address: to one that is there
+/// already, because its sockets could not be taken over, or to a new one. Must run inside a tokio
+/// runtime.
 pub async fn leave(
+    run_dir: &Path,
+    units: Units,
+    sockets: &[(&str, BorrowedFd<'_>)],
+) -> anyhow::Result<()> {
+    // Whoever lives keeps its unix socket, or the next manager would not find it.
+    match take_over(run_dir).await? {
+        Some((mut holder, _)) => holder.give(sockets).await,
+        None => leave_to_new(run_dir, units, sockets).await,
+    }
+}
+
+async fn leave_to_new(
     run_dir: &Path,
     units: Units,
     sockets: &[(&str, BorrowedFd<'_>)],
@@ -130,12 +183,8 @@ pub async fn leave(
     units
         .start_port_scope(&scope_name(pid), pid, &ports)
         .await?;
-    let (mut sender, _receiver) = Channel::split::<_, HolderMessage>(stream)?;
-    for (_, socket) in sockets {
-        let sending = sender.send(&HolderMessage::Socket, Some(*socket));
-        timeout(PATIENCE, sending).await??;
-    }
-    Ok(())
+    let (sender, _receiver) = Channel::split(stream)?;
+    Holder { sender, _receiver }.give(sockets).await
 }
 
 /// Returns true if `name` is the name of a holder's scope, and not that of a service called
@@ -248,7 +297,11 @@ async fn serve(stream: UnixStream, sockets: &mut Vec<OwnedFd>) -> anyhow::Result
                 let socket = receiver
                     .take_descriptor()
                     .context("a message without a socket")?;
-                sockets.push(socket);
+                let number = |socket: &OwnedFd| fstat(socket).map(|file| file.st_ino).ok();
+                // The manager may have got the socket from this holder.
+                if !sockets.iter().any(|known| number(known) == number(&socket)) {
+                    sockets.push(socket);
+                }
             }
             HolderMessage::Release => return Ok(true),
             HolderMessage::Socket | HolderMessage::AllSent => {}
@@ -272,5 +325,42 @@ mod tests {
         }
         assert_eq!(path(Path::new("/run")), Path::new("/run/holder.sock"));
         assert!(is_scope_name("smoothserve-holder-7.scope"));
+    }
+
+    fn number(socket: impl AsFd) -> u64 {
+        fstat(socket).unwrap().st_ino
+    }
+
+    #[tokio::test]
+    async fn a_holder_that_fails_once_is_asked_again_and_gets_more_under_the_same_name() {
+        let run_dir = tempfile::tempdir().unwrap();
+        let run_dir = run_dir.path();
+        assert!(take_over(run_dir).await.unwrap().is_none());
+        let listener = UnixListener::bind(path(run_dir)).unwrap();
+        let held = TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sockets = vec![OwnedFd::from(held.try_clone().unwrap())];
+        let holder = std::thread::spawn(move || {
+            drop(listener.accept().unwrap());
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().unwrap();
+                let is_released = runtime.block_on(serve(stream, &mut sockets)).unwrap();
+                assert!(!is_released);
+            }
+            // The one whose manager ends, and the listener, which lives on.
+            (sockets, listener)
+        });
+        let (taken, sockets) = take_over(run_dir).await.unwrap().unwrap();
+        assert_eq!(sockets.len(), 1);
+        assert_eq!(number(&sockets[0]), number(&held));
+        drop(taken);
+        let left = [("held", held.as_fd()), ("own", own.as_fd())];
+        leave(run_dir, Units::System, &left).await.unwrap();
+        let (sockets, _listener) = holder.join().unwrap();
+        let numbers: Vec<u64> = sockets.iter().map(number).collect();
+        assert_eq!(numbers, [number(&held), number(&own)]);
+        assert!(connect(run_dir).unwrap().is_some());
     }
 }

@@ -138,6 +138,31 @@ fn a_port_that_a_reload_has_opened_outlives_stops() {
 }
 
 #[test]
+fn a_holder_that_does_not_answer_is_asked_again() {
+    machine::test(async |machine| {
+        let scene = start_with_added_port(machine);
+        machine.run("systemctl stop smoothserve");
+        let signal = |name: &str| {
+            machine.run(&format!(
+                "kill -{name} $(cat /sys/fs/cgroup/smoothserve.slice/smoothserve-holder-*.scope/cgroup.procs)"
+            ))
+        };
+        signal("STOP");
+        machine.run("systemctl start --no-block smoothserve");
+        machine.until("journalctl -u smoothserve", |journal| {
+            journal.contains("ports not taken over yet, trying again")
+        });
+        signal("CONT");
+        let visit = client::get(local(ADDED), "shop.example", "/hello").await;
+        assert_eq!(visit.unwrap().text(), "hello\n");
+        scene.settled();
+        machine.until("ls /sys/fs/cgroup/smoothserve.slice", |scopes| {
+            !scopes.contains("holder")
+        });
+    });
+}
+
+#[test]
 fn a_stop_of_the_units_closes_all_ports() {
     machine::test(async |machine| {
         let scene = start_with_added_port(machine);
