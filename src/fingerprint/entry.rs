@@ -36,6 +36,24 @@ pub(super) struct FileIdentity {
 /// The time of the last change of a file's status, in seconds and nanoseconds.
 pub(super) type StatusTime = (i64, i64);
 
+impl FileIdentity {
+    /// Makes an identity of these numbers.
+    #[cfg(test)]
+    pub(super) fn of_numbers(
+        device: u64,
+        inode: u64,
+        size: u64,
+        modified: (i64, i64),
+    ) -> FileIdentity {
+        FileIdentity {
+            device,
+            inode,
+            size,
+            modified,
+        }
+    }
+}
+
 impl Entry {
     /// Looks at what a path leads to.
     pub(super) fn at(path: &Path) -> (Entry, StatusTime) {

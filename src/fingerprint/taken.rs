@@ -186,6 +186,7 @@ fn leads_to(path: &Path, purpose: Purpose<'_>) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::entry::FileIdentity;
     use super::*;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -534,24 +535,71 @@ mod tests {
         );
     }
 
+    /// What earlier versions have saved is compared with this digest after an upgrade. It depends on
+    /// how the standard library hashes values, too.
     #[test]
     fn the_first_form_is_that_of_earlier_versions() {
-        use std::sync::Arc;
-        #[derive(Hash)]
-        struct FirstForm {
-            executable: Executable,
-            environment_file: Option<Contents>,
-            watched: Arc<BTreeMap<PathBuf, Entry>>,
-        }
-        let place = Place::new();
-        fs::write(place.path("env"), "A=1").unwrap();
-        fs::write(place.path("1/view/page"), "x").unwrap();
-        let taken = place.take();
-        let first = FirstForm {
-            executable: taken.executable.clone(),
-            environment_file: taken.environment_file.clone(),
-            watched: Arc::new(taken.watched.entries.clone()),
+        let file = |inode| {
+            Entry::File(FileIdentity::of_numbers(
+                65_024,
+                inode,
+                7,
+                (1_700_000_000, 5),
+            ))
         };
-        assert_eq!(taken.first_form(), Some(digest(first)));
+        let identity = FileIdentity::of_numbers(65_024, 3, 0, (-1, 999));
+        let watched = [
+            ("/srv/x/absent", Entry::Absent),
+            ("/srv/x/view", Entry::Folder),
+            (
+                "/srv/x/view/link",
+                Entry::Link("../y".into(), Some(identity)),
+            ),
+            ("/srv/x/view/dead", Entry::Link("nowhere".into(), None)),
+            ("/srv/x/view/page", file(2)),
+            ("/srv/x/view/pipe", Entry::Other),
+        ];
+        let mut taken = Fingerprint {
+            parts: Parts::default(),
+            folder: None,
+            remarks: Vec::new(),
+            executable: Executable {
+                path: Some("/srv/x/app".into()),
+                entry: file(1),
+                owner: Some(1000),
+                can_be_executed: true,
+            },
+            environment_file: Some(Contents::Bytes {
+                length: 3,
+                hash: digest_of_bytes(b"A=1"),
+            }),
+            watched: Watched {
+                entries: watched.map(|(path, entry)| (path.into(), entry)).into(),
+                is_as_ever: true,
+                remarks: Vec::new(),
+            },
+        };
+        let mut forms = vec![taken.first_form()];
+        taken.environment_file = Some(Contents::Absent);
+        taken.executable.path = None;
+        taken.executable.owner = None;
+        forms.push(taken.first_form());
+        taken.environment_file = Some(Contents::Unreadable);
+        forms.push(taken.first_form());
+        taken.environment_file = None;
+        taken.watched.entries.clear();
+        forms.push(taken.first_form());
+        assert_eq!(
+            forms,
+            [
+                17_868_978_556_586_937_024,
+                14_772_448_251_879_241_515,
+                14_316_162_000_001_845_717,
+                11_277_146_935_365_745_089
+            ]
+            .map(Some)
+        );
+        taken.watched.is_as_ever = false;
+        assert_eq!(taken.first_form(), None);
     }
 }
