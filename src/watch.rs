@@ -21,7 +21,8 @@
 //!
 //! A file system may hang. Each lookup is bounded ([`patience`](crate::patience)): a service whose
 //! files do not answer keeps its places, and is told and looked up again every `POLL`. A folder is
-//! watched only right after a lookup has found it, so that the kernel can do that at once.
+//! watched only right after a lookup has found it; if its file system hangs since then, that is
+//! bounded as well, and every service is told, because all folders have to be watched anew.
 //!
 //! The thread looks at paths with the rights of the manager, also where ordinary users lead them.
 //! That tells these users nothing: the fingerprint looks again, with rights that fit (`trust`).
@@ -35,7 +36,6 @@ mod thread;
 
 use std::io;
 
-use notify::{INotifyWatcher, Watcher as _};
 use tokio::sync::mpsc;
 
 use crate::config::ServiceConfig;
@@ -56,14 +56,9 @@ impl Watcher {
     /// Starts the thread. The receiver gets what may have changed.
     pub fn new() -> io::Result<(Watcher, mpsc::Receiver<Changed>)> {
         let inbox = Inbox::default();
-        let events = inbox.clone();
-        let notify = INotifyWatcher::new(
-            move |event| events.event(event),
-            notify::Config::default().with_follow_symlinks(false),
-        )
-        .map_err(io::Error::other)?;
+        let kernel = Kernel::new(inbox.clone()).map_err(io::Error::other)?;
         let (names, receiver) = mpsc::channel(64);
-        let watching = Watching::new(inbox.clone(), Kernel::new(notify), names);
+        let watching = Watching::new(inbox.clone(), kernel, names);
         std::thread::Builder::new()
             .name("watch".to_owned())
             .spawn(|| watching.run())?;

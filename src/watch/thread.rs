@@ -270,6 +270,11 @@ impl Watching {
         }
         self.kernel.keep(&interests);
         self.interests = interests;
+        if self.kernel.take_lost() {
+            for number in 0..self.services.len() {
+                outcomes.entry(number).or_insert(Outcome::Moved);
+            }
+        }
         outcomes
     }
 
