@@ -41,16 +41,19 @@ check: install-needs ## Format, lint, and run every test
 	./scripts/minimum-rust
 	$(MAKE) test-deb BUILD="$(BUILD)"
 	./scripts/run-tests
-	./scripts/upgrade-test $(FROM) || [ $$? -eq 3 ]
+	./scripts/upgrade-test $(FROM) --workspace || [ $$? -eq 3 ]
 
 # The package under test holds the dev build that the tests need anyway, debug assertions included; a
 # release build would compile all dependencies once more. `make deb` builds the package that ships,
 # and `make check-debian12` tests that one.
+#
+# dpkg-buildpackage sets variables that C code depends on, so with them all that needs it would be
+# built once more, and again for the tests.
 test-deb: BUILD = --package smoothserve --package smoothserve-manual --bins --examples
 test-deb: install-needs
 	$(CARGO) build --locked $(BUILD)
 	DEB_BUILD_OPTIONS=noautodbgsym DEB_COMPRESSION="-Zgzip -z1" MANUAL_WRITER=$(CURDIR)/target/debug/smoothserve-manual \
-		$(MAKE) deb PROFILE=dev BUILD="$(BUILD)"
+		$(MAKE) deb PROFILE=dev BUILD="$(BUILD)" CARGO="env -u CFLAGS -u CXXFLAGS -u SOURCE_DATE_EPOCH $(CARGO)"
 
 check-fast: ## Format, lint, and run the tests that need neither root nor other programs; installs nothing
 	@./scripts/check-fast
