@@ -79,7 +79,8 @@ enum Admission {
     Refused(String),
 }
 
-/// The state of an instance that is saved for the next manager.
+/// The state of an instance that is saved for the next manager. Managers of all builds read it, so
+/// no field may be renamed or removed, and a new one needs a default.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedInstance {
     address: Address,

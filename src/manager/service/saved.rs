@@ -34,8 +34,7 @@ pub struct SavedService {
 }
 
 /// The frozen part of a [`SavedService`], which every build finds in the state of every other one:
-/// the processes of the service. No field of it, nor of a [`SavedInstance`], may be renamed or
-/// removed, or get another meaning.
+/// the processes of the service. No field may be renamed or removed, or get another meaning.
 #[derive(Debug, Deserialize)]
 pub struct FrozenService {
     last_generation: u64,

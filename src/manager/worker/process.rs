@@ -97,7 +97,8 @@ pub struct WorkerProcess {
     outgoing: mpsc::Sender<(ToWorker, Option<OwnedFd>)>,
 }
 
-/// The state of a worker that is saved for the next manager.
+/// The state of a worker that is saved for the next manager. Managers of all builds read it, so no
+/// field may be renamed or removed, and a new one needs a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedWorker {
     /// The number of the worker, as in [`WorkerProcess`].
