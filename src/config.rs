@@ -7,7 +7,8 @@
 //! the boot, when users and addresses are not there yet to be checked.
 //!
 //! A file goes through these steps: bytes that are bounded text (`source`), a tree whose nodes know
-//! their positions (`raw`), known keys that occur once (`fields`), typed values (`value`), the
+//! their positions (`raw`, with advice about faults of `syntax`), known keys (`keys`, beside those
+//! of other programs, `elsewhere`) that occur once (`fields`), typed values (`value`), the
 //! parts of a service (`site`, `listen`, `tls`, `handling`, `process`, `limits`, each with its type
 //! and its keys), the whole service (`service`), whose files and users this machine must have
 //! (`machine`), and which must not collide with another service (`conflict`). `load` takes all
@@ -18,6 +19,7 @@
 
 mod certificate;
 mod conflict;
+mod elsewhere;
 mod environment_file;
 mod fault;
 mod fields;
@@ -25,6 +27,7 @@ mod global;
 mod handling;
 #[cfg(any(test, feature = "internals"))]
 pub mod hostile;
+mod keys;
 mod limits;
 mod listen;
 mod load;
@@ -36,6 +39,7 @@ mod service;
 mod site;
 mod source;
 mod strip_prefix;
+mod syntax;
 mod tls;
 mod value;
 mod written;
@@ -44,18 +48,18 @@ pub use certificate::{Certificate, CertificateFault, EXPIRES_SOON};
 pub use conflict::{Conflict, conflicts, excludes};
 pub use environment_file::EnvironmentFile;
 pub use fault::{Fault, Faults, Lack, Position};
-pub use global::GLOBAL_KEYS;
 pub use handling::HandlingConfig;
+pub use keys::{GLOBAL_KEYS, SERVICE_KEYS, TLS_KEYS};
 pub use limits::{Amount, Limits, Nofile, ProcessLimits, ScopeLimits};
 pub use listen::Listen;
 pub use load::{
     CONFIG_DIR, Config, LoadedConfig, check, load, load_apart, load_files, load_partial,
 };
-pub use process::{Bind, DEFAULT_PATH, ProcessConfig, Ready, UpstreamProtocol};
-pub use service::{Rollout, SERVICE_KEYS, ServiceConfig, Times};
+pub use process::{Bind, DEFAULT_ARGUMENT, DEFAULT_PATH, ProcessConfig, Ready, UpstreamProtocol};
+pub use service::{Rollout, ServiceConfig, Times};
 pub use site::{HostPattern, Site};
 pub use strip_prefix::StripPrefixConfig;
-pub use tls::{TLS_KEYS, TlsConfig};
+pub use tls::TlsConfig;
 pub use written::Written;
 
 pub use crate::walk::IgnoredNames;

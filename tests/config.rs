@@ -263,6 +263,313 @@ fn keys_for_the_handling_of_requests_are_read_and_checked() {
     }
 }
 
+/// The required lines of a service's file.
+const NEEDED: &str = "name: x\nport: 8080\nexecutable_path: ../app\n";
+
+/// Loads a service's file, and returns its faults, each as `line:column: message`.
+fn faults(text: &str) -> Vec<String> {
+    let dir = folder(&[("services/x.yaml", text)]);
+    let (_, faults) = load_partial(dir.path());
+    let file = dir.path().join("services/x.yaml").display().to_string();
+    let short = |fault: &config::Fault| fault.summary().replace(&format!("{file}:"), "");
+    faults.iter().map(short).collect()
+}
+
+#[test]
+fn faults_of_the_syntax_are_told_by_what_was_meant() {
+    for (text, fault) in [
+        // With the required lines before it, this is line 4.
+        (
+            "server_name: *.shop.example",
+            "4:14: `*.shop.example` begins with `*`, which is an alias to YAML; put it into quotes: `\"*.shop.example\"`",
+        ),
+        (
+            "server_name: [a.example, *.shop.example] # both",
+            "4:26: `*.shop.example` begins with `*`, which is an alias to YAML; put it into quotes: `\"*.shop.example\"`",
+        ),
+        (
+            "server_name:\n  - a.example\n  - *.shop.example # all",
+            "6:5: `*.shop.example` begins with `*`, which is an alias to YAML; put it into quotes: `\"*.shop.example\"`",
+        ),
+        (
+            "server_name: *",
+            "4:14: `*` has a meaning of its own in YAML; for any host write `_`, else put it into quotes: `\"*\"`",
+        ),
+        (
+            "instance_count:3",
+            "4:16: a space is missing behind the colon: write `instance_count: 3`",
+        ),
+        (
+            "instance_count:3\nuser: app",
+            "4:16: a space is missing behind the colon: write `instance_count: 3`",
+        ),
+        (
+            "environment:\n  A:1\n  B: 2",
+            "5:5: a space is missing behind the colon: write `A: 1`",
+        ),
+        (
+            "instance_count:\t3",
+            "4:16: a tab stands behind the colon; write a space: `instance_count: 3`",
+        ),
+        (
+            "\tuser: app",
+            "4:1: a tab in the indentation; YAML wants spaces",
+        ),
+        (
+            "environment:\n\tA: 1",
+            "5:1: a tab in the indentation; YAML wants spaces",
+        ),
+        (
+            "args:\n  - --port\n  -{port}",
+            "6:4: a space is missing behind the `-`: write `- {port}`",
+        ),
+        (
+            "args: [-p, {port}]",
+            "4:12: `args` is a mapping; put it into quotes: `\"{port}\"`",
+        ),
+        (
+            "args: [-v, --port={port}]",
+            "4:19: `--port={port}` has a brace, which begins a mapping in YAML; put it into quotes: `\"--port={port}\"`",
+        ),
+        (
+            "args: [\"-a\" \"-b\"]",
+            "4:13: a comma is missing before this value",
+        ),
+        (
+            "user: \"app\nstop_timeout: 3s",
+            "4:7: a quote is opened here and not closed",
+        ),
+        (
+            "ready: http: /health",
+            "4:12: the value of `ready` has a colon in it that YAML takes for another key; put it into quotes: `\"http: /health\"`",
+        ),
+        (
+            "  user: app",
+            "4:3: `user` is indented more than the line above it; keys of one mapping begin in the same column",
+        ),
+        (
+            "user: @app",
+            "4:7: `@app` begins with `@`, which YAML reserves; put it into quotes: `\"@app\"`",
+        ),
+        (
+            "user: &app\ngroup: *app",
+            "5:8: an alias (`*…`) is not followed here; write the value itself, in quotes if it begins with `*`",
+        ),
+        ("args: [\"-a\", \"-b\"", "5:1: not valid YAML: "),
+    ] {
+        let found = faults(&format!("{NEEDED}{text}\n"));
+        assert!(
+            found.len() == 1 && found[0].starts_with(fault),
+            "{text}:\n{found:#?}"
+        );
+    }
+    for (text, fault) in [
+        (
+            "name = x\nport = 80\n",
+            "1:1: the file has to consist of lines `key: value`: write `name: x`",
+        ),
+        (
+            "[service]\nname = \"x\"\n",
+            "2:1: the file has to consist of lines `key: value`, not `key = value`",
+        ),
+        (
+            "name:x\nport: 80\n",
+            "1:6: a space is missing behind the colon: write `name: x`",
+        ),
+    ] {
+        assert_eq!(faults(text), [fault], "{text}");
+    }
+}
+
+#[test]
+fn values_in_the_forms_of_other_programs_are_told_how_to_be_written() {
+    for (line, fault) in [
+        (
+            "ready: /health",
+            "4:8: `ready` is `/health`; write the path alone: `http:/health`",
+        ),
+        (
+            "ready: http://localhost:3000/up?x=1",
+            "4:8: `ready` is `http://localhost:3000/up?x=1`; write the path alone: `http:/up?x=1`",
+        ),
+        (
+            "ready: https:/up",
+            "4:8: `ready` is `https:/up`; write the path alone: `http:/up`",
+        ),
+        (
+            "ready: \"http: /up\"",
+            "4:8: `ready` is `http: /up`; write the path alone: `http:/up`",
+        ),
+        (
+            "ready: 8080",
+            "4:8: `ready` is `8080`; each instance has a port of its own; write `tcp`, or a path as in `http:/health`",
+        ),
+        (
+            "ready: localhost:8080",
+            "4:8: `ready` is `localhost:8080`; each instance has a port of its own",
+        ),
+        (
+            "ready: http:health",
+            "4:8: `ready` is `http:health`; give a path, as in `http:/health`",
+        ),
+        (
+            "ready: sd_notify",
+            "4:8: `ready` is `sd_notify`; write `notify`",
+        ),
+        ("ready: tpc", "4:8: `ready` is `tpc`; did you mean `tcp`?"),
+        (
+            "drain_timeout: 30 sec",
+            "4:16: `drain_timeout` is `30 sec`; write `30s`",
+        ),
+        (
+            "drain_timeout: 5 minutes",
+            "4:16: `drain_timeout` is `5 minutes`; write `5m`",
+        ),
+        (
+            "drain_timeout: 120000",
+            "4:16: `drain_timeout` is longer than a day: a number without a unit means seconds; for milliseconds write `120000ms`",
+        ),
+        (
+            "server_name: https://shop.example/",
+            "4:14: `server_name`: `https://shop.example/` begins with `https://`; give the host alone: `shop.example`",
+        ),
+        (
+            "server_name: https://shop.example:8443/api",
+            "4:14: `server_name`: `https://shop.example:8443/api` begins with `https://`; give the host and the path only: `shop.example/api`",
+        ),
+        (
+            "working_directory: ~/shop",
+            "4:20: `working_directory` is `~/shop`; nothing replaces `~` here; write the home folder itself",
+        ),
+        (
+            "environment_file: -$HOME/.env",
+            "4:19: `environment_file` is `-$HOME/.env`; nothing replaces variables here; write the whole path itself",
+        ),
+        (
+            "tls: {certificate: \"${CERTS}/x\"}",
+            "4:20: `certificate` is `${CERTS}/x`; nothing replaces variables here",
+        ),
+    ] {
+        let found = faults(&format!("{NEEDED}{line}\n"));
+        assert!(
+            found.len() == 1 && found[0].starts_with(fault),
+            "{line}:\n{found:#?}"
+        );
+    }
+    for (port, fault) in [
+        (
+            "\":80\"",
+            "2:8: `port` is `:80`; write the number alone: `port: 80`",
+        ),
+        (
+            "127.0.0.1:80",
+            "2:7: `port` is `127.0.0.1:80`; write `port: 80` and `listen_address: \"127.0.0.1\"`",
+        ),
+        (
+            "[80, \"8080:80\"]",
+            "2:13: `port` is `8080:80`; write the port for clients alone: `port: 8080`",
+        ),
+    ] {
+        let found = faults(&format!("name: x\nport: {port}\nexecutable_path: ../app\n"));
+        assert!(
+            found.len() == 1 && found[0].starts_with(fault),
+            "{port}:\n{found:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_path_of_an_executable_is_no_line_of_a_shell() {
+    for (path, fault) in [
+        (
+            "~/shop",
+            "`executable_path` is `~/shop`; nothing replaces `~` here; write the home folder itself, as in `/home/anna/shop`",
+        ),
+        (
+            "$HOME/shop",
+            "`executable_path` is `$HOME/shop`; nothing replaces variables here; write the whole path itself",
+        ),
+        (
+            "/srv/${NAME}/shop",
+            "`executable_path` is `/srv/${NAME}/shop`; nothing replaces variables here; write the whole path itself",
+        ),
+        (
+            "/bin/sh -c \"run me\"",
+            "the executable /bin/sh -c \"run me\" does not exist; arguments have a key of their own: write `executable_path: /bin/sh` and `args: [\"-c\", \"run\", \"me\"]`",
+        ),
+    ] {
+        let found = faults(&format!("name: x\nport: 80\nexecutable_path: {path}\n"));
+        assert_eq!(found, [format!("3:18: {fault}")]);
+    }
+    let found = faults("name: x\nport: 80\nexecutable_path: sh -e run.sh\n");
+    assert!(
+        found[0].contains("/sh` and `args: [\"-e\", \"run.sh\"]`"),
+        "{found:?}"
+    );
+    // A path with a space in it is fine if it is there.
+    let dir = folder(&[(
+        "services/x.yaml",
+        "name: x\nport: 80\nexecutable_path: ../my app\n",
+    )]);
+    fs::rename(dir.path().join("app"), dir.path().join("my app")).unwrap();
+    assert!(good(dir.path()).services.contains_key("x"));
+}
+
+#[test]
+fn a_misspelled_key_is_one_fault_and_what_follows_from_it_is_none() {
+    for (text, fault) in [
+        (
+            "name: x\nport: 80\nexecutable-path: ../app\n",
+            "3:1: unknown key `executable-path`; did you mean `executable_path`?",
+        ),
+        (
+            "nam: x\nport: 80\nexecutable_path: ../app\n",
+            "1:1: unknown key `nam`; did you mean `name`?",
+        ),
+        (
+            "name: x\nprot: 80\nexecutable_path: ../app\n",
+            "2:1: unknown key `prot`; did you mean `port`?",
+        ),
+        (
+            "name: x\nport: 80\nexecutable_path: ../app\nlts: {certificate: /x}\nhsts: 1d\nredirect_https: true\n",
+            "4:1: unknown key `lts`; did you mean `tls`?",
+        ),
+        (
+            "name: x\nexecutable_path: ../app\ntls: {cert: /x}\n",
+            "3:7: unknown key `cert`; write `certificate: /etc/letsencrypt/live/shop.example/fullchain.pem`",
+        ),
+        (
+            "services:\n  shop:\n    port: 80\n",
+            "1:1: unknown key `services`; each service has a file of its own in services/, with its keys at the beginning of the lines",
+        ),
+    ] {
+        assert_eq!(faults(text), [fault], "{text}");
+    }
+    // A section that is there and faulty is not missing either.
+    let text = format!("{NEEDED}tls: {{certificate: ~/x}}\nhsts: 1d\nredirect_https: true\n");
+    let found = faults(&text);
+    assert!(
+        found.len() == 1 && found[0].starts_with("4:20: `certificate` is `~/x`"),
+        "{found:?}"
+    );
+    // An empty one is.
+    let found = faults("name: x\nexecutable_path: ../app\ntls:\n");
+    assert_eq!(found, ["1:1: `port` is missing; add it"]);
+}
+
+#[test]
+fn a_number_of_a_user_or_group_is_no_name() {
+    let found = faults(&format!("{NEEDED}user: 0\ngroup: 4711471\n"));
+    assert_eq!(
+        found,
+        [
+            "4:7: `0` is a number; write the name of that user: `root`",
+            "5:8: this machine has no group `4711471`, and a number needs a name here; make one by \
+             `groupadd --system --gid 4711471 NAME`, and write that"
+        ]
+    );
+}
+
 #[test]
 fn all_faults_of_all_files_come_in_one_report() {
     let dir = fixture("faults");

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::fields::shorten;
+use super::fault::shorten;
 
 /// The variables that smoothserve itself sets for an instance, beside those that begin with
 /// [`OWN_PREFIX`].

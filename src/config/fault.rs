@@ -143,6 +143,15 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
+/// Escapes and shortens a value, so that a message can quote it.
+pub(super) fn shorten(text: &str) -> String {
+    let mut shown: String = text.escape_debug().take(60).collect();
+    if shown.len() < text.len() && shown.chars().count() == 60 {
+        shown.push('…');
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::fault::{Fault, Position};
+use super::elsewhere::Elsewhere;
+use super::fault::{Fault, Position, shorten};
+use super::keys::KeySet;
 use super::raw::{Node, Value};
 use super::source::Source;
 
@@ -68,9 +70,17 @@ pub(super) type Meaning<T> = fn(&Node, &str, &mut Report<'_>) -> Option<T>;
 pub(super) struct Fields {
     /// Where the mapping begins.
     at: Position,
-    /// Every key that the mapping may have.
-    known: &'static [&'static str],
-    values: BTreeMap<&'static str, (Position, Node)>,
+    keys: &'static KeySet,
+    values: BTreeMap<&'static str, Field>,
+}
+
+/// A key of a mapping with its value.
+struct Field {
+    /// Where the key stands.
+    at: Position,
+    /// The value. `None`: another key stands there that was probably meant for this one, which was
+    /// reported. To read its value would be guessing.
+    node: Option<Node>,
 }
 
 /// A value with its position in the file.
@@ -83,22 +93,23 @@ pub(super) struct At<T> {
 }
 
 impl Fields {
-    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. `None`:
-    /// `root` is no mapping, which is reported too.
+    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. The key that
+    /// was probably meant by an unknown one counts as there, so that this is one fault and not two. `None`: `root` is no mapping, which is reported too.
     pub(super) fn new(
         root: Node,
-        known: &'static [&'static str],
+        keys: &'static KeySet,
         report: &mut Report<'_>,
     ) -> Option<Fields> {
         let Value::Map(entries) = root.value else {
-            report.at(root.at, "the file has to consist of lines `key: value`");
+            report.at(root.at, no_mapping(&root.value));
             return None;
         };
         let mut fields = Fields {
             at: root.at,
-            known,
+            keys,
             values: BTreeMap::new(),
         };
+        let mut unknown = Vec::new();
         for (key, value) in entries {
             if report.is_full() {
                 break;
@@ -110,25 +121,40 @@ impl Fields {
                 );
                 continue;
             };
-            match known.iter().find(|known| *known == text) {
-                None => report.at(key.at, unknown_key(text, known)),
+            match keys.known.iter().find(|known| *known == text) {
+                None => unknown.push((key.at, text.clone())),
                 Some(known) => match fields.values.get(known) {
-                    Some((first, _)) => report.at(
+                    Some(first) => report.at(
                         key.at,
-                        format!("`{known}` stands in line {} already; keep one", first.line),
+                        format!(
+                            "`{known}` stands in line {} already; keep one",
+                            first.at.line
+                        ),
                     ),
                     None => {
-                        fields.values.insert(known, (key.at, value));
+                        let node = Some(value);
+                        fields.values.insert(known, Field { at: key.at, node });
                     }
                 },
+            }
+        }
+        for (at, text) in unknown {
+            let unknown = UnknownKey::find(&text, keys);
+            report.at(at, unknown.message(&text, keys));
+            for known in unknown.means() {
+                let field = Field { at, node: None };
+                fields.values.entry(known).or_insert(field);
             }
         }
         Some(fields)
     }
 
-    /// Returns the position of a key, if the mapping has it.
+    /// Returns the position of a key with a value, if the mapping has it or one that was meant for
+    /// it.
     pub(super) fn key(&self, key: &str) -> Option<Position> {
-        self.values.get(key).map(|(at, _)| *at)
+        let field = self.values.get(key)?;
+        let is_null = field.node.as_ref().is_some_and(Node::is_null);
+        (!is_null).then_some(field.at)
     }
 
     /// Reads the value of a key. `None`: the key is left out, has no value or a wrong one.
@@ -138,11 +164,9 @@ impl Fields {
         report: &mut Report<'_>,
         meaning: Meaning<T>,
     ) -> Option<At<T>> {
-        debug_assert!(self.known.contains(&key), "{key} is not in the list");
-        let (_, node) = self.values.get(key)?;
-        if node.is_null() {
-            return None;
-        }
+        debug_assert!(self.keys.known.contains(&key), "{key} is not in the list");
+        let field = self.values.get(key)?;
+        let node = field.node.as_ref().filter(|node| !node.is_null())?;
         let value = meaning(node, key, report)?;
         Some(At { at: node.at, value })
     }
@@ -156,8 +180,8 @@ impl Fields {
     ) -> Option<At<T>> {
         match self.values.get(key) {
             None => report.at(self.at, format!("`{key}` is missing; add it")),
-            Some((at, node)) if node.is_null() => {
-                report.at(*at, format!("`{key}` has no value; give it one"));
+            Some(field) if field.node.as_ref().is_some_and(Node::is_null) => {
+                report.at(field.at, format!("`{key}` has no value; give it one"));
             }
             Some(_) => {}
         }
@@ -165,24 +189,99 @@ impl Fields {
     }
 }
 
-fn unknown_key(key: &str, known: &[&str]) -> String {
-    if key == "<<" {
-        return "merge keys (`<<`) are not followed here; write the keys themselves".to_owned();
-    }
-    let shown = shorten(key);
-    match nearest(key, known) {
-        Some(near) => format!("unknown key `{shown}`; did you mean `{near}`?"),
-        None => format!("unknown key `{shown}`; the keys are {}", known.join(", ")),
+/// Words the fault of a file that is no mapping.
+fn no_mapping(value: &Value) -> String {
+    let needed = "the file has to consist of lines `key: value`";
+    let assigned = match value {
+        Value::Scalar { text, .. } => text.split_once('='),
+        _ => None,
+    };
+    let word = |text: &str| text.split_whitespace().next().map(shorten);
+    match assigned.map(|(key, value)| (word(key), word(value))) {
+        Some((Some(key), Some(value))) => format!("{needed}: write `{key}: {value}`"),
+        _ => needed.to_owned(),
     }
 }
 
-/// Escapes and shortens a value, so that a message can quote it.
-pub(super) fn shorten(text: &str) -> String {
-    let mut shown: String = text.escape_debug().take(60).collect();
-    if shown.len() < text.len() && shown.chars().count() == 60 {
-        shown.push('…');
+/// What is known about a key that is none of the known ones.
+enum UnknownKey {
+    /// The key of YAML that merges mappings.
+    Merge,
+    /// This key was probably meant.
+    Misspelled(&'static str),
+    /// The key is one of another program.
+    Elsewhere(&'static Elsewhere),
+    /// The key belongs elsewhere in the configuration.
+    Misplaced,
+    /// Nothing is known about it.
+    Unknown,
+}
+
+impl UnknownKey {
+    fn find(key: &str, keys: &KeySet) -> UnknownKey {
+        if key == "<<" {
+            return UnknownKey::Merge;
+        }
+        let find = |is_it: &dyn Fn(&str) -> bool| {
+            let mut entries = keys.elsewhere.iter();
+            entries.find(|entry| entry.keys.iter().any(|known| is_it(known)))
+        };
+        // `autorestart` is a word of others, and `auto-restart` is one of ours.
+        if let Some(entry) = find(&|known| known == key) {
+            return UnknownKey::Elsewhere(entry);
+        }
+        let is_same = |known: &str| plain(known) == plain(key);
+        if let Some(known) = keys.known.iter().find(|known| is_same(known)) {
+            return UnknownKey::Misspelled(known);
+        }
+        if let Some(entry) = find(&is_same) {
+            return UnknownKey::Elsewhere(entry);
+        }
+        if keys.misplaced.0.contains(&key) {
+            return UnknownKey::Misplaced;
+        }
+        match nearest(key, keys.known) {
+            Some(known) => UnknownKey::Misspelled(known),
+            None => UnknownKey::Unknown,
+        }
     }
-    shown
+
+    /// Returns the keys that were probably meant.
+    fn means(&self) -> &[&'static str] {
+        match self {
+            UnknownKey::Misspelled(known) => std::slice::from_ref(known),
+            UnknownKey::Elsewhere(entry) => entry.means,
+            UnknownKey::Merge | UnknownKey::Misplaced | UnknownKey::Unknown => &[],
+        }
+    }
+
+    fn message(&self, key: &str, keys: &KeySet) -> String {
+        let shown = shorten(key);
+        match self {
+            UnknownKey::Merge => {
+                "merge keys (`<<`) are not followed here; write the keys themselves".to_owned()
+            }
+            UnknownKey::Misspelled(near) => {
+                format!("unknown key `{shown}`; did you mean `{near}`?")
+            }
+            UnknownKey::Elsewhere(entry) => format!("unknown key `{shown}`; {}", entry.advice),
+            UnknownKey::Misplaced => {
+                format!("`{shown}` is a key of {}", keys.misplaced.1)
+            }
+            UnknownKey::Unknown => {
+                let known = keys.known.join(", ");
+                format!("unknown key `{shown}`; the keys are {known}")
+            }
+        }
+    }
+}
+
+/// Returns a key without the differences between ways to write it: `ExecStart`, `exec-start` and
+/// `exec_start` are the same.
+fn plain(key: &str) -> String {
+    // No key is that long.
+    let letters = key.chars().filter(|c| !matches!(c, '_' | '-')).take(65);
+    letters.flat_map(char::to_lowercase).collect()
 }
 
 /// Finds the known word that was probably meant: the most similar one, or one that begins like
@@ -209,7 +308,66 @@ pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::keys;
+    use super::super::raw;
     use super::*;
+
+    /// Takes the keys of a text, and returns their faults with them.
+    fn read(text: &str, keys: &'static KeySet) -> (Fields, Vec<Fault>) {
+        let source = Source::decode(Path::new("x.yaml"), text.as_bytes().to_vec()).unwrap();
+        let root = raw::parse(&source).unwrap().unwrap();
+        let mut report = Report::new(&source);
+        let fields = Fields::new(root, keys, &mut report).unwrap();
+        (fields, report.faults)
+    }
+
+    #[test]
+    fn a_key_of_another_program_is_one_fault_that_says_what_to_write() {
+        for keys in [keys::SERVICE, keys::TLS, keys::GLOBAL] {
+            for entry in keys.elsewhere {
+                for key in entry.keys {
+                    let (fields, faults) = read(&format!("{key}: x"), keys);
+                    let messages: Vec<&str> = faults.iter().map(|fault| &*fault.message).collect();
+                    assert_eq!(messages, [format!("unknown key `{key}`; {}", entry.advice)]);
+                    for known in entry.means {
+                        assert!(
+                            fields.key(known).is_some(),
+                            "{known} is missing beside {key}"
+                        );
+                    }
+                }
+            }
+        }
+        let (_, faults) = read("ExecStart: x\nENV-FILE: x", keys::SERVICE);
+        let fault = |number: usize| &*faults[number].message;
+        assert!(fault(0).contains("as `executable_path`"), "{}", fault(0));
+        assert!(fault(1).contains("`environment_file: "), "{}", fault(1));
+    }
+
+    #[test]
+    fn a_key_at_the_wrong_place_is_told_where_it_belongs() {
+        for (text, keys, message) in [
+            (
+                "trusted_proxies: x",
+                keys::SERVICE,
+                "`trusted_proxies` is a key of all services; move it to smoothserve.yaml",
+            ),
+            (
+                "instance_count: x",
+                keys::GLOBAL,
+                "`instance_count` is a key of a service; move it to the file of the service",
+            ),
+            (
+                "hsts: x",
+                keys::TLS,
+                "`hsts` is a key of the service; move it out of `tls`",
+            ),
+        ] {
+            assert_eq!(read(text, keys).1[0].message, message);
+        }
+    }
 
     #[test]
     fn suggests_what_was_meant_and_nothing_else() {

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
-use super::fault::{Fault, Position};
-use super::fields::{Fields, Report, shorten};
+use super::fault::{Fault, Position, shorten};
+use super::fields::{Fields, Report};
+use super::keys;
 use super::limits::parse_size;
 use super::machine::{Against, Database, known};
 use super::raw::{self, Node, Value};
@@ -15,21 +16,6 @@ use crate::log_level::{LogLevel, LogLevelError};
 
 /// The name of the global file, which is beside the folder of services.
 const FILE: &str = "smoothserve.yaml";
-
-/// Every key that `smoothserve.yaml` may have.
-pub const GLOBAL_KEYS: &[&str] = &[
-    "services_dir",
-    "SubConfigDir",
-    "default_user",
-    "trusted_proxies",
-    "forwarded",
-    "max_connections",
-    "proxy_memory_max",
-    "log_level",
-    "CommandPort",
-    "ProxyAddr",
-    "log",
-];
 
 /// Keys of an older version, which are accepted and have no effect.
 const UNUSED_KEYS: &[&str] = &["CommandPort", "ProxyAddr", "log"];
@@ -108,12 +94,12 @@ fn fill(
     let Some(root) = root else {
         return;
     };
-    let Some(fields) = Fields::new(root, GLOBAL_KEYS, report) else {
+    let Some(fields) = Fields::new(root, keys::GLOBAL, report) else {
         return;
     };
     let folders = [
-        fields.get("services_dir", report, value::text),
-        fields.get("SubConfigDir", report, value::text),
+        fields.get("services_dir", report, value::path),
+        fields.get("SubConfigDir", report, value::path),
     ];
     if let [Some(_), Some(second)] = &folders {
         report.at(
@@ -128,7 +114,7 @@ fn fill(
     }
     if let Some(user) = fields.get("default_user", report, value::text) {
         let found = match against {
-            Against::Machine => known(Database::Passwd, &user.value),
+            Against::Machine(_) => known(Database::Passwd, &user.value),
             Against::Nothing => Ok(()),
         };
         if let Err(message) = found {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::fields::{At, Report, shorten};
+use super::fault::shorten;
+use super::fields::{At, Report};
 use super::limits::parse_size;
 use super::raw::Node;
 use super::reader::Reader;
@@ -98,12 +99,14 @@ fn redirect_https(
         return None;
     }
     match tls {
-        _ if !has_plain => {
+        _ if !has_plain && reader.key("port").is_none() => {
             let message = "`redirect_https` without `port`: nobody comes without TLS; add the port, or remove this";
             reader.report.at(redirect.at, message);
             None
         }
         Some(tls) => tls.main_port(),
+        // What is wrong with `tls` was said there.
+        None if reader.key("tls").is_some() => None,
         None => {
             let message = "`redirect_https` without `tls`: there is nowhere to send anybody";
             reader.report.at(redirect.at, message);
@@ -114,7 +117,7 @@ fn redirect_https(
 
 fn hsts(reader: &mut Reader<'_>, tls: Option<&TlsConfig>) -> Option<Duration> {
     let hsts = reader.get_at("hsts", value::long_duration)?;
-    if tls.is_none() {
+    if tls.is_none() && reader.key("tls").is_none() {
         let message = "`hsts` without `tls`: browsers believe it only over TLS";
         reader.report.at(hsts.at, message);
     }

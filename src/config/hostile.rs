@@ -41,7 +41,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::Index;
 
-    use super::super::service::SERVICE_KEYS;
+    use super::super::keys::SERVICE_KEYS;
     use super::*;
 
     const EVERY_KEY: &str = include_str!("../../services/example.yaml");

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::fields::{At, Report, shorten};
+use super::fault::shorten;
+use super::fields::{At, Report};
 use super::raw::Node;
 use super::reader::Reader;
 use super::value;

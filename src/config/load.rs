@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::conflict::between;
 use super::fault::{Fault, Faults, Lack};
 use super::global::{self, Global};
-use super::machine::{self, Against};
+use super::machine::{self, Against, Runner};
 use super::raw;
 use super::service::{self, Draft, ServiceConfig};
 use super::source::Source;
@@ -90,7 +90,7 @@ pub fn load_partial(dir: &Path) -> (Config, Faults) {
 /// Reads a folder as [`load_partial`] does, and keeps what the machine lacks apart from the faults
 /// of the files: the state of the machine may concern one service only.
 pub fn load_apart(dir: &Path) -> LoadedConfig {
-    load_against(Against::Machine, dir)
+    load_against(Against::Machine(runner_of(dir)), dir)
 }
 
 /// Reads a folder as [`load_partial`] does, but looks at nothing beside the configuration files
@@ -129,6 +129,15 @@ fn load_against(against: Against, dir: &Path) -> LoadedConfig {
         config: config(global, good, notes),
         faults: Faults::new(faults),
         lacks,
+    }
+}
+
+/// Returns who runs smoothserve with the configuration in a folder. An ordinary user who checks the
+/// configuration of the system does not run it.
+fn runner_of(dir: &Path) -> Runner {
+    match rustix::process::geteuid().is_root() || dir == Path::new(CONFIG_DIR) {
+        true => Runner::Root,
+        false => Runner::Myself,
     }
 }
 
@@ -260,10 +269,10 @@ fn read_service(
         ));
     }
     let missing = match against {
-        Against::Machine => machine::missing(&draft.service, &global.default_user),
+        Against::Machine(runner) => machine::missing(&draft.service, &global.default_user, runner),
         Against::Nothing => Vec::new(),
     };
-    if against == Against::Machine {
+    if matches!(against, Against::Machine(_)) {
         for (key, message) in machine::remarks(&draft.service) {
             let at = draft.mark(key);
             notes.push(format!("{}:{}: {message}", file.display(), at.line));

@@ -6,13 +6,13 @@ use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use nix::unistd::{Group, User};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 use rustix::fs::FileType;
 
 use super::certificate::Certificate;
 use super::environment_file::EnvironmentFile;
-use super::fields::shorten;
-use super::process::ProcessConfig;
+use super::fault::shorten;
+use super::process::{DEFAULT_PATH, ProcessConfig};
 use super::service::ServiceConfig;
 use crate::patience;
 use crate::trust::{self, FileFault, NamedUser, Purpose};
@@ -22,9 +22,18 @@ use crate::walk::{MOST_WATCHED, WalkBounds, walk};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Against {
     /// The files, users and addresses of this machine.
-    Machine,
+    Machine(Runner),
     /// Only each other.
     Nothing,
+}
+
+/// Who runs smoothserve with a configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Runner {
+    /// Root, who may start a service as any user.
+    Root,
+    /// The user of this process, who is not root.
+    Myself,
 }
 
 /// How many lines of an environment file are remarked upon.
@@ -35,13 +44,17 @@ pub(super) type Remark = (&'static str, String);
 
 /// Lists what the machine lacks for a service: the key that names it, the text, and whether it
 /// hinders. Files and users that do not answer are lacking.
-pub(super) fn missing(service: &ServiceConfig, default_user: &str) -> Vec<(Remark, bool)> {
+pub(super) fn missing(
+    service: &ServiceConfig,
+    default_user: &str,
+    runner: Runner,
+) -> Vec<(Remark, bool)> {
     let (copy, user) = (service.clone(), default_user.to_owned());
-    let found = patience::within(&service.files(), move || all_missing(&copy, &user));
+    let found = patience::within(&service.files(), move || all_missing(&copy, &user, runner));
     found.unwrap_or_else(|unanswered| vec![(("executable_path", unanswered.to_string()), true)])
 }
 
-fn all_missing(service: &ServiceConfig, default_user: &str) -> Vec<(Remark, bool)> {
+fn all_missing(service: &ServiceConfig, default_user: &str, runner: Runner) -> Vec<(Remark, bool)> {
     let process = &service.process;
     let mut missing = Vec::new();
     let mut check = |key, result: Result<(), String>| {
@@ -58,11 +71,14 @@ fn all_missing(service: &ServiceConfig, default_user: &str) -> Vec<(Remark, bool
         check("environment_file", environment_file(file, process));
     }
     match &process.user {
-        Some(user) => check("user", known(Database::Passwd, user)),
-        None => check("executable_path", owner(&process.executable, default_user)),
+        Some(user) => check("user", usable(Database::Passwd, user, runner)),
+        None if runner == Runner::Root => {
+            check("executable_path", owner(&process.executable, default_user));
+        }
+        None => {}
     }
     if let Some(group) = &process.group {
-        check("group", known(Database::Group, group));
+        check("group", usable(Database::Group, group, runner));
     }
     check("server_ip", local("server_ip", process.address));
     missing.extend(certificate(service));
@@ -81,9 +97,10 @@ fn executable(path: &Path, named: Option<NamedUser<'_>>) -> Result<(), String> {
     let found = match trust::find(path, Purpose::Program(named)) {
         Ok(found) => found,
         Err(fault) if fault.is_missing() => {
-            let advice = match in_path(path) {
-                Some(found) => format!("; did you mean {}?", found.display()),
-                None => String::new(),
+            let advice = match (with_arguments(path), in_path(path)) {
+                (Some(advice), _) => format!("; {advice}"),
+                (None, Some(found)) => format!("; did you mean {}?", found.display()),
+                (None, None) => String::new(),
             };
             return Err(format!("the executable {shown} does not exist{advice}"));
         }
@@ -106,11 +123,33 @@ fn executable(path: &Path, named: Option<NamedUser<'_>>) -> Result<(), String> {
     }
 }
 
+/// Says what to write instead of a path with arguments behind it, as a shell takes it.
+fn with_arguments(path: &Path) -> Option<String> {
+    let mut words = path.to_str()?.split_whitespace();
+    let program = words.next()?;
+    let bare = |word: &str| shorten(word.trim_matches(['"', '\'']));
+    let arguments: Vec<String> = words.map(|word| format!("\"{}\"", bare(word))).collect();
+    if arguments.is_empty() {
+        return None;
+    }
+    let program = match Path::new(program) {
+        found if found.is_file() => found.to_owned(),
+        other => in_path(other)?,
+    };
+    Some(format!(
+        "arguments have a key of their own: write `executable_path: {}` and `args: [{}]`",
+        program.display(),
+        arguments.join(", ")
+    ))
+}
+
 /// Finds a program of that name where a shell would look for it, which smoothserve does not.
 fn in_path(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?;
-    let folders = std::env::var_os("PATH")?;
-    std::env::split_paths(&folders)
+    // What the service would find comes first, then what is only in the `PATH` of this process.
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(DEFAULT_PATH).chain(std::env::split_paths(&own));
+    folders
         .filter(|folder| folder.is_absolute())
         .map(|folder| folder.join(name))
         .find(|found| found.is_file())
@@ -142,10 +181,9 @@ fn environment_file(path: &Path, process: &ProcessConfig) -> Result<(), String> 
 
 /// Checks the user of a service without `user`: the owner of its executable, but never root.
 fn owner(path: &Path, default_user: &str) -> Result<(), String> {
-    let by_root = rustix::process::geteuid().is_root();
     let of_root =
         trust::find(path, Purpose::Program(None)).is_ok_and(|found| found.stat.st_uid == 0);
-    if by_root && of_root && known(Database::Passwd, default_user).is_err() {
+    if of_root && known(Database::Passwd, default_user).is_err() {
         return Err(format!(
             "{} belongs to root, and this machine has no user `{default_user}` to run it; give `user`",
             path.display()
@@ -181,25 +219,79 @@ pub(super) enum Database {
     Group,
 }
 
+impl Database {
+    /// Returns the key of a service's file that has a name of this database.
+    fn key(self) -> &'static str {
+        match self {
+            Database::Passwd => "user",
+            Database::Group => "group",
+        }
+    }
+
+    /// Returns the command that makes an account with this number.
+    fn command(self, number: &str) -> String {
+        match self {
+            Database::Passwd => format!("useradd --system --uid {number} NAME"),
+            Database::Group => format!("groupadd --system --gid {number} NAME"),
+        }
+    }
+}
+
+/// Checks that there is a user or group of this name, and that whoever runs smoothserve may start a
+/// service with it.
+fn usable(database: Database, name: &str, runner: Runner) -> Result<(), String> {
+    known(database, name)?;
+    if runner == Runner::Root || is_own(database, name) {
+        return Ok(());
+    }
+    let own = User::from_uid(geteuid()).ok().flatten();
+    let own = own.map_or_else(|| geteuid().to_string(), |own| own.name);
+    let (key, shown) = (database.key(), shorten(name));
+    Err(format!(
+        "only root can start a service as {key} `{shown}`, and this smoothserve is that of {own}; \
+         leave `{key}` out, or let root run smoothserve"
+    ))
+}
+
+/// Returns true if this process runs as this user, or with this main group, anyway.
+fn is_own(database: Database, name: &str) -> bool {
+    match database {
+        Database::Passwd => {
+            User::from_name(name).is_ok_and(|user| user.is_some_and(|user| user.uid == geteuid()))
+        }
+        Database::Group => Group::from_name(name)
+            .is_ok_and(|group| group.is_some_and(|group| group.gid == getegid())),
+    }
+}
+
 /// Checks that there is a user or group of this name, where the C library looks for it (NSS: files,
 /// LDAP, systemd), as the manager does when it starts an instance.
 pub(super) fn known(database: Database, name: &str) -> Result<(), String> {
-    let (kind, found) = match database {
-        Database::Passwd => (
-            "user",
-            User::from_name(name).is_ok_and(|user| user.is_some()),
-        ),
-        Database::Group => (
-            "group",
-            Group::from_name(name).is_ok_and(|group| group.is_some()),
-        ),
+    let found = match database {
+        Database::Passwd => User::from_name(name).is_ok_and(|user| user.is_some()),
+        Database::Group => Group::from_name(name).is_ok_and(|group| group.is_some()),
     };
     if found {
-        Ok(())
-    } else {
-        let shown = shorten(name);
-        Err(format!("this machine has no {kind} `{shown}`"))
+        return Ok(());
     }
+    let (key, shown) = (database.key(), shorten(name));
+    let name_of_number = match (database, name.parse()) {
+        (Database::Passwd, Ok(uid)) => {
+            User::from_uid(Uid::from_raw(uid)).map(|user| user.map(|user| user.name))
+        }
+        (Database::Group, Ok(gid)) => {
+            Group::from_gid(Gid::from_raw(gid)).map(|group| group.map(|group| group.name))
+        }
+        (_, Err(_)) => return Err(format!("this machine has no {key} `{shown}`")),
+    };
+    Err(match name_of_number {
+        Ok(Some(name)) => format!("`{shown}` is a number; write the name of that {key}: `{name}`"),
+        _ => format!(
+            "this machine has no {key} `{shown}`, and a number needs a name here; make one by \
+             `{}`, and write that",
+            database.command(&shown)
+        ),
+    })
 }
 
 /// Says what is wrong with the certificate of a service, which key names it, and whether that

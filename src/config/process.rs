@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::fields::{At, Report, nearest, shorten};
+use super::fault::shorten;
+use super::fields::{At, Report, nearest};
 use super::limits::Limits;
 use super::raw::Node;
 use super::reader::Reader;
@@ -91,6 +92,9 @@ pub enum UpstreamProtocol {
 /// sets one.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The only argument of instances with a port of their own, unless the service's file has `args`.
+pub const DEFAULT_ARGUMENT: &str = "-port={port}";
+
 /// The most bytes of an environment file.
 const LONGEST_ENVIRONMENT_FILE: u64 = 1 << 20;
 
@@ -163,7 +167,7 @@ impl ProcessConfig {
     /// since paths of other keys begin at its folder.
     pub(super) fn read(reader: &mut Reader<'_>, executable: PathBuf) -> ProcessConfig {
         let bind = bind(reader);
-        let environment_file = reader.get_at("environment_file", value::text);
+        let environment_file = reader.get_at("environment_file", value::path);
         let environment_file_optional = environment_file
             .as_ref()
             .is_some_and(|path| path.value.starts_with('-'));
@@ -235,7 +239,7 @@ fn args(reader: &mut Reader<'_>, bind: Bind) -> Vec<String> {
     let Some(args) = reader.get("args", value::arguments) else {
         // A service that is told its socket by the environment needs no argument.
         return match bind {
-            Bind::Port => vec!["-port={port}".to_owned()],
+            Bind::Port => vec![DEFAULT_ARGUMENT.to_owned()],
             Bind::Unix | Bind::Inherit => Vec::new(),
         };
     };
@@ -253,34 +257,73 @@ fn ready(reader: &mut Reader<'_>) -> Ready {
     let Some(At { at, value: text }) = reader.get_at("ready", value::text) else {
         return Ready::Tcp;
     };
-    if let Some(path) = text
-        .strip_prefix("http:")
-        .or_else(|| text.strip_prefix("http"))
-    {
-        let visible = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-        if path.is_empty() {
-            return Ready::Http("/".to_owned());
-        } else if path.starts_with('/') && !path.starts_with("//") && visible {
-            return Ready::Http(path.to_owned());
-        }
+    let path = text
+        .strip_prefix("http")
+        .filter(|rest| !rest.starts_with('s'));
+    let path = path.map(|rest| rest.strip_prefix(':').unwrap_or(rest));
+    match (text.as_str(), path) {
+        ("tcp", _) => return Ready::Tcp,
+        ("notify", _) => return Ready::Notify,
+        (_, Some("")) => return Ready::Http("/".to_owned()),
+        (_, Some(path)) if is_path(path) => return Ready::Http(path.to_owned()),
+        _ => {}
     }
-    match text.as_str() {
-        "tcp" => return Ready::Tcp,
-        "notify" => return Ready::Notify,
-        _ if text.starts_with("http") => reader.report.at(
-            at,
-            format!(
-                "`ready` is `{}`; give a path, as in `http:/health`",
-                shorten(&text)
-            ),
-        ),
-        _ => {
-            let words = ["tcp", "http:/path", "notify"];
-            let message = value::not_a_choice("ready", &text, &words);
-            reader.report.at(at, message);
-        }
-    }
+    let message = match meant_ready(&text) {
+        Some(advice) => format!("`ready` is `{}`; {advice}", shorten(&text)),
+        None => value::not_a_choice("ready", &text, &["tcp", "http:/path", "notify"]),
+    };
+    reader.report.at(at, message);
     Ready::Tcp
+}
+
+/// Returns true for the path of a request.
+fn is_path(text: &str) -> bool {
+    let visible = text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    text.starts_with('/') && !text.starts_with("//") && visible
+}
+
+/// Says what to write instead of a check that is written as in other programs: a path alone, an
+/// address, a port.
+fn meant_ready(text: &str) -> Option<String> {
+    let lower = text.to_ascii_lowercase();
+    let scheme = ["http://", "https://"]
+        .iter()
+        .find(|scheme| lower.starts_with(**scheme));
+    let path = match scheme {
+        Some(scheme) => {
+            let rest = &text[scheme.len()..];
+            Some(rest.find('/').map_or("/", |slash| &rest[slash..]))
+        }
+        None => {
+            let rest = lower
+                .starts_with("http")
+                .then(|| text[4..].trim_start_matches('s'));
+            Some(
+                rest.map_or(text, |rest| rest.trim_start_matches(':'))
+                    .trim(),
+            )
+        }
+    };
+    if let Some(path) = path.filter(|path| is_path(path)) {
+        return Some(format!(
+            "write the path alone: `http:{}`; each instance is asked on its own port, without TLS",
+            shorten(path)
+        ));
+    }
+    let port = lower
+        .rsplit(':')
+        .next()
+        .and_then(|port| port.parse::<u16>().ok());
+    if port.is_some() {
+        let advice =
+            "each instance has a port of its own; write `tcp`, or a path as in `http:/health`";
+        return Some(advice.to_owned());
+    }
+    match lower.as_str() {
+        "sd_notify" | "systemd" => Some("write `notify`".to_owned()),
+        _ if lower.starts_with("http") => Some("give a path, as in `http:/health`".to_owned()),
+        _ => None,
+    }
 }
 
 fn stop_signal(reader: &mut Reader<'_>) -> i32 {

@@ -11,6 +11,7 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 
 use super::fault::{Fault, Position};
 use super::source::Source;
+use super::syntax::{self, OpenBracket};
 
 /// The deepest nesting: enough for every key, and for the `log:` of old files.
 const MAX_DEPTH: usize = 16;
@@ -75,7 +76,7 @@ pub(super) fn parse(source: &Source) -> Result<Option<Node>, Fault> {
             Err(error) => {
                 let at = position(*error.marker());
                 let open = builder.open_bracket(source);
-                let message = syntax_message(source, at, error.info(), open);
+                let (at, message) = syntax::word(source, at, error.info(), open);
                 return Err(source.fault(at, message));
             }
         };
@@ -97,30 +98,6 @@ fn position(marker: Marker) -> Position {
     Position {
         line: marker.line().max(1),
         column: marker.col() + 1,
-    }
-}
-
-/// Words a fault of the syntax, with advice about its most frequent causes.
-fn syntax_message(
-    source: &Source,
-    at: Position,
-    info: &str,
-    open: Option<(char, Position)>,
-) -> String {
-    let indented_by_tab = |number: usize| {
-        source.line(number).is_some_and(|line| {
-            line.trim_start_matches(' ').starts_with('\t') && !line.trim().is_empty()
-        })
-    };
-    if indented_by_tab(at.line) {
-        return "a tab in the indentation; YAML wants spaces".to_owned();
-    }
-    match open {
-        Some((bracket, at)) => format!(
-            "not valid YAML: {info}; the `{bracket}` of line {} is still open here",
-            at.line
-        ),
-        None => format!("not valid YAML: {info}"),
     }
 }
 
@@ -169,9 +146,7 @@ impl Builder {
                 }),
                 None => Ok(()),
             },
-            Event::Alias(_) => {
-                Err("an alias (`*…`) is not followed here; write the value itself".to_owned())
-            }
+            Event::Alias(_) => Err(syntax::alias()),
             Event::Nothing
             | Event::StreamStart
             | Event::StreamEnd
@@ -181,7 +156,7 @@ impl Builder {
     }
 
     /// Finds the innermost bracket that is not closed.
-    fn open_bracket(&self, source: &Source) -> Option<(char, Position)> {
+    fn open_bracket(&self, source: &Source) -> OpenBracket {
         let (Open::List(at, _) | Open::Map(at, ..)) = self.open.last()?;
         let bracket = source.line(at.line)?.chars().nth(at.column - 1)?;
         matches!(bracket, '[' | '{').then_some((bracket, *at))

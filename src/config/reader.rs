@@ -64,13 +64,13 @@ impl<'s> Reader<'s> {
 
     /// Reads the path that a key gives, relative to the folder of the file.
     pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
-        let path = self.get(key, value::text)?;
+        let path = self.get(key, value::path)?;
         Some(join(&self.folder, &path))
     }
 
     /// Reads a path as [`Reader::path`] does, and reports a fault if the key is left out.
     pub(super) fn path_needed(&mut self, key: &'static str) -> Option<PathBuf> {
-        let path = self.need(key, value::text)?.value;
+        let path = self.need(key, value::path)?.value;
         Some(join(&self.folder, &path))
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::fault::{Fault, Lack, Position, TOP};
-use super::fields::{At, Fields, Report, shorten};
+use super::fault::{Fault, Lack, Position, TOP, shorten};
+use super::fields::{At, Fields, Report};
 use super::handling::HandlingConfig;
+use super::keys;
 use super::listen::{Listen, overlap, plain_ports};
 use super::process::{Bind, ProcessConfig};
 use super::raw::Node;
@@ -112,56 +113,6 @@ impl ServiceConfig {
     }
 }
 
-/// Every key that a file of `services/` may have.
-pub const SERVICE_KEYS: &[&str] = &[
-    "name",
-    "enabled",
-    "server_name",
-    "port",
-    "tls",
-    "redirect_https",
-    "hsts",
-    "listen_address",
-    "proxy_protocol",
-    "strip_prefix",
-    "max_request_body",
-    "response_timeout",
-    "client_gone_timeout",
-    "queue_timeout",
-    "max_in_flight",
-    "server_ip",
-    "start_instance_port",
-    "instance_count",
-    "executable_path",
-    "args",
-    "environment",
-    "environment_file",
-    "working_directory",
-    "user",
-    "group",
-    "bind",
-    "upstream_protocol",
-    "ready",
-    "auto_restart",
-    "watch_files",
-    "watch_ignore",
-    "delay_update_time",
-    "delay_running_time",
-    "start_timeout",
-    "drain_timeout",
-    "tunnel_drain_timeout",
-    "stop_timeout",
-    "stop_signal",
-    "rollout",
-    "memory_max",
-    "memory_high",
-    "cpu_quota",
-    "tasks_max",
-    "limit_nofile",
-    "nice",
-    "oom_score_adjust",
-];
-
 const DELAY_UPDATE_TIME: Duration = Duration::from_secs(1);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -203,7 +154,7 @@ pub(super) fn read(
         report.whole("is empty; a service has at least `name`, `port` and `executable_path`");
         return Err(report.faults);
     };
-    let Some(fields) = Fields::new(root, SERVICE_KEYS, &mut report) else {
+    let Some(fields) = Fields::new(root, keys::SERVICE, &mut report) else {
         return Err(report.faults);
     };
     let mut reader = Reader::new(&source, fields, report);

@@ -55,7 +55,8 @@ impl Site {
     pub fn parse(text: &str) -> Result<Site, String> {
         if let Some((scheme, rest)) = text.split_once("://") {
             return Err(format!(
-                "`{text}` begins with `{scheme}://`; give the host and the path only: `{rest}`"
+                "`{text}` begins with `{scheme}://`; {}",
+                site_of_url(rest)
             ));
         }
         let (host, path) = match text.find('/') {
@@ -80,6 +81,20 @@ impl std::fmt::Display for Site {
             f.write_str(&self.path)?;
         }
         Ok(())
+    }
+}
+
+/// Says what to write instead of a URL, whose part behind the scheme this is.
+fn site_of_url(rest: &str) -> String {
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if is_port(port) => host,
+        _ => authority,
+    };
+    match path.trim_end_matches('/') {
+        "" => format!("give the host alone: `{host}`"),
+        path => format!("give the host and the path only: `{host}{path}`"),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fields::{At, Report, shorten};
+use super::fault::shorten;
+use super::fields::{At, Report};
 use super::raw::Node;
 use super::reader::Reader;
 use super::site::{Site, parse_path};

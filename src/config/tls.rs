@@ -5,13 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::fields::{At, Fields, Report};
+use super::keys;
 use super::raw::{Node, Value};
 use super::reader::Reader;
 use super::source::join;
 use super::value;
-
-/// Every key below `tls`.
-pub const TLS_KEYS: &[&str] = &["certificate", "key", "port"];
 
 /// The port of https.
 const HTTPS: u16 = 443;
@@ -87,9 +85,9 @@ fn section(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Section> {
         );
         return None;
     }
-    let fields = Fields::new(node.clone(), TLS_KEYS, report)?;
-    let certificate = fields.need("certificate", report, value::text);
-    let key = fields.get("key", report, value::text);
+    let fields = Fields::new(node.clone(), keys::TLS, report)?;
+    let certificate = fields.need("certificate", report, value::path);
+    let key = fields.get("key", report, value::path);
     let ports = fields.get("port", report, value::ports);
     let ports = ports.map_or_else(
         || {

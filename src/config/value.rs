@@ -10,8 +10,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::environment_file::is_own_variable;
-use super::fault::Position;
-use super::fields::{At, Report, nearest, shorten};
+use super::fault::{Position, shorten};
+use super::fields::{At, Report, nearest};
 use super::raw::{Node, Value};
 
 /// The longest time that a timeout or a delay may be.
@@ -36,14 +36,34 @@ pub(super) fn text(node: &Node, key: &str, report: &mut Report<'_>) -> Option<St
     Some(text.to_owned())
 }
 
+/// Reads a path. Nothing of what a shell would replace in it is replaced.
+pub(super) fn path(node: &Node, key: &str, report: &mut Report<'_>) -> Option<String> {
+    let text = text(node, key, report)?;
+    // A `-` before the path says that the file may be missing.
+    let bare = text.strip_prefix('-').unwrap_or(&text);
+    let advice = if bare == "~" || bare.starts_with("~/") {
+        "nothing replaces `~` here; write the home folder itself, as in `/home/anna/shop`"
+    } else if bare.starts_with('~') {
+        "nothing replaces `~` here; write the whole path, or put `./` before it"
+    } else if bare.starts_with('$') || bare.contains("${") || bare.contains("/$") {
+        "nothing replaces variables here; write the whole path itself"
+    } else {
+        return Some(text);
+    };
+    let shown = shorten(&text);
+    report.at(node.at, format!("`{key}` is `{shown}`; {advice}"));
+    None
+}
+
 /// Reads a single value, which may be an empty string.
 fn anything<'n>(node: &'n Node, key: &str, report: &mut Report<'_>) -> Option<&'n str> {
     let Value::Scalar { text, .. } = &node.value else {
         let kind = node.kind();
-        report.at(
-            node.at,
-            format!("`{key}` is {kind}; a single value is needed"),
-        );
+        let advice = match in_braces(node) {
+            Some(word) => format!("put it into quotes: `\"{{{word}}}\"`"),
+            None => "a single value is needed".to_owned(),
+        };
+        report.at(node.at, format!("`{key}` is {kind}; {advice}"));
         return None;
     };
     if text.contains('\0') {
@@ -58,6 +78,25 @@ fn anything<'n>(node: &'n Node, key: &str, report: &mut Report<'_>) -> Option<&'
         return None;
     }
     Some(text)
+}
+
+/// Returns the word in `{word}`, which is a mapping to YAML if it stands without quotes.
+fn in_braces(node: &Node) -> Option<String> {
+    let Value::Map(entries) = &node.value else {
+        return None;
+    };
+    match &entries[..] {
+        [
+            (
+                Node {
+                    value: Value::Scalar { text, .. },
+                    ..
+                },
+                value,
+            ),
+        ] if value.is_null() => Some(shorten(text)),
+        _ => None,
+    }
 }
 
 /// Reads `true` or `false`, or the other words that older YAML has for them.
@@ -189,6 +228,11 @@ pub(super) fn ports(node: &Node, key: &str, report: &mut Report<'_>) -> Option<V
     let ports: Vec<Option<At<u16>>> = words(node, key, report)?
         .into_iter()
         .map(|At { at, value }| {
+            if let Some(advice) = meant_port(&value, key) {
+                let shown = shorten(&value);
+                report.at(at, format!("`{key}` is `{shown}`; {advice}"));
+                return None;
+            }
             let value = number(at, &value, key, 1..=u16::MAX, report)?;
             Some(At { at, value })
         })
@@ -196,18 +240,51 @@ pub(super) fn ports(node: &Node, key: &str, report: &mut Report<'_>) -> Option<V
     ports.into_iter().collect()
 }
 
+/// Says what to write instead of a port that is written as in other programs: `:80`,
+/// `127.0.0.1:80`, `8080:80`, `80/tcp`, `http`.
+fn meant_port(text: &str, key: &str) -> Option<String> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    let usual = [("http", 80), ("https", 443)];
+    if let Some((_, number)) = usual.iter().find(|(name, _)| *name == text) {
+        return Some(format!("write the number: `{key}: {number}`"));
+    }
+    if let Some(number) = text.strip_suffix("/tcp").and_then(port) {
+        return Some(format!("write the number alone: `{key}: {number}`"));
+    }
+    let (before, number) = text.rsplit_once(':')?;
+    let number = port(number)?;
+    match before.trim_start_matches('[').trim_end_matches(']') {
+        "" | "*" | "0.0.0.0" | "::" => Some(format!("write the number alone: `{key}: {number}`")),
+        address if address.parse::<IpAddr>().is_ok() => Some(format!(
+            "write `{key}: {number}` and `listen_address: \"{address}\"`"
+        )),
+        first if port(first).is_some() => Some(format!(
+            "write the port for clients alone: `{key}: {first}`; instances get ports of their own"
+        )),
+        _ => None,
+    }
+}
+
 /// Reads a duration: `30s`, `500ms`, `1m30s`, or plain seconds, `2.5`.
 pub(super) fn duration(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Duration> {
     let text = text(node, key, report)?;
     let Some(duration) = parse_duration(&text) else {
         let shown = shorten(&text);
-        let message =
-            format!("`{key}` is `{shown}`; give a time such as 30s, 500ms, 2m or plain seconds");
-        report.at(node.at, message);
+        let advice = match meant_duration(&text) {
+            Some(meant) => format!("write `{meant}`"),
+            None => "give a time such as 30s, 500ms, 2m or plain seconds".to_owned(),
+        };
+        report.at(node.at, format!("`{key}` is `{shown}`; {advice}"));
         return None;
     };
     if duration > MAX_DURATION {
-        report.at(node.at, format!("`{key}` is longer than a day"));
+        let advice = match text.bytes().all(|b| b.is_ascii_digit()) {
+            true => format!(
+                ": a number without a unit means seconds; for milliseconds write `{text}ms`"
+            ),
+            false => String::new(),
+        };
+        report.at(node.at, format!("`{key}` is longer than a day{advice}"));
         return None;
     }
     Some(duration)
@@ -253,6 +330,22 @@ fn parse_duration(text: &str) -> Option<Duration> {
         rest = after.trim_start();
     }
     Some(total)
+}
+
+/// Returns how a time is written here that is written otherwise: `5 min`, `30 seconds`, `2M`.
+fn meant_duration(text: &str) -> Option<String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (amount, unit) = text.split_at(digits);
+    parse_decimal(amount)?;
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "ms" | "msec" | "msecs" | "millis" | "millisecond" | "milliseconds" => "ms",
+        "s" | "sec" | "secs" | "second" | "seconds" => "s",
+        "m" | "min" | "mins" | "minute" | "minutes" => "m",
+        "h" | "hr" | "hrs" | "hour" | "hours" => "h",
+        "d" | "day" | "days" => "d",
+        _ => return None,
+    };
+    Some(format!("{amount}{unit}"))
 }
 
 /// Parses digits with at most one dot: no sign, no exponent, no `inf`.
@@ -451,6 +544,40 @@ mod tests {
             "s", "1x", "-1", "1e3", "inf", "nan", "1..5", ".", "1s2", "s1", "1 s",
         ] {
             assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn says_how_a_time_or_a_port_is_written_here() {
+        for (text, meant) in [
+            ("5 min", Some("5m")),
+            ("30 seconds", Some("30s")),
+            ("1.5 Hours", Some("1.5h")),
+            ("2M", Some("2m")),
+            ("5 parsecs", None),
+            ("min", None),
+            ("-5 s", None),
+        ] {
+            assert_eq!(meant_duration(text).as_deref(), meant, "{text}");
+        }
+        for (text, advice) in [
+            (":80", "`port: 80`"),
+            ("0.0.0.0:80", "`port: 80`"),
+            ("[::]:80", "`port: 80`"),
+            (
+                "127.0.0.1:80",
+                "`port: 80` and `listen_address: \"127.0.0.1\"`",
+            ),
+            ("[::1]:80", "`port: 80` and `listen_address: \"::1\"`"),
+            ("8080:80", "`port: 8080`"),
+            ("80/tcp", "`port: 80`"),
+            ("https", "`port: 443`"),
+        ] {
+            let found = meant_port(text, "port").unwrap();
+            assert!(found.contains(advice), "{text}: {found}");
+        }
+        for text in ["80", "0", "a:b", "a:80", ":0", ":99999"] {
+            assert_eq!(meant_port(text, "port"), None, "{text}");
         }
     }
 
