@@ -11,12 +11,16 @@ pub fn with_ancestors(pid: u32) -> impl Iterator<Item = u32> {
     std::iter::successors(Some(pid), |&pid| parent(pid)).take(MOST_ANCESTORS)
 }
 
+/// Yields the numbers of all processes.
+pub fn all() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
 /// Returns the descendants of a process, as far as they have not ended.
 pub fn descendants(pid: u32) -> BTreeSet<u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten();
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for number in numbers {
+    for number in all() {
         if let Some(parent) = parent(number) {
             children.entry(parent).or_default().push(number);
         }

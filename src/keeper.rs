@@ -13,7 +13,7 @@
 //! becomes the instance, and the keeper
 //!
 //! 1. tells the manager the number of its child, and reaps every process that has ended,
-//! 2. tells the manager how the instance has ended, when it has,
+//! 2. tells the manager how the instance has ended, when it has, and how many processes are left,
 //! 3. sends SIGTERM to what is left, and SIGKILL after `stop_timeout`, and ends when nothing is.
 //!
 //! When the manager asks for that, everything gets SIGKILL at once. When the manager is gone, the
@@ -35,7 +35,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, wait,
 };
 
-use crate::ancestry::{descendants, with_ancestors};
+use crate::ancestry::{descendants, is_zombie, with_ancestors};
 use crate::launch::{self, descriptors};
 
 /// The byte by which the manager asks the keeper to kill everything.
@@ -162,6 +162,9 @@ impl Keeper {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if pid == self.instance => {
                     self.tell(status.as_raw());
+                    let left = descendants(std::process::id());
+                    let left = left.into_iter().filter(|pid| !is_zombie(*pid)).count();
+                    self.tell(i32::try_from(left).unwrap_or(i32::MAX));
                     self.end(signal_all);
                 }
                 Ok(Some(_)) => {}

@@ -10,6 +10,7 @@
 
 pub(crate) mod descriptors;
 mod limits;
+mod refusal;
 mod signals;
 
 use std::collections::BTreeMap;
@@ -78,6 +79,8 @@ pub struct Order {
     pub busy_patience: Option<Duration>,
     /// True: a listening socket came with the order, to be descriptor 3.
     pub inherits: bool,
+    /// True: the process is in a scope of its own, which it learns as a service of systemd does.
+    pub in_scope: bool,
     /// The process at whose end the instance is to get SIGTERM.
     pub die_with: Option<u32>,
 }
@@ -128,6 +131,10 @@ fn become_instance(
     let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     limits::set(&order.limits)?;
+    let own = match order.in_scope {
+        true => variables_of_unit(),
+        false => BTreeMap::new(),
+    };
     if let Some(credentials) = &order.credentials {
         take_credentials(credentials)?;
     }
@@ -137,6 +144,7 @@ fn become_instance(
     enter(order)?;
 
     let mut environment = order.environment.clone();
+    environment.extend(own);
     let inherited = if order.inherits {
         let socket = descriptors
             .next()
@@ -148,6 +156,10 @@ fn become_instance(
         None
     };
     let (path, keep) = program(order, &executable)?;
+    let search_path = environment.get("PATH").map(String::as_str);
+    if let Some(cause) = refusal::not_found_by_env(&path, search_path) {
+        return Err(cannot_execute(order, cause));
+    }
     let program = text("the path of the program", path.as_os_str().as_bytes())?;
     let args = std::iter::once(order.known_as.as_os_str().as_bytes())
         .chain(order.args.iter().map(|argument| argument.as_bytes()));
@@ -165,8 +177,18 @@ fn become_instance(
     signals::reset().context("cannot reset the signals")?;
     descriptors::arrange(inherited, keep.then_some(&executable))?;
     let execute = || execve(&program, &args, &environment);
-    Err(while_busy(execute, order.busy_patience, manager))
-        .with_context(|| format!("cannot execute {}", order.program.display()))
+    let error = while_busy(execute, order.busy_patience, manager);
+    Err(cannot_execute(
+        order,
+        match refusal::explain(&path, error) {
+            Some(cause) => cause,
+            None => io::Error::from(error).to_string(),
+        },
+    ))
+}
+
+fn cannot_execute(order: &Order, cause: String) -> anyhow::Error {
+    anyhow::anyhow!("cannot execute {}: {cause}", order.program.display())
 }
 
 /// Changes to the working directory.
@@ -180,7 +202,15 @@ fn enter(order: &Order) -> anyhow::Result<()> {
         directory = &order.other_directory;
         entered = std::env::set_current_dir(directory);
     }
-    entered.with_context(|| format!("cannot change to the directory {}", directory.display()))
+    entered.map_err(|error| {
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let cause = denied.then(|| refusal::not_entered(directory)).flatten();
+        let cause = cause.unwrap_or_else(|| error.to_string());
+        anyhow::anyhow!(
+            "cannot change to the directory {}: {cause}",
+            directory.display()
+        )
+    })
 }
 
 /// Converts a text for the kernel. The error names the text by `what` and does not quote it,
@@ -221,14 +251,14 @@ fn while_busy(
     execute: impl Fn() -> nix::Result<Infallible>,
     patience: Option<Duration>,
     manager: &UnixStream,
-) -> io::Error {
+) -> Errno {
     let begin = Instant::now();
     let mut pause = BUSY_PAUSE;
     let mut told = false;
     loop {
         match execute() {
             Err(Errno::ETXTBSY) => {}
-            Err(error) => return error.into(),
+            Err(error) => return error,
             Ok(never) => match never {},
         }
         let waited = begin.elapsed();
@@ -241,7 +271,7 @@ fn while_busy(
         if left.is_some_and(|left| left.is_zero())
             || is_gone_after(manager, left.unwrap_or(pause).min(pause))
         {
-            return Errno::ETXTBSY.into();
+            return Errno::ETXTBSY;
         }
         pause = (pause * 2).min(LONGEST_BUSY_PAUSE);
     }
@@ -296,26 +326,65 @@ fn die_with(parent: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The environment variables that are about the manager itself and must not reach an instance.
-const OWN_VARIABLES: [&str; 11] = [
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
+/// Returns the variables by which a process learns that it is in a unit of its own, as systemd
+/// sets them for a service.
+fn variables_of_unit() -> BTreeMap<String, String> {
+    let mut variables = BTreeMap::new();
+    variables.insert(
+        "SYSTEMD_EXEC_PID".to_owned(),
+        std::process::id().to_string(),
+    );
+    if let Some(id) = invocation_id() {
+        variables.insert("INVOCATION_ID".to_owned(), id);
+    }
+    variables
+}
+
+/// Reads the id of this invocation of the unit, which systemd leaves for journald, too.
+fn invocation_id() -> Option<String> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    // A line for each hierarchy, the path last, see cgroups(7).
+    let (_, unit) = groups
+        .lines()
+        .find(|line| line.ends_with(".scope"))?
+        .rsplit_once('/')?;
+    let run = match rustix::process::geteuid().is_root() {
+        true => PathBuf::from("/run"),
+        false => PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?),
+    };
+    let link = run.join("systemd/units").join(format!("invocation:{unit}"));
+    let id = std::fs::read_link(link).ok()?;
+    Some(id.to_str()?.to_owned())
+}
+
+/// The environment variables that systemd sets for each service by itself, and that are about the
+/// manager alone, see systemd.exec(5). What else the manager has is what its unit, or whoever
+/// started it, gives to it and to its instances.
+const OWN_VARIABLES: [&str; 14] = [
+    "FDSTORE",
     "INVOCATION_ID",
     "JOURNAL_STREAM",
-    "SYSTEMD_EXEC_PID",
-    "MANAGERPID",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "MAINPID",
     "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+    "NOTIFY_SOCKET",
+    "SYSTEMD_EXEC_PID",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
 ];
+
+/// The prefix of the variables by which smoothserve and smoothctl are told something.
+const OWN_PREFIX: &str = "SMOOTHSERVE_";
 
 /// Returns the manager's environment as far as instances may have it.
 pub fn inherited_environment() -> BTreeMap<String, String> {
     let utf8 = |value: OsString| String::from_utf8(value.into_vec()).ok();
     std::env::vars_os()
         .filter_map(|(key, value)| Some((utf8(key)?, utf8(value)?)))
-        .filter(|(key, _)| !OWN_VARIABLES.contains(&key.as_str()))
+        .filter(|(key, _)| !OWN_VARIABLES.contains(&key.as_str()) && !key.starts_with(OWN_PREFIX))
         .collect()
 }

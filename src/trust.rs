@@ -28,13 +28,17 @@
 //! and no more than a given number of bytes is read. A fault names paths and owners, never anything
 //! that was read.
 //!
+//! If a user lacks a permission, `obstacle` says which, and on which folder.
+//!
 //! If smoothserve does not run as root, it has only one user's rights, and all ways are safe.
 
 mod fault;
 mod file;
+mod obstacle;
 mod rights;
 mod way;
 
 pub use fault::FileFault;
 pub use file::{FoundFile, Purpose, examine, find, on_behalf, read};
+pub use obstacle::{Need, Whom, obstacle, obstacle_of};
 pub use rights::NamedUser;

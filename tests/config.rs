@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ fn good(dir: &Path) -> Config {
 /// Makes a folder with these files and an executable `app`.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
+    // Instances of other users may reach the executable.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::create_dir(dir.path().join("services")).unwrap();
     fs::copy(fixture("app"), dir.path().join("app")).unwrap();
     for (name, text) in files {
@@ -125,10 +128,7 @@ fn files_of_the_original_program_load_unchanged() {
         }
     );
     let note = "CommandPort, ProxyAddr, log: not used: control is D-Bus, logs are the journal";
-    let [only] = config.notes.as_slice() else {
-        panic!("{:?}", config.notes)
-    };
-    assert!(only.ends_with(note), "{only}");
+    assert!(config.notes[0].ends_with(note), "{:?}", config.notes);
 }
 
 #[test]
@@ -138,7 +138,9 @@ fn without_a_global_file_every_setting_has_its_default() {
     assert!(config.trusted_proxies.is_empty());
     assert_eq!((config.forwarded, config.max_connections), (false, None));
     assert_eq!(config.proxy_memory_max, None);
-    assert!(config.notes.is_empty(), "{:?}", config.notes);
+    // The folder of these tests may be one that other users may not enter.
+    let is_about_it = |note: &&String| !note.contains("may not enter");
+    assert_eq!(config.notes.iter().find(is_about_it), None);
     assert_eq!(config.services.keys().collect::<Vec<_>>(), ["shop"]);
     let shop = &config.services["shop"];
     assert_eq!(shop.instance_count, 1);
@@ -568,6 +570,67 @@ fn a_number_of_a_user_or_group_is_no_name() {
              `groupadd --system --gid 4711471 NAME`, and write that"
         ]
     );
+}
+
+#[test]
+fn a_permission_that_the_user_of_instances_lacks_is_a_note() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let text = format!("{NEEDED}user: nobody\nworking_directory: ../data\n");
+    let dir = folder(&[("services/x.yaml", &text)]);
+    fs::create_dir(dir.path().join("data")).unwrap();
+    let notes = || good(dir.path()).notes.join("\n");
+    assert_eq!(notes(), "");
+    fs::set_permissions(dir.path().join("data"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(dir.path().join("app"), fs::Permissions::from_mode(0o744)).unwrap();
+    let found = notes();
+    for note in [
+        "x.yaml:3: user nobody may not execute ",
+        "app (0744 root:root); so no instance can start",
+        "x.yaml:5: user nobody may not enter ",
+        "data (0700 root:root); so no instance can start",
+    ] {
+        assert!(found.contains(note), "no {note:?} in {found}");
+    }
+}
+
+#[test]
+fn a_user_that_only_root_could_use_is_found_by_a_check() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let text = format!("{NEEDED}user: root\ngroup: root\n");
+    let dir = folder(&[("services/x.yaml", &text)]);
+    let program = env!("CARGO_BIN_EXE_smoothserve");
+    // Other users may not be able to reach the folder of the build.
+    let copy = dir.path().join("smoothserve");
+    fs::copy(program, &copy).unwrap();
+    let check = |user: &str| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid", user, "--regid", user, "--clear-groups"]);
+        let output = command
+            .arg(&copy)
+            .arg("check")
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (status, said) = check("www-data");
+    assert_eq!(status, Some(78), "{said}");
+    for fault in [
+        "x.yaml:4:7: only root can start a service as user `root`, and this smoothserve is that of www-data; leave `user` out, or let root run smoothserve",
+        "x.yaml:5:8: only root can start a service as group `root`",
+    ] {
+        assert!(said.contains(fault), "{said}");
+    }
+    assert_eq!(check("root").0, Some(0));
+    // Whoever runs smoothserve may name themselves.
+    let own = format!("{NEEDED}user: www-data\ngroup: www-data\n");
+    fs::write(dir.path().join("services/x.yaml"), own).unwrap();
+    assert_eq!(check("www-data").0, Some(0));
 }
 
 #[test]

@@ -365,7 +365,7 @@ async fn what_the_machine_lacks_for_one_service_holds_up_no_other() {
             "no address of this machine",
         ),
         ("user: no-such-user\n".to_owned(), "no user `no-such-user`"),
-        (format!("port: {other}\n"), "Address already in use"),
+        (format!("port: {other}\n"), "address in use: port"),
     ]
     .into_iter()
     .enumerate()

@@ -139,6 +139,10 @@ impl Fields {
             }
         }
         for (at, text) in unknown {
+            // To look for what was meant costs more than the rest.
+            if report.is_full() {
+                break;
+            }
             let unknown = UnknownKey::find(&text, keys);
             report.at(at, unknown.message(&text, keys));
             for known in unknown.means() {

@@ -273,7 +273,7 @@ fn read_service(
         Against::Nothing => Vec::new(),
     };
     if matches!(against, Against::Machine(_)) {
-        for (key, message) in machine::remarks(&draft.service) {
+        for (key, message) in machine::remarks(&draft.service, &global.default_user) {
             let at = draft.mark(key);
             notes.push(format!("{}:{}: {message}", file.display(), at.line));
         }

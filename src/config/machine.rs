@@ -15,7 +15,7 @@ use super::fault::shorten;
 use super::process::{DEFAULT_PATH, ProcessConfig};
 use super::service::ServiceConfig;
 use crate::patience;
-use crate::trust::{self, FileFault, NamedUser, Purpose};
+use crate::trust::{self, FileFault, NamedUser, Need, Purpose, Whom, obstacle, obstacle_of};
 use crate::walk::{MOST_WATCHED, WalkBounds, walk};
 
 /// What the files of a configuration are compared with.
@@ -309,12 +309,14 @@ fn certificate(service: &ServiceConfig) -> Option<(Remark, bool)> {
     }
 }
 
-/// Lists remarks about what is no fault: lines of the environment file that are ignored, and a
-/// certificate that expires soon or does not cover all hosts.
-pub(super) fn remarks(service: &ServiceConfig) -> Vec<Remark> {
-    let copy = service.clone();
+/// Lists remarks about what is no fault: permissions that the user of the instances lacks, lines of
+/// the environment file that are ignored, and a certificate that expires soon or does not cover all
+/// hosts.
+pub(super) fn remarks(service: &ServiceConfig, default_user: &str) -> Vec<Remark> {
+    let (copy, user) = (service.clone(), default_user.to_owned());
     let found = patience::within(&service.files(), move || {
-        let mut remarks = remarks_about_environment_file(&copy);
+        let mut remarks = remarks_about_permissions(&copy.process, &user);
+        remarks.extend(remarks_about_environment_file(&copy));
         remarks.extend(remarks_about_certificate(&copy));
         remarks
     });
@@ -332,6 +334,37 @@ pub(super) fn unwatched(service: &ServiceConfig) -> Option<String> {
     }
     let stop = bounds.stopped.filter(|_| service.auto_restart)?;
     Some(format!("{}: {}", service.file.display(), stop.unwatched()))
+}
+
+/// Says what the user of the instances may not do with the program and the folder, which fails only
+/// when an instance starts. The launcher says the same then.
+fn remarks_about_permissions(process: &ProcessConfig, default_user: &str) -> Vec<Remark> {
+    let program = &process.executable;
+    // What other users may do can only root find out.
+    let lacking = |path: &Path, need| match geteuid().is_root() {
+        false => obstacle(path, need),
+        true => match (
+            process.named_user(),
+            trust::find(program, Purpose::Program(None)),
+        ) {
+            (Some(named), _) => obstacle_of(Whom::Named(named), path, need),
+            (None, Ok(found)) if found.stat.st_uid != 0 => {
+                obstacle_of(Whom::Number(found.stat.st_uid), path, need)
+            }
+            (None, Ok(_)) => {
+                let (user, group) = (default_user, process.group.as_deref());
+                obstacle_of(Whom::Named(NamedUser { user, group }), path, need)
+            }
+            (None, Err(_)) => None,
+        },
+    };
+    let program = lacking(program, Need::Execute).map(|found| ("executable_path", found));
+    let folder = process.working_directory.as_ref();
+    let folder = folder.and_then(|folder| lacking(folder, Need::Enter));
+    let folder = folder.map(|found| ("working_directory", found));
+    let all = program.into_iter().chain(folder);
+    all.map(|(key, found)| (key, format!("{found}; so no instance can start")))
+        .collect()
 }
 
 fn remarks_about_environment_file(service: &ServiceConfig) -> Vec<Remark> {

@@ -1,11 +1,14 @@
 //! The events that reach the task which owns the manager's state. Work that takes time runs in a
 //! separate task, which reports its result as an [`Event`].
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use super::host::sockets::Place;
 use super::process::identity::UserIdentity;
 use super::process::{Ending, Process};
 use super::rollout::{InstanceFailure, InstanceId};
@@ -58,9 +61,20 @@ pub enum News {
     Health(Option<String>),
     /// The worker of this generation has counted the requests of the instance.
     Counts(u32, EndpointCounts),
+    /// It was seen where the instance listens that is not ready yet.
+    Seen(Sighting),
     /// The process of the instance has ended or could not be created, or nobody waits for its end
     /// any more.
     Exited(Ending),
+}
+
+/// Where an instance listens that is not ready yet, and who has its port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// Where the processes of the instance listen.
+    pub places: BTreeSet<Place>,
+    /// Who else listens on the port of the instance: `nginx (process 123)`.
+    pub holder: Option<String>,
 }
 
 /// A report about a worker.
@@ -93,6 +107,18 @@ pub struct Diagnosis {
     pub at: SystemTime,
     /// What happened. Everybody may read this, so it contains no output of the instance.
     pub message: String,
+    /// What may be added to the message, depending on what else is found.
+    pub suspicion: Option<Suspicion>,
     /// The last lines that the instance has written, each with its source.
     pub output: Vec<String>,
+}
+
+/// A cause of a failure that has to be confirmed by what the instance has written, or by a look at
+/// the machine.
+#[derive(Debug)]
+pub struct Suspicion {
+    /// The address that the instance was to listen on.
+    pub address: Option<SocketAddr>,
+    /// The argument that smoothserve gives to a service without `args`, if this is one.
+    pub argument: Option<String>,
 }

@@ -1,8 +1,10 @@
 //! One instance: its process, its address, and what the manager knows about it.
 
+mod cause;
 mod counts;
 mod evidence;
 mod readiness;
+mod search;
 mod start;
 
 use std::net::SocketAddr;
@@ -14,16 +16,16 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::config::{Bind, Ready, UpstreamProtocol};
+use crate::config::{Bind, DEFAULT_ARGUMENT, Ready, UpstreamProtocol};
 use crate::ipc::{Address, Probe, Protocol};
-use crate::manager::event::News;
+use crate::manager::event::{News, Sighting, Suspicion};
 use crate::manager::host::notify::{self, NotifySocket};
 use crate::manager::host::supervision::Supervision;
 use crate::manager::process::deployment::Deployment;
 use crate::manager::process::identity::UserIdentity;
 use crate::manager::process::launcher::ProcessName;
 use crate::manager::process::unix_socket::SocketPlace;
-use crate::manager::process::{Ending, Process};
+use crate::manager::process::{Ending, Process, ProcessEnd};
 use crate::manager::rollout::{HeldInstance, InstanceFailure, InstanceId, LifeState};
 use crate::manager::world::World;
 use crate::status::{InstanceState, InstanceStatus};
@@ -51,8 +53,8 @@ pub struct Instance {
     pub counts: InstanceCounts,
     /// True: the launcher waits until nobody has the executable open for writing any more.
     pub waits_for_executable: bool,
-    /// A text that says how the process ended.
-    pub ended: Option<String>,
+    /// How the process has ended.
+    pub ended: Option<ProcessEnd>,
     deployment: Rc<Deployment>,
     process: Option<Rc<Process>>,
     /// The stop signal, if the instance was told to stop before its process existed.
@@ -65,6 +67,10 @@ pub struct Instance {
     /// The task that looks whether the instance itself has answered a probe. It ends with this
     /// value.
     looks: JoinSet<()>,
+    /// Where the instance was seen to listen while it was not ready.
+    sighting: Option<Sighting>,
+    /// The task that looks where the instance listens.
+    search: JoinSet<()>,
 }
 
 /// Whether workers may connect to the address of an instance.
@@ -156,8 +162,8 @@ impl Instance {
                 tokio::task::spawn_local(life);
             }
             Err(error) => {
-                let how = format!("could not be started: {error:#}");
-                report(News::Exited(Ending::Ended(how)));
+                let end = ProcessEnd::not_started(&format!("{error:#}"));
+                report(News::Exited(Ending::Ended(end)));
             }
         }
     }
@@ -180,6 +186,8 @@ impl Instance {
             admission: Admission::default(),
             readiness: None,
             looks: JoinSet::new(),
+            sighting: None,
+            search: JoinSet::new(),
         }
     }
 
@@ -257,8 +265,8 @@ impl Instance {
                 });
             }
             None => {
-                let how = "ended while smoothserve was away".to_owned();
-                report(News::Exited(Ending::Ended(how)));
+                let end = ProcessEnd::told("ended while smoothserve was away");
+                report(News::Exited(Ending::Ended(end)));
             }
         }
         instance
@@ -327,7 +335,7 @@ impl Instance {
     /// Returns true if a successful probe alone shows that the instance is ready. Otherwise the
     /// instance itself must have answered, and [`News::Ready`] is reported as soon as this can be
     /// seen. Must run inside a `LocalSet`.
-    pub fn probe_suffices(&mut self, report: impl Fn(News) + 'static) -> bool {
+    pub fn probe_suffices(&mut self, report: impl Fn(News) + Clone + 'static) -> bool {
         let process = &self.deployment.process;
         let kind = match (&process.ready, process.bind) {
             (Ready::Notify, _) => return false,
@@ -348,8 +356,10 @@ impl Instance {
             self.address
         ));
         if self.looks.is_empty() {
-            self.looks.spawn_local(evidence::watch(evidence, report));
+            self.looks
+                .spawn_local(evidence::watch(evidence, report.clone()));
         }
+        self.look_for_it(report);
         false
     }
 
@@ -378,17 +388,88 @@ impl Instance {
             && matches!(before, Admission::Expected { ready: true })
     }
 
+    /// Takes in that a probe of the instance has failed. Begins to look where the instance listens
+    /// instead. Must run inside a `LocalSet`.
+    pub fn not_ready(&mut self, fault: String, report: impl Fn(News) + 'static) {
+        self.last_probe = Some(fault);
+        self.look_for_it(report);
+    }
+
+    fn look_for_it(&mut self, report: impl Fn(News) + 'static) {
+        if let Some(process) = self.process.as_ref().filter(|_| self.search.is_empty()) {
+            let process = Rc::downgrade(process);
+            let address = self.address.clone();
+            self.search
+                .spawn_local(search::watch(process, address, report));
+        }
+    }
+
+    /// Takes in where the instance listens that is not ready.
+    pub fn seen(&mut self, sighting: Sighting) {
+        self.sighting = Some(sighting);
+    }
+
+    /// Says why the instance is probably not ready, and what to do about it, as far as it was seen.
+    pub fn hindrance(&self) -> Option<String> {
+        let process = &self.deployment.process;
+        let sighting = self.sighting.as_ref()?;
+        cause::of_unreadiness(
+            sighting,
+            &self.address,
+            process.bind,
+            self.default_argument(),
+        )
+    }
+
+    /// Returns the argument that smoothserve gives to the instance because its service has no
+    /// `args`.
+    fn default_argument(&self) -> Option<String> {
+        let process = &self.deployment.process;
+        let Address::Tcp(address) = self.address else {
+            return None;
+        };
+        let is_default = process.bind == Bind::Port && process.args == [DEFAULT_ARGUMENT];
+        is_default.then(|| DEFAULT_ARGUMENT.replace("{port}", &address.port().to_string()))
+    }
+
+    /// Returns what may have caused a failure before the instance was ready, beside what
+    /// [`Instance::describe`] says.
+    pub fn suspicion(&self, failure: InstanceFailure) -> Option<Suspicion> {
+        let has_failed = self.ended.as_ref().is_some_and(ProcessEnd::ended_badly);
+        if failure != InstanceFailure::ExitedBeforeReady || !has_failed {
+            return None;
+        }
+        let is_own = self.deployment.process.bind == Bind::Port;
+        let address = match self.address {
+            Address::Tcp(address) if is_own => Some(address),
+            _ => None,
+        };
+        let argument = self.default_argument();
+        Some(Suspicion { address, argument })
+    }
+
     /// Takes in that the instance is ready.
     pub fn accepted(&mut self) {
         self.last_probe = None;
+        self.sighting = None;
+        self.search.abort_all();
     }
 
     /// Describes a failure and its cause. The output of the instance is not part of the text.
     pub fn describe(&self, failure: InstanceFailure, start_timeout: Duration) -> String {
         let mut message = self.label.clone();
-        let how = self.ended.as_deref().unwrap_or("ended in an unknown way");
+        let ended = self.ended.as_ref();
+        let how = ended.map_or("ended in an unknown way", |ending| &ending.how);
         match failure {
-            InstanceFailure::ExitedBeforeReady => message += &format!(" {how} before it was ready"),
+            InstanceFailure::ExitedBeforeReady => {
+                message += &format!(" {how}");
+                if ended.is_none_or(|ending| ending.has_run) {
+                    message += " before it was ready";
+                }
+                if let Some(cause) = ended.and_then(cause::of_early_end) {
+                    message += &format!("; {cause}");
+                }
+            }
             InstanceFailure::Crashed => message += &format!(" {how} while it was serving"),
             InstanceFailure::NotReadyInTime => {
                 let seconds = start_timeout.as_secs_f64();
@@ -405,6 +486,9 @@ impl Instance {
                     }
                     (_, None) => String::new(),
                 };
+                if let Some(cause) = self.hindrance().filter(|_| !self.waits_for_executable) {
+                    message += &format!("; {cause}");
+                }
             }
         }
         message

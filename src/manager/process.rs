@@ -1,6 +1,7 @@
 //! The process of an instance: its program, its user, its environment, and how it is started.
 
 pub mod deployment;
+mod ending;
 pub mod environment;
 pub mod executable;
 pub mod identity;
@@ -15,4 +16,5 @@ mod remains;
 pub mod socket_folders;
 pub mod unix_socket;
 
-pub use process::{Ending, Process};
+pub use ending::{Ending, ProcessEnd};
+pub use process::{Members, Process};

@@ -18,6 +18,7 @@ use zbus::{
     Variant, fdo,
 };
 
+use crate::ancestry;
 use crate::config::{Amount, ScopeLimits};
 
 /// The slice of all that smoothserve starts. The manager and the workers are in this slice itself,
@@ -139,6 +140,11 @@ impl Scope {
         let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
         let folder = Path::new("/sys/fs/cgroup").join(path);
         folder.ends_with(&self.name).then_some(folder)
+    }
+
+    /// Returns the numbers of all processes in the scope.
+    pub fn pids(&self) -> BTreeSet<u32> {
+        ancestry::all().filter(|pid| self.holds(*pid)).collect()
     }
 
     /// Sends SIGKILL to all processes in the scope.

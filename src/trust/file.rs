@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use super::fault::{FileFault, UnsafeStep};
+use super::obstacle::{Need, obstacle};
 use super::rights::{self, NamedUser, Rights};
 use super::way::{Holders, NoWay, Way, walk};
 
@@ -140,16 +141,29 @@ impl From<Way> for FoundFile {
     }
 }
 
+/// Puts the permission that this thread lacks in the place of the system's error, which names none.
+fn with_obstacle(fault: FileFault, path: &Path) -> FileFault {
+    match fault {
+        FileFault::System(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            match obstacle(path, Need::Read) {
+                Some(obstacle) => io::Error::new(error.kind(), obstacle).into(),
+                None => error.into(),
+            }
+        }
+        fault => fault,
+    }
+}
+
 /// Something that is done with a file that was found, in the thread whose rights count.
 type Use<'u, T> = &'u (dyn Fn(FoundFile) -> Result<T, FileFault> + Sync);
 
 fn open<T: Send>(path: &Path, purpose: Purpose<'_>, then: Use<'_, T>) -> Result<T, FileFault> {
     let (step, holders) = match walk(path) {
         Ok(way) => match way.unsafe_step().filter(|_| rights::are_roots()) {
-            None => return then(way.into()),
+            None => return then(way.into()).map_err(|fault| with_obstacle(fault, path)),
             Some(step) => (step, way.holders),
         },
-        Err(NoWay::System(error)) => return Err(error.into()),
+        Err(NoWay::System(error)) => return Err(with_obstacle(error.into(), path)),
         Err(NoWay::Beyond(step, holders)) => (step, holders),
     };
     match purpose {
@@ -233,16 +247,19 @@ fn as_user<T: Send>(
     step: &UnsafeStep,
     then: Use<'_, T>,
 ) -> Result<(Seen, T), FileFault> {
-    let done = rights.lend(|| match walk(path) {
-        Ok(way) => {
-            let seen = Seen {
-                file: (way.stat.st_dev, way.stat.st_ino),
-                holders: way.holders.numbers().collect(),
-            };
-            Ok((seen, then(way.into())?))
-        }
-        Err(NoWay::System(error)) => Err(error.into()),
-        Err(NoWay::Beyond(..)) => Err(io::Error::from(io::ErrorKind::PermissionDenied).into()),
+    let done = rights.lend(|| {
+        let done = match walk(path) {
+            Ok(way) => {
+                let seen = Seen {
+                    file: (way.stat.st_dev, way.stat.st_ino),
+                    holders: way.holders.numbers().collect(),
+                };
+                then(way.into()).map(|done| (seen, done))
+            }
+            Err(NoWay::System(error)) => Err(error.into()),
+            Err(NoWay::Beyond(..)) => Err(io::Error::from(io::ErrorKind::PermissionDenied).into()),
+        };
+        done.map_err(|fault| with_obstacle(fault, path))
     })?;
     done.map_err(|fault| match fault {
         FileFault::System(error) => FileFault::Refused {
@@ -389,7 +406,7 @@ mod tests {
         place.file("system/public", 0, 0o644);
         place.link_to("alice/env", ALICE, "system/secret");
         let expected = "/alice/env, which 4711 owns, leads to /system/secret, which 4711 does not own; so it \
-            is opened with the rights of 4711: Permission denied (os error 13); let 4711 read it, or give a \
+            is opened with the rights of 4711: user 4711 may not read /system/secret (0600 root:root); let 4711 read it, or give a \
             path whose folders and links belong to root";
         assert_eq!(
             place.read("alice/env", None).unwrap_err(),
@@ -401,14 +418,18 @@ mod tests {
         // The same by a hard link, which the file system may allow.
         fs::hard_link(place.path("system/secret"), place.path("alice/hard")).unwrap();
         let error = place.read("alice/hard", None).unwrap_err();
-        assert!(error.contains("Permission denied"), "{error}");
+        assert!(
+            error.contains("may not read /alice/hard (0600 root:root)"),
+            "{error}"
+        );
         // Over a second user: each of them must be allowed to read it.
         place.file("alice/private", ALICE, 0o600);
         place.link_to("bob/link", BOB, "alice/private");
         place.link_to("alice/round", ALICE, "bob/link");
         let error = place.read("alice/round", None).unwrap_err();
         assert!(
-            error.contains("rights of 4712: Permission denied"),
+            error
+                .contains("rights of 4712: user 4712 may not read /alice/private (0600 4711:4711)"),
             "{error}"
         );
         place.mode("alice/private", 0o644);

@@ -92,7 +92,7 @@ fn an_environment_file_is_read_with_the_rights_of_whoever_put_it_there() {
         ] {
             let error = web.refused(command);
             let expected = "/srv/web/.env, which www-data owns, leads to /etc/secret.env, which www-data does not own; \
-                so it is opened with the rights of www-data: Permission denied";
+                so it is opened with the rights of www-data: user www-data may not read /etc/secret.env (0600 root:root)";
             assert!(error.contains(expected), "{command}: {error}");
             assert!(error.contains("let www-data read it"), "{error}");
             assert!(!error.contains(SECRET), "{error}");
@@ -152,7 +152,9 @@ fn a_link_to_a_program_of_another_user_is_a_fault_by_name() {
         machine.run("chmod 700 /opt/bob");
         let error = web.refused("smoothctl restart web");
         assert!(
-            error.contains("with the rights of www-data: Permission denied"),
+            error.contains(
+                "with the rights of www-data: user www-data may not enter /opt/bob (0700 bob:bob)"
+            ),
             "{error}"
         );
 

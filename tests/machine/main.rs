@@ -3,6 +3,7 @@
 
 mod crash;
 mod end;
+mod failures;
 mod files;
 mod handover;
 mod harness;

@@ -74,15 +74,12 @@ fn instances_know_nothing_of_their_managers_supervision() {
         let scene = Scene::start(machine, "");
         for pid in scene.shop().pids() {
             let environment = machine.run(&format!("tr '\\0' '\\n' </proc/{pid}/environ"));
-            for name in [
-                "NOTIFY_SOCKET",
-                "LISTEN_FDS",
-                "WATCHDOG_USEC",
-                "INVOCATION_ID",
-                "LISTEN_PID",
-            ] {
+            for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "WATCHDOG_USEC", "LISTEN_PID"] {
                 assert!(!environment.contains(&format!("{name}=")), "{environment}");
             }
+            // The instance has an invocation of its own.
+            let own = scene.property("InvocationID");
+            assert!(environment.contains("INVOCATION_ID=") && !environment.contains(&own));
             let open = machine.run(&format!("ls -l /proc/{pid}/fd"));
             assert_eq!(open.matches("smoothserve").count(), 0, "{open}");
             let group = machine.run(&format!("cat /proc/{pid}/cgroup"));

@@ -9,10 +9,14 @@ mod proc_net;
 mod sock_diag;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use crate::ancestry::descendants;
+use crate::ancestry::{self, descendants};
+use crate::printable::printable_line;
 use listening::{Family, Listening};
 
 /// Returns how many connections wait to be accepted on the socket that listens at `address`.
@@ -33,13 +37,102 @@ pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
 pub fn listens(pid: u32, root: u32, port: u16) -> bool {
     let families = [Family::V4, Family::V6].into_iter();
     let sockets = families.flat_map(|family| listening(family, port).unwrap_or_default());
-    let sockets: BTreeSet<String> = sockets
-        .map(|socket| format!("socket:[{}]", socket.inode))
-        .collect();
+    let sockets: BTreeSet<u64> = sockets.map(|socket| socket.inode).collect();
     holds(pid, &sockets).unwrap_or(true)
         || descendants(root)
             .into_iter()
             .any(|other| holds(other, &sockets).unwrap_or(false))
+}
+
+/// Where a process listens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// A TCP port, on one address or on all.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Tcp(address) => address.fmt(f),
+            Place::Unix(path) => write!(f, "the unix socket {}", path.display()),
+        }
+    }
+}
+
+/// Returns where these processes listen, or `None` if this process may not see that of one of them.
+pub fn places(pids: &BTreeSet<u32>) -> Option<BTreeSet<Place>> {
+    let mut held = BTreeSet::new();
+    for pid in pids {
+        match held_by(*pid) {
+            Ok(inodes) => held.extend(inodes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => return None,
+        }
+    }
+    let families = [Family::V4, Family::V6].into_iter();
+    let tcp = families.flat_map(|family| listening(family, ANY_PORT).unwrap_or_default());
+    let tcp = tcp.filter_map(|socket| {
+        let address = SocketAddr::new(socket.address?, socket.port);
+        Some((socket.inode, Place::Tcp(address)))
+    });
+    let unix = proc_net::unix().unwrap_or_default().into_iter();
+    let all = tcp.chain(unix.map(|(inode, path)| (inode, Place::Unix(path))));
+    let own = all.filter(|(inode, _)| held.contains(inode));
+    Some(own.map(|(_, place)| place).collect())
+}
+
+/// Returns who listens on a port such that `address` cannot be bound, apart from these processes:
+/// `nginx (process 123)`. `None`: nobody, or a process that this one may not look at.
+pub fn holder(address: SocketAddr, apart_from: &BTreeSet<u32>) -> Option<String> {
+    let families = [Family::V4, Family::V6].into_iter();
+    let sockets = families.flat_map(|family| listening(family, address.port()).unwrap_or_default());
+    let overlaps = |other: IpAddr| {
+        let other = other.to_canonical();
+        other == address.ip() || other.is_unspecified() || address.ip().is_unspecified()
+    };
+    let taking = sockets.filter(|socket| socket.address.is_none_or(overlaps));
+    let inodes: BTreeSet<u64> = taking.map(|socket| socket.inode).collect();
+    if inodes.is_empty() {
+        return None;
+    }
+    let until = Instant::now() + LONGEST_SEARCH;
+    let holds = |pid: &u32| {
+        let is_other = !apart_from.contains(pid) && Instant::now() < until;
+        is_other && held_by(*pid).is_ok_and(|held| held.iter().any(|inode| inodes.contains(inode)))
+    };
+    let pid = ancestry::all().find(holds)?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = printable_line(name.trim_end());
+    Some(format!("{name} (process {pid})"))
+}
+
+/// The longest time that is spent on the search for a holder. The search only serves a message.
+const LONGEST_SEARCH: Duration = Duration::from_millis(300);
+
+/// Stands for all ports.
+const ANY_PORT: u16 = 0;
+
+/// Returns the inodes of the sockets that a process has.
+fn held_by(pid: u32) -> io::Result<Vec<u64>> {
+    let mut inodes = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // The process may close the descriptor in between.
+        let Ok(target) = entry.and_then(|entry| std::fs::read_link(entry.path())) else {
+            continue;
+        };
+        let inode = target.to_str().and_then(|target| {
+            target
+                .strip_prefix("socket:[")?
+                .strip_suffix(']')?
+                .parse::<u64>()
+                .ok()
+        });
+        inodes.extend(inode);
+    }
+    Ok(inodes)
 }
 
 /// Returns the sockets that listen on a port. Falls back to proc_net(5), because a kernel may lack
@@ -48,19 +141,8 @@ fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
     sock_diag::listening(family, port).or_else(|_| proc_net::listening(family, port))
 }
 
-fn holds(pid: u32, sockets: &BTreeSet<String>) -> io::Result<bool> {
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // The process may close the descriptor in between.
-        let target = entry.and_then(|entry| std::fs::read_link(entry.path()));
-        if target.is_ok_and(|target| {
-            target
-                .to_str()
-                .is_some_and(|target| sockets.contains(target))
-        }) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+fn holds(pid: u32, sockets: &BTreeSet<u64>) -> io::Result<bool> {
+    Ok(held_by(pid)?.iter().any(|inode| sockets.contains(inode)))
 }
 
 #[cfg(test)]
@@ -99,6 +181,26 @@ mod tests {
             assert_eq!((told[0].address, told[0].queue), (Some(address.ip()), 1));
             assert_eq!(sock_diag::listening(family, 1).unwrap(), []);
         }
+    }
+
+    #[test]
+    fn a_process_is_seen_to_listen_and_to_have_a_port() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a socket");
+        let own = BTreeSet::from([std::process::id()]);
+        let _unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let found = places(&own).unwrap();
+        for place in [Place::Tcp(address), Place::Unix(path)] {
+            assert!(found.contains(&place), "{place} is not in {found:?}");
+        }
+        let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let expected = format!("{} (process {})", name.trim_end(), std::process::id());
+        assert_eq!(holder(address, &BTreeSet::new()), Some(expected));
+        assert_eq!(holder(address, &own), None);
+        let elsewhere = SocketAddr::new("127.0.0.2".parse().unwrap(), address.port());
+        assert_eq!(holder(elsewhere, &BTreeSet::new()), None);
     }
 
     #[test]

@@ -19,12 +19,12 @@ use crate::ipc::Address;
 use crate::launch::Order;
 use crate::manager::event::News;
 use crate::manager::host::notify;
-use crate::manager::process::Ending;
 use crate::manager::process::deployment::Deployment;
 use crate::manager::process::environment::{self, Placeholders};
 use crate::manager::process::identity::{IdentityWish, UserIdentity};
 use crate::manager::process::launcher::{Launcher, ProcessName};
 use crate::manager::process::unix_socket::SocketPlace;
+use crate::manager::process::{Ending, ProcessEnd};
 use crate::manager::rollout::InstanceId;
 use crate::manager::world::World;
 use crate::systemd::units::Units;
@@ -123,6 +123,7 @@ pub(super) fn prepare(
         credentials: identity.credentials,
         limits: process.limits.process.clone(),
         inherits: passed_on.is_some(),
+        in_scope: false,
         busy_patience,
         die_with: None,
     };
@@ -190,10 +191,10 @@ pub(super) async fn run(
                     let busy = |waits| report(News::Busy(waits));
                     launcher.go(order, executable, socket, busy).await
                 }
-                Err(_) => Ending::Ended("was not let go".to_owned()),
+                Err(_) => Ending::Ended(ProcessEnd::told("was not let go")),
             }
         }
-        Err(error) => Ending::Ended(format!("could not be started: {error:#}")),
+        Err(error) => Ending::Ended(ProcessEnd::not_started(&format!("{error:#}"))),
     };
     report(News::Exited(ending));
 }

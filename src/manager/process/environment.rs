@@ -1,5 +1,6 @@
 //! The environment of an instance.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -7,25 +8,50 @@ use super::identity::UserIdentity;
 use crate::config::DEFAULT_PATH;
 use crate::launch::inherited_environment;
 
-/// Returns the environment that an instance starts from: the manager's own environment if the
-/// instance runs as the same user, otherwise only what a login of the instance's user would set.
+/// Returns the environment that an instance starts from. If the instance runs as the manager's own
+/// user, that is the manager's environment, as a service of `systemctl --user` has that of its
+/// manager. Otherwise it is what a service of systemd with `User=` has.
 pub fn base(identity: &UserIdentity) -> BTreeMap<String, String> {
+    let inherited = inherited_environment();
     if identity.credentials.is_none() {
-        return inherited_environment();
+        return inherited;
     }
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut base = BTreeMap::from([
-        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
-        ("HOME".to_owned(), text(&identity.home)),
-        ("SHELL".to_owned(), text(&identity.shell)),
-        ("USER".to_owned(), identity.name.clone()),
-        ("LOGNAME".to_owned(), identity.name.clone()),
-    ]);
-    let locale = inherited_environment()
+    let mut base: BTreeMap<String, String> = inherited
         .into_iter()
-        .filter(|(key, _)| matches!(key.as_str(), "LANG" | "TZ"));
-    base.extend(locale);
+        .filter(|(key, _)| is_about_the_machine(key))
+        .collect();
+    base.insert("PATH".to_owned(), DEFAULT_PATH.to_owned());
+    base.extend(login(identity));
     base
+}
+
+/// Returns true for variables that say where the machine is and what language it speaks.
+fn is_about_the_machine(key: &str) -> bool {
+    matches!(key, "LANG" | "LANGUAGE" | "TZ") || key.starts_with("LC_")
+}
+
+/// Returns the variables of a user, as systemd sets them: a home folder that is none, and a shell
+/// that only says that nobody may log in, are left out. Programs start what `SHELL` names.
+fn login(identity: &UserIdentity) -> impl Iterator<Item = (String, String)> {
+    let is_home = identity.home.is_absolute() && identity.home != Path::new("/");
+    let is_shell =
+        identity.shell.is_absolute() && !NO_SHELLS.contains(&&*file_name(&identity.shell));
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let variables = [
+        ("HOME", is_home.then(|| text(&identity.home))),
+        ("SHELL", is_shell.then(|| text(&identity.shell))),
+        ("USER", Some(identity.name.clone())),
+        ("LOGNAME", Some(identity.name.clone())),
+    ];
+    let given = variables.into_iter();
+    given.filter_map(|(key, value)| Some((key.to_owned(), value?)))
+}
+
+/// The names of programs that are in the place of a shell for users who may not log in.
+const NO_SHELLS: [&str; 3] = ["nologin", "false", "true"];
+
+fn file_name(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
 }
 
 /// The values of the placeholders in `args`, such as `{port}`.
@@ -61,6 +87,27 @@ impl Placeholders {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_without_a_login_has_no_shell_and_one_without_a_home_no_home() {
+        let of = |home: &str, shell: &str| {
+            let identity = UserIdentity {
+                credentials: None,
+                name: "ada".into(),
+                home: home.into(),
+                shell: shell.into(),
+            };
+            let names = login(&identity).map(|(key, _)| key);
+            names.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of("/home/ada", "/bin/bash"), "HOME SHELL USER LOGNAME");
+        for shell in ["/usr/sbin/nologin", "/bin/false", "/sbin/nologin", ""] {
+            assert_eq!(of("/home/ada", shell), "HOME USER LOGNAME", "{shell}");
+        }
+        for home in ["/", "", "home"] {
+            assert_eq!(of(home, "/bin/sh"), "SHELL USER LOGNAME", "{home}");
+        }
+    }
 
     #[test]
     fn places_are_filled_in() {

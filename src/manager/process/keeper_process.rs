@@ -81,10 +81,13 @@ impl KeeperProcess {
         })
     }
 
-    /// Waits for the end of the instance, and returns how it has ended.
-    pub(super) async fn instance_ended(&self) -> Result<ExitStatus, KeeperLost> {
-        let status = self.next_number().await;
-        status.map(ExitStatus::from_raw).map_err(|_| KeeperLost)
+    /// Waits for the end of the instance, and returns how it has ended, and how many processes it
+    /// has left.
+    pub(super) async fn instance_ended(&self) -> Result<(ExitStatus, usize), KeeperLost> {
+        let status = self.next_number().await.map_err(|_| KeeperLost)?;
+        let left = self.next_number().await.map_err(|_| KeeperLost)?;
+        let left = usize::try_from(left).unwrap_or_default();
+        Ok((ExitStatus::from_raw(status), left))
     }
 
     /// Waits for the end of the keeper: nothing of the instance is left then.

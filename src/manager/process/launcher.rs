@@ -4,8 +4,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -13,11 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use super::ending::{Ending, ProcessEnd};
 use super::keeper_process::KeeperProcess;
 use super::killed::Unkillable;
 use super::output::{Output, Tail};
 use super::passing::send_first;
-use super::process::{Ending, Process, ProcessKeeper};
+use super::process::{Process, ProcessKeeper};
 use crate::config::ScopeLimits;
 use crate::launch::{BUSY, Order};
 use crate::manager::host::children;
@@ -146,7 +146,7 @@ impl Launcher {
     ) -> Ending {
         let process = self.process.clone();
         match self.until_end(order, executable, socket, busy).await {
-            Ok(how) => Ending::Ended(how),
+            Ok(end) => Ending::Ended(end),
             Err(Unkillable) => process.leave(),
         }
     }
@@ -157,10 +157,11 @@ impl Launcher {
         executable: BorrowedFd<'_>,
         socket: Option<TcpListener>,
         busy: impl Fn(bool),
-    ) -> Result<String, Unkillable> {
+    ) -> Result<ProcessEnd, Unkillable> {
         match &self.parent {
             Parent::Keeper(keeper, _) => order.die_with = Some(keeper.pid),
             Parent::Manager(_, stream) => {
+                order.in_scope = true;
                 let variable = journal::STREAM_VARIABLE.to_owned();
                 order.environment.insert(variable, stream.clone());
             }
@@ -183,13 +184,16 @@ impl Launcher {
                 }
                 status.map_err(io::Error::other)
             }
-            Parent::Manager(child, _) => process.killed.bounds(child.wait()).await?,
+            Parent::Manager(child, _) => {
+                let status = process.killed.bounds(child.wait()).await?;
+                status.map(|status| (status, process.left_by(status)))
+            }
         };
         process.remains_ended().await?;
         Ok(match status {
-            _ if !refusal.is_empty() => format!("could not be started: {refusal}"),
-            Ok(status) => describe(status),
-            Err(error) => format!("ended in an unknown way: {error}"),
+            _ if !refusal.is_empty() => ProcessEnd::not_started(&refusal),
+            Ok((status, left)) => ProcessEnd::with_status(status, left),
+            Err(error) => ProcessEnd::told(&format!("ended in an unknown way: {error}")),
         })
     }
 
@@ -240,22 +244,4 @@ fn order_socket() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     Ok((UnixStream::from_std(ours)?, OwnedFd::from(theirs)))
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exited with status {code}"),
-        (None, Some(signal)) => {
-            let core = if status.core_dumped() {
-                " (core dumped)"
-            } else {
-                ""
-            };
-            match nix::sys::signal::Signal::try_from(signal) {
-                Ok(signal) => format!("was killed by {signal}{core}"),
-                Err(_) => format!("was killed by signal {signal}{core}"),
-            }
-        }
-        (None, None) => "ended in an unknown way".to_owned(),
-    }
 }

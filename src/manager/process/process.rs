@@ -6,17 +6,20 @@
 //! manager: it writes to the manager's pipes and ends with the manager.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal};
 
+use super::ending::{Ending, ProcessEnd};
 use super::keeper_process::KeeperProcess;
 use super::killed::{Killed, Unkillable};
 use super::output::Tail;
-use crate::ancestry::with_ancestors;
+use crate::ancestry::{descendants, with_ancestors};
 use crate::manager::host::pidfd::Pidfd;
 use crate::systemd::journal;
 use crate::systemd::units::Scope;
@@ -38,14 +41,23 @@ pub struct Process {
     pub(super) keeper: ProcessKeeper,
 }
 
-/// The end of a process and of what it has left, as far as anybody waits for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// The process has ended. The text says how.
-    Ended(String),
-    /// Processes with these numbers do not end although they were killed. Nobody waits for them any
-    /// more.
-    LeftBehind(Vec<u32>),
+/// The processes of an instance.
+#[derive(Debug, Clone)]
+pub enum Members {
+    /// They descend from this process.
+    Descendants(u32),
+    /// They are in this scope.
+    Scope(Scope),
+}
+
+impl Members {
+    /// Returns the numbers of those that there are now.
+    pub fn pids(&self) -> BTreeSet<u32> {
+        match self {
+            Members::Descendants(root) => descendants(*root),
+            Members::Scope(scope) => scope.pids(),
+        }
+    }
 }
 
 /// What keeps a process and its children together, and where its output goes.
@@ -112,10 +124,10 @@ impl Process {
             Ok(ended)
         };
         match ended.await {
-            Ok(Ok(())) => Ending::Ended(
-                "ended (how is not known, it was started before smoothserve itself)".to_owned(),
-            ),
-            Ok(Err(error)) => Ending::Ended(format!("was lost: {error}")),
+            Ok(Ok(())) => Ending::Ended(ProcessEnd::told(
+                "ended (how is not known, it was started before smoothserve itself)",
+            )),
+            Ok(Err(error)) => Ending::Ended(ProcessEnd::told(&format!("was lost: {error}"))),
             Err(Unkillable) => self.leave(),
         }
     }
@@ -127,6 +139,14 @@ impl Process {
                 with_ancestors(pid).any(|ancestor| ancestor == self.root())
             }
             ProcessKeeper::Systemd { scope, .. } => scope.holds(pid),
+        }
+    }
+
+    /// Returns the processes of the instance, for another thread to look at.
+    pub fn members(&self) -> Members {
+        match &self.keeper {
+            ProcessKeeper::Keeper { keeper, .. } => Members::Descendants(keeper.pid),
+            ProcessKeeper::Systemd { scope, .. } => Members::Scope(scope.clone()),
         }
     }
 
@@ -221,8 +241,17 @@ impl Process {
     /// have not.
     pub(super) fn leave(&self) -> Ending {
         match self.left() {
-            left if left.is_empty() => Ending::Ended("was killed".to_owned()),
+            left if left.is_empty() => Ending::Ended(ProcessEnd::told("was killed")),
             left => Ending::LeftBehind(left),
+        }
+    }
+
+    /// Counts the processes that run on in the place of one that has ended with this status. Only
+    /// one that has ended well and unasked can have gone to the background.
+    pub(super) fn left_by(&self, status: ExitStatus) -> usize {
+        match status.success() && !self.told_to_end.get() {
+            true => self.left().len(),
+            false => 0,
         }
     }
 

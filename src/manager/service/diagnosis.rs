@@ -4,8 +4,9 @@
 use std::rc::Rc;
 
 use crate::events;
-use crate::manager::event::{Diagnosis, Event, Reports};
-use crate::manager::process::Process;
+use crate::manager::event::{Diagnosis, Event, Reports, Suspicion};
+use crate::manager::host::sockets;
+use crate::manager::process::{Members, Process};
 use crate::manager::rollout::InstanceFailure;
 use crate::printable::printable_line;
 use crate::status::FailureReport;
@@ -13,12 +14,18 @@ use crate::status::FailureReport;
 /// The number of lines of an instance's output that are quoted in a diagnosis.
 const QUOTED_LINES: usize = 5;
 
-/// Adds the last lines that a process has written to a diagnosis, and reports it as
-/// [`Event::Diagnosed`].
+/// Adds the last lines that a process has written to a diagnosis, and the causes that they and the
+/// machine confirm, and reports it as [`Event::Diagnosed`].
 pub(super) fn gather(mut diagnosis: Diagnosis, process: Option<Rc<Process>>, reports: Reports) {
     tokio::task::spawn_local(async move {
         if let Some(process) = process {
             let lines = process.last_lines().await;
+            if let Some(suspicion) = diagnosis.suspicion.take() {
+                let causes = confirmed(suspicion, &lines, process.members()).await;
+                for cause in causes {
+                    diagnosis.message += &format!("; {cause}");
+                }
+            }
             for line in &lines[lines.len().saturating_sub(QUOTED_LINES)..] {
                 let source = process.output();
                 let line = printable_line(line);
@@ -27,6 +34,51 @@ pub(super) fn gather(mut diagnosis: Diagnosis, process: Option<Rc<Process>>, rep
         }
         let _ = reports.send(Event::Diagnosed(diagnosis));
     });
+}
+
+/// Returns the suspected causes that are confirmed. None of them quotes what the instance has
+/// written.
+async fn confirmed(suspicion: Suspicion, lines: &[String], members: Members) -> Vec<String> {
+    let mut causes = Vec::new();
+    if let Some(address) = suspicion.address {
+        let look = tokio::task::spawn_blocking(move || sockets::holder(address, &members.pids()));
+        if let Some(holder) = look.await.ok().flatten() {
+            let port = address.port();
+            causes.push(format!("address in use: port {port} is taken by {holder}"));
+        }
+    }
+    if let Some(argument) = suspicion.argument
+        && lines.iter().any(|line| is_about_an_argument(line))
+    {
+        causes.push(format!(
+            "it gets the argument `{argument}`, because `args` is not set, and seems not to know \
+             it; set `args` to what it understands, as in `args: [\"--port\", \"{{port}}\"]`"
+        ));
+    }
+    causes
+}
+
+/// Returns true for a line in which a program refuses an argument, in the words of the usual
+/// libraries.
+fn is_about_an_argument(line: &str) -> bool {
+    let line = line.to_lowercase();
+    let has_one_of = |words: &[&str]| words.iter().any(|word| line.contains(word));
+    let names = ["option", "argument", "flag", "switch", "parameter"];
+    let refuses = [
+        "unknown",
+        "unrecognized",
+        "unrecognised",
+        "invalid",
+        "illegal",
+        "bad",
+        "unexpected",
+        "no such",
+        "not defined",
+        "unsupported",
+        "not recognized",
+        "ambiguous",
+    ];
+    has_one_of(&["-port", "ort="]) || (has_one_of(&names) && has_one_of(&refuses))
 }
 
 /// Logs a diagnosis with its report.
@@ -64,5 +116,34 @@ pub(super) fn log(diagnosis: &Diagnosis, report: &FailureReport) {
             error,
             "rollout aborted, the previous version keeps serving"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_in_which_a_program_refuses_its_argument_are_known() {
+        for line in [
+            "flag provided but not defined: -port",
+            "error: unexpected argument '-p' found",
+            "shop: error: unrecognized arguments: -port=9001",
+            "node: bad option: -port=9001",
+            "Unknown option: -p",
+            "getopt: invalid option -- 'p'",
+            "Error: No such option: -p",
+            "python3: can't open file '/srv/-port=9001'",
+        ] {
+            assert!(is_about_an_argument(line), "{line}");
+        }
+        for line in [
+            "no such table: orders",
+            "connection refused",
+            "panic: nil map",
+            "",
+        ] {
+            assert!(!is_about_an_argument(line), "{line}");
+        }
     }
 }

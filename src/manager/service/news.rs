@@ -8,7 +8,7 @@ use crate::events;
 use crate::ipc::EndpointCounts;
 use crate::manager::event::News;
 use crate::manager::instance::Instance;
-use crate::manager::process::Ending;
+use crate::manager::process::{Ending, ProcessEnd};
 use crate::manager::rollout::{InstanceId, LifeState, RolloutEvent};
 use crate::manager::worker::ExpectedReport;
 use crate::manager::world::World;
@@ -63,7 +63,11 @@ impl Service {
                     self.step(RolloutEvent::Ready(id), world);
                 }
             }
-            News::Probed(Err(fault)) => instance.last_probe = Some(fault),
+            News::Probed(Err(fault)) => instance.not_ready(fault, world.reporter(id)),
+            News::Seen(sighting) => {
+                instance.seen(sighting);
+                self.moved = true;
+            }
             News::Busy(waits) => {
                 if waits {
                     tracing::warn!(
@@ -100,7 +104,7 @@ impl Service {
             }
             News::Exited(ending) => {
                 match ending {
-                    Ending::Ended(how) => instance.ended = Some(how),
+                    Ending::Ended(end) => instance.ended = Some(end),
                     Ending::LeftBehind(left) => self.left_behind(id, &left, world),
                 }
                 self.step(RolloutEvent::Exited(id), world);
@@ -137,7 +141,7 @@ impl Service {
             error,
             "processes of an instance left behind"
         );
-        instance.ended = Some("was killed and does not end".to_owned());
+        instance.ended = Some(ProcessEnd::told("was killed and does not end"));
         world.jobs.went_wrong(&self.spec.name, &error);
         self.fail(error);
     }

@@ -242,6 +242,7 @@ impl Service {
             gave_up,
             at: SystemTime::now(),
             message: instance.describe(failure, self.spec.times.start_timeout),
+            suspicion: instance.suspicion(failure),
             output: Vec::new(),
         };
         diagnosis::gather(diagnosis, instance.process(), world.reports.clone());

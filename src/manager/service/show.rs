@@ -45,7 +45,9 @@ impl Service {
                     "starting, waits until its executable is not written any more".to_owned()
                 }
                 (LifeState::Starting { .. }, Some(fault)) => {
-                    format!("starting, not ready yet: {fault}")
+                    let hindrance = instance.hindrance();
+                    let hindrance = hindrance.map_or(String::new(), |cause| format!("; {cause}"));
+                    format!("starting, not ready yet: {fault}{hindrance}")
                 }
                 (LifeState::Starting { .. }, None) => "starting".to_owned(),
                 (

@@ -36,6 +36,7 @@ use super::port_socket::{
 use crate::config::Listen;
 use crate::generator;
 use crate::ipc::ListenerId;
+use crate::manager::host::sockets;
 use crate::systemd::given;
 
 /// How long a socket stays open whose clients get another socket now. A client that has begun to
@@ -160,6 +161,19 @@ pub struct BindError {
     source: std::io::Error,
 }
 
+/// Puts who has a port into the error that it is in use.
+fn with_holder(listen: Listen, error: std::io::Error) -> std::io::Error {
+    if error.kind() != std::io::ErrorKind::AddrInUse {
+        return error;
+    }
+    let port = listen.port;
+    let taken = match sockets::holder(address_of(listen), &BTreeSet::new()) {
+        Some(holder) => format!("port {port} is taken by {holder}"),
+        None => format!("port {port} is taken by another program"),
+    };
+    std::io::Error::new(error.kind(), format!("address in use: {taken}"))
+}
+
 /// Returns the configured address for which a socket that is bound to `address` was opened.
 fn listen_of(address: SocketAddr, ipv6_is_missing: bool) -> Listen {
     let is_any = match address.ip() {
@@ -262,7 +276,10 @@ impl Listeners {
             };
             match source {
                 Ok(source) => bound.push((listen, source)),
-                Err(source) => errors.push(BindError { listen, source }),
+                Err(source) => errors.push(BindError {
+                    listen,
+                    source: with_holder(listen, source),
+                }),
             }
         }
         (BoundSockets(bound), errors)
@@ -533,7 +550,7 @@ mod tests {
         let message = errors[0].to_string();
         assert!(
             message.starts_with(&format!(
-                "cannot listen on 127.0.0.1:{port}: Address already in use"
+                "cannot listen on 127.0.0.1:{port}: address in use: port {port} is taken by "
             )),
             "{message}"
         );

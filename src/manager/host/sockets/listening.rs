@@ -7,6 +7,8 @@ use std::net::IpAddr;
 pub(super) struct Listening {
     /// The address that the socket is bound to, if the kernel's text can be parsed.
     pub(super) address: Option<IpAddr>,
+    /// The port that the socket is bound to.
+    pub(super) port: u16,
     /// The number of connections that wait to be accepted.
     pub(super) queue: u32,
     /// The inode of the socket, by which `/proc/<pid>/fd` names it.

@@ -28,7 +28,7 @@ const ANSWER: usize = 72;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 
-/// Returns the TCP sockets of an IP version that listen on `port`.
+/// Returns the TCP sockets of an IP version that listen on `port`, or on any port if it is 0.
 pub(super) fn listening(family: Family, port: u16) -> io::Result<Vec<Listening>> {
     let socket = socket_with(
         AddressFamily::NETLINK,
@@ -95,6 +95,7 @@ fn understand(family: Family, answer: &[u8]) -> Option<Listening> {
     };
     Some(Listening {
         address: Some(address),
+        port: u16::from_be_bytes([answer[4], answer[5]]),
         queue: word(answer, 56)?,
         inode: word(answer, 68)?.into(),
     })
