@@ -131,7 +131,7 @@ fn become_instance(
     let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     limits::set(&order.limits)?;
-    let own = match order.in_scope {
+    let of_unit = match order.in_scope {
         true => variables_of_unit(),
         false => BTreeMap::new(),
     };
@@ -144,7 +144,7 @@ fn become_instance(
     enter(order)?;
 
     let mut environment = order.environment.clone();
-    environment.extend(own);
+    environment.extend(of_unit);
     let inherited = if order.inherits {
         let socket = descriptors
             .next()
@@ -158,7 +158,7 @@ fn become_instance(
     let (path, keep) = program(order, &executable)?;
     let search_path = environment.get("PATH").map(String::as_str);
     if let Some(cause) = refusal::not_found_by_env(&path, search_path) {
-        return Err(cannot_execute(order, cause));
+        return Err(cannot_execute(order, &cause));
     }
     let program = text("the path of the program", path.as_os_str().as_bytes())?;
     let args = std::iter::once(order.known_as.as_os_str().as_bytes())
@@ -178,16 +178,12 @@ fn become_instance(
     descriptors::arrange(inherited, keep.then_some(&executable))?;
     let execute = || execve(&program, &args, &environment);
     let error = while_busy(execute, order.busy_patience, manager);
-    Err(cannot_execute(
-        order,
-        match refusal::explain(&path, error) {
-            Some(cause) => cause,
-            None => io::Error::from(error).to_string(),
-        },
-    ))
+    let cause = refusal::explain(&path, error);
+    let cause = cause.unwrap_or_else(|| io::Error::from(error).to_string());
+    Err(cannot_execute(order, &cause))
 }
 
-fn cannot_execute(order: &Order, cause: String) -> anyhow::Error {
+fn cannot_execute(order: &Order, cause: &str) -> anyhow::Error {
     anyhow::anyhow!("cannot execute {}: {cause}", order.program.display())
 }
 

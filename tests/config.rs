@@ -444,6 +444,10 @@ fn values_in_the_forms_of_other_programs_are_told_how_to_be_written() {
             "4:20: `working_directory` is `~/shop`; nothing replaces `~` here; write the home folder itself",
         ),
         (
+            "watch_files: [./web, ~/web]",
+            "4:22: `watch_files` is `~/web`; nothing replaces `~` here; write the home folder itself",
+        ),
+        (
             "environment_file: -$HOME/.env",
             "4:19: `environment_file` is `-$HOME/.env`; nothing replaces variables here; write the whole path itself",
         ),

@@ -228,7 +228,8 @@ async fn an_instance_whose_port_another_program_has_taken_is_told_by_whom() {
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
     write(
         &app.executable(),
-        "#!/bin/sh\necho $PORT > port.new; mv port.new port\nuntil test -e taken; do sleep 0.05; done\n\
+        "#!/bin/sh\nmkdir first || exec sleep 1000\necho $PORT > port.new; mv port.new port\n\
+         until test -e taken; do sleep 0.05; done\n\
          echo 'bind: Address already in use' >&2; exit 1\n",
     );
     fs::set_permissions(app.executable(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -275,7 +275,7 @@ mod tests {
     fn a_key_stands_in_its_table_once_and_is_no_key_of_ours() {
         for KeySet {
             known, elsewhere, ..
-        } in [keys::SERVICE, keys::TLS, keys::GLOBAL]
+        } in [keys::SERVICE_SET, keys::TLS_SET, keys::GLOBAL_SET]
         {
             let mut seen = BTreeSet::new();
             for entry in *elsewhere {
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn advice_names_keys_that_there_are() {
-        let all: BTreeSet<&str> = [keys::SERVICE, keys::TLS, keys::GLOBAL]
+        let all: BTreeSet<&str> = [keys::SERVICE_SET, keys::TLS_SET, keys::GLOBAL_SET]
             .iter()
             .flat_map(|keys| keys.known)
             .copied()
@@ -311,7 +311,7 @@ mod tests {
         ];
         for KeySet {
             known, elsewhere, ..
-        } in [keys::SERVICE, keys::TLS, keys::GLOBAL]
+        } in [keys::SERVICE_SET, keys::TLS_SET, keys::GLOBAL_SET]
         {
             for entry in *elsewhere {
                 for means in entry.means {

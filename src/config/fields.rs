@@ -93,8 +93,9 @@ pub(super) struct At<T> {
 }
 
 impl Fields {
-    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. The key that
-    /// was probably meant by an unknown one counts as there, so that this is one fault and not two. `None`: `root` is no mapping, which is reported too.
+    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. If an unknown
+    /// key was probably meant for another one, that one counts as there: this is one fault, not two.
+    /// `None`: `root` is no mapping, which is reported too.
     pub(super) fn new(
         root: Node,
         keys: &'static KeySet,
@@ -329,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_key_of_another_program_is_one_fault_that_says_what_to_write() {
-        for keys in [keys::SERVICE, keys::TLS, keys::GLOBAL] {
+        for keys in [keys::SERVICE_SET, keys::TLS_SET, keys::GLOBAL_SET] {
             for entry in keys.elsewhere {
                 for key in entry.keys {
                     let (fields, faults) = read(&format!("{key}: x"), keys);
@@ -344,7 +345,7 @@ mod tests {
                 }
             }
         }
-        let (_, faults) = read("ExecStart: x\nENV-FILE: x", keys::SERVICE);
+        let (_, faults) = read("ExecStart: x\nENV-FILE: x", keys::SERVICE_SET);
         let fault = |number: usize| &*faults[number].message;
         assert!(fault(0).contains("as `executable_path`"), "{}", fault(0));
         assert!(fault(1).contains("`environment_file: "), "{}", fault(1));
@@ -355,17 +356,17 @@ mod tests {
         for (text, keys, message) in [
             (
                 "trusted_proxies: x",
-                keys::SERVICE,
+                keys::SERVICE_SET,
                 "`trusted_proxies` is a key of all services; move it to smoothserve.yaml",
             ),
             (
                 "instance_count: x",
-                keys::GLOBAL,
+                keys::GLOBAL_SET,
                 "`instance_count` is a key of a service; move it to the file of the service",
             ),
             (
                 "hsts: x",
-                keys::TLS,
+                keys::TLS_SET,
                 "`hsts` is a key of the service; move it out of `tls`",
             ),
         ] {

@@ -94,7 +94,7 @@ fn fill(
     let Some(root) = root else {
         return;
     };
-    let Some(fields) = Fields::new(root, keys::GLOBAL, report) else {
+    let Some(fields) = Fields::new(root, keys::GLOBAL_SET, report) else {
         return;
     };
     let folders = [

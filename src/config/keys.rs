@@ -13,7 +13,7 @@ pub(super) struct KeySet {
 }
 
 /// The keys of `smoothserve.yaml`.
-pub(super) const GLOBAL: &KeySet = &KeySet {
+pub(super) const GLOBAL_SET: &KeySet = &KeySet {
     known: GLOBAL_KEYS,
     elsewhere: elsewhere::OF_ALL,
     misplaced: (
@@ -23,14 +23,14 @@ pub(super) const GLOBAL: &KeySet = &KeySet {
 };
 
 /// The keys of a file of `services/`.
-pub(super) const SERVICE: &KeySet = &KeySet {
+pub(super) const SERVICE_SET: &KeySet = &KeySet {
     known: SERVICE_KEYS,
     elsewhere: elsewhere::OF_SERVICES,
     misplaced: (GLOBAL_KEYS, "all services; move it to smoothserve.yaml"),
 };
 
 /// The keys below `tls`.
-pub(super) const TLS: &KeySet = &KeySet {
+pub(super) const TLS_SET: &KeySet = &KeySet {
     known: TLS_KEYS,
     elsewhere: elsewhere::OF_TLS,
     misplaced: (SERVICE_KEYS, "the service; move it out of `tls`"),

@@ -154,7 +154,7 @@ pub(super) fn read(
         report.whole("is empty; a service has at least `name`, `port` and `executable_path`");
         return Err(report.faults);
     };
-    let Some(fields) = Fields::new(root, keys::SERVICE, &mut report) else {
+    let Some(fields) = Fields::new(root, keys::SERVICE_SET, &mut report) else {
         return Err(report.faults);
     };
     let mut reader = Reader::new(&source, fields, report);
@@ -265,9 +265,7 @@ fn name(reader: &mut Reader<'_>) -> Option<String> {
 }
 
 fn watch_files(reader: &mut Reader<'_>, base: &Path) -> Vec<PathBuf> {
-    let files = reader
-        .get("watch_files", value::strings)
-        .unwrap_or_default();
+    let files = reader.get("watch_files", value::paths).unwrap_or_default();
     files.iter().map(|file| join(base, &file.value)).collect()
 }
 

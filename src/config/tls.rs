@@ -85,7 +85,7 @@ fn section(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Section> {
         );
         return None;
     }
-    let fields = Fields::new(node.clone(), keys::TLS, report)?;
+    let fields = Fields::new(node.clone(), keys::TLS_SET, report)?;
     let certificate = fields.need("certificate", report, value::path);
     let key = fields.get("key", report, value::path);
     let ports = fields.get("port", report, value::ports);

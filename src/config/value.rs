@@ -38,9 +38,24 @@ pub(super) fn text(node: &Node, key: &str, report: &mut Report<'_>) -> Option<St
 
 /// Reads a path. Nothing of what a shell would replace in it is replaced.
 pub(super) fn path(node: &Node, key: &str, report: &mut Report<'_>) -> Option<String> {
-    let text = text(node, key, report)?;
+    let path = At {
+        at: node.at,
+        value: text(node, key, report)?,
+    };
+    literal(path, key, report).map(|path| path.value)
+}
+
+/// Reads a list of paths. A single value is a list of one.
+pub(super) fn paths(node: &Node, key: &str, report: &mut Report<'_>) -> Option<Vec<At<String>>> {
+    let paths = strings(node, key, report)?.into_iter();
+    let paths: Vec<_> = paths.map(|path| literal(path, key, report)).collect();
+    paths.into_iter().collect()
+}
+
+/// Reports a path in which a shell would replace something.
+fn literal(path: At<String>, key: &str, report: &mut Report<'_>) -> Option<At<String>> {
     // A `-` before the path says that the file may be missing.
-    let bare = text.strip_prefix('-').unwrap_or(&text);
+    let bare = path.value.strip_prefix('-').unwrap_or(&path.value);
     let advice = if bare == "~" || bare.starts_with("~/") {
         "nothing replaces `~` here; write the home folder itself, as in `/home/anna/shop`"
     } else if bare.starts_with('~') {
@@ -48,10 +63,10 @@ pub(super) fn path(node: &Node, key: &str, report: &mut Report<'_>) -> Option<St
     } else if bare.starts_with('$') || bare.contains("${") || bare.contains("/$") {
         "nothing replaces variables here; write the whole path itself"
     } else {
-        return Some(text);
+        return Some(path);
     };
-    let shown = shorten(&text);
-    report.at(node.at, format!("`{key}` is `{shown}`; {advice}"));
+    let shown = shorten(&path.value);
+    report.at(path.at, format!("`{key}` is `{shown}`; {advice}"));
     None
 }
 

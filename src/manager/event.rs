@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::host::sockets::Place;
+use super::host::sockets::SeenSocket;
 use super::process::identity::UserIdentity;
 use super::process::{Ending, Process};
 use super::rollout::{InstanceFailure, InstanceId};
@@ -72,7 +72,7 @@ pub enum News {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {
     /// Where the processes of the instance listen.
-    pub places: BTreeSet<Place>,
+    pub places: BTreeSet<SeenSocket>,
     /// Who else listens on the port of the instance: `nginx (process 123)`.
     pub holder: Option<String>,
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use smoothserve_kit::machine::{self, Machine};
 
+use crate::people::users_own;
 use crate::scene::Scene;
 
 /// Adds a service `web` with a program of this text, and returns how a reload fails.
@@ -103,29 +104,54 @@ fn environment(text: &str) -> BTreeMap<String, String> {
     found
 }
 
-/// The variables that smoothserve alone sets.
-const OF_SMOOTHSERVE: [&str; 3] = ["PORT", "SMOOTHSERVE_INSTANCE", "SMOOTHSERVE_SERVICE"];
+/// Writes the program that prints its environment, to be seen in `/run/shows`.
+fn add_program(machine: &Machine) {
+    machine.write(
+        "/opt/shows",
+        "#!/bin/sh\nenv >/run/shows/$1.new && mv /run/shows/$1.new /run/shows/$1\nexec sleep 1000\n",
+    );
+    machine.run("chmod 755 /opt/shows && mkdir -m 1777 /run/shows");
+}
+
+/// Waits for the environment that the program has printed under this name.
+fn shown(machine: &Machine, name: &str) -> BTreeMap<String, String> {
+    let line = format!("cat /run/shows/{name} || true");
+    environment(&machine.until(&line, |text| !text.is_empty()))
+}
+
+/// Checks that an instance with `ready: notify` has the variables that smoothserve alone sets, and
+/// otherwise the environment of a service of systemd.
+fn assert_same(mut own: BTreeMap<String, String>, mut expected: BTreeMap<String, String>) {
+    for key in ["PORT", "SMOOTHSERVE_INSTANCE", "SMOOTHSERVE_SERVICE"] {
+        assert!(own.remove(key).is_some(), "{key}");
+    }
+    // It has a socket, as a service of Type=notify has.
+    let socket = own.remove("NOTIFY_SOCKET").expect("there is a socket");
+    assert!(socket.contains("/smoothserve/"), "{socket}");
+    // A scope has none of the thresholds that later versions of systemd set for a service.
+    for key in ["MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE"] {
+        expected.remove(key);
+    }
+    assert_eq!(own, expected);
+}
 
 #[test]
 fn an_instance_has_the_environment_of_a_service_of_systemd() {
     machine::test(async |machine| {
         machine.run("useradd --create-home --shell /bin/bash anna");
         machine.run("useradd --system --home-dir / --shell /bin/false bare");
-        machine.run("mkdir -p /etc/systemd/system.conf.d");
         machine.write(
             "/etc/systemd/system/smoothserve.service.d/leak.conf",
             "[Service]\nEnvironment=SECRET_OF_THE_MANAGER=1 RUST_LOG=info\n",
         );
         let scene = Scene::install(machine, "");
-        machine.write("/opt/shows", "#!/bin/sh\nenv >/run/shows/$1.new && mv /run/shows/$1.new /run/shows/$1\nexec sleep 1000\n");
-        machine.run("chmod 755 /opt/shows && mkdir -m 1777 /run/shows");
-        machine.write(
-            "/etc/shows.env",
-            "FROM_FILE=file\nBOTH=file\nLANG=de_DE.UTF-8\n",
-        );
+        add_program(machine);
+        let file = "FROM_FILE=file\nBOTH=file\nLANG=de_DE.UTF-8\n";
+        machine.write("/etc/shows.env", file);
         machine.run("systemctl enable --now smoothserve.socket smoothserve.service");
         scene.settled();
-        for user in ["www-data", "anna", "bare", "root"] {
+        let users = ["www-data", "anna", "bare", "root"];
+        for user in users {
             // Every user runs the program as a service of systemd, and as one of smoothserve.
             machine.run(&format!(
                 "systemd-run --quiet --unit shows-{user} --uid {user} \
@@ -135,33 +161,34 @@ fn an_instance_has_the_environment_of_a_service_of_systemd() {
             machine.write(
                 &format!("/etc/smoothserve/services/{user}.yaml"),
                 &format!(
-                    "name: {user}\nport: 9000\nserver_name: {user}.example\nexecutable_path: /opt/shows\n\
-                     args: [own-{user}]\nready: notify\nuser: {user}\nenvironment: {{BOTH: unit, OWN: unit}}\n\
+                    "name: {user}\nport: 9000\nserver_name: {user}.example\n\
+                     executable_path: /opt/shows\nargs: [own-{user}]\nready: notify\n\
+                     user: {user}\nenvironment: {{BOTH: unit, OWN: unit}}\n\
                      environment_file: /etc/shows.env\n"
                 ),
             );
         }
         machine.run("smoothctl reload >/dev/null 2>&1 &");
-        for user in ["www-data", "anna", "bare", "root"] {
-            let of = |who: &str| {
-                let path = format!("/run/shows/{who}-{user}");
-                environment(&machine.until(&format!("cat {path} || true"), |text| !text.is_empty()))
-            };
-            let (mut own, mut expected) = (of("own"), of("systemd"));
-            for key in OF_SMOOTHSERVE {
-                assert!(own.remove(key).is_some(), "{key}");
-            }
-            // With `ready: notify` there is a socket, as for a service of Type=notify.
-            assert!(
-                own.remove("NOTIFY_SOCKET")
-                    .unwrap()
-                    .starts_with("/run/smoothserve/")
-            );
-            // The manager's output of this version of systemd.
-            expected.remove("MEMORY_PRESSURE_WATCH");
-            expected.remove("MEMORY_PRESSURE_WRITE");
-            assert_eq!(own, expected, "{user}");
+        for user in users {
+            let own = shown(machine, &format!("own-{user}"));
             assert_eq!(own["BOTH"], "file", "the file has the last word");
+            assert_same(own, shown(machine, &format!("systemd-{user}")));
         }
+    });
+}
+
+#[test]
+fn an_instance_of_a_users_own_smoothserve_has_the_environment_of_a_service_of_the_user() {
+    machine::test(async |machine| {
+        Scene::install(machine, "");
+        let ada = users_own(machine, "args: [\"-port={port}\"]\n");
+        add_program(machine);
+        ada.run("systemd-run --user --quiet --unit shows /opt/shows systemd");
+        machine.write(
+            "/home/ada/.config/smoothserve/services/shows.yaml",
+            "name: shows\nport: 9091\nexecutable_path: /opt/shows\nargs: [own]\nready: notify\n",
+        );
+        ada.run("smoothctl reload >/dev/null 2>&1 &");
+        assert_same(shown(machine, "own"), shown(machine, "systemd"));
     });
 }

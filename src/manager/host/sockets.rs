@@ -13,7 +13,6 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use crate::ancestry::{self, descendants};
 use crate::printable::printable_line;
@@ -44,26 +43,38 @@ pub fn listens(pid: u32, root: u32, port: u16) -> bool {
             .any(|other| holds(other, &sockets).unwrap_or(false))
 }
 
-/// Where a process listens.
+/// A socket on which a process was seen to listen.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum SeenSocket {
     /// A TCP port, on one address or on all.
     Tcp(SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
 }
 
-impl fmt::Display for Place {
+impl SeenSocket {
+    /// Returns true if whoever connects to `wanted` reaches a socket at this place.
+    pub fn covers(&self, wanted: SocketAddr) -> bool {
+        let SeenSocket::Tcp(address) = self else {
+            return false;
+        };
+        let ip = address.ip();
+        let is_for_both = ip.is_unspecified() && (ip.is_ipv6() || wanted.is_ipv4());
+        address.port() == wanted.port() && (ip.to_canonical() == wanted.ip() || is_for_both)
+    }
+}
+
+impl fmt::Display for SeenSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Tcp(address) => address.fmt(f),
-            Place::Unix(path) => write!(f, "the unix socket {}", path.display()),
+            SeenSocket::Tcp(address) => address.fmt(f),
+            SeenSocket::Unix(path) => write!(f, "the unix socket {}", path.display()),
         }
     }
 }
 
 /// Returns where these processes listen, or `None` if this process may not see that of one of them.
-pub fn places(pids: &BTreeSet<u32>) -> Option<BTreeSet<Place>> {
+pub fn places(pids: &BTreeSet<u32>) -> Option<BTreeSet<SeenSocket>> {
     let mut held = BTreeSet::new();
     for pid in pids {
         match held_by(*pid) {
@@ -76,10 +87,10 @@ pub fn places(pids: &BTreeSet<u32>) -> Option<BTreeSet<Place>> {
     let tcp = families.flat_map(|family| listening(family, ANY_PORT).unwrap_or_default());
     let tcp = tcp.filter_map(|socket| {
         let address = SocketAddr::new(socket.address?, socket.port);
-        Some((socket.inode, Place::Tcp(address)))
+        Some((socket.inode, SeenSocket::Tcp(address)))
     });
     let unix = proc_net::unix().unwrap_or_default().into_iter();
-    let all = tcp.chain(unix.map(|(inode, path)| (inode, Place::Unix(path))));
+    let all = tcp.chain(unix.map(|(inode, path)| (inode, SeenSocket::Unix(path))));
     let own = all.filter(|(inode, _)| held.contains(inode));
     Some(own.map(|(_, place)| place).collect())
 }
@@ -98,10 +109,14 @@ pub fn holder(address: SocketAddr, apart_from: &BTreeSet<u32>) -> Option<String>
     if inodes.is_empty() {
         return None;
     }
-    let until = Instant::now() + LONGEST_SEARCH;
+    let mut left = MOST_SOCKETS;
     let holds = |pid: &u32| {
-        let is_other = !apart_from.contains(pid) && Instant::now() < until;
-        is_other && held_by(*pid).is_ok_and(|held| held.iter().any(|inode| inodes.contains(inode)))
+        if left == 0 || apart_from.contains(pid) {
+            return false;
+        }
+        let held = held_by(*pid).unwrap_or_default();
+        left = left.saturating_sub(held.len());
+        held.iter().any(|inode| inodes.contains(inode))
     };
     let pid = ancestry::all().find(holds)?;
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -109,8 +124,9 @@ pub fn holder(address: SocketAddr, apart_from: &BTreeSet<u32>) -> Option<String>
     Some(format!("{name} (process {pid})"))
 }
 
-/// The longest time that is spent on the search for a holder. The search only serves a message.
-const LONGEST_SEARCH: Duration = Duration::from_millis(300);
+/// The most sockets of processes that are looked at in the search for a holder, which only serves a
+/// message.
+const MOST_SOCKETS: usize = 200_000;
 
 /// Stands for all ports.
 const ANY_PORT: u16 = 0;
@@ -192,7 +208,7 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let found = places(&own).unwrap();
-        for place in [Place::Tcp(address), Place::Unix(path)] {
+        for place in [SeenSocket::Tcp(address), SeenSocket::Unix(path)] {
             assert!(found.contains(&place), "{place} is not in {found:?}");
         }
         let name = std::fs::read_to_string("/proc/self/comm").unwrap();

@@ -1,12 +1,12 @@
 //! The causes of failed starts, in words, each with what to do about it.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::config::Bind;
 use crate::ipc::Address;
 use crate::manager::event::Sighting;
-use crate::manager::host::sockets::Place;
+use crate::manager::host::sockets::SeenSocket;
 use crate::manager::process::ProcessEnd;
 
 /// How many places are named.
@@ -37,7 +37,7 @@ pub(super) fn of_unreadiness(
     argument: Option<String>,
 ) -> Option<String> {
     match (wanted, bind) {
-        (Address::Unix(path), _) => of_no_socket(&sighting.places, &Place::Unix(path.clone())),
+        (Address::Unix(path), _) => of_no_socket(&sighting.places, &SeenSocket::Unix(path.clone())),
         (Address::Tcp(address), Bind::Inherit) => of_own_socket(&sighting.places, *address),
         (Address::Tcp(address), _) => of_no_port(sighting, *address, argument),
     }
@@ -45,7 +45,7 @@ pub(super) fn of_unreadiness(
 
 fn of_no_port(sighting: &Sighting, wanted: SocketAddr, argument: Option<String>) -> Option<String> {
     let places = &sighting.places;
-    if places.iter().any(|place| covers(place, wanted)) {
+    if places.iter().any(|place| place.covers(wanted)) {
         return None;
     }
     let port = wanted.port();
@@ -55,8 +55,9 @@ fn of_no_port(sighting: &Sighting, wanted: SocketAddr, argument: Option<String>)
              ports by `start_instance_port`"
         ));
     }
-    let on_port = |place: &&Place| matches!(place, Place::Tcp(address) if address.port() == port);
-    if let Some(Place::Tcp(address)) = places.iter().find(on_port) {
+    let on_port =
+        |place: &&SeenSocket| matches!(place, SeenSocket::Tcp(address) if address.port() == port);
+    if let Some(SeenSocket::Tcp(address)) = places.iter().find(on_port) {
         return Some(format!(
             "it listens on {address} and not on {}; let it listen there, or write `server_ip: \
              \"{}\"`",
@@ -79,7 +80,7 @@ fn of_no_port(sighting: &Sighting, wanted: SocketAddr, argument: Option<String>)
     })
 }
 
-fn of_no_socket(places: &BTreeSet<Place>, wanted: &Place) -> Option<String> {
+fn of_no_socket(places: &BTreeSet<SeenSocket>, wanted: &SeenSocket) -> Option<String> {
     if places.contains(wanted) {
         return None;
     }
@@ -91,9 +92,9 @@ fn of_no_socket(places: &BTreeSet<Place>, wanted: &Place) -> Option<String> {
 }
 
 /// Says what an instance does instead of using the socket that it inherits, which it has anyway.
-fn of_own_socket(places: &BTreeSet<Place>, inherited: SocketAddr) -> Option<String> {
+fn of_own_socket(places: &BTreeSet<SeenSocket>, inherited: SocketAddr) -> Option<String> {
     let mut others = places.clone();
-    others.remove(&Place::Tcp(inherited));
+    others.remove(&SeenSocket::Tcp(inherited));
     let cure = "let it take the socket that it inherits as descriptor 3 (LISTEN_FDS)";
     Some(match named(&others) {
         Some(named) => format!("it listens on {named}; {cure}, or leave `bind: inherit` out"),
@@ -101,8 +102,12 @@ fn of_own_socket(places: &BTreeSet<Place>, inherited: SocketAddr) -> Option<Stri
     })
 }
 
-fn named(places: &BTreeSet<Place>) -> Option<String> {
-    let named: Vec<String> = places.iter().take(NAMED).map(Place::to_string).collect();
+fn named(places: &BTreeSet<SeenSocket>) -> Option<String> {
+    let named: Vec<String> = places
+        .iter()
+        .take(NAMED)
+        .map(SeenSocket::to_string)
+        .collect();
     let more = places.len().saturating_sub(NAMED);
     let more = if more > 0 {
         format!(" and {more} more")
@@ -112,25 +117,15 @@ fn named(places: &BTreeSet<Place>) -> Option<String> {
     (!named.is_empty()).then(|| named.join(", ") + &more)
 }
 
-/// Returns true if whoever connects to `wanted` reaches a socket at this place.
-fn covers(place: &Place, wanted: SocketAddr) -> bool {
-    let Place::Tcp(address) = place else {
-        return false;
-    };
-    let is_for_both = |ip: IpAddr| ip.is_unspecified() && (ip.is_ipv6() || wanted.is_ipv4());
-    let ip = address.ip();
-    address.port() == wanted.port() && (ip.to_canonical() == wanted.ip() || is_for_both(ip))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tcp(text: &str) -> Place {
-        Place::Tcp(text.parse().unwrap())
+    fn tcp(text: &str) -> SeenSocket {
+        SeenSocket::Tcp(text.parse().unwrap())
     }
 
-    fn cause(bind: Bind, wanted: &Address, places: &[Place]) -> String {
+    fn cause(bind: Bind, wanted: &Address, places: &[SeenSocket]) -> String {
         let sighting = Sighting {
             places: places.iter().cloned().collect(),
             holder: None,
@@ -140,7 +135,7 @@ mod tests {
 
     #[test]
     fn where_an_instance_listens_tells_what_to_do() {
-        let unix = Place::Unix("/run/x.sock".into());
+        let unix = SeenSocket::Unix("/run/x.sock".into());
         let port = Address::Tcp("127.0.0.1:9001".parse().unwrap());
         let socket = Address::Unix("/run/x.sock".into());
         for (bind, wanted, places, told) in [
@@ -209,7 +204,7 @@ mod tests {
     #[test]
     fn another_program_on_the_port_and_an_argument_that_is_not_understood_are_named() {
         let wanted = Address::Tcp("127.0.0.1:9001".parse().unwrap());
-        let sighting = |places: &[Place], holder: Option<&str>| Sighting {
+        let sighting = |places: &[SeenSocket], holder: Option<&str>| Sighting {
             places: places.iter().cloned().collect(),
             holder: holder.map(str::to_owned),
         };

@@ -1,7 +1,7 @@
 //! The search for the place where an instance listens that is not ready.
 //!
-//! The usual cause of an instance that never becomes ready is that it listens elsewhere. Only while
-//! it runs this can be seen, so the search goes on from the first failed probe until the instance is
+//! The usual cause of an instance that never becomes ready is that it listens elsewhere. This is
+//! seen only while it runs, so the search goes on from the first failed probe until the instance is
 //! ready or has ended. It reads much of `/proc`, so it is done on a thread of its own, with pauses.
 
 use std::rc::Weak;
@@ -34,7 +34,10 @@ pub(super) async fn watch(process: Weak<Process>, address: Address, report: impl
         let look = tokio::task::spawn_blocking(move || {
             let own = members.pids();
             let places = sockets::places(&own)?;
-            let holder = wanted.and_then(|address| sockets::holder(address, &own));
+            // To find out who has a port costs more than the rest.
+            let missed =
+                wanted.filter(|address| !places.iter().any(|place| place.covers(*address)));
+            let holder = missed.and_then(|address| sockets::holder(address, &own));
             Some(Sighting { places, holder })
         });
         let sighting = look.await.ok().flatten();

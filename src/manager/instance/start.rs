@@ -107,6 +107,11 @@ pub(super) fn prepare(
         let made = Readiness::begin(id, path, owner, &world.supervision);
         made.context("cannot make the notify socket")
     });
+    let mut environment = environment_of(deployment, &identity, &placeholders, notify_path);
+    // systemd names each socket that it passes on.
+    if passed_on.is_some() {
+        environment.insert("LISTEN_FDNAMES".to_owned(), service.to_owned());
+    }
     // The folder as it was when the deployment was made, so an instance that is started again later
     // stays in its release.
     let beside = deployment.executable.known_as.parent();
@@ -117,7 +122,7 @@ pub(super) fn prepare(
         program: deployment.executable.path.clone(),
         known_as: deployment.executable.known_as.clone(),
         args: args.map(|argument| placeholders.fill(argument)).collect(),
-        environment: environment_of(deployment, &identity, &placeholders, notify_path),
+        environment,
         directory: directory.clone(),
         other_directory: process.working_directory.clone().unwrap_or(directory),
         credentials: identity.credentials,

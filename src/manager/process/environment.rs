@@ -1,7 +1,7 @@
 //! The environment of an instance.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::Path;
 
 use super::identity::UserIdentity;
@@ -34,8 +34,8 @@ fn is_about_the_machine(key: &str) -> bool {
 /// that only says that nobody may log in, are left out. Programs start what `SHELL` names.
 fn login(identity: &UserIdentity) -> impl Iterator<Item = (String, String)> {
     let is_home = identity.home.is_absolute() && identity.home != Path::new("/");
-    let is_shell =
-        identity.shell.is_absolute() && !NO_SHELLS.contains(&&*file_name(&identity.shell));
+    let shell = identity.shell.file_name().and_then(OsStr::to_str);
+    let is_shell = shell.is_some_and(|name| !NO_SHELLS.contains(&name));
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let variables = [
         ("HOME", is_home.then(|| text(&identity.home))),
@@ -49,10 +49,6 @@ fn login(identity: &UserIdentity) -> impl Iterator<Item = (String, String)> {
 
 /// The names of programs that are in the place of a shell for users who may not log in.
 const NO_SHELLS: [&str; 3] = ["nologin", "false", "true"];
-
-fn file_name(path: &Path) -> Cow<'_, str> {
-    path.file_name().unwrap_or_default().to_string_lossy()
-}
 
 /// The values of the placeholders in `args`, such as `{port}`.
 #[derive(Debug, Clone, Default)]
