@@ -435,6 +435,12 @@ async fn status_shows_a_file_that_is_not_applied_yet() {
     assert_eq!(both().await, [true, true]);
     server.ok(&["reload"]).await;
     assert_eq!(both().await, [false, false]);
+    // What is written anew without a change is read at a reload, too.
+    write(&file, &format!("{before}stop_timeout: 3s\n"));
+    assert_eq!(both().await, [true, true]);
+    let reload = server.ok(&["reload"]).await;
+    assert!(reload.contains("nothing had changed"), "{reload}");
+    assert_eq!(both().await, [false, false]);
 
     // A fault refuses the change, which stays one.
     write(&file, &format!("{before}stop_time: 3s\n"));

@@ -5,6 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Parser;
+use smoothserve::config::{GLOBAL_KEYS, SERVICE_KEYS};
+use smoothserve::ctl::Smoothctl;
+
 /// The most columns that a line of prose may have.
 const COLUMNS: usize = 100;
 
@@ -201,6 +205,30 @@ fn every_test_that_the_guide_names_exists() {
             "there is no test {test}"
         );
     }
+}
+
+#[test]
+fn keys_and_commands_for_people_who_come_from_other_programs_exist() {
+    let readme = read(&root().join("README.md"));
+    let mut count = 0;
+    for title in ["Coming from nginx", "Coming from PM2"] {
+        let (_, section) = readme.split_once(&format!("\n## {title}\n")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        for row in section.lines().filter(|line| line.starts_with("| ")) {
+            let (_, here) = row.trim_end_matches(" |").rsplit_once(" | ").unwrap();
+            for span in here.split('`').skip(1).step_by(2) {
+                let key = span.split(':').next().unwrap();
+                let is_known = match span.split(' ').next().unwrap() {
+                    "smoothctl" => Smoothctl::try_parse_from(span.split(' ')).is_ok(),
+                    "systemctl" | "PORT" => true,
+                    _ => GLOBAL_KEYS.contains(&key) || SERVICE_KEYS.contains(&key),
+                };
+                assert!(is_known, "{title}: there is no `{span}`");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 30, "{count}");
 }
 
 #[test]

@@ -127,6 +127,9 @@ fn an_ordinary_user_can_give_the_password_of_an_administrator() {
             );
             assert!(shown.contains("; use sudo"), "{shown}");
         }
+        // Ctrl-C instead of a password ends all, and leaves the terminal as it was.
+        let (shown, end) = on_terminal("\u{3}", "exec smoothctl restart shop");
+        assert_eq!(end, "130 True 1", "{shown}");
         // Nobody is asked who only looks, or who sits at no terminal.
         let (_, end) = on_terminal("secret", "smoothctl status shop");
         assert_eq!(end, "0 True 0");
