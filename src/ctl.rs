@@ -87,13 +87,12 @@ async fn run(arguments: Smoothctl) -> Result<(), CtlError> {
             if names.is_empty() {
                 let failing = render::failing(&snapshot);
                 reports::add_to_services(&client, &mut snapshot, failing.iter()).await;
-                let changed = files::changed(snapshot.services.iter());
-                render::overview(&snapshot, &changed, &mut text);
+                let waiting = files::waiting(&snapshot);
+                render::overview(&snapshot, &waiting, &mut text);
             } else {
                 reports::add_to_services(&client, &mut snapshot, names.iter()).await;
-                let services = snapshot.services.iter();
-                let changed = files::changed(services.filter(|(name, _)| names.contains(name)));
-                render::services(&snapshot, &names, &changed, &mut text);
+                let waiting = files::waiting(&snapshot);
+                render::services(&snapshot, &names, &waiting, &mut text);
             }
             screen::print_text(text);
             Ok(())

@@ -19,6 +19,9 @@ pub struct Snapshot {
     pub uid: u32,
     /// Whether the messages of smoothserve and the output of instances go to the journal.
     pub journal: bool,
+    /// The file of the settings for all services.
+    #[serde(default)]
+    pub settings: SettingsStatus,
     /// The client connections of the proxy and its bounds.
     #[serde(default)]
     pub proxy: ProxyStatus,
@@ -26,6 +29,16 @@ pub struct Snapshot {
     pub services: BTreeMap<String, Arc<ServiceStatus>>,
     /// The jobs by number: all that run, and those that have ended within the last minute.
     pub jobs: BTreeMap<u32, Arc<JobStatus>>,
+}
+
+/// The file `smoothserve.yaml` in a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsStatus {
+    /// The path of the file.
+    pub file: String,
+    /// When the file was written, as it was when smoothserve read what it has applied; `None` if
+    /// there was no file.
+    pub file_written: Option<Moment>,
 }
 
 /// The proxy in a snapshot: all its workers together. The counters begin with each worker.

@@ -357,8 +357,11 @@ async fn the_json_has_the_documented_keys() {
         serde_json::from_str(&server.ok(&["status", "--json"]).await).unwrap();
     assert_eq!(
         keys(&json),
-        ["jobs", "journal", "proxy", "services", "summary", "uid"]
+        [
+            "jobs", "journal", "proxy", "services", "settings", "summary", "uid"
+        ]
     );
+    assert_eq!(keys(&json["settings"]), ["file", "file_written"]);
     assert_eq!(keys(&json["proxy"]), documented_keys("proxy"));
     let shop = &json["services"]["shop"];
     assert_eq!(keys(shop), documented_keys("services"));
@@ -441,6 +444,14 @@ async fn status_shows_a_file_that_is_not_applied_yet() {
     let reload = server.ok(&["reload"]).await;
     assert!(reload.contains("nothing had changed"), "{reload}");
     assert_eq!(both().await, [false, false]);
+
+    // So does the file of the settings.
+    let settings = server.home.config().join("smoothserve.yaml");
+    write(&settings, "default_user: nobody\nforwarded: true\n");
+    let waits = "\nsmoothserve.yaml: has changed on disk, `smoothctl reload` applies that\n";
+    assert!(server.ok(&["status"]).await.contains(waits));
+    server.ok(&["reload"]).await;
+    assert!(!server.ok(&["status"]).await.contains("on disk"));
 
     // A fault refuses the change, which stays one.
     write(&file, &format!("{before}stop_time: 3s\n"));

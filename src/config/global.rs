@@ -12,6 +12,7 @@ use super::machine::{Against, Database, known};
 use super::raw::{self, Node, Value};
 use super::source::{Source, join};
 use super::value;
+use super::written::Written;
 use crate::log_level::{LogLevel, LogLevelError};
 
 /// The name of the global file, which is beside the folder of services.
@@ -29,6 +30,10 @@ const DEFAULT_USER: &str = "www-data";
 /// The settings of `smoothserve.yaml`.
 #[derive(Debug)]
 pub(super) struct Global {
+    /// The path of the file, which may be missing.
+    pub(super) file: PathBuf,
+    /// When the file was written.
+    pub(super) written: Written,
     /// The folder of the services' files.
     pub(super) services_dir: PathBuf,
     /// True: the file names the folder, so it has to exist.
@@ -51,6 +56,8 @@ impl Global {
     /// Makes the settings of a folder without a global file.
     pub(super) fn new(dir: &Path) -> Global {
         Global {
+            file: dir.join(FILE),
+            written: Written::default(),
             services_dir: dir.join("services"),
             services_dir_named: false,
             default_user: DEFAULT_USER.to_owned(),
@@ -67,11 +74,12 @@ impl Global {
 /// hold.
 pub(super) fn read(dir: &Path, against: Against, notes: &mut Vec<String>) -> (Global, Vec<Fault>) {
     let mut global = Global::new(dir);
-    let source = match Source::read(&dir.join(FILE)) {
+    let source = match Source::read(&global.file) {
         Ok(Some(source)) => source,
         Ok(None) => return (global, Vec::new()),
         Err(fault) => return (global, vec![fault]),
     };
+    global.written = source.written;
     match raw::parse(&source) {
         Ok(root) => {
             let mut report = Report::new(&source);

@@ -16,6 +16,7 @@ use super::machine::{self, Against, Runner};
 use super::raw;
 use super::service::{self, Draft, ServiceConfig};
 use super::source::Source;
+use super::written::Written;
 use crate::log_level::LogLevel;
 
 /// The folder of the configuration if the command line names no other one.
@@ -27,6 +28,12 @@ const MAX_FILES: usize = 1000;
 /// A whole, valid configuration: `smoothserve.yaml` and all services.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
+    /// The path of `smoothserve.yaml`, which may be missing.
+    #[serde(default)]
+    pub file: PathBuf,
+    /// When this file was written.
+    #[serde(default)]
+    pub written: Written,
     /// The user of services whose executable belongs to root and that name no user.
     pub default_user: String,
     /// Peers whose `X-Forwarded-*` headers, and whose headers of the PROXY protocol, are trusted.
@@ -181,6 +188,8 @@ fn config(global: Global, drafts: Vec<Draft>, notes: Vec<String>) -> Config {
         .map(|draft| (draft.service.name.clone(), Arc::new(draft.service)))
         .collect();
     Config {
+        file: global.file,
+        written: global.written,
         default_user: global.default_user,
         trusted_proxies: global.trusted_proxies,
         forwarded: global.forwarded,

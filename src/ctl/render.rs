@@ -1,8 +1,8 @@
 //! The text that a person reads: services, instances, jobs. Pure.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use super::files::{FileChange, WaitingFiles};
 use super::text::{Color, Column, Piece, Text};
 use crate::config::EXPIRES_SOON;
 use crate::status::{
@@ -34,13 +34,9 @@ const INSTANCE_COLUMNS: [Column; 9] = [
     Column::whole("GENERATION"),
 ];
 
-/// Renders all services, a line each, and below them what went wrong. `changed` says which files
-/// are not as they were applied.
-pub(super) fn overview(
-    snapshot: &Snapshot,
-    changed: &BTreeMap<String, &'static str>,
-    text: &mut Text,
-) {
+/// Renders all services, a line each, and below them what went wrong, and which files wait to be
+/// applied.
+pub(super) fn overview(snapshot: &Snapshot, waiting: &WaitingFiles, text: &mut Text) {
     let rows = snapshot.services.iter().map(|(name, service)| {
         let in_flight = service.instances.iter().map(|instance| instance.in_flight);
         let in_flight: u32 = in_flight.sum();
@@ -69,9 +65,12 @@ pub(super) fn overview(
         if let Some(words) = standing(service) {
             note(text, name, Color::Plain, &words);
         }
-        for words in warnings(service, changed.get(name)) {
+        for words in warnings(service, waiting.services.get(name)) {
             note(text, name, Color::Yellow, &words);
         }
+    }
+    if let Some(change) = waiting.settings {
+        note(text, "smoothserve.yaml", Color::Yellow, &waits(change));
     }
     for job in snapshot
         .jobs
@@ -123,12 +122,12 @@ pub(super) fn failing(snapshot: &Snapshot) -> Vec<String> {
     failing.map(|(name, _)| name.clone()).collect()
 }
 
-/// Renders some services with all that is known of them. `changed` says which files are not as they
-/// were applied.
+/// Renders some services with all that is known of them, and whether their files wait to be
+/// applied.
 pub(super) fn services(
     snapshot: &Snapshot,
     names: &[String],
-    changed: &BTreeMap<String, &'static str>,
+    waiting: &WaitingFiles,
     text: &mut Text,
 ) {
     let found = names
@@ -138,11 +137,11 @@ pub(super) fn services(
         if index > 0 {
             text.gap();
         }
-        one(name, service, changed.get(name), text);
+        one(name, service, waiting.services.get(name), text);
     }
 }
 
-fn one(name: &str, service: &ServiceStatus, changed: Option<&&'static str>, text: &mut Text) {
+fn one(name: &str, service: &ServiceStatus, change: Option<&FileChange>, text: &mut Text) {
     let (ready, wanted) = (service.ready(), service.wanted);
     let first = vec![
         Piece::plain(name),
@@ -173,7 +172,7 @@ fn one(name: &str, service: &ServiceStatus, changed: Option<&&'static str>, text
     if let Some(words) = standing(service) {
         line(text, "routes", Color::Plain, &words);
     }
-    for words in warnings(service, changed) {
+    for words in warnings(service, change) {
         line(text, "warning", Color::Yellow, &words);
     }
     if let Some(error) = &service.last_error {
@@ -252,11 +251,11 @@ fn standing(service: &ServiceStatus) -> Option<String> {
     (!words.is_empty()).then(|| words.join(", "))
 }
 
-/// Words what is wrong with a service although its instances run. `changed` says what has become of
+/// Words what is wrong with a service although its instances run. `change` is what has become of
 /// its file since it was applied.
 fn warnings<'a>(
     service: &'a ServiceStatus,
-    changed: Option<&&'static str>,
+    change: Option<&FileChange>,
 ) -> impl Iterator<Item = String> + 'a {
     let closed = (!service.not_listening.is_empty()).then(|| {
         let named = service.not_listening.iter().map(|address| {
@@ -269,14 +268,23 @@ fn warnings<'a>(
              the address is missing"
         )
     });
-    let changed = changed.map(|words| format!("{words}, `smoothctl reload` applies that"));
+    let waits = change.map(|change| format!("its file {}", waits(*change)));
     let refused = service.refused_change.as_ref().map(|refused| {
         let age = age(refused.at.0);
         format!("a change was not applied {age} ago: {}", refused.message)
     });
     let remarks = service.remarks.iter().cloned();
     let all = closed.into_iter().chain(certificate(service));
-    all.chain(remarks).chain(refused).chain(changed)
+    all.chain(remarks).chain(refused).chain(waits)
+}
+
+/// Words what has become of a file, and what applies it.
+fn waits(change: FileChange) -> String {
+    let change = match change {
+        FileChange::Written => "has changed on disk",
+        FileChange::Removed => "was removed from disk",
+    };
+    format!("{change}, `smoothctl reload` applies that")
 }
 
 /// Words the warning about a certificate that should have been renewed by now.
@@ -408,7 +416,9 @@ fn span(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{FailureReport, LastError, Moment, ProxyStatus, RefusedChange};
+    use crate::status::{
+        FailureReport, LastError, Moment, ProxyStatus, RefusedChange, SettingsStatus,
+    };
 
     fn snapshot() -> Snapshot {
         let instance = InstanceStatus {
@@ -466,25 +476,29 @@ mod tests {
             summary: "1 service, 1/2 instances ready".into(),
             uid: 0,
             journal: true,
+            settings: SettingsStatus::default(),
             proxy: ProxyStatus::default(),
             services: [("shop".to_owned(), service.into())].into(),
             jobs: [(1, job.into())].into(),
         }
     }
 
-    const CHANGED: &str = "its file has changed on disk";
+    fn waiting() -> WaitingFiles {
+        WaitingFiles {
+            settings: Some(FileChange::Removed),
+            services: [("shop".to_owned(), FileChange::Written)].into(),
+        }
+    }
 
     fn shown_overview(snapshot: &Snapshot, room: Option<usize>, has_colors: bool) -> String {
         let mut text = Text::new(room);
-        let changed = [("shop".to_owned(), CHANGED)].into();
-        overview(snapshot, &changed, &mut text);
+        overview(snapshot, &waiting(), &mut text);
         text.lines(has_colors)
     }
 
     fn shown_service(room: Option<usize>, has_colors: bool) -> String {
         let mut text = Text::new(room);
-        let changed = [("shop".to_owned(), CHANGED)].into();
-        services(&snapshot(), &["shop".to_owned()], &changed, &mut text);
+        services(&snapshot(), &["shop".to_owned()], &waiting(), &mut text);
         text.lines(has_colors)
     }
 
@@ -507,6 +521,8 @@ shop: watch_files: too many
 shop: a change was not applied 0s ago: the port 81 is not open yet
 
 shop: its file has changed on disk, `smoothctl reload` applies that
+
+smoothserve.yaml: was removed from disk, `smoothctl reload` applies that
 
 restart shop 1/2: shop/2 starting
 

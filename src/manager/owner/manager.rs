@@ -93,6 +93,8 @@ impl Manager {
         Ok(Manager {
             config_dir: options.config_dir,
             config: Arc::new(Config {
+                file: Default::default(),
+                written: Default::default(),
                 default_user: String::new(),
                 trusted_proxies: Vec::new(),
                 forwarded: false,

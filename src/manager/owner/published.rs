@@ -25,7 +25,7 @@ use crate::manager::worker::Workers;
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::manager::worker::listeners::{Listeners, SavedListeners};
 use crate::manager::world::World;
-use crate::status::{JobStatus, ProxyStatus, ServiceStatus, Snapshot};
+use crate::status::{JobStatus, Moment, ProxyStatus, ServiceStatus, SettingsStatus, Snapshot};
 use crate::systemd::journal;
 
 /// What was published last, and the places where it is published.
@@ -248,10 +248,15 @@ impl Published {
             let status = service.map(|service| status_of(service, sources));
             replace(&mut self.statuses, name, status);
         }
+        let settings = SettingsStatus {
+            file: sources.config.file.display().to_string(),
+            file_written: sources.config.written.0.map(Moment),
+        };
         let snapshot = Snapshot {
             summary,
             uid: self.uid,
             journal: self.journal,
+            settings,
             proxy,
             services: self.statuses.clone(),
             jobs,

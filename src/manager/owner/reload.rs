@@ -114,6 +114,8 @@ fn renewed(manager: &Manager, config: &Config, certificates: &ServiceCertificate
 /// Returns true if anything but services is different.
 fn is_global_changed(before: &Config, after: &Config) -> bool {
     let without_services = |config: &Config| Config {
+        // An earlier smoothserve has not saved the path.
+        file: Default::default(),
         services: Default::default(),
         notes: Vec::new(),
         ..config.clone()
