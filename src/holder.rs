@@ -11,8 +11,9 @@
 //! the holder, gets all its sockets, and may give it more. The manager that ends gives sockets; the
 //! next one takes them, puts them into systemd's store, and then releases the holder, which ends. A
 //! manager that fails before that leaves the holder as it was, since nobody has to give a socket
-//! back. A manager that could not take the sockets gives its own to the same holder at its end. While no manager is connected, the holder waits for the first connection of a client, and
-//! has systemd start smoothserve. It never accepts or reads anything itself.
+//! back. A manager that could not take the sockets gives its own to the same holder at its end.
+//! While no manager is connected, the holder waits for the first connection of a client, and has
+//! systemd start smoothserve. It never accepts or reads anything itself.
 //!
 //! The scope of the holder stops with `smoothserve.socket`, as socket units do, and with the slice.
 

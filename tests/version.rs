@@ -155,6 +155,38 @@ fn make_environment(folder: &Path, version: &str) {
 }
 
 /// Deploys release 2 by flipping `current` and reloading.
+/// As with `mv app old; mv new app`. The program is outside, and no argument names a file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_was_moved_to_the_same_path_is_deployed() {
+    for by_itself in [false, true] {
+        let scene = Scene::new();
+        for version in ["1", "2"] {
+            let file = format!("releases/{version}/server/__main__.py");
+            scene.file(&file, &python(&format!("'{version}'")));
+        }
+        let lines = format!(
+            "executable_path: {PYTHON}\nargs: [-m, server]\nworking_directory: APP/releases/1\n\
+             auto_restart: {by_itself}\n"
+        );
+        let running = scene.start(&lines).await;
+        let before = running.server.running("shop").await;
+        let release = |name: &str| running.app.join("releases").join(name);
+        fs::rename(release("1"), release("old")).unwrap();
+        fs::rename(release("2"), release("1")).unwrap();
+        if by_itself {
+            let replaced = |shop: &Service| shop.state == "running" && shop.pids() != before.pids();
+            let seen = running.server.until("the change is seen", |status| {
+                replaced(&status.services["shop"])
+            });
+            seen.await;
+        } else {
+            running.reload().await;
+        }
+        assert_eq!(running.get().await, "2");
+        running.server.stop().await;
+    }
+}
+
 async fn deployed_by_a_flip(scene: Scene, lines: &str) {
     scene.flip("1");
     let running = scene.start(lines).await;

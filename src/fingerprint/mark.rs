@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
+use std::path::Path;
 
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ pub(super) struct Mark {
     pub(super) changed: u64,
     /// The digest of what explains another status time: mode, owner, group and number of links.
     pub(super) attributes: Option<u64>,
-    /// The digest of the contents, if they could be read.
+    /// The digest of the contents, if they could be read; of a folder, the digest of its inode.
     pub(super) contents: Option<u64>,
 }
 
@@ -54,9 +55,30 @@ impl Mark {
         }
     }
 
+    /// Makes the mark of a folder in which a program runs or finds what it needs: another folder
+    /// under the same path is another one, whatever is in it.
+    pub(super) fn of_folder(path: impl Hash, stat: &Stat) -> Mark {
+        let inode = digest(stat.st_ino);
+        Mark {
+            identity: digest(path),
+            changed: inode,
+            attributes: None,
+            contents: Some(inode),
+        }
+    }
+
+    /// Returns true for the mark of something that has only an identity, as folders had in marks of
+    /// the first form.
+    fn is_plain(&self) -> bool {
+        self.changed == 0 && self.attributes.is_none() && self.contents.is_none()
+    }
+
     fn is_same(&self, other: &Mark) -> bool {
         if self.identity != other.identity {
             return false;
+        }
+        if self.is_plain() || other.is_plain() {
+            return true;
         }
         if self.changed == other.changed {
             return true;
@@ -73,11 +95,27 @@ impl Mark {
 
 /// The parts of a version by name, such as `the executable` or `/srv/shop/config (watch_files)`.
 /// They can be saved, and compared by another build of this program.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
+    /// Which parts there are, and what their marks tell.
+    #[serde(default)]
+    form: u8,
     marks: BTreeMap<String, Mark>,
     /// The names of parts that could not be read to their end in time.
     unread: BTreeSet<String>,
+}
+
+/// The form of parts that this build makes. Since form 1, a folder has an inode.
+const FORM: u8 = 1;
+
+impl Default for Parts {
+    fn default() -> Parts {
+        Parts {
+            form: FORM,
+            marks: BTreeMap::new(),
+            unread: BTreeSet::new(),
+        }
+    }
 }
 
 impl Parts {
@@ -87,12 +125,12 @@ impl Parts {
     }
 
     /// Adds a file that an argument names.
-    pub(super) fn add_argument(&mut self, path: &std::path::Path, mark: Mark) {
+    pub(super) fn add_argument(&mut self, path: &Path, mark: Mark) {
         self.add(format!("{}{OF_ARGUMENTS}", path.display()), mark);
     }
 
     /// Adds a file or folder that `watch_files` names. `None`: it was not read to its end.
-    pub(super) fn add_watched(&mut self, path: &std::path::Path, mark: Option<Mark>) {
+    pub(super) fn add_watched(&mut self, path: &Path, mark: Option<Mark>) {
         let name = format!("{}{OF_WATCH_FILES}", path.display());
         match mark {
             Some(mark) => self.add(name, mark),
@@ -102,14 +140,28 @@ impl Parts {
         }
     }
 
-    /// Returns true if all parts could be read to their end.
+    /// Returns true if all parts could be read to their end, and this build has taken them.
     pub fn are_complete(&self) -> bool {
-        self.unread.is_empty()
+        self.unread.is_empty() && self.form >= FORM
     }
 
-    /// Takes the parts that could not be read from a newer version that has them.
+    /// Takes the parts that could not be read, or that earlier builds do not know, from a newer
+    /// version that has them.
     pub fn complete(&mut self, newer: &Parts) {
-        let Parts { marks, unread } = self;
+        let Parts {
+            form,
+            marks,
+            unread,
+        } = self;
+        if *form < newer.form {
+            *form = newer.form;
+            for (name, mark) in &newer.marks {
+                let known = marks.entry(name.clone()).or_insert(*mark);
+                if known.is_plain() && known.identity == mark.identity {
+                    *known = *mark;
+                }
+            }
+        }
         unread.retain(|name| match newer.marks.get(name) {
             Some(mark) => {
                 marks.insert(name.clone(), *mark);
@@ -120,7 +172,7 @@ impl Parts {
     }
 
     /// Returns the names of the parts that are others in a newer version. What one of the two could
-    /// not read is not compared.
+    /// not read, or an earlier build did not look at, is not compared.
     pub fn changes(&self, newer: &Parts) -> Vec<String> {
         let names = self.marks.keys().chain(newer.marks.keys());
         let names: BTreeSet<&String> = names.collect();
@@ -130,6 +182,7 @@ impl Parts {
             }
             match (self.marks.get(*name), newer.marks.get(*name)) {
                 (Some(one), Some(other)) => !one.is_same(other),
+                (None, Some(_)) => self.form >= newer.form,
                 _ => true,
             }
         };

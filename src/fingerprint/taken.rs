@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
+
 use super::arguments::{is_data, named_by_arguments};
 use super::effort::Effort;
 use super::entry::Entry;
@@ -11,7 +13,7 @@ use super::look::Look;
 use super::mark::{Mark, Parts, digest, digest_of_bytes};
 use super::watched::Watched;
 use crate::config::{EnvironmentFile, ProcessConfig, ServiceConfig};
-use crate::trust::{self, Purpose};
+use crate::trust::{self, FoundFile, Purpose};
 
 /// The files of a service at one moment.
 #[derive(Debug)]
@@ -82,14 +84,27 @@ impl Fingerprint {
 
         let beside = look.as_ref().ok().and_then(|look| look.unfollowed.parent());
         let beside = beside.map(Path::to_owned);
+        // The program of a virtual environment is a symlink that leads out of it.
+        let is_link = look.as_ref().is_ok_and(|look| look.path != look.unfollowed);
+        if let Some(folder) = beside.as_deref().filter(|_| is_link)
+            && let Ok(found) = trust::find(folder, Purpose::Content(named))
+        {
+            let mark = Mark::of_folder(folder, &found.stat);
+            parts.add("the folder of the executable", mark);
+        }
         if let Ok(look) = look {
             let path = process.search_path(&variables);
             marks_of_interpreters(process, look, &path, effort, &mut parts);
         }
 
-        let folder = folder(process);
+        let found = find_folder(process);
+        let folder = found.as_ref().map(|found| found.path.clone());
         if process.working_directory.is_some() {
-            parts.add("the working directory", Mark::plain(&folder));
+            let mark = match &found {
+                Some(found) => Mark::of_folder(&folder, &found.stat),
+                None => Mark::plain(&folder),
+            };
+            parts.add("the working directory", mark);
         }
 
         let start = match process.working_directory {
@@ -137,15 +152,14 @@ fn environment_file(process: &ProcessConfig) -> (Option<Contents>, BTreeMap<Stri
 }
 
 /// Finds the folder in which instances start, if the service's file names it.
-fn folder(process: &ProcessConfig) -> Option<PathBuf> {
+fn find_folder(process: &ProcessConfig) -> Option<FoundFile> {
     let folder = process.working_directory.as_ref()?;
-    let found = trust::find(folder, Purpose::Content(process.named_user()));
-    found.ok().map(|found| found.path)
+    trust::find(folder, Purpose::Content(process.named_user())).ok()
 }
 
-/// Adds the files that arguments name. Of what is no file, or a file that the service itself
-/// writes, only symlinks on the way count, whether it is there or not. `folder` is the folder in
-/// which instances start, without symlinks.
+/// Adds the files and folders that arguments name. Of what is neither, or a file that the service
+/// itself writes, only symlinks on the way count, whether it is there or not. `folder` is the
+/// folder in which instances start, without symlinks.
 fn add_arguments(
     service: &ServiceConfig,
     folder: Option<&Path>,
@@ -159,6 +173,13 @@ fn add_arguments(
             && look.is_regular()
         {
             parts.add_argument(&path, look.mark());
+            continue;
+        }
+        if !is_data(&path, service)
+            && let Ok(found) = trust::find(&path, purpose)
+            && FileType::from_raw_mode(found.stat.st_mode) == FileType::Directory
+        {
+            parts.add_argument(&path, Mark::of_folder(&found.path, &found.stat));
             continue;
         }
         let below = path.strip_prefix(service.process.folder()).ok();
@@ -223,6 +244,13 @@ mod tests {
 
         fn path(&self, name: &str) -> PathBuf {
             self.dir.path().join(name)
+        }
+
+        /// Moves a folder away, and makes an empty one in its place.
+        fn replace(&self, name: &str) {
+            fs::rename(self.path(name), self.path("away")).unwrap();
+            fs::create_dir(self.path(name)).unwrap();
+            fs::remove_dir_all(self.path("away")).unwrap();
         }
 
         fn take(&self) -> Fingerprint {
@@ -421,6 +449,54 @@ mod tests {
         assert_eq!(place.change(|| flip("./2")), "");
         let other = || fs::write(place.path("2/other"), "").unwrap();
         assert_eq!(place.change(other), "");
+        assert_eq!(place.change(|| place.replace("2")), "the working directory");
+    }
+
+    /// The program of a virtual environment is a symlink that leads out of it, and the folder of an
+    /// application may be an argument.
+    #[test]
+    fn another_folder_under_the_same_path_is_another_one() {
+        let mut place = Place::new();
+        symlink("/bin/sh", place.path("1/python")).unwrap();
+        place.service.process.executable = place.path("1/python");
+        place.service.watch_files = Vec::new();
+        let change = place.change(|| {
+            place.replace("1");
+            symlink("/bin/sh", place.path("1/python")).unwrap();
+        });
+        assert_eq!(change, "the folder of the executable");
+
+        place.service.process.executable = "/bin/sh".into();
+        let folder = place.path("2").display().to_string();
+        place.service.process.args = ["--chdir".to_owned(), folder].into();
+        assert_eq!(place.change(|| place.replace("2")), "2 (args)");
+        let other = || fs::write(place.path("2/other"), "").unwrap();
+        assert_eq!(place.change(other), "");
+    }
+
+    /// An upgrade replaces nothing because of what the earlier build has not looked at.
+    #[test]
+    fn what_an_earlier_build_has_not_looked_at_is_no_change() {
+        let mut place = Place::new();
+        place.service.process.working_directory = Some(place.path("current"));
+        let now = place.take().parts;
+        let mut earlier = serde_json::to_value(&now).unwrap();
+        earlier.as_object_mut().unwrap().remove("form").unwrap();
+        let marks = earlier["marks"].as_object_mut().unwrap();
+        let folder = marks["the working directory"].as_object_mut().unwrap();
+        folder["changed"] = 0.into();
+        folder["contents"] = serde_json::Value::Null;
+        marks.remove("the executable").unwrap();
+        let mut earlier: Parts = serde_json::from_value(earlier).unwrap();
+        assert!(earlier.changes(&now).is_empty() && !earlier.are_complete());
+        earlier.complete(&now);
+        assert!(earlier.are_complete());
+        place.replace("1");
+        let changes = earlier.changes(&place.take().parts);
+        assert!(
+            changes.contains(&"the working directory".to_owned()),
+            "{changes:?}"
+        );
     }
 
     #[test]
@@ -535,8 +611,8 @@ mod tests {
         );
     }
 
-    /// What earlier versions have saved is compared with this digest after an upgrade. It depends on
-    /// how the standard library hashes values, too.
+    /// What earlier versions have saved is compared with this digest after an upgrade. It depends
+    /// on how the standard library hashes values, too.
     #[test]
     fn the_first_form_is_that_of_earlier_versions() {
         let file = |inode| {

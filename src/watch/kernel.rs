@@ -2,8 +2,8 @@
 //!
 //! To watch a folder asks its file system, which may hang, and the crate `notify` does that in the
 //! one thread that also takes in all events. So each new watch is bounded
-//! ([`patience`](crate::patience)), and if one hangs, its thread is left alone with the watches that
-//! it has, and another one gets these anew.
+//! ([`patience`](crate::patience)), and if one hangs, its thread is left alone with the watches
+//! that it has, and another one gets these anew.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;

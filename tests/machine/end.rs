@@ -116,7 +116,8 @@ fn stopping_the_slice_ends_all_of_it() {
     });
 }
 
-/// What a shell has started gets SIGTERM, too, although systemd stops scopes only after smoothserve.
+/// What a shell has started gets SIGTERM, too, although systemd stops scopes only after
+/// smoothserve.
 #[test]
 fn a_stop_tells_what_a_wrapper_has_started() {
     machine::test(async |machine: &Machine| {

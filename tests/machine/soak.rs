@@ -7,8 +7,8 @@
 //! end of an idle connection without a word. No operation here may lose one, nor does a manager
 //! that is killed: the proxy serves on without it.
 //!
-//! The order comes from a seed, which is printed. `SOAK_SEED` gives another one, and `SOAK_PART` the
-//! percentage of the long form that is run.
+//! The order comes from a seed, which is printed. `SOAK_SEED` gives another one, and `SOAK_PART`
+//! the percentage of the long form that is run.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

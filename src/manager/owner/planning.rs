@@ -284,8 +284,8 @@ fn causes_of_start(lacks: &[Lack]) -> bool {
     lacks.iter().any(|lack| lack.hinders)
 }
 
-/// Says what is wrong with the certificate that was read, if it is out of date, and another one that
-/// is not is in use.
+/// Says what is wrong with the certificate that was read, if it is out of date, and another one
+/// that is not is in use.
 fn worse(
     manager: &Manager,
     known: &ServiceConfig,

@@ -4,9 +4,9 @@
 //! The file is written completely, under a temporary name first, and before any process in it is
 //! let go. So a process without an entry still waits in its launcher and ends by itself.
 //!
-//! The file has a format. A manager continues from a file whose format is not newer than its own, so
-//! every field that is added needs a default. Of any other file it takes what [`FrozenState`] says,
-//! which is in the files of all builds, and makes the rest anew.
+//! The file has a format. A manager continues from a file whose format is not newer than its own,
+//! so every field that is added needs a default. Of any other file it takes what [`FrozenState`]
+//! says, which is in the files of all builds, and makes the rest anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -65,9 +65,9 @@ pub struct SavedState<C = Arc<Config>, S = SavedService> {
     pub services: BTreeMap<String, S>,
 }
 
-/// The frozen part of a [`SavedState`], which every build finds in the state of every other one: the
-/// processes that run, and the numbers that must not be used again. No field of it may be renamed or
-/// removed, or get another meaning.
+/// The frozen part of a [`SavedState`], which every build finds in the state of every other one:
+/// the processes that run, and the numbers that must not be used again. No field of it may be
+/// renamed or removed, or get another meaning.
 #[derive(Debug, Deserialize)]
 pub struct FrozenState {
     #[serde(default)]

@@ -1,8 +1,8 @@
 //! The takeover: a new manager continues with the workers and instances of an earlier manager.
 //!
 //! Under systemd, workers and instances keep running and serving when the manager ends, for
-//! whatever reason. The next manager reads the saved state and continues from there. If the state is
-//! one of a newer build, the manager goes by the frozen part of it and by the files of the
+//! whatever reason. The next manager reads the saved state and continues from there. If the state
+//! is one of a newer build, the manager goes by the frozen part of it and by the files of the
 //! configuration: all instances serve on, and are replaced as at a deploy.
 
 use std::collections::{BTreeMap, BTreeSet};

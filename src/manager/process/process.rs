@@ -99,6 +99,7 @@ impl Process {
         Ok(Process::new(pid, started, pidfd, keeper))
     }
 
+    /// Makes a process that runs.
     pub(super) fn new(
         pid: u32,
         started: SystemTime,
@@ -287,8 +288,8 @@ impl ProcessKeeper {
     }
 }
 
-/// Returns true if processes are in a cgroup, or in one below it. The cgroup is removed once nothing
-/// is in it.
+/// Returns true if processes are in a cgroup, or in one below it. The cgroup is removed once
+/// nothing is in it.
 fn is_populated(cgroup: &Path) -> bool {
     let events = std::fs::read_to_string(cgroup.join("cgroup.events"));
     events.is_ok_and(|events| events.lines().any(|line| line == "populated 1"))

@@ -1,8 +1,8 @@
 //! Connections of a load that speak HTTP/2, without TLS.
 //!
 //! Each connection carries several requests at a time. A request is lost as over HTTP/1.1, with one
-//! exception that the standard makes (RFC 9113, section 6.8): a server that closes a connection says
-//! which requests it has not begun, and the client sends those again on another connection.
+//! exception that the standard makes (RFC 9113, section 6.8): a server that closes a connection
+//! says which requests it has not begun, and the client sends those again on another connection.
 
 use std::future::poll_fn;
 use std::sync::Arc;
