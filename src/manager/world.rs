@@ -79,7 +79,9 @@ impl World {
     /// Has systemd keep the executable of a generation open for the next manager.
     pub fn keep_executable(&self, service: &str, generation: u64, executable: &OpenExecutable) {
         let name = stored_name(service, generation);
-        self.supervision.store(&name, executable.descriptor());
+        if let Ok(file) = executable.descriptor() {
+            self.supervision.store(&name, file);
+        }
     }
 
     /// Has systemd close the executable of a generation that no slot can be started from any more.

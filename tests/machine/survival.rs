@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use smoothserve_kit::client::{Connection, Request};
 use smoothserve_kit::load::Lost;
-use smoothserve_kit::{Build, Status, client, machine, programs};
+use smoothserve_kit::machine::{self, Machine};
+use smoothserve_kit::{Build, Status, client, programs};
 
 use crate::scene::{Scene, nothing_is_lost};
 
@@ -423,15 +424,57 @@ while True:
     os.read(fuse, 1 << 20)
 "#;
 
+/// Puts a file system on /mnt that does not answer.
+fn hang(machine: &Machine) {
+    machine.write("/run/hang.py", HANG);
+    machine.run("mknod /dev/fuse c 10 229; systemd-run --unit hang python3 /run/hang.py");
+    machine.until("cat /proc/mounts", |mounts| {
+        mounts.contains("hang /mnt fuse")
+    });
+}
+
+#[test]
+fn an_executable_that_was_not_stored_and_does_not_answer_holds_up_no_takeover() {
+    machine::test(async |machine| {
+        let scene = Scene::start(machine, "");
+        let load = scene.load().await;
+        let (instances, manager) = (scene.shop().pids(), scene.manager());
+        hang(machine);
+        // By this number, nothing is stored.
+        machine.write(
+            "/run/lose.py",
+            "import json\n\
+             file = '/run/smoothserve/state.json'\n\
+             text = open(file).read().replace('\"generation\":1,', '\"generation\":7,')\n\
+             state = json.loads(text)\n\
+             shop = state['services']['shop']\n\
+             shop['last_generation'] = 7\n\
+             shop['deployments'] = {'7': shop['deployments']['1']}\n\
+             shop['deployments']['7']['executable'] = '/mnt/x'\n\
+             json.dump(state, open(file, 'w'))\n",
+        );
+        machine.run(&format!(
+            "kill -STOP {manager}; python3 /run/lose.py; kill -9 {manager}"
+        ));
+        scene.another_manager(manager);
+        machine.until("journalctl -u smoothserve", |journal| {
+            journal.contains("executable lost, no instance of it can be started")
+        });
+        // What is configured answers, and takes its place.
+        machine.run("smoothctl reload");
+        let shop = scene.settled();
+        assert_eq!(shop.ready(), 3);
+        assert!(shop.pids().iter().all(|pid| !instances.contains(pid)));
+        nothing_is_lost(load).await;
+        machine.run("systemctl kill --signal KILL hang");
+    });
+}
+
 #[test]
 fn what_does_not_end_by_sigkill_is_left_behind_and_nothing_waits_for_it() {
     machine::test(async |machine| {
         let scene = Scene::install(machine, "stop_timeout: 1s\n");
-        machine.write("/run/hang.py", HANG);
-        machine.run("mknod /dev/fuse c 10 229; systemd-run --unit hang python3 /run/hang.py");
-        machine.until("cat /proc/mounts", |mounts| {
-            mounts.contains("hang /mnt fuse")
-        });
+        hang(machine);
         machine.run("mv /opt/shop/shop /opt/shop/server");
         let executable = |line: &str| {
             machine.write("/opt/shop/new", &format!("#!/bin/sh\n{line}\n"));

@@ -46,11 +46,13 @@ pub(super) struct Prepared {
     pub(super) readiness: Option<Readiness>,
 }
 
-/// Determines the user of an instance, without making the owner wait.
+/// Determines the user of an instance, without making the owner wait. There is none for an
+/// executable that was lost.
 pub(super) async fn identity(
     deployment: &Deployment,
     default_user: &str,
 ) -> anyhow::Result<UserIdentity> {
+    deployment.executable.descriptor()?;
     UserIdentity::ask(IdentityWish {
         user: deployment.process.user.as_deref(),
         group: deployment.process.group.as_deref(),
@@ -190,13 +192,13 @@ pub(super) async fn run(
         Ok(launcher) => {
             let (permit, permitted) = oneshot::channel();
             report(News::Launched(launcher.process.clone(), permit));
-            match permitted.await {
-                Ok(()) => {
-                    let executable = deployment.executable.descriptor();
+            match (permitted.await, deployment.executable.descriptor()) {
+                (Ok(()), Ok(executable)) => {
                     let busy = |waits| report(News::Busy(waits));
                     launcher.go(order, executable, socket, busy).await
                 }
-                Err(_) => Ending::Ended(ProcessEnd::told("was not let go")),
+                (_, Err(error)) => Ending::Ended(ProcessEnd::not_started(&error.to_string())),
+                (Err(_), _) => Ending::Ended(ProcessEnd::told("was not let go")),
             }
         }
         Err(error) => Ending::Ended(ProcessEnd::not_started(&format!("{error:#}"))),

@@ -8,6 +8,7 @@
 //! end. While all of them are taken by threads that were left alone, no reading begins.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use tokio::sync::{Semaphore, oneshot};
 use super::group::bound_together;
 use crate::config::{self, CertificateFault, Config, Faults, Lack, ServiceConfig};
 use crate::fingerprint::Effort;
-use crate::manager::process::deployment::Material;
+use crate::manager::process::deployment::{ClosedExecutable, Material};
+use crate::manager::process::executable::OpenExecutable;
 use crate::manager::worker::certificates::ServiceCertificates;
 use crate::patience::{self, Unanswered};
 
@@ -29,7 +31,7 @@ const READ_TIME: Duration = Duration::from_secs(20);
 const _: () = assert!(patience::LONGEST.as_secs() + 4 < READ_TIME.as_secs());
 
 /// How many threads may wait for files. All but the newest were left alone.
-const MOST_STUCK: usize = 8;
+pub(super) const MOST_STUCK: usize = 32;
 
 /// The places of threads that wait for files.
 static PLACES: Semaphore = Semaphore::const_new(MOST_STUCK);
@@ -116,7 +118,10 @@ pub(super) enum Unread {
 pub(super) type FilesOutcome = Result<Found, Unread>;
 
 /// Reads in a thread of its own, within [`READ_TIME`].
-async fn in_thread(subject: String, read: impl FnOnce() -> Found + Send + 'static) -> FilesOutcome {
+async fn in_thread<T: Send + 'static>(
+    subject: String,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Unread> {
     let place = PLACES.try_acquire().map_err(|_| Unread::Stuck)?;
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
@@ -131,6 +136,29 @@ async fn in_thread(subject: String, read: impl FnOnce() -> Found + Send + 'stati
         Ok(found) => found.map_err(|_| Unread::Panicked),
         Err(_) => Err(Unread::Slow(subject)),
     }
+}
+
+/// Opens executables again that nobody has open any more: those of each subject, by their names.
+/// Those that are not opened in time are left out, or have an error.
+pub(super) async fn open_again(
+    closed: Vec<(String, Vec<(String, ClosedExecutable)>)>,
+) -> BTreeMap<String, io::Result<OpenExecutable>> {
+    let open = move || {
+        let mut opened = BTreeMap::new();
+        for (subject, closed) in closed {
+            for (name, executable) in closed {
+                let result = patience::within(&subject, move || executable.open());
+                let result = result.unwrap_or_else(|error| Err(io::Error::other(error)));
+                opened.insert(name, result);
+            }
+        }
+        opened
+    };
+    let opened = in_thread("executables".to_owned(), open).await;
+    opened.unwrap_or_else(|error| {
+        tracing::error!(error = %error, "executables not opened again");
+        BTreeMap::new()
+    })
 }
 
 impl Reading {
@@ -319,7 +347,7 @@ mod tests {
             );
         }
         let error = slow().await.unwrap_err().to_string();
-        assert!(error.starts_with("8 threads wait for files"), "{error}");
+        assert!(error.starts_with("32 threads wait for files"), "{error}");
         // From here on, threads do what takes no time by the paused clock.
         tokio::time::resume();
         drop(hang);

@@ -9,23 +9,35 @@
 //! Errands wait in a queue. An errand is read for as soon as no earlier one is about the same
 //! service, or about all of them. So a later errand finds on disk what is newer, and of the owner's
 //! state what the earlier ones have made of it, and a service whose files do not answer holds up
-//! nobody else. Everything else goes on meanwhile. A stop of a service is carried out at once,
+//! nobody else. A few errands are read for at once; those that take long, because files do not
+//! answer, do not count among these. Everything else goes on meanwhile. A stop of a service is carried out at once,
 //! unless errands about that service wait before it. An errand that waits when the manager ends is
 //! answered that it is too late, and a change on disk is left to the next manager.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
-use super::disk::FilesOutcome;
+use super::disk::{FilesOutcome, MOST_STUCK};
 use crate::manager::handle::CommandError;
 use crate::status::JobKind;
 
 /// The most errands that wait. Commands wait where they come from then.
 const MOST_WAITING: usize = 64;
 
-/// The most errands that are read for at once.
+/// The most errands that are read for at once, apart from those that take longer than [`QUICK`].
 const MOST_AT_ONCE: usize = 4;
+
+/// How long an errand is read for if its files answer.
+const QUICK: Duration = Duration::from_secs(1);
+
+/// The most errands that are read for in any case. Further ones wait, also if all files hang.
+const MOST_READ: usize = 24;
+
+/// Each errand that is read for has a thread.
+const _: () = assert!(MOST_READ < MOST_STUCK);
 
 /// The channel for the answer to a command.
 pub(super) type Answer = oneshot::Sender<Result<Vec<u32>, CommandError>>;
@@ -83,8 +95,8 @@ impl Errand {
 #[derive(Debug)]
 pub(super) struct Errands {
     waiting: VecDeque<Errand>,
-    /// The errands that are read for, by number.
-    pub(super) current: BTreeMap<u64, Errand>,
+    /// The errands that are read for, by number, and when each was begun.
+    current: BTreeMap<u64, (Errand, Instant)>,
     /// The number of the last errand that was begun.
     last: u64,
     /// The channel for what was found for the errand with this number.
@@ -114,7 +126,7 @@ impl Errands {
 
     /// Returns true if an errand is under way that starts or stops this service.
     pub(super) fn are_about(&self, service: &str) -> bool {
-        let mut all = self.waiting.iter().chain(self.current.values());
+        let mut all = self.waiting.iter().chain(self.current());
         all.any(|errand| match errand {
             Errand::Renew(_, name, _) | Errand::Stop(name, _) => name == service,
             Errand::RestartAll(_) => true,
@@ -143,14 +155,33 @@ impl Errands {
         }
     }
 
+    /// Returns when an errand that waits only because of the number of the others may begin.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let is_full = !self.waiting.is_empty() && self.current.len() < MOST_READ;
+        let mut quick = self.quick(Instant::now());
+        let first = quick.next().filter(|_| is_full)?;
+        (quick.count() + 1 >= MOST_AT_ONCE).then_some(first + QUICK)
+    }
+
+    /// Returns when the errands were begun that may still be quick, in this order.
+    fn quick(&self, now: Instant) -> impl Iterator<Item = Instant> {
+        let begun = self.current.values().map(|(_, begun)| *begun);
+        begun.filter(move |begun| now < *begun + QUICK)
+    }
+
+    fn current(&self) -> impl Iterator<Item = &Errand> {
+        self.current.values().map(|(errand, _)| errand)
+    }
+
     /// Takes out the next errand that has to wait for no other one.
     pub(super) fn next(&mut self) -> Option<Errand> {
-        if self.current.len() >= MOST_AT_ONCE {
+        let quick = self.quick(Instant::now()).count();
+        if quick >= MOST_AT_ONCE || self.current.len() >= MOST_READ {
             return None;
         }
         let is_free = |&index: &usize| {
             let errand = &self.waiting[index];
-            let before = self.waiting.range(..index).chain(self.current.values());
+            let before = self.waiting.range(..index).chain(self.current());
             !before.into_iter().any(|earlier| earlier.meets(errand))
         };
         let index = (0..self.waiting.len()).find(is_free)?;
@@ -160,8 +191,13 @@ impl Errands {
     /// Notes that an errand is read for. Returns its number.
     pub(super) fn begin(&mut self, errand: Errand) -> u64 {
         self.last += 1;
-        self.current.insert(self.last, errand);
+        self.current.insert(self.last, (errand, Instant::now()));
         self.last
+    }
+
+    /// Takes out an errand that was read for.
+    pub(super) fn end(&mut self, number: u64) -> Option<Errand> {
+        self.current.remove(&number).map(|(errand, _)| errand)
     }
 
     fn is_waiting(&self, new: &Errand) -> bool {
@@ -215,10 +251,40 @@ mod tests {
             None,
             "one waits for shop, all for it, and another for all"
         );
-        errands.current.remove(&first.0);
+        errands.end(first.0);
         let second = errands.next();
         assert!(matches!(second, Some(Errand::CertificateChanged(_))));
         errands.current.clear();
         assert!(matches!(errands.next(), Some(Errand::Reload(None))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn errands_whose_files_hang_hold_up_those_of_other_services_for_a_moment_only() {
+        let (mut errands, _outcomes) = Errands::new();
+        for number in 0..2 * MOST_READ {
+            errands.queue(Errand::FilesChanged(number.to_string()));
+        }
+        let begin_all = |errands: &mut Errands| {
+            let mut begun = 0;
+            while let Some(errand) = errands.next() {
+                errands.begin(errand);
+                begun += 1;
+            }
+            begun
+        };
+        assert_eq!(errands.deadline(), None, "nothing keeps them waiting");
+        let mut begun = 0;
+        while begun < MOST_READ {
+            assert_eq!(begin_all(&mut errands), MOST_AT_ONCE);
+            assert_eq!(begin_all(&mut errands), 0);
+            begun += MOST_AT_ONCE;
+            let deadline = errands.deadline();
+            assert_eq!(deadline.is_some(), begun < MOST_READ);
+            tokio::time::sleep_until(deadline.unwrap_or(Instant::now() + QUICK)).await;
+        }
+        assert_eq!(begin_all(&mut errands), 0, "the threads are bounded");
+        let first = *errands.current.keys().next().unwrap();
+        assert!(errands.end(first).is_some());
+        assert_eq!(begin_all(&mut errands), 1);
     }
 }

@@ -13,7 +13,7 @@ use crate::manager::handle::CommandError;
 
 /// Takes in what was found for an errand, and carries the errand out.
 pub(super) fn take_files(manager: &mut Manager, (number, outcome): (u64, FilesOutcome)) {
-    if let Some(errand) = manager.errands.current.remove(&number) {
+    if let Some(errand) = manager.errands.end(number) {
         errand.carry_out(manager, outcome);
     }
 }

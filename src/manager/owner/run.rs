@@ -171,14 +171,15 @@ fn take_signal(manager: &mut Manager, signal: Signal) {
     }
 }
 
-/// Returns when [`tick`] is due.
+/// Returns when [`tick`] is due, or an errand may begin.
 fn deadline(manager: &Manager) -> Option<Instant> {
     let services = manager.services.values();
     let services = services.filter_map(Service::deadline);
     // As long as only a worker serves that gets no tables, nobody takes their connections.
     let passing = manager.listeners.deadline();
     let passing = passing.filter(|_| manager.workers.are_serving());
-    services.chain(passing).min()
+    let errands = manager.errands.deadline().map(Instant::from);
+    services.chain(passing).chain(errands).min()
 }
 
 /// Lets each service do what is due.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::boot::boot;
-use super::disk::{Found, Reading};
+use super::disk::{Found, Reading, open_again};
 use super::from_workers::start_worker;
 use super::handover::want_routes;
 use super::manager::Manager;
@@ -141,13 +141,17 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
     for error in manager.listeners.restore(state.listeners) {
         tracing::error!(error = %error, "port not opened, its services are not reachable there");
     }
+    let is_stored = |name: &str| stored.contains_key(name);
+    let closed = state.services.values().map(|saved| {
+        let closed = saved.closed_executables(is_stored);
+        // What is configured now may be elsewhere, and answer.
+        let subject = format!("the executable that {} has run", saved.spec().name);
+        (subject, closed)
+    });
+    let mut opened = open_again(closed.collect()).await;
     for (name, saved) in state.services {
-        match Service::restore(saved, &mut stored, &mut manager.world) {
-            Ok(service) => manager.services.insert(name, service),
-            Err(error) => {
-                tracing::error!(service = name, error = %error, "service cannot be taken over");
-            }
-        }
+        let service = Service::restore(saved, &mut stored, &mut opened, &mut manager.world);
+        manager.services.insert(name, service);
     }
     for name in stored.keys() {
         manager.world.supervision.forget(name);

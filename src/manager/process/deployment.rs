@@ -53,6 +53,20 @@ pub struct SavedDeployment {
     parts: Option<Parts>,
 }
 
+/// An executable that was open, and is to be opened again by its path.
+#[derive(Debug)]
+pub struct ClosedExecutable {
+    path: PathBuf,
+    process: ProcessConfig,
+}
+
+impl ClosedExecutable {
+    /// Opens the file that is at the path now. This may take any time.
+    pub fn open(&self) -> io::Result<OpenExecutable> {
+        OpenExecutable::open(&self.path, self.process.named_user())
+    }
+}
+
 impl SavedDeployment {
     /// Returns the state of a deployment of which nothing is known but the settings with which its
     /// instances are stopped. It differs from whatever is on disk.
@@ -68,6 +82,19 @@ impl SavedDeployment {
             // Every version has at least an executable.
             parts: Some(Parts::default()),
         }
+    }
+
+    /// Returns the executable, to be opened again.
+    pub fn closed_executable(&self) -> ClosedExecutable {
+        ClosedExecutable {
+            path: self.executable.clone(),
+            process: self.process.clone(),
+        }
+    }
+
+    /// Takes a stored descriptor of the executable.
+    pub fn opened_executable(&self, file: OwnedFd) -> io::Result<OpenExecutable> {
+        OpenExecutable::opened(self.executable.clone(), file)
     }
 }
 
@@ -127,17 +154,14 @@ impl Deployment {
         }
     }
 
-    /// Restores a deployment from its saved state. If the stored descriptor is missing, the file
-    /// that is at the path now is used.
-    pub fn restore(saved: SavedDeployment, executable: Option<OwnedFd>) -> io::Result<Deployment> {
-        let mut executable = match executable {
-            Some(file) => OpenExecutable::opened(saved.executable, file)?,
-            None => OpenExecutable::open(&saved.executable, saved.process.named_user())?,
-        };
+    /// Restores a deployment from its saved state, with its executable.
+    pub fn restore(saved: SavedDeployment, executable: io::Result<OpenExecutable>) -> Deployment {
+        let lost = |error| OpenExecutable::lost(saved.executable.clone(), &error);
+        let mut executable = executable.unwrap_or_else(lost);
         if let Some(known_as) = saved.known_as {
             executable.known_as = known_as;
         }
-        Ok(Deployment {
+        Deployment {
             version: saved.version,
             executable,
             process: saved.process,
@@ -145,7 +169,7 @@ impl Deployment {
             folder: saved.folder,
             first_form: saved.content,
             parts: RefCell::new(saved.parts),
-        })
+        }
     }
 
     /// Returns true if a deployment of `process` with what is on disk now would equal this one.
@@ -164,6 +188,10 @@ impl Deployment {
                 _ => Vec::new(),
             },
         };
+        // What was lost has to be deployed again.
+        if changes.is_empty() && self.executable.descriptor().is_err() {
+            changes.push("the executable".to_owned());
+        }
         if self.process != *process {
             changes.push("the service's file".to_owned());
         }
@@ -242,13 +270,22 @@ mod tests {
             fields.remove(new).unwrap();
         }
         let restore = || {
-            let saved = serde_json::from_value(saved.clone()).unwrap();
-            Deployment::restore(saved, None).unwrap()
+            let saved: SavedDeployment = serde_json::from_value(saved.clone()).unwrap();
+            let executable = saved.closed_executable().open();
+            Deployment::restore(saved, executable)
         };
         let is = |deployment: &Deployment| deployment.is(&spec.process, &take().fingerprint);
         let old = restore();
         assert!(old.lacks_parts() && is(&old));
         assert!(old.same_content(&deployment));
+        let saved_again = serde_json::from_value(saved.clone()).unwrap();
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        let lost = Deployment::restore(saved_again, Err(missing));
+        assert_eq!(
+            lost.changes(&spec.process, &take().fingerprint),
+            ["the executable"]
+        );
+        assert!(lost.executable.descriptor().is_err());
         // What earlier versions have not compared is no difference, before it is adopted.
         fs::write(path("server.js"), "new").unwrap();
         assert!(is(&old));

@@ -22,7 +22,15 @@ pub struct OpenExecutable {
     pub known_as: PathBuf,
     /// The user number of the file's owner.
     pub owner: u32,
-    file: ForeignFile,
+    file: Result<ForeignFile, ExecutableLost>,
+}
+
+/// The executable of a service that was taken over is not open any more, and cannot be opened again.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{path} was lost when smoothserve was restarted: {error}; reload once it is there again")]
+pub struct ExecutableLost {
+    path: String,
+    error: String,
 }
 
 impl OpenExecutable {
@@ -38,7 +46,7 @@ impl OpenExecutable {
             known_as: found.unfollowed,
             path: found.path,
             owner: found.stat.st_uid,
-            file: found.file.into(),
+            file: Ok(found.file.into()),
         })
     }
 
@@ -52,13 +60,32 @@ impl OpenExecutable {
             known_as: path.clone(),
             path,
             owner,
-            file: file.into(),
+            file: Ok(file.into()),
         })
     }
 
-    /// Returns the open file.
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// Makes an executable that an earlier manager had opened at this path, and that cannot be
+    /// opened again. Instances that run it run on, and no other ones can be started.
+    pub fn lost(path: PathBuf, error: &io::Error) -> OpenExecutable {
+        let lost = ExecutableLost {
+            path: path.display().to_string(),
+            error: error.to_string(),
+        };
+        OpenExecutable {
+            known_as: path.clone(),
+            path,
+            // Nobody is asked for the owner of what cannot be started.
+            owner: 0,
+            file: Err(lost),
+        }
+    }
+
+    /// Returns the open file, unless it was lost.
+    pub fn descriptor(&self) -> Result<BorrowedFd<'_>, ExecutableLost> {
+        match &self.file {
+            Ok(file) => Ok(file.as_fd()),
+            Err(lost) => Err(lost.clone()),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The state of a service that is saved for the next manager.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use super::history::History;
 use super::service::{Service, desired};
 use crate::config::ServiceConfig;
 use crate::manager::instance::{self, Instance, SavedInstance};
-use crate::manager::process::deployment::{Deployment, SavedDeployment};
-use crate::manager::process::executable::stored_name;
+use crate::manager::process::deployment::{ClosedExecutable, Deployment, SavedDeployment};
+use crate::manager::process::executable::{OpenExecutable, stored_name};
 use crate::manager::rollout::{
     FrozenRollout, InstanceId, LifeStage, Reconciler, RolloutTarget, SavedRollout,
 };
@@ -77,6 +78,19 @@ impl SavedService {
     pub fn spec(&self) -> &Arc<ServiceConfig> {
         &self.spec
     }
+
+    /// Returns the executables of the service that are not among the stored descriptors, by the
+    /// names under which they should be stored.
+    pub fn closed_executables(
+        &self,
+        is_stored: impl Fn(&str) -> bool,
+    ) -> Vec<(String, ClosedExecutable)> {
+        let executables = self.deployments.iter().map(|(generation, kept)| {
+            let name = stored_name(&self.spec.name, *generation);
+            (name, kept.closed_executable())
+        });
+        executables.filter(|(name, _)| !is_stored(name)).collect()
+    }
 }
 
 impl Service {
@@ -99,18 +113,35 @@ impl Service {
         }
     }
 
-    /// Restores a service from its saved state and the stored descriptors. The caller must call
-    /// [`Service::tick`] once all services are restored.
+    /// Restores a service from its saved state and the stored descriptors. `opened` are the
+    /// executables that were not stored. The caller must call [`Service::tick`] once all services
+    /// are restored.
     pub fn restore(
         mut saved: SavedService,
         stored: &mut BTreeMap<String, OwnedFd>,
+        opened: &mut BTreeMap<String, io::Result<OpenExecutable>>,
         world: &mut World,
-    ) -> std::io::Result<Service> {
+    ) -> Service {
         let name = saved.spec.name.clone();
         let mut deployments = BTreeMap::new();
         for (generation, kept) in saved.deployments {
-            let executable = stored.remove(&stored_name(&name, generation));
-            let deployment = Deployment::restore(kept, executable)?;
+            let stored_name = stored_name(&name, generation);
+            let executable = match stored.remove(&stored_name) {
+                Some(file) => kept.opened_executable(file),
+                None => opened
+                    .remove(&stored_name)
+                    .unwrap_or_else(|| Err(io::Error::other("it was not opened in time")))
+                    .inspect(|executable| world.keep_executable(&name, generation, executable)),
+            };
+            if let Err(error) = &executable {
+                tracing::error!(
+                    service = name,
+                    generation,
+                    error = %error,
+                    "executable lost, no instance of it can be started"
+                );
+            }
+            let deployment = Deployment::restore(kept, executable);
             deployments.insert(generation, Rc::new(deployment));
         }
         let mut core = Reconciler::restore(saved.core.clone(), Instant::now());
@@ -139,7 +170,7 @@ impl Service {
             world.owners.insert(held.id, name.clone());
             instances.insert(held.id, instance);
         }
-        Ok(Service {
+        Service {
             spec: saved.spec,
             core,
             deployments,
@@ -151,6 +182,6 @@ impl Service {
             remarks: Vec::new(),
             arguments_changed: None,
             moved: true,
-        })
+        }
     }
 }
