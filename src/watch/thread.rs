@@ -75,7 +75,7 @@ impl Watching {
             let due = service
                 .changes
                 .map(|changes| changes.due(service.subject.quiet));
-            [due, service.poll_at, service.count_poll_at]
+            [due, service.poll.at, service.count_poll.at]
         });
         services.chain([self.renew_at]).flatten().min()
     }
@@ -118,8 +118,8 @@ impl Watching {
                 hangs: None,
                 changes: Some(Changes::add(None, now, false)),
                 stale: true,
-                poll_at: None,
-                count_poll_at: None,
+                poll: RegularLook::every(POLL),
+                count_poll: RegularLook::every(COUNT_POLL),
             }));
         }
         // The interests name services by number, so they are made anew even if nothing is stale.
@@ -184,34 +184,18 @@ impl Watching {
         }
         for (number, service) in self.services.iter_mut().enumerate() {
             let outcome = outcomes.get(&number);
-            let too_many = service.found.unwatched.as_deref();
-            service.count_poll_at = match (too_many, service.count_poll_at) {
-                (None, _) => None,
-                (Some(_), Some(at)) => Some(at),
-                (Some(error), None) => {
-                    let (service, seconds) = (service.subject.what.service(), COUNT_POLL.as_secs());
-                    tracing::warn!(
-                        service,
-                        error,
-                        seconds,
-                        "cannot watch all files, looking at them regularly"
-                    );
-                    Some(now + COUNT_POLL)
-                }
-            };
             if let Some(Outcome::Moved) = outcome {
                 service.change(now, false);
                 service.stale = true;
             }
-            service.poll_at = match (outcome, service.poll_at) {
-                (Some(Outcome::Failed(_)), Some(at)) => Some(at),
-                (Some(Outcome::Failed(error)), None) => {
-                    let (service, seconds) = (service.subject.what.service(), POLL.as_secs());
-                    tracing::warn!(service, %error, seconds, "cannot watch all files, looking at them regularly");
-                    Some(now + POLL)
-                }
-                (Some(Outcome::Moved) | None, _) => None,
+            let failed = match outcome {
+                Some(Outcome::Failed(error)) => Some(error.as_str()),
+                Some(Outcome::Moved) | None => None,
             };
+            let name = service.subject.what.service();
+            service.poll.go_on(failed, name, now);
+            let too_many = service.found.unwatched.as_deref();
+            service.count_poll.go_on(too_many, name, now);
         }
         if self.services.iter().any(|service| service.stale) {
             self.renew_at = Some(now + RENEWAL);
@@ -286,16 +270,10 @@ impl Watching {
             let due = service
                 .changes
                 .is_some_and(|changes| changes.due(service.subject.quiet) <= now);
-            let poll = service.poll_at.is_some_and(|at| at <= now);
-            if poll {
-                service.poll_at = Some(now + POLL);
-                service.stale = true;
-                polled = true;
-            }
-            let count_poll = service.count_poll_at.is_some_and(|at| at <= now);
-            if count_poll {
-                service.count_poll_at = Some(now + COUNT_POLL);
-            }
+            let poll = service.poll.take_due(now);
+            service.stale |= poll;
+            polled |= poll;
+            let count_poll = service.count_poll.take_due(now);
             // While changes are seen, their own time is the right one.
             if due || (poll || count_poll) && service.changes.is_none() {
                 service.changes = None;
@@ -323,9 +301,49 @@ struct Watched {
     stale: bool,
     /// When to tell the manager about the subject without an event, since not all of its places can
     /// be watched.
-    poll_at: Option<Instant>,
+    poll: RegularLook,
     /// When to tell the manager about the subject without an event, since it has too many files.
-    count_poll_at: Option<Instant>,
+    count_poll: RegularLook,
+}
+
+/// A look at a subject that is repeated as long as there is a reason for it.
+#[derive(Debug)]
+struct RegularLook {
+    every: Duration,
+    at: Option<Instant>,
+}
+
+impl RegularLook {
+    fn every(every: Duration) -> RegularLook {
+        RegularLook { every, at: None }
+    }
+
+    /// Begins, goes on, or ends if there is no reason any more. A new reason is logged.
+    fn go_on(&mut self, reason: Option<&str>, service: &str, now: Instant) {
+        self.at = match (reason, self.at) {
+            (None, _) => None,
+            (Some(_), Some(at)) => Some(at),
+            (Some(error), None) => {
+                let seconds = self.every.as_secs();
+                tracing::warn!(
+                    service,
+                    error,
+                    seconds,
+                    "cannot watch all files, looking at them regularly"
+                );
+                Some(now + self.every)
+            }
+        };
+    }
+
+    /// Returns true if the look is due. Then the next one is due later.
+    fn take_due(&mut self, now: Instant) -> bool {
+        let is_due = self.at.is_some_and(|at| at <= now);
+        if is_due {
+            self.at = Some(now + self.every);
+        }
+        is_due
+    }
 }
 
 /// Who wants to know about which names in a folder.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::disk::{Found, Reading};
 use super::from_workers::start_worker;
 use super::manager::Manager;
-use super::ports::{adopt_listeners, ports_of};
+use super::ports::{adopt_listeners, bind_logged, ports_of};
 use super::reload::{adopt, take_certificates};
 use crate::events;
 use crate::manager::service::{PlanReason, Service};
@@ -35,14 +35,7 @@ pub(super) async fn boot(manager: &mut Manager) -> bool {
         );
     }
     let wanted = ports_of(manager, &config, &BTreeSet::new(), None);
-    let (bound, errors) = manager.listeners.bind(&wanted);
-    for error in &errors {
-        tracing::error!(
-            message_id = events::PORT_NOT_OPENED,
-            error = %error,
-            "port not opened, its services are not reachable there"
-        );
-    }
+    let (bound, _) = bind_logged(manager, &wanted);
     adopt_listeners(manager, bound, &wanted);
     take_certificates(manager, &mut services);
     let mut plans = Vec::new();

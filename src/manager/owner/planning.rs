@@ -13,9 +13,8 @@ use std::time::SystemTime;
 
 use super::disk::ServiceFiles;
 use super::manager::Manager;
-use super::ports::ports_of;
+use super::ports::{bind_logged, ports_of};
 use crate::config::{Config, Lack, Listen, ServiceConfig, conflicts, excludes};
-use crate::events;
 use crate::manager::jobs::NewPart;
 use crate::manager::service::{Plan, PlanReason, Service};
 use crate::manager::worker::certificates::ServiceCertificates;
@@ -86,14 +85,7 @@ pub(super) fn plan(
 ) -> Planned {
     let yielding = yielding(manager, &config);
     let listens = ports_of(manager, &config, &yielding, None);
-    let (bound, errors) = manager.listeners.bind(&listens);
-    for error in &errors {
-        tracing::error!(
-            message_id = events::PORT_NOT_OPENED,
-            error = %error,
-            "port not opened, its services are not reachable there"
-        );
-    }
+    let (bound, errors) = bind_logged(manager, &listens);
     let mut planned = Planned {
         plans: Vec::new(),
         held: BTreeSet::new(),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::manager::Manager;
 use crate::config::{self, Config, Listen, ServiceConfig};
+use crate::events;
 use crate::holder;
 use crate::ipc::ListenerId;
 use crate::manager::event::Event;
@@ -31,6 +32,23 @@ pub(super) fn ports_of(
     wanted
         .flat_map(|spec| spec.listen.iter().copied())
         .collect()
+}
+
+/// Binds sockets for the wanted addresses that are not open yet, and logs those that cannot be
+/// opened.
+pub(super) fn bind_logged(
+    manager: &Manager,
+    wanted: &BTreeSet<Listen>,
+) -> (BoundSockets, Vec<BindError>) {
+    let (bound, errors) = manager.listeners.bind(wanted);
+    for error in &errors {
+        tracing::error!(
+            message_id = events::PORT_NOT_OPENED,
+            error = %error,
+            "port not opened, its services are not reachable there"
+        );
+    }
+    (bound, errors)
 }
 
 /// Returns what is in the way of `spec` if a command starts this one service while the others stay

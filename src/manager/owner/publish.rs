@@ -19,6 +19,7 @@ pub(super) fn settle(manager: &mut Manager) {
     let any_moved = settle_jobs(manager);
     let any_job = manager.world.jobs.have_changed();
     let touched = manager.services.take_touched();
+    let summary = summary(manager);
     let sources = Sources {
         config: &manager.config,
         log_level: &manager.log_level,
@@ -45,29 +46,17 @@ pub(super) fn settle(manager: &mut Manager) {
         manager.workers.send_table(table, sources.certificates);
     }
     let table = published.table().number;
+    let jobs = manager.world.jobs.status();
+    let proxy = proxy_status(&manager.workers);
+    published.show(&different, &sources, summary.clone(), proxy, jobs);
+    debug_assert!(published.is_up_to_date(&sources));
     let applied = manager.workers.applied();
     manager.listeners.close_confirmed(table, applied);
     for permit in manager.world.permits.drain(..) {
         // Sending fails if the launcher was killed in between, and then it needs no permit.
         let _ = permit.send(());
     }
-    let summary = summary(manager);
     tell_systemd(manager, &summary);
-    let sources = Sources {
-        config: &manager.config,
-        log_level: &manager.log_level,
-        services: &manager.services,
-        routes: &manager.routes,
-        held: &manager.held,
-        listeners: &manager.listeners,
-        certificates: &manager.certificates,
-    };
-    let jobs = manager.world.jobs.status();
-    let proxy = proxy_status(&manager.workers);
-    manager
-        .published
-        .show(&different, &sources, summary, proxy, jobs);
-    debug_assert!(manager.published.is_up_to_date(&sources));
 }
 
 /// Updates the jobs with the progress of services that have moved, and drops removed services whose
