@@ -36,6 +36,7 @@ mod thread;
 
 use std::io;
 
+use notify::{INotifyWatcher, Watcher as _};
 use tokio::sync::mpsc;
 
 use crate::config::ServiceConfig;
@@ -56,7 +57,13 @@ impl Watcher {
     /// Starts the thread. The receiver gets what may have changed.
     pub fn new() -> io::Result<(Watcher, mpsc::Receiver<Changed>)> {
         let inbox = Inbox::default();
-        let kernel = Kernel::new(inbox.clone()).map_err(io::Error::other)?;
+        let events = inbox.clone();
+        let begin = move || {
+            let events = events.clone();
+            let config = notify::Config::default().with_follow_symlinks(false);
+            INotifyWatcher::new(move |event| events.event(event), config)
+        };
+        let kernel = Kernel::new(Box::new(begin)).map_err(io::Error::other)?;
         let (names, receiver) = mpsc::channel(64);
         let watching = Watching::new(inbox.clone(), kernel, names);
         std::thread::Builder::new()

@@ -611,8 +611,8 @@ mod tests {
         );
     }
 
-    /// What earlier versions have saved is compared with this digest after an upgrade. It depends
-    /// on how the standard library hashes values, too.
+    /// What earlier versions have saved is compared with this digest after an upgrade. The digest
+    /// depends on how the standard library hashes values, too.
     #[test]
     fn the_first_form_is_that_of_earlier_versions() {
         let file = |inode| {

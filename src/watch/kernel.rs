@@ -2,8 +2,8 @@
 //!
 //! To watch a folder asks its file system, which may hang, and the crate `notify` does that in the
 //! one thread that also takes in all events. So each new watch is bounded
-//! ([`patience`](crate::patience)), and if one hangs, its thread is left alone with the watches
-//! that it has, and another one gets these anew.
+//! ([`patience`](crate::patience)). If one hangs, its thread is left alone with the watches that it
+//! has, and another one gets these anew.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use notify::{INotifyWatcher, RecursiveMode, Watcher as _};
 
-use super::inbox::Inbox;
 use crate::patience;
 
 /// Which folder is at a path: another one there has another identity.
@@ -34,10 +33,12 @@ impl FolderIdentity {
     }
 }
 
+/// Starts a thread of `notify`, whose events go where those of all others go.
+type Begin = Box<dyn Fn() -> notify::Result<INotifyWatcher> + Send>;
+
 /// The watches that the kernel has.
-#[derive(Debug)]
 pub(super) struct Kernel {
-    inbox: Inbox,
+    begin: Begin,
     /// The thread of `notify`. Whoever waits for it has the lock.
     notify: Arc<Mutex<INotifyWatcher>>,
     /// The folders that are watched. `None`: something happened to the folder, and its watch may be
@@ -48,11 +49,11 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// Begins without any watch. Events are left in the inbox.
-    pub(super) fn new(inbox: Inbox) -> notify::Result<Kernel> {
+    /// Begins without any watch. Each thread of `notify` is started by `begin`.
+    pub(super) fn new(begin: Begin) -> notify::Result<Kernel> {
         Ok(Kernel {
-            notify: Arc::new(Mutex::new(begin(&inbox)?)),
-            inbox,
+            notify: Arc::new(Mutex::new(begin()?)),
+            begin,
             watched: BTreeMap::new(),
             lost: false,
         })
@@ -101,7 +102,7 @@ impl Kernel {
         if !matches!(self.notify.try_lock(), Err(TryLockError::WouldBlock)) {
             return;
         }
-        match begin(&self.inbox) {
+        match (self.begin)() {
             Ok(notify) => {
                 tracing::warn!("a file system does not answer, all files are watched anew");
                 self.notify = Arc::new(Mutex::new(notify));
@@ -138,13 +139,6 @@ impl Kernel {
     }
 }
 
-/// Starts a thread of `notify`, whose events are left in the inbox.
-fn begin(inbox: &Inbox) -> notify::Result<INotifyWatcher> {
-    let inbox = inbox.clone();
-    let config = notify::Config::default().with_follow_symlinks(false);
-    INotifyWatcher::new(move |event| inbox.event(event), config)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,8 +153,10 @@ mod tests {
             (folder, identity)
         };
         let (good, hanging) = (folder("good"), folder("hanging"));
-        let inbox = Inbox::default();
-        let mut kernel = Kernel::new(inbox.clone()).unwrap();
+        let (sender, events) = std::sync::mpsc::channel::<notify::Result<notify::Event>>();
+        let config = notify::Config::default();
+        let begin = move || INotifyWatcher::new(sender.clone(), config);
+        let mut kernel = Kernel::new(Box::new(begin)).unwrap();
         assert!(kernel.watch(&good.0, good.1).unwrap());
         assert!(!kernel.watch(&good.0, good.1).unwrap());
         patience::hurry();
@@ -175,7 +171,12 @@ mod tests {
         patience::renew();
         assert!(kernel.watch(&good.0, good.1).unwrap(), "it is watched anew");
         std::fs::write(good.0.join("file"), "").unwrap();
-        while !inbox.take(None).events.contains_key(&good.0.join("file")) {}
+        let file = good.0.join("file");
+        assert!(
+            events
+                .iter()
+                .any(|event| event.unwrap().paths.contains(&file))
+        );
         // It still hangs, and takes no further thread.
         assert!(kernel.watch(&hanging.0, hanging.1).is_err());
         assert!(!kernel.take_lost());

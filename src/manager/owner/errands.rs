@@ -10,9 +10,10 @@
 //! service, or about all of them. So a later errand finds on disk what is newer, and of the owner's
 //! state what the earlier ones have made of it, and a service whose files do not answer holds up
 //! nobody else. A few errands are read for at once; those that take long, because files do not
-//! answer, do not count among these. Everything else goes on meanwhile. A stop of a service is carried out at once,
-//! unless errands about that service wait before it. An errand that waits when the manager ends is
-//! answered that it is too late, and a change on disk is left to the next manager.
+//! answer, do not count among these. Everything else goes on meanwhile. A stop of a service is
+//! carried out at once, unless errands about that service wait before it. An errand that waits when
+//! the manager ends is answered that it is too late, and a change on disk is left to the next
+//! manager.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

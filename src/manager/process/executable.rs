@@ -25,7 +25,8 @@ pub struct OpenExecutable {
     file: Result<ForeignFile, ExecutableLost>,
 }
 
-/// The executable of a service that was taken over is not open any more, and cannot be opened again.
+/// The executable of a service that was taken over is not open any more, and cannot be opened
+/// again.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{path} was lost when smoothserve was restarted: {error}; reload once it is there again")]
 pub struct ExecutableLost {

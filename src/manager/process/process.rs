@@ -37,6 +37,7 @@ pub struct Process {
     pub(super) pidfd: Pidfd,
     /// The process has got a signal to end.
     told_to_end: Cell<bool>,
+    /// When the process was killed, if it was.
     pub(super) killed: Killed,
     pub(super) keeper: ProcessKeeper,
 }
@@ -99,7 +100,7 @@ impl Process {
         Ok(Process::new(pid, started, pidfd, keeper))
     }
 
-    /// Makes a process that runs.
+    /// Makes a process that was not told to end.
     pub(super) fn new(
         pid: u32,
         started: SystemTime,
