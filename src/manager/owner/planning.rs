@@ -105,7 +105,7 @@ pub(super) fn plan(
     }
     if !planned.held.is_empty() {
         planned.keep_what_is_held(manager);
-        planned.keep_what_is_excluded(manager);
+        planned.keep_what_is_excluded(manager, &yielding);
         planned.listens = ports_of(manager, &planned.config, &yielding, None);
         // Dropped first: an address cannot be bound twice.
         planned.bound = BoundSockets::none();
@@ -216,8 +216,8 @@ impl Planned {
 
     /// Leaves those services as they were that cannot listen beside one that goes on with what it
     /// runs: the clients of one of them would not reach it.
-    fn keep_what_is_excluded(&mut self, manager: &Manager) {
-        while let Some((spec, cause)) = self.excluded(manager) {
+    fn keep_what_is_excluded(&mut self, manager: &Manager, yielding: &BTreeSet<String>) {
+        while let Some((spec, cause)) = self.excluded(manager, yielding) {
             let name = &spec.name;
             self.plans.retain(|plan| plan.spec().name != *name);
             let known = manager.services.get(name);
@@ -250,22 +250,22 @@ impl Planned {
 
     /// Finds a service that is to be changed, but cannot listen beside one that is not, and says
     /// why.
-    fn excluded(&self, manager: &Manager) -> Option<(Arc<ServiceConfig>, String)> {
-        let held = self
-            .held
-            .iter()
-            .filter_map(|name| manager.services.get(name));
+    fn excluded(
+        &self,
+        manager: &Manager,
+        yielding: &BTreeSet<String>,
+    ) -> Option<(Arc<ServiceConfig>, String)> {
+        let known = |name: &String| manager.services.get(name);
+        let held = self.held.iter().filter_map(known);
         let held: Vec<&Arc<ServiceConfig>> = held.map(Service::spec).collect();
-        let is_changed = |spec: &&Arc<ServiceConfig>| {
-            let known = manager.services.get(&spec.name);
-            known.is_none_or(|known| known.spec() != *spec)
-        };
-        let mut changed = self.config.services.values().filter(is_changed);
+        let mut changed = self.config.services.values().filter(|spec| {
+            let known = known(&spec.name);
+            let is_changed = known.is_none_or(|known| known.spec() != *spec);
+            let is_started = known.is_some_and(|known| known.would_run(spec));
+            is_changed && (spec.enabled || is_started && !yielding.contains(&spec.name))
+        });
         changed.find_map(|spec| {
-            let known = manager.services.get(&spec.name);
-            let would_run = known.map_or(spec.enabled, |known| known.would_run(spec));
-            let mut held = held.iter().filter(|_| would_run || spec.enabled);
-            let cause = held.find_map(|held| excludes(held, spec))?;
+            let cause = held.iter().find_map(|held| excludes(held, spec))?;
             Some((spec.clone(), cause))
         })
     }

@@ -85,11 +85,15 @@ impl SavedService {
         &self,
         is_stored: impl Fn(&str) -> bool,
     ) -> Vec<(String, ClosedExecutable)> {
-        let executables = self.deployments.iter().map(|(generation, kept)| {
+        let executables = self.deployments.iter();
+        let executables = executables.map(|(generation, kept)| {
             let name = stored_name(&self.spec.name, *generation);
-            (name, kept.closed_executable())
+            (name, kept)
         });
-        executables.filter(|(name, _)| !is_stored(name)).collect()
+        let closed = executables.filter(|(name, _)| !is_stored(name));
+        closed
+            .map(|(name, kept)| (name, kept.closed_executable()))
+            .collect()
     }
 }
 
