@@ -93,9 +93,8 @@ pub(super) struct At<T> {
 }
 
 impl Fields {
-    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. If an
-    /// unknown key was probably meant for another one, that one counts as there: this is one fault,
-    /// not two.
+    /// Takes the keys of a mapping, and reports those that are unknown or occur twice. If a wrong
+    /// key was probably meant for another one, that one counts as there: it is one fault, not two.
     /// `None`: `root` is no mapping, which is reported too.
     pub(super) fn new(
         root: Node,

@@ -100,7 +100,7 @@ impl Process {
         Ok(Process::new(pid, started, pidfd, keeper))
     }
 
-    /// Makes a process that was not told to end.
+    /// Makes a process that has got no signal yet.
     pub(super) fn new(
         pid: u32,
         started: SystemTime,
