@@ -315,6 +315,15 @@ async fn a_script_whose_interpreter_is_missing_is_told_which() {
             "#!/usr/bin/env python3\r\n",
             "its first line ends with a carriage return, as files of Windows do",
         ),
+        (
+            "#!/usr/bin/env python3 -u\n",
+            "its first line asks for one program of the name `python3 -u`; write `#!/usr/bin/env -S python3 -u`",
+        ),
+        // What may work is tried.
+        (
+            "#!/usr/bin/env -S -u NOTHING sh\nexit 3\n",
+            "exited with status 3",
+        ),
         ("#!\n", "its first line `#!` names no interpreter"),
     ] {
         Scene::new(program.as_bytes(), "").fails_with(&[told]).await;

@@ -63,12 +63,18 @@ pub(super) fn not_found_by_env(program: &Path, search_path: Option<&str>) -> Opt
     if folders.any(|folder| folder.join(name).is_file()) {
         return None;
     }
-    Some(match name.strip_suffix('\r') {
-        Some(_) => carriage_return(),
-        None => format!(
+    Some(if name.ends_with('\r') {
+        carriage_return()
+    } else if name.contains([' ', '\t']) {
+        format!(
+            "its first line asks for one program of the name `{name}`; write `#!{} -S {name}`",
+            script.interpreter.display()
+        )
+    } else {
+        format!(
             "its first line asks for `{name}`, which is in no folder of the service's PATH; install \
              it, give `PATH` in `environment`, or write the whole path of `{name}` in that line"
-        ),
+        )
     })
 }
 
@@ -102,17 +108,12 @@ impl Script {
         })
     }
 
-    /// Returns the name of the program that `env` starts, if it looks for it in `PATH`.
+    /// Returns the name of the program that `env` looks for in `PATH`, if this is `env` without
+    /// options: the kernel passes on the rest of the line as one argument.
     fn looked_up(&self) -> Option<&str> {
-        if self.interpreter.file_name()? != "env" {
-            return None;
-        }
-        let mut words = self
-            .argument
-            .split([' ', '\t'])
-            .filter(|word| !word.is_empty());
-        let name = words.find(|word| !word.starts_with('-') && !word.contains('='))?;
-        (!name.contains('/')).then_some(name)
+        let name = self.argument.as_str();
+        let is_name = !name.is_empty() && !name.starts_with('-') && !name.contains(['=', '/']);
+        (is_name && self.interpreter.file_name()? == "env").then_some(name)
     }
 
     fn lacking(&self) -> String {
