@@ -12,4 +12,4 @@ mod workers;
 
 pub use process::{SavedWorker, is_scope_name, scope_name};
 pub use sieve::ExpectedReport;
-pub use workers::Workers;
+pub use workers::{IDLE_WHEN_REPLACED, Workers};

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
@@ -41,6 +42,8 @@ pub struct World {
     pub socket_folders: SocketFolders,
     /// The user for services without `user` whose executable belongs to root.
     pub default_user: String,
+    /// Until when a worker that gets no tables may send requests to any instance.
+    pub drains_until: Option<Instant>,
 }
 
 impl World {
@@ -64,6 +67,7 @@ impl World {
             run_dir,
             socket_folders: SocketFolders::new(instances, units.is_some()),
             default_user: String::new(),
+            drains_until: None,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use smoothserve_kit::client::{Connection, Request};
 use smoothserve_kit::load::{Load, Options};
 use smoothserve_kit::machine::{self, Machine};
 use smoothserve_kit::script::{PYTHON, Script};
@@ -93,6 +94,50 @@ fn an_upgrade_from_an_earlier_build_and_back_loses_nothing() {
         let journal = machine.run("journalctl -t smoothserve -o cat");
         assert!(!journal.contains("the connection to the worker broke"));
         assert_eq!(machine.run("systemctl --failed --no-legend"), "");
+    });
+}
+
+/// The worker of another build does not hear of the deploy. As long as a client may come back to it,
+/// it needs the instances that it knows.
+#[test]
+#[ignore = "needs the package of an earlier build: make upgrade-test"]
+fn a_client_that_is_silent_during_an_upgrade_and_a_deploy_is_answered() {
+    machine::test(async |machine| {
+        let scene = install_earlier(machine);
+        let lines = format!("port: {PORT}\n{SHOP}drain_timeout: 1s\n");
+        machine.add_shop(&example("shop"), &lines);
+        machine.run("systemctl reload smoothserve");
+        let load = Load::start(Options {
+            slow: 10..500,
+            ..Options::new(scene.address())
+        });
+        let hello = Request::get("/hello");
+        let mut silent = Connection::open(scene.address(), "shop.example")
+            .await
+            .unwrap();
+        assert_eq!(silent.exchange(&hello).await.unwrap().text(), "hello\n");
+        let worker = scene.worker();
+        apt(machine, &format!("install {}", newer(machine, 1, "true")));
+        scene.worker_after(worker);
+        scene.deploy(&Build::good("2"));
+        machine.run("systemctl reload --no-block smoothserve");
+        load.see("2", Duration::from_secs(60)).await.unwrap();
+        let drains = || {
+            let shop = scene.shop();
+            shop.instances
+                .iter()
+                .any(|instance| instance.state == "draining")
+        };
+        while !drains() {
+            load.go_on(1).await;
+        }
+        // More than the time after which nobody would wait for a request of the load.
+        load.go_on(3000).await;
+        assert!(drains());
+        assert_eq!(silent.exchange(&hello).await.unwrap().text(), "hello\n");
+        drop(silent);
+        scene.settled();
+        nothing_is_lost(load).await;
     });
 }
 

@@ -5,13 +5,15 @@
 //! an instance in a state that the message does not fit, is ignored, and a worker that sends too
 //! many is replaced.
 
+use std::time::Instant;
+
 use super::end::{DrainLimits, look_at_end, stop_instances};
 use super::manager::{Manager, Phase};
 use crate::config::Bind;
 use crate::events;
 use crate::ipc::{EndpointCounts, EndpointId, FromWorker};
 use crate::manager::event::{Event, News, WorkerEvent};
-use crate::manager::worker::ExpectedReport;
+use crate::manager::worker::{ExpectedReport, IDLE_WHEN_REPLACED};
 
 /// Starts a new worker. Older workers keep accepting until the new one serves.
 pub(super) fn start_worker(manager: &mut Manager) {
@@ -104,6 +106,7 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
                     pid = worker.pid,
                     "worker speaks another version of the messages, it serves on with its last table"
                 );
+                let_drains_wait(manager);
             }
             look_at_unix_sockets(manager);
         }
@@ -116,6 +119,7 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
             manager
                 .workers
                 .drain_older_than(generation, limits.requests, limits.tunnels);
+            let_drains_wait(manager);
         }
         FromWorker::Probed { endpoint, result } => {
             manager.hear(endpoint.0, News::Probed(result.map_err(String::from)));
@@ -149,6 +153,14 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
     }
 }
 
+/// Makes drains that begin from now on wait as long as a worker that gets no tables may send requests
+/// to the instance. It ends before that if its clients leave.
+fn let_drains_wait(manager: &mut Manager) {
+    let longest = DrainLimits::of(&manager.services).requests + IDLE_WHEN_REPLACED;
+    let is_needed = manager.workers.have_unaware();
+    manager.world.drains_until = is_needed.then(|| Instant::now() + longest);
+}
+
 /// Takes in the counts of an endpoint if they differ from the last ones. Most do not differ,
 /// because most instances get no requests in between.
 fn take_counts(manager: &mut Manager, generation: u32, counts: EndpointCounts) {
@@ -176,6 +188,9 @@ fn worker_gone(manager: &mut Manager, generation: u32, ending: &str) {
     let Some(worker) = manager.workers.remove(generation) else {
         return;
     };
+    if !manager.workers.have_unaware() {
+        manager.world.drains_until = None;
+    }
     let seen = manager.workers.see_mounts();
     manager.world.socket_folders.seen_by_workers(seen);
     for service in manager.services.values_mut() {

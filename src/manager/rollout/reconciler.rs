@@ -42,6 +42,8 @@ pub struct Reconciler {
     pub(super) slots: BTreeMap<u32, Slot>,
     /// The end of the pause after an old instance has ended.
     pub(super) pause_until: Option<Instant>,
+    /// The least time at which a drain that begins now is over without proof.
+    pub(super) drains_until: Option<Instant>,
 }
 
 impl Reconciler {
@@ -59,7 +61,15 @@ impl Reconciler {
             instances: Vec::new(),
             slots: BTreeMap::new(),
             pause_until: None,
+            drains_until: None,
         }
+    }
+
+    /// Makes drains that begin from now on wait at least until then for the proof that the instance
+    /// is idle, because something that has not heard of them may send it requests. In place, the
+    /// requests of the service would have to wait, too, so such drains do not become longer.
+    pub fn set_drains_until(&mut self, until: Option<Instant>) {
+        self.drains_until = until;
     }
 
     /// Handles one event and returns the actions for it, in order. `next_id` numbers new instances.
@@ -514,6 +524,8 @@ impl Reconciler {
 
     fn drain(&mut self, id: InstanceId, now: Instant) {
         let deadline = now + self.desired.policy.times.drain_timeout;
+        let least = self.drains_until.filter(|_| !self.desired.policy.in_place);
+        let deadline = least.map_or(deadline, |least| deadline.max(least));
         if let Some(state) = self.state_mut(id) {
             *state = LifeState::Draining { deadline };
         }

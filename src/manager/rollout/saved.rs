@@ -148,6 +148,7 @@ impl Reconciler {
             proven: saved.proven,
             slots: BTreeMap::new(),
             pause_until: None,
+            drains_until: None,
         }
     }
 

@@ -275,6 +275,26 @@ impl World {
 }
 
 #[test]
+fn a_drain_waits_for_those_who_have_not_heard_of_it() {
+    for (in_place, waits) in [(false, 50), (true, 30)] {
+        let mut world = World::new(1, in_place);
+        world.settle();
+        let until = world.now + Duration::from_secs(50);
+        world.core.set_drains_until(Some(until));
+        world.desire(|desired| desired.running = false);
+        let count = |world: &World, wanted: fn(&LifeState) -> bool| {
+            let instances = world.core.instances().iter();
+            instances.filter(|instance| wanted(&instance.state)).count()
+        };
+        world.pass(Duration::from_secs(waits) - Duration::from_millis(1));
+        let draining = |state: &LifeState| matches!(state, LifeState::Draining { .. });
+        assert_eq!(count(&world, draining), 1);
+        world.pass(Duration::from_millis(1));
+        assert_eq!(count(&world, draining), 0);
+    }
+}
+
+#[test]
 fn the_first_start_brings_all_instances_up_side_by_side() {
     let mut world = World::new(3, false);
     assert_eq!(world.generations(), [1, 1, 1]);

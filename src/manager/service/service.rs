@@ -174,6 +174,7 @@ impl Service {
     /// Passes an event to the rollout core and performs the actions that it returns.
     pub(super) fn step(&mut self, event: RolloutEvent, world: &mut World) {
         let before: Vec<HeldInstance> = self.core.instances().to_vec();
+        self.core.set_drains_until(world.drains_until);
         for action in self.core.handle(Instant::now(), event, &mut world.next_id) {
             match action {
                 RolloutAction::Start {

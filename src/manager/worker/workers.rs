@@ -29,7 +29,7 @@ const IDLE_AT_STOP: Duration = Duration::from_secs(1);
 /// The same when another worker has taken over: as long as any connection may be idle, so that the
 /// replacement closes none that would not have been closed without it. A close can meet a request
 /// that is on its way, and nobody waits for the end of this worker.
-const IDLE_WHEN_REPLACED: Duration = Duration::from_secs(60);
+pub const IDLE_WHEN_REPLACED: Duration = Duration::from_secs(60);
 
 /// A worker that lived less than this has failed at its start, so the next worker starts after a
 /// pause.
@@ -291,6 +291,11 @@ impl Workers {
     /// after their start.
     pub fn see_mounts(&self) -> bool {
         self.workers.iter().all(|worker| worker.sees_mounts)
+    }
+
+    /// Returns true if a worker gets no tables, so that it does not hear of endpoints that drain.
+    pub fn have_unaware(&self) -> bool {
+        self.workers.iter().any(|worker| !worker.speaks())
     }
 
     /// Returns the scopes of the workers that are not known to understand the tables of this build,
