@@ -97,8 +97,8 @@ fn an_upgrade_from_an_earlier_build_and_back_loses_nothing() {
     });
 }
 
-/// The worker of another build does not hear of the deploy. As long as a client may come back to it,
-/// it needs the instances that it knows.
+/// The worker of another build does not hear of the deploy. As long as a client may come back to
+/// it, it needs the instances that it knows.
 #[test]
 #[ignore = "needs the package of an earlier build: make upgrade-test"]
 fn a_client_that_is_silent_during_an_upgrade_and_a_deploy_is_answered() {

@@ -153,8 +153,8 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
     }
 }
 
-/// Makes drains that begin from now on wait as long as a worker that gets no tables may send requests
-/// to the instance. It ends before that if its clients leave.
+/// Makes drains that begin from now on wait as long as a worker that gets no tables may send
+/// requests to the instance. They end earlier if the clients of that worker leave.
 fn let_drains_wait(manager: &mut Manager) {
     let longest = DrainLimits::of(&manager.services).requests + IDLE_WHEN_REPLACED;
     let is_needed = manager.workers.have_unaware();
