@@ -208,7 +208,7 @@ async fn exchange(
     let request = http::Request::builder()
         .method(order.request.method())
         .uri(uri)
-        .header("x-request-id", &order.name)
+        .header("x-load-name", &order.name)
         .body(())
         .expect("the requests of a load are right");
     let body = match order.request.body() {
@@ -225,7 +225,7 @@ async fn exchange(
         let value = value.and_then(|value| value.to_str().ok());
         value.unwrap_or_default().to_owned()
     };
-    check(order, head.status.as_u16(), &header("x-request-id"), body).await?;
+    check(order, head.status.as_u16(), &header("x-load-name"), body).await?;
     Ok(header("x-shop-version"))
 }
 
