@@ -57,7 +57,10 @@ pub(super) fn overview(snapshot: &Snapshot, waiting: &WaitingFiles, text: &mut T
     };
     for name in failing(snapshot) {
         if let Some(error) = &snapshot.services[&name].last_error {
-            let words = format!("{} ago: {}", age(error.at), error.message);
+            let mut words = format!("{} ago: {}", age(error.at), error.message);
+            if has_given_up(&snapshot.services[&name]) {
+                words += "; the version before serves on";
+            }
             note(text, &name, Color::Red, &words);
         }
     }
@@ -117,9 +120,16 @@ pub(super) fn failing(snapshot: &Snapshot) -> Vec<String> {
     let services = snapshot.services.iter();
     let failing = services.filter(|(_, service)| {
         let is_fine = matches!(service.state, ServiceState::Running | ServiceState::Stopped);
-        !is_fine && service.last_error.is_some()
+        (!is_fine || has_given_up(service)) && service.last_error.is_some()
     });
     failing.map(|(name, _)| name.clone()).collect()
+}
+
+/// Returns true if a service runs, but not the version that was asked for last.
+fn has_given_up(service: &ServiceStatus) -> bool {
+    let is_old = |instance: &InstanceStatus| instance.generation < service.generation;
+    let instances = &service.instances;
+    service.state == ServiceState::Running && !instances.is_empty() && instances.iter().all(is_old)
 }
 
 /// Renders some services with all that is known of them, and whether their files wait to be
@@ -534,6 +544,23 @@ restart shop 1/2: shop/2 starting
         (snapshot.proxy.memory, snapshot.proxy.most_memory) = (95 << 20, 100 << 20);
         let measure = "\nproxy: 95 of 100 MiB of memory in use: accepting no connections\n";
         assert!(shown_overview(&snapshot, None, false).contains(measure));
+    }
+
+    #[test]
+    fn the_overview_says_that_a_version_was_given_up() {
+        let mut snapshot = snapshot();
+        let mut service = ServiceStatus::clone(&snapshot.services["shop"]);
+        service.state = ServiceState::Running;
+        let mut shown = |service: &ServiceStatus| {
+            let shop = "shop".to_owned();
+            snapshot.services.insert(shop, service.clone().into());
+            shown_overview(&snapshot, None, false)
+        };
+        // A crash of an instance that has been replaced since.
+        assert!(!shown(&service).contains("exited with status 1"));
+        service.generation = 3;
+        let told = "ago: shop/2 exited with status 1; the version before serves on\n";
+        assert!(shown(&service).contains(told));
     }
 
     #[test]
