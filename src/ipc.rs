@@ -7,7 +7,7 @@
 //!
 //! These types belong to neither side. The manager compiles the configuration into them, and a
 //! worker compiles them into what its threads share. The messages have a version ([`MESSAGES`]),
-//! and managers and workers of different versions have only the [frozen](frozen) part in common.
+//! and managers and workers of different versions have only the part in [`frozen`] in common.
 //!
 //! # Quiescence
 //! An endpoint goes `Active → Draining` in some table. The worker reports [`FromWorker::Idle`] for

@@ -868,6 +868,13 @@ fn a_missing_services_folder_is_a_note_and_a_missing_configuration_folder_a_faul
     let config = good(dir.path());
     assert!(config.services.is_empty());
     assert!(config.notes[0].contains("so there are no services"));
+    // A symlink that leads nowhere was meant to lead to services.
+    std::os::unix::fs::symlink("releases/4", dir.path().join("services")).unwrap();
+    let report = load(dir.path()).unwrap_err().to_string();
+    assert!(
+        report.contains("services: the folder cannot be opened"),
+        "{report}"
+    );
 
     let (config, faults) = load_partial(&dir.path().join("nowhere"));
     assert!(config.services.is_empty());

@@ -217,7 +217,7 @@ fn service_files(global: &Global, notes: &mut Vec<String>) -> Result<Vec<PathBuf
         Ok(entries) => entries,
         // A fault of a folder that `smoothserve.yaml` names was reported there.
         Err(_) if global.services_dir_named => return Ok(Vec::new()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+        Err(error) if error.kind() == ErrorKind::NotFound && !folder.is_symlink() => {
             notes.push(format!(
                 "{}: no such folder, so there are no services",
                 folder.display()

@@ -2,7 +2,7 @@
 //!
 //! To watch a folder asks its file system, which may hang, and the crate `notify` does that in the
 //! one thread that also takes in all events. So each new watch is bounded
-//! ([`patience`](crate::patience)). If one hangs, its thread is left alone with the watches that it
+//! ([`crate::patience`]). If one hangs, its thread is left alone with the watches that it
 //! has, and another one gets these anew.
 
 use std::collections::{BTreeMap, HashMap};

@@ -375,12 +375,22 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Returns true if one of the credentials or challenges in this value belongs to the connection and
 /// not to the request: NTLM, and Negotiate, which may use NTLM (RFC 4559).
 pub(super) fn binds(value: &[u8]) -> bool {
-    tokens(value).any(|token| {
-        let scheme = token.split(|byte| b" \t".contains(byte)).next();
-        scheme.is_some_and(|scheme| {
-            scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
-        })
-    })
+    // To look for a comma first is cheaper than to take a list apart, and most values are none.
+    match value.contains(&b',') {
+        true => tokens(value).any(begins_with_binding_scheme),
+        false => begins_with_binding_scheme(value.trim_ascii()),
+    }
+}
+
+fn begins_with_binding_scheme(token: &[u8]) -> bool {
+    let begins_with = |scheme: &&[u8]| {
+        token
+            .split_at_checked(scheme.len())
+            .is_some_and(|(begin, rest)| {
+                begin.eq_ignore_ascii_case(scheme) && matches!(rest, [] | [b' ' | b'\t', ..])
+            })
+    };
+    matches!(token, [b'n' | b'N', ..]) && [&b"ntlm"[..], b"negotiate"].iter().any(begins_with)
 }
 
 /// Parses the value of `Content-Length`; `None` if it is not one plain number.
