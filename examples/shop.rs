@@ -6,12 +6,14 @@
 //! SIGTERM it ends after finishing its requests. Its version stands in the last line of its own
 //! file (see `smoothserve_kit::Build`), so that replacing the file deploys a new version.
 //!
-//! The build decides whether the service fails (it crashes at the start, never listens, or never
-//! gets healthy). The environment decides about everything else: `SHOP_START_DELAY=2s`,
-//! `SHOP_STOP=abrupt` (cuts off all connections on SIGTERM), `SHOP_IDLE=300ms` (closes connections
-//! that were idle for this time, without a word), `SHOP_KEEP_ALIVE=1` (announces `Keep-Alive:
-//! timeout=1`), `SHOP_CLOSE=yes` (serves one request per connection).
+//! The build decides whether the service fails (it crashes at the start, never listens, never gets
+//! healthy, or does not stay healthy). The environment decides about everything else:
+//! `SHOP_START_DELAY=2s`, `SHOP_STOP=abrupt` (cuts off all connections on SIGTERM),
+//! `SHOP_IDLE=300ms` (closes connections that were idle for this time, without a word),
+//! `SHOP_KEEP_ALIVE=1` (announces `Keep-Alive: timeout=1`), `SHOP_CLOSE=yes` (serves one request
+//! per connection).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::env;
@@ -153,7 +155,8 @@ impl Listener {
 struct Shop {
     version: String,
     instance: String,
-    sick: bool,
+    /// How many more health checks succeed, if the service is or becomes sick.
+    healthy_for: Option<Cell<u32>>,
     start_delay: Duration,
     stop_abruptly: bool,
     idle: Option<Duration>,
@@ -166,7 +169,11 @@ impl Shop {
         Ok(Shop {
             version: env::var("SHOP_VERSION").unwrap_or_else(|_| build.version.clone()),
             instance: env::var("SMOOTHSERVE_INSTANCE").unwrap_or_else(|_| "0".to_owned()),
-            sick: build.start == Start::Sick,
+            healthy_for: match build.start {
+                Start::Sick => Some(Cell::new(0)),
+                Start::Failing => Some(Cell::new(1)),
+                _ => None,
+            },
             start_delay: duration("SHOP_START_DELAY")?.unwrap_or_default(),
             stop_abruptly: env::var("SHOP_STOP").is_ok_and(|stop| stop == "abrupt"),
             idle: duration("SHOP_IDLE")?,
@@ -175,6 +182,15 @@ impl Shop {
                 Ok(seconds) => Some(HeaderValue::try_from(format!("timeout={seconds}"))?),
                 Err(_) => None,
             },
+        })
+    }
+
+    /// Returns true if this health check fails.
+    fn is_sick(&self) -> bool {
+        self.healthy_for.as_ref().is_some_and(|left| {
+            let now = left.get();
+            left.set(now.saturating_sub(1));
+            now == 0
         })
     }
 
@@ -309,7 +325,7 @@ impl Shop {
                 *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
                 Answer::text("too large\n")
             }
-            "/health" if self.sick => {
+            "/health" if self.is_sick() => {
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                 Answer::text("the database is gone\n")
             }

@@ -34,7 +34,7 @@ pub use bounds::{BoundCounts, Overload};
 pub use certificate::{CertificateId, Secret, WireCertificate};
 pub use channel::{Channel, ChannelError, MessageReceiver, MessageSender};
 pub use endpoint::{
-    Address, EndpointCounts, EndpointId, EndpointState, Probe, Protocol, WireEndpoint,
+    Address, EndpointCounts, EndpointId, EndpointState, HealthCheck, Probe, Protocol, WireEndpoint,
 };
 pub use frames::{FrameError, WireMessage};
 pub use frozen::{MESSAGES, ManagerReader, WorkerReader};

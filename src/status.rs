@@ -151,12 +151,12 @@ pub fn kept_in_words(keeps: &BTreeMap<String, Vec<String>>) -> String {
 pub struct Moment(#[serde(with = "seconds")] pub SystemTime);
 
 impl ServiceStatus {
-    /// Returns the number of instances of this service that get requests.
+    /// Returns the number of instances of this service that are ready and healthy.
     pub fn ready(&self) -> u32 {
         let ready = self
             .instances
             .iter()
-            .filter(|instance| instance.state == InstanceState::Ready);
+            .filter(|it| it.state == InstanceState::Ready && it.fault.is_none());
         ready.count() as u32
     }
 }
@@ -220,11 +220,11 @@ pub enum ServiceState {
     Stopped,
     /// The service should run, and no instance is ready yet.
     Starting,
-    /// All wanted instances are ready.
+    /// All wanted instances are ready and healthy.
     Running,
     /// Instances are being replaced.
     Rolling,
-    /// Fewer instances than wanted are ready, for another reason than a rollout.
+    /// Fewer instances than wanted are ready and healthy, for another reason than a rollout.
     Degraded,
     /// The service should not run, and instances are still draining or stopping.
     Stopping,

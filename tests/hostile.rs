@@ -10,7 +10,8 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
 use smoothserve::ipc::{BoundCounts, EndpointCounts, EndpointId, FromWorker, MESSAGES};
 use smoothserve_kit::{
-    Build, Bystander, Home, PATIENCE, Smoothserve, Start, free_port, local, programs, write,
+    Build, Bystander, Home, PATIENCE, Smoothserve, Start, example, free_port, local, programs,
+    write,
 };
 
 /// A smoothserve whose service `shop` starts and never becomes ready, and whose worker is taken
@@ -259,6 +260,41 @@ fn home_with_script(script: &str, lines: &str) -> Home {
     fs::set_permissions(app.folder(), fs::Permissions::from_mode(0o777)).unwrap();
     home.write_shop("shop", free_port(), lines);
     home
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_a_stranger_takes_gets_no_requests_and_costs_no_rollout() {
+    // The first instance finds its port taken. It ends, or it runs on and serves IPv6 only.
+    for fails in ["exit 1", "exec sleep 1000"] {
+        let script = format!(
+            "#!/bin/sh\n\
+             if mkdir first; then\n\
+             echo $PORT > port.new; mv port.new port\n\
+             while [ ! -e taken ]; do sleep 0.02; done\n\
+             {fails}\n\
+             fi\n\
+             exec {} -port=$PORT\n",
+            example("shop").display()
+        );
+        let home = home_with_script(&script, "");
+        let folder = home.app("shop").folder().to_owned();
+        let server = Smoothserve::spawn(programs!(), home);
+        let port = async {
+            loop {
+                if let Ok(port) = fs::read_to_string(folder.join("port")) {
+                    return port.trim().parse::<u16>().unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let port = tokio::time::timeout(PATIENCE, port).await.unwrap();
+        let _stranger = std::net::TcpListener::bind(local(port)).unwrap();
+        write(&folder.join("taken"), "");
+        let shop = server.running("shop").await;
+        assert_ne!(shop.instances[0].address, local(port).to_string());
+        assert!(shop.last_error.is_none(), "{:?}", shop.last_error);
+        server.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -208,6 +208,42 @@ async fn a_build_that_is_not_healthy_is_given_up_with_the_status_of_its_probe() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_gets_sick_while_it_is_watched_is_given_up() {
+    let scene = Scene::new("ready: http:/health\nauto_restart: true\n").await;
+    let before = scene.server.running("shop").await;
+    scene.app.replace(&Build::starting("2", Start::Failing));
+    let error = scene.given_up(&before).await;
+    assert!(
+        error.contains("failed its health check: GET /health: status 500"),
+        "{error}"
+    );
+    let restart = scene.server.ctl(&["restart", "shop"]).await;
+    assert!(!restart.status.success(), "the restart fails as well");
+    scene.assert_serves("1").await;
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unhealthy_instance_is_shown_and_does_not_count_as_ready() {
+    let scene = Scene::new("ready: http:/health\n").await;
+    scene.server.ctl(&["stop", "shop"]).await;
+    scene.app.replace(&Build::starting("2", Start::Failing));
+    scene.server.ctl(&["start", "shop"]).await;
+    let sick = scene.server.until("the instance is unhealthy", |status| {
+        status.services["shop"].state == "degraded"
+    });
+    assert_eq!(sick.await.services["shop"].ready(), 0);
+    let status = scene.server.ctl(&["status", "shop"]).await;
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    for words in ["degraded, 0/1 instances ready", "unhealthy: GET /health"] {
+        assert!(status.contains(words), "{status}");
+    }
+    // It gets requests as long as there is no healthy one.
+    scene.assert_serves("2").await;
+    scene.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_auto_restart_a_reload_deploys() {
     let scene = Scene::new("instance_count: 2\n").await;
     let load = scene.load();

@@ -23,6 +23,23 @@ pub struct WireEndpoint {
     pub state: EndpointState,
     /// How the worker finds out whether the instance is ready, and later whether it is healthy.
     pub probe: Probe,
+    /// How closely the worker checks the health of an active instance.
+    #[serde(default)]
+    pub check: HealthCheck,
+}
+
+/// How closely a worker checks the health of an active instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthCheck {
+    /// The worker probes the instance now and then.
+    #[default]
+    Steady,
+    /// The worker probes the instance often, because its rollout depends on the result.
+    Close,
+    /// As `Close`. The worker begins with a probe at once, and also reports its first decision if
+    /// that is that the instance is healthy.
+    Report,
 }
 
 /// The address that an instance listens on.

@@ -66,11 +66,12 @@ pub enum FromWorker {
         /// refused`, `GET /health: status 503`.
         result: Result<(), ShortText>,
     },
-    /// The steady health check took an active endpoint out of the balance or put it back.
+    /// The health check took an active endpoint out of the balance or put it back, or has reached
+    /// the first decision that the manager wants to know ([`Report`](super::HealthCheck::Report)).
     Health {
         /// The endpoint.
         endpoint: EndpointId,
-        /// `None`: healthy again. Otherwise the last failure, in words.
+        /// `None`: healthy. Otherwise the last failure, in words.
         fault: Option<ShortText>,
     },
     /// A draining endpoint has become quiescent.
@@ -100,8 +101,8 @@ mod tests {
 
     use super::*;
     use crate::ipc::{
-        Address, CertificateId, EndpointState, Handling, Host, MESSAGES, Overload, Probe, Protocol,
-        Route, Secret, WireEndpoint, WireListener, WireService,
+        Address, CertificateId, EndpointState, Handling, HealthCheck, Host, MESSAGES, Overload,
+        Probe, Protocol, Route, Secret, WireEndpoint, WireListener, WireService,
     };
 
     /// What `MESSAGES` stands for.
@@ -110,12 +111,13 @@ mod tests {
     /// Returns every message of the manager, with every field. A new field has to be named here.
     fn to_worker() -> Vec<ToWorker> {
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
-        let endpoint = |address, protocol, state, probe| WireEndpoint {
+        let endpoint = |address, protocol, state, probe, check| WireEndpoint {
             id: EndpointId(1),
             address,
             protocol,
             state,
             probe,
+            check,
         };
         let endpoints = vec![
             endpoint(
@@ -123,24 +125,28 @@ mod tests {
                 Protocol::Http1,
                 EndpointState::Probing,
                 Probe::Connect,
+                HealthCheck::Steady,
             ),
             endpoint(
                 Address::Unix("/s".into()),
                 Protocol::H2c,
                 EndpointState::Active,
                 Probe::Http("/".to_owned()),
+                HealthCheck::Close,
             ),
             endpoint(
                 Address::Tcp(address),
                 Protocol::Http1,
                 EndpointState::Draining,
                 Probe::Connect,
+                HealthCheck::Report,
             ),
             endpoint(
                 Address::Tcp(address),
                 Protocol::Http1,
                 EndpointState::Cut,
                 Probe::Connect,
+                HealthCheck::Steady,
             ),
         ];
         let hosts = [

@@ -54,6 +54,8 @@ pub enum News {
     /// The launcher begins (true) to wait until nobody has the executable of the instance open for
     /// writing, or has executed it after such a wait (false).
     Busy(bool),
+    /// Another program listens where the instance should.
+    PortTaken,
     /// The workers have no connection to the instance any more.
     Idle,
     /// A worker's health check has a new result: why the instance is unhealthy, or `None` if it is

@@ -158,8 +158,13 @@ impl Instance {
                 self.expect_socket(socket_place, report.clone());
                 let deployment = self.deployment.clone();
                 let scopes = (world.units, stop_timeout);
-                let life = start::run(name, order, deployment, passed_on, scopes, report);
-                tokio::task::spawn_local(life);
+                let port = self.port();
+                tokio::task::spawn_local(async move {
+                    let run = start::run(name, order, deployment, passed_on, scopes, &report);
+                    let ending = run.await;
+                    evidence::look_at_end(port, &report).await;
+                    report(News::Exited(ending));
+                });
             }
             Err(error) => {
                 let end = ProcessEnd::not_started(&format!("{error:#}"));
@@ -260,8 +265,11 @@ impl Instance {
             Some(process) => {
                 let process = Rc::new(process);
                 instance.launched(process.clone(), report.clone());
+                let port = instance.port();
                 tokio::task::spawn_local(async move {
-                    report(News::Exited(process.ended().await));
+                    let ending = process.ended().await;
+                    evidence::look_at_end(port, &report).await;
+                    report(News::Exited(ending));
                 });
             }
             None => {
@@ -312,6 +320,14 @@ impl Instance {
     /// Returns the number of the process, if it exists.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(|process| process.pid)
+    }
+
+    /// Returns the address at which the instance itself has to open a port, with `bind: port`.
+    pub fn port(&self) -> Option<SocketAddr> {
+        match (&self.address, self.deployment.process.bind) {
+            (Address::Tcp(address), Bind::Port) => Some(*address),
+            _ => None,
+        }
     }
 
     /// Returns the protocol that the instance speaks.
@@ -469,6 +485,10 @@ impl Instance {
                 if let Some(cause) = ended.and_then(cause::of_early_end) {
                     message += &format!("; {cause}");
                 }
+            }
+            InstanceFailure::Unhealthy => {
+                let fault = self.fault.as_deref().unwrap_or("no answer");
+                message += &format!(" was ready, and then failed its health check: {fault}");
             }
             InstanceFailure::Crashed => message += &format!(" {how} while it was serving"),
             InstanceFailure::NotReadyInTime => {

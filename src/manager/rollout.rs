@@ -28,10 +28,19 @@
 //!   version soaks for long, and then the version is **proven**. Every other instance soaks for a
 //!   short **pause**. The same pause follows the end of an old instance. So a version that crashes
 //!   at once has replaced nothing, and processes that start and end do not slow down requests.
-//! * If an instance of an unfinished target fails to start or crashes, the target is **given up**:
-//!   the good target becomes the target again, and slots that were already replaced are rotated
-//!   back by the same rules. If there is no good target, the target is not given up but tried again
-//!   with backoff.
+//!   A soak ends when its time is over and the instance has then answered one more health probe. So
+//!   an instance that stops answering while it is watched replaces nothing either.
+//! * If an instance of an unfinished target fails to start, crashes or becomes unhealthy, the
+//!   target is **given up**: the good target becomes the target again, and slots that were already
+//!   replaced are rotated back by the same rules. If there is no good target, the target is not
+//!   given up but tried again with backoff.
+//! * If another program takes the port of a starting instance, that says nothing about the target:
+//!   another instance is started, on another port. Only the last of a few tries counts as a
+//!   failure.
+//! * In place, an instance that starts while no other one of the service is ready is **awaited**:
+//!   it becomes ready or fails before a newer target replaces it, and then soaks, so that it
+//!   answers the requests that wait. Otherwise commands that follow each other fast would leave the
+//!   service without an instance for as long as they come.
 //!
 //! # Invariants, held by the property tests
 //! * A start-first rotation never lowers the number of ready instances, and an in-place rotation
@@ -55,6 +64,6 @@ mod tests;
 pub use action::{InstanceFailure, RolloutAction};
 pub use desired::{Desired, RolloutPolicy, RolloutTarget};
 pub use event::RolloutEvent;
-pub use life::{HeldInstance, InstanceId, LifeStage, LifeState};
+pub use life::{HeldInstance, InstanceId, LifeStage, LifeState, Soak};
 pub use reconciler::Reconciler;
 pub use saved::{FrozenRollout, SavedRollout};

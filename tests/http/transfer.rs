@@ -11,7 +11,9 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
-use smoothserve::ipc::{Address, EndpointId, EndpointState, Probe, Protocol, WireEndpoint};
+use smoothserve::ipc::{
+    Address, EndpointId, EndpointState, HealthCheck, Probe, Protocol, WireEndpoint,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
@@ -139,6 +141,7 @@ async fn transfer(instance: Address, largest: usize, options: &[&str]) {
         state: EndpointState::Active,
         protocol: Protocol::default(),
         probe: Probe::Connect,
+        check: HealthCheck::Steady,
     };
     let services = vec![kit::service("shop", vec![endpoint])];
     let listeners = vec![kit::listener(1, address)];

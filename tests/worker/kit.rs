@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use smoothserve::ipc::{
-    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, Host, ListenerId,
-    MessageReceiver, MessageSender, Probe, Protocol, Route, ToWorker, WireEndpoint, WireListener,
-    WireService, WireTable,
+    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, HealthCheck, Host,
+    ListenerId, MessageReceiver, MessageSender, Probe, Protocol, Route, ToWorker, WireEndpoint,
+    WireListener, WireService, WireTable,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -292,6 +292,7 @@ pub(crate) fn endpoint_at(id: u64, address: SocketAddr, state: EndpointState) ->
         state,
         protocol: Protocol::default(),
         probe: Probe::Connect,
+        check: HealthCheck::Steady,
     }
 }
 

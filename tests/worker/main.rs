@@ -9,7 +9,7 @@ use std::time::Duration;
 use kit::*;
 use smoothserve::ipc::EndpointState::{Active, Draining, Probing};
 use smoothserve::ipc::{
-    EndpointId, FromWorker, Probe, Protocol, ToWorker, WireEndpoint, WireTable,
+    EndpointId, FromWorker, HealthCheck, Probe, Protocol, ToWorker, WireEndpoint, WireTable,
 };
 use smoothserve_kit::{free_port, local};
 
@@ -71,6 +71,7 @@ async fn a_new_endpoint_is_probed_until_it_answers() {
         state,
         protocol: Protocol::default(),
         probe: Probe::Http("/health".to_owned()),
+        check: HealthCheck::Steady,
     };
     let probing = table(1, vec![], vec![unrouted("shop", vec![one(Probing)])]);
     manager.apply(&probing).await;
@@ -505,6 +506,36 @@ async fn an_active_endpoint_that_fails_its_health_check_is_removed_and_restored(
     let mut client = Client::connect(address).await;
     let names = [client.get("/").await.body, client.get("/").await.body];
     assert!(names.contains(&"back".to_owned()), "{names:?}");
+}
+
+#[tokio::test]
+async fn the_health_that_a_rollout_asks_for_is_reported_to_every_manager() {
+    // Outgoing connections do not get this port while nobody listens on it.
+    let place = local(free_port());
+    let instance = Instance::start_at("one", place).await;
+    let (worker, mut manager, _, mut table) = serving(&[&instance]).await;
+    let check = |table: &mut WireTable, check| {
+        table.number += 1;
+        let service = std::sync::Arc::make_mut(&mut table.services[0]);
+        service.endpoints[0].check = check;
+    };
+    let health = |fault: Option<&str>| FromWorker::Health {
+        endpoint: ONE,
+        fault: fault.map(Into::into),
+    };
+    check(&mut table, HealthCheck::Report);
+    manager.apply(&table).await;
+    manager.wait_for_message(&health(None)).await;
+    let mut manager = worker.connect().await;
+    manager.wait_for_message(&health(None)).await;
+    check(&mut table, HealthCheck::Close);
+    manager.apply(&table).await;
+    instance.stop().await;
+    let fault = format!("connect to {place}: connection refused");
+    manager.wait_for_message(&health(Some(&fault))).await;
+    check(&mut table, HealthCheck::Report);
+    manager.apply(&table).await;
+    manager.wait_for_message(&health(Some(&fault))).await;
 }
 
 #[tokio::test]

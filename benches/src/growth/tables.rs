@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use smoothserve::ipc::{
-    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, Host, ListenerId,
-    MessageReceiver, MessageSender, Probe, Protocol, Route, ToWorker, WireEndpoint, WireListener,
-    WireService, WireTable,
+    Address, Channel, EndpointId, EndpointState, FromWorker, Handling, HealthCheck, Host,
+    ListenerId, MessageReceiver, MessageSender, Probe, Protocol, Route, ToWorker, WireEndpoint,
+    WireListener, WireService, WireTable,
 };
 
 use crate::clients::Moderate;
@@ -140,6 +140,7 @@ fn next_table(services: usize, last: &WireTable) -> WireTable {
             protocol: Protocol::Http1,
             state: EndpointState::Active,
             probe: Probe::Connect,
+            check: HealthCheck::Steady,
         }],
     };
     // Like a manager, this makes only changed services anew.

@@ -14,7 +14,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::ancestry::{self, descendants};
+use crate::ancestry::{self, descendants, is_zombie};
 use crate::printable::printable_line;
 use listening::{Family, Listening};
 
@@ -31,16 +31,73 @@ pub fn queue_length(address: SocketAddr) -> io::Result<u32> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "nobody listens there"))
 }
 
-/// Returns true if process `pid`, or a descendant of `root`, listens on a port, or if the manager
-/// may not see that.
-pub fn listens(pid: u32, root: u32, port: u16) -> bool {
-    let families = [Family::V4, Family::V6].into_iter();
-    let sockets = families.flat_map(|family| listening(family, port).unwrap_or_default());
-    let sockets: BTreeSet<u64> = sockets.map(|socket| socket.inode).collect();
-    holds(pid, &sockets).unwrap_or(true)
+/// Whose listening socket a connection reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortHolder {
+    /// The socket belongs to the instance, or to a process that it has started.
+    Instance,
+    /// The socket belongs to another program.
+    Other,
+    /// No socket listens for such a connection.
+    Nobody,
+}
+
+/// Returns who gets a connection to `address`: the instance, which is the process `pid` with the
+/// descendants of `root`, or another program. Believes the instance if the manager may not see what
+/// `pid` has open.
+pub fn port_holder(pid: u32, root: u32, address: SocketAddr) -> PortHolder {
+    let sockets = reached(address);
+    if sockets.is_empty() {
+        return PortHolder::Nobody;
+    }
+    let sockets: BTreeSet<u64> = sockets.iter().map(|socket| socket.inode).collect();
+    let is_hidden = |error: &io::Error| {
+        // What a process has had open can neither be seen once it has ended.
+        error.kind() == io::ErrorKind::PermissionDenied && !is_zombie(pid)
+    };
+    let is_own = holds(pid, &sockets).unwrap_or_else(|error| is_hidden(&error))
         || descendants(root)
             .into_iter()
-            .any(|other| holds(other, &sockets).unwrap_or(false))
+            .any(|other| holds(other, &sockets).unwrap_or(false));
+    match is_own {
+        true => PortHolder::Instance,
+        false => PortHolder::Other,
+    }
+}
+
+/// Returns true if a program listens for connections to `address`.
+pub fn is_taken(address: SocketAddr) -> bool {
+    !reached(address).is_empty()
+}
+
+/// Returns the sockets that a connection to `address` may reach. There are several only if one user
+/// has opened all of them, with `SO_REUSEPORT`.
+fn reached(address: SocketAddr) -> Vec<Listening> {
+    let families = match address {
+        SocketAddr::V4(_) => &[Family::V4, Family::V6][..],
+        SocketAddr::V6(_) => &[Family::V6][..],
+    };
+    let sockets = families
+        .iter()
+        .flat_map(|family| listening(*family, address.port()).unwrap_or_default());
+    nearest(sockets.collect(), address.ip())
+}
+
+/// Keeps the sockets that the kernel prefers for a connection to `to`: those that are bound to this
+/// address, otherwise those that are bound to all addresses.
+fn nearest(mut sockets: Vec<Listening>, to: IpAddr) -> Vec<Listening> {
+    let distance = |socket: &Listening| match (socket.address?, to) {
+        (bound, _) if bound == to => Some(0),
+        // An address of IPv4 on a socket of IPv6.
+        (bound, _) if bound.to_canonical() == to => Some(1),
+        (IpAddr::V4(bound), IpAddr::V4(_)) if bound.is_unspecified() => Some(2),
+        (IpAddr::V6(bound), IpAddr::V6(_)) if bound.is_unspecified() => Some(2),
+        (IpAddr::V6(bound), IpAddr::V4(_)) if bound.is_unspecified() && !socket.only_v6 => Some(3),
+        _ => None,
+    };
+    let least = sockets.iter().filter_map(distance).min();
+    sockets.retain(|socket| least.is_some() && distance(socket) == least);
+    sockets
 }
 
 /// A socket on which a process was seen to listen.
@@ -193,6 +250,7 @@ mod tests {
             let to = if family == Family::V6 { to } else { address };
             let _waiting = std::net::TcpStream::connect(to).unwrap();
             let told = sock_diag::listening(family, address.port()).unwrap();
+            assert!(!told[0].only_v6);
             assert_eq!(told, proc_net::listening(family, address.port()).unwrap());
             assert_eq!((told[0].address, told[0].queue), (Some(address.ip()), 1));
             assert_eq!(sock_diag::listening(family, 1).unwrap(), []);
@@ -224,19 +282,92 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let (own, parent) = (std::process::id(), std::os::unix::process::parent_id());
-        assert!(listens(own, own, port));
-        assert!(
-            listens(parent, parent, port),
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let listens = |pid| port_holder(pid, pid, address);
+        assert_eq!(listens(own), PortHolder::Instance);
+        assert_eq!(
+            listens(parent),
+            PortHolder::Instance,
             "a child listens for its parent"
         );
         let mut stranger = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
             .unwrap();
-        assert!(!listens(stranger.id(), stranger.id(), port));
+        assert_eq!(listens(stranger.id()), PortHolder::Other);
         stranger.kill().unwrap();
+        // What has ended listens nowhere, whether or not its status was taken.
+        rustix::process::waitid(
+            rustix::process::WaitId::Pid(rustix::process::Pid::from_child(&stranger)),
+            rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,
+        )
+        .unwrap();
+        assert_eq!(listens(stranger.id()), PortHolder::Other);
         stranger.wait().unwrap();
+        assert_eq!(listens(stranger.id()), PortHolder::Other);
+        assert!(is_taken(address));
         drop(socket);
-        assert!(!listens(own, own, port));
+        assert_eq!(listens(own), PortHolder::Nobody);
+        assert!(!is_taken(address));
+    }
+
+    /// Listens on any address with this port, as a program that serves IPv6 only or both.
+    fn listen_on_all(port: u16, only_v6: bool) -> socket2::Socket {
+        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket.set_only_v6(only_v6).unwrap();
+        let address = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+        socket.bind(&address.into()).unwrap();
+        socket.listen(1).unwrap();
+        socket
+    }
+
+    #[test]
+    fn a_socket_on_another_address_gets_no_connection() {
+        let own = std::process::id();
+        let holder = |port| port_holder(own, own, SocketAddr::from(([127, 0, 0, 1], port)));
+        for (any, expected) in [
+            ("127.0.0.1:0", PortHolder::Instance),
+            ("127.0.0.2:0", PortHolder::Nobody),
+            ("0.0.0.0:0", PortHolder::Instance),
+            ("[::1]:0", PortHolder::Nobody),
+            ("[::ffff:127.0.0.1]:0", PortHolder::Instance),
+        ] {
+            let socket = TcpListener::bind(any).unwrap();
+            let port = socket.local_addr().unwrap().port();
+            assert_eq!(holder(port), expected, "{any}");
+        }
+        for (only_v6, expected) in [(false, PortHolder::Instance), (true, PortHolder::Nobody)] {
+            let socket = listen_on_all(0, only_v6);
+            let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+            assert_eq!(holder(port), expected, "only IPv6: {only_v6}");
+        }
+    }
+
+    #[test]
+    fn the_socket_that_is_bound_most_closely_gets_the_connection() {
+        let socket = |address: &str, inode| Listening {
+            address: Some(address.parse().unwrap()),
+            port: 80,
+            queue: 0,
+            inode,
+            only_v6: false,
+        };
+        let reached = |sockets: &[&str], to: &str| {
+            let sockets = sockets.iter().zip(1..);
+            let sockets = sockets.map(|(address, inode)| socket(address, inode));
+            let nearest = nearest(sockets.collect(), to.parse().unwrap());
+            nearest
+                .iter()
+                .map(|socket| socket.inode)
+                .collect::<Vec<_>>()
+        };
+        let all = ["::", "0.0.0.0", "::ffff:127.0.0.1", "127.0.0.1", "::1"];
+        for (count, expected) in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4)] {
+            assert_eq!(reached(&all[..count], "127.0.0.1"), [expected]);
+        }
+        assert_eq!(reached(&all[..4], "::1"), [1]);
+        assert_eq!(reached(&all, "::1"), [5]);
+        assert_eq!(reached(&["127.0.0.1"; 2], "127.0.0.1"), [1, 2]);
     }
 }

@@ -172,7 +172,7 @@ fn environment_of(
 }
 
 /// Runs the process of an instance: creates the launcher, waits for the permit, lets the launcher
-/// become the instance, and waits for the end. Reports the launch and the end.
+/// become the instance, and waits for the end. Reports the launch, and returns the end.
 pub(super) async fn run(
     name: ProcessName,
     order: Order,
@@ -180,7 +180,7 @@ pub(super) async fn run(
     socket: Option<TcpListener>,
     (units, stop_timeout): (Option<Units>, Duration),
     report: impl Fn(News),
-) {
+) -> Ending {
     let launcher = match &units {
         Some(units) => {
             let limits = &deployment.process.limits.scope;
@@ -188,7 +188,7 @@ pub(super) async fn run(
         }
         None => Launcher::spawn(&name, stop_timeout).await,
     };
-    let ending = match launcher {
+    match launcher {
         Ok(launcher) => {
             let (permit, permitted) = oneshot::channel();
             report(News::Launched(launcher.process.clone(), permit));
@@ -202,8 +202,7 @@ pub(super) async fn run(
             }
         }
         Err(error) => Ending::Ended(ProcessEnd::not_started(&format!("{error:#}"))),
-    };
-    report(News::Exited(ending));
+    }
 }
 
 /// Opens a socket that listens already, although no process accepts from it yet.

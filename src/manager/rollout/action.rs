@@ -33,6 +33,8 @@ pub enum InstanceFailure {
     ExitedBeforeReady,
     /// The instance was still not ready after `start_timeout`.
     NotReadyInTime,
+    /// The instance had been ready and failed its health check before the rollout had ended.
+    Unhealthy,
     /// The instance had been ready and ended without being told to stop.
     Crashed,
 }

@@ -10,6 +10,12 @@ pub enum RolloutEvent {
     Desire(Desired),
     /// A starting instance has shown that it is ready.
     Ready(InstanceId),
+    /// A starting instance cannot have its port, because another program has taken it.
+    PortTaken(InstanceId),
+    /// A ready instance has answered a health probe that began when its soak was over.
+    Healthy(InstanceId),
+    /// A ready instance has failed several health probes in a row.
+    Unhealthy(InstanceId),
     /// No worker has a connection to a draining instance, or will open one. Tunnels do not count.
     Idle(InstanceId),
     /// An instance has got its first tunnel (true), or has lost its last one (false).

@@ -36,16 +36,24 @@ pub enum LifeState {
         deadline: Instant,
     },
     /// The instance gets requests.
-    Ready {
-        since: Instant,
-        soak_until: Option<Instant>,
-    },
+    Ready { since: Instant, soak: Soak },
     /// The instance gets no new requests.
     Draining { deadline: Instant },
     /// The instance was told to stop, and closes its tunnels.
     Closing { deadline: Instant },
     /// The instance was told to stop. `kill_at` is empty once it was killed.
     Stopping { kill_at: Option<Instant> },
+}
+
+/// How far the soak of a ready instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Soak {
+    /// The instance is watched until this time.
+    Until(Instant),
+    /// The time is over, and the instance has to answer a health probe that begins now.
+    Asked,
+    /// The instance is not watched, or not any more.
+    Over,
 }
 
 impl LifeState {
@@ -64,6 +72,11 @@ impl HeldInstance {
     /// Returns true if the instance gets requests.
     pub fn is_ready(&self) -> bool {
         matches!(self.state, LifeState::Ready { .. })
+    }
+
+    /// Returns true if the instance gets requests and is watched.
+    pub(super) fn is_soaking(&self) -> bool {
+        self.state.stage() == LifeStage::Soaking
     }
 
     /// Returns true if the instance gets requests, or will get them when it is ready.
@@ -98,10 +111,9 @@ impl LifeState {
         match self {
             LifeState::Starting { .. } => LifeStage::Starting,
             LifeState::Ready {
-                soak_until: Some(_),
-                ..
-            } => LifeStage::Soaking,
-            LifeState::Ready { .. } => LifeStage::Ready,
+                soak: Soak::Over, ..
+            } => LifeStage::Ready,
+            LifeState::Ready { .. } => LifeStage::Soaking,
             LifeState::Draining { .. } => LifeStage::Draining,
             LifeState::Closing { .. } => LifeStage::Closing,
             LifeState::Stopping { .. } => LifeStage::Stopping,

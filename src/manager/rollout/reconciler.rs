@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::action::{InstanceFailure, RolloutAction};
 use super::desired::{Desired, RolloutTarget};
 use super::event::RolloutEvent;
-use super::life::{HeldInstance, InstanceId, LifeState};
+use super::life::{HeldInstance, InstanceId, LifeState, Soak};
 use crate::manager::backoff;
 
 /// How long the first instance of a new version must stay up before the old instances are replaced.
@@ -16,6 +16,9 @@ pub const SOAK: Duration = Duration::from_secs(5);
 /// How long a rotation pauses after each step. Starting or ending a process costs every other
 /// process on the machine some milliseconds, so this must stay rare while requests are served.
 pub const PAUSE: Duration = Duration::from_millis(200);
+
+/// How many times in a row a slot may lose its port to another program before this is a failure.
+pub const MOST_LOST_PORTS: u32 = 5;
 
 /// The failures of one slot.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +29,8 @@ pub(super) struct Slot {
     /// rotation.
     failed: bool,
     retry_at: Option<Instant>,
+    /// How many times in a row another program has taken the port of an instance in the slot.
+    lost_ports: u32,
 }
 
 /// The state of one service's rollout.
@@ -83,6 +88,9 @@ impl Reconciler {
         match event {
             RolloutEvent::Desire(desired) => self.desire(desired),
             RolloutEvent::Ready(id) => self.seen_ready(id),
+            RolloutEvent::PortTaken(id) => self.port_taken(id, now, &mut actions),
+            RolloutEvent::Healthy(id) => self.healthy(id),
+            RolloutEvent::Unhealthy(id) => self.unhealthy(id, now, &mut actions),
             RolloutEvent::Idle(id) => self.idle(id, now, &mut actions),
             RolloutEvent::Tunnels(id, tunnels) => self.count_tunnels(id, tunnels),
             RolloutEvent::Exited(id) => self.exited(id, now, &mut actions),
@@ -109,7 +117,11 @@ impl Reconciler {
                 LifeState::Starting { deadline, .. }
                 | LifeState::Draining { deadline }
                 | LifeState::Closing { deadline } => Some(deadline),
-                LifeState::Ready { soak_until, .. } => soak_until,
+                LifeState::Ready {
+                    soak: Soak::Until(until),
+                    ..
+                } => Some(until),
+                LifeState::Ready { .. } => None,
                 LifeState::Stopping { kill_at } => kill_at,
             });
         let retries = (1..=self.desired.count)
@@ -197,6 +209,9 @@ impl Reconciler {
                 .good
                 .is_some_and(|good| good.version == desired.target.version);
             self.retry();
+            for slot in self.slots.values_mut() {
+                slot.lost_ports = 0;
+            }
         }
         self.desired = desired;
     }
@@ -210,6 +225,55 @@ impl Reconciler {
     fn seen_ready(&mut self, id: InstanceId) {
         if let Some(LifeState::Starting { ready, .. }) = self.state_mut(id) {
             *ready = true;
+        }
+    }
+
+    /// Replaces a starting instance that cannot have its port, unless this has happened too often.
+    fn port_taken(&mut self, id: InstanceId, now: Instant, actions: &mut Vec<RolloutAction>) {
+        let is_starting = |state| matches!(state, LifeState::Starting { .. });
+        let mut instances = self.instances.iter();
+        let Some(instance) = instances.find(|it| it.id == id && is_starting(it.state)) else {
+            return;
+        };
+        let slot = self.slots.entry(instance.slot).or_default();
+        if slot.lost_ports < MOST_LOST_PORTS {
+            slot.lost_ports += 1;
+            self.stop(id, now, actions);
+        }
+    }
+
+    fn healthy(&mut self, id: InstanceId) {
+        let mut instances = self.instances.iter_mut();
+        if let Some(instance) = instances.find(|instance| instance.id == id)
+            && let LifeState::Ready { soak, .. } = &mut instance.state
+            && *soak == Soak::Asked
+        {
+            *soak = Soak::Over;
+            self.proven |= instance.target == self.target;
+        }
+    }
+
+    /// Counts a ready instance as failed if it is watched or its target is unfinished. Whoever is
+    /// unhealthy later may recover.
+    fn unhealthy(&mut self, id: InstanceId, now: Instant, actions: &mut Vec<RolloutAction>) {
+        let unfinished = self.good != Some(self.target);
+        let target = self.target;
+        let mut instances = self.instances.iter_mut();
+        let Some(instance) = instances.find(|instance| instance.id == id) else {
+            return;
+        };
+        let LifeState::Ready { soak, .. } = &mut instance.state else {
+            return;
+        };
+        if *soak == Soak::Over && !(unfinished && instance.target == target) {
+            return;
+        }
+        *soak = Soak::Over;
+        let instance = *instance;
+        self.failed(&instance, InstanceFailure::Unhealthy, now, actions);
+        // An instance that does not fit any more is replaced like every other one.
+        if self.fits(&instance) {
+            self.drain(id, now);
         }
     }
 
@@ -255,11 +319,7 @@ impl Reconciler {
     fn expire(&mut self, now: Instant, actions: &mut Vec<RolloutAction>) {
         for index in 0..self.instances.len() {
             let HeldInstance {
-                id,
-                target,
-                state,
-                tunnels,
-                ..
+                id, state, tunnels, ..
             } = self.instances[index];
             match state {
                 LifeState::Starting {
@@ -278,13 +338,10 @@ impl Reconciler {
                 }
                 LifeState::Ready {
                     since,
-                    soak_until: Some(until),
+                    soak: Soak::Until(until),
                 } if until <= now => {
-                    self.instances[index].state = LifeState::Ready {
-                        since,
-                        soak_until: None,
-                    };
-                    self.proven |= target == self.target;
+                    let soak = Soak::Asked;
+                    self.instances[index].state = LifeState::Ready { since, soak };
                 }
                 LifeState::Draining { deadline } if deadline <= now => self.stop(id, now, actions),
                 LifeState::Closing { deadline } if deadline <= now || !tunnels => {
@@ -306,19 +363,24 @@ impl Reconciler {
 
     fn became_ready(&mut self, index: usize, now: Instant) {
         let target = self.instances[index].target;
+        // In place, it was awaited, and is drained as soon as its soak is over.
+        let is_superseded = self.desired.policy.in_place && !self.fits(&self.instances[index]);
         let reached = match self.good {
             Some(good) if good != target => false,
             // It may have been ready before, and have crashed while it was watched.
             _ => self.proven || !self.desired.takes_over,
         };
         let soaks = target == self.target && !reached;
-        let soak_until = soaks.then(|| now + soak(self.proven));
         self.instances[index].state = LifeState::Ready {
             since: now,
-            soak_until,
+            soak: match soaks || is_superseded {
+                true => Soak::Until(now + soak(self.proven || is_superseded)),
+                false => Soak::Over,
+            },
         };
         if let Some(slot) = self.slots.get_mut(&self.instances[index].slot) {
             slot.retry_at = None;
+            slot.lost_ports = 0;
         }
         if self.good.is_none() {
             self.good = Some(target);
@@ -413,7 +475,9 @@ impl Reconciler {
             };
             let surplus = !self.desired.running || instance.slot > self.desired.count;
             match instance.state {
-                LifeState::Starting { .. } if surplus || self.stale(instance) => {
+                LifeState::Starting { .. }
+                    if surplus || (self.stale(instance) && !self.is_awaited(instance)) =>
+                {
                     self.stop(id, now, actions)
                 }
                 LifeState::Ready { .. } if surplus || self.replaced(instance) => {
@@ -435,16 +499,19 @@ impl Reconciler {
         served || !(instance.target == self.target || repair)
     }
 
+    /// Returns true for a starting instance if the service, which has worked before, has no ready
+    /// instance, and would have none for longer if a newer target replaced this instance now.
+    fn is_awaited(&self, instance: &HeldInstance) -> bool {
+        self.desired.policy.in_place
+            && self.good.is_some()
+            && instance.target.generation < self.target.generation
+            && !self.instances.iter().any(HeldInstance::is_ready)
+    }
+
     /// Returns true for a ready instance if another ready instance in its slot replaces it.
     fn replaced(&self, instance: &HeldInstance) -> bool {
         self.in_slot(instance.slot).any(|other| {
-            let settled = matches!(
-                other.state,
-                LifeState::Ready {
-                    soak_until: None,
-                    ..
-                }
-            );
+            let settled = other.is_ready() && !other.is_soaking();
             let better = !self.fits(instance) || other.id > instance.id;
             other.id != instance.id && settled && self.fits(other) && better
         })
@@ -457,7 +524,7 @@ impl Reconciler {
             LifeState::Starting { .. } | LifeState::Draining { .. } | LifeState::Closing { .. } => {
                 true
             }
-            LifeState::Ready { soak_until, .. } => soak_until.is_some(),
+            LifeState::Ready { soak, .. } => soak != Soak::Over,
             // An instance that survives even SIGKILL must not block the rollout.
             LifeState::Stopping { kill_at } => kill_at.is_some(),
         });
@@ -555,15 +622,7 @@ impl Reconciler {
     }
 
     fn soaking(&self) -> bool {
-        self.instances.iter().any(|instance| {
-            matches!(
-                instance.state,
-                LifeState::Ready {
-                    soak_until: Some(_),
-                    ..
-                }
-            )
-        })
+        self.instances.iter().any(HeldInstance::is_soaking)
     }
 
     /// Returns true if an instance runs the target, or a newer generation of the same version,

@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::desired::{Desired, RolloutTarget};
-use super::life::{HeldInstance, InstanceId, LifeStage, LifeState};
+use super::life::{HeldInstance, InstanceId, LifeStage, LifeState, Soak};
 use super::reconciler::{Reconciler, soak};
 
 /// The state of a [`Reconciler`] that is saved for the next manager.
@@ -123,11 +123,11 @@ impl Reconciler {
                 LifeStage::Starting => LifeState::starting(now, &policy.times),
                 LifeStage::Soaking => LifeState::Ready {
                     since: now,
-                    soak_until: Some(now + soak(saved.proven)),
+                    soak: Soak::Until(now + soak(saved.proven)),
                 },
                 LifeStage::Ready => LifeState::Ready {
                     since: now,
-                    soak_until: None,
+                    soak: Soak::Over,
                 },
                 LifeStage::Draining => LifeState::Draining {
                     deadline: now + policy.times.drain_timeout,

@@ -1,9 +1,9 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::reconciler::{PAUSE, SOAK};
+use super::reconciler::{MOST_LOST_PORTS, PAUSE, SOAK};
 use super::*;
 use crate::config::Times;
 use crate::manager::backoff;
@@ -29,6 +29,8 @@ struct World {
     next_target: RolloutTarget,
     /// Versions whose instances exit before they are ready.
     bad: BTreeSet<u64>,
+    /// Versions whose instances answer no health probe.
+    silent: BTreeSet<u64>,
     quiescent: BTreeSet<InstanceId>,
     seen_ready: BTreeSet<InstanceId>,
     log: Vec<RolloutAction>,
@@ -53,6 +55,7 @@ impl World {
             next_id: 1,
             next_target: target,
             bad: BTreeSet::new(),
+            silent: BTreeSet::new(),
             quiescent: BTreeSet::new(),
             seen_ready: BTreeSet::new(),
             log: Vec::new(),
@@ -71,6 +74,14 @@ impl World {
         let actions = self.core.handle(self.now, event.clone(), &mut self.next_id);
         self.check(&before, &event, &actions);
         self.log.extend(actions);
+        let asked = self.core.instances().iter().find(|instance| {
+            let soak = Soak::Asked;
+            matches!(instance.state, LifeState::Ready { soak: it, .. } if it == soak)
+                && !self.silent.contains(&instance.target.version)
+        });
+        if let Some(id) = asked.map(|instance| instance.id) {
+            self.send(RolloutEvent::Healthy(id));
+        }
     }
 
     fn check(&self, before: &Reconciler, event: &RolloutEvent, actions: &[RolloutAction]) {
@@ -119,7 +130,9 @@ impl World {
             let lost = (1..=self.core.desired.count.min(before.desired.count))
                 .filter(|&slot| {
                     let was_ready = before.in_slot(slot).any(|instance| {
-                        instance.is_ready() && *event != RolloutEvent::Exited(instance.id)
+                        instance.is_ready()
+                            && *event != RolloutEvent::Exited(instance.id)
+                            && *event != RolloutEvent::Unhealthy(instance.id)
                     });
                     was_ready && !self.core.in_slot(slot).any(HeldInstance::is_ready)
                 })
@@ -590,6 +603,122 @@ fn a_crash_during_the_soak_gives_the_version_up() {
 }
 
 #[test]
+fn a_new_version_replaces_nothing_before_it_has_answered_after_its_soak() {
+    for in_place in [false, true] {
+        let mut world = World::new(2, in_place);
+        world.settle();
+        world.deploy(true, false);
+        if in_place {
+            world.drain_and_stop(1);
+        }
+        world.silent.insert(2);
+        let new = world.pick(0, |state| matches!(state, LifeState::Starting { .. }));
+        let new = new.unwrap();
+        world.come_up(new);
+        world.pass(SOAK * 10);
+        let olds = |world: &World| {
+            let mut olds = world.core.instances().to_vec();
+            olds.retain(|instance| instance.target.version == 1 && instance.is_ready());
+            olds.len()
+        };
+        assert_eq!(olds(&world), 2 - usize::from(in_place));
+        world.send(RolloutEvent::Unhealthy(new.id));
+        assert!(world.gave_up(2));
+        assert_eq!(world.failures(), [(2, InstanceFailure::Unhealthy)]);
+        world.settle();
+        assert_eq!(world.generations(), [1, 1]);
+    }
+}
+
+#[test]
+fn an_instance_that_becomes_unhealthy_while_it_is_watched_fails_its_rollout() {
+    for new_version in [false, true] {
+        let mut world = World::new(2, false);
+        world.settle();
+        world.deploy(new_version, false);
+        let new = world.pick(0, |state| matches!(state, LifeState::Starting { .. }));
+        let new = new.unwrap();
+        world.come_up(new);
+        world.send(RolloutEvent::Unhealthy(new.id));
+        assert!(world.gave_up(2));
+        assert_eq!(
+            world.core.settled(),
+            2,
+            "a restart does not take the old instance away"
+        );
+        world.settle();
+        assert_eq!(world.generations(), [1, 1]);
+    }
+}
+
+#[test]
+fn an_instance_that_takes_sites_over_and_becomes_unhealthy_is_started_again() {
+    let mut world = World::new(1, false);
+    world.desire(|desired| desired.takes_over = true);
+    let first = world.pick(0, |state| matches!(state, LifeState::Starting { .. }));
+    let first = first.unwrap();
+    world.come_up(first);
+    world.send(RolloutEvent::Unhealthy(first.id));
+    assert_eq!(world.failures(), [(1, InstanceFailure::Unhealthy)]);
+    world.settle();
+    assert!(world.core.arrived());
+    assert_ne!(world.core.instances()[0].id, first.id);
+}
+
+#[test]
+fn who_becomes_unhealthy_after_the_rollout_may_recover() {
+    let mut world = World::new(2, false);
+    world.settle();
+    let before = world.core.save();
+    world.send(RolloutEvent::Unhealthy(1));
+    assert_eq!((world.core.save(), world.failures()), (before, vec![]));
+}
+
+#[test]
+fn a_lost_port_is_no_failure_unless_it_happens_again_and_again() {
+    for in_place in [false, true] {
+        let mut world = World::new(1, in_place);
+        world.settle();
+        world.deploy(true, false);
+        if in_place {
+            world.drain_and_stop(1);
+        }
+        let mut tries = 0;
+        while world.failures().is_empty() {
+            world.pass(PAUSE);
+            let new = world.pick(0, |state| matches!(state, LifeState::Starting { .. }));
+            let new = new.unwrap();
+            assert_eq!(new.target.version, 2);
+            // The instance may have ended, or run on without its port.
+            world.send(RolloutEvent::PortTaken(new.id));
+            world.send(RolloutEvent::Exited(new.id));
+            tries += 1;
+        }
+        assert_eq!(tries, 1 + MOST_LOST_PORTS);
+        assert!(world.gave_up(2));
+        world.deploy(true, false);
+        world.settle();
+        assert_eq!(world.generations(), [3]);
+    }
+}
+
+#[test]
+fn a_canceled_or_stopped_instance_is_not_awaited() {
+    for stops in [false, true] {
+        let mut world = World::new(1, true);
+        world.settle();
+        world.deploy(true, false);
+        world.drain_and_stop(1);
+        let new = world.pick(0, |state| matches!(state, LifeState::Starting { .. }));
+        match stops {
+            true => world.desire(|desired| desired.running = false),
+            false => world.send(RolloutEvent::Cancel),
+        }
+        assert!(world.log.contains(&RolloutAction::Stop(new.unwrap().id)));
+    }
+}
+
+#[test]
 fn a_late_failure_rolls_the_replaced_slots_back() {
     let mut world = World::new(2, false);
     world.settle();
@@ -679,6 +808,8 @@ enum Step {
     Running(bool),
     ComeUp(usize),
     Crash(usize),
+    Sicken(usize),
+    LosePort(usize),
     GoIdle(usize),
     Exit(usize),
     Tunnels(usize, bool),
@@ -697,6 +828,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Running),
         8 => any::<usize>().prop_map(Step::ComeUp),
         2 => any::<usize>().prop_map(Step::Crash),
+        2 => any::<usize>().prop_map(Step::Sicken),
+        1 => any::<usize>().prop_map(Step::LosePort),
         6 => any::<usize>().prop_map(Step::GoIdle),
         6 => any::<usize>().prop_map(Step::Exit),
         4 => (any::<usize>(), any::<bool>()).prop_map(|(which, tunnels)| Step::Tunnels(which, tunnels)),
@@ -724,6 +857,19 @@ impl World {
                 let any = self.pick(which, |_| true);
                 any.into_iter()
                     .for_each(|instance| self.send(RolloutEvent::Exited(instance.id)));
+            }
+            Step::Sicken(which) => {
+                let ready = self.pick(which, LifeState::is_ready);
+                ready
+                    .into_iter()
+                    .for_each(|instance| self.send(RolloutEvent::Unhealthy(instance.id)));
+            }
+            Step::LosePort(which) => {
+                let starting =
+                    self.pick(which, |state| matches!(state, LifeState::Starting { .. }));
+                starting
+                    .into_iter()
+                    .for_each(|instance| self.send(RolloutEvent::PortTaken(instance.id)));
             }
             Step::GoIdle(which) => {
                 let draining =
@@ -829,6 +975,40 @@ proptest! {
         world.deploy(true, true);
         world.settle();
         prop_assert!(world.generations().iter().all(|&generation| generation == good));
+    }
+
+    #[test]
+    fn commands_at_any_pace_leave_an_in_place_service_ready_again_and_again(
+        start in 0u64..10_000,
+        commands in prop::collection::vec((0u64..8_000, any::<bool>()), 1..30),
+    ) {
+        const STEP: u64 = 100;
+        let mut world = World::new(1, true);
+        world.settle();
+        let mut begun = BTreeMap::new();
+        let mut away = 0;
+        for (pace, new_version) in commands {
+            world.deploy(new_version, false);
+            for _ in 0..=pace / STEP {
+                world.pass(Duration::from_millis(STEP));
+                for instance in world.core.instances().to_vec() {
+                    match instance.state {
+                        LifeState::Starting { .. } => {
+                            let begun = *begun.entry(instance.id).or_insert(world.now);
+                            if begun + Duration::from_millis(start) <= world.now {
+                                world.come_up(instance);
+                            }
+                        }
+                        LifeState::Draining { .. } => world.send(RolloutEvent::Idle(instance.id)),
+                        LifeState::Stopping { .. } => world.send(RolloutEvent::Exited(instance.id)),
+                        _ => {}
+                    }
+                }
+                let is_ready = world.core.instances().iter().any(HeldInstance::is_ready);
+                away = if is_ready { 0 } else { away + STEP };
+                prop_assert!(away <= start + 10 * STEP, "no instance for {away} ms");
+            }
+        }
     }
 
     #[test]

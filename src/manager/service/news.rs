@@ -22,6 +22,9 @@ impl Service {
         let Some(instance) = self.instances.get_mut(&id) else {
             return;
         };
+        let mut held = self.core.instances().iter();
+        let is_starting =
+            held.any(|held| held.id == id && matches!(held.state, LifeState::Starting { .. }));
         match news {
             News::Identified(identity) => {
                 // Start-first, nobody misses an instance that waits, and `start_timeout` ends the
@@ -80,9 +83,24 @@ impl Service {
                 self.moved = true;
             }
             News::Idle => self.step(RolloutEvent::Idle(id), world),
-            News::Health(fault) if fault == instance.fault => {}
+            // Whoever listens there after the end of an instance that was ready does no harm.
+            News::PortTaken if !is_starting => {}
+            News::PortTaken => {
+                tracing::warn!(
+                    service = self.spec.name,
+                    instance = instance.label,
+                    port = instance.port().map(|address| address.port()),
+                    "another program has taken the port of the instance"
+                );
+                self.step(RolloutEvent::PortTaken(id), world);
+            }
             News::Health(fault) => {
+                let event = match fault {
+                    None => RolloutEvent::Healthy(id),
+                    Some(_) => RolloutEvent::Unhealthy(id),
+                };
                 match &fault {
+                    _ if fault == instance.fault => {}
                     Some(fault) => tracing::warn!(
                         message_id = events::INSTANCE_UNHEALTHY,
                         service = self.spec.name,
@@ -97,6 +115,7 @@ impl Service {
                     ),
                 }
                 instance.fault = fault;
+                self.step(event, world);
             }
             News::Counts(worker, counts) => {
                 instance.counts.count(worker, counts);

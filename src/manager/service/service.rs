@@ -9,14 +9,14 @@ use super::diagnosis;
 use super::history::{ChangeSubject, History, SavedFailure, SavedRefusal};
 use crate::config::{Rollout, ServiceConfig};
 use crate::events;
-use crate::ipc::{EndpointId, EndpointState, Probe, WireEndpoint};
+use crate::ipc::{EndpointId, EndpointState, HealthCheck, Probe, WireEndpoint};
 use crate::manager::event::Diagnosis;
 use crate::manager::instance::Instance;
 use crate::manager::jobs::Goal;
 use crate::manager::process::deployment::Deployment;
 use crate::manager::rollout::{
     Desired, HeldInstance, InstanceFailure, InstanceId, LifeState, Reconciler, RolloutAction,
-    RolloutEvent, RolloutPolicy, RolloutTarget,
+    RolloutEvent, RolloutPolicy, RolloutTarget, Soak,
 };
 use crate::manager::world::World;
 use crate::status::{FailureReport, Moment};
@@ -375,6 +375,16 @@ impl Service {
                 protocol: instance.protocol(),
                 state,
                 probe: instance.probe().unwrap_or(Probe::Connect),
+                check: match held.state {
+                    LifeState::Ready {
+                        soak: Soak::Until(_),
+                        ..
+                    } => HealthCheck::Close,
+                    LifeState::Ready {
+                        soak: Soak::Asked, ..
+                    } => HealthCheck::Report,
+                    _ => HealthCheck::Steady,
+                },
             })
         });
         endpoints.collect()

@@ -6,7 +6,7 @@ use super::history::{SavedFailure, SavedRefusal};
 use super::service::Service;
 use crate::config::Listen;
 use crate::manager::jobs::Progress;
-use crate::manager::rollout::LifeState;
+use crate::manager::rollout::{HeldInstance, LifeState, Soak};
 use crate::manager::worker::listeners::Listeners;
 use crate::status::{
     InstanceState, InstanceStatus, Moment, ServiceState, ServiceStatus, kept_in_words,
@@ -52,12 +52,11 @@ impl Service {
                 (LifeState::Starting { .. }, None) => "starting".to_owned(),
                 (
                     LifeState::Ready {
-                        soak_until: Some(_),
-                        ..
+                        soak: Soak::Over, ..
                     },
                     _,
-                ) => "ready, watched before the next".to_owned(),
-                (LifeState::Ready { .. }, _) => return None,
+                ) => return None,
+                (LifeState::Ready { .. }, _) => "ready, watched before the next".to_owned(),
                 (LifeState::Draining { .. }, _) => {
                     format!("draining, {} in flight", instance.counts.in_flight())
                 }
@@ -148,12 +147,7 @@ impl Service {
 
     fn state(&self) -> ServiceState {
         let desired = self.core.desired();
-        let ready = self
-            .core
-            .instances()
-            .iter()
-            .filter(|instance| instance.is_ready())
-            .count();
+        let ready = self.healthy();
         let never_started = self.spec.enabled && self.history.last_generation == 0;
         if never_started && self.history.last_error.is_some() {
             return ServiceState::Failed;
@@ -166,10 +160,11 @@ impl Service {
             };
         }
         let failing = self.core.waiting().next().is_some();
-        let short = ready < desired.count as usize;
+        let short = ready < desired.count;
         let rolling = self.core.good() != Some(self.core.target());
         match ready {
-            _ if self.core.converged() => ServiceState::Running,
+            _ if self.core.converged() && !short => ServiceState::Running,
+            _ if self.core.converged() => ServiceState::Degraded,
             0 if failing => ServiceState::Failed,
             0 => ServiceState::Starting,
             _ if failing => ServiceState::Degraded,
@@ -179,14 +174,18 @@ impl Service {
         }
     }
 
-    /// Returns how many instances get requests, and how many instances should get them.
+    /// Returns how many instances are ready and healthy.
+    fn healthy(&self) -> u32 {
+        let is_healthy = |held: &&HeldInstance| {
+            let instance = self.instances.get(&held.id);
+            held.is_ready() && instance.is_some_and(|instance| instance.fault.is_none())
+        };
+        self.core.instances().iter().filter(is_healthy).count() as u32
+    }
+
+    /// Returns how many instances are ready and healthy, and how many should be.
     pub fn readiness(&self) -> (u32, u32) {
-        let ready = self
-            .core
-            .instances()
-            .iter()
-            .filter(|instance| instance.is_ready())
-            .count() as u32;
+        let ready = self.healthy();
         let wanted = if self.core.desired().running {
             self.core.desired().count
         } else {

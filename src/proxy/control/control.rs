@@ -29,8 +29,8 @@ use super::quiescence::Quiescence;
 use super::sockets::Sockets;
 use super::worker_drain::{DrainTimes, WorkerDrain};
 use crate::ipc::{
-    BoundCounts, EndpointCounts, EndpointId, EndpointState, FromWorker, Overload, ToWorker,
-    WireTable,
+    BoundCounts, EndpointCounts, EndpointId, EndpointState, FromWorker, HealthCheck, Overload,
+    ToWorker, WireTable,
 };
 use crate::log_pace::LogPace;
 use crate::logging;
@@ -83,6 +83,8 @@ pub(crate) struct Control {
     ready: BTreeSet<EndpointId>,
     /// The active endpoints that the health check has taken out, with the reasons.
     faults: BTreeMap<EndpointId, String>,
+    /// The active endpoints whose health the manager has asked for, and which are healthy.
+    healthy: BTreeSet<EndpointId>,
     manager: Option<ManagerLink>,
     /// The connections and counters in the last report to the manager.
     counted: Option<(u32, BoundCounts, Vec<EndpointCounts>)>,
@@ -124,6 +126,7 @@ impl Control {
             threads,
             ready: BTreeSet::new(),
             faults: BTreeMap::new(),
+            healthy: BTreeSet::new(),
             manager: None,
             counted: None,
             next_counts: Instant::now(),
@@ -200,6 +203,10 @@ impl Control {
         messages.extend(self.faults.iter().map(|(&endpoint, fault)| {
             let fault = Some(fault.as_str().into());
             FromWorker::Health { endpoint, fault }
+        }));
+        messages.extend(self.healthy.iter().map(|&endpoint| FromWorker::Health {
+            endpoint,
+            fault: None,
         }));
         for message in messages {
             self.say(message);
@@ -314,6 +321,8 @@ impl Control {
         let is = |id: &EndpointId, state| table.state(*id) == Some(state);
         self.ready.retain(|id| is(id, EndpointState::Probing));
         self.faults.retain(|id, _| is(id, EndpointState::Active));
+        self.healthy
+            .retain(|id| is(id, EndpointState::Active) && table.check(*id) == HealthCheck::Report);
     }
 
     fn command(&self, thread: usize, command: ThreadCommand) {
@@ -374,12 +383,16 @@ impl Control {
                 FromWorker::Probed { endpoint, result }
             }
             Finding::Out(fault) => {
+                self.healthy.remove(&endpoint);
                 self.faults.insert(endpoint, fault.clone());
                 let fault = Some(fault.into());
                 FromWorker::Health { endpoint, fault }
             }
             Finding::In => {
                 self.faults.remove(&endpoint);
+                if self.table.check(endpoint) == HealthCheck::Report {
+                    self.healthy.insert(endpoint);
+                }
                 let fault = None;
                 FromWorker::Health { endpoint, fault }
             }

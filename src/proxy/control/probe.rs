@@ -3,9 +3,11 @@
 //! # Theory of operation
 //! The control thread runs one task for each endpoint that is probing or active. A probing endpoint
 //! is asked until it answers once. An active endpoint is asked regularly, and [`Health`] decides
-//! from the answers whether it is in or out. A draining endpoint is never asked: when a table marks
-//! it draining, its task and the connection of its task end before the data threads see that table.
-//! So a probe can neither make the endpoint ready again nor keep it from becoming idle.
+//! from the answers whether it is in or out. If a rollout depends on that, the endpoint is asked
+//! more often. Another [`HealthCheck`] begins with a new task, which asks at once if it is to
+//! report. A draining endpoint is never asked: when a table marks it draining, its task and the
+//! connection of its task end before the data threads see that table. So a probe can neither make
+//! the endpoint ready again nor keep it from becoming idle.
 //!
 //! Probes have descriptors of their own, which bound how many run at a time. A probe that has to
 //! wait for its turn is late, but has not failed. If the system itself has no descriptor or memory
@@ -23,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
-use crate::ipc::{EndpointId, EndpointState, Probe, Protocol};
+use crate::ipc::{EndpointId, EndpointState, HealthCheck, Probe, Protocol};
 use crate::proxy::net::h2c_stream::InstanceConnection;
 use crate::proxy::net::socket::{Socket, is_own_lack};
 use crate::proxy::net::stream::Stream;
@@ -41,6 +43,9 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often an active endpoint is asked.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often an active endpoint is asked while a rollout depends on its health.
+const CLOSE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How many failures in a row take an endpoint out.
 const FAILURES_OUT: u32 = 3;
@@ -68,7 +73,8 @@ pub(crate) enum Finding {
     /// An active endpoint has failed too often in a row; the text tells a person how it failed
     /// last.
     Out(String),
-    /// An endpoint that was out has answered often enough in a row.
+    /// An endpoint that was out has answered often enough in a row, or the first decision about an
+    /// endpoint is that it is in, and was to be reported.
     In,
 }
 
@@ -92,6 +98,7 @@ pub(crate) struct Probers {
 
 struct Prober {
     state: EndpointState,
+    check: HealthCheck,
     task: JoinHandle<()>,
 }
 
@@ -117,7 +124,8 @@ impl Probers {
         let before = difference.before.iter();
         for (spec, _) in before.flat_map(|service| &service.endpoints) {
             if let Entry::Occupied(known) = self.tasks.entry(spec.id)
-                && table.state(spec.id) != Some(known.get().state)
+                && (table.state(spec.id), table.check(spec.id))
+                    != (Some(known.get().state), known.get().check)
             {
                 let prober = known.remove();
                 prober.task.abort();
@@ -131,10 +139,17 @@ impl Probers {
         let now = difference.now.iter();
         let now = now.flat_map(|(_, service)| &service.endpoints);
         for (spec, state) in now.filter(|(_, state)| *state < EndpointState::Draining) {
+            let check = table.check(spec.id);
             let (findings, turns) = (&self.findings, &self.turns);
             self.tasks.entry(spec.id).or_insert_with(|| Prober {
                 state: *state,
-                task: spawn(spec.clone(), *state, findings.clone(), turns.clone()),
+                check,
+                task: spawn(
+                    spec.clone(),
+                    (*state, check),
+                    findings.clone(),
+                    turns.clone(),
+                ),
             });
         }
     }
@@ -142,14 +157,14 @@ impl Probers {
 
 fn spawn(
     spec: Arc<EndpointSpec>,
-    state: EndpointState,
+    (state, check): (EndpointState, HealthCheck),
     findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
     turns: Rc<Semaphore>,
 ) -> JoinHandle<()> {
     match state {
         EndpointState::Probing => tokio::task::spawn_local(await_readiness(spec, findings, turns)),
         EndpointState::Active | EndpointState::Draining | EndpointState::Cut => {
-            tokio::task::spawn_local(watch_health(spec, findings, turns))
+            tokio::task::spawn_local(watch_health(spec, check, findings, turns))
         }
     }
 }
@@ -175,12 +190,17 @@ async fn await_readiness(
 
 async fn watch_health(
     spec: Arc<EndpointSpec>,
+    check: HealthCheck,
     findings: mpsc::UnboundedSender<(EndpointId, Finding)>,
     turns: Rc<Semaphore>,
 ) {
-    let mut ticks = interval_at(Instant::now() + spread(spec.id), HEALTH_INTERVAL);
+    let (first, interval) = match check {
+        HealthCheck::Steady => (spread(spec.id), HEALTH_INTERVAL),
+        HealthCheck::Close | HealthCheck::Report => (Duration::ZERO, CLOSE_INTERVAL),
+    };
+    let mut ticks = interval_at(Instant::now() + first, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut health = Health::default();
+    let mut health = Health::new(spec.is_out(), check);
     loop {
         ticks.tick().await;
         let answer = match probe_in_turn(&spec, &turns).await {
@@ -205,27 +225,42 @@ fn spread(id: EndpointId) -> Duration {
 }
 
 /// Counts the answers of an active endpoint, and decides whether the endpoint is in or out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Health {
     out: bool,
     /// How many answers in a row have contradicted the present decision.
     contrary: u32,
+    /// Whether the next decision is to be reported even if it confirms the present one.
+    reports: bool,
 }
 
 impl Health {
-    /// Counts an answer. Returns a finding if the answer changes the decision.
+    /// Begins with the decision of an earlier check.
+    fn new(out: bool, check: HealthCheck) -> Health {
+        Health {
+            out,
+            contrary: 0,
+            reports: check == HealthCheck::Report,
+        }
+    }
+
+    /// Counts an answer. Returns a finding if there is a decision to report.
     fn observe(&mut self, answer: Result<(), String>) -> Option<Finding> {
         if answer.is_err() == self.out {
             self.contrary = 0;
-            return None;
+            if !self.reports {
+                return None;
+            }
+        } else {
+            self.contrary += 1;
+            let enough = if self.out { SUCCESSES_IN } else { FAILURES_OUT };
+            if self.contrary < enough {
+                return None;
+            }
+            self.contrary = 0;
+            self.out = !self.out;
         }
-        self.contrary += 1;
-        let enough = if self.out { SUCCESSES_IN } else { FAILURES_OUT };
-        if self.contrary < enough {
-            return None;
-        }
-        self.contrary = 0;
-        self.out = !self.out;
+        self.reports = false;
         Some(match answer {
             Ok(()) => Finding::In,
             Err(fault) => Finding::Out(fault),
@@ -464,7 +499,7 @@ mod tests {
 
     #[test]
     fn three_failures_out_two_successes_in() {
-        let mut health = Health::default();
+        let mut health = Health::new(false, HealthCheck::Close);
         let mut observe = |answers: &[bool]| -> Vec<Option<Finding>> {
             let answers = answers.iter();
             answers
@@ -479,6 +514,25 @@ mod tests {
         assert_eq!(observe(&[false, false, true]), [Some(out), None, None]);
         assert_eq!(observe(&[false, true]), [None, None]);
         assert_eq!(observe(&[true, false]), [Some(Finding::In), None]);
+    }
+
+    #[test]
+    fn a_check_that_reports_tells_its_first_decision() {
+        let observe = |mut health: Health, answers: &[bool]| -> Vec<Option<Finding>> {
+            let answers = answers.iter();
+            answers
+                .map(|&ok| health.observe(if ok { Ok(()) } else { Err("why".to_owned()) }))
+                .collect()
+        };
+        let fresh = || Health::new(false, HealthCheck::Report);
+        let out = Some(Finding::Out("why".to_owned()));
+        assert_eq!(observe(fresh(), &[true, true]), [Some(Finding::In), None]);
+        // One late answer, or two, are no decision.
+        let late = [false, false, true];
+        assert_eq!(observe(fresh(), &late), [None, None, Some(Finding::In)]);
+        assert_eq!(observe(fresh(), &[false; 3]), [None, None, out.clone()]);
+        let was_out = Health::new(true, HealthCheck::Report);
+        assert_eq!(observe(was_out, &[true, false, false])[..2], [None, out]);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use super::in_flight::InFlight;
 use super::router::{Clash, Router};
 use super::spec::EndpointSpec;
 use crate::ipc::{
-    CertificateId, EndpointId, EndpointState, Handling, ListenerId, Route, WireEndpoint,
-    WireListener, WireService, WireTable,
+    CertificateId, EndpointId, EndpointState, Handling, HealthCheck, ListenerId, Route,
+    WireEndpoint, WireListener, WireService, WireTable,
 };
 use crate::proxy::policy::compiled::Policy;
 
@@ -75,6 +75,8 @@ pub(crate) struct ServiceSpec {
     pub(crate) routes: Vec<Route>,
     /// The endpoints, one for each instance, with their states.
     pub(crate) endpoints: Vec<(Arc<EndpointSpec>, EndpointState)>,
+    /// The endpoints whose health is not checked in the steady way, and how it is checked.
+    checks: Vec<(EndpointId, HealthCheck)>,
 }
 
 /// The services that a table does not share with the one before it.
@@ -208,6 +210,10 @@ impl Table {
     /// Compiles a service of the next table. Returns the service of this table if nothing in it is
     /// different.
     fn successor_of(&self, service: WireService, threads: usize) -> Arc<ServiceSpec> {
+        let checks = service.endpoints.iter();
+        let checks = checks.map(|endpoint| (endpoint.id, endpoint.check));
+        let checks = checks.filter(|(_, check)| *check != HealthCheck::Steady);
+        let checks = checks.collect();
         let endpoints = service.endpoints.into_iter().map(|endpoint| {
             if let Some((spec, state)) = self.endpoint(endpoint.id) {
                 return (spec.clone(), succeed_state(state, &endpoint, &service.name));
@@ -218,6 +224,7 @@ impl Table {
                 protocol,
                 state,
                 probe,
+                check: _,
             } = endpoint;
             let spec = EndpointSpec::new(id, address, probe, threads).speaking(protocol);
             (Arc::new(spec), state)
@@ -236,6 +243,7 @@ impl Table {
             policy: Policy::compile(&service.handling, &service.routes),
             routes: service.routes,
             endpoints,
+            checks,
         };
         match before {
             Ok(before) if service.is_as(before) && !service.drains() => before.clone(),
@@ -352,6 +360,14 @@ impl Table {
         services.flat_map(|service| service.endpoints.iter().map(|(spec, state)| (spec, *state)))
     }
 
+    /// Returns how closely the health of an endpoint is checked.
+    pub(crate) fn check(&self, id: EndpointId) -> HealthCheck {
+        let place = self.places.get(&id);
+        place.map_or(HealthCheck::Steady, |&(service, _)| {
+            self.services[service].check(id)
+        })
+    }
+
     /// Returns the state of an endpoint, if the table names the endpoint.
     pub(crate) fn state(&self, id: EndpointId) -> Option<EndpointState> {
         self.endpoint(id).map(|(_, state)| state)
@@ -365,12 +381,20 @@ impl ServiceSpec {
             && self.running == other.running
             && self.handling == other.handling
             && self.routes == other.routes
+            && self.checks == other.checks
             && self.endpoints.len() == other.endpoints.len()
             && self.endpoints.iter().zip(&other.endpoints).all(
                 |((spec, state), (other_spec, other_state))| {
                     Arc::ptr_eq(spec, other_spec) && state == other_state
                 },
             )
+    }
+
+    /// Returns how closely the health of an endpoint of the service is checked.
+    fn check(&self, id: EndpointId) -> HealthCheck {
+        let mut checks = self.checks.iter();
+        let found = checks.find(|(checked, _)| *checked == id);
+        found.map_or(HealthCheck::Steady, |&(_, check)| check)
     }
 
     /// Returns true if an endpoint of the service drains, so that the threads must report for each
@@ -432,6 +456,7 @@ mod tests {
             state,
             protocol: Protocol::default(),
             probe: Probe::Connect,
+            check: HealthCheck::Steady,
         }
     }
 

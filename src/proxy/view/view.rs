@@ -391,8 +391,8 @@ mod tests {
 
     use super::*;
     use crate::ipc::{
-        Address, Handling, Host, Probe, Protocol, Route, WireEndpoint, WireListener, WireService,
-        WireTable,
+        Address, Handling, HealthCheck, Host, Probe, Protocol, Route, WireEndpoint, WireListener,
+        WireService, WireTable,
     };
     use crate::proxy::shared::budget::Budget;
     use crate::proxy::shared::certificates::ListenerCertificates;
@@ -426,6 +426,7 @@ mod tests {
                 state,
                 protocol: Protocol::default(),
                 probe: Probe::Connect,
+                check: HealthCheck::Steady,
             });
             let listener = listens.then(|| WireListener {
                 id: ListenerId(1),
@@ -462,6 +463,7 @@ mod tests {
                 state,
                 protocol: Protocol::default(),
                 probe: Probe::Connect,
+                check: HealthCheck::Steady,
             };
             let services = services.into_iter().map(|(name, endpoints)| WireService {
                 name: name.to_string(),

@@ -33,6 +33,8 @@ pub enum Start {
     Mute,
     /// The service listens, but answers `/health` with 500.
     Sick,
+    /// The service listens, and answers `/health` with 200 once, and then with 500.
+    Failing,
 }
 
 impl Build {
@@ -88,6 +90,7 @@ impl fmt::Display for Start {
             Start::Crash => "crash",
             Start::Mute => "mute",
             Start::Sick => "sick",
+            Start::Failing => "failing",
         })
     }
 }
@@ -101,7 +104,10 @@ impl FromStr for Start {
             "crash" => Ok(Start::Crash),
             "mute" => Ok(Start::Mute),
             "sick" => Ok(Start::Sick),
-            _ => Err(format!("{text:?} is none of well, crash, mute, sick")),
+            "failing" => Ok(Start::Failing),
+            _ => Err(format!(
+                "{text:?} is none of well, crash, mute, sick, failing"
+            )),
         }
     }
 }

@@ -395,6 +395,8 @@ pub struct Instance {
     pub address: String,
     /// The state: `ready`, `draining`, …
     pub state: String,
+    /// Why the health check of the instance fails, if it does.
+    pub fault: Option<String>,
     /// The number of open requests.
     pub in_flight: u64,
     /// The number of open tunnels, which are connections that have upgraded their protocol.
@@ -412,10 +414,12 @@ impl Status {
 }
 
 impl Service {
-    /// Returns the number of ready instances.
+    /// Returns the number of instances that are ready and healthy.
     pub fn ready(&self) -> usize {
-        let ready = self.instances.iter();
-        ready.filter(|instance| instance.state == "ready").count()
+        let instances = self.instances.iter();
+        instances
+            .filter(|it| it.state == "ready" && it.fault.is_none())
+            .count()
     }
 
     /// Returns the process numbers of the instances, sorted.

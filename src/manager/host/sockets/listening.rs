@@ -13,6 +13,9 @@ pub(super) struct Listening {
     pub(super) queue: u32,
     /// The inode of the socket, by which `/proc/<pid>/fd` names it.
     pub(super) inode: u64,
+    /// True if the socket takes no connections of IPv4, although it is bound to all addresses, as
+    /// far as the source tells.
+    pub(super) only_v6: bool,
 }
 
 /// The IP version of a socket.

@@ -33,6 +33,8 @@ fn row(line: &str, port: u16) -> Option<Listening> {
         port: its_port,
         queue: u32::from_str_radix(words[4].split_once(':')?.1, 16).ok()?,
         inode: words.get(9)?.parse().ok()?,
+        // The file does not tell. A connection of IPv4 that was answered has reached some socket.
+        only_v6: false,
     })
 }
 

@@ -24,6 +24,11 @@ const HEADER: usize = 16;
 const REQUEST: usize = 56;
 const ANSWER: usize = 72;
 
+/// The length in bytes of the header of an attribute, which follows the answer, and the type of the
+/// attribute that is 1 if a socket is for IPv6 only.
+const ATTRIBUTE: usize = 4;
+const SKV6ONLY: u16 = 11;
+
 /// The message types that end the answers: the regular end, and an error.
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
@@ -88,7 +93,7 @@ fn error(message: &[u8]) -> Errno {
 }
 
 fn understand(family: Family, answer: &[u8]) -> Option<Listening> {
-    let answer = answer.get(..ANSWER)?;
+    let (answer, attributes) = answer.split_at_checked(ANSWER)?;
     let address = match family {
         Family::V4 => IpAddr::from(<[u8; 4]>::try_from(&answer[8..12]).ok()?),
         Family::V6 => IpAddr::from(<[u8; 16]>::try_from(&answer[8..24]).ok()?),
@@ -98,7 +103,26 @@ fn understand(family: Family, answer: &[u8]) -> Option<Listening> {
         port: u16::from_be_bytes([answer[4], answer[5]]),
         queue: word(answer, 56)?,
         inode: word(answer, 68)?.into(),
+        // The kernel also says so of a socket that is bound to one address.
+        only_v6: address.is_unspecified() && is_only_v6(attributes),
     })
+}
+
+fn is_only_v6(mut attributes: &[u8]) -> bool {
+    let number = |bytes: &[u8], at: usize| {
+        let two = bytes.get(at..at + 2)?;
+        Some(u16::from_ne_bytes(two.try_into().ok()?))
+    };
+    while let (Some(length), Some(kind)) = (number(attributes, 0), number(attributes, 2)) {
+        let length = usize::from(length);
+        if kind == SKV6ONLY {
+            return attributes.get(ATTRIBUTE).is_some_and(|&only| only == 1);
+        }
+        // Attributes begin at multiples of four bytes.
+        let next = length.max(ATTRIBUTE).next_multiple_of(4);
+        attributes = attributes.get(next..).unwrap_or_default();
+    }
+    false
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
