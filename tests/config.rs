@@ -625,7 +625,7 @@ fn a_user_that_only_root_could_use_is_found_by_a_check() {
     let (status, said) = check("www-data");
     assert_eq!(status, Some(78), "{said}");
     for fault in [
-        "x.yaml:4:7: only root can start a service as user `root`, and this smoothserve is that of www-data; leave `user` out, or let root run smoothserve",
+        "x.yaml:4:7: only root can start a service as user `root`, and a smoothserve of www-data cannot; leave `user` out, or let root run smoothserve",
         "x.yaml:5:8: only root can start a service as group `root`",
     ] {
         assert!(said.contains(fault), "{said}");

@@ -33,6 +33,9 @@ pub struct Fault {
     pub source_line: Option<String>,
 }
 
+/// How many places of faults are named where they are not explained.
+const MOST_PLACES: usize = 3;
+
 impl Fault {
     /// Formats the fault as one line, `file:line:column: message`.
     pub fn summary(&self) -> String {
@@ -126,6 +129,32 @@ impl<'a> IntoIterator for &'a Faults {
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
+    }
+}
+
+impl Faults {
+    /// Says where the faults are, and nothing of what stands there: everybody may read this.
+    pub fn places(&self) -> String {
+        let places = self.0.iter().map(|fault| {
+            let file = printable_line(&fault.file.display().to_string());
+            match fault.position {
+                Some(Position { line, column }) => format!("{file}:{line}:{column}"),
+                None => file,
+            }
+        });
+        let mut places: Vec<String> = places.take(MOST_PLACES).collect();
+        if let Some(more) = self
+            .0
+            .len()
+            .checked_sub(MOST_PLACES)
+            .filter(|more| *more > 0)
+        {
+            places.push(format!("{more} more"));
+        }
+        format!(
+            "the configuration has faults, which `smoothctl check` explains: {}",
+            places.join(", ")
+        )
     }
 }
 

@@ -142,7 +142,10 @@ fn load_against(against: Against, dir: &Path) -> LoadedConfig {
 /// Returns who runs smoothserve with the configuration in a folder. An ordinary user who checks the
 /// configuration of the system does not run it.
 fn runner_of(dir: &Path) -> Runner {
-    match rustix::process::geteuid().is_root() || dir == Path::new(CONFIG_DIR) {
+    let is_of_system = dir
+        .canonicalize()
+        .is_ok_and(|dir| dir == Path::new(CONFIG_DIR));
+    match rustix::process::geteuid().is_root() || is_of_system {
         true => Runner::Root,
         false => Runner::Myself,
     }

@@ -248,7 +248,7 @@ fn usable(database: Database, name: &str, runner: Runner) -> Result<(), String> 
     let own = own.map_or_else(|| geteuid().to_string(), |own| own.name);
     let (key, shown) = (database.key(), shorten(name));
     Err(format!(
-        "only root can start a service as {key} `{shown}`, and this smoothserve is that of {own}; \
+        "only root can start a service as {key} `{shown}`, and a smoothserve of {own} cannot; \
          leave `{key}` out, or let root run smoothserve"
     ))
 }
@@ -340,9 +340,16 @@ pub(super) fn unwatched(service: &ServiceConfig) -> Option<String> {
 /// when an instance starts. The launcher says the same then.
 fn remarks_about_permissions(process: &ProcessConfig, default_user: &str) -> Vec<Remark> {
     let program = &process.executable;
-    // What other users may do can only root find out.
+    // What other users may do can only root find out. A smoothserve of root runs a program as its
+    // owner, and one of this user as this user.
+    let is_own = |path: &Path| {
+        process.user.is_none()
+            && trust::find(path, Purpose::Content(None))
+                .is_ok_and(|found| found.stat.st_uid == geteuid().as_raw())
+    };
     let lacking = |path: &Path, need| match geteuid().is_root() {
-        false => obstacle(path, need),
+        false if is_own(program) => obstacle(path, need),
+        false => None,
         true => match (
             process.named_user(),
             trust::find(program, Purpose::Program(None)),

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
-
 use super::arguments::{is_data, named_by_arguments};
 use super::effort::Effort;
 use super::entry::Entry;
@@ -157,8 +155,8 @@ fn find_folder(process: &ProcessConfig) -> Option<FoundFile> {
     trust::find(folder, Purpose::Content(process.named_user())).ok()
 }
 
-/// Adds the files and folders that arguments name. Of what is neither, or a file that the service
-/// itself writes, only symlinks on the way count, whether it is there or not. `folder` is the
+/// Adds the files that arguments name. Of what is no file, or a file that the service itself
+/// writes, only symlinks on the way count, whether it is there or not. `folder` is the
 /// folder in which instances start, without symlinks.
 fn add_arguments(
     service: &ServiceConfig,
@@ -173,13 +171,6 @@ fn add_arguments(
             && look.is_regular()
         {
             parts.add_argument(&path, look.mark());
-            continue;
-        }
-        if !is_data(&path, service)
-            && let Ok(found) = trust::find(&path, purpose)
-            && FileType::from_raw_mode(found.stat.st_mode) == FileType::Directory
-        {
-            parts.add_argument(&path, Mark::of_folder(&found.path, &found.stat));
             continue;
         }
         let below = path.strip_prefix(service.process.folder()).ok();
@@ -452,8 +443,7 @@ mod tests {
         assert_eq!(place.change(|| place.replace("2")), "the working directory");
     }
 
-    /// The program of a virtual environment is a symlink that leads out of it, and the folder of an
-    /// application may be an argument.
+    /// The program of a virtual environment is a symlink that leads out of it.
     #[test]
     fn another_folder_under_the_same_path_is_another_one() {
         let mut place = Place::new();
@@ -465,13 +455,6 @@ mod tests {
             symlink("/bin/sh", place.path("1/python")).unwrap();
         });
         assert_eq!(change, "the folder of the executable");
-
-        place.service.process.executable = "/bin/sh".into();
-        let folder = place.path("2").display().to_string();
-        place.service.process.args = ["--chdir".to_owned(), folder].into();
-        assert_eq!(place.change(|| place.replace("2")), "2 (args)");
-        let other = || fs::write(place.path("2/other"), "").unwrap();
-        assert_eq!(place.change(other), "");
     }
 
     /// An upgrade replaces nothing because of what the earlier build has not looked at.

@@ -27,7 +27,11 @@ pub(super) fn explain(program: &Path, error: Errno) -> Option<String> {
 }
 
 fn look_at(program: &Path, error: Errno, most: u32) -> Option<String> {
-    let beginning = beginning(program).unwrap_or_default();
+    let beginning = match beginning(program) {
+        // Whoever may execute a file may perhaps not read it.
+        Err(_) if error != Errno::EACCES => return None,
+        beginning => beginning.unwrap_or_default(),
+    };
     let needed = match Script::read(&beginning) {
         Some(script) => Some((script.interpreter.clone(), script.lacking())),
         None => loader(&beginning).map(|loader| {

@@ -44,6 +44,9 @@ pub struct World {
     pub default_user: String,
     /// Until when a worker that gets no tables may send requests to any instance.
     pub drains_until: Option<Instant>,
+    /// True if such workers have to end soon, because an instance drains whose successor can start
+    /// only after that.
+    pub hurries_workers: bool,
 }
 
 impl World {
@@ -68,6 +71,7 @@ impl World {
             socket_folders: SocketFolders::new(instances, units.is_some()),
             default_user: String::new(),
             drains_until: None,
+            hurries_workers: false,
         }
     }
 

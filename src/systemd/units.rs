@@ -139,7 +139,8 @@ impl Scope {
         let groups = cgroups(pid);
         let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
         let folder = Path::new("/sys/fs/cgroup").join(path);
-        folder.ends_with(&self.name).then_some(folder)
+        let is_there = folder.ends_with(&self.name) && folder.join("cgroup.events").exists();
+        is_there.then_some(folder)
     }
 
     /// Returns the numbers of all processes in the scope.

@@ -135,7 +135,9 @@ fn changed_config(
         error
     };
     let Some(disk) = &found.config else {
-        return Err(refuse(found.faults.to_string()));
+        // The faults may quote secrets, which the journal may have and everybody may not.
+        refuse(found.faults.to_string());
+        return Err(found.faults.places());
     };
     let mut config = (*manager.config).clone();
     if !disk.services.contains_key(name) {

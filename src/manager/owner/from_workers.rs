@@ -155,7 +155,7 @@ fn take_message(manager: &mut Manager, generation: u32, message: FromWorker) {
 
 /// Makes drains that begin from now on wait as long as a worker that gets no tables may send
 /// requests to the instance. They end earlier if the clients of that worker leave.
-fn let_drains_wait(manager: &mut Manager) {
+pub(super) fn let_drains_wait(manager: &mut Manager) {
     let longest = DrainLimits::of(&manager.services).requests + IDLE_WHEN_REPLACED;
     let is_needed = manager.workers.have_unaware();
     manager.world.drains_until = is_needed.then(|| Instant::now() + longest);

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use super::end::DrainLimits;
 use super::handover::move_routes;
 use super::manager::{Manager, Phase};
 use super::published::Sources;
@@ -44,6 +45,11 @@ pub(super) fn settle(manager: &mut Manager) {
     if has_new_table {
         let table = published.table();
         manager.workers.send_table(table, sources.certificates);
+    }
+    if std::mem::take(&mut manager.world.hurries_workers) {
+        let limits = DrainLimits::of(&manager.services);
+        let (requests, tunnels) = (limits.requests, limits.tunnels);
+        manager.workers.hurry_unaware(requests, tunnels);
     }
     let table = published.table().number;
     let jobs = manager.world.jobs.status();

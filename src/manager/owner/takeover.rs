@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::boot::boot;
 use super::disk::{Found, Reading, open_again};
-use super::from_workers::start_worker;
+use super::from_workers::{let_drains_wait, start_worker};
 use super::handover::want_routes;
 use super::manager::Manager;
 use super::ports::{drop_unused, reset_failed, store_all};
@@ -190,6 +190,8 @@ async fn restore(manager: &mut Manager, state: SavedState, mut stored: BTreeMap<
         }
         None => start_worker(manager),
     }
+    // Nobody knows yet which workers understand tables.
+    let_drains_wait(manager);
     for service in manager.services.values_mut() {
         service.tick(&mut manager.world);
     }

@@ -1,30 +1,38 @@
 //! The diagnosis of a failed instance, as text for people: what happened, and the instance's last
 //! output.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use crate::events;
-use crate::manager::event::{Diagnosis, Event, Reports, Suspicion};
+use crate::manager::event::{Diagnosis, Event, Reports};
 use crate::manager::host::sockets;
 use crate::manager::process::{Members, Process};
 use crate::manager::rollout::InstanceFailure;
 use crate::printable::printable_line;
 use crate::status::FailureReport;
 
-/// The number of lines of an instance's output that are quoted in a diagnosis.
-const QUOTED_LINES: usize = 5;
+/// The number of lines of an instance's output that are quoted in a diagnosis. The error of a Node
+/// program stands before ten lines about where it happened.
+const QUOTED_LINES: usize = 20;
 
 /// Adds the last lines that a process has written to a diagnosis, and the causes that they and the
 /// machine confirm, and reports it as [`Event::Diagnosed`].
 pub(super) fn gather(mut diagnosis: Diagnosis, process: Option<Rc<Process>>, reports: Reports) {
     tokio::task::spawn_local(async move {
         if let Some(process) = process {
+            let suspicion = diagnosis.suspicion.take();
+            // At once, before another instance of the service has the port.
+            let address = suspicion.as_ref().and_then(|suspicion| suspicion.address);
+            let holder = match address {
+                Some(address) => holder(address, process.members()).await,
+                None => None,
+            };
             let lines = process.last_lines().await;
-            if let Some(suspicion) = diagnosis.suspicion.take() {
-                let causes = confirmed(suspicion, &lines, process.members()).await;
-                for cause in causes {
-                    diagnosis.message += &format!("; {cause}");
-                }
+            let argument = suspicion.and_then(|suspicion| suspicion.argument);
+            let argument = argument.and_then(|argument| misunderstood(&argument, &lines));
+            for cause in holder.into_iter().chain(argument) {
+                diagnosis.message += &format!("; {cause}");
             }
             for line in &lines[lines.len().saturating_sub(QUOTED_LINES)..] {
                 let source = process.output();
@@ -36,26 +44,26 @@ pub(super) fn gather(mut diagnosis: Diagnosis, process: Option<Rc<Process>>, rep
     });
 }
 
-/// Returns the suspected causes that are confirmed. None of them quotes what the instance has
-/// written.
-async fn confirmed(suspicion: Suspicion, lines: &[String], members: Members) -> Vec<String> {
-    let mut causes = Vec::new();
-    if let Some(address) = suspicion.address {
-        let look = tokio::task::spawn_blocking(move || sockets::holder(address, &members.pids()));
-        if let Some(holder) = look.await.ok().flatten() {
-            let port = address.port();
-            causes.push(format!("address in use: port {port} is taken by {holder}"));
-        }
-    }
-    if let Some(argument) = suspicion.argument
-        && lines.iter().any(|line| is_about_an_argument(line))
-    {
-        causes.push(format!(
-            "it gets the argument `{argument}`, because `args` is not set, and seems not to know \
-             it; set `args` to what it understands, as in `args: [\"--port\", \"{{port}}\"]`"
-        ));
-    }
-    causes
+/// Says which other program has the port of an instance that has failed.
+async fn holder(address: SocketAddr, members: Members) -> Option<String> {
+    let look = tokio::task::spawn_blocking(move || sockets::holder(address, &members.pids()));
+    let holder = look.await.ok().flatten()?;
+    let port = address.port();
+    Some(format!("address in use: port {port} is taken by {holder}"))
+}
+
+/// Says that the program has probably not understood an argument that smoothserve has chosen. Does
+/// not quote what the instance has written.
+fn misunderstood(argument: &str, lines: &[String]) -> Option<String> {
+    lines
+        .iter()
+        .any(|line| is_about_an_argument(line))
+        .then(|| {
+            format!(
+                "it gets the argument `{argument}`, because `args` is not set, and seems not to \
+                 know it; set `args` to what it understands, as in `args: [\"--port\", \"{{port}}\"]`"
+            )
+        })
 }
 
 /// Returns true for a line in which a program refuses an argument, in the words of the usual

@@ -211,6 +211,10 @@ impl Service {
                 } => self.failed(id, generation, failure, gave_up, world),
             }
         }
+        let drains = |held: &HeldInstance| matches!(held.state, LifeState::Draining { .. });
+        world.hurries_workers |= self.core.desired().policy.in_place
+            && world.drains_until.is_some()
+            && self.core.instances().iter().any(drains);
         self.note_changes(&before);
         self.prune(world);
         self.moved = true;

@@ -66,6 +66,8 @@ pub struct WorkerProcess {
     pub pid: u32,
     /// Whether the worker was told to accept no new connections.
     pub draining: bool,
+    /// Whether the worker was told to drain faster, after it had begun to.
+    pub hurried: bool,
     /// Whether the worker has confirmed its first table.
     pub serving: bool,
     /// The number of the last table that the worker has confirmed.
@@ -241,6 +243,7 @@ impl WorkerProcess {
             generation: saved.generation,
             pid: saved.pid,
             draining: saved.draining,
+            hurried: false,
             serving: false,
             applied: 0,
             idle: BTreeSet::new(),

@@ -287,6 +287,17 @@ impl Workers {
         }
     }
 
+    /// Has the workers that get no tables close idle connections soon, once.
+    pub fn hurry_unaware(&mut self, limit: Duration, tunnels: Duration) {
+        let workers = self.workers.iter_mut();
+        let unaware =
+            workers.filter(|worker| !worker.speaks() && worker.draining && !worker.hurried);
+        for worker in unaware {
+            worker.hurried = true;
+            worker.drain(IDLE_AT_STOP, limit, tunnels);
+        }
+    }
+
     /// Returns true if all workers see what is mounted in the folder of the instances' sockets
     /// after their start.
     pub fn see_mounts(&self) -> bool {

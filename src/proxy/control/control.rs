@@ -496,8 +496,10 @@ impl Control {
     /// Tells the manager, once, that the drain waits only for tunnels.
     fn tell_only_tunnels(&mut self) {
         let (connections, tunnels) = (self.threads.connections(), self.tunnels());
+        let endpoints = self.table.endpoints();
+        let requests = endpoints.map(|(spec, _)| spec.counts().in_flight).sum();
         let drain = self.drain.as_ref();
-        let has_news = drain.is_some_and(|drain| drain.has_news(connections, tunnels));
+        let has_news = drain.is_some_and(|drain| drain.has_news(connections, tunnels, requests));
         if has_news && self.manager.is_some() {
             self.say(FromWorker::OnlyTunnels);
             if let Some(drain) = &mut self.drain {

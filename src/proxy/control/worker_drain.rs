@@ -87,9 +87,10 @@ impl WorkerDrain {
     }
 
     /// Returns true if the manager must be told now that the drain waits only for tunnels: no other
-    /// connection is left, or the time of the others is over.
-    pub(crate) fn has_news(&self, connections: u32, tunnels: u32) -> bool {
-        let alone = !self.is_accepting() && connections <= tunnels;
+    /// connection is left, or the time of the others is over. A connection with HTTP/2 may have
+    /// several tunnels, and `requests` in flight beside them.
+    pub(crate) fn has_news(&self, connections: u32, tunnels: u32, requests: u32) -> bool {
+        let alone = !self.is_accepting() && connections <= tunnels && requests == 0;
         let is_over = self.until <= Instant::now();
         !self.told && tunnels > 0 && (alone || is_over)
     }
@@ -108,16 +109,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_manager_is_told_once_that_only_tunnels_are_left() {
         let mut drain = WorkerDrain::begin(&DrainTimes::OF_SIGNAL, 1);
-        assert!(!drain.has_news(1, 1), "a listener is open");
+        assert!(!drain.has_news(1, 1, 0), "a listener is open");
         drain.note_closed(0);
-        assert!(!drain.has_news(2, 1), "a request is in flight");
-        assert!(!drain.has_news(0, 0), "there is no tunnel");
-        assert!(drain.has_news(1, 1));
+        assert!(!drain.has_news(2, 1, 0), "a connection may have a request");
+        assert!(!drain.has_news(1, 2, 1), "a request is in flight");
+        assert!(!drain.has_news(0, 0, 0), "there is no tunnel");
+        assert!(drain.has_news(1, 1, 0));
         drain.set_told(true);
-        assert!(!drain.has_news(1, 1));
+        assert!(!drain.has_news(1, 1, 0));
         drain.set_told(false);
         tokio::time::advance(DrainTimes::OF_SIGNAL.limit).await;
-        assert!(drain.has_news(2, 1), "the request is not waited for");
+        assert!(drain.has_news(2, 1, 1), "the request is not waited for");
     }
 
     #[tokio::test(start_paused = true)]

@@ -174,6 +174,11 @@ impl Endpoint {
         self.cuts.notify_waiters();
     }
 
+    /// Cuts off the tunnels that are open now. Later ones are not concerned.
+    pub(crate) fn cut_open(&self) {
+        self.cuts.notify_waiters();
+    }
+
     /// Returns true if a request or a tunnel holds a connection to the endpoint.
     pub(crate) fn is_in_use(&self) -> bool {
         self.in_flight() > 0 || self.counters().tunnels() > 0

@@ -93,13 +93,11 @@ impl View {
         }
     }
 
-    /// Cuts off the tunnels of all instances.
+    /// Cuts off the open tunnels of all instances.
     pub(crate) fn cut_tunnels(&self) {
-        self.endpoints.borrow().values().for_each(|it| it.cut());
-        self.removed_endpoints
-            .borrow()
-            .values()
-            .for_each(|it| it.cut());
+        let (present, removed) = (self.endpoints.borrow(), self.removed_endpoints.borrow());
+        let all = present.values().chain(removed.values());
+        all.for_each(|endpoint| endpoint.cut_open());
     }
 
     /// The table that the thread uses.
