@@ -108,7 +108,7 @@ fn a_port_that_another_program_has_at_the_start_is_shown() {
         scene.settled();
         assert!(page(scene.address()).await.contains("The shop"));
         let status = machine.run("smoothctl status shop");
-        assert!(status.contains("not reachable on [::]:80,"), "{status}");
+        assert!(status.contains("not reachable on port 80,"), "{status}");
         let listen = machine.run(
             "busctl get-property org.smoothserve1 /org/smoothserve1/service/shop org.smoothserve1.Service Listen",
         );
