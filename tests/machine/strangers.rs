@@ -149,7 +149,8 @@ fn children_report_the_readiness_of_their_instance_and_a_restart_loses_no_report
         // A child of a child, which waits until its message was read.
         machine.write(
             "/opt/child/child",
-            "#!/bin/sh\nsleep 2\n(sh -c 'systemd-notify --ready; echo told')\nexec sleep 1000\n",
+            "#!/bin/sh\npython3 -m http.server --bind 127.0.0.1 $PORT &\nsleep 2\n\
+             (sh -c 'systemd-notify --ready; echo told')\nwait\n",
         );
         machine.run("chmod +x /opt/child/child");
         machine.write(
