@@ -424,7 +424,7 @@ async fn json_of_a_name_is_about_that_service() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn status_shows_a_file_that_is_not_applied_yet() {
-    const CHANGED: &str = "its file has changed on disk, `smoothctl reload` applies that";
+    const CHANGED: &str = "its file has changed on disk; `smoothctl reload` applies that, if `smoothctl check` finds no fault";
     let (server, _) = shop("").await;
     let shown = async |words: &[&str]| {
         let text = server.ok(words).await;
@@ -448,7 +448,7 @@ async fn status_shows_a_file_that_is_not_applied_yet() {
     // So does the file of the settings.
     let settings = server.home.config().join("smoothserve.yaml");
     write(&settings, "default_user: nobody\nforwarded: true\n");
-    let waits = "\nsmoothserve.yaml: has changed on disk, `smoothctl reload` applies that\n";
+    let waits = "\nsmoothserve.yaml: has changed on disk; `smoothctl reload` applies that, if `smoothctl check` finds no fault\n";
     assert!(server.ok(&["status"]).await.contains(waits));
     server.ok(&["reload"]).await;
     assert!(!server.ok(&["status"]).await.contains("on disk"));

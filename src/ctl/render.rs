@@ -294,7 +294,7 @@ fn waits(change: FileChange) -> String {
         FileChange::Written => "has changed on disk",
         FileChange::Removed => "was removed from disk",
     };
-    format!("{change}, `smoothctl reload` applies that")
+    format!("{change}; `smoothctl reload` applies that, if `smoothctl check` finds no fault")
 }
 
 /// Words the warning about a certificate that should have been renewed by now.
@@ -530,9 +530,9 @@ shop: watch_files: too many
 
 shop: a change was not applied 0s ago: the port 81 is not open yet
 
-shop: its file has changed on disk, `smoothctl reload` applies that
+shop: its file has changed on disk; `smoothctl reload` applies that, if `smoothctl check` finds no fault
 
-smoothserve.yaml: was removed from disk, `smoothctl reload` applies that
+smoothserve.yaml: was removed from disk; `smoothctl reload` applies that, if `smoothctl check` finds no fault
 
 restart shop 1/2: shop/2 starting
 
@@ -640,7 +640,7 @@ shop: degraded, 1/2 instances ready
   warning     the certificate expires in 10d
   warning     watch_files: too many
   warning     a change was not applied 0s ago: the port 81 is not open yet
-  warning     its file has changed on disk, `smoothctl reload` applies that
+  warning     its file has changed on disk; `smoothctl reload` applies that, if `smoothctl check` finds no fault
   last error  0s ago: shop/2 exited with status 1
 
 INSTANCE  PID  ADDRESS         STATE  SINCE  IN FLIGHT  TUNNELS  REQUESTS  GENERATION

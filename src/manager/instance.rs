@@ -429,12 +429,16 @@ impl Instance {
     pub fn hindrance(&self) -> Option<String> {
         let process = &self.deployment.process;
         let sighting = self.sighting.as_ref()?;
-        cause::of_unreadiness(
-            sighting,
-            &self.address,
-            process.bind,
-            self.default_argument(),
-        )
+        let is_in_arguments = process
+            .args
+            .iter()
+            .any(|argument| argument.contains("{port}"));
+        let hint = match self.default_argument() {
+            Some(argument) => cause::PortHint::Default(argument),
+            None if is_in_arguments => cause::PortHint::Arguments,
+            None => cause::PortHint::Nothing,
+        };
+        cause::of_unreadiness(sighting, &self.address, process.bind, hint)
     }
 
     /// Returns the argument that smoothserve gives to the instance because its service has no

@@ -114,7 +114,8 @@ fn a_port_that_another_program_has_at_the_start_is_shown() {
         );
         assert_eq!(listen, format!("as 1 \"[::]:{PORT}\"\n"));
         drop(other);
-        machine.run("smoothctl reload");
+        let done = machine.run("smoothctl reload");
+        assert!(done.contains("shop: reachable on [::]:80 now"), "{done}");
         assert!(page(local(80)).await.contains("The shop"));
         let status = machine.run("smoothctl status shop");
         assert!(!status.contains("not reachable"), "{status}");

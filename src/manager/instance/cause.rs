@@ -28,22 +28,31 @@ pub(super) fn of_early_end(ending: &ProcessEnd) -> Option<String> {
     })
 }
 
-/// Says why an instance that runs is not ready, as far as it was seen where it listens. `argument`
-/// is the one that it gets because its service has no `args`.
+/// How an instance learns its port, beside the variable PORT.
+pub(super) enum PortHint {
+    /// By this argument, which it gets because its service has no `args`.
+    Default(String),
+    /// By `{port}` in `args`.
+    Arguments,
+    /// By the variable alone.
+    Nothing,
+}
+
+/// Says why an instance that runs is not ready, as far as it was seen where it listens.
 pub(super) fn of_unreadiness(
     sighting: &Sighting,
     wanted: &Address,
     bind: Bind,
-    argument: Option<String>,
+    hint: PortHint,
 ) -> Option<String> {
     match (wanted, bind) {
         (Address::Unix(path), _) => of_no_socket(&sighting.places, &SeenSocket::Unix(path.clone())),
         (Address::Tcp(address), Bind::Inherit) => of_own_socket(&sighting.places, *address),
-        (Address::Tcp(address), _) => of_no_port(sighting, *address, argument),
+        (Address::Tcp(address), _) => of_no_port(sighting, *address, hint),
     }
 }
 
-fn of_no_port(sighting: &Sighting, wanted: SocketAddr, argument: Option<String>) -> Option<String> {
+fn of_no_port(sighting: &Sighting, wanted: SocketAddr, hint: PortHint) -> Option<String> {
     let places = &sighting.places;
     if places.iter().any(|place| place.covers(wanted)) {
         return None;
@@ -65,18 +74,20 @@ fn of_no_port(sighting: &Sighting, wanted: SocketAddr, argument: Option<String>)
             address.ip()
         ));
     }
-    let cure = match argument {
-        Some(argument) => format!(
+    let cure = match hint {
+        PortHint::Default(argument) => format!(
             "it gets `{argument}`, because `args` is not set, and PORT; set `args` to what it \
              understands, as in `args: [\"--port\", \"{{port}}\"]`"
         ),
-        None => "give it {port} in `args`, or let it read PORT".to_owned(),
+        PortHint::Arguments => String::new(),
+        PortHint::Nothing => "give it {port} in `args`, or let it read PORT".to_owned(),
     };
-    Some(match named(places) {
-        Some(named) => format!("it listens on {named}; {cure}"),
-        None => {
-            format!("it listens on no port; if it needs longer, raise `start_timeout`, else {cure}")
-        }
+    const SLOW: &str = "it listens on no port; if it needs longer, raise `start_timeout`";
+    Some(match (named(places), &*cure) {
+        (Some(named), "") => format!("it listens on {named}, although it gets {{port}} in `args`"),
+        (Some(named), cure) => format!("it listens on {named}; {cure}"),
+        (None, "") => SLOW.to_owned(),
+        (None, cure) => format!("{SLOW}, else {cure}"),
     })
 }
 
@@ -130,7 +141,7 @@ mod tests {
             places: places.iter().cloned().collect(),
             holder: None,
         };
-        of_unreadiness(&sighting, wanted, bind, None).unwrap_or_default()
+        of_unreadiness(&sighting, wanted, bind, PortHint::Nothing).unwrap_or_default()
     }
 
     #[test]
@@ -209,16 +220,31 @@ mod tests {
             holder: holder.map(str::to_owned),
         };
         let taken = sighting(&[], Some("nginx (process 123)"));
-        let told = of_unreadiness(&taken, &wanted, Bind::Port, None).unwrap();
+        let told = of_unreadiness(&taken, &wanted, Bind::Port, PortHint::Nothing).unwrap();
         assert!(
             told.contains("port 9001 is taken by nginx (process 123)"),
             "{told}"
         );
         let elsewhere = sighting(&[tcp("127.0.0.1:3456")], None);
-        let argument = Some("-port=9001".to_owned());
+        let argument = PortHint::Default("-port=9001".to_owned());
         let told = of_unreadiness(&elsewhere, &wanted, Bind::Port, argument).unwrap();
         let expected = "it listens on 127.0.0.1:3456; it gets `-port=9001`, because `args` is not \
                         set, and PORT; set `args`";
         assert!(told.starts_with(expected), "{told}");
+        // Nobody is told to do what they have done.
+        for (places, expected) in [
+            (
+                vec![],
+                "it listens on no port; if it needs longer, raise `start_timeout`",
+            ),
+            (
+                vec![tcp("127.0.0.1:3456")],
+                "it listens on 127.0.0.1:3456, although it gets {port} in `args`",
+            ),
+        ] {
+            let seen = sighting(&places, None);
+            let told = of_unreadiness(&seen, &wanted, Bind::Port, PortHint::Arguments);
+            assert_eq!(told.as_deref(), Some(expected));
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::handover::want_routes;
 use super::manager::Manager;
 use super::planning::{Consequence, Planned, ServiceFault, plan};
 use super::ports::{adopt_listeners, drop_unused};
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::events;
 use crate::manager::handle::CommandError;
 use crate::manager::jobs::{Goal, NewPart};
@@ -65,6 +65,7 @@ pub(super) fn apply(manager: &mut Manager, planned: Planned) -> (Vec<NewPart>, V
     let renewed = renewed(manager, &config, &certificates);
     let is_global_changed = is_global_changed(&manager.config, &config);
     manager.certificates = certificates.into();
+    let unreachable = missing_ports(manager);
     adopt_listeners(manager, bound, &listens);
     let applied: Vec<String> = plans.iter().map(|plan| plan.spec().name.clone()).collect();
     for name in &applied {
@@ -78,6 +79,11 @@ pub(super) fn apply(manager: &mut Manager, planned: Planned) -> (Vec<NewPart>, V
     }
     for name in renewed {
         parts.push(NewPart::done(&name, "certificate renewed".to_owned()));
+    }
+    for (name, listen) in unreachable {
+        if !applied.contains(&name) && manager.listeners.get(&listen).is_some() {
+            parts.push(NewPart::done(&name, format!("reachable on {listen} now")));
+        }
     }
     for name in &applied {
         if let Some(service) = manager.services.get_mut(name) {
@@ -96,6 +102,20 @@ pub(super) fn apply(manager: &mut Manager, planned: Planned) -> (Vec<NewPart>, V
         }
     }
     (parts, faults)
+}
+
+/// Returns the addresses on which services should listen and do not, with their names.
+fn missing_ports(manager: &Manager) -> Vec<(String, Listen)> {
+    let services = manager.services.values();
+    let wanted = services.flat_map(|service| {
+        let spec = service.spec();
+        spec.listen
+            .iter()
+            .map(|listen| (spec.name.clone(), *listen))
+    });
+    wanted
+        .filter(|(_, listen)| manager.listeners.get(listen).is_none())
+        .collect()
 }
 
 /// Returns the services that run on with another certificate from now on.

@@ -341,11 +341,7 @@ impl Service {
                     );
                 }
                 true => {
-                    tracing::info!(
-                        service = self.spec.name,
-                        generation,
-                        "service has reached its desired state"
-                    )
+                    tracing::info!(service = self.spec.name, generation, "service is up")
                 }
                 false => tracing::info!(
                     message_id = events::SERVICE_STOPPED,
