@@ -29,8 +29,12 @@ pub(super) struct Mark {
     pub(super) changed: u64,
     /// The digest of what explains another status time: mode, owner, group and number of links.
     pub(super) attributes: Option<u64>,
-    /// The digest of the contents, if they could be read; of a folder, the digest of its inode.
+    /// The digest of the contents, if they could be read.
     pub(super) contents: Option<u64>,
+    /// The digest of the inode of the folder, if this is one, or if the program finds what it needs
+    /// there. Earlier builds do not compare it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) folder: Option<u64>,
 }
 
 impl Mark {
@@ -41,6 +45,7 @@ impl Mark {
             changed: 0,
             attributes: None,
             contents: None,
+            folder: None,
         }
     }
 
@@ -52,33 +57,26 @@ impl Mark {
             changed: digest(status_time(stat)),
             attributes: Some(digest(attributes)),
             contents,
+            folder: None,
         }
     }
 
-    /// Makes the mark of a folder in which a program runs or finds what it needs: another folder
-    /// under the same path is another one, whatever is in it.
-    pub(super) fn of_folder(path: impl Hash, stat: &Stat) -> Mark {
-        let inode = digest(stat.st_ino);
+    /// Adds a folder to a mark: another folder under the same path is another one, whatever is in
+    /// it.
+    pub(super) fn in_folder(self, stat: &Stat) -> Mark {
         Mark {
-            identity: digest(path),
-            changed: inode,
-            attributes: None,
-            contents: Some(inode),
+            folder: Some(digest(stat.st_ino)),
+            ..self
         }
-    }
-
-    /// Returns true for the mark of something that has only an identity, as folders had in marks of
-    /// the first form.
-    fn is_plain(&self) -> bool {
-        self.changed == 0 && self.attributes.is_none() && self.contents.is_none()
     }
 
     fn is_same(&self, other: &Mark) -> bool {
         if self.identity != other.identity {
             return false;
         }
-        if self.is_plain() || other.is_plain() {
-            return true;
+        let folders = self.folder.zip(other.folder);
+        if folders.is_some_and(|(one, other)| one != other) {
+            return false;
         }
         if self.changed == other.changed {
             return true;
@@ -95,27 +93,11 @@ impl Mark {
 
 /// The parts of a version by name, such as `the executable` or `/srv/shop/config (watch_files)`.
 /// They can be saved, and compared by another build of this program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
-    /// Which parts there are, and what their marks tell.
-    #[serde(default)]
-    form: u8,
     marks: BTreeMap<String, Mark>,
     /// The names of parts that could not be read to their end in time.
     unread: BTreeSet<String>,
-}
-
-/// The form of parts that this build makes. Since form 1, a folder has an inode.
-const FORM: u8 = 1;
-
-impl Default for Parts {
-    fn default() -> Parts {
-        Parts {
-            form: FORM,
-            marks: BTreeMap::new(),
-            unread: BTreeSet::new(),
-        }
-    }
 }
 
 impl Parts {
@@ -140,28 +122,14 @@ impl Parts {
         }
     }
 
-    /// Returns true if all parts could be read to their end, and this build has taken them.
+    /// Returns true if all parts could be read to their end.
     pub fn are_complete(&self) -> bool {
-        self.unread.is_empty() && self.form >= FORM
+        self.unread.is_empty()
     }
 
-    /// Takes the parts that could not be read, or that earlier builds do not know, from a newer
-    /// version that has them.
+    /// Takes the parts that could not be read from a newer version that has them.
     pub fn complete(&mut self, newer: &Parts) {
-        let Parts {
-            form,
-            marks,
-            unread,
-        } = self;
-        if *form < newer.form {
-            *form = newer.form;
-            for (name, mark) in &newer.marks {
-                let known = marks.entry(name.clone()).or_insert(*mark);
-                if known.is_plain() && known.identity == mark.identity {
-                    *known = *mark;
-                }
-            }
-        }
+        let Parts { marks, unread } = self;
         unread.retain(|name| match newer.marks.get(name) {
             Some(mark) => {
                 marks.insert(name.clone(), *mark);
@@ -182,7 +150,6 @@ impl Parts {
             }
             match (self.marks.get(*name), newer.marks.get(*name)) {
                 (Some(one), Some(other)) => !one.is_same(other),
-                (None, Some(_)) => self.form >= newer.form,
                 _ => true,
             }
         };
@@ -241,6 +208,7 @@ mod tests {
             changed: 1,
             attributes: Some(1),
             contents: Some(1),
+            folder: None,
         };
         let is_same = |other: Mark| mark.is_same(&other) && other.is_same(&mark);
         assert!(is_same(mark));

@@ -69,10 +69,18 @@ impl Fingerprint {
                 .is_ok_and(|look| look.stat.st_mode & 0o111 != 0),
             path: look.as_ref().ok().map(|look| look.path.clone()),
         };
-        let mark = match &look {
+        let mut mark = match &look {
             Ok(look) => Mark::of((&executable, &look.unfollowed), &look.stat, look.contents),
             Err(_) => Mark::plain(&executable),
         };
+        // The program of a virtual environment is a symlink that leads out of it.
+        if let Ok(look) = &look
+            && look.path != look.unfollowed
+            && let Some(folder) = look.unfollowed.parent()
+            && let Ok(found) = trust::find(folder, Purpose::Content(named))
+        {
+            mark = mark.in_folder(&found.stat);
+        }
         parts.add("the executable", mark);
 
         let (environment_file, variables) = environment_file(process);
@@ -82,14 +90,6 @@ impl Fingerprint {
 
         let beside = look.as_ref().ok().and_then(|look| look.unfollowed.parent());
         let beside = beside.map(Path::to_owned);
-        // The program of a virtual environment is a symlink that leads out of it.
-        let is_link = look.as_ref().is_ok_and(|look| look.path != look.unfollowed);
-        if let Some(folder) = beside.as_deref().filter(|_| is_link)
-            && let Ok(found) = trust::find(folder, Purpose::Content(named))
-        {
-            let mark = Mark::of_folder(folder, &found.stat);
-            parts.add("the folder of the executable", mark);
-        }
         if let Ok(look) = look {
             let path = process.search_path(&variables);
             marks_of_interpreters(process, look, &path, effort, &mut parts);
@@ -98,10 +98,8 @@ impl Fingerprint {
         let found = find_folder(process);
         let folder = found.as_ref().map(|found| found.path.clone());
         if process.working_directory.is_some() {
-            let mark = match &found {
-                Some(found) => Mark::of_folder(&folder, &found.stat),
-                None => Mark::plain(&folder),
-            };
+            let mark = Mark::plain(&folder);
+            let mark = found.map_or(mark, |found| mark.in_folder(&found.stat));
             parts.add("the working directory", mark);
         }
 
@@ -454,32 +452,23 @@ mod tests {
             place.replace("1");
             symlink("/bin/sh", place.path("1/python")).unwrap();
         });
-        assert_eq!(change, "the folder of the executable");
+        assert_eq!(change, "the executable");
     }
 
-    /// An upgrade replaces nothing because of what the earlier build has not looked at.
+    /// An upgrade replaces nothing because of what the earlier build has not looked at, and neither
+    /// does the way back.
     #[test]
     fn what_an_earlier_build_has_not_looked_at_is_no_change() {
         let mut place = Place::new();
         place.service.process.working_directory = Some(place.path("current"));
         let now = place.take().parts;
         let mut earlier = serde_json::to_value(&now).unwrap();
-        earlier.as_object_mut().unwrap().remove("form").unwrap();
         let marks = earlier["marks"].as_object_mut().unwrap();
         let folder = marks["the working directory"].as_object_mut().unwrap();
-        folder["changed"] = 0.into();
-        folder["contents"] = serde_json::Value::Null;
-        marks.remove("the executable").unwrap();
-        let mut earlier: Parts = serde_json::from_value(earlier).unwrap();
-        assert!(earlier.changes(&now).is_empty() && !earlier.are_complete());
-        earlier.complete(&now);
-        assert!(earlier.are_complete());
-        place.replace("1");
-        let changes = earlier.changes(&place.take().parts);
-        assert!(
-            changes.contains(&"the working directory".to_owned()),
-            "{changes:?}"
-        );
+        folder.remove("folder").unwrap();
+        assert_eq!(folder["changed"], 0);
+        let earlier: Parts = serde_json::from_value(earlier).unwrap();
+        assert!(earlier.changes(&now).is_empty() && now.changes(&earlier).is_empty());
     }
 
     #[test]

@@ -137,6 +137,7 @@ impl Watched {
                 changed: digest(times),
                 attributes: None,
                 contents,
+                folder: None,
             }
         });
         parts.add_watched(root, mark);
