@@ -81,7 +81,7 @@ pub(super) fn apply(manager: &mut Manager, planned: Planned) -> (Vec<NewPart>, V
         parts.push(NewPart::done(&name, "certificate renewed".to_owned()));
     }
     for (name, listen) in unreachable {
-        if !applied.contains(&name) && manager.listeners.get(&listen).is_some() {
+        if manager.listeners.get(&listen).is_some() {
             parts.push(NewPart::done(&name, format!("reachable on {listen} now")));
         }
     }
